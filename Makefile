@@ -1,0 +1,84 @@
+# Every command a user or a contributor needs. `make` alone lists them.
+# Needs only make and Python 3.10 or newer with venv; choose one with `make PYTHON=python3.12 test`.
+
+PYTHON ?= python3
+VENV ?= .venv
+# The folder of links: lgvit_edge/ with export/, runtime/ and benchmarks/ inside it, as installed.
+LINKS ?= build/links
+# The bundle that `make bench` measures, and what else to pass (e.g. BENCH_ARGS="--data DIR").
+BUNDLE ?= out-demo/bundle
+BENCH_ARGS ?=
+
+# Absolute, because mypy and import-linter run from inside the folder of links.
+BIN := $(abspath $(VENV))/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench dev format links clean
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(VENV)/.demo ## set up, then run the whole main job on data that needs no download
+	$(BIN)/lgvit-edge demo
+
+test: $(VENV)/.dev ## set up, then run the tests
+	$(BIN)/pytest
+
+check: $(VENV)/.dev links ## lint, format, types and import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	cd $(LINKS) && $(BIN)/mypy --strict --config-file $(CURDIR)/pyproject.toml \
+		--cache-dir $(CURDIR)/build/mypy_cache -p lgvit_edge
+	cd $(LINKS) && PYTHONPATH=. $(BIN)/lint-imports --config $(CURDIR)/pyproject.toml \
+		--cache-dir $(CURDIR)/build/import_linter_cache
+
+bench: $(VENV)/.demo ## measure the chain's overhead, and the demo's bundle
+	$(BIN)/python -m lgvit_edge.benchmarks.overhead
+	@test -f $(BUNDLE)/manifest.json || $(MAKE) demo
+	$(BIN)/lgvit-edge bench --engines $(BUNDLE) $(BENCH_ARGS)
+
+dev: $(VENV)/.dev links ## everything a contributor needs
+	@echo "Ready: . $(VENV)/bin/activate, then make check and make test. Point your editor at $(LINKS)."
+
+format: $(VENV)/.dev ## rewrite the code in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Static tools do not follow the package mapping of an editable install and would pass over the
+# mapped folders unseen; through these links they see every file as it stands, with no reinstall.
+links:
+	@rm -rf $(LINKS)
+	@mkdir -p $(LINKS)/lgvit_edge
+	@for entry in lgvit_edge/* export runtime benchmarks; do \
+		case $$entry in */__pycache__) ;; *) ln -s "$(CURDIR)/$$entry" $(LINKS)/lgvit_edge/ ;; esac; \
+	done
+
+clean: ## remove the environment, build products and caches
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find lgvit_edge export runtime benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamps: an environment is set up again only when its requirements change.
+$(VENV)/.created:
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "No '$(PYTHON)' here. Install Python 3.10 or newer, or name one: make PYTHON=/path/to/python3"; \
+		exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo "lgvit-edge needs Python 3.10 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)."; \
+		echo "Name a newer one: make PYTHON=python3.12"; \
+		exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "'$(PYTHON)' has no venv. On Debian and Ubuntu: sudo apt install python3-venv"; \
+		exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.created pyproject.toml constraints.txt
+	@echo "Installing lgvit-edge into $(VENV) (PyTorch is large: a few minutes the first time)"
+	$(PIP) -e '.[cpu,export,train]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.created pyproject.toml constraints.txt
+	@echo "Installing lgvit-edge and its tools into $(VENV) (PyTorch is large: a few minutes the first time)"
+	$(PIP) -e '.[cpu,export,train,dev]'
+	@touch $(VENV)/.demo $@

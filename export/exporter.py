@@ -1,0 +1,224 @@
+"""``export_bundle``: a trained model in, a verified bundle out."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lgvit_edge import bundle
+from lgvit_edge._optional import require
+from lgvit_edge.errors import ExportError, UsageError
+from lgvit_edge.export.graph import WeightStore, export_graph
+from lgvit_edge.export.parity import TOLERANCE, ChainCheck, reference_logits, sample_images
+from lgvit_edge.manifest import (
+    SCHEMA_VERSION,
+    TARGETS,
+    GraphSpec,
+    Manifest,
+    Parity,
+    SegmentSpec,
+    TensorSpec,
+)
+from lgvit_edge.model import LGViT, Segment, baseline, count_macs, count_parameters, cut
+from lgvit_edge.model.segments import INPUTS, example_input
+from lgvit_edge.policy import Confidence, Policy
+
+OPSETS = range(17, 24)  # below 17 there is no LayerNormalization operator
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How to export.
+
+    Attributes:
+        target: what the bundle is for.
+        precision: of the graphs.
+        input: ``uint8`` NHWC RGB normalised inside segment 0, or ``float32`` NCHW.
+        batch: smallest, usual and largest batch; 1, 1, 1 fixes it at one image.
+        opset: ONNX operator set.
+        policy: the bundle's policy unless the user sets another.
+        tolerance: largest difference from PyTorch; None for the precision's own.
+    """
+
+    target: str = "cpu"
+    precision: str = "fp32"
+    input: str = "uint8"
+    batch: tuple[int, int, int] = (1, 1, 1)
+    opset: int = 18
+    policy: Policy = Confidence(0.8)
+    tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        """Report every fault at once."""
+        low, usual, high = self.batch
+        checks = [
+            (self.target in TARGETS, f"target must be one of {', '.join(TARGETS)}: {self.target}"),
+            (
+                self.precision in TOLERANCE,
+                f"precision must be one of {', '.join(TOLERANCE)} in this version: "
+                f"{self.precision}",
+            ),
+            (self.input in INPUTS, f"input must be one of {', '.join(INPUTS)}: {self.input}"),
+            (
+                low == 1 <= usual <= high <= 4096,
+                "batch must be 1:OPT:MAX with 1 <= OPT <= MAX <= 4096 (images that exit leave "
+                f"the batch, so every size down to 1 occurs): {low}:{usual}:{high}",
+            ),
+            (
+                self.opset in OPSETS,
+                f"opset must be {OPSETS[0]}..{OPSETS[-1]}: {self.opset}",
+            ),
+        ]
+        faults = [fault for good, fault in checks if not good]
+        if faults:
+            raise UsageError("; ".join(faults))
+
+    @property
+    def batch_size(self) -> int:
+        """The batch dimension in tensor shapes: 1, or -1 where it varies."""
+        return 1 if self.batch[2] == 1 else -1
+
+
+def export_bundle(
+    model: LGViT,
+    out: str | Path,
+    options: ExportOptions | None = None,
+    *,
+    progress: Progress = lambda text, done, total: None,
+) -> Manifest:
+    """Export every segment and the baseline, check each against PyTorch, write the bundle.
+
+    Args:
+        model: in eval mode, with at least one exit.
+        out: the bundle's directory; an older bundle there is replaced at the very end.
+        options: how.
+        progress: called with what is being done, steps done and steps in all.
+
+    Raises:
+        UsageError: the model has no exits, or the policy does not fit them.
+        ExportError: a graph cannot be exported, or the directory cannot be written.
+        ParityError: a graph disagrees with PyTorch; names the first.
+        MissingDependency: a package of the ``export`` or ``cpu`` extra is missing.
+    """
+    options = options or ExportOptions()
+    if not model.config.exits:
+        raise UsageError("the model has no exits; run: lgvit-edge train to add and train them")
+    options.policy.start(model.config.num_exits)
+    for name, extra in (("onnx", "export"), ("onnxscript", "export"), ("onnxruntime", "cpu")):
+        require(name, extra=extra)
+    with bundle.writing(Path(out)) as staging:
+        manifest = _Export(model.eval(), staging, options, progress).run()
+        bundle.finish(staging, manifest)
+    return manifest
+
+
+class _Export:
+    def __init__(
+        self, model: LGViT, staging: Path, options: ExportOptions, progress: Progress
+    ) -> None:
+        self.model, self.staging, self.options = model, staging, options
+        self.progress = progress
+        self.store = WeightStore(staging / bundle.WEIGHTS)
+        self.steps = model.config.num_exits + 3  # segments, baseline, manifest
+
+    def run(self) -> Manifest:
+        options, config = self.options, self.model.config
+        images, pixels = sample_images(config, options.input)
+        expected = reference_logits(self.model, pixels)
+        tolerance = options.tolerance or TOLERANCE[options.precision]
+        check = ChainCheck(images, expected, tolerance)
+        segments, gaps = [], []
+        for segment in cut(self.model, input=options.input):
+            self.progress(f"segment {segment.index}", segment.index, self.steps)
+            name = bundle.segment_file(segment.index)
+            spec = self._graph(name, segment.module, segment, segment.parameters)
+            gaps.append(check.segment(segment.index, self.staging / name, spec, segment.module))
+            segments.append(
+                SegmentSpec(spec, segment.first_block, segment.last_block, segment.head)
+            )
+        self.progress("baseline", self.steps - 2, self.steps)
+        module = baseline(self.model, input=options.input)
+        parameters = count_parameters(self.model.backbone)
+        whole = self._graph(bundle.BASELINE, module, None, parameters)
+        check.baseline(self.staging / bundle.BASELINE, whole, images)
+        self.progress("manifest", self.steps - 1, self.steps)
+        np.savez(self.staging / bundle.PARITY, images=images, logits=expected)
+        parity = Parity(bundle.describe(self.staging, bundle.PARITY), tolerance, tuple(gaps))
+        return self._manifest(segments, whole, parity)
+
+    def _graph(
+        self, name: str, module: torch.nn.Module, segment: Segment | None, parameters: int
+    ) -> GraphSpec:
+        options, config = self.options, self.model.config
+        index = segment.index if segment else None
+        low, _, high = options.batch
+        example = example_input(config, index, input=options.input, batch=1 if high == 1 else 2)
+        inputs = TensorSpec(
+            "hidden" if index else "image",
+            str(example.dtype).removeprefix("torch."),
+            (options.batch_size, *example.shape[1:]),
+        )
+        logits = TensorSpec("logits", "float32", (options.batch_size, config.num_classes))
+        outputs = (logits,)
+        if segment is not None and segment.exit is not None:
+            tokens = config.grid**2 + config.prefix_tokens
+            shape = (options.batch_size, tokens, config.hidden_size)
+            outputs = (TensorSpec("hidden_out", "float32", shape), logits)  # type: ignore[assignment]
+        path = self.staging / name
+        export_graph(
+            module,
+            example,
+            path,
+            input_name=inputs.name,
+            output_names=[tensor.name for tensor in outputs],
+            opset=options.opset,
+            batch=(low, high),
+            store=self.store,
+            weights_location=str(
+                (self.staging / bundle.WEIGHTS).relative_to(path.parent).as_posix()
+            ),
+        )
+        macs = count_macs(module, example_input(config, index, input=options.input))
+        return GraphSpec(bundle.describe(self.staging, name), (inputs,), outputs, macs, parameters)
+
+    def _manifest(self, segments: list[SegmentSpec], whole: GraphSpec, parity: Parity) -> Manifest:
+        options, config = self.options, self.model.config
+        try:
+            return Manifest(
+                schema_version=SCHEMA_VERSION,
+                family=config.family,
+                image_size=config.image_size,
+                labels=config.labels,
+                input=options.input,
+                batch=options.batch,
+                preprocess=config.preprocess,
+                segments=tuple(segments),
+                baseline=whole,
+                weights=(bundle.describe(self.staging, bundle.WEIGHTS),),
+                parity=parity,
+                policy=options.policy.to_json(),
+                precision=options.precision,
+                opset=options.opset,
+                target=options.target,
+                versions=_versions(),
+            )
+        except ValueError as error:
+            raise ExportError(f"the bundle does not fit together: {error}") from None
+
+
+def _versions() -> dict[str, str]:
+    names = ("lgvit-edge", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

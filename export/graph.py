@@ -1,0 +1,158 @@
+"""One PyTorch module to one ONNX file whose weights live in a file shared by all graphs."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lgvit_edge._optional import require
+from lgvit_edge.errors import ExportError
+
+_INLINE_BYTES = 4096  # shapes and scalars stay in the graph, where every optimiser looks
+_PAGE = 4096  # offsets at page borders can be memory-mapped
+
+
+class WeightStore:
+    """Appends weights to one file and finds those already there by content.
+
+    The baseline's blocks are the segments' blocks, so a bundle is about as large as the weights.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Start an empty file at ``path``."""
+        self._path = path
+        self._offsets: dict[bytes, int] = {}
+        path.touch()
+
+    def place(self, content: bytes) -> int:
+        """Offset of ``content`` in the file, written now if it is new."""
+        key = hashlib.sha256(content).digest()
+        if key not in self._offsets:
+            with self._path.open("ab") as file:
+                offset = -(-file.tell() // _PAGE) * _PAGE
+                file.write(b"\0" * (offset - file.tell()) + content)
+            self._offsets[key] = offset
+        return self._offsets[key]
+
+
+def export_graph(
+    module: nn.Module,
+    example: Tensor,
+    path: Path,
+    *,
+    input_name: str,
+    output_names: list[str],
+    opset: int,
+    batch: tuple[int, int],
+    store: WeightStore,
+    weights_location: str,
+) -> None:
+    """Write ``module`` to ``path``.
+
+    Args:
+        module: in eval mode, one input.
+        example: an input of batch 1, or of batch 2 where the batch is dynamic.
+        path: the ONNX file.
+        input_name: of the one input.
+        output_names: in order.
+        opset: of the graph.
+        batch: smallest and largest batch; equal for a fixed one.
+        store: where weights go.
+        weights_location: the store's file, relative to ``path``'s directory.
+
+    Raises:
+        ExportError: the exporter refuses the module.
+        OSError: the file cannot be written.
+    """
+    require("onnxscript", extra="export")
+    ir = require("onnx_ir", extra="export")
+    dynamic = None
+    if batch[0] != batch[1]:
+        dynamic = ({0: torch.export.Dim("batch", min=batch[0], max=batch[1])},)
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                module,
+                (example,),
+                dynamo=True,
+                opset_version=opset,
+                input_names=[input_name],
+                output_names=output_names,
+                dynamic_shapes=dynamic,
+                custom_translation_table={torch.ops.aten.gelu.default: _gelu(opset)},
+                verbose=False,
+            )
+    except Exception as error:  # the exporter's own errors share no base class
+        reason = str(error).strip().splitlines()[0][:300]
+        raise ExportError(f"PyTorch cannot export {path.name}: {reason}") from error
+    if program is None:
+        raise ExportError(f"PyTorch exported nothing for {path.name}")
+    _forget_sources(program.model)
+    _externalise(ir, program.model, store, weights_location, path.parent)
+    ir.save(program.model, path)
+
+
+def _forget_sources(model: Any) -> None:
+    """Drop the stack traces the exporter notes per node: half the file, and paths of our disk."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+    for value in (*model.graph.initializers.values(), *model.graph.inputs, *model.graph.outputs):
+        value.metadata_props.clear()
+
+
+def _externalise(ir: Any, model: Any, store: WeightStore, location: str, base: Path) -> None:
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes < _INLINE_BYTES:
+            continue
+        value.const_value = ir.ExternalTensor(
+            location=location,
+            offset=store.place(tensor.tobytes()),
+            length=tensor.nbytes,
+            dtype=tensor.dtype,
+            shape=tensor.shape,
+            name=tensor.name,
+            base_dir=base,
+        )
+
+
+def _gelu(opset: int) -> Any:
+    """GELU as one operator where the opset has it (20), else in the form optimisers know.
+
+    x * (1 + erf(x / sqrt 2)) * 0.5, in this order: ONNX Runtime and TensorRT fuse it into one
+    kernel, but not the order PyTorch's own translation writes.
+    """
+    onnxscript = require("onnxscript", extra="export")
+    op = getattr(onnxscript, f"opset{opset}")
+
+    def gelu(x: Any, approximate: str = "none") -> Any:
+        if opset >= 20:
+            return op.Gelu(x, approximate=approximate)
+        inner = op.Erf(op.Div(x, op.CastLike(2.0**0.5, x)))
+        outer = op.Mul(x, op.Add(inner, op.CastLike(1.0, x)))
+        return op.Mul(outer, op.CastLike(0.5, x))
+
+    return gelu
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's notes about packages and its own deprecations."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

@@ -1,0 +1,134 @@
+"""Does the exported chain compute what PyTorch computes?
+
+The answer is given graph by graph on ONNX Runtime's CPU, the reference of every other backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lgvit_edge._optional import require
+from lgvit_edge._threads import available_cores, claim_pool, session_options
+from lgvit_edge.config import LGViTConfig
+from lgvit_edge.errors import ParityError
+from lgvit_edge.manifest import GraphSpec
+from lgvit_edge.model import LGViT
+from lgvit_edge.preprocess import to_float
+
+SAMPLES = 4
+TOLERANCE = {"fp32": 1e-4}
+
+
+def sample_images(config: LGViTConfig, input: str) -> tuple[NDArray[Any], Tensor]:
+    """Seeded random inputs: for the bundle, and normalised for PyTorch.
+
+    Returns:
+        ``[n, H, W, 3] uint8`` or ``[n, 3, H, W] float32``, and ``[n, 3, H, W] float32``.
+    """
+    side = config.image_size
+    rng = np.random.default_rng(0)
+    # Blocks of one colour with noise on top: white noise alone makes all patches alike.
+    coarse = rng.integers(0, 200, (SAMPLES, -(-side // 8), -(-side // 8), 3))
+    blocks = coarse.repeat(8, axis=1).repeat(8, axis=2)[:, :side, :side]
+    frames = (blocks + rng.integers(0, 56, blocks.shape)).astype(np.uint8)
+    pixels = to_float(frames, config.preprocess)
+    return (frames if input == "uint8" else pixels), torch.from_numpy(pixels)
+
+
+def difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Largest difference, absolute, or relative where the expected value is larger than 1."""
+    gap = np.abs(found.astype(np.float64) - expected) / np.maximum(1.0, np.abs(expected))
+    return float(gap.max()) if np.isfinite(gap).all() else float("inf")
+
+
+class ChainCheck:
+    """Runs the exported segments beside PyTorch's, one after the other.
+
+    Each graph is run twice: on the input PyTorch's own segment got, so that the first graph that
+    diverges is the one named, and on what the graph before it gave, which is what a chain does;
+    that chain's logits are held against ``LGViT.exit_logits``, where nothing is folded.
+    """
+
+    def __init__(
+        self, images: NDArray[Any], expected: NDArray[np.float32], tolerance: float
+    ) -> None:
+        """Start at the images.
+
+        Args:
+            images: network input of segment 0.
+            expected: ``[n, M + 1, C] float32`` from ``LGViT.exit_logits``.
+            tolerance: see ``difference``.
+        """
+        self._expected, self._tolerance = expected, tolerance
+        self._torch = torch.from_numpy(images)
+        self._chain = images
+
+    def segment(self, index: int, path: Path, graph: GraphSpec, module: nn.Module) -> float:
+        """Check segment ``index`` and move on to the next.
+
+        Returns:
+            The largest difference seen.
+
+        Raises:
+            ParityError: beyond the tolerance, naming the segment and the tensor.
+        """
+        with torch.no_grad():
+            output = module(self._torch)
+        wanted = output if isinstance(output, tuple) else (output,)
+        run = _runner(path, graph)
+        worst = 0.0
+        for spec, got, want in zip(graph.outputs, run(self._torch.numpy()), wanted, strict=True):
+            gap = self._check(f"segment {index}", spec.name, got, want.numpy())
+            worst = max(worst, gap)
+        *hidden, logits = run(self._chain)
+        expected = self._expected[:, index]
+        gap = self._check(f"the chain up to segment {index}", graph.logits.name, logits, expected)
+        if hidden:
+            self._torch, self._chain = wanted[0], hidden[0]
+        return max(worst, gap)
+
+    def baseline(self, path: Path, graph: GraphSpec, images: NDArray[Any]) -> float:
+        """Check the baseline against the final classifier's logits.
+
+        Raises:
+            ParityError: beyond the tolerance.
+        """
+        (logits,) = _runner(path, graph)(images)
+        return self._check("the baseline", graph.logits.name, logits, self._expected[:, -1])
+
+    def _check(self, who: str, tensor: str, got: NDArray[Any], want: NDArray[Any]) -> float:
+        gap = difference(got, want)
+        if gap > self._tolerance:
+            raise ParityError(
+                f"{who} diverges from PyTorch in {tensor!r}: max |difference| {gap:.3g}, "
+                f"tolerance {self._tolerance:g}; nothing was written"
+            )
+        return gap
+
+
+def _runner(path: Path, graph: GraphSpec) -> Callable[[NDArray[Any]], list[NDArray[Any]]]:
+    """A function running one graph on CPU, row by row where its batch is fixed at 1."""
+    ort = require("onnxruntime", extra="cpu")
+    threads = available_cores()
+    options = session_options(ort, threads, shared=claim_pool(ort, threads))
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def run(inputs: NDArray[Any]) -> list[NDArray[Any]]:
+        rows = [session.run(None, {graph.inputs[0].name: row[None]}) for row in inputs]
+        return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+
+    return run
+
+
+def reference_logits(model: LGViT, pixels: Tensor) -> NDArray[np.float32]:
+    """What PyTorch says at every exit, ``[n, M + 1, C] float32``."""
+    with torch.no_grad():
+        logits: NDArray[np.float32] = model.exit_logits(pixels).numpy()
+    return logits

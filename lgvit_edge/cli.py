@@ -1,0 +1,422 @@
+"""The ``lgvit-edge`` command: parse, call, print. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from lgvit_edge import __version__
+from lgvit_edge._terminal import table
+from lgvit_edge.errors import DataError, LGViTEdgeError, UsageError
+
+app = typer.Typer(
+    help="Early-exit Vision Transformers as engine chains for edge devices.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console()
+errors = Console(stderr=True)
+
+Engines = Annotated[Path, typer.Option(help="The bundle `lgvit-edge export` wrote.")]
+PolicyText = Annotated[
+    str | None,
+    typer.Option(
+        help="confidence:0.8, entropy:0.6, patience:2, patient_confidence:0.5:2, fixed:3 or "
+        "never; thresholds may be lists, one per exit. Default: the bundle's own."
+    ),
+]
+Threads = Annotated[int | None, typer.Option(help="CPU threads. Default: one per core.")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda. Default: the best one here.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def main() -> None:
+    """Run the command line. Exit status 2 for wrong use, 1 for failed work, 130 for Ctrl-C."""
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    if len(arguments) < len(sys.argv) - 1:  # --debug, wherever it was typed
+        app(arguments)
+        return
+    try:
+        status = app(arguments, standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
+    except click.exceptions.Abort:
+        _fail("interrupted; nothing half-written is left behind", 130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except LGViTEdgeError as error:
+        _fail(str(error), 2 if isinstance(error, UsageError) else 1)
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing half-written is left behind", 130)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}", 1)
+    except Exception as error:  # a bug of ours: say so without a page of traceback
+        kind = type(error).__name__
+        _fail(f"internal error, {kind}: {error}\nadd --debug to see where, and report it", 1)
+
+
+def _fail(message: str, status: int) -> None:
+    errors.print("[bold red]error:[/] ", end="")
+    errors.print(message, markup=False, highlight=False, soft_wrap=True)  # commands stay copyable
+    sys.exit(status)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    if version:
+        console.print(f"lgvit-edge {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    data: Annotated[
+        Path, typer.Option(help="Image folder: a sub-folder per class, or train/ and val/.")
+    ],
+    out: Annotated[Path, typer.Option(help="Checkpoint to write, .pt or .safetensors.")] = Path(
+        "model.pt"
+    ),
+    backbone: Annotated[
+        str, typer.Option(help="An architecture such as deit-tiny, or a checkpoint's path.")
+    ] = "vit-tiny",
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights for the architecture: a timm state dict.")
+    ] = None,
+    val: Annotated[Path | None, typer.Option(help="Validation images.")] = None,
+    exits: Annotated[
+        str | None, typer.Option(help="uniform:M, or blocks as 4,6,8,10. Default: uniform:8.")
+    ] = None,
+    stage: Annotated[str, typer.Option(help="1 (backbone), 2 (exits) or both.")] = "both",
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each stage.")] = 50,
+    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    lr: Annotated[
+        float, typer.Option(help="Peak learning rate. Few images and epochs want 1e-3.")
+    ] = 5e-5,
+    cache: Annotated[
+        bool, typer.Option(help="Stage 2: run the frozen backbone once and keep its outputs.")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 2,
+    seed: Annotated[int, typer.Option()] = 777,
+    resume: Annotated[bool, typer.Option(help="Go on where an interrupted run stopped.")] = True,
+) -> None:
+    """Train an LGViT from a backbone and a folder of images."""
+    from lgvit_edge._optional import require
+
+    require("torch", extra="train")
+    from lgvit_edge.training.run import train_from_folder
+    from lgvit_edge.training.settings import TrainingConfig
+
+    config = TrainingConfig(
+        epochs=(epochs, epochs),
+        lr=(lr, lr),
+        batch_size=batch_size,
+        cache=cache,
+        workers=workers,
+        seed=seed,
+    )
+    train_from_folder(
+        data,
+        backbone=backbone,
+        out=out,
+        weights=weights,
+        exits=exits,
+        stage=stage,
+        val=val,
+        config=config,
+        resume=resume,
+        console=console,
+    )
+    console.print(f"next: lgvit-edge export --ckpt {out} --target cpu --out out/", highlight=False)
+
+
+@app.command()
+def export(
+    ckpt: Annotated[
+        Path | None, typer.Option(help="model.pt, .safetensors, or an authors' directory.")
+    ] = None,
+    target: Annotated[str, typer.Option(help="cpu, jetson or rtx.")] = "cpu",
+    out: Annotated[Path, typer.Option(help="Directory of the bundle.")] = Path("out"),
+    precision: Annotated[str, typer.Option(help="fp32.")] = "fp32",
+    input: Annotated[
+        str, typer.Option(help="uint8 (NHWC, normalised inside) or float32 (NCHW, normalised).")
+    ] = "uint8",
+    batch: Annotated[str, typer.Option(help="MIN:OPT:MAX, or 1.")] = "1",
+    opset: Annotated[int, typer.Option(help="ONNX operator set.")] = 18,
+    policy: Annotated[str, typer.Option(help="The bundle's own exit policy.")] = "confidence:0.8",
+    labels: Annotated[
+        Path | None, typer.Option(help="Class names, one per line, in class order.")
+    ] = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(help="Instead of --ckpt: this architecture with random weights, for timing."),
+    ] = None,
+    exits: Annotated[str, typer.Option(help="With --arch: where its exits are.")] = "uniform:8",
+) -> None:
+    """Cut a trained LGViT at its exits, export each segment to ONNX and verify it."""
+    from lgvit_edge import policy as policies
+    from lgvit_edge.export import ExportOptions, export_bundle
+
+    options = ExportOptions(
+        target=target,
+        precision=precision,
+        input=input,
+        batch=_batch(batch),
+        opset=opset,
+        policy=policies.parse(policy),
+    )
+    model = _model(ckpt, arch, exits)
+    if labels is not None:
+        model.config = model.config.replace(labels=_labels(labels, model.config.num_classes))
+    with _progress("exporting") as progress:
+        manifest = export_bundle(
+            model, out, options, progress=lambda text, done, total: progress(done, total, text)
+        )
+    size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
+    parameters = sum(p.numel() for p in model.parameters())
+    worst = max(manifest.parity.max_difference)
+    console.print(
+        f"{out}: {len(manifest.segments)} segments and the baseline, opset {opset}, {precision}, "
+        f"{size / 1e6:.1f} MB ({size / (4 * parameters):.2f}x the weights)\n"
+        f"verified against PyTorch: max |difference| {worst:.2g}, "
+        f"tolerance {manifest.parity.tolerance:g}",
+        highlight=False,
+    )
+    if target == "cpu":
+        console.print(f"next: lgvit-edge bench --engines {out}", highlight=False)
+    else:
+        # Engines are compiled where they run, which this version does not do yet: say what works.
+        console.print(
+            f"next, on the {target} device: copy {out} there, then\n"
+            f"  pip install 'lgvit-edge[{'cpu' if target == 'jetson' else 'gpu'}]'\n"
+            f"  lgvit-edge bench --engines {out}\n"
+            "this runs the chain on ONNX Runtime; compiling TensorRT engines is not part of "
+            f"lgvit-edge {__version__}",
+            highlight=False,
+        )
+
+
+@app.command()
+def bench(
+    engines: Engines,
+    data: Annotated[
+        Path | None, typer.Option(help="Images: a sub-folder per class, or a flat folder.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="For a flat folder: lines FILE CLASS.")
+    ] = None,
+    policy: PolicyText = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Images to measure, spread evenly. Default: all.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Without --data: runs of each exit.")] = 30,
+    mix: Annotated[
+        str | None, typer.Option(help="Without --data: share of images per exit, comma-separated.")
+    ] = None,
+    threads: Threads = None,
+    device: Device = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write the record to this file.")
+    ] = None,
+) -> None:
+    """Measure latency, MACs and accuracy against the baseline, interleaved in one run."""
+    from lgvit_edge._files import replacing
+    from lgvit_edge.benchmarks import measure_exits, measure_images, print_report
+    from lgvit_edge.benchmarks.measure import evenly
+    from lgvit_edge.labelled import find_images
+
+    if (labels or samples) and data is None:
+        raise UsageError("--labels and --samples need --data")
+    if mix and data is not None:
+        raise UsageError("--mix is for runs without --data, where exits are forced")
+    with _session(engines, policy, threads, device) as session, _progress("measuring") as progress:
+        if data is None:
+            record = measure_exits(session, rounds=rounds, mix=_numbers(mix), progress=progress)
+        else:
+            found = find_images(
+                data,
+                num_classes=session.manifest.num_classes,
+                names=session.manifest.labels,
+                labels=labels,
+            )
+            record = measure_images(session, evenly(found, samples), progress=progress)
+    print_report(record, console)
+    if json_file is not None:
+        with replacing(json_file) as partial:
+            partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        console.print(f"record: {json_file}", highlight=False)
+
+
+@app.command()
+def predict(
+    engines: Engines,
+    images: Annotated[list[Path], typer.Argument(help="Image files or folders of them.")],
+    policy: PolicyText = None,
+    threads: Threads = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Classify images: label, confidence, exit taken, latency."""
+    import dataclasses
+
+    from lgvit_edge.preprocess import list_images, load_rgb
+
+    files = [f for path in images for f in (list_images(path) if path.is_dir() else [path])]
+    if not files:
+        raise DataError(f"no images in {', '.join(map(str, images))}")
+    rows: list[dict[str, Any]] = []
+    failures: list[str] = []
+    with _session(engines, policy, threads, device) as session:
+        for file in files:
+            try:
+                frame = load_rgb(file)
+            except DataError as error:
+                failures.append(str(error))
+                continue
+            if not rows:
+                session.predict(frame)  # the first prediction pays for lazy set-up
+            rows.append({"image": str(file), **dataclasses.asdict(session.predict(frame))})
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    elif rows:
+        answers = table("image", "label", numbers=("confidence", "exit", "block", "latency (ms)"))
+        for row in rows:
+            answers.add_row(
+                Path(row["image"]).name,
+                row["label"],
+                f"{row['confidence']:.1%}",
+                str(row["exit"]),
+                str(row["block"]),
+                f"{row['latency_ms']:.2f}",
+            )
+        console.print(answers)
+    if failures:
+        raise DataError("; ".join(failures))
+
+
+@app.command()
+def info(
+    path: Annotated[Path, typer.Argument(help="A checkpoint or a bundle.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show blocks, exits, heads, MACs and parameters of a checkpoint or a bundle."""
+    from lgvit_edge.info import inspect, print_info
+
+    found = inspect(path)
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        print_info(found, console)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Show what is installed, what can run here and what to install."""
+    from lgvit_edge.doctor import examine, print_examination
+
+    found = examine()
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        print_examination(found, console)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the demo puts its files.")] = Path("out-demo"),
+) -> None:
+    """Train, export and bench a small LGViT on handwritten digits. No download; minutes."""
+    from lgvit_edge.demo import run_demo
+
+    run_demo(out, console, _progress)
+
+
+def _model(ckpt: Path | None, arch: str | None, exits: str) -> Any:
+    if (ckpt is None) == (arch is None):
+        raise UsageError("expected --ckpt MODEL, or --arch NAME for random weights")
+    from lgvit_edge._optional import require
+
+    require("torch", extra="export")
+    from lgvit_edge.config import architecture, plan_exits
+    from lgvit_edge.model import LGViT, block_macs, load_checkpoint
+
+    if ckpt is not None:
+        return load_checkpoint(ckpt)
+    config = architecture(str(arch))
+    console.print(f"[yellow]{arch} with random weights: good for timing, not for answers[/]")
+    return LGViT(config.replace(exits=plan_exits(exits, block_macs(config)))).eval()
+
+
+@contextlib.contextmanager
+def _session(
+    engines: Path, policy: str | None, threads: int | None, device: str | None
+) -> Iterator[Any]:
+    from lgvit_edge import policy as policies
+    from lgvit_edge.runtime import Session
+
+    chosen = None if policy is None else policies.parse(policy)
+    with Session.open(engines, policy=chosen, threads=threads, device=device) as session:
+        yield session
+
+
+@contextlib.contextmanager
+def _progress(text: str) -> Iterator[Callable[..., None]]:
+    """A bar; call it with steps done, steps in all and, if it changes, the text."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=errors, transient=True) as bar:
+        task = bar.add_task(text, total=1)
+
+        def update(done: int, total: int, detail: str | None = None) -> None:
+            description = text if detail is None else f"{text} {detail}"
+            bar.update(task, completed=done, total=total, description=description)
+
+        yield update
+
+
+def _batch(text: str) -> tuple[int, int, int]:
+    try:
+        numbers = [int(part) for part in text.split(":")]
+        low, usual, high = numbers if len(numbers) == 3 else numbers * 3
+    except ValueError:
+        raise UsageError(
+            f"--batch must be MIN:OPT:MAX such as 1:4:8, or 1; found {text!r}"
+        ) from None
+    return low, usual, high
+
+
+def _numbers(text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"expected numbers such as 40,30,20,10; found {text!r}") from None
+
+
+def _labels(path: Path, count: int) -> tuple[str, ...]:
+    try:
+        names = tuple(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read the labels {path}: {error}") from None
+    if len(names) != count:
+        raise DataError(f"{path}: expected {count} labels, one per class, found {len(names)}")
+    return names

@@ -1,0 +1,63 @@
+"""Every exception lgvit-edge raises on purpose.
+
+    LGViTEdgeError
+    ├── UsageError            the command or call cannot mean anything (exit status 2)
+    │   └── ConfigError       a model or exit configuration contradicts itself
+    ├── CheckpointError       a checkpoint is missing, damaged, not ours, or does not fit
+    ├── BundleError           a bundle is missing, damaged, unsafe or of another schema
+    ├── DataError             images or labels cannot be used
+    ├── ExportError           a graph could not be exported or written
+    │   └── ParityError       an exported graph disagrees with PyTorch
+    ├── TrainingError         training cannot go on
+    └── BackendError          a backend cannot run here
+        └── MissingDependency a package of an optional extra is not installed
+
+The command line catches the root and nothing else. Each message says what was expected, what was
+found and, where there is one, the command that fixes it.
+"""
+
+from __future__ import annotations
+
+
+class LGViTEdgeError(Exception):
+    """Root of the tree: catch this to catch everything lgvit-edge raises on purpose."""
+
+
+class UsageError(LGViTEdgeError, ValueError):
+    """The command or call cannot mean anything."""
+
+
+class ConfigError(UsageError):
+    """A model or exit configuration contradicts itself."""
+
+
+class CheckpointError(LGViTEdgeError):
+    """A checkpoint is missing, damaged, not ours, or does not fit the model."""
+
+
+class BundleError(LGViTEdgeError):
+    """A bundle is missing, damaged, unsafe or of another schema."""
+
+
+class DataError(LGViTEdgeError):
+    """Images or labels cannot be used."""
+
+
+class ExportError(LGViTEdgeError):
+    """A graph could not be exported or written."""
+
+
+class ParityError(ExportError):
+    """An exported graph disagrees with PyTorch."""
+
+
+class TrainingError(LGViTEdgeError):
+    """Training cannot go on."""
+
+
+class BackendError(LGViTEdgeError):
+    """A backend cannot run here."""
+
+
+class MissingDependency(BackendError):
+    """A package of an optional extra is not installed."""

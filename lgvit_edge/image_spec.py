@@ -1,0 +1,41 @@
+"""How images reach the network: shared by a model's configuration and a bundle's manifest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lgvit_edge.errors import ConfigError
+
+INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How an image becomes the network's input: resize, centre crop, normalise.
+
+    Attributes:
+        resize: short side after resizing, in pixels.
+        interpolation: one of ``INTERPOLATIONS``.
+        mean: per RGB channel, of values in 0..1.
+        std: per RGB channel, of values in 0..1.
+    """
+
+    resize: int = 256
+    interpolation: str = "bilinear"
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        """Refuse what no image could go through."""
+        if not 1 <= self.resize <= 65_536:
+            raise ConfigError(f"resize must be 1..65536, found {self.resize}")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ConfigError(
+                f"interpolation must be one of {', '.join(INTERPOLATIONS)}, "
+                f"found {self.interpolation!r}"
+            )
+        if not all(s > 0 for s in self.std):
+            raise ConfigError(f"std must be positive, found {self.std}")
+
+
+IMAGENET_PREPROCESS = Preprocess(256, "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -1,0 +1,107 @@
+"""Finding images and their labels: a folder per class, or a flat folder with a list of labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lgvit_edge.errors import DataError
+from lgvit_edge.preprocess import list_images
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """An image file and its class, or None where nobody said."""
+
+    path: Path
+    class_index: int | None
+
+
+def find_images(
+    data: Path, *, num_classes: int, names: tuple[str, ...] = (), labels: Path | None = None
+) -> list[LabelledImage]:
+    """All images under ``data``.
+
+    Args:
+        data: one sub-folder per class, or a flat folder.
+        num_classes: C of the model.
+        names: the model's class names; sub-folders are matched by name, or by sorted order where
+            the model has no names.
+        labels: for a flat folder, a text file of lines ``FILE CLASS``, class by index or name.
+
+    Raises:
+        DataError: nothing there, or the labels do not match the model's classes.
+    """
+    if not data.is_dir():
+        raise DataError(f"no such folder: {data}")
+    if labels is not None:
+        return _listed(data, labels, num_classes, names)
+    try:
+        folders = sorted(p for p in data.iterdir() if p.is_dir() and not p.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"cannot read {data}: {error.strerror}") from None
+    found = [(folder, list_images(folder)) for folder in folders]
+    if not any(images for _, images in found):
+        flat = [LabelledImage(path, None) for path in list_images(data)]
+        if not flat:
+            raise DataError(
+                f"{data} holds no images: expected one sub-folder per class, or image files"
+            )
+        return flat
+    classes = _folder_classes(data, [folder.name for folder, _ in found], num_classes, names)
+    return [
+        LabelledImage(path, index)
+        for (_, images), index in zip(found, classes, strict=True)
+        for path in images
+    ]
+
+
+def _folder_classes(
+    data: Path, folders: list[str], num_classes: int, names: tuple[str, ...]
+) -> list[int]:
+    if names:
+        unknown = [name for name in folders if name not in names]
+        if unknown:
+            raise DataError(
+                f"{data}: the labels do not match the model's: {len(unknown)} of {len(folders)} "
+                f"folders are none of its {len(names)} classes, such as {unknown[0]!r}; "
+                f"it knows {', '.join(names[:3])}..."
+            )
+        return [names.index(name) for name in folders]
+    if len(folders) != num_classes:
+        raise DataError(
+            f"{data}: the labels do not match the model's: found {len(folders)} class folders, "
+            f"the model has {num_classes} classes and no names to match them by"
+        )
+    return list(range(num_classes))
+
+
+def _listed(
+    data: Path, labels: Path, num_classes: int, names: tuple[str, ...]
+) -> list[LabelledImage]:
+    try:
+        lines = labels.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read the labels {labels}: {error}") from None
+    images = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        file, _, text = line.strip().partition("\t" if "\t" in line else " ")
+        text = text.strip()
+        if text in names:
+            index = names.index(text)
+        elif text.isdecimal() and int(text) < num_classes:
+            index = int(text)
+        else:
+            raise DataError(
+                f"{labels}, line {number}: expected FILE CLASS with a class in "
+                f"0..{num_classes - 1} or a name the model knows, found {line[:80]!r}"
+            )
+        path = data / file
+        if not path.is_file():
+            raise DataError(f"{labels}, line {number}: no such image: {path}")
+        images.append(LabelledImage(path, index))
+    if not images:
+        raise DataError(f"{labels} lists no images")
+    return images

@@ -1,0 +1,249 @@
+"""What a bundle says about itself: ``manifest.json`` as one frozen dataclass tree.
+
+Shared by export, runtime and benchmarks; standard library only. A tensor's name is written once,
+in its ``TensorSpec``, and everyone reads it there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from lgvit_edge._schema import from_json, to_json
+from lgvit_edge.errors import BundleError
+from lgvit_edge.image_spec import Preprocess
+
+# History: 1 - first version.
+SCHEMA_VERSION = 1
+TARGETS = ("cpu", "jetson", "rtx")
+DTYPES = ("uint8", "float16", "float32")
+_MAX_BYTES = 16 * 1024 * 1024  # a manifest of 1000 classes has 100 KB
+_MAX_ELEMENTS = 2**31
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class FileSpec:
+    """A file of the bundle: relative name with ``/`` separators, and the hash of its content."""
+
+    file: str
+    sha256: str
+
+    def __post_init__(self) -> None:
+        """Refuse names that could leave the bundle."""
+        parts = self.file.split("/")
+        if "\\" in self.file or ":" in self.file or any(p in ("", ".", "..") for p in parts):
+            raise ValueError(f"file name {self.file!r} must be relative and stay in the bundle")
+        if not _SHA256.fullmatch(self.sha256):
+            raise ValueError(f"sha256 of {self.file!r} must be 64 hexadecimal digits")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output of a graph.
+
+    Attributes:
+        name: in the graph.
+        dtype: one of ``DTYPES``.
+        shape: -1 first where the batch is dynamic.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse what nobody could allocate."""
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, found {self.dtype!r}")
+        sizes = self.shape[1:] if self.shape[:1] == (-1,) else self.shape
+        if not self.shape or any(s < 1 for s in sizes) or math.prod(sizes) > _MAX_ELEMENTS:
+            raise ValueError(f"tensor {self.name!r} has an impossible shape {list(self.shape)}")
+
+    def for_batch(self, batch: int) -> tuple[int, ...]:
+        """The shape with this many rows."""
+        return (batch, *self.shape[1:])
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One ONNX graph: its file, tensors and cost per image.
+
+    Attributes:
+        graph: the ONNX file.
+        inputs: one tensor, ``image`` or ``hidden``.
+        outputs: ``hidden`` (all but the last segment), then ``logits`` [B, C] float32.
+        macs: multiply-accumulates for one image.
+        parameters: trained numbers.
+    """
+
+    graph: FileSpec
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    macs: int
+    parameters: int
+
+    def __post_init__(self) -> None:
+        """Refuse graphs the chain could not run."""
+        if len(self.inputs) != 1 or len(self.outputs) not in (1, 2):
+            raise ValueError("a graph has one input and one or two outputs")
+        if len(self.logits.shape) != 2 or self.logits.dtype != "float32":
+            raise ValueError("logits must be float32 [B, C]")
+        if self.macs < 1 or self.parameters < 0:
+            raise ValueError("macs and parameters must be counts")
+
+    @property
+    def logits(self) -> TensorSpec:
+        """The classifier's output."""
+        return self.outputs[-1]
+
+
+@dataclass(frozen=True)
+class SegmentSpec:
+    """One segment of the chain.
+
+    Attributes:
+        spec: the graph.
+        first_block: 1-based, inclusive.
+        last_block: 1-based, inclusive; the exit follows it.
+        head: ``lph``, ``gah`` or ``final``.
+    """
+
+    spec: GraphSpec
+    first_block: int
+    last_block: int
+    head: str
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far ONNX Runtime was from PyTorch at export.
+
+    Attributes:
+        samples: ``images`` and the ``logits`` [n, M + 1, C] float32 PyTorch gave at every exit.
+        tolerance: allowed difference, absolute, or relative where a value is larger than 1.
+        max_difference: largest seen, per segment, in the same measure.
+    """
+
+    samples: FileSpec
+    tolerance: float
+    max_difference: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A bundle's ``manifest.json``.
+
+    Attributes:
+        schema_version: of this layout.
+        family: ``vit`` or ``deit``.
+        image_size: side of the network's input, in pixels.
+        labels: class names, or empty.
+        input: ``uint8`` (NHWC RGB, normalised inside segment 0) or ``float32`` (NCHW, normalised).
+        batch: smallest, usual and largest batch.
+        preprocess: from image to input.
+        segments: in order; segment i ends in exit i + 1, the last in the final classifier.
+        baseline: the backbone without exits.
+        weights: files that the graphs read their weights from.
+        parity: the check made at export.
+        policy: what stops the chain unless told otherwise, as ``lgvit_edge.policy`` writes it.
+        precision: of the graphs.
+        opset: of the graphs.
+        target: what the bundle is for.
+        versions: of everything that wrote it.
+    """
+
+    schema_version: int
+    family: str
+    image_size: int
+    labels: tuple[str, ...]
+    input: str
+    batch: tuple[int, int, int]
+    preprocess: Preprocess
+    segments: tuple[SegmentSpec, ...]
+    baseline: GraphSpec
+    weights: tuple[FileSpec, ...]
+    parity: Parity
+    policy: dict[str, Any]
+    precision: str
+    opset: int
+    target: str
+    versions: dict[str, str]
+
+    def __post_init__(self) -> None:
+        """Refuse chains that do not fit together."""
+        low, usual, high = self.batch
+        logits = {s.spec.logits.shape[1:] for s in self.segments} | {self.baseline.logits.shape[1:]}
+        checks = [
+            (self.input in ("uint8", "float32"), f"input must be uint8 or float32: {self.input!r}"),
+            (self.target in TARGETS, f"target must be one of {TARGETS}: {self.target!r}"),
+            (1 <= low <= usual <= high <= 4096, f"batch must be MIN <= OPT <= MAX: {self.batch}"),
+            (1 <= len(self.segments) <= 1000, "expected 1 to 1000 segments"),
+            (len(logits) == 1, "segments and baseline must have the same classes"),
+            (self._chained(), "each segment's hidden output must be the next one's input"),
+            (
+                len(self.labels) in (0, self.baseline.logits.shape[-1]),
+                f"expected {self.baseline.logits.shape[-1]} labels, found {len(self.labels)}",
+            ),
+            (1 <= self.image_size <= self.preprocess.resize, "image_size must fit resize"),
+        ]
+        faults = [fault for good, fault in checks if not good]
+        if faults:
+            raise ValueError("; ".join(faults))
+
+    def _chained(self) -> bool:
+        specs = [segment.spec for segment in self.segments]
+        follows = all(
+            len(a.outputs) == 2
+            and (a.outputs[0].dtype, a.outputs[0].shape) == (b.inputs[0].dtype, b.inputs[0].shape)
+            for a, b in zip(specs, specs[1:], strict=False)
+        )
+        starts = bool(specs) and specs[0].inputs[0].shape[1:] == self.baseline.inputs[0].shape[1:]
+        return follows and starts and len(specs[-1].outputs) == 1
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return self.baseline.logits.shape[-1]
+
+    @property
+    def num_blocks(self) -> int:
+        """L."""
+        return self.segments[-1].last_block
+
+    def cumulative_macs(self, exit: int) -> int:
+        """MACs spent by an image that leaves at ``exit`` (1..M + 1)."""
+        return sum(segment.spec.macs for segment in self.segments[:exit])
+
+    def files(self) -> list[FileSpec]:
+        """Every file the manifest vouches for."""
+        graphs = [segment.spec.graph for segment in self.segments]
+        return [*graphs, self.baseline.graph, *self.weights, self.parity.samples]
+
+    def dumps(self) -> str:
+        """JSON text."""
+        return json.dumps(to_json(self), indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def loads(cls, text: str | bytes) -> Manifest:
+        """Parse and validate ``manifest.json``.
+
+        Raises:
+            BundleError: too large, not JSON, of another schema version, or inconsistent.
+        """
+        if len(text) > _MAX_BYTES:
+            raise BundleError(f"manifest.json has {len(text)} bytes, expected {_MAX_BYTES} at most")
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"manifest.json is not JSON: {error}") from None
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if version != SCHEMA_VERSION:
+            raise BundleError(
+                f"expected manifest schema version {SCHEMA_VERSION}, found {version!r}; "
+                "export the bundle again, or run: pip install --upgrade lgvit-edge"
+            )
+        return from_json(cls, data, where="manifest", error=BundleError)

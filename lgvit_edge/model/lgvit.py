@@ -1,0 +1,57 @@
+"""The early-exit Vision Transformer: a backbone with a head after some of its blocks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lgvit_edge.config import LGViTConfig
+from lgvit_edge.model.backbone import Backbone
+from lgvit_edge.model.heads import ExitHead
+
+
+class LGViT(nn.Module):
+    """Backbone plus exits (paper section 3.2).
+
+    Early stopping lives in the runtime, not here: ``exit_logits`` computes every exit, and
+    ``forward`` is the baseline.
+    """
+
+    def __init__(self, config: LGViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config)
+        self.heads = nn.ModuleList(ExitHead(config, exit) for exit in config.exits)
+        self.apply(_initialise)
+        for parameter in (self.backbone.embedding.prefix, self.backbone.embedding.position):
+            nn.init.trunc_normal_(parameter, std=0.02)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """The baseline: normalised ``[B, 3, H, W] float32 -> logits [B, C] float32``."""
+        return self.backbone(pixel_values)  # type: ignore[no-any-return]
+
+    def exit_logits(self, pixel_values: Tensor) -> Tensor:
+        """Every exit at once: ``[B, 3, H, W] float32 -> [B, M + 1, C] float32``.
+
+        Index m - 1 is exit m; the last is the final classifier.
+        """
+        states = self.hidden_states(pixel_values)
+        logits = [
+            head(states[exit.block])
+            for head, exit in zip(self.heads, self.config.exits, strict=True)
+        ]
+        return torch.stack([*logits, self.backbone.final(states[-1])], dim=1)
+
+    def hidden_states(self, pixel_values: Tensor) -> list[Tensor]:
+        """The embedding (index 0) and the output of blocks 1..L, each ``[B, T, D]``."""
+        states = [self.backbone.embedding(pixel_values)]
+        for block in self.backbone.blocks:
+            states.append(block(states[-1]))
+        return states
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, (nn.Linear, nn.Conv2d)):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,145 @@
+"""Cutting a trained LGViT into what is exported: one module per segment, and the baseline.
+
+Segments borrow the trained sub-modules; only exit heads (see ``heads``) and the patch embedding
+are rewritten, into forms that compute the same with less. The training model never hears of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lgvit_edge.config import ExitConfig, LGViTConfig
+from lgvit_edge.errors import ConfigError
+from lgvit_edge.model.heads import ExitHead
+from lgvit_edge.model.lgvit import LGViT
+from lgvit_edge.model.macs import count_parameters
+
+INPUTS = ("uint8", "float32")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One graph of the chain.
+
+    Attributes:
+        index: 0..M.
+        first_block: 1-based, inclusive.
+        last_block: 1-based, inclusive.
+        exit: the exit this segment ends in; None for the final classifier.
+        module: ``image | hidden -> (hidden, logits)``, or ``-> logits`` for the last segment.
+        parameters: numbers learnt in training; what folding derives from them is not counted.
+    """
+
+    index: int
+    first_block: int
+    last_block: int
+    exit: ExitConfig | None
+    module: nn.Module
+    parameters: int
+
+    @property
+    def head(self) -> str:
+        """Name of the head, ``final`` for the last segment."""
+        return self.exit.head if self.exit else "final"
+
+
+def cut(model: LGViT, *, input: str = "uint8") -> list[Segment]:
+    """Segments 0..M of a model in eval mode.
+
+    Args:
+        model: its sub-modules are borrowed, not copied.
+        input: ``uint8`` for ``[B, H, W, 3]`` RGB frames normalised inside segment 0, or
+            ``float32`` for normalised ``[B, 3, H, W]``.
+
+    Raises:
+        ConfigError: ``input`` is neither.
+    """
+    embedding = _embedding(model, input)
+    blocks, segments, first = list(model.backbone.blocks), [], 1
+    stops = [*zip(model.config.exits, model.heads, strict=True), (None, model.backbone.final)]
+    for index, (exit, head) in enumerate(stops):
+        last = exit.block if exit else len(blocks)
+        chosen = blocks[first - 1 : last]
+        steps = [embedding, *chosen] if index == 0 else chosen
+        tail = head.deployed() if isinstance(head, ExitHead) else head
+        module = _SegmentModule(steps, tail, final=exit is None).eval()
+        trained = [*chosen, head, *([model.backbone.embedding] if index == 0 else [])]
+        parameters = sum(count_parameters(part) for part in trained)
+        segments.append(Segment(index, first, last, exit, module, parameters))
+        first = last + 1
+    return segments
+
+
+def baseline(model: LGViT, *, input: str = "uint8") -> nn.Module:
+    """The backbone without exits, ``image -> logits [B, C]``; ``input`` as for ``cut``."""
+    steps = [_embedding(model, input), *model.backbone.blocks]
+    return _SegmentModule(steps, model.backbone.final, final=True).eval()
+
+
+def example_input(
+    config: LGViTConfig, segment: int | None, *, input: str = "uint8", batch: int = 1
+) -> Tensor:
+    """A zero input of the right shape for ``segment`` (None: the baseline)."""
+    if segment:
+        tokens = config.grid**2 + config.prefix_tokens
+        return torch.zeros(batch, tokens, config.hidden_size)
+    side = config.image_size
+    if input == "uint8":
+        return torch.zeros(batch, side, side, 3, dtype=torch.uint8)
+    return torch.zeros(batch, 3, side, side)
+
+
+class _SegmentModule(nn.Module):
+    def __init__(self, steps: list[nn.Module], tail: nn.Module, *, final: bool) -> None:
+        super().__init__()
+        self.steps = nn.ModuleList(steps)
+        self.tail = tail
+        self.final = final
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        for step in self.steps:
+            x = step(x)
+        logits: Tensor = self.tail(x)
+        return logits if self.final else (x, logits)
+
+
+def _embedding(model: LGViT, input: str) -> nn.Module:
+    if input not in INPUTS:
+        raise ConfigError(f"input must be one of {', '.join(INPUTS)}, found {input!r}")
+    return _FrameEmbedding(model) if input == "uint8" else model.backbone.embedding
+
+
+class _FrameEmbedding(nn.Module):
+    """``[B, H, W, 3] uint8 RGB -> [B, T, D]``, the normalisation folded into the projection.
+
+    A convolution whose stride is its kernel is a linear layer on patches, and patches of an NHWC
+    frame need one cheap transposition of bytes. w * (x / 255 - mean) / std is linear in x and
+    there is no padding, so folding mean and std into weight and bias is exact.
+    """
+
+    def __init__(self, model: LGViT) -> None:
+        super().__init__()
+        config = model.config
+        self.embedding = model.backbone.embedding
+        self.patch, self.grid = config.patch_size, config.grid
+        kernel = self.embedding.patch.weight.detach()  # [D, 3, P, P]
+        bias = self.embedding.patch.bias
+        assert bias is not None  # Embedding always has one
+        mean = torch.tensor(config.preprocess.mean)[:, None, None]
+        std = torch.tensor(config.preprocess.std)[:, None, None]
+        # In float64: the bias sums thousands of products that nearly cancel.
+        exact = kernel.double()
+        weight = (exact / (255.0 * std)).permute(0, 2, 3, 1).flatten(1)
+        shift = bias.detach().double() - (exact * (mean / std)).sum(dim=(1, 2, 3))
+        self.weight = nn.Parameter(weight.to(kernel.dtype), requires_grad=False)
+        self.bias = nn.Parameter(shift.to(kernel.dtype), requires_grad=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        p, g = self.patch, self.grid
+        patches = image.reshape(-1, g, p, g, p * 3).transpose(2, 3).reshape(-1, g * g, p * p * 3)
+        embedded = functional.linear(patches.to(self.weight.dtype), self.weight, self.bias)
+        return self.embedding.assemble(embedded)

@@ -1,0 +1,103 @@
+"""What stage 2 reads of the frozen backbone, per batch or computed once for all images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lgvit_edge.errors import TrainingError
+from lgvit_edge.model import LGViT
+from lgvit_edge.training.batches import Batch, Batches, Key, shuffled_indices
+
+_SHARE_OF_MEMORY = 0.5
+
+
+@dataclass(frozen=True)
+class HiddenStates:
+    """Inputs of one step of stage 2.
+
+    Attributes:
+        exits: outputs of the M exits' blocks, each ``[B, T, D] float32``.
+        last: output of block L, ``[B, T, D] float32``; its patch tokens are F_L.
+        teacher: the final classifier's logits, through the final norm, ``[B, C] float32``.
+        labels: ``[B] int64``.
+    """
+
+    exits: list[Tensor]
+    last: Tensor
+    teacher: Tensor
+    labels: Tensor
+
+
+@torch.no_grad()
+def hidden_states(model: LGViT, batch: Batch) -> HiddenStates:
+    """Run the backbone once for all exits."""
+    states = model.hidden_states(batch.images)
+    exits = [states[exit.block] for exit in model.config.exits]
+    return HiddenStates(exits, states[-1], model.backbone.final(states[-1]), batch.labels)
+
+
+class HiddenCache:
+    """Hidden states of all images in memory, in float16."""
+
+    def __init__(self, model: LGViT, batches: Batches, *, views: int, seed: int) -> None:
+        """Run the backbone over the dataset.
+
+        Args:
+            model: its backbone is frozen from here on.
+            batches: of the training images.
+            views: augmented copies of every image; 0 for the images as at inference.
+            seed: of the augmentation.
+
+        Raises:
+            TrainingError: the states would not fit into half of this machine's memory.
+        """
+        _check_memory(model, len(batches.dataset) * max(views, 1))
+        keys: list[Key | None] = [(seed, 0, view) for view in range(views)]
+        keys = keys or [None]
+        self.device = next(model.parameters()).device
+        model.eval()
+        self._views = [self._compute(model, batches, key) for key in keys]
+
+    def _compute(self, model: LGViT, batches: Batches, key: Key | None) -> HiddenStates:
+        parts = []
+        for batch in batches.ordered(key):
+            s = hidden_states(model, batch)
+            parts.append([t.half().cpu() for t in (*s.exits, s.last)] + [s.teacher, s.labels])
+        if not parts:
+            raise TrainingError("expected training images, found none that can be read")
+        *exits, last, teacher, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+        return HiddenStates(exits, last, teacher, labels)
+
+    def shuffled(self, epoch: int, batch_size: int, key: Key) -> Iterator[HiddenStates]:
+        """One epoch in random order; epochs take the views in turn."""
+        states = self._views[epoch % len(self._views)]
+        for rows in shuffled_indices(len(states.labels), batch_size, key):
+            there = rows.to(states.labels.device)
+            yield HiddenStates(
+                [self._get(t, rows) for t in states.exits],
+                self._get(states.last, rows),
+                states.teacher[there],
+                states.labels[there],
+            )
+
+    def _get(self, states: Tensor, rows: Tensor) -> Tensor:
+        return states[rows].to(self.device).float()
+
+
+def _check_memory(model: LGViT, images: int) -> None:
+    config = model.config
+    tokens = config.grid**2 + config.prefix_tokens
+    needed = 2 * images * (config.num_exits + 1) * tokens * config.hidden_size
+    if not hasattr(os, "sysconf"):  # Windows: let it try
+        return
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > _SHARE_OF_MEMORY * memory:
+        raise TrainingError(
+            f"caching {images} images takes {needed / 1e9:.1f} GB, expected at most half of this "
+            f"machine's {memory / 1e9:.1f} GB; train without cache"
+        )

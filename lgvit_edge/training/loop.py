@@ -1,0 +1,296 @@
+"""Training an LGViT: both stages, progress, and going on after an interruption."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from torch import nn
+
+from lgvit_edge.errors import DataError, TrainingError, UsageError
+from lgvit_edge.model import LGViT, save_checkpoint
+from lgvit_edge.training.batches import Batches
+from lgvit_edge.training.cache import HiddenCache
+from lgvit_edge.training.data import Dataset
+from lgvit_edge.training.evaluate import evaluate, print_accuracies
+from lgvit_edge.training.optimise import adamw, learning_rate
+from lgvit_edge.training.output import check_output
+from lgvit_edge.training.resume import (
+    Progress,
+    fingerprint,
+    read_progress,
+    resume_path,
+    write_progress,
+)
+from lgvit_edge.training.settings import TrainingConfig
+from lgvit_edge.training.stages import Stage, StageOne, StageTwo
+
+_SHOWN = 0.05  # weight of the newest step in the smoothed loss and accuracy of the bar
+
+
+def train(
+    model: LGViT,
+    train_set: Dataset,
+    val_set: Dataset | None,
+    config: TrainingConfig,
+    *,
+    stages: Sequence[int] = (1, 2),
+    out: str | Path,
+    resume: bool = True,
+    console: Console | None = None,
+) -> LGViT:
+    """Train a copy of ``model`` and write it to ``out``.
+
+    After every epoch ``<out>.resume`` is replaced. The same call continues from it and ends with
+    the same weights, bit for bit on a CPU, as if it had never been interrupted.
+
+    Args:
+        model: where to start; left as it is.
+        train_set: what to learn from.
+        val_set: what to measure on after each stage; None measures on the training images.
+        config: settings.
+        stages: 1, 2 or both.
+        out: ``.pt`` or ``.safetensors``, written when all is done.
+        resume: continue from ``<out>.resume`` when it is there.
+        console: where progress goes; default: standard error.
+
+    Returns:
+        The trained model in eval mode, on the CPU.
+
+    Raises:
+        UsageError: stages or model do not allow it.
+        DataError: the data do not fit the model.
+        TrainingError: the loss is no number, ``out`` cannot be written, or ``<out>.resume`` is of
+            another training.
+        KeyboardInterrupt: interrupted; ``<out>.resume`` holds the last whole epoch.
+    """
+    out = Path(out)
+    stages = tuple(stages)
+    _check(model, train_set, val_set, stages)
+    check_output(out, model)
+    console = console or Console(stderr=True)
+    identity = fingerprint(model, train_set, config, stages)
+    done = read_progress(resume_path(out), identity) if resume else None
+    model = copy.deepcopy(model).to(_device(config))
+    run = _Run(model, train_set, val_set, config, out, identity, console)
+    try:
+        for number in stages:
+            if done is not None and number < done.stage:
+                continue
+            run.stage(number, done if done is not None and done.stage == number else None)
+    except KeyboardInterrupt:
+        console.print(run.how_to_continue(), soft_wrap=True)
+        raise
+    model = model.cpu().requires_grad_(True).eval()
+    save_checkpoint(model, out)
+    resume_path(out).unlink(missing_ok=True)
+    console.print(f"wrote {out}", soft_wrap=True)
+    return model
+
+
+def _check(
+    model: LGViT, train_set: Dataset, val_set: Dataset | None, stages: tuple[int, ...]
+) -> None:
+    if stages not in ((1,), (2,), (1, 2)):
+        raise UsageError(f"stages must be (1,), (2,) or (1, 2), found {stages}")
+    config = model.config
+    if 2 in stages and not config.exits:
+        raise UsageError("stage 2 trains exit heads: expected exits, found none")
+    for dataset, what in ((train_set, "training"), (val_set, "validation")):
+        if dataset is not None and len(dataset.classes) != config.num_classes:
+            raise DataError(
+                f"expected {config.num_classes} classes as the model has, found "
+                f"{len(dataset.classes)} among the {what} images"
+            )
+    side = config.image_size
+    for index in range(len(train_set)):
+        try:
+            shape = train_set.image(index, None).shape
+        except DataError:
+            continue
+        if shape != (side, side, 3):
+            raise DataError(f"expected images [{side}, {side}, 3], found {list(shape)}")
+        return
+    raise DataError(f"expected training images, found none of {len(train_set)} that can be read")
+
+
+def _device(config: TrainingConfig) -> torch.device:
+    available = torch.cuda.is_available()
+    if config.device == "cuda" and not available:
+        raise UsageError("device cuda was asked for, but PyTorch finds no GPU; use device cpu")
+    return torch.device("cuda" if available and config.device != "cpu" else "cpu")
+
+
+@dataclass
+class _Run:
+    """One call of ``train``."""
+
+    model: LGViT
+    train_set: Dataset
+    val_set: Dataset | None
+    config: TrainingConfig
+    out: Path
+    identity: dict[str, str]
+    console: Console
+    saved: str = ""  # how far the resume file got
+    reported: set[int] = field(default_factory=set)
+
+    def stage(self, number: int, done: Progress | None) -> None:
+        """Run a stage, or what is left of it, and measure."""
+        batches = Batches(
+            self.train_set,
+            self.model.config.preprocess,
+            batch_size=self.config.batch_size,
+            workers=self.config.workers,
+            device=_device(self.config),
+        )
+        if done is not None:
+            self.model.load_state_dict(done.model)
+        stage = self._make(number, batches)
+        optimizer = adamw(stage.parameters(), weight_decay=self.config.weight_decay)
+        first, step = 0, 0
+        if done is not None:
+            stage.aligners.load_state_dict(done.aligners)
+            optimizer.load_state_dict(done.optimizer)
+            first, step = done.epoch, done.step
+            self._remember(number, first)
+            self.console.print(f"continuing after {self.saved}")
+        epochs = self.config.epochs[number - 1]
+        steps = epochs * len(batches)
+        with _bar(self.console) as bar:
+            task = bar.add_task(f"stage {number}", total=steps, completed=step, shown="")
+            shown = _Shown()
+            for epoch in range(first, epochs):
+                stage.start()
+                # The schedule follows the epochs, whatever images had to be skipped.
+                step = epoch * len(batches)
+                for result in stage.steps(epoch, step):
+                    rate = learning_rate(
+                        step,
+                        steps,
+                        peak=self.config.lr[number - 1],
+                        warmup=self.config.warmup,
+                    )
+                    loss = _update(stage, optimizer, result.loss, rate, self.config.clip)
+                    accuracy = (result.logits.argmax(-1) == result.labels).float().mean()
+                    shown.add(loss, float(accuracy))
+                    step += 1
+                    bar.update(task, completed=step, shown=f"epoch {epoch + 1}/{epochs}  {shown}")
+                self._report_unreadable(batches)
+                self._save(stage, optimizer, epoch + 1, step)
+        self._measure(number)
+
+    def _make(self, number: int, batches: Batches) -> Stage:
+        if number == 1:
+            return StageOne(self.model, self.config, batches)
+        cache = None
+        if self.config.cache:
+            with self.console.status("computing the frozen blocks once"):
+                cache = HiddenCache(
+                    self.model, batches, views=self.config.cache_views, seed=self.config.seed
+                )
+        return StageTwo(self.model, self.config, batches, cache)
+
+    def _save(self, stage: Stage, optimizer: torch.optim.Optimizer, epoch: int, step: int) -> None:
+        progress = Progress(
+            stage.number,
+            epoch,
+            step,
+            self.model.state_dict(),
+            stage.aligners.state_dict(),
+            optimizer.state_dict(),
+        )
+        write_progress(resume_path(self.out), progress, self.identity)
+        self._remember(stage.number, epoch)
+
+    def _remember(self, stage: int, epoch: int) -> None:
+        self.saved = f"epoch {epoch}/{self.config.epochs[stage - 1]} of stage {stage}"
+
+    def _measure(self, number: int) -> None:
+        dataset = self.train_set if self.val_set is None else self.val_set
+        with self.console.status("measuring accuracy"):
+            accuracies = evaluate(
+                self.model, dataset, self.config.batch_size, workers=self.config.workers
+            )
+        kind = "training" if self.val_set is None else "validation"
+        title = f"after stage {number}, {len(dataset)} {kind} images"
+        print_accuracies(self.console, self.model.config, accuracies, title)
+
+    def _report_unreadable(self, batches: Batches) -> None:
+        new = {i: why for i, why in batches.unreadable.items() if i not in self.reported}
+        if not new:
+            return
+        self.reported |= new.keys()
+        if len(self.reported) == len(self.train_set):
+            raise DataError("expected training images, found none that can be read")
+        self.console.print(
+            f"skipped {len(new)} of {len(self.train_set)} images that cannot be read, such as: "
+            f"{next(iter(new.values()))}",
+            soft_wrap=True,
+            markup=False,
+        )
+
+    def how_to_continue(self) -> str:
+        """What to say when interrupted."""
+        if not self.saved:
+            return "interrupted before the first epoch was done: nothing to continue from"
+        return (
+            f"interrupted; {resume_path(self.out)} holds {self.saved}. "
+            "Run the same command again to continue"
+        )
+
+
+def _update(
+    stage: Stage,
+    optimizer: torch.optim.Optimizer,
+    loss: torch.Tensor,
+    rate: float,
+    clip: float,
+) -> float:
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise TrainingError(
+            f"the loss of stage {stage.number} became {value}; start again with a lower --lr"
+        )
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if clip:
+        nn.utils.clip_grad_norm_([p for _, p in stage.parameters()], clip)
+    optimizer.step()
+    return value
+
+
+class _Shown:
+    """Smoothed loss and accuracy."""
+
+    def __init__(self) -> None:
+        self.loss = self.accuracy = math.nan
+
+    def add(self, loss: float, accuracy: float) -> None:
+        if math.isnan(self.loss):
+            self.loss, self.accuracy = loss, accuracy
+        self.loss += _SHOWN * (loss - self.loss)
+        self.accuracy += _SHOWN * (accuracy - self.accuracy)
+
+    def __str__(self) -> str:
+        return f"loss {self.loss:.3f}  accuracy {100 * self.accuracy:.1f} %"
+
+
+def _bar(console: Console) -> Bar:
+    return Bar(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[shown]}"),
+        TimeRemainingColumn(),
+        console=console,
+    )

@@ -1,0 +1,153 @@
+"""The losses of stage 2, Eqs. 9 to 15 of the paper.
+
+Shapes: B images, M exits, C classes, N' tokens (they differ between exits), D hidden size. Every
+loss is a scalar, and 0 where an LGViT is too small to have anything to compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lgvit_edge.config import GLOBAL_HEADS, LOCAL_HEADS, ExitConfig
+
+
+def kd_loss(
+    student: Tensor, teacher: Tensor, labels: Tensor, *, gamma: float = 0.3, temperature: float = 2
+) -> Tensor:
+    """Vanilla knowledge distillation, Eq. 14.
+
+    The KL term is multiplied by T^2, which Eq. 14 leaves out and the authors' code has: without it
+    its gradient would shrink by T^2 and gamma would mean something else for every T.
+
+    Args:
+        student: logits ``[B, C]`` of an exit.
+        teacher: logits ``[B, C]`` of the final classifier.
+        labels: ``[B]``.
+        gamma: share of the KL term.
+        temperature: T, which softens both distributions.
+    """
+    log_student = functional.log_softmax(student / temperature, dim=-1)
+    log_teacher = functional.log_softmax(teacher / temperature, dim=-1)
+    kl = functional.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+    return (1 - gamma) * functional.cross_entropy(student, labels) + gamma * temperature**2 * kl
+
+
+def prediction(
+    logits: Sequence[Tensor],
+    teacher: Tensor,
+    labels: Tensor,
+    exits: Sequence[ExitConfig],
+    *,
+    gamma: float = 0.3,
+    temperature: float = 2,
+    which: str = "all",
+) -> Tensor:
+    """Prediction distillation, Eq. 13: the sum of Eq. 14 over exits.
+
+    Args:
+        logits: M of ``[B, C]``.
+        teacher: logits ``[B, C]`` of the final classifier, through the final norm.
+        labels: ``[B]``.
+        exits: the M exits.
+        gamma: as in ``kd_loss``.
+        temperature: as in ``kd_loss``.
+        which: ``all`` exits, or as the ``paper`` writes the last LPH and the last GAH.
+    """
+    chosen = range(len(exits)) if which == "all" else sorted(last_of_each(exits))
+    losses = [
+        kd_loss(logits[m], teacher, labels, gamma=gamma, temperature=temperature) for m in chosen
+    ]
+    return torch.stack(losses).sum() if losses else teacher.new_zeros(())
+
+
+def heterogeneous(features: Sequence[Tensor], aligned: Mapping[int, Tensor]) -> Tensor:
+    """Heterogeneous distillation, Eq. 9: every chosen F_m imitates Align(F_L).
+
+    Eq. 9 does not say what KL compares. Here, as in the authors' code, each token is a
+    distribution over its D features, by softmax. We average over tokens, where they sum, so that
+    alpha does not depend on the image size.
+
+    Args:
+        features: F_m of all M exits, each ``[B, N', D]``.
+        aligned: Align(F_L) ``[B, N', D]`` by 0-based exit, for ``first_and_last_of_each``.
+    """
+    if not aligned:
+        return features[0].new_zeros(()) if features else torch.zeros(())
+    losses = []
+    for m, target in aligned.items():
+        log_student = functional.log_softmax(features[m], dim=-1)
+        log_teacher = functional.log_softmax(target, dim=-1)
+        kl = functional.kl_div(log_student, log_teacher, reduction="none", log_target=True)
+        losses.append(kl.sum(dim=-1).mean())
+    return torch.stack(losses).mean()
+
+
+def homogeneous(features: Sequence[Tensor], exits: Sequence[ExitConfig]) -> Tensor:
+    """Homogeneous distillation, Eqs. 10 to 12: the last head of each type teaches the others.
+
+    LPHs are compared feature by feature (Eq. 10), GAHs by ``F^T F [D, D]``, because their N'
+    differ (Eq. 11). Eq. 11 is kept as it is: F^T F grows with N', so a GAH that sees more tokens
+    is told to shrink. The teacher learns from its own losses only, not from its pupils.
+
+    Args:
+        features: F_m of all M exits, each ``[B, N', D]``.
+        exits: the M exits.
+    """
+    total = features[0].new_zeros(()) if features else torch.zeros(())
+    for kinds, comparable in ((LOCAL_HEADS, _same), (GLOBAL_HEADS, _inner)):
+        members = [m for m, exit in enumerate(exits) if exit.head in kinds]
+        if len(members) < 2:
+            continue
+        teacher = comparable(features[members[-1]]).detach()
+        losses = [functional.mse_loss(comparable(features[m]), teacher) for m in members[:-1]]
+        total = total + torch.stack(losses).mean()
+    return total
+
+
+def _same(features: Tensor) -> Tensor:
+    return features
+
+
+def _inner(features: Tensor) -> Tensor:
+    return features.transpose(1, 2) @ features
+
+
+def total(
+    hetero: Tensor, homo: Tensor, pred: Tensor, *, alpha: float = 0.01, beta: float = 0.01
+) -> Tensor:
+    """The loss of stage 2, Eq. 15."""
+    return alpha * hetero + beta * homo + pred
+
+
+def weighted_exits(losses: Sequence[Tensor], final: Tensor, blocks: Sequence[int]) -> Tensor:
+    """Stage 1 on odd steps: exit and final losses, weighted by depth.
+
+    Args:
+        losses: of the M exits.
+        final: of the final classifier.
+        blocks: the M exits' blocks, then L.
+    """
+    weighted = sum((b * loss for b, loss in zip(blocks, losses, strict=False)), blocks[-1] * final)
+    return weighted / sum(blocks)
+
+
+def first_and_last_of_each(exits: Sequence[ExitConfig]) -> list[int]:
+    """The set of Eq. 9, {1, M/2, M/2 + 1, M}, 0-based: first and last LPH, first and last GAH."""
+    chosen = set()
+    for kinds in (LOCAL_HEADS, GLOBAL_HEADS):
+        members = [m for m, exit in enumerate(exits) if exit.head in kinds]
+        chosen.update(members[:1] + members[-1:])
+    return sorted(chosen)
+
+
+def last_of_each(exits: Sequence[ExitConfig]) -> list[int]:
+    """The exits of Eq. 13, M/2 and M, 0-based: the last LPH and the last GAH."""
+    return sorted(
+        max(members)
+        for kinds in (LOCAL_HEADS, GLOBAL_HEADS)
+        if (members := [m for m, exit in enumerate(exits) if exit.head in kinds])
+    )

@@ -1,0 +1,137 @@
+"""The file from which an interrupted training continues."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lgvit_edge._files import replacing
+from lgvit_edge._schema import to_json
+from lgvit_edge.errors import TrainingError
+from lgvit_edge.model import LGViT
+from lgvit_edge.training.data import Dataset
+from lgvit_edge.training.settings import TrainingConfig
+
+_FORMAT = "lgvit-edge-resume"
+_VERSION = 1  # 1: fingerprint, stage, epoch, step, model, aligners, optimizer
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training got.
+
+    No generator's state is kept: every random choice follows from seed, stage, epoch and image.
+
+    Attributes:
+        stage: 1 or 2.
+        epoch: epochs done in this stage.
+        step: steps done in this stage, which is the schedule's position.
+        model: state dict.
+        aligners: state dict.
+        optimizer: state dict.
+    """
+
+    stage: int
+    epoch: int
+    step: int
+    model: dict[str, Tensor]
+    aligners: dict[str, Tensor]
+    optimizer: dict[str, Any]
+
+
+def resume_path(out: Path) -> Path:
+    """The file beside ``out``."""
+    return out.with_name(out.name + ".resume")
+
+
+def fingerprint(
+    model: LGViT, dataset: Dataset, config: TrainingConfig, stages: Sequence[int]
+) -> dict[str, str]:
+    """What must be the same for a training to continue, name by name."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy())
+    values = {
+        "stages": list(stages),
+        **config.identity(),
+        **{f"model.{name}": value for name, value in to_json(model.config).items()},
+        "training images": dataset.fingerprint(),
+        "starting weights": digest.hexdigest(),
+    }
+    return {name: repr(value) for name, value in values.items()}
+
+
+def write_progress(path: Path, progress: Progress, identity: dict[str, str]) -> None:
+    """Write whole or not at all.
+
+    Raises:
+        TrainingError: the file cannot be written.
+    """
+    content = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "fingerprint": identity,
+        **{name: getattr(progress, name) for name in Progress.__dataclass_fields__},
+    }
+    try:
+        with replacing(path) as partial:
+            torch.save(content, partial)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        raise TrainingError(f"cannot write {path}: {error}") from None
+
+
+def read_progress(path: Path, identity: dict[str, str]) -> Progress | None:
+    """Where to continue; None when there is no such file.
+
+    Raises:
+        TrainingError: the file is damaged, not ours, or of another training.
+    """
+    if not path.exists():
+        return None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise TrainingError(
+            f"{path} cannot be read ({reason}); delete it to start training again"
+        ) from None
+    if (
+        not isinstance(content, dict)
+        or content.get("format") != _FORMAT
+        or content.get("version") != _VERSION
+    ):
+        raise TrainingError(
+            f"{path}: expected version {_VERSION} of a file to resume from, found another file; "
+            "delete or move it to start training again"
+        )
+    _compare(content["fingerprint"], identity, path)
+    return Progress(**{name: content[name] for name in Progress.__dataclass_fields__})
+
+
+def _compare(then: dict[str, str], now: dict[str, str], path: Path) -> None:
+    changed = [k for k in sorted(then.keys() | now.keys()) if then.get(k) != now.get(k)]
+    if not changed:
+        return
+    shown = [
+        f"{k} (other contents)"
+        if k in ("training images", "starting weights")
+        else f"{k} (then {_brief(then.get(k))}, now {_brief(now.get(k))})"
+        for k in changed
+    ]
+    raise TrainingError(
+        f"{path} is of a training with other settings: {'; '.join(shown)}. Repeat that training's "
+        f"command to continue it, or start again without it: rm '{path}'"
+    )
+
+
+def _brief(value: str | None) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else text[:77] + "..."

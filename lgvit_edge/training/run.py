@@ -1,0 +1,144 @@
+"""The whole of ``lgvit-edge train``: folders and files in, a checkpoint out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from lgvit_edge.config import ExitConfig, plan_exits
+from lgvit_edge.errors import UsageError
+from lgvit_edge.model import LGViT, block_macs
+from lgvit_edge.training.data import ImageFolder, class_names
+from lgvit_edge.training.loop import train
+from lgvit_edge.training.output import check_output
+from lgvit_edge.training.settings import TrainingConfig
+from lgvit_edge.training.start import attach_exits, load_start
+
+STAGES = {"1": (1,), "2": (2,), "both": (1, 2)}
+DEFAULT_EXITS = "uniform:8"
+
+
+def train_from_folder(
+    data: str | Path,
+    *,
+    backbone: str,
+    out: str | Path,
+    weights: str | Path | None = None,
+    exits: str | None = None,
+    stage: str = "both",
+    val: str | Path | None = None,
+    config: TrainingConfig | None = None,
+    resume: bool = True,
+    console: Console | None = None,
+) -> LGViT:
+    """Train on a folder of images.
+
+    Args:
+        data: one sub-folder per class; or ``train/`` and maybe ``val/`` that hold those.
+        backbone: an architecture, or the path of a checkpoint.
+        out: ``.pt`` or ``.safetensors``.
+        weights: a checkpoint for the architecture; None starts at random.
+        exits: as ``plan_exits`` reads them; default: those of the checkpoint, else 8 uniform.
+        stage: ``1``, ``2`` or ``both``.
+        val: one sub-folder per class; default: ``data/val`` where ``data/train`` is used.
+        config: settings of the training.
+        resume: continue from ``<out>.resume`` when it is there.
+        console: where progress goes; default: standard error.
+
+    Raises:
+        UsageError: the arguments cannot mean anything, or contradict the checkpoint.
+        DataError: the images cannot be used.
+        CheckpointError: the weights cannot be used.
+        TrainingError: training cannot go on.
+    """
+    config = config or TrainingConfig()
+    console = console or Console(stderr=True)
+    if stage not in STAGES:
+        raise UsageError(f"--stage must be one of {', '.join(STAGES)}, found {stage!r}")
+    train_folder, val_folder = _folders(Path(data), None if val is None else Path(val))
+    classes = class_names(train_folder)
+    random_start = weights is None and not Path(backbone).exists()
+    if random_start and stage == "2":
+        raise UsageError(
+            "stage 2 freezes the backbone, so it needs a trained one: expected --weights or a "
+            "checkpoint as --backbone; or train it with --stage both"
+        )
+    start = load_start(
+        backbone,
+        None if weights is None else Path(weights),
+        num_classes=len(classes),
+        seed=config.seed,
+    )
+    if random_start:
+        console.print(f"no --weights: {backbone} starts from random weights (seed {config.seed})")
+    model = _prepare(start, exits, classes, stage, config.seed, console)
+    check_output(Path(out), model)
+    size, spec = model.config.image_size, model.config.preprocess
+    train_set = ImageFolder(
+        train_folder, size=size, preprocess=spec, min_crop=config.min_crop, flip=config.flip
+    )
+    val_set = None
+    if val_folder is not None:
+        val_set = ImageFolder(val_folder, size=size, preprocess=spec, classes=classes)
+    return train(
+        model,
+        train_set,
+        val_set,
+        config,
+        stages=STAGES[stage],
+        out=out,
+        resume=resume,
+        console=console,
+    )
+
+
+def _folders(data: Path, val: Path | None) -> tuple[Path, Path | None]:
+    if not (data / "train").is_dir():
+        return data, val
+    if val is None and (data / "val").is_dir():
+        val = data / "val"
+    return data / "train", val
+
+
+def _prepare(
+    start: LGViT,
+    exits: str | None,
+    classes: Sequence[str],
+    stage: str,
+    seed: int,
+    console: Console,
+) -> LGViT:
+    """``start`` with the exits and classes asked for; what fits is kept."""
+    config, count = start.config, len(classes)
+    same_classes = config.num_classes == count
+    if stage == "2" and not same_classes:
+        raise UsageError(
+            f"stage 2 keeps the final classifier of {config.num_classes} classes, but the images "
+            f"have {count}; give images of those classes, or train a new classifier: --stage both"
+        )
+    if stage == "2" and config.labels and config.labels != tuple(classes):
+        console.print(
+            f"class folders ({classes[0]}, ...) are taken for the model's labels "
+            f"({config.labels[0]}, ...) in this order",
+            soft_wrap=True,
+            markup=False,
+        )
+    labels = config.labels if stage == "2" and config.labels else tuple(classes)
+    wanted = _exits(start, exits)
+    if wanted == config.exits and same_classes:
+        start.config = config.replace(labels=labels)
+        return start
+    if not same_classes:
+        console.print(
+            f"the checkpoint has {config.num_classes} classes, the images {count}: "
+            "the classifiers start afresh"
+        )
+    return attach_exits(start, wanted, num_classes=count, labels=labels, seed=seed)
+
+
+def _exits(start: LGViT, text: str | None) -> tuple[ExitConfig, ...]:
+    if text is None and start.config.exits:
+        return start.config.exits
+    return plan_exits(text or DEFAULT_EXITS, block_macs(start.config))

@@ -1,0 +1,128 @@
+"""Where training starts: a backbone with fresh exits, or a model that has them already."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from lgvit_edge.config import ARCHITECTURES, ExitConfig, LGViTConfig, architecture
+from lgvit_edge.errors import UsageError
+from lgvit_edge.model import LGViT, load_backbone, load_checkpoint
+
+_OURS = "lgvit-edge"
+_MAX_HEADER = 100_000_000  # bytes; what safetensors itself accepts
+
+
+def attach_exits(
+    backbone: LGViT,
+    exits: Sequence[ExitConfig],
+    *,
+    num_classes: int | None = None,
+    labels: Sequence[str] = (),
+    seed: int = 777,
+) -> LGViT:
+    """A new LGViT: the backbone's weights, fresh heads at ``exits``.
+
+    Args:
+        backbone: copied; its own heads, if any, are left behind.
+        exits: where, and of which kind.
+        num_classes: where it differs from the backbone's, the final classifier is fresh too and
+            stage 1 has to train it.
+        labels: class names; default: the backbone's, where the class count stays.
+        seed: of the fresh weights.
+
+    Raises:
+        ConfigError: exits or labels do not fit the backbone.
+    """
+    old = backbone.config
+    classes = old.num_classes if num_classes is None else num_classes
+    kept = tuple(labels) or (old.labels if classes == old.num_classes else ())
+    config = old.replace(exits=tuple(exits), num_classes=classes, labels=kept)
+    model = seeded(config, seed)
+    weights = {
+        name: tensor
+        for name, tensor in backbone.backbone.state_dict().items()
+        if classes == old.num_classes or not name.startswith("final.classifier.")
+    }
+    model.backbone.load_state_dict(weights, strict=classes == old.num_classes)
+    return model.eval()
+
+
+def seeded(config: LGViTConfig, seed: int) -> LGViT:
+    """An LGViT with fresh weights, the same for the same seed, whatever ran before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LGViT(config)
+
+
+def load_start(backbone: str, weights: Path | None, *, num_classes: int, seed: int) -> LGViT:
+    """What ``--backbone`` and ``--weights`` name.
+
+    Args:
+        backbone: an architecture, or the path of a checkpoint: ours, the authors', or a plain
+            backbone of Hugging Face or timm.
+        weights: such a path, where ``backbone`` is an architecture; None starts at random.
+        num_classes: of a model that starts at random.
+        seed: of a model that starts at random.
+
+    Raises:
+        UsageError: ``backbone`` is neither, or a path and ``weights`` are both given.
+        CheckpointError: the checkpoint cannot be used.
+    """
+    if backbone in ARCHITECTURES:
+        if weights is None:
+            return seeded(architecture(backbone, num_classes=num_classes), seed)
+        model = _load(weights, backbone)
+        _check_architecture(model.config, backbone, weights)
+        return model
+    path = Path(backbone)
+    if not path.exists():
+        raise UsageError(
+            f"--backbone {backbone}: expected a checkpoint's path or one of "
+            f"{', '.join(ARCHITECTURES)}"
+        )
+    if weights is not None:
+        raise UsageError(
+            f"--backbone {backbone} is a checkpoint already; give its architecture with "
+            "--weights, or leave --weights out"
+        )
+    return _load(path, None)
+
+
+def _load(path: Path, arch: str | None) -> LGViT:
+    return load_checkpoint(path) if _has_exits(path) else load_backbone(path, arch=arch)
+
+
+def _check_architecture(found: LGViTConfig, name: str, weights: Path) -> None:
+    expected = architecture(name)
+    differing = [
+        f"{field} {getattr(expected, field)}, found {getattr(found, field)}"
+        for field in ("hidden_size", "num_blocks", "num_heads", "prefix_tokens")
+        if getattr(expected, field) != getattr(found, field)
+    ]
+    if differing:
+        raise UsageError(f"{weights} is no {name}: expected {'; '.join(differing)}")
+
+
+def _has_exits(path: Path) -> bool:
+    """Whether this is for ``load_checkpoint``; whatever cannot be read is not."""
+    try:
+        if path.is_dir():
+            config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+            return isinstance(config, dict) and "highway_type" in config
+        if path.suffix == ".safetensors":
+            with path.open("rb") as file:
+                (length,) = struct.unpack("<Q", file.read(8))
+                header = json.loads(file.read(min(length, _MAX_HEADER)))
+            return _OURS in header.get("__metadata__", {})
+        content = torch.load(path, map_location="meta", weights_only=True)
+        return isinstance(content, dict) and content.get("format") == _OURS
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, struct.error):
+        return False
+    except pickle.UnpicklingError:
+        return False

@@ -1,0 +1,24 @@
+"""The torch-free runtime: open a bundle, predict, stop after the first confident exit."""
+
+from lgvit_edge.policy import (
+    Confidence,
+    Entropy,
+    FixedExit,
+    Never,
+    Patience,
+    PatientConfidence,
+    Policy,
+)
+from lgvit_edge.runtime.session import Result, Session
+
+__all__ = [
+    "Confidence",
+    "Entropy",
+    "FixedExit",
+    "Never",
+    "Patience",
+    "PatientConfidence",
+    "Policy",
+    "Result",
+    "Session",
+]

@@ -1,0 +1,268 @@
+"""``Session``: a bundle opened for prediction."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lgvit_edge import policy as policies
+from lgvit_edge.bundle import Bundle, open_bundle
+from lgvit_edge.errors import BundleError, UsageError
+from lgvit_edge.manifest import Manifest
+from lgvit_edge.policy import Policy, Tracker
+from lgvit_edge.preprocess import check_frame, resize_crop, to_float
+from lgvit_edge.runtime.chain import Chain
+
+BACKENDS = ("onnxruntime",)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one image got.
+
+    Attributes:
+        class_index: predicted class, 0..C - 1.
+        label: its name, or the index as text where the bundle has no names.
+        confidence: its probability at the exit taken, 0..1.
+        exit: exit taken, 1..M + 1; M + 1 is the final classifier.
+        block: block after which that exit lies.
+        latency_ms: from decoded frame to label; in a batch, until this image's exit.
+        network_ms: the part of it spent in the chain and the policy.
+    """
+
+    class_index: int
+    label: str
+    confidence: float
+    exit: int
+    block: int
+    latency_ms: float
+    network_ms: float
+
+
+class Session:
+    """An early-exit chain, ready to predict.
+
+    Not thread-safe: the chain's buffers serve one call at a time. Open one session per thread.
+    """
+
+    def __init__(self, bundle: Bundle, chain: Chain, policy: Policy, **options: Any) -> None:
+        """Use ``Session.open``."""
+        self._bundle, self._chain, self._options = bundle, chain, options
+        self._blocks = [segment.last_block for segment in bundle.manifest.segments]
+        self._exits = len(self._blocks) - 1
+        self._baseline: Chain | None = None
+        self.policy = policy
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        backend: str | None = None,
+        policy: Policy | None = None,
+        threads: int | None = None,
+        thread_pool: str = "global",
+        device: str | None = None,
+    ) -> Session:
+        """Open a bundle and load its segments.
+
+        Args:
+            path: the directory ``lgvit-edge export`` wrote.
+            backend: one of ``BACKENDS``; None for the best one here.
+            policy: what stops the chain; None for the manifest's.
+            threads: CPU threads; None for one per core this process may use.
+            thread_pool: ``global`` is fastest and makes ONNX Runtime demand
+                ``use_per_session_threads = False`` of every other session in this process;
+                ``private`` leaves them alone.
+            device: ``cpu`` or ``cuda``; None for the best one here.
+
+        Raises:
+            BundleError: missing, damaged, unsafe or of another schema version.
+            BackendError: the backend or device cannot run here.
+            UsageError: an argument means nothing, or the policy does not fit the exits.
+        """
+        if backend not in (None, *BACKENDS):
+            raise UsageError(f"backend must be one of {', '.join(BACKENDS)}, found {backend!r}")
+        bundle = open_bundle(path)
+        if policy is None:
+            try:
+                policy = policies.from_json(bundle.manifest.policy)
+                policy.start(len(bundle.manifest.segments) - 1)
+            except UsageError as error:
+                raise BundleError(f"manifest.policy: {error}") from None
+        options = {"threads": threads, "thread_pool": thread_pool, "device": device}
+        graphs = [segment.spec for segment in bundle.manifest.segments]
+        return cls(bundle, _chain(bundle, graphs, options), policy, **options)
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says about itself."""
+        return self._bundle.manifest
+
+    @property
+    def policy(self) -> Policy:
+        """What stops the chain; may be set at any time.
+
+        Raises:
+            UsageError: on setting, when its thresholds do not fit the exits.
+        """
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: Policy) -> None:
+        policy.start(self._exits)
+        self._policy = policy
+
+    def predict(self, frame: NDArray[np.uint8]) -> Result:
+        """Classify one frame, ``uint8`` RGB ``[H, W, 3]`` of any size.
+
+        Raises:
+            DataError: the frame is of another type or shape.
+        """
+        return self.predict_batch([frame])[0]
+
+    def predict_batch(self, frames: Sequence[NDArray[np.uint8]]) -> list[Result]:
+        """Classify frames together; those that exit leave the batch.
+
+        More frames than the bundle's largest batch are split.
+
+        Raises:
+            DataError: a frame is of another type or shape.
+        """
+        results: list[Result] = []
+        for first in range(0, len(frames), self._chain.max_batch):
+            start = time.perf_counter()
+            images = self.prepare(frames[first : first + self._chain.max_batch])
+            results += self.run(images, start=start)
+        return results
+
+    def prepare(self, frames: Sequence[NDArray[np.uint8]]) -> NDArray[Any]:
+        """Frames to network input, as the manifest says.
+
+        Returns:
+            ``[B, H, W, 3] uint8``, or ``[B, 3, H, W] float32`` where the bundle says so.
+
+        Raises:
+            DataError: a frame is of another type or shape.
+        """
+        manifest = self.manifest
+        spec, size = manifest.preprocess, manifest.image_size
+        resized = [resize_crop(check_frame(frame), spec, size) for frame in frames]
+        images = resized[0][None] if len(resized) == 1 else np.stack(resized)
+        return images if manifest.input == "uint8" else to_float(images, spec)
+
+    def run(self, images: NDArray[Any], *, start: float | None = None) -> list[Result]:
+        """The chain alone, on prepared input.
+
+        Args:
+            images: what ``prepare`` returns, at most the largest batch.
+            start: ``time.perf_counter()`` at which latency begins; default now.
+        """
+        began = time.perf_counter()
+        start = began if start is None else start
+        chain, tracker, count = self._chain, self._policy.start(self._exits), len(images)
+        results: list[Result | None] = [None] * count
+        rows = np.arange(count)
+        chain.start(images)
+        for exit in range(1, self._exits + 2):
+            logits = chain.step()
+            stop = self._stops(tracker, exit, logits)
+            if stop.any():
+                done = np.flatnonzero(stop)
+                self._record(results, rows[done], logits[done], exit, start, began)
+                if len(done) == len(rows):
+                    break
+                going = np.flatnonzero(~stop)
+                rows = rows[going]
+                tracker.keep(going)
+                chain.keep(going)
+        return [result for result in results if result is not None]
+
+    def exit_logits(self, frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """Every exit's logits, ``[B, M + 1, C] float32``; nothing stops early.
+
+        Raises:
+            DataError: a frame is of another type or shape.
+        """
+        shape = (len(frames), self._exits + 1, self.manifest.num_classes)
+        logits = np.empty(shape, np.float32)
+        for first in range(0, len(frames), self._chain.max_batch):
+            images = self.prepare(frames[first : first + self._chain.max_batch])
+            self._chain.start(images)
+            for exit in range(self._exits + 1):
+                logits[first : first + len(images), exit] = self._chain.step()
+        return logits
+
+    def baseline_logits(self, images: NDArray[Any]) -> NDArray[np.float32]:
+        """The baseline on prepared input, ``-> [B, C] float32``; loaded on first use."""
+        if self._baseline is None:
+            self._baseline = _chain(self._bundle, [self.manifest.baseline], self._options)
+        self._baseline.start(images)
+        return self._baseline.step()
+
+    def describe(self) -> dict[str, Any]:
+        """Backend, version, device and threads, for records."""
+        return self._chain.describe()
+
+    def close(self) -> None:
+        """Free the backend's memory; the session is of no use afterwards."""
+        self._chain.close()
+        if self._baseline is not None:
+            self._baseline.close()
+
+    def __enter__(self) -> Session:
+        """Return the session itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def _stops(self, tracker: Tracker, exit: int, logits: NDArray[np.float32]) -> NDArray[np.bool_]:
+        if exit > self._exits:
+            return np.ones(len(logits), np.bool_)
+        return tracker.step(exit, logits)
+
+    def _record(
+        self,
+        results: list[Result | None],
+        rows: NDArray[np.intp],
+        logits: NDArray[np.float32],
+        exit: int,
+        start: float,
+        began: float,
+    ) -> None:
+        classes = logits.argmax(axis=-1)
+        confidences = policies.confidence(logits)
+        now = time.perf_counter()
+        labels = self.manifest.labels
+        for row, cls, confidence in zip(
+            rows.tolist(), classes.tolist(), confidences.tolist(), strict=True
+        ):
+            results[row] = Result(
+                class_index=cls,
+                label=labels[cls] if labels else str(cls),
+                confidence=confidence,
+                exit=exit,
+                block=self._blocks[exit - 1],
+                latency_ms=(now - start) * 1e3,
+                network_ms=(now - began) * 1e3,
+            )
+
+
+def _chain(bundle: Bundle, graphs: list[Any], options: dict[str, Any]) -> Chain:
+    from lgvit_edge.runtime.ort_chain import OrtChain
+
+    return OrtChain(bundle.root, graphs, max_batch=bundle.manifest.batch[2], **options)
