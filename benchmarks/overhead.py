@@ -26,7 +26,7 @@ from rich.console import Console
 from lgvit_edge._files import replacing
 from lgvit_edge._optional import require
 from lgvit_edge._terminal import table
-from lgvit_edge._threads import claim_pool, session_options
+from lgvit_edge._threads import join_pool, session_options
 from lgvit_edge.benchmarks.environment import environment, load_average
 from lgvit_edge.benchmarks.measure import command_line
 from lgvit_edge.bundle import WEIGHTS, Bundle, open_bundle
@@ -155,7 +155,7 @@ def _one_graph(bundle: Bundle, exit: int, folder: Path) -> Path:
 def _runner(path: Path, images: NDArray[Any], threads: int) -> Callable[[], object]:
     """The graph with everything bound beforehand: its best form."""
     ort = require("onnxruntime", extra="cpu")
-    options = session_options(ort, threads, shared=claim_pool(ort, threads))
+    options = session_options(ort, join_pool(ort, threads), shared=True)
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     binding = session.io_binding()
     source = np.empty_like(images)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lgvit_edge._optional import require
-from lgvit_edge._threads import available_cores, claim_pool, session_options
+from lgvit_edge._threads import join_pool, session_options
 from lgvit_edge.config import LGViTConfig
 from lgvit_edge.errors import ParityError
 from lgvit_edge.manifest import GraphSpec
@@ -116,8 +116,7 @@ class ChainCheck:
 def _runner(path: Path, graph: GraphSpec) -> Callable[[NDArray[Any]], list[NDArray[Any]]]:
     """A function running one graph on CPU, row by row where its batch is fixed at 1."""
     ort = require("onnxruntime", extra="cpu")
-    threads = available_cores()
-    options = session_options(ort, threads, shared=claim_pool(ort, threads))
+    options = session_options(ort, join_pool(ort, None), shared=True)
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def run(inputs: NDArray[Any]) -> list[NDArray[Any]]:

@@ -54,7 +54,7 @@ def _decode(kind: Any, data: Any, where: str, faults: list[str]) -> Any:
         return {key: _decode(item, value, f"{where}.{key}", faults) for key, value in data.items()}
     if kind is Any:
         return data
-    if kind is float and isinstance(data, int) and not isinstance(data, bool):
+    if kind is float and type(data) is int and abs(data) < 2**1000:  # more would overflow
         return float(data)
     if not isinstance(data, kind) or (kind is int and isinstance(data, bool)):
         return _wrong(_NAMES.get(kind, str(kind)), data, where, faults)

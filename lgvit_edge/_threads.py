@@ -10,6 +10,8 @@ import os
 import threading
 from typing import Any
 
+from lgvit_edge.errors import BackendError
+
 _lock = threading.Lock()
 _pool_size: int | None = None
 
@@ -21,18 +23,54 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def claim_pool(ort: Any, threads: int) -> bool:
-    """Make ONNX Runtime's process-wide pool of this size, or join it if it is.
+def join_pool(ort: Any, threads: int | None) -> int:
+    """Make ONNX Runtime's process-wide pool, or join it if it is there.
+
+    Once it is there, ONNX Runtime refuses sessions with a pool of their own.
+
+    Args:
+        ort: the onnxruntime module.
+        threads: the size wanted; None for whatever is there, else one per core.
 
     Returns:
-        Whether sessions may share it: not when it exists with another size.
+        The size it has.
+
+    Raises:
+        BackendError: it is there with another size.
     """
     global _pool_size
     with _lock:
         if _pool_size is None:
-            ort.set_global_thread_pool_sizes(threads, 1)
-            _pool_size = threads
-        return _pool_size == threads
+            size = threads or available_cores()
+            ort.set_global_thread_pool_sizes(size, 1)
+            _pool_size = size
+        if threads not in (None, _pool_size):
+            raise BackendError(
+                f"expected {threads} threads, but ONNX Runtime's pool in this process already has "
+                f"{_pool_size}; open the first session with threads={threads}, or use a process "
+                "of its own"
+            )
+        return _pool_size
+
+
+def leave_pool() -> None:
+    """Note that ONNX Runtime did not make the pool: an application had set it up otherwise."""
+    global _pool_size
+    with _lock:
+        _pool_size = None
+
+
+def refuse_pool() -> None:
+    """Make sure that sessions may have pools of their own.
+
+    Raises:
+        BackendError: the process-wide pool is there.
+    """
+    if _pool_size is not None:
+        raise BackendError(
+            "private thread pools cannot be had after another session in this process opened with "
+            "thread_pool='global'; open all of them with thread_pool='private'"
+        )
 
 
 def session_options(ort: Any, threads: int, *, shared: bool) -> Any:

@@ -9,16 +9,30 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from typer.core import TyperGroup
 
 from lgvit_edge import __version__
 from lgvit_edge._terminal import table
 from lgvit_edge.errors import DataError, LGViTEdgeError, UsageError
 
+
+class _Interrupted(Exception):
+    """Ctrl-C, before typer makes a silent exit of it."""
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _Interrupted from None
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Early-exit Vision Transformers as engine chains for edge devices.",
     no_args_is_help=True,
     add_completion=False,
@@ -48,17 +62,11 @@ def main() -> None:
         app(arguments)
         return
     try:
-        status = app(arguments, standalone_mode=False)
-        sys.exit(status if isinstance(status, int) else 0)
-    except click.exceptions.Abort:
+        app(arguments)
+    except _Interrupted:
         _fail("interrupted; nothing half-written is left behind", 130)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
     except LGViTEdgeError as error:
         _fail(str(error), 2 if isinstance(error, UsageError) else 1)
-    except KeyboardInterrupt:
-        _fail("interrupted; nothing half-written is left behind", 130)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}", 1)
@@ -103,7 +111,7 @@ def train(
     ] = None,
     stage: Annotated[str, typer.Option(help="1 (backbone), 2 (exits) or both.")] = "both",
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of each stage.")] = 50,
-    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    batch_size: Annotated[int, typer.Option(min=2)] = 64,
     lr: Annotated[
         float, typer.Option(help="Peak learning rate. Few images and epochs want 1e-3.")
     ] = 5e-5,
@@ -169,6 +177,9 @@ def export(
 ) -> None:
     """Cut a trained LGViT at its exits, export each segment to ONNX and verify it."""
     from lgvit_edge import policy as policies
+    from lgvit_edge._optional import require
+
+    require("torch", extra="export")
     from lgvit_edge.export import ExportOptions, export_bundle
 
     options = ExportOptions(
@@ -348,9 +359,6 @@ def demo(
 def _model(ckpt: Path | None, arch: str | None, exits: str) -> Any:
     if (ckpt is None) == (arch is None):
         raise UsageError("expected --ckpt MODEL, or --arch NAME for random weights")
-    from lgvit_edge._optional import require
-
-    require("torch", extra="export")
     from lgvit_edge.config import architecture, plan_exits
     from lgvit_edge.model import LGViT, block_macs, load_checkpoint
 

@@ -33,16 +33,13 @@ def run_demo(out: Path, console: Console, progress: Progress) -> dict[str, Any]:
         LGViTEdgeError: as its steps do.
     """
     require("torch", extra="train")
-    import torch
-
     from lgvit_edge import policy as policies
     from lgvit_edge.benchmarks import measure_images, print_report
     from lgvit_edge.export import ExportOptions, export_bundle
     from lgvit_edge.labelled import find_images
-    from lgvit_edge.model import LGViT
     from lgvit_edge.runtime import Session
     from lgvit_edge.training import train
-    from lgvit_edge.training.digits import digits_config, digits_sets, digits_training
+    from lgvit_edge.training.digits import digits_model, digits_sets, digits_training
 
     began = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
@@ -51,9 +48,13 @@ def run_demo(out: Path, console: Console, progress: Progress) -> dict[str, Any]:
 
     console.rule("1/3 train a 12-block LGViT on 1,437 handwritten digits")
     training = digits_training()
-    torch.manual_seed(training.seed)
     model = train(
-        LGViT(digits_config()), train_set, val_set, training, out=out / "model.pt", console=console
+        digits_model(training.seed),
+        train_set,
+        val_set,
+        training,
+        out=out / "model.pt",
+        console=console,
     )
 
     console.rule("2/3 cut, export and verify")

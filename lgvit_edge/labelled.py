@@ -91,7 +91,7 @@ def _listed(
         text = text.strip()
         if text in names:
             index = names.index(text)
-        elif text.isdecimal() and int(text) < num_classes:
+        elif text.isdecimal() and len(text) < 20 and int(text) < num_classes:
             index = int(text)
         else:
             raise DataError(

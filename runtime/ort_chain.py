@@ -14,7 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge._optional import require
-from lgvit_edge._threads import available_cores, claim_pool, session_options
+from lgvit_edge._threads import (
+    available_cores,
+    join_pool,
+    leave_pool,
+    refuse_pool,
+    session_options,
+)
 from lgvit_edge.errors import BackendError, BundleError, UsageError
 from lgvit_edge.manifest import GraphSpec, TensorSpec
 
@@ -60,7 +66,8 @@ class OrtChain:
 
         Raises:
             MissingDependency: onnxruntime is not installed.
-            BackendError: the device is not there.
+            BackendError: the device is not there, or another session of this process has a pool
+                of another size or kind.
             BundleError: a graph cannot be loaded or is not what the manifest says.
             UsageError: ``threads``, ``thread_pool`` or ``device`` mean nothing.
         """
@@ -70,8 +77,12 @@ class OrtChain:
             raise UsageError(f"thread_pool must be global or private, found {thread_pool!r}")
         self._ort = require("onnxruntime", extra="cpu")
         self._device = _choose_device(self._ort, device)
-        self._threads = threads or available_cores()
-        self._shared = thread_pool == "global" and claim_pool(self._ort, self._threads)
+        self._shared = thread_pool == "global"
+        if self._shared:
+            self._threads = join_pool(self._ort, threads)
+        else:
+            refuse_pool()
+            self._threads = threads or available_cores()
         self._max_batch = max_batch
         self._graphs = graphs
         self._sessions = [self._load(root / graph.graph.file, graph) for graph in graphs]
@@ -144,6 +155,7 @@ class OrtChain:
         except Exception as error:  # onnxruntime has no common base class
             if self._shared and "GlobalThreadPools" in str(error):
                 self._shared = False  # an application made its own environment first
+                leave_pool()
                 return self._load(path, graph)
             reason = str(error).strip().splitlines()[0][:300]
             raise BundleError(f"{path} cannot be loaded by ONNX Runtime: {reason}") from None

@@ -39,7 +39,7 @@ def authors_config(raw: dict[str, Any]) -> LGViTConfig:
     if isinstance(positions, str):
         try:
             positions = json.loads(positions)
-        except ValueError:
+        except (ValueError, RecursionError):
             pass  # reported below with what was found
     if not isinstance(positions, list) or not all(type(p) is int for p in positions):
         raise CheckpointError(

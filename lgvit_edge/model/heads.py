@@ -58,6 +58,7 @@ class LocalPerception(nn.Module):
 class _PooledLocalPerception(nn.Module):
     """``[B, N, D] -> [B, D]``: the LPH with its norms folded and its mean taken early."""
 
+    @torch.no_grad()
     def __init__(self, body: LocalPerception) -> None:
         super().__init__()
         dim, self.grid, self.residual = body.expand.out_channels, body.grid, body.residual

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils import data as torch_data
 
 from lgvit_edge.errors import DataError
 from lgvit_edge.image_spec import Preprocess
@@ -57,9 +57,9 @@ class Batches:
         self.dataset, self.device = dataset, torch.device(device)
         self.unreadable: dict[int, str] = {}
         self._sampler = _Sampler(len(dataset), batch_size)
-        self._loader: DataLoader[Any] = DataLoader(
+        self._loader: torch_data.DataLoader[Any] = torch_data.DataLoader(
             _Items(dataset),
-            batch_sampler=self._sampler,  # type: ignore[arg-type]
+            batch_sampler=self._sampler,
             num_workers=workers,
             collate_fn=_collate,
             persistent_workers=workers > 0,
@@ -127,7 +127,7 @@ class _Sampler:
             yield [(int(i), self.key) for i in self.order[a:b]]
 
 
-class _Items:
+class _Items(torch_data.Dataset[Any]):
     """Decodes one image, in a worker where there are some."""
 
     def __init__(self, dataset: Dataset) -> None:

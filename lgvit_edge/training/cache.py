@@ -64,13 +64,18 @@ class HiddenCache:
         self._views = [self._compute(model, batches, key) for key in keys]
 
     def _compute(self, model: LGViT, batches: Batches, key: Key | None) -> HiddenStates:
-        parts = []
+        count, stored, filled = len(batches.dataset), list[Tensor](), 0
         for batch in batches.ordered(key):
             s = hidden_states(model, batch)
-            parts.append([t.half().cpu() for t in (*s.exits, s.last)] + [s.teacher, s.labels])
-        if not parts:
+            rows = [*(t.half().cpu() for t in (*s.exits, s.last)), s.teacher, s.labels]
+            # Filled in place: joining a list of batches would need twice the memory.
+            stored = stored or [t.new_empty((count, *t.shape[1:])) for t in rows]
+            for whole, part in zip(stored, rows, strict=True):
+                whole[filled : filled + len(part)] = part
+            filled += len(s.labels)
+        if not stored:
             raise TrainingError("expected training images, found none that can be read")
-        *exits, last, teacher, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+        *exits, last, teacher, labels = (whole[:filled] for whole in stored)
         return HiddenStates(exits, last, teacher, labels)
 
     def shuffled(self, epoch: int, batch_size: int, key: Key) -> Iterator[HiddenStates]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
+from torch import nn
 
 from lgvit_edge._optional import require
 from lgvit_edge.config import LGViTConfig, plan_exits
 from lgvit_edge.image_spec import Preprocess
+from lgvit_edge.model import LGViT
 from lgvit_edge.training.data import ArrayDataset
 from lgvit_edge.training.settings import TrainingConfig
 
@@ -31,6 +34,24 @@ def digits_config() -> LGViTConfig:
     return plain.replace(exits=plan_exits("uniform:4", [1] * plain.num_blocks))
 
 
+def digits_model(seed: int = 777) -> LGViT:
+    """An untrained LGViT of ``digits_config``.
+
+    The usual 0.02 suits widths of 192 and more and is far too small for 64: here weights start
+    with variance 1 / inputs, which takes a third of the epochs, and positions with 0.5.
+    """
+    model = LGViT(digits_config())
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            scale = module.weight[0].numel() ** -0.5
+            nn.init.trunc_normal_(module.weight, std=scale, generator=generator)
+    embedding = model.backbone.embedding
+    nn.init.trunc_normal_(embedding.position, std=0.5, generator=generator)
+    nn.init.trunc_normal_(embedding.prefix, std=0.02, generator=generator)
+    return model
+
+
 def digits_sets() -> tuple[ArrayDataset, ArrayDataset]:
     """1,437 digits to train on and 360 to measure on, always the same.
 
@@ -51,7 +72,7 @@ def digits_sets() -> tuple[ArrayDataset, ArrayDataset]:
     cut = int(_SHARE * len(order))
     names = [str(digit) for digit in range(10)]
     return (
-        ArrayDataset(images[order[:cut]], labels[order[:cut]], classes=names, shift=3),
+        ArrayDataset(images[order[:cut]], labels[order[:cut]], classes=names, shift=1),
         ArrayDataset(images[order[cut:]], labels[order[cut:]], classes=names),
     )
 
@@ -59,9 +80,9 @@ def digits_sets() -> tuple[ArrayDataset, ArrayDataset]:
 def digits_training() -> TrainingConfig:
     """Settings that reach their accuracy in under two minutes on two cores."""
     return TrainingConfig(
-        epochs=(20, 10),
-        lr=(1e-3, 2e-3),
-        batch_size=64,
+        epochs=(12, 8),
+        lr=(2e-3, 2e-3),
+        batch_size=32,
         warmup=0.1,
         weight_decay=0.05,
         cache=True,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from lgvit_edge._terminal import table
 from lgvit_edge.config import LGViTConfig
 from lgvit_edge.errors import DataError
 from lgvit_edge.model import LGViT
@@ -48,17 +48,10 @@ def evaluate(
     return [int(c) / seen for c in correct]
 
 
-def accuracy_table(config: LGViTConfig, accuracies: list[float], title: str) -> Table:
+def accuracy_table(config: LGViTConfig, accuracies: list[float]) -> Table:
     """A row per exit, to print."""
-    table = Table(title=title, title_justify="left")
-    for heading in ("exit", "block", "head", "accuracy"):
-        table.add_column(heading, justify="left" if heading == "head" else "right")
+    made = table("exit", "block", "head", numbers=("accuracy",))
     rows = [(str(e.block), e.head) for e in config.exits] + [(str(config.num_blocks), "final")]
     for number, ((block, head), accuracy) in enumerate(zip(rows, accuracies, strict=True), 1):
-        table.add_row(str(number), block, head, f"{100 * accuracy:.2f} %")
-    return table
-
-
-def print_accuracies(console: Console, config: LGViTConfig, values: list[float], of: str) -> None:
-    """Print ``accuracy_table`` with a title that says of what."""
-    console.print(accuracy_table(config, values, of))
+        made.add_row(str(number), block, head, f"{100 * accuracy:.2f} %")
+    return made

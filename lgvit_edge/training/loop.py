@@ -19,7 +19,7 @@ from lgvit_edge.model import LGViT, save_checkpoint
 from lgvit_edge.training.batches import Batches
 from lgvit_edge.training.cache import HiddenCache
 from lgvit_edge.training.data import Dataset
-from lgvit_edge.training.evaluate import evaluate, print_accuracies
+from lgvit_edge.training.evaluate import accuracy_table, evaluate
 from lgvit_edge.training.optimise import adamw, learning_rate
 from lgvit_edge.training.output import check_output
 from lgvit_edge.training.resume import (
@@ -49,7 +49,8 @@ def train(
     """Train a copy of ``model`` and write it to ``out``.
 
     After every epoch ``<out>.resume`` is replaced. The same call continues from it and ends with
-    the same weights, bit for bit on a CPU, as if it had never been interrupted.
+    the same weights as if it had never been interrupted: bit for bit on a CPU, with the same
+    number of threads.
 
     Args:
         model: where to start; left as it is.
@@ -220,8 +221,8 @@ class _Run:
                 self.model, dataset, self.config.batch_size, workers=self.config.workers
             )
         kind = "training" if self.val_set is None else "validation"
-        title = f"after stage {number}, {len(dataset)} {kind} images"
-        print_accuracies(self.console, self.model.config, accuracies, title)
+        self.console.print(f"after stage {number}, {len(dataset)} {kind} images:")
+        self.console.print(accuracy_table(self.model.config, accuracies))
 
     def _report_unreadable(self, batches: Batches) -> None:
         new = {i: why for i, why in batches.unreadable.items() if i not in self.reported}

@@ -1,0 +1,94 @@
+"""Models and bundles the tests share, and the way to real data."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lgvit_edge.config import ExitConfig, LGViTConfig
+from lgvit_edge.export import ExportOptions, export_bundle
+from lgvit_edge.image_spec import Preprocess
+from lgvit_edge.model import LGViT
+
+
+def random_model(config: LGViTConfig, seed: int = 0) -> LGViT:
+    """Random weights, norms included: fresh norms are identities and would hide mistakes."""
+    torch.manual_seed(seed)
+    model = LGViT(config)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, (nn.LayerNorm, nn.BatchNorm2d)):
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.uniform_(-0.5, 0.5)
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.uniform_(-0.5, 0.5)
+                module.running_var.uniform_(0.5, 1.5)
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                module.weight.mul_(5)
+                if module.bias is not None:
+                    module.bias.uniform_(-0.2, 0.2)
+    return model.eval()
+
+
+def make_tiny_config() -> LGViTConfig:
+    """Four blocks, three exits with every kind of head."""
+    return LGViTConfig(
+        family="vit",
+        image_size=32,
+        patch_size=8,
+        hidden_size=32,
+        num_blocks=4,
+        num_heads=4,
+        intermediate_size=128,
+        num_classes=5,
+        exits=(
+            ExitConfig(1, "lph", kernel=3),
+            ExitConfig(2, "lph", kernel=0),
+            ExitConfig(3, "gah", window=2),
+        ),
+        labels=tuple("abcde"),
+        preprocess=Preprocess(resize=32),
+    )
+
+
+@pytest.fixture
+def tiny_config() -> LGViTConfig:
+    return make_tiny_config()
+
+
+@pytest.fixture
+def tiny_model(tiny_config: LGViTConfig) -> LGViT:
+    return random_model(tiny_config)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of real images and weights; tests that need it skip without it."""
+    root = os.environ.get("LGVIT_EDGE_DATA")
+    if not root or not Path(root).is_dir():
+        pytest.skip("needs real images and weights: set LGVIT_EDGE_DATA to their folder")
+    return Path(root)
+
+
+@pytest.fixture(scope="session")
+def exported_model() -> LGViT:
+    """The model inside ``bundle``; do not change it."""
+    return random_model(make_tiny_config())
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory, exported_model: LGViT) -> Path:
+    """A bundle with batches 1 to 4; do not change it, take ``bundle_copy``."""
+    out = tmp_path_factory.mktemp("exported") / "out"
+    export_bundle(exported_model, out, ExportOptions(batch=(1, 2, 4)))
+    return out
+
+
+@pytest.fixture
+def bundle_copy(tmp_path: Path, bundle: Path) -> Path:
+    return Path(shutil.copytree(bundle, tmp_path / "bundle"))

@@ -1,0 +1,338 @@
+"""Configurations: exits by MACs, head sizes, JSON both ways, and JSON nobody should trust."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from lgvit_edge.config import (
+    ARCHITECTURES,
+    ExitConfig,
+    LGViTConfig,
+    architecture,
+    default_heads,
+    plan_exits,
+)
+from lgvit_edge.errors import ConfigError
+from lgvit_edge.image_spec import Preprocess
+
+EQUAL = [100] * 12
+
+
+def blocks(text: str, macs: list[int] | None = None) -> list[int]:
+    return [exit.block for exit in plan_exits(text, macs or EQUAL)]
+
+
+# Where exits go.
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("uniform:8", [4, 5, 6, 7, 8, 9, 10, 11]),  # the paper's
+        ("uniform:4", [4, 6, 8, 10]),  # the paper's
+        ("uniform:2", [4, 8]),
+        ("uniform:1", [4]),
+        ("uniform:11", list(range(1, 12))),
+        ("4,6,8,10", [4, 6, 8, 10]),
+        (" 4, 6 ", [4, 6]),
+        ("11", [11]),
+        ("none", []),
+    ],
+)
+def test_exits_of_twelve_equal_blocks(text: str, expected: list[int]) -> None:
+    assert blocks(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("macs", "text", "expected"),
+    [
+        # A third of 1200 is spent within the first block, two thirds within the second.
+        ([500, 300, 100, 100, 100, 100], "uniform:2", [1, 2]),
+        ([100, 100, 100, 100, 300, 500], "uniform:2", [4, 5]),
+        # The targets crowd in the first block: exits move on, one per block.
+        ([1000, 1, 1, 1, 1, 1], "uniform:3", [1, 2, 3]),
+        # They crowd in the last: room is left for all, none after the final block.
+        ([1, 1, 1, 1, 1, 1000], "uniform:3", [3, 4, 5]),
+    ],
+)
+def test_exits_of_unequal_blocks(macs: list[int], text: str, expected: list[int]) -> None:
+    assert blocks(text, macs) == expected
+
+
+def test_uniform_exits_are_sorted_and_in_range_whatever_the_costs() -> None:
+    for macs in itertools.product([1, 7, 50], repeat=5):
+        for count in range(1, 5):
+            found = blocks(f"uniform:{count}", list(macs))
+            assert found == sorted(set(found))
+            assert len(found) == count
+            assert 1 <= found[0] and found[-1] <= 4
+
+
+FORM = "exits must be uniform:M or a list of blocks such as 4,6,8,10; found"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", f"{FORM} ''"),
+        ("eight", f"{FORM} 'eight'"),
+        ("uniform", f"{FORM} 'uniform'"),
+        ("uniform:", f"{FORM} 'uniform:'"),
+        ("uniform:x", f"{FORM} 'uniform:x'"),
+        ("uniform:2.5", f"{FORM} 'uniform:2.5'"),
+        ("4,,6", f"{FORM} '4,,6'"),
+        ("4;6", f"{FORM} '4;6'"),
+        ("None", f"{FORM} 'None'"),
+        ("__import__('os')", FORM),
+        ("uniform:" + "9" * 5000, FORM),
+        ("uniform:0", r"uniform:M needs 1 <= M <= 11 here, found M = 0"),
+        ("uniform:12", r"uniform:M needs 1 <= M <= 11 here, found M = 12"),
+        ("uniform:-1", r"found M = -1"),
+        ("6,4", r"exits must be sorted blocks in 1\.\.11 .* found '6,4'"),
+        ("4,4", r"exits must be sorted blocks"),
+        ("0,4", r"exits must be sorted blocks"),
+        ("-1", r"exits must be sorted blocks"),
+        ("4,12", r"\(block 12 ends in the final classifier\), found '4,12'"),
+    ],
+)
+def test_exits_that_are_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan_exits(text, EQUAL)
+
+
+@pytest.mark.parametrize(
+    ("count", "kernels", "windows"),
+    [
+        (8, [3, 3, 0, 0], [2, 2, 3, 3]),  # the authors'
+        (4, [3, 0], [2, 3]),
+        (2, [3], [2]),
+        (1, [3], []),
+        (3, [3, 0], [2]),
+        (6, [3, 3, 0], [2, 2, 3]),
+    ],
+)
+def test_default_heads(count: int, kernels: list[int], windows: list[int]) -> None:
+    exits = default_heads(range(1, count + 1))
+    assert [e.block for e in exits] == list(range(1, count + 1))
+    assert [e.head for e in exits] == ["lph"] * len(kernels) + ["gah"] * len(windows)
+    assert [e.kernel for e in exits if e.head == "lph"] == kernels
+    assert [e.window for e in exits if e.head == "gah"] == windows
+
+
+# What a configuration refuses.
+
+
+@pytest.mark.parametrize(
+    ("exit", "message"),
+    [
+        (lambda: ExitConfig(4, "mlp"), "head must be one of lph, gah, found 'mlp'"),
+        (lambda: ExitConfig(4, "lph", kernel=2), "kernel must be 0 or odd, found 2"),
+        (lambda: ExitConfig(4, "lph", kernel=-3), "kernel must be 0 or odd, found -3"),
+        (lambda: ExitConfig(4, "gah"), "gah window must be at least 1, found 0"),
+        (lambda: Preprocess(resize=0), r"resize must be 1\.\.65536, found 0"),
+        (lambda: Preprocess(interpolation="area"), "bilinear, bicubic, nearest, found 'area'"),
+        (lambda: Preprocess(std=(1.0, 0.0, 1.0)), r"std must be positive, found \(1\.0, 0\.0"),
+        (lambda: Preprocess(std=(float("nan"),) * 3), "std must be positive"),
+    ],
+)
+def test_parts_that_are_refused(exit: Callable[[], object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        exit()
+
+
+LPH = ExitConfig(1, "lph")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"family": "swin"}, "family must be vit or deit, found 'swin'"),
+        ({"image_size": 0}, r"image_size must be 1\.\.65536, found 0"),
+        ({"hidden_size": -32}, r"hidden_size must be 1\.\.65536, found -32"),
+        ({"num_classes": 10**9}, r"num_classes must be 1\.\.65536, found 1000000000"),
+        ({"num_blocks": 10**6}, r"num_blocks must be 1\.\.65536, found 1000000"),
+        ({"num_blocks": 60_000}, r"num_blocks must be 1\.\.1000, found 60000"),
+        ({"image_size": 30}, "image_size 30 is not a multiple of patch_size 8"),
+        ({"num_heads": 3}, "hidden_size 32 is not a multiple of num_heads 3"),
+        ({"classifiers": 2}, "no more classifiers than prefix_tokens, found 1 and 2"),
+        ({"prefix_tokens": 3}, "expected 1 or 2 prefix_tokens .* found 3 and 1"),
+        ({"classifiers": 0}, "found 1 and 0"),
+        ({"layer_norm_eps": 0.0}, r"layer_norm_eps must be > 0, found 0\.0"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps must be > 0, found nan"),
+        (
+            {"exits": (ExitConfig(2, "lph"), LPH)},
+            r"exits must be sorted, each after a block of its own, found \[2, 1\]",
+        ),
+        ({"exits": (LPH, LPH)}, r"each after a block of its own, found \[1, 1\]"),
+        ({"exits": (ExitConfig(0, "lph"),)}, r"must lie after blocks 1\.\.3 .* found \[0\]"),
+        (
+            {"exits": (ExitConfig(4, "lph"),)},
+            r"\(the final classifier follows block 4\), found \[4\]",
+        ),
+        (
+            {"hidden_size": 36, "exits": (ExitConfig(1, "gah", window=1),)},
+            "gah has 8 attention heads, but hidden_size 36 is not a multiple of 8",
+        ),
+        (
+            {"exits": (ExitConfig(1, "gah", window=5),)},
+            "gah windows must fit the 4 x 4 tokens",
+        ),
+        ({"labels": ("a", "b")}, "expected 5 labels, found 2"),
+        ({"preprocess": Preprocess(resize=31)}, "the crop of 32 is larger than resize 31"),
+    ],
+)
+def test_contradictions_are_refused(
+    tiny_config: LGViTConfig, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tiny_config.replace(**changes)
+
+
+def test_contradictions_are_reported_together(tiny_config: LGViTConfig) -> None:
+    with pytest.raises(ConfigError) as caught:
+        tiny_config.replace(family="swin", num_heads=3, labels=("a",), exits=(LPH, LPH))
+    text = str(caught.value)
+    for part in ("family must", "num_heads 3", "exits must be sorted", "expected 5 labels"):
+        assert part in text
+
+
+# Published architectures.
+
+
+def test_every_architecture_is_valid() -> None:
+    assert len(ARCHITECTURES) == 10
+    for name in ARCHITECTURES:
+        config = architecture(name, num_classes=10, image_size=384)
+        assert (config.num_classes, config.grid, config.exits) == (10, 24, ())
+        assert config.preprocess.resize == round(384 * 256 / 224)
+        assert config.hidden_size == 64 * config.num_heads
+        assert config.prefix_tokens == config.classifiers == 1 + name.endswith("distilled")
+
+
+def test_architectures_bring_the_preprocessing_they_were_trained_with() -> None:
+    assert architecture("vit-base").preprocess == Preprocess(256, "bilinear")
+    deit = architecture("deit-tiny").preprocess
+    assert (deit.resize, deit.interpolation, deit.mean[0]) == (256, "bicubic", 0.485)
+
+
+def test_unknown_architecture() -> None:
+    with pytest.raises(ConfigError, match="unknown architecture 'vit-huge'; known: vit-tiny, "):
+        architecture("vit-huge")
+
+
+# JSON.
+
+
+def test_json_round_trip(tiny_config: LGViTConfig) -> None:
+    for config in (
+        tiny_config,
+        tiny_config.replace(exits=(), labels=("ä", "b", "c", "d", "e")),
+        architecture("deit-base-distilled").replace(exits=default_heads([4, 6, 8, 10])),
+    ):
+        text = json.dumps(config.to_json())
+        assert LGViTConfig.from_json(json.loads(text)) == config
+
+
+def test_json_leaves_out_what_has_a_default(tiny_config: LGViTConfig) -> None:
+    data = tiny_config.to_json()
+    del data["exits"], data["labels"], data["preprocess"], data["qkv_bias"]
+    config = LGViTConfig.from_json(data)
+    assert (config.exits, config.labels, config.qkv_bias) == ((), (), True)
+
+
+def test_json_numbers_without_a_point_are_numbers(tiny_config: LGViTConfig) -> None:
+    data = tiny_config.to_json() | {"layer_norm_eps": 1}
+    assert LGViTConfig.from_json(data).layer_norm_eps == 1.0
+
+
+def test_all_faults_of_hostile_json_are_reported_together(tiny_config: LGViTConfig) -> None:
+    data: dict[str, Any] = copy.deepcopy(tiny_config.to_json())
+    del data["patch_size"], data["num_heads"]
+    data["evil"] = {"__class__": "os.system"}
+    data["image_size"] = "32"
+    data["hidden_size"] = 32.0
+    data["num_blocks"] = True
+    data["qkv_bias"] = 1
+    data["labels"] = ["a", 2, None]
+    data["family"] = ["vit"]
+    data["exits"] = [{"block": 1, "head": "lph", "depth": 3}, "lph", {"head": "gah"}, None]
+    data["preprocess"]["mean"] = [0.5, 0.5]
+    data["preprocess"]["std"] = {"r": 1}
+    with pytest.raises(ConfigError) as caught:
+        LGViTConfig.from_json(data)
+    assert sorted(str(caught.value).split("; ")) == sorted(
+        [
+            "config: unknown key 'evil'",
+            "config: missing key 'patch_size'",
+            "config: missing key 'num_heads'",
+            "config.image_size: expected a whole number, found '32'",
+            "config.hidden_size: expected a whole number, found 32.0",
+            "config.num_blocks: expected a whole number, found True",
+            "config.qkv_bias: expected true or false, found 1",
+            "config.labels[1]: expected a string, found 2",
+            "config.labels[2]: expected a string, found None",
+            "config.family: expected a string, found ['vit']",
+            "config.exits[0]: unknown key 'depth'",
+            "config.exits[1]: expected an object, found 'lph'",
+            "config.exits[2]: missing key 'block'",
+            "config.exits[3]: expected an object, found None",
+            "config.preprocess.mean: expected a list of 3, found [0.5, 0.5]",
+            "config.preprocess.std: expected a list, found {'r': 1}",
+        ]
+    )
+
+
+@pytest.mark.parametrize("data", [None, [], "config", 3, True, float("nan")])
+def test_json_that_is_no_object(data: object) -> None:
+    with pytest.raises(ConfigError, match="config: expected an object, found"):
+        LGViTConfig.from_json(data)
+
+
+def test_values_that_make_no_sense_are_named_with_their_place(tiny_config: LGViTConfig) -> None:
+    data = tiny_config.to_json()
+    data["exits"][1]["kernel"] = 2
+    data["preprocess"]["resize"] = -1
+    with pytest.raises(ConfigError) as caught:
+        LGViTConfig.from_json(data)
+    assert "config.exits[1]: an lph kernel must be 0 or odd, found 2" in str(caught.value)
+    assert "config.preprocess: resize must be 1..65536, found -1" in str(caught.value)
+
+
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("num_blocks", 10**6, r"num_blocks must be 1\.\.65536"),
+        ("num_blocks", -1, r"num_blocks must be 1\.\.65536, found -1"),
+        ("exits", [{"block": 1, "head": "lph"}] * 100_001, "config.exits: expected a list"),
+        ("labels", ["a"] * 1000, "expected 5 labels, found 1000"),
+        ("labels", nested(200), r"config.labels\[0\]: expected a string, found \[\[\["),
+        ("exits", nested(200), r"config.exits\[0\]: expected an object"),
+        ("family", "v" * 10**6, "family must be vit or deit"),
+        ("family", {"a": "b" * 10**6}, r"expected a string, found \{'a': 'bbb[b]*\.\.\.$"),
+    ],
+)
+def test_json_that_means_to_be_too_much(
+    tiny_config: LGViTConfig, key: str, value: Any, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        LGViTConfig.from_json(tiny_config.to_json() | {key: value})
+
+
+def test_nesting_deeper_than_python_counts_is_refused(tiny_config: LGViTConfig) -> None:
+    deep = nested(sys.getrecursionlimit() // 2)
+    with pytest.raises(ConfigError, match="expected a whole number"):
+        LGViTConfig.from_json(tiny_config.to_json() | {"image_size": deep})
