@@ -134,7 +134,7 @@ def _one_graph(bundle: Bundle, exit: int, folder: Path) -> Path:
             os.link(bundle.root / WEIGHTS, weights)
         except OSError:
             shutil.copyfile(bundle.root / WEIGHTS, weights)
-    joined: onnx.ModelProto | None = None
+    joined: onnx.GraphProto | None = None
     hidden = ""
     for index, segment in enumerate(bundle.manifest.segments[:exit]):
         path = bundle.path(segment.spec.graph)
@@ -142,13 +142,16 @@ def _one_graph(bundle: Bundle, exit: int, folder: Path) -> Path:
         model = onnx.compose.add_prefix(model, f"s{index}_")
         source = f"s{index}_{segment.spec.inputs[0].name}"
         if joined is None:
-            joined = model
+            joined = model.graph
         else:
-            joined = onnx.compose.merge_models(joined, model, io_map=[(hidden, source)])
+            joined = onnx.compose.merge_graphs(joined, model.graph, io_map=[(hidden, source)])
         hidden = f"s{index}_{segment.spec.outputs[0].name}"
     assert joined is not None
+    whole = onnx.helper.make_model(
+        joined, opset_imports=model.opset_import, ir_version=model.ir_version
+    )
     path = folder / f"one_graph_{exit}.onnx"
-    onnx.save(joined, path)
+    onnx.save(whole, path)
     return path
 
 
@@ -177,4 +180,6 @@ def _runner(path: Path, images: NDArray[Any], threads: int) -> Callable[[], obje
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(main)
+    app()

@@ -1,8 +1,16 @@
-"""How tables look in a terminal, in one place."""
+"""How output looks in a terminal, in one place."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+console = Console()
+errors = Console(stderr=True)
 
 
 def table(*headers: str, numbers: tuple[str, ...] = ()) -> Table:
@@ -13,3 +21,22 @@ def table(*headers: str, numbers: tuple[str, ...] = ()) -> Table:
     for header in numbers:
         made.add_column(header, justify="right", no_wrap=True)
     return made
+
+
+@contextlib.contextmanager
+def progress_bar(text: str) -> Iterator[Callable[..., None]]:
+    """A bar; call it with steps done, steps in all and, if it changes, the text."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=errors, transient=True) as bar:
+        task = bar.add_task(text, total=1)
+
+        def update(done: int, total: int, detail: str | None = None) -> None:
+            description = text if detail is None else f"{text} {detail}"
+            bar.update(task, completed=done, total=total, description=description)
+
+        yield update

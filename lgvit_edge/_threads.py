@@ -1,7 +1,8 @@
-"""One thread pool for all ONNX Runtime sessions of this process.
+"""One thread pool and one memory arena for all ONNX Runtime sessions of this process.
 
 A chain of sessions with private pools is slow: while one segment computes, the pools of the others
-still spin for work and take its cores (ViT-B in 9 segments on 2 cores: 374 ms against 150 ms).
+still spin for work and take its cores (ViT-B in 9 segments on 2 cores: 374 ms against 150 ms). With
+private arenas every segment computes in memory that the one before did not leave in the caches.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ def join_pool(ort: Any, threads: int | None) -> int:
         if _pool_size is None:
             size = threads or available_cores()
             ort.set_global_thread_pool_sizes(size, 1)
+            arena = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR
+            memory = ort.OrtMemoryInfo("Cpu", arena, 0, ort.OrtMemType.DEFAULT)
+            ort.create_and_register_allocator(memory, None)
             _pool_size = size
         if threads not in (None, _pool_size):
             raise BackendError(
@@ -86,6 +90,7 @@ def session_options(ort: Any, threads: int, *, shared: bool) -> Any:
     options.log_severity_level = 3  # warnings about the machine are not the user's business
     if shared:
         options.use_per_session_threads = False
+        options.add_session_config_entry("session.use_env_allocators", "1")
     else:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

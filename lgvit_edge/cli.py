@@ -5,54 +5,36 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from typer.core import TyperGroup
 
 from lgvit_edge import __version__
-from lgvit_edge._terminal import table
-from lgvit_edge.errors import DataError, LGViTEdgeError, UsageError
-
-
-class _Interrupted(Exception):
-    """Ctrl-C, before typer makes a silent exit of it."""
-
-
-class _Commands(TyperGroup):
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise _Interrupted from None
-
+from lgvit_edge._terminal import console, progress_bar, table
+from lgvit_edge.arguments import (
+    AsJson,
+    Commands,
+    Device,
+    Engines,
+    PolicyText,
+    Threads,
+    exit_status,
+    parse_batch,
+    parse_numbers,
+    read_labels,
+)
+from lgvit_edge.errors import DataError, UsageError
 
 app = typer.Typer(
-    cls=_Commands,
+    cls=Commands,
     help="Early-exit Vision Transformers as engine chains for edge devices.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-console = Console()
-errors = Console(stderr=True)
-
-Engines = Annotated[Path, typer.Option(help="The bundle `lgvit-edge export` wrote.")]
-PolicyText = Annotated[
-    str | None,
-    typer.Option(
-        help="confidence:0.8, entropy:0.6, patience:2, patient_confidence:0.5:2, fixed:3 or "
-        "never; thresholds may be lists, one per exit. Default: the bundle's own."
-    ),
-]
-Threads = Annotated[int | None, typer.Option(help="CPU threads. Default: one per core.")]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda. Default: the best one here.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 def main() -> None:
@@ -60,25 +42,9 @@ def main() -> None:
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     if len(arguments) < len(sys.argv) - 1:  # --debug, wherever it was typed
         app(arguments)
-        return
-    try:
-        app(arguments)
-    except _Interrupted:
-        _fail("interrupted; nothing half-written is left behind", 130)
-    except LGViTEdgeError as error:
-        _fail(str(error), 2 if isinstance(error, UsageError) else 1)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}", 1)
-    except Exception as error:  # a bug of ours: say so without a page of traceback
-        kind = type(error).__name__
-        _fail(f"internal error, {kind}: {error}\nadd --debug to see where, and report it", 1)
-
-
-def _fail(message: str, status: int) -> None:
-    errors.print("[bold red]error:[/] ", end="")
-    errors.print(message, markup=False, highlight=False, soft_wrap=True)  # commands stay copyable
-    sys.exit(status)
+    else:
+        with exit_status():
+            app(arguments)
 
 
 @app.callback(invoke_without_command=True)
@@ -186,14 +152,14 @@ def export(
         target=target,
         precision=precision,
         input=input,
-        batch=_batch(batch),
+        batch=parse_batch(batch),
         opset=opset,
         policy=policies.parse(policy),
     )
     model = _model(ckpt, arch, exits)
     if labels is not None:
-        model.config = model.config.replace(labels=_labels(labels, model.config.num_classes))
-    with _progress("exporting") as progress:
+        model.config = model.config.replace(labels=read_labels(labels, model.config.num_classes))
+    with progress_bar("exporting") as progress:
         manifest = export_bundle(
             model, out, options, progress=lambda text, done, total: progress(done, total, text)
         )
@@ -254,9 +220,14 @@ def bench(
         raise UsageError("--labels and --samples need --data")
     if mix and data is not None:
         raise UsageError("--mix is for runs without --data, where exits are forced")
-    with _session(engines, policy, threads, device) as session, _progress("measuring") as progress:
+    with (
+        _session(engines, policy, threads, device) as session,
+        progress_bar("measuring") as progress,
+    ):
         if data is None:
-            record = measure_exits(session, rounds=rounds, mix=_numbers(mix), progress=progress)
+            record = measure_exits(
+                session, rounds=rounds, mix=parse_numbers(mix), progress=progress
+            )
         else:
             found = find_images(
                 data,
@@ -353,7 +324,7 @@ def demo(
     """Train, export and bench a small LGViT on handwritten digits. No download; minutes."""
     from lgvit_edge.demo import run_demo
 
-    run_demo(out, console, _progress)
+    run_demo(out, console, progress_bar)
 
 
 def _model(ckpt: Path | None, arch: str | None, exits: str) -> Any:
@@ -379,52 +350,3 @@ def _session(
     chosen = None if policy is None else policies.parse(policy)
     with Session.open(engines, policy=chosen, threads=threads, device=device) as session:
         yield session
-
-
-@contextlib.contextmanager
-def _progress(text: str) -> Iterator[Callable[..., None]]:
-    """A bar; call it with steps done, steps in all and, if it changes, the text."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=errors, transient=True) as bar:
-        task = bar.add_task(text, total=1)
-
-        def update(done: int, total: int, detail: str | None = None) -> None:
-            description = text if detail is None else f"{text} {detail}"
-            bar.update(task, completed=done, total=total, description=description)
-
-        yield update
-
-
-def _batch(text: str) -> tuple[int, int, int]:
-    try:
-        numbers = [int(part) for part in text.split(":")]
-        low, usual, high = numbers if len(numbers) == 3 else numbers * 3
-    except ValueError:
-        raise UsageError(
-            f"--batch must be MIN:OPT:MAX such as 1:4:8, or 1; found {text!r}"
-        ) from None
-    return low, usual, high
-
-
-def _numbers(text: str | None) -> list[float] | None:
-    if text is None:
-        return None
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(f"expected numbers such as 40,30,20,10; found {text!r}") from None
-
-
-def _labels(path: Path, count: int) -> tuple[str, ...]:
-    try:
-        names = tuple(path.read_text(encoding="utf-8").splitlines())
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the labels {path}: {error}") from None
-    if len(names) != count:
-        raise DataError(f"{path}: expected {count} labels, one per class, found {len(names)}")
-    return names

@@ -35,7 +35,8 @@ class FileSpec:
     def __post_init__(self) -> None:
         """Refuse names that could leave the bundle."""
         parts = self.file.split("/")
-        if "\\" in self.file or ":" in self.file or any(p in ("", ".", "..") for p in parts):
+        unsafe = "\\" in self.file or ":" in self.file or not self.file.isprintable()
+        if unsafe or any(p in ("", ".", "..") for p in parts):
             raise ValueError(f"file name {self.file!r} must be relative and stay in the bundle")
         if not _SHA256.fullmatch(self.sha256):
             raise ValueError(f"sha256 of {self.file!r} must be 64 hexadecimal digits")
@@ -60,7 +61,9 @@ class TensorSpec:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, found {self.dtype!r}")
         sizes = self.shape[1:] if self.shape[:1] == (-1,) else self.shape
-        if not self.shape or any(s < 1 for s in sizes) or math.prod(sizes) > _MAX_ELEMENTS:
+        # Rank and sides first: the product of a hostile shape would take minutes.
+        small = 1 <= len(self.shape) <= 8 and all(1 <= s <= _MAX_ELEMENTS for s in sizes)
+        if not small or math.prod(sizes) > _MAX_ELEMENTS:
             raise ValueError(f"tensor {self.name!r} has an impossible shape {list(self.shape)}")
 
     def for_batch(self, batch: int) -> tuple[int, ...]:

@@ -87,7 +87,9 @@ class OrtChain:
         self._graphs = graphs
         self._sessions = [self._load(root / graph.graph.file, graph) for graph in graphs]
         self._allocate()
-        self._bindings: dict[tuple[int, int], Any] = {}
+        # Per batch size: what each step needs, bound on first use.
+        self._plans: dict[int, list[tuple[Any, Any, NDArray[np.float32]] | None]] = {}
+        self._plan: list[tuple[Any, Any, NDArray[np.float32]] | None] = []
         self._batch = self._next = 0
 
     @property
@@ -97,27 +99,26 @@ class OrtChain:
 
     def start(self, images: NDArray[Any]) -> None:
         """See ``Chain.start``."""
-        self._batch, self._next = len(images), 0
+        self._next = 0
+        self._resize(len(images))
         np.copyto(self._buffers[0].array[: self._batch], images)
 
     def step(self) -> NDArray[np.float32]:
         """See ``Chain.step``."""
-        index, batch = self._next, self._batch
-        binding = self._bindings.get((index, batch))
-        if binding is None:
-            binding = self._bindings[index, batch] = self._bind(index, batch)
-        self._sessions[index].run_with_iobinding(binding)
+        index = self._next
+        planned = self._plan[index]
+        if planned is None:
+            planned = self._plan[index] = self._bind(index, self._batch)
+        session, binding, logits = planned
+        session.run_with_iobinding(binding)
         self._next = index + 1
-        logits: NDArray[np.float32] = self._logits[index][:batch]
         return logits
 
     def keep(self, rows: NDArray[np.intp]) -> None:
         """See ``Chain.keep``."""
         if len(rows) == self._batch:
             return
-        self._batch = len(rows)
-        if not self._batch:
-            return
+        self._resize(len(rows))
         buffer = self._buffers[self._next]
         if buffer.device_value is None:
             buffer.array[: self._batch] = buffer.array[rows]
@@ -138,7 +139,8 @@ class OrtChain:
 
     def close(self) -> None:
         """See ``Chain.close``."""
-        self._bindings.clear()
+        self._plans.clear()
+        self._plan = []
         self._sessions.clear()
 
     def _load(self, path: Path, graph: GraphSpec) -> Any:
@@ -185,8 +187,14 @@ class OrtChain:
             return _Buffer(np.empty((0, *shape[1:]), spec.dtype), value)
         return _Buffer(np.zeros(shape, spec.dtype))
 
-    def _bind(self, index: int, batch: int) -> Any:
-        graph, binding = self._graphs[index], self._sessions[index].io_binding()
+    def _resize(self, batch: int) -> None:
+        if batch != self._batch:
+            self._batch = batch
+            self._plan = self._plans.setdefault(batch, [None] * len(self._graphs))
+
+    def _bind(self, index: int, batch: int) -> tuple[Any, Any, NDArray[np.float32]]:
+        graph, session = self._graphs[index], self._sessions[index]
+        binding = session.io_binding()
         source = self._buffers[index]
         self._bind_tensor(binding.bind_input, graph.inputs[0], source, batch)
         if len(graph.outputs) == 2:
@@ -195,7 +203,7 @@ class OrtChain:
             )
         logits = _Buffer(self._logits[index])
         self._bind_tensor(binding.bind_output, graph.logits, logits, batch)
-        return binding
+        return session, binding, self._logits[index][:batch]
 
     def _bind_tensor(self, bind: Any, spec: TensorSpec, buffer: _Buffer, batch: int) -> None:
         device = "cpu" if buffer.device_value is None else "cuda"

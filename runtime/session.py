@@ -16,7 +16,7 @@ from lgvit_edge import policy as policies
 from lgvit_edge.bundle import Bundle, open_bundle
 from lgvit_edge.errors import BundleError, UsageError
 from lgvit_edge.manifest import Manifest
-from lgvit_edge.policy import Policy, Tracker
+from lgvit_edge.policy import Policy
 from lgvit_edge.preprocess import check_frame, resize_crop, to_float
 from lgvit_edge.runtime.chain import Chain
 
@@ -167,23 +167,36 @@ class Session:
         """
         began = time.perf_counter()
         start = began if start is None else start
+        if len(images) == 1:
+            return [self._run_one(images, start, began)]
         chain, tracker, count = self._chain, self._policy.start(self._exits), len(images)
         results: list[Result | None] = [None] * count
         rows = np.arange(count)
         chain.start(images)
         for exit in range(1, self._exits + 2):
             logits = chain.step()
-            stop = self._stops(tracker, exit, logits)
-            if stop.any():
-                done = np.flatnonzero(stop)
-                self._record(results, rows[done], logits[done], exit, start, began)
-                if len(done) == len(rows):
-                    break
-                going = np.flatnonzero(~stop)
-                rows = rows[going]
-                tracker.keep(going)
-                chain.keep(going)
+            final = exit > self._exits
+            stop = np.ones(len(rows), np.bool_) if final else tracker.step(exit, logits)
+            for place in np.flatnonzero(stop).tolist():
+                results[rows[place]] = self._result(logits[place], exit, start, began)
+            going = np.flatnonzero(~stop)
+            if not len(going):
+                break
+            rows = rows[going]
+            tracker.keep(going)
+            chain.keep(going)
         return [result for result in results if result is not None]
+
+    def _run_one(self, images: NDArray[Any], start: float, began: float) -> Result:
+        """``run`` for a batch of one, the usual case on a device: no rows to keep track of."""
+        chain, tracker, last = self._chain, self._policy.start(self._exits), self._exits + 1
+        chain.start(images)
+        exit = 1
+        logits = chain.step()
+        while exit < last and not tracker.step(exit, logits)[0]:
+            exit += 1
+            logits = chain.step()
+        return self._result(logits[0], exit, start, began)
 
     def exit_logits(self, frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """Every exit's logits, ``[B, M + 1, C] float32``; nothing stops early.
@@ -230,36 +243,21 @@ class Session:
         """Close."""
         self.close()
 
-    def _stops(self, tracker: Tracker, exit: int, logits: NDArray[np.float32]) -> NDArray[np.bool_]:
-        if exit > self._exits:
-            return np.ones(len(logits), np.bool_)
-        return tracker.step(exit, logits)
-
-    def _record(
-        self,
-        results: list[Result | None],
-        rows: NDArray[np.intp],
-        logits: NDArray[np.float32],
-        exit: int,
-        start: float,
-        began: float,
-    ) -> None:
-        classes = logits.argmax(axis=-1)
-        confidences = policies.confidence(logits)
+    def _result(self, logits: NDArray[np.float32], exit: int, start: float, began: float) -> Result:
+        """The answer from one row of logits, ``[C]``, timed now."""
+        index = int(logits.argmax())
+        confidence = float(policies.confidence(logits[None])[0])
         now = time.perf_counter()
         labels = self.manifest.labels
-        for row, cls, confidence in zip(
-            rows.tolist(), classes.tolist(), confidences.tolist(), strict=True
-        ):
-            results[row] = Result(
-                class_index=cls,
-                label=labels[cls] if labels else str(cls),
-                confidence=confidence,
-                exit=exit,
-                block=self._blocks[exit - 1],
-                latency_ms=(now - start) * 1e3,
-                network_ms=(now - began) * 1e3,
-            )
+        return Result(
+            class_index=index,
+            label=labels[index] if labels else str(index),
+            confidence=confidence,
+            exit=exit,
+            block=self._blocks[exit - 1],
+            latency_ms=(now - start) * 1e3,
+            network_ms=(now - began) * 1e3,
+        )
 
 
 def _chain(bundle: Bundle, graphs: list[Any], options: dict[str, Any]) -> Chain:

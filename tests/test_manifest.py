@@ -117,7 +117,8 @@ def test_a_manifest_without_a_version(data: Data) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "{'a': 1}", "nothing", b"\xff\xfe\x00", b"\x80abc", "[" * 200_000, '{"a":' * 200_000]
+    "text",
+    ["", "{", "{'a': 1}", "nothing", b"\xff\xfe\x00", b"\x80abc", "[" * 200_000, '{"a":' * 200_000],
 )
 def test_text_that_is_not_json(text: str | bytes) -> None:
     with pytest.raises(BundleError, match="manifest.json is not JSON"):
@@ -224,6 +225,8 @@ POISON: list[Any] = [
 def test_any_value_anywhere_is_taken_or_refused(data: Data) -> None:
     """Nothing but our own error, whatever stands where, and refusals name their place."""
     for path in leaves(data):
+        if path[:2] in (("segments", 0), ("segments", 2)):
+            continue  # as segment 1
         for poison in POISON:
             hostile = copy.deepcopy(data)
             at = hostile
@@ -328,9 +331,9 @@ def test_an_unknown_dtype(data: Data) -> None:
 
 
 def test_a_shape_whose_size_takes_forever_to_compute(data: Data) -> None:
-    data["baseline"]["inputs"][0]["shape"] = [10**150] * 30_000
+    data["baseline"]["inputs"][0]["shape"] = [10**150] * 4_000
     text = json.dumps(data)
     start = time.monotonic()
     with pytest.raises(BundleError, match="has an impossible shape"):
         Manifest.loads(text)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 1

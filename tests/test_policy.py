@@ -310,7 +310,7 @@ FORM = "expected a policy such as confidence:0.8, .* or never; found"
         ("confidence:1.5", r"a threshold must be in 0\.\.1, found 1\.5"),
         ("confidence:nan", r"a threshold must be in 0\.\.1, found nan"),
         ("confidence:0.5,-1", r"a threshold must be in 0\.\.1, found -1\.0"),
-        ("entropy:-0.1", r"a threshold must be in 0\.\.inf, found -0\.1"),
+        ("entropy:-0.1", r"a threshold must be in 0\.\.1000, found -0\.1"),
         ("patience:0", "patience must be a whole number of at least 1, found 0"),
         ("patient_confidence:0.5:-2", "patience must be a whole number of at least 1, found -2"),
         ("fixed:0", "exit must be a whole number of at least 1, found 0"),

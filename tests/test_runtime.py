@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from lgvit_edge.benchmarks.host import decision_cost
 from lgvit_edge.errors import BackendError, BundleError, DataError, UsageError
-from lgvit_edge.manifest import Manifest
 from lgvit_edge.runtime import (
     Confidence,
     Entropy,
@@ -286,44 +284,9 @@ def test_a_directory_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:
         Session.open(tmp_path)
 
 
-class ScriptedChain:
-    """Answers from a table, so that only the host's share of the work is timed."""
-
-    max_batch = 1
-
-    def __init__(self, logits: NDArray[np.float32]) -> None:
-        self.logits, self.next = logits, 0
-
-    def start(self, images: NDArray[Any]) -> None:
-        self.next = 0
-
-    def step(self) -> NDArray[np.float32]:
-        self.next += 1
-        return self.logits
-
-    def keep(self, rows: NDArray[np.intp]) -> None: ...
-
-    def describe(self) -> dict[str, Any]:
-        return {}
-
-    def close(self) -> None: ...
-
-
 def test_an_exit_decision_costs_microseconds(bundle: Path) -> None:
-    """Policy and bookkeeping for 1000 classes; the bar leaves room for slow machines."""
-    from lgvit_edge.bundle import Bundle
-
-    manifest = Manifest.loads((bundle / "manifest.json").read_text())
-    logits = np.random.default_rng(0).normal(size=(1, 1000)).astype(np.float32)
-    session = Session(Bundle(bundle, manifest), ScriptedChain(logits), Confidence(0.999))
-    object.__setattr__(manifest, "labels", ())
-    images = np.zeros((1, 32, 32, 3), np.uint8)
-    times = []
-    for _ in range(300):
-        start = time.perf_counter()
-        session.run(images)
-        times.append((time.perf_counter() - start) / len(manifest.segments))
-    assert statistics.median(times) < 100e-6
+    """Policy and bookkeeping for 1000 classes: the bar is 30, a busy machine triples it."""
+    assert decision_cost(bundle, Confidence(0.999)) < 90e-6
 
 
 @pytest.mark.skipif(os.name != "posix", reason="times a POSIX process")

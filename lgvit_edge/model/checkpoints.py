@@ -106,10 +106,11 @@ def save_checkpoint(model: LGViT, path: str | Path) -> None:
         with replacing(path) as partial:
             if path.suffix == ".safetensors":
                 writer = require("safetensors.torch", extra="export")
-                writer.save_file(state, partial, metadata={_FORMAT: json.dumps(header)})
+                partial.write_bytes(writer.save(state, metadata={_FORMAT: json.dumps(header)}))
             else:
                 torch.save({**header, "state": state}, partial)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+    # torch reports a full disk as RuntimeError, a path without a name is a ValueError.
+    except (OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"cannot write {path}: {error}") from None
 
 

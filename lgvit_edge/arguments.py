@@ -1,0 +1,110 @@
+"""The command line's own vocabulary: shared options, what is parsed by hand, exit statuses."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from lgvit_edge._terminal import errors
+from lgvit_edge.errors import DataError, LGViTEdgeError, UsageError
+
+Engines = Annotated[Path, typer.Option(help="The bundle `lgvit-edge export` wrote.")]
+PolicyText = Annotated[
+    str | None,
+    typer.Option(
+        help="confidence:0.8, entropy:0.6, patience:2, patient_confidence:0.5:2, fixed:3 or "
+        "never; thresholds may be lists, one per exit. Default: the bundle's own."
+    ),
+]
+Threads = Annotated[int | None, typer.Option(help="CPU threads. Default: one per core.")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda. Default: the best one here.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+class _Interrupted(Exception):
+    """Ctrl-C."""
+
+
+class Commands(TyperGroup):
+    """All commands; lets Ctrl-C through."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; typer would make a silent exit of Ctrl-C."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _Interrupted from None
+
+
+@contextlib.contextmanager
+def exit_status() -> Iterator[None]:
+    """Turn errors into one message and an exit status; a traceback helps no user."""
+    try:
+        yield
+    except _Interrupted:
+        _fail("interrupted; nothing half-written is left behind", 130)
+    except LGViTEdgeError as error:
+        _fail(str(error), 2 if isinstance(error, UsageError) else 1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}", 1)
+    except Exception as error:  # a bug of ours
+        kind = type(error).__name__
+        _fail(f"internal error, {kind}: {error}\nadd --debug to see where, and report it", 1)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    errors.print("[bold red]error:[/] ", end="")
+    errors.print(message, markup=False, highlight=False, soft_wrap=True)  # commands stay copyable
+    sys.exit(status)
+
+
+def parse_batch(text: str) -> tuple[int, int, int]:
+    """``MIN:OPT:MAX``, or one number for all three.
+
+    Raises:
+        UsageError: neither.
+    """
+    try:
+        numbers = [int(part) for part in text.split(":")]
+        low, usual, high = numbers if len(numbers) == 3 else numbers * 3
+    except ValueError:
+        raise UsageError(
+            f"--batch must be MIN:OPT:MAX such as 1:4:8, or 1; found {text!r}"
+        ) from None
+    return low, usual, high
+
+
+def parse_numbers(text: str | None) -> list[float] | None:
+    """Numbers between commas.
+
+    Raises:
+        UsageError: something else.
+    """
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"expected numbers such as 40,30,20,10; found {text!r}") from None
+
+
+def read_labels(path: Path, count: int) -> tuple[str, ...]:
+    """Class names, one per line.
+
+    Raises:
+        DataError: unreadable, or not ``count`` of them.
+    """
+    try:
+        names = tuple(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read the labels {path}: {error}") from None
+    if len(names) != count:
+        raise DataError(f"{path}: expected {count} labels, one per class, found {len(names)}")
+    return names

@@ -1,0 +1,31 @@
+"""Real weights on real images; skipped without LGVIT_EDGE_DATA."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lgvit_edge.config import plan_exits
+from lgvit_edge.export import export_bundle
+from lgvit_edge.model import block_macs, load_backbone
+from lgvit_edge.preprocess import load_rgb
+from lgvit_edge.runtime import Session
+from lgvit_edge.training import attach_exits
+
+
+@pytest.mark.slow
+def test_deit_tiny_still_classifies_imagenet(data_root: Path, tmp_path: Path) -> None:
+    """Import, export and our preprocessing together keep the accuracy of the weights."""
+    weights = data_root / "weights" / "deit_tiny_patch16_224_in1k_fp32.pth"
+    backbone = load_backbone(weights, arch="deit-tiny")
+    exits = plan_exits("6", block_macs(backbone.config))
+    export_bundle(attach_exits(backbone, exits), tmp_path / "out")
+    images = sorted((data_root / "data" / "imagenet-1k-samples").glob("*.jpg"))
+    with Session.open(tmp_path / "out") as session:
+        right = 0
+        for path in images:  # each is named by its class
+            prepared = session.prepare([load_rgb(path)])
+            right += int(session.baseline_logits(prepared)[0].argmax()) == int(path.stem)
+    assert len(images) == 1000
+    assert right / len(images) == pytest.approx(0.782, abs=0.003)
