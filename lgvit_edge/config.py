@@ -127,7 +127,10 @@ class LGViTConfig:
                 "expected 1 or 2 prefix_tokens and no more classifiers than prefix_tokens, found "
                 f"{self.prefix_tokens} and {self.classifiers}",
             ),
-            (self.layer_norm_eps > 0, f"layer_norm_eps must be > 0, found {self.layer_norm_eps}"),
+            (
+                0 < self.layer_norm_eps <= 1,
+                f"layer_norm_eps must be in 0..1, found {self.layer_norm_eps}",
+            ),
             (
                 all(a < b for a, b in itertools.pairwise(blocks)),
                 f"exits must be sorted, each after a block of its own, found {blocks}",
@@ -141,6 +144,10 @@ class LGViTConfig:
                 not gahs or self.hidden_size % 8 == 0,
                 f"gah has 8 attention heads, but hidden_size {self.hidden_size} "
                 "is not a multiple of 8",
+            ),
+            (
+                all(e.kernel <= 2 * self.grid for e in self.exits),
+                f"lph kernels must fit the {self.grid} x {self.grid} tokens",
             ),
             (
                 all(e.window <= self.grid for e in gahs),

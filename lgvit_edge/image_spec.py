@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from lgvit_edge.errors import ConfigError
@@ -34,7 +35,9 @@ class Preprocess:
                 f"interpolation must be one of {', '.join(INTERPOLATIONS)}, "
                 f"found {self.interpolation!r}"
             )
-        if not all(s > 0 for s in self.std):
+        if not all(math.isfinite(m) for m in self.mean):
+            raise ConfigError(f"mean must be finite, found {self.mean}")
+        if not all(0 < s < math.inf for s in self.std):
             raise ConfigError(f"std must be positive, found {self.std}")
 
 

@@ -87,7 +87,8 @@ def _listed(
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        file, _, text = line.strip().partition("\t" if "\t" in line else " ")
+        line = line.strip()
+        file, _, text = line.partition("\t" if "\t" in line else " ")
         text = text.strip()
         if text in names:
             index = names.index(text)

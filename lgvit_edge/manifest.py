@@ -186,6 +186,8 @@ class Manifest:
             (1 <= low <= usual <= high <= 4096, f"batch must be MIN <= OPT <= MAX: {self.batch}"),
             (1 <= len(self.segments) <= 1000, "expected 1 to 1000 segments"),
             (len(logits) == 1, "segments and baseline must have the same classes"),
+            (self._fed(), "segment 0 and the baseline must take images as the manifest says"),
+            (self._counted(), "segments must cover blocks 1, 2, ... without gaps"),
             (self._chained(), "each segment's hidden output must be the next one's input"),
             (
                 len(self.labels) in (0, self.baseline.logits.shape[-1]),
@@ -196,6 +198,22 @@ class Manifest:
         faults = [fault for good, fault in checks if not good]
         if faults:
             raise ValueError("; ".join(faults))
+
+    def _fed(self) -> bool:
+        side = self.image_size
+        image = {"uint8": (side, side, 3), "float32": (3, side, side)}.get(self.input)
+        graphs = [self.baseline, *(segment.spec for segment in self.segments[:1])]
+        return all(
+            (g.inputs[0].dtype, g.inputs[0].shape[1:]) == (self.input, image) for g in graphs
+        )
+
+    def _counted(self) -> bool:
+        ends = [0, *(segment.last_block for segment in self.segments)]
+        starts = [segment.first_block for segment in self.segments]
+        return all(
+            start == before + 1 <= end
+            for start, before, end in zip(starts, ends, ends[1:], strict=False)
+        )
 
     def _chained(self) -> bool:
         specs = [segment.spec for segment in self.segments]

@@ -41,6 +41,8 @@ def load_rgb(path: str | Path) -> NDArray[np.uint8]:
             if image.width * image.height > _MAX_PIXELS:
                 raise DataError(f"{path}: {image.width} x {image.height} pixels are too many")
             upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I;16"):  # Pillow would cut off at 255 instead of scaling
+                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
             return np.asarray(upright.convert("RGB"))
     except FileNotFoundError:
         raise DataError(f"no such image: {path}") from None
@@ -74,7 +76,8 @@ def resize_crop(frame: NDArray[np.uint8], spec: Preprocess, size: int) -> NDArra
     """Resize the short side to ``spec.resize`` and cut out the centre.
 
     Only what survives the crop is computed: the crop's box is mapped back into the frame and that
-    box is resized straight to ``size``: resize-then-crop to within one grey level.
+    box is resized straight to ``size``. Nearly all pixels are within one grey level of
+    resize-then-crop; bicubic overshoot at saturated edges is cut off once instead of twice.
 
     Args:
         frame: ``[H, W, 3] uint8``.

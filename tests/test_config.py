@@ -164,8 +164,8 @@ LPH = ExitConfig(1, "lph")
         ({"classifiers": 2}, "no more classifiers than prefix_tokens, found 1 and 2"),
         ({"prefix_tokens": 3}, "expected 1 or 2 prefix_tokens .* found 3 and 1"),
         ({"classifiers": 0}, "found 1 and 0"),
-        ({"layer_norm_eps": 0.0}, r"layer_norm_eps must be > 0, found 0\.0"),
-        ({"layer_norm_eps": float("nan")}, "layer_norm_eps must be > 0, found nan"),
+        ({"layer_norm_eps": 0.0}, r"layer_norm_eps must be in 0..1, found 0\.0"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps must be in 0..1, found nan"),
         (
             {"exits": (ExitConfig(2, "lph"), LPH)},
             r"exits must be sorted, each after a block of its own, found \[2, 1\]",

@@ -201,7 +201,6 @@ def test_a_palette_with_transparency(tmp_path: Path) -> None:
     assert (load_rgb(path) == np.asarray(palette.convert("RGB"))).all()
 
 
-@pytest.mark.xfail(reason="Pillow cuts 16-bit grey off at 255 instead of scaling it")
 @pytest.mark.parametrize("suffix", ["png", "tiff"])
 def test_sixteen_bits_are_scaled_and_not_cut_off(tmp_path: Path, suffix: str) -> None:
     grey = np.linspace(0, 65535, 20 * 31).reshape(20, 31).astype(np.uint16)

@@ -44,8 +44,7 @@ def load_checkpoint(path: str | Path) -> LGViT:
         return _model(config, state, names.authors(config), path)
     if path.suffix == ".safetensors":
         state, metadata = _read_safetensors(path)
-        raw = metadata.get(_FORMAT)
-        config = _own_config(json.loads(raw) if raw else None, path)
+        config = _own_config(_parsed(metadata.get(_FORMAT)), path)
     else:
         content = _read_pickle(path)
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
@@ -77,7 +76,7 @@ def load_backbone(path: str | Path, *, arch: str | None = None) -> LGViT:
     path = Path(path)
     if path.is_dir():
         config_json, state = _read_directory(path)
-        config = huggingface_config(config_json, state)
+        config = huggingface_config(config_json, state, _preprocessor(path))
         return _model(config, state, names.huggingface(config, config.family), path)
     if path.suffix == ".safetensors":
         content: Any = _read_safetensors(path)[0]
@@ -87,7 +86,10 @@ def load_backbone(path: str | Path, *, arch: str | None = None) -> LGViT:
     state = content["model"] if wrapped else content  # DeiT's authors wrap theirs
     if not _is_state(state):
         raise CheckpointError(f"{path}: expected a state dict of tensors")
-    config = timm_config(state, arch)
+    try:
+        config = timm_config(state, arch)
+    except (IndexError, TypeError) as error:  # sizes were read off tensors of another rank
+        raise CheckpointError(f"{path}: its tensors are not those of a ViT ({error})") from None
     return _model(config, state, names.timm(config), path)
 
 
@@ -114,12 +116,20 @@ def save_checkpoint(model: LGViT, path: str | Path) -> None:
         raise CheckpointError(f"cannot write {path}: {error}") from None
 
 
+def _parsed(text: str | None) -> Any:
+    try:
+        return json.loads(text or "null")
+    except (ValueError, RecursionError):
+        return None
+
+
 def _own_config(header: Any, path: Path) -> LGViTConfig:
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
         raise CheckpointError(f"{path} was not written by lgvit-edge: it has no configuration")
-    if header.get("version") != _VERSION:
+    version = header.get("version")
+    if type(version) is not int or version != _VERSION:
         raise CheckpointError(
-            f"{path}: expected checkpoint version {_VERSION}, found {header.get('version')!r}; "
+            f"{path}: expected checkpoint version {_VERSION}, found {version!r}; "
             "run: pip install --upgrade lgvit-edge"
         )
     try:
@@ -144,17 +154,21 @@ def _model(
         if missing:
             faults.append(f"missing {', '.join(missing)}")
             continue
+        label = " + ".join(source.names)
+        if kinds := [k for n in source.names if (k := _odd_kind(state[n], target))]:
+            faults.append(f"{label} is {kinds[0]}, expected plain numbers")
+            continue
         tensor = _gather(source, state)
         if tensor is None or tensor.shape != target.shape:
             shapes = " + ".join(str(tuple(state[n].shape)) for n in source.names)
             of = "" if source.part is None else " (a third each)"
-            faults.append(
-                f"{' + '.join(source.names)} is {shapes}, expected {tuple(target.shape)}{of}"
-            )
-        elif tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            faults.append(f"{' + '.join(source.names)} holds NaN or infinity")
-        else:
-            found[name] = tensor.to(target.dtype)
+            faults.append(f"{label} is {shapes}, expected {tuple(target.shape)}{of}")
+            continue
+        found[name] = tensor.to(target.dtype)
+        if not bool(torch.isfinite(found[name]).all()):
+            faults.append(f"{label} holds NaN or infinity")
+        elif name.endswith("running_var") and bool((found[name] < 0).any()):
+            faults.append(f"{label} holds negative variances")
     used = (name for source in sources.values() for name in source.names)
     extra = names.unexpected(dict(state), used)
     faults += [f"unexpected {name}" for name in extra]
@@ -166,6 +180,16 @@ def _model(
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model.eval()
+
+
+def _odd_kind(tensor: Tensor, target: Tensor) -> str | None:
+    """Why a tensor cannot be a weight, whatever its shape; None when it can."""
+    plain = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    if tensor.layout != torch.strided or tensor.device.type != "cpu":
+        return f"{tensor.layout} on {tensor.device}"
+    if target.is_floating_point() and tensor.dtype not in plain:
+        return str(tensor.dtype)
+    return None
 
 
 def _gather(source: Source, state: dict[str, Tensor]) -> Tensor | None:
@@ -198,6 +222,16 @@ def _read_directory(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     raise CheckpointError(f"{path}: expected {' or '.join(_WEIGHT_FILES)} beside config.json")
 
 
+def _preprocessor(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((path / "preprocessor_config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}/preprocessor_config.json cannot be read: {error}") from None
+    return found if isinstance(found, dict) else {}
+
+
 def _is_state(state: object) -> TypeGuard[dict[str, Tensor]]:
     return isinstance(state, dict) and all(
         isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
@@ -228,7 +262,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with package.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             return {name: file.get_tensor(name) for name in file.keys()}, metadata
-    except (OSError, package.SafetensorError) as error:
+    except Exception as error:  # damaged bytes make the reader raise nearly anything
         raise CheckpointError(
             f"{path} cannot be read, it is truncated or not a safetensors file ({error})"
         ) from None

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lgvit_edge._schema import from_json
 from lgvit_edge.config import ExitConfig, LGViTConfig, architecture
 from lgvit_edge.errors import CheckpointError, ConfigError
 from lgvit_edge.image_spec import IMAGENET_PREPROCESS, Preprocess
@@ -75,8 +76,15 @@ def _authors_exit(block: int, name: str) -> ExitConfig:
     )
 
 
-def huggingface_config(raw: dict[str, Any], state: dict[str, Tensor]) -> LGViTConfig:
+def huggingface_config(
+    raw: dict[str, Any], state: dict[str, Tensor], preprocessor: dict[str, Any]
+) -> LGViTConfig:
     """A Hugging Face ``config.json`` of a plain ViT or DeiT classifier.
+
+    Args:
+        raw: ``config.json``.
+        state: the weights, whose names tell one classifier from two.
+        preprocessor: ``preprocessor_config.json``, or empty for the family's own preprocessing.
 
     Raises:
         CheckpointError: not such a file.
@@ -85,9 +93,28 @@ def huggingface_config(raw: dict[str, Any], state: dict[str, Tensor]) -> LGViTCo
     if family not in ("vit", "deit"):
         raise CheckpointError(f"expected config.json with model_type vit or deit, found {family!r}")
     try:
-        return _transformer(raw, family, classifiers=2 if "cls_classifier.weight" in state else 1)
+        classifiers = 2 if "cls_classifier.weight" in state else 1
+        config = _transformer(raw, family, classifiers=classifiers)
+        return config.replace(preprocess=_preprocess(preprocessor, config))
     except ConfigError as error:
         raise CheckpointError(f"config.json: {error}") from None
+
+
+_RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+
+
+def _preprocess(raw: dict[str, Any], config: LGViTConfig) -> Preprocess:
+    usual = IMAGENET_PREPROCESS if config.family == "deit" else Preprocess()
+    size = raw.get("size")
+    if isinstance(size, dict):
+        size = size.get("shortest_edge", size.get("height"))
+    fields = {
+        "resize": size if type(size) is int else config.image_size * 256 // 224,
+        "interpolation": _RESAMPLE.get(raw.get("resample", -1), usual.interpolation),
+        "mean": raw.get("image_mean", usual.mean),
+        "std": raw.get("image_std", usual.std),
+    }
+    return from_json(Preprocess, fields, where="preprocessor_config.json", error=ConfigError)
 
 
 def _transformer(
