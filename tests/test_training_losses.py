@@ -106,9 +106,11 @@ def test_homogeneous_by_hand() -> None:
     zeros, ones = torch.zeros(1, 4, 2), torch.ones(1, 4, 2)
     # LPH: (1 - 0)^2 = 1. GAH: F^T F of four ones is 4 everywhere, of one token of twos also 4.
     same_product = torch.full((1, 1, 2), 2.0)
-    close(losses.homogeneous([zeros, ones, ones, same_product], EXITS), 1.0)
+    close(losses.homogeneous([zeros, ones, ones, same_product], EXITS, gram="sum"), 1.0)
     # And of one token of ones it is 1: (4 - 1)^2 = 9.
-    close(losses.homogeneous([ones, ones, ones, torch.ones(1, 1, 2)], EXITS), 9.0)
+    one_token = [ones, ones, ones, torch.ones(1, 1, 2)]
+    close(losses.homogeneous(one_token, EXITS, gram="sum"), 9.0)  # (4 - 1)^2, as Eq. 11 is written
+    close(losses.homogeneous(one_token, EXITS), 0.0)  # the mean product is 1 with any N'
 
 
 def test_homogeneous_teachers_do_not_follow_their_pupils() -> None:

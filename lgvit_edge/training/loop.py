@@ -215,13 +215,14 @@ class _Run:
         self.saved = f"epoch {epoch}/{self.config.epochs[stage - 1]} of stage {stage}"
 
     def _measure(self, number: int) -> None:
-        dataset = self.train_set if self.val_set is None else self.val_set
+        if self.val_set is None:
+            self.console.print("no validation images, so no accuracy of the exits; add --val DIR")
+            return
         with self.console.status("measuring accuracy"):
             accuracies = evaluate(
-                self.model, dataset, self.config.batch_size, workers=self.config.workers
+                self.model, self.val_set, self.config.batch_size, workers=self.config.workers
             )
-        kind = "training" if self.val_set is None else "validation"
-        self.console.print(f"after stage {number}, {len(dataset)} {kind} images:")
+        self.console.print(f"after stage {number}, {len(self.val_set)} validation images:")
         self.console.print(accuracy_table(self.model.config, accuracies))
 
     def _report_unreadable(self, batches: Batches) -> None:

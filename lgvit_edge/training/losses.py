@@ -7,6 +7,7 @@ loss is a scalar, and 0 where an LGViT is too small to have anything to compare.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -86,19 +87,26 @@ def heterogeneous(features: Sequence[Tensor], aligned: Mapping[int, Tensor]) -> 
     return torch.stack(losses).mean()
 
 
-def homogeneous(features: Sequence[Tensor], exits: Sequence[ExitConfig]) -> Tensor:
+def homogeneous(
+    features: Sequence[Tensor], exits: Sequence[ExitConfig], *, gram: str = "mean"
+) -> Tensor:
     """Homogeneous distillation, Eqs. 10 to 12: the last head of each type teaches the others.
 
     LPHs are compared feature by feature (Eq. 10), GAHs by ``F^T F [D, D]``, because their N'
-    differ (Eq. 11). Eq. 11 is kept as it is: F^T F grows with N', so a GAH that sees more tokens
-    is told to shrink. The teacher learns from its own losses only, not from its pupils.
+    differ (Eq. 11). The teacher learns from its own losses only, not from its pupils.
+
+    F^T F sums over tokens: as Eq. 11 is written, a GAH that sees more tokens is told to shrink,
+    and on a trained ViT-Tiny the term grows to a hundred times all others and the exits learn
+    next to nothing. ``gram="mean"`` divides it by N'; ``"sum"`` is the paper's.
 
     Args:
         features: F_m of all M exits, each ``[B, N', D]``.
         exits: the M exits.
+        gram: ``mean`` or ``sum`` over the tokens in Eq. 11.
     """
     total = features[0].new_zeros(()) if features else torch.zeros(())
-    for kinds, comparable in ((LOCAL_HEADS, _same), (GLOBAL_HEADS, _inner)):
+    by_mean = gram == "mean"
+    for kinds, comparable in ((LOCAL_HEADS, _same), (GLOBAL_HEADS, partial(_gram, mean=by_mean))):
         members = [m for m, exit in enumerate(exits) if exit.head in kinds]
         if len(members) < 2:
             continue
@@ -112,8 +120,9 @@ def _same(features: Tensor) -> Tensor:
     return features
 
 
-def _inner(features: Tensor) -> Tensor:
-    return features.transpose(1, 2) @ features
+def _gram(features: Tensor, *, mean: bool) -> Tensor:
+    product = features.transpose(1, 2) @ features
+    return product / features.shape[1] if mean else product
 
 
 def total(

@@ -37,6 +37,8 @@ class TrainingConfig:
         prediction_exits: ``all`` applies Eq. 14 at every exit, as the authors' code does;
             ``paper`` only at exits M/2 and M, as Eq. 13 is written, which leaves the classifiers
             of all other exits untrained.
+        gram: ``mean`` divides F^T F of Eq. 11 by the number of tokens, which differs between
+            exits; ``sum`` takes it as it is written.
         cache: stage 2 computes the blocks' outputs once and keeps them in memory (float16).
         cache_views: augmented copies of every image in the cache; 0 caches the images as they are.
         min_crop: smallest share of an image that a random crop keeps (image folders).
@@ -57,6 +59,7 @@ class TrainingConfig:
     alpha: float = 0.01
     beta: float = 0.01
     prediction_exits: str = "all"
+    gram: str = "mean"
     cache: bool = False
     cache_views: int = 0
     min_crop: float = 0.08
@@ -83,6 +86,11 @@ class TrainingConfig:
             ),
             (_finite(self.alpha), "alpha must be >= 0", "alpha"),
             (_finite(self.beta), "beta must be >= 0", "beta"),
+            (
+                self.gram in ("mean", "sum"),
+                "gram must be one of mean, sum",
+                "gram",
+            ),
             (
                 self.prediction_exits in PREDICTION_EXITS,
                 f"prediction_exits must be one of {', '.join(PREDICTION_EXITS)}",

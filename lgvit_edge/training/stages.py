@@ -159,7 +159,7 @@ class StageTwo:
         aligned = {int(m): align(last) for m, align in self.aligners.items()}
         loss = losses.total(
             losses.heterogeneous(features, aligned),
-            losses.homogeneous(features, exits),
+            losses.homogeneous(features, exits, gram=config.gram),
             losses.prediction(
                 logits,
                 states.teacher,
