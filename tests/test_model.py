@@ -169,7 +169,7 @@ def test_deployed_heads_equal_the_mean_of_their_features() -> None:
             expected = head.classify(hidden, pooled)
             close(head.deployed()(hidden), expected)
             close(head(hidden), expected)
-            close(head.body.deployed()(hidden[:, 2:]), pooled)
+            close(head.body.deployed(2)(hidden), pooled)
 
 
 def test_convergence_averages_or_subsamples_windows() -> None:
@@ -298,8 +298,11 @@ def test_macs_of_lph(kernel: int) -> None:
     hidden = torch.zeros(1, T, D)
     # Paper Eq. 7.
     assert count_macs(Features(head), hidden) == 2 * N * D**2 + N * D * kernel**2
-    # Deployed, the second projection sees one vector.
-    assert count_macs(head.deployed(), hidden) == (N * D**2 + N * D * kernel**2 + D**2 + D * C)
+    # Deployed, the first projection sees the prefix too, the second one vector, and means are
+    # products with a row: of the patches, and without a kernel of what they became.
+    means = T * D if kernel else 2 * T * D
+    deployed = T * D**2 + N * D * kernel**2 + means + D**2 + D * C
+    assert count_macs(head.deployed(), hidden) == deployed
 
 
 @pytest.mark.parametrize("window", [1, 2, 3])

@@ -50,18 +50,29 @@ class LocalPerception(nn.Module):
         x = self.project_norm(self.project(x)).flatten(2).transpose(1, 2)
         return x + patches if self.residual else x
 
-    def deployed(self) -> nn.Module:
-        """The same body computing only the mean of its features."""
-        return _PooledLocalPerception(self)
+    def deployed(self, prefix: int) -> nn.Module:
+        """``[B, prefix + N, D] -> [B, D]``: only the mean of the features."""
+        return _PooledLocalPerception(self, prefix)
 
 
 class _PooledLocalPerception(nn.Module):
-    """``[B, N, D] -> [B, D]``: the LPH with its norms folded and its mean taken early."""
+    """The LPH with its norms folded and its mean taken early.
+
+    It works on all tokens, prefix included, and leaves the prefix out where the mean is taken, a
+    product with a constant row: that is quicker than slicing and reducing.
+    """
+
+    mean_row: Tensor
+    shift_map: Tensor
 
     @torch.no_grad()
-    def __init__(self, body: LocalPerception) -> None:
+    def __init__(self, body: LocalPerception, prefix: int) -> None:
         super().__init__()
         dim, self.grid, self.residual = body.expand.out_channels, body.grid, body.residual
+        self.prefix = prefix
+        row = torch.full((1, 1, prefix + self.grid**2), 1 / self.grid**2)
+        row[..., :prefix] = 0
+        self.register_buffer("mean_row", row)
         # 1x1 convolutions are linear layers on tokens, which need no transposition.
         self.expand = _linear(body.expand.weight.flatten(1), body.expand.bias)
         self.depthwise: nn.Conv2d | None = None
@@ -84,15 +95,15 @@ class _PooledLocalPerception(nn.Module):
             out_scale * (weight @ shift + (0 if bias is None else bias)) + out_shift,
         )
 
-    def forward(self, patches: Tensor) -> Tensor:
-        x = functional.gelu(self.expand(patches))
+    def forward(self, hidden: Tensor) -> Tensor:
+        x = functional.gelu(self.expand(hidden))
         if self.depthwise is not None:
-            image = x.transpose(1, 2).unflatten(2, (self.grid, self.grid))
+            image = x[:, self.prefix :].transpose(1, 2).unflatten(2, (self.grid, self.grid))
             x = functional.gelu(self.depthwise(image) + self.shift_map).mean(dim=(2, 3))
         else:
-            x = x.mean(dim=1)
+            x = (self.mean_row @ x)[:, 0]
         pooled: Tensor = self.project(x)
-        return pooled + patches.mean(dim=1) if self.residual else pooled
+        return pooled + (self.mean_row @ hidden)[:, 0] if self.residual else pooled
 
 
 class GlobalAggregation(nn.Module):
@@ -137,20 +148,28 @@ class GlobalAggregation(nn.Module):
         scores: Tensor = (q * scale) @ k.transpose(-2, -1)
         return scores.softmax(dim=-1)
 
-    def deployed(self) -> nn.Module:
-        """The same body computing only the mean of its features."""
-        return _PooledGlobalAggregation(self)
+    def deployed(self, prefix: int) -> nn.Module:
+        """``[B, prefix + N, D] -> [B, D]``: only the mean of the features."""
+        return _PooledGlobalAggregation(self, prefix)
 
 
 class _PooledGlobalAggregation(nn.Module):
-    """``[B, N, D] -> [B, D]``: the mean over queries is taken on the attention weights."""
+    """The GAH whose mean over queries is taken on the attention weights."""
 
-    def __init__(self, body: GlobalAggregation) -> None:
+    kept: Tensor
+
+    def __init__(self, body: GlobalAggregation, prefix: int) -> None:
         super().__init__()
-        self.body = body
+        self.body, self.prefix = body, prefix
+        # Subsampling is picking rows, prefix skipped: one operator instead of slices and reshapes.
+        places = torch.arange(body.grid**2).reshape(body.grid, body.grid)
+        self.register_buffer("kept", prefix + places[:: body.window, :: body.window].flatten())
 
-    def forward(self, patches: Tensor) -> Tensor:
-        x = self.body.converge(patches)
+    def forward(self, hidden: Tensor) -> Tensor:
+        if self.body.average:
+            x = self.body.converge(hidden[:, self.prefix :])
+        else:
+            x = hidden.index_select(1, self.kept)
         v = split_heads(self.body.value(x), _GAH_HEADS)
         pooled = self.body.attend(x).mean(dim=2, keepdim=True) @ v
         mean: Tensor = self.body.proj(merge_heads(pooled)[:, 0])
@@ -178,9 +197,7 @@ class ExitHead(nn.Module):
 
     def classify(self, hidden: Tensor, pooled: Tensor) -> Tensor:
         """``[B, T, D], [B, D] -> logits [B, C]``: the mean feature is added to each token."""
-        tokens = hidden[:, : len(self.classifier.linears)]
-        logits: Tensor = self.classifier(tokens + pooled[:, None])
-        return logits
+        return classify(self.classifier, hidden, pooled)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``[B, T, D] -> logits [B, C]``."""
@@ -194,14 +211,18 @@ class ExitHead(nn.Module):
 class _DeployedHead(nn.Module):
     def __init__(self, head: ExitHead) -> None:
         super().__init__()
-        self.prefix_tokens, self.classifier = head.prefix_tokens, head.classifier
-        self.body = head.body.deployed()
+        self.body = head.body.deployed(head.prefix_tokens)
+        self.classifier = head.classifier
 
     def forward(self, hidden: Tensor) -> Tensor:
-        pooled = self.body(hidden[:, self.prefix_tokens :])
-        tokens = hidden[:, : len(self.classifier.linears)]
-        logits: Tensor = self.classifier(tokens + pooled[:, None])
-        return logits
+        return classify(self.classifier, hidden, self.body(hidden))
+
+
+def classify(classifier: Classifier, hidden: Tensor, pooled: Tensor) -> Tensor:
+    """See ``ExitHead.classify``."""
+    tokens = hidden[:, : len(classifier.linears)]
+    logits: Tensor = classifier(tokens + pooled[:, None])
+    return logits
 
 
 def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
