@@ -33,9 +33,10 @@ check: $(VENV)/.dev links ## lint, format, types and import rules
 	cd $(LINKS) && PYTHONPATH=. $(BIN)/lint-imports --config $(CURDIR)/pyproject.toml \
 		--cache-dir $(CURDIR)/build/import_linter_cache
 
-bench: $(VENV)/.demo ## measure the chain's overhead, and the demo's bundle
-	$(BIN)/python -m lgvit_edge.benchmarks.overhead
+bench: $(VENV)/.demo ## measure the demo's bundle: overhead of cutting, host costs, bench
 	@test -f $(BUNDLE)/manifest.json || $(MAKE) demo
+	$(BIN)/python -m lgvit_edge.benchmarks.overhead --engines $(BUNDLE)
+	$(BIN)/python -m lgvit_edge.benchmarks.host --engines $(BUNDLE)
 	$(BIN)/lgvit-edge bench --engines $(BUNDLE) $(BENCH_ARGS)
 
 dev: $(VENV)/.dev links ## everything a contributor needs

@@ -35,6 +35,11 @@ def print_report(record: dict[str, Any], console: Console) -> None:
         f"{record['network_efficiency']:.3f})",
         highlight=False,
     )
+    console.print(
+        f"throughput {record['throughput_per_s']:.1f} images/s, peak memory "
+        f"{record['env']['peak_memory_mb']:.0f} MB (chain and baseline together)",
+        highlight=False,
+    )
     if record["accuracy"] is not None:
         console.print(
             f"accuracy: early exit [bold]{record['accuracy']:.2%}[/], baseline "

@@ -218,6 +218,8 @@ def bench(
 
     if (labels or samples) and data is None:
         raise UsageError("--labels and --samples need --data")
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise UsageError(f"--json: no such folder: {json_file.absolute().parent}")
     if mix and data is not None:
         raise UsageError("--mix is for runs without --data, where exits are forced")
     with (

@@ -132,7 +132,7 @@ def test_labels_are_put_into_the_bundle(checkpoint: Path, tmp_path: Path) -> Non
         (("bench", "--engines", "{out}", "--data", "{others}"), 1, "labels do not match"),
         (("bench", "--engines", "{out}", "--mix", "1,2"), 2, "expected 4 shares"),
         (("bench", "--engines", "{out}", "--samples", "3"), 2, "need --data"),
-        (("bench", "--engines", "{out}", "--rounds", "1", "--json", "no/x"), 1, "No such file"),
+        (("bench", "--engines", "{out}", "--rounds", "1", "--json", "no/x"), 2, "no such folder"),
         (("predict", "--engines", "{out}", "{junk}"), 1, "not an image"),
         (("predict", "--engines", "{out}", "{empty}"), 1, "no images in"),
         (("predict", "--engines", "{out}", "x.png", "--policy", "fixed:9"), 2, "an exit in 1..4"),

@@ -96,8 +96,12 @@ class Classifier(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """``[B, count, D] -> [B, C]``."""
-        logits: list[Tensor] = [linear(tokens[:, i]) for i, linear in enumerate(self.linears)]
-        return logits[0] if len(logits) == 1 else (logits[0] + logits[1]) * 0.5
+        if len(self.linears) == 1:
+            only: Tensor = self.linears[0](tokens.flatten(1))
+            return only
+        first, second = (linear(tokens[:, i]) for i, linear in enumerate(self.linears))
+        mean: Tensor = (first + second) * 0.5
+        return mean
 
 
 class FinalClassifier(nn.Module):

@@ -51,7 +51,7 @@ class LocalPerception(nn.Module):
         return x + patches if self.residual else x
 
     def deployed(self, prefix: int) -> nn.Module:
-        """``[B, prefix + N, D] -> [B, D]``: only the mean of the features."""
+        """``[B, prefix + N, D] -> [B, 1, D]``: the mean of the features, residual left out."""
         return _PooledLocalPerception(self, prefix)
 
 
@@ -68,11 +68,7 @@ class _PooledLocalPerception(nn.Module):
     @torch.no_grad()
     def __init__(self, body: LocalPerception, prefix: int) -> None:
         super().__init__()
-        dim, self.grid, self.residual = body.expand.out_channels, body.grid, body.residual
-        self.prefix = prefix
-        row = torch.full((1, 1, prefix + self.grid**2), 1 / self.grid**2)
-        row[..., :prefix] = 0
-        self.register_buffer("mean_row", row)
+        dim, self.grid, self.prefix = body.expand.out_channels, body.grid, prefix
         # 1x1 convolutions are linear layers on tokens, which need no transposition.
         self.expand = _linear(body.expand.weight.flatten(1), body.expand.bias)
         self.depthwise: nn.Conv2d | None = None
@@ -83,11 +79,11 @@ class _PooledLocalPerception(nn.Module):
             self.depthwise.weight = nn.Parameter(old.weight * scale[:, None, None, None])
             # The norm's shift meets zero padding at the border, so it becomes a map, not a bias.
             ones = shift[None, :, None, None].expand(1, -1, self.grid, self.grid)
-            self.register_buffer(
-                "shift_map",
-                functional.conv2d(ones, old.weight, old.bias, padding=k // 2, groups=dim),
-            )
+            mapped = functional.conv2d(ones, old.weight, old.bias, padding=k // 2, groups=dim)
+            self.register_buffer("shift_map", mapped)
             scale, shift = _affine(body.depthwise_norm)
+        else:
+            self.register_buffer("mean_row", _mean_row(prefix, self.grid**2))
         out_scale, out_shift = _affine(body.project_norm)
         weight, bias = body.project.weight.flatten(1), body.project.bias
         self.project = _linear(
@@ -97,13 +93,14 @@ class _PooledLocalPerception(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         x = functional.gelu(self.expand(hidden))
-        if self.depthwise is not None:
-            image = x[:, self.prefix :].transpose(1, 2).unflatten(2, (self.grid, self.grid))
-            x = functional.gelu(self.depthwise(image) + self.shift_map).mean(dim=(2, 3))
+        if self.depthwise is None:
+            mean = self.mean_row @ x
         else:
-            x = (self.mean_row @ x)[:, 0]
-        pooled: Tensor = self.project(x)
-        return pooled + (self.mean_row @ hidden)[:, 0] if self.residual else pooled
+            image = x[:, self.prefix :].transpose(1, 2).unflatten(2, (self.grid, self.grid))
+            x = functional.gelu(self.depthwise(image) + self.shift_map)
+            mean = x.mean(dim=(2, 3))[:, None]
+        pooled: Tensor = self.project(mean)
+        return pooled
 
 
 class GlobalAggregation(nn.Module):
@@ -117,6 +114,7 @@ class GlobalAggregation(nn.Module):
         super().__init__()
         dim = config.hidden_size
         self.grid, self.window, self.average = config.grid, exit.window, config.gah_average
+        self.residual = False
         self.query = nn.Linear(dim, dim, bias=False)
         self.key = nn.Linear(dim, dim, bias=False)
         self.value = nn.Linear(dim, dim, bias=False)
@@ -149,30 +147,40 @@ class GlobalAggregation(nn.Module):
         return scores.softmax(dim=-1)
 
     def deployed(self, prefix: int) -> nn.Module:
-        """``[B, prefix + N, D] -> [B, D]``: only the mean of the features."""
+        """``[B, prefix + N, D] -> [B, 1, D]``: the mean of the features."""
         return _PooledGlobalAggregation(self, prefix)
 
 
 class _PooledGlobalAggregation(nn.Module):
-    """The GAH whose mean over queries is taken on the attention weights."""
+    """The GAH whose mean over queries is taken on the attention weights.
+
+    Few tokens are left here, so operators cost more than arithmetic: subsampling is one gather,
+    query, key and value are one product, and the merging of heads of a single row is a reshape.
+    """
 
     kept: Tensor
 
+    @torch.no_grad()
     def __init__(self, body: GlobalAggregation, prefix: int) -> None:
         super().__init__()
         self.body, self.prefix = body, prefix
-        # Subsampling is picking rows, prefix skipped: one operator instead of slices and reshapes.
         places = torch.arange(body.grid**2).reshape(body.grid, body.grid)
         self.register_buffer("kept", prefix + places[:: body.window, :: body.window].flatten())
+        scale = (body.query.in_features // _GAH_HEADS) ** -0.5
+        stacked = [body.query.weight * scale, body.key.weight, body.value.weight]
+        self.qkv = _linear(torch.cat(stacked), None)
+        self.proj = body.proj
 
     def forward(self, hidden: Tensor) -> Tensor:
         if self.body.average:
             x = self.body.converge(hidden[:, self.prefix :])
         else:
             x = hidden.index_select(1, self.kept)
-        v = split_heads(self.body.value(x), _GAH_HEADS)
-        pooled = self.body.attend(x).mean(dim=2, keepdim=True) @ v
-        mean: Tensor = self.body.proj(merge_heads(pooled)[:, 0])
+        _, tokens, dim = x.shape
+        split = self.qkv(x).reshape(-1, tokens, 3, _GAH_HEADS, dim // _GAH_HEADS)
+        q, k, v = split.permute(2, 0, 3, 1, 4).unbind(0)
+        weights = (q @ k.transpose(-2, -1)).softmax(dim=-1).mean(dim=2, keepdim=True)
+        mean: Tensor = self.proj((weights @ v).reshape(-1, 1, dim))
         return mean
 
 
@@ -197,7 +205,9 @@ class ExitHead(nn.Module):
 
     def classify(self, hidden: Tensor, pooled: Tensor) -> Tensor:
         """``[B, T, D], [B, D] -> logits [B, C]``: the mean feature is added to each token."""
-        return classify(self.classifier, hidden, pooled)
+        tokens = hidden[:, : len(self.classifier.linears)]
+        logits: Tensor = self.classifier(tokens + pooled[:, None])
+        return logits
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``[B, T, D] -> logits [B, C]``."""
@@ -209,20 +219,34 @@ class ExitHead(nn.Module):
 
 
 class _DeployedHead(nn.Module):
+    """Classified tokens, the residual's mean and the body's mean in one sum, then the classifier.
+
+    Row j of ``select`` picks prefix token j and, where the body has a residual, adds the mean of
+    the patches.
+    """
+
+    select: Tensor
+
     def __init__(self, head: ExitHead) -> None:
         super().__init__()
-        self.body = head.body.deployed(head.prefix_tokens)
-        self.classifier = head.classifier
+        self.classifier, prefix = head.classifier, head.prefix_tokens
+        count, patches = len(head.classifier.linears), head.body.grid**2
+        rows = torch.eye(count, prefix + patches)[None]
+        if head.body.residual:
+            rows = rows + _mean_row(prefix, patches)
+        self.register_buffer("select", rows)
+        self.body = head.body.deployed(prefix)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return classify(self.classifier, hidden, self.body(hidden))
+        logits: Tensor = self.classifier(self.select @ hidden + self.body(hidden))
+        return logits
 
 
-def classify(classifier: Classifier, hidden: Tensor, pooled: Tensor) -> Tensor:
-    """See ``ExitHead.classify``."""
-    tokens = hidden[:, : len(classifier.linears)]
-    logits: Tensor = classifier(tokens + pooled[:, None])
-    return logits
+def _mean_row(prefix: int, patches: int) -> Tensor:
+    """``[1, 1, prefix + patches]``: times the tokens it is the mean of the patches."""
+    row = torch.full((1, 1, prefix + patches), 1 / patches)
+    row[..., :prefix] = 0
+    return row
 
 
 def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

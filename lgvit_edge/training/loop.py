@@ -55,7 +55,7 @@ def train(
     Args:
         model: where to start; left as it is.
         train_set: what to learn from.
-        val_set: what to measure on after each stage; None measures on the training images.
+        val_set: what to measure on after each stage, if anything.
         config: settings.
         stages: 1, 2 or both.
         out: ``.pt`` or ``.safetensors``, written when all is done.
