@@ -22,6 +22,7 @@ from lgvit_edge.runtime import Session
 
 Progress = Callable[[int, int], None]
 _WARM_UP = 10
+_BLOCK = 8  # frames the chain, then the baseline, sees in a row
 Frame = NDArray[np.uint8]
 
 
@@ -44,16 +45,17 @@ def measure_images(
     samples: list[Sample] = []
     skipped: list[str] = []
     start = environment()
-    for done, image in enumerate(images):
-        progress(done, len(images))
-        try:
-            frame = load_rgb(image.path)
-        except DataError:
-            skipped.append(str(image.path))
-            continue
-        if not samples:
-            _warm_up(session, frame)
-        samples.append(_measure(session, frame, image.class_index, chain_first=done % 2 == 0))
+    for first in range(0, len(images), _BLOCK):
+        progress(first, len(images))
+        block = []
+        for image in images[first : first + _BLOCK]:
+            try:
+                block.append((load_rgb(image.path), image.class_index))
+            except DataError:
+                skipped.append(str(image.path))
+        if block and not samples:
+            _warm_up(session, block[0][0])
+        samples += _measure(session, block, chain_first=first // _BLOCK % 2 == 0)
     if not samples:
         raise DataError(f"none of {len(images)} images could be decoded, such as {skipped[0]}")
     record = _record(session, samples, start)
@@ -88,51 +90,49 @@ def measure_exits(
     shares = shares / shares.sum()
     side = session.manifest.image_size
     rng = np.random.default_rng(0)
-    frames = [rng.integers(0, 256, (side, side, 3), np.uint8) for _ in range(8)]
+    frames = [(rng.integers(0, 256, (side, side, 3), np.uint8), None) for _ in range(_BLOCK)]
     start, policy = environment(), session.policy
-    by_exit: dict[int, list[Sample]] = {exit: [] for exit in range(1, exits + 1)}
+    samples: list[Sample] = []
     try:
-        _warm_up(session, frames[0])
-        for done in range(rounds * exits):
-            progress(done, rounds * exits)
-            exit = done % exits + 1
-            session.policy = FixedExit(exit)
-            frame = frames[done % len(frames)]
-            order = done // exits % 2 == 0
-            by_exit[exit].append(_measure(session, frame, None, chain_first=order))
+        _warm_up(session, frames[0][0])
+        for first in range(0, rounds, _BLOCK):
+            for exit in range(1, exits + 1):
+                progress(first * exits + exit, rounds * exits)
+                session.policy = FixedExit(exit)
+                block = frames[: min(_BLOCK, rounds - first)]
+                samples += _measure(session, block, chain_first=first // _BLOCK % 2 == 0)
     finally:
         session.policy = policy
-    everything = [sample for samples in by_exit.values() for sample in samples]
-    record = _record(session, everything, start, mixed=_mixed(by_exit, shares))
-    return record | {"mix": shares.tolist()}
+    return _record(session, samples, start, shares=shares) | {"mix": shares.tolist()}
 
 
-def _mixed(by_exit: dict[int, list[Sample]], shares: NDArray[np.float64]) -> list[Sample]:
-    """The samples repeated so that each exit has its share, in thousandths."""
-    mixed = []
-    for samples, share in zip(by_exit.values(), shares, strict=True):
-        count = round(1000 * share)
-        mixed += [samples[i * len(samples) // count] for i in range(count)]
-    return mixed
+def _measure(
+    session: Session, block: Sequence[tuple[Frame, int | None]], *, chain_first: bool
+) -> list[Sample]:
+    """The chain on a few frames, then the baseline on the same, or the other way round.
 
-
-def _measure(session: Session, frame: Frame, label: int | None, *, chain_first: bool) -> Sample:
+    In turn, so that both see the same drift of the machine; a few at a time, because neither
+    would find its weights pushed out of the caches by the other's before every frame.
+    """
+    frames = [frame for frame, _ in block]
     if chain_first:
-        result = session.predict(frame)
-        base = _baseline(session, frame)
+        results = [session.predict(frame) for frame in frames]
+        bases = [_baseline(session, frame) for frame in frames]
     else:
-        base = _baseline(session, frame)
-        result = session.predict(frame)
-    guess, total, network = base
-    return Sample(
-        exit=result.exit,
-        correct=None if label is None else result.class_index == label,
-        baseline_correct=None if label is None else guess == label,
-        latency_ms=result.latency_ms,
-        network_ms=result.network_ms,
-        baseline_ms=total,
-        baseline_network_ms=network,
-    )
+        bases = [_baseline(session, frame) for frame in frames]
+        results = [session.predict(frame) for frame in frames]
+    return [
+        Sample(
+            exit=result.exit,
+            correct=None if label is None else result.class_index == label,
+            baseline_correct=None if label is None else guess == label,
+            latency_ms=result.latency_ms,
+            network_ms=result.network_ms,
+            baseline_ms=total,
+            baseline_network_ms=network,
+        )
+        for (_, label), result, (guess, total, network) in zip(block, results, bases, strict=True)
+    ]
 
 
 def _baseline(session: Session, frame: Frame) -> tuple[int, float, float]:
@@ -159,14 +159,9 @@ def _record(
     samples: list[Sample],
     start: dict[str, Any],
     *,
-    mixed: list[Sample] | None = None,
+    shares: NDArray[np.float64] | None = None,
 ) -> dict[str, Any]:
     manifest = session.manifest
-    summary = summarise(mixed or samples, manifest) | {"samples": len(samples)}
-    if mixed:
-        counts = {e: sum(s.exit == e for s in samples) for e in {s.exit for s in samples}}
-        for row in summary["exits"]:
-            row["count"] = counts[row["index"]]
     return {
         "env": start | {"runtime": session.describe(), "peak_memory_mb": peak_memory_mb()},
         "bundle": {
@@ -178,7 +173,7 @@ def _record(
             "target": manifest.target,
             "weights_sha256": manifest.weights[0].sha256,
         },
-        **summary,
+        **summarise(samples, manifest, shares),
         "unstable": instability(samples, start["load_average"], start["cores"]),
         "command": command_line(),
     }

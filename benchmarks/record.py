@@ -37,45 +37,69 @@ class Sample:
     baseline_network_ms: float
 
 
-def percentiles(values: Sequence[float] | NDArray[Any]) -> dict[str, float]:
-    """Mean and percentiles of latencies in ms."""
-    array = np.asarray(values, np.float64)
-    named = {f"p{p}": float(np.percentile(array, p)) for p in (50, 90, 95, 99)}
-    return {"mean": float(array.mean()), **named}
+def percentiles(
+    values: NDArray[np.float64], weights: NDArray[np.float64] | None = None
+) -> dict[str, float]:
+    """Mean and percentiles of latencies in ms; ``weights`` as if rows were repeated."""
+    order = np.argsort(values)
+    array = values[order]
+    weight = np.ones(len(array)) if weights is None else weights[order]
+    # Where each value stands among all, in 0..1; equal weights give numpy's own percentiles.
+    place = (np.cumsum(weight) - weight[0]) / max(weight.sum() - weight[0], 1e-300)
+    named = {f"p{p}": float(np.interp(p / 100, place, array)) for p in (50, 90, 95, 99)}
+    return {"mean": float(np.average(array, weights=weight)), **named}
 
 
-def summarise(samples: Sequence[Sample], manifest: Manifest) -> dict[str, Any]:
-    """Every figure of DESIGN section 8 that follows from the samples."""
+def summarise(
+    samples: Sequence[Sample], manifest: Manifest, shares: NDArray[np.float64] | None = None
+) -> dict[str, Any]:
+    """Every figure of a report that follows from the samples.
+
+    Args:
+        samples: as measured.
+        manifest: of the bundle.
+        shares: where exits were forced, the share of images assumed at each.
+    """
     exits = np.array([s.exit for s in samples])
+    counts = np.bincount(exits, minlength=len(manifest.segments) + 1)[1:]
+    taken = counts / len(samples) if shares is None else shares
+    weights = (taken / np.maximum(counts, 1))[exits - 1]
     blocks = np.array([manifest.segments[e - 1].last_block for e in exits])
     spent = np.array([manifest.cumulative_macs(int(e)) for e in exits], np.float64)
     chain, base = _column(samples, "latency_ms"), _column(samples, "baseline_ms")
     network = _column(samples, "network_ms")
     base_network = _column(samples, "baseline_network_ms")
-    macs = manifest.baseline.macs / spent.mean()
-    wall, network_speedup = base.mean() / chain.mean(), base_network.mean() / network.mean()
-    low, high = _ratio_interval(base, chain)
+    mean_macs = float((weights * spent).sum())
+    macs = manifest.baseline.macs / mean_macs
+    wall = float((weights * base).sum() / (weights * chain).sum())
+    alone = float((weights * base_network).sum() / (weights * network).sum())
+    # Shares that were assumed are no chance: each exit is then resampled for itself.
+    strata = [np.arange(len(samples))]
+    if shares is not None:
+        strata = [np.flatnonzero(exits == e) for e in np.unique(exits)]
     return {
         "baseline": {
-            "latency_ms": percentiles(base),
-            "network_ms": percentiles(base_network),
+            "latency_ms": percentiles(base, weights),
+            "network_ms": percentiles(base_network, weights),
             "macs": manifest.baseline.macs,
         },
-        "latency_ms": percentiles(chain),
-        "network_ms": percentiles(network),
-        "throughput_per_s": 1e3 / chain.mean(),
-        "mean_macs": float(spent.mean()),
-        "exits": [_exit(i, samples, manifest) for i in range(1, len(manifest.segments) + 1)],
+        "latency_ms": percentiles(chain, weights),
+        "network_ms": percentiles(network, weights),
+        "throughput_per_s": 1e3 / float((weights * chain).sum()),
+        "mean_macs": mean_macs,
+        "exits": [
+            {**_exit(i + 1, samples, manifest), "share": float(taken[i])} for i in range(len(taken))
+        ],
         "speedup": {
             # Paper Eq. 17: L times the images over the blocks they went through.
-            "layers": float(manifest.num_blocks * len(samples) / blocks.sum()),
-            "macs": float(macs),
-            "wall_clock": float(wall),
-            "wall_clock_95": [low, high],
-            "network": float(network_speedup),
+            "layers": float(manifest.num_blocks / (weights * blocks).sum()),
+            "macs": macs,
+            "wall_clock": wall,
+            "wall_clock_95": _ratio_interval(base, chain, weights, strata),
+            "network": alone,
         },
-        "efficiency": float(wall / macs),
-        "network_efficiency": float(network_speedup / macs),
+        "efficiency": wall / macs,
+        "network_efficiency": alone / macs,
         "accuracy": _share([s.correct for s in samples]),
         "baseline_accuracy": _share([s.baseline_correct for s in samples]),
         "samples": len(samples),
@@ -116,7 +140,6 @@ def _exit(index: int, samples: Sequence[Sample], manifest: Manifest) -> dict[str
         "block": segment.last_block,
         "head": segment.head,
         "count": len(mine),
-        "share": len(mine) / len(samples),
         "accuracy": _share([s.correct for s in mine]),
         "macs": spent,
         "macs_speedup": manifest.baseline.macs / spent,
@@ -146,9 +169,14 @@ def _share(values: Sequence[bool | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _ratio_interval(a: NDArray[np.float64], b: NDArray[np.float64]) -> tuple[float, float]:
-    """95 % bootstrap interval of mean(a) / mean(b), pairs resampled together."""
+def _ratio_interval(
+    a: NDArray[np.float64],
+    b: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    strata: list[NDArray[np.intp]],
+) -> list[float]:
+    """95 % bootstrap interval of mean(a) / mean(b): pairs resampled together, within strata."""
     rng = np.random.default_rng(0)
-    rows = rng.integers(0, len(a), (1000, len(a)))
-    low, high = np.percentile(a[rows].mean(axis=1) / b[rows].mean(axis=1), [2.5, 97.5])
-    return float(low), float(high)
+    rows = np.concatenate([rng.choice(s, (1000, len(s))) for s in strata], axis=1)
+    ratios = (a * weights)[rows].sum(axis=1) / (b * weights)[rows].sum(axis=1)
+    return [float(edge) for edge in np.percentile(ratios, [2.5, 97.5])]

@@ -25,18 +25,21 @@ def table(*headers: str, numbers: tuple[str, ...] = ()) -> Table:
 
 @contextlib.contextmanager
 def progress_bar(text: str) -> Iterator[Callable[..., None]]:
-    """A bar; call it with steps done, steps in all and, if it changes, the text."""
+    """A bar; call it with steps done, steps in all and, if it changes, the text.
+
+    It is drawn when called, never by a thread of its own, which would disturb what is measured.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed:.0f}/{task.total:.0f}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=errors, transient=True) as bar:
+    with Progress(*columns, console=errors, transient=True, auto_refresh=False) as bar:
         task = bar.add_task(text, total=1)
 
         def update(done: int, total: int, detail: str | None = None) -> None:
             description = text if detail is None else f"{text} {detail}"
-            bar.update(task, completed=done, total=total, description=description)
+            bar.update(task, completed=done, total=total, description=description, refresh=True)
 
         yield update

@@ -316,8 +316,9 @@ def test_macs_of_gah(window: int, average: bool) -> None:
     hidden = torch.zeros(1, T, D)
     # Paper Eq. 7.
     assert count_macs(Features(head), hidden) == 4 * kept * D**2 + 2 * kept**2 * D
-    # Deployed, the mean over queries comes before the second product and the projection.
-    deployed = 3 * kept * D**2 + kept**2 * D + kept * D + D**2 + D * C + T * D
+    # Deployed, the tokens are weighed per head before the value projection, which sees one row
+    # per head; the projection sees one row, and the class token is picked by a product.
+    deployed = 2 * kept * D**2 + kept**2 * D + 8 * kept * D + D**2 + D**2 + D * C + T * D
     assert count_macs(head.deployed(), hidden) == deployed
 
 

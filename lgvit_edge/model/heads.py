@@ -154,8 +154,10 @@ class GlobalAggregation(nn.Module):
 class _PooledGlobalAggregation(nn.Module):
     """The GAH whose mean over queries is taken on the attention weights.
 
-    Few tokens are left here, so operators cost more than arithmetic: subsampling is one gather,
-    query, key and value are one product, and the merging of heads of a single row is a reshape.
+    With w_h [N'] the mean weights of head h, the mean of the features is the projection of
+    ``w_h X W_h`` over heads: the N' tokens X are weighed first, so that the value projection W_h
+    sees one row per head. Few tokens are left here and operators cost more than arithmetic, so
+    subsampling is one gather and query and key are one product.
     """
 
     kept: Tensor
@@ -163,12 +165,13 @@ class _PooledGlobalAggregation(nn.Module):
     @torch.no_grad()
     def __init__(self, body: GlobalAggregation, prefix: int) -> None:
         super().__init__()
-        self.body, self.prefix = body, prefix
+        self.body, self.prefix, dim = body, prefix, body.query.in_features
         places = torch.arange(body.grid**2).reshape(body.grid, body.grid)
         self.register_buffer("kept", prefix + places[:: body.window, :: body.window].flatten())
-        scale = (body.query.in_features // _GAH_HEADS) ** -0.5
-        stacked = [body.query.weight * scale, body.key.weight, body.value.weight]
-        self.qkv = _linear(torch.cat(stacked), None)
+        scale = (dim // _GAH_HEADS) ** -0.5
+        self.query_key = _linear(torch.cat([body.query.weight * scale, body.key.weight]), None)
+        values = body.value.weight.reshape(_GAH_HEADS, dim // _GAH_HEADS, dim).transpose(1, 2)
+        self.values = nn.Parameter(values.contiguous())  # [8, D, D / 8]
         self.proj = body.proj
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -177,10 +180,11 @@ class _PooledGlobalAggregation(nn.Module):
         else:
             x = hidden.index_select(1, self.kept)
         _, tokens, dim = x.shape
-        split = self.qkv(x).reshape(-1, tokens, 3, _GAH_HEADS, dim // _GAH_HEADS)
-        q, k, v = split.permute(2, 0, 3, 1, 4).unbind(0)
-        weights = (q @ k.transpose(-2, -1)).softmax(dim=-1).mean(dim=2, keepdim=True)
-        mean: Tensor = self.proj((weights @ v).reshape(-1, 1, dim))
+        split = self.query_key(x).reshape(-1, tokens, 2, _GAH_HEADS, dim // _GAH_HEADS)
+        q, k = split.permute(2, 0, 3, 1, 4).unbind(0)
+        weights = (q @ k.transpose(-2, -1)).softmax(dim=-1).mean(dim=2)  # [B, 8, N']
+        heads = (weights @ x)[:, :, None] @ self.values  # [B, 8, 1, D / 8]
+        mean: Tensor = self.proj(heads.reshape(-1, 1, dim))
         return mean
 
 
