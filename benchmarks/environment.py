@@ -29,6 +29,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": packages,
         "load_average": load_average(),
+        "running": running_processes(),
     }
     governor = _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     release = _read("/etc/nv_tegra_release")
@@ -50,6 +51,12 @@ def cpu_name() -> str:
 def load_average() -> float:
     """Runnable processes over the last minute."""
     return round(os.getloadavg()[0], 2)
+
+
+def running_processes() -> int:
+    """Processes running right now, this one apart; 0 where the system does not tell."""
+    fields = (_read("/proc/loadavg") or "0 0 0 1/1").split()
+    return max(0, int(fields[3].partition("/")[0]) - 1)
 
 
 def peak_memory_mb() -> float:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from lgvit_edge._files import replacing
+from lgvit_edge.arguments import Commands, exit_status
 from lgvit_edge.benchmarks.environment import environment
 from lgvit_edge.benchmarks.measure import command_line
 from lgvit_edge.bundle import open_bundle
@@ -114,6 +115,7 @@ def _in_new_processes(code: str, runs: int, *arguments: str) -> list[float]:
 
 
 if __name__ == "__main__":
-    app = typer.Typer(pretty_exceptions_enable=False)
+    app = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
     app.command()(main)
-    app()
+    with exit_status():
+        app()

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge.benchmarks.environment import environment, peak_memory_mb
-from lgvit_edge.benchmarks.record import Sample, instability, summarise
+from lgvit_edge.benchmarks.record import Sample, instability, raw, summarise
 from lgvit_edge.errors import DataError, UsageError
 from lgvit_edge.labelled import LabelledImage
 from lgvit_edge.policy import FixedExit
@@ -37,7 +37,7 @@ def measure_images(
     Files that cannot be decoded are left out and listed under ``skipped``.
 
     Returns:
-        The record of DESIGN section 8, as JSON.
+        Every figure and the raw timings, as JSON.
 
     Raises:
         DataError: no image could be decoded.
@@ -78,14 +78,15 @@ def measure_exits(
         progress: called with steps done and steps in all.
 
     Returns:
-        The record of DESIGN section 8, without accuracy; its ``mix`` says what was assumed.
+        The same without accuracy; ``mix`` says what shares were assumed.
 
     Raises:
         UsageError: the mix has another number of exits, or is negative or empty.
     """
     exits = len(session.manifest.segments)
     shares = np.ones(exits) if mix is None else np.asarray(mix, np.float64)
-    if len(shares) != exits or (shares < 0).any() or shares.sum() <= 0:
+    bad = not np.isfinite(shares).all() or (shares < 0).any() or shares.sum() <= 0
+    if len(shares) != exits or bad:
         raise UsageError(f"expected {exits} shares of 0 or more, one per exit, found {mix}")
     shares = shares / shares.sum()
     side = session.manifest.image_size
@@ -171,17 +172,25 @@ def _record(
             "blocks": manifest.num_blocks,
             "precision": manifest.precision,
             "target": manifest.target,
-            "weights_sha256": manifest.weights[0].sha256,
+            "opset": manifest.opset,
+            "input": manifest.input,
+            "batch": list(manifest.batch),
+            "manifest_sha256": session.manifest_sha256,
         },
         **summarise(samples, manifest, shares),
-        "unstable": instability(samples, start["load_average"], start["cores"]),
+        "unstable": instability(samples, start["running"], start["cores"]),
         "command": command_line(),
+        "raw": raw(samples),
     }
 
 
 def command_line() -> str:
-    """What was typed, without the path of the interpreter's scripts."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """What to type for the same run."""
+    script = Path(sys.argv[0])
+    if script.suffix != ".py":
+        return shlex.join([script.name, *sys.argv[1:]])
+    module = "lgvit_edge" if script.stem == "__main__" else f"lgvit_edge.benchmarks.{script.stem}"
+    return shlex.join(["python", "-m", module, *sys.argv[1:]])
 
 
 def evenly(images: Sequence[LabelledImage], count: int | None) -> Sequence[LabelledImage]:

@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import onnx
-import onnx.compose
 import typer
 from numpy.typing import NDArray
 from rich.console import Console
@@ -26,7 +24,8 @@ from rich.console import Console
 from lgvit_edge._files import replacing
 from lgvit_edge._optional import require
 from lgvit_edge._terminal import table
-from lgvit_edge._threads import join_pool, session_options
+from lgvit_edge._threads import join_pool, open_session
+from lgvit_edge.arguments import Commands, exit_status
 from lgvit_edge.benchmarks.environment import environment, load_average
 from lgvit_edge.benchmarks.measure import command_line
 from lgvit_edge.bundle import WEIGHTS, Bundle, open_bundle
@@ -41,7 +40,7 @@ def main(
 ) -> None:
     """Time the chain against one graph with the same blocks and heads, at every exit."""
     console, start = Console(), environment()
-    with Session.open(engines, threads=threads) as session:
+    with Session.open(engines, threads=threads, device="cpu") as session:
         rows = measure(session, open_bundle(engines, verify=False), rounds, threads)
         env = start | {"runtime": session.describe(), "load_average_end": load_average()}
     shown = table("exit", numbers=("chain (ms)", "one graph (ms)", "overhead", "p25", "p75"))
@@ -99,7 +98,7 @@ def measure(session: Session, bundle: Bundle, rounds: int, threads: int) -> dict
     }
 
 
-def _compare(chain: NDArray[np.float64], one: NDArray[np.float64]) -> dict[str, float]:
+def _compare(chain: NDArray[np.float64], one: NDArray[np.float64]) -> dict[str, Any]:
     low, middle, high = np.percentile(chain / one, [25, 50, 75])
     return {
         "chain_ms": float(np.median(chain)),
@@ -107,6 +106,7 @@ def _compare(chain: NDArray[np.float64], one: NDArray[np.float64]) -> dict[str, 
         "overhead": float(middle),
         "overhead_p25": float(low),
         "overhead_p75": float(high),
+        "raw_ms": np.round([chain, one], 4).tolist(),
     }
 
 
@@ -128,25 +128,25 @@ def _interleaved(
 
 def _one_graph(bundle: Bundle, exit: int, folder: Path) -> Path:
     """Segments 0..exit - 1 joined into one graph with all their logits as outputs."""
+    onnx, compose = require("onnx", extra="export"), require("onnx.compose", extra="export")
     weights = folder / Path(WEIGHTS).name
     if not weights.exists():
         try:
             os.link(bundle.root / WEIGHTS, weights)
         except OSError:
             shutil.copyfile(bundle.root / WEIGHTS, weights)
-    joined: onnx.GraphProto | None = None
+    joined: Any = None
     hidden = ""
     for index, segment in enumerate(bundle.manifest.segments[:exit]):
         path = bundle.path(segment.spec.graph)
         model = onnx.load(path, load_external_data=False)
-        model = onnx.compose.add_prefix(model, f"s{index}_")
+        model = compose.add_prefix(model, f"s{index}_")
         source = f"s{index}_{segment.spec.inputs[0].name}"
         if joined is None:
             joined = model.graph
         else:
-            joined = onnx.compose.merge_graphs(joined, model.graph, io_map=[(hidden, source)])
+            joined = compose.merge_graphs(joined, model.graph, io_map=[(hidden, source)])
         hidden = f"s{index}_{segment.spec.outputs[0].name}"
-    assert joined is not None
     whole = onnx.helper.make_model(
         joined, opset_imports=model.opset_import, ir_version=model.ir_version
     )
@@ -158,8 +158,9 @@ def _one_graph(bundle: Bundle, exit: int, folder: Path) -> Path:
 def _runner(path: Path, images: NDArray[Any], threads: int) -> Callable[[], object]:
     """The graph with everything bound beforehand: its best form."""
     ort = require("onnxruntime", extra="cpu")
-    options = session_options(ort, join_pool(ort, threads), shared=True)
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    providers = ["CPUExecutionProvider"]
+    size = join_pool(ort, threads)
+    session, _ = open_session(ort, str(path), size, shared=True, providers=providers)
     binding = session.io_binding()
     source = np.empty_like(images)
     binding.bind_input(
@@ -167,7 +168,7 @@ def _runner(path: Path, images: NDArray[Any], threads: int) -> Callable[[], obje
     )
     outputs = []
     for output in session.get_outputs():
-        array = np.empty(output.shape, np.float32)
+        array = np.empty((1, *output.shape[1:]), np.float32)
         outputs.append(array)
         binding.bind_output(output.name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
 
@@ -180,6 +181,7 @@ def _runner(path: Path, images: NDArray[Any], threads: int) -> Callable[[], obje
 
 
 if __name__ == "__main__":
-    app = typer.Typer(pretty_exceptions_enable=False)
+    app = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
     app.command()(main)
-    app()
+    with exit_status():
+        app()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -106,12 +106,23 @@ def summarise(
     }
 
 
-def instability(samples: Sequence[Sample], load: float, cores: int) -> list[str]:
+def raw(samples: Sequence[Sample]) -> dict[str, list[Any]]:
+    """The samples as columns, in the order measured; times in ms."""
+    return {
+        field.name: [_rounded(getattr(s, field.name)) for s in samples] for field in fields(Sample)
+    }
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def instability(samples: Sequence[Sample], running: int, cores: int) -> list[str]:
     """Reasons not to trust these timings, each with what to do; empty when there are none."""
     reasons = []
     base = _column(samples, "baseline_network_ms")
     if len(samples) < 30:
-        reasons.append(f"only {len(samples)} samples; measure at least 30 (--samples)")
+        reasons.append(f"only {len(samples)} samples; measure at least 30")
     else:
         half = len(base) // 2
         drift = np.median(base[half:]) / np.median(base[:half]) - 1
@@ -126,8 +137,8 @@ def instability(samples: Sequence[Sample], load: float, cores: int) -> list[str]
                 f"the baseline's middle half spreads over {(high - low) / middle:.0%} of its "
                 "median; close other programs and run again"
             )
-    if load > 0.75 * cores:
-        reasons.append(f"{load} processes were already running on {cores} cores at the start")
+    if running:
+        reasons.append(f"{running} other processes were running on {cores} cores at the start")
     return reasons
 
 

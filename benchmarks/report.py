@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lgvit_edge._terminal import table
@@ -53,9 +54,8 @@ def print_report(record: dict[str, Any], console: Console) -> None:
             highlight=False,
         )
     if skipped := record.get("skipped"):
-        console.print(
-            f"[yellow]{len(skipped)} files were not images and left out, such as {skipped[0]}[/]"
-        )
+        left_out = f"{len(skipped)} files were no images and left out, such as {skipped[0]}"
+        console.print(f"[yellow]{escape(left_out)}[/]")
     for reason in record["unstable"]:
         console.print(f"[yellow]unstable: {reason}[/]", highlight=False)
 

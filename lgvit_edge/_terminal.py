@@ -13,6 +13,11 @@ console = Console()
 errors = Console(stderr=True)
 
 
+def say(text: str) -> None:
+    """Print as it is: names of files are no markup, and commands stay on one line to be copied."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def table(*headers: str, numbers: tuple[str, ...] = ()) -> Table:
     """A table that fits 80 columns: ``headers`` to the left, then ``numbers`` to the right."""
     made = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)

@@ -77,6 +77,25 @@ def refuse_pool() -> None:
         )
 
 
+def open_session(
+    ort: Any, path: str, threads: int, *, shared: bool, providers: list[str]
+) -> tuple[Any, bool]:
+    """Load a graph.
+
+    Returns:
+        The session, and whether it shares the process-wide pool: not where an application set
+        ONNX Runtime up without one before us.
+    """
+    try:
+        options = session_options(ort, threads, shared=shared)
+        return ort.InferenceSession(path, options, providers=providers), shared
+    except Exception as error:  # onnxruntime has no common base class
+        if not shared or "GlobalThreadPools" not in str(error):
+            raise
+        leave_pool()
+        return open_session(ort, path, threads, shared=False, providers=providers)
+
+
 def session_options(ort: Any, threads: int, *, shared: bool) -> Any:
     """Options of one graph's session.
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -92,12 +93,11 @@ def writing(root: Path) -> Iterator[Path]:
         ExportError: ``root`` holds something that is not a bundle, or cannot be written.
     """
     root = root.absolute()
-    if root.exists() and not (root / MANIFEST).is_file():
-        if not root.is_dir() or any(root.iterdir()):
-            raise ExportError(
-                f"{root} exists and is not a bundle: it is left alone; name another --out, or "
-                "remove it first"
-            )
+    if root.exists() and not _may_replace(root):
+        raise ExportError(
+            f"{root} exists and is not a bundle, or holds more than one: it is left alone; name "
+            "another --out, or remove it first"
+        )
     staging = root.with_name(f".{root.name}.{os.getpid()}.partial")
     try:
         _remove_abandoned(root)
@@ -136,21 +136,34 @@ def sha256(path: Path) -> str:
 def _swap(staging: Path, root: Path) -> None:
     aside = root.with_name(f".{root.name}.{os.getpid()}.old")
     try:
-        root.rename(aside)
-    except FileNotFoundError:
-        pass
-    try:
+        with contextlib.suppress(FileNotFoundError):
+            root.rename(aside)
         staging.rename(root)
     except OSError:
-        # Another export came first: its bundle is complete and stays; ours goes.
-        if not (root / MANIFEST).is_file():
-            if aside.exists() and not root.exists():
-                aside.rename(root)
-            raise
-        raise ExportError(f"another export wrote {root} at the same moment; run again") from None
-    finally:
-        if root.exists():
-            shutil.rmtree(aside, ignore_errors=True)
+        if (root / MANIFEST).is_file():  # another export came first; its bundle is complete
+            raise ExportError(
+                f"another export wrote {root} at the same moment; run again"
+            ) from None
+        raise
+    finally:  # Ctrl-C between the two renames included
+        if aside.exists() and not root.exists():
+            aside.rename(root)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _may_replace(root: Path) -> bool:
+    """Whether ``root`` is an empty folder, or a bundle and nothing else."""
+    if not root.is_dir():
+        return False
+    names = {path.name for path in root.iterdir()}
+    if not names:
+        return True
+    try:
+        found = json.loads((root / MANIFEST).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    ours = isinstance(found, dict) and {"schema_version", "segments", "baseline"} <= found.keys()
+    return ours and names <= {MANIFEST, "segments", "engines", BASELINE, PARITY}
 
 
 def _remove_abandoned(root: Path) -> None:
@@ -158,5 +171,9 @@ def _remove_abandoned(root: Path) -> None:
     for pattern in (f".{root.name}.*.partial", f".{root.name}.*.old"):
         for path in root.parent.glob(pattern):
             pid = path.name.split(".")[-2]
-            if pid.isdecimal() and not Path(f"/proc/{pid}").exists() and Path("/proc").exists():
+            if not pid.isdecimal() or Path(f"/proc/{pid}").exists() or not Path("/proc").exists():
+                continue
+            if path.suffix == ".old" and not root.exists():
+                path.rename(root)  # killed between the two renames: this is the only copy
+            else:
                 shutil.rmtree(path, ignore_errors=True)

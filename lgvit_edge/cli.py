@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from lgvit_edge import __version__
-from lgvit_edge._terminal import console, progress_bar, table
+from lgvit_edge._terminal import console, progress_bar, say, table
 from lgvit_edge.arguments import (
     AsJson,
     Commands,
@@ -53,7 +54,7 @@ def _root(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     if version:
-        console.print(f"lgvit-edge {__version__}", highlight=False)
+        say(f"lgvit-edge {__version__}")
         raise typer.Exit
 
 
@@ -115,7 +116,7 @@ def train(
         resume=resume,
         console=console,
     )
-    console.print(f"next: lgvit-edge export --ckpt {out} --target cpu --out out/", highlight=False)
+    say(f"next: lgvit-edge export --ckpt {out} --target cpu --out out/")
 
 
 @app.command()
@@ -166,24 +167,22 @@ def export(
     size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
     parameters = sum(p.numel() for p in model.parameters())
     worst = max(manifest.parity.max_difference)
-    console.print(
+    say(
         f"{out}: {len(manifest.segments)} segments and the baseline, opset {opset}, {precision}, "
         f"{size / 1e6:.1f} MB ({size / (4 * parameters):.2f}x the weights)\n"
         f"verified against PyTorch: max |difference| {worst:.2g}, "
-        f"tolerance {manifest.parity.tolerance:g}",
-        highlight=False,
+        f"tolerance {manifest.parity.tolerance:g}"
     )
     if target == "cpu":
-        console.print(f"next: lgvit-edge bench --engines {out}", highlight=False)
+        say(f"next: lgvit-edge bench --engines {out}")
     else:
         # Engines are compiled where they run, which this version does not do yet: say what works.
-        console.print(
+        say(
             f"next, on the {target} device: copy {out} there, then\n"
             f"  pip install 'lgvit-edge[{'cpu' if target == 'jetson' else 'gpu'}]'\n"
             f"  lgvit-edge bench --engines {out}\n"
             "this runs the chain on ONNX Runtime; compiling TensorRT engines is not part of "
-            f"lgvit-edge {__version__}",
-            highlight=False,
+            f"lgvit-edge {__version__}"
         )
 
 
@@ -242,7 +241,7 @@ def bench(
     if json_file is not None:
         with replacing(json_file) as partial:
             partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        console.print(f"record: {json_file}", highlight=False)
+        say(f"record: {json_file}")
 
 
 @app.command()
@@ -280,8 +279,8 @@ def predict(
         answers = table("image", "label", numbers=("confidence", "exit", "block", "latency (ms)"))
         for row in rows:
             answers.add_row(
-                Path(row["image"]).name,
-                row["label"],
+                escape(Path(row["image"]).name),
+                escape(row["label"]),
                 f"{row['confidence']:.1%}",
                 str(row["exit"]),
                 str(row["block"]),

@@ -13,7 +13,7 @@ from typing import Any
 
 from lgvit_edge._schema import from_json, to_json
 from lgvit_edge.errors import ConfigError
-from lgvit_edge.image_spec import IMAGENET_PREPROCESS, Preprocess
+from lgvit_edge.image_spec import IMAGENET_PREPROCESS, Preprocess, usual_resize
 
 FAMILIES = ("vit", "deit")
 LOCAL_HEADS = ("lph",)
@@ -217,7 +217,7 @@ def architecture(name: str, *, num_classes: int = 1000, image_size: int = 224) -
     family, size, *distilled = name.split("-")
     width, depth, heads = _SIZES[size]
     tokens = 2 if distilled else 1
-    resize = round(image_size * 256 / 224)
+    resize = usual_resize(image_size)
     return LGViTConfig(
         family=family,
         image_size=image_size,

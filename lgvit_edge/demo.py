@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from lgvit_edge._optional import require
+from lgvit_edge._terminal import say
 
 # Chosen on the training digits' confidences, not on the held-out ones that are reported.
 POLICY = "confidence:0.9"
@@ -79,7 +80,7 @@ def run_demo(out: Path, console: Console, progress: Progress) -> dict[str, Any]:
         f"lgvit-edge bench   --engines {out}/bundle --data {out}/digits",
         f"lgvit-edge predict --engines {out}/bundle {out}/digits/7",
     ):
-        console.print(command, highlight=False, soft_wrap=True)
+        say(command)
     return record
 
 

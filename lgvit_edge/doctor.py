@@ -81,11 +81,12 @@ def _onnxruntime(device: str) -> dict[str, Any]:
         ort = require("onnxruntime", extra=extra)
     except MissingDependency as error:
         return {"name": name, "runs": False, "note": str(error)}
-    if provider in ort.get_available_providers():
+    driver = device == "cpu" or Path("/proc/driver/nvidia/version").exists()
+    if provider in ort.get_available_providers() and driver:
         return {"name": name, "runs": True, "note": f"onnxruntime {ort.__version__}"}
     note = "this onnxruntime has no CUDA provider; pip uninstall onnxruntime && "
     note += "pip install 'lgvit-edge[gpu]'"
-    if not Path("/proc/driver/nvidia/version").exists():
+    if not driver:
         note = "no NVIDIA driver here"
     return {"name": name, "runs": False, "note": note}
 
@@ -100,8 +101,12 @@ def print_examination(found: dict[str, Any], console: Console) -> None:
         highlight=False,
     )
     packages = table("package", "version", "for", "to install")
+    installed = {row["name"] for row in found["packages"] if row["version"]}
+    # The two builds of onnxruntime install the same files: having one, nobody needs the other.
+    twins = {"onnxruntime", "onnxruntime-gpu"}
+    enough = installed | (twins if installed & twins else set())
     for row in found["packages"]:
-        hint = "" if row["version"] else f"pip install 'lgvit-edge[{row['extra']}]'"
+        hint = "" if row["name"] in enough else f"pip install 'lgvit-edge[{row['extra']}]'"
         packages.add_row(row["name"], row["version"] or "[dim]-[/]", row["for"], _plain(hint))
     console.print(packages)
     backends = table("backend", "runs here", "")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from lgvit_edge._optional import require
 from lgvit_edge._terminal import table
@@ -91,7 +92,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "patch_size": config.patch_size,
         "hidden_size": config.hidden_size,
         "blocks": config.num_blocks,
-        "heads": config.num_heads,
+        "attention_heads": config.num_heads,
         "exits": config.num_exits,
         "classes": config.num_classes,
         "parameters": count_parameters(model),
@@ -125,7 +126,7 @@ def print_info(found: dict[str, Any], console: Console) -> None:
     """The same for people."""
     base = found["baseline"]
     console.print(
-        f"[bold]{found['path']}[/] ({found['kind']}): {found['family']}, "
+        f"[bold]{escape(found['path'])}[/] ({found['kind']}): {found['family']}, "
         f"{found['blocks']} blocks, {found['exits']} exits, {found['classes']} classes, "
         f"images of {found['image_size']} x {found['image_size']}",
         highlight=False,

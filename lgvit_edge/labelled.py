@@ -67,6 +67,7 @@ def _folder_classes(
                 f"folders are none of its {len(names)} classes, such as {unknown[0]!r}; "
                 f"it knows {', '.join(names[:3])}..."
             )
+        _refuse_twins(folders, names)
         return [names.index(name) for name in folders]
     if len(folders) != num_classes:
         raise DataError(
@@ -74,6 +75,16 @@ def _folder_classes(
             f"the model has {num_classes} classes and no names to match them by"
         )
     return list(range(num_classes))
+
+
+def _refuse_twins(used: list[str], names: tuple[str, ...]) -> None:
+    """ImageNet has two classes called crane: a name they share tells nothing."""
+    for name in used:
+        if names.count(name) > 1:
+            raise DataError(
+                f"the model has {names.count(name)} classes called {name!r}; give the class by "
+                "index (--labels with lines FILE INDEX)"
+            )
 
 
 def _listed(
@@ -91,6 +102,7 @@ def _listed(
         file, _, text = line.partition("\t" if "\t" in line else " ")
         text = text.strip()
         if text in names:
+            _refuse_twins([text], names)
             index = names.index(text)
         elif text.isdecimal() and len(text) < 20 and int(text) < num_classes:
             index = int(text)

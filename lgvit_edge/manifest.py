@@ -186,6 +186,11 @@ class Manifest:
             (1 <= low <= usual <= high <= 4096, f"batch must be MIN <= OPT <= MAX: {self.batch}"),
             (1 <= len(self.segments) <= 1000, "expected 1 to 1000 segments"),
             (len(logits) == 1, "segments and baseline must have the same classes"),
+            (
+                len(self.parity.max_difference) == len(self.segments),
+                "parity must have one max_difference per segment",
+            ),
+            (self._batched(), f"tensors must have {'a fixed' if high == 1 else 'a free'} batch"),
             (self._fed(), "segment 0 and the baseline must take images as the manifest says"),
             (self._counted(), "segments must cover blocks 1, 2, ... without gaps"),
             (self._chained(), "each segment's hidden output must be the next one's input"),
@@ -198,6 +203,11 @@ class Manifest:
         faults = [fault for good, fault in checks if not good]
         if faults:
             raise ValueError("; ".join(faults))
+
+    def _batched(self) -> bool:
+        size = 1 if self.batch[2] == 1 else -1
+        graphs = [self.baseline, *(segment.spec for segment in self.segments)]
+        return all(t.shape[0] == size for g in graphs for t in (*g.inputs, *g.outputs))
 
     def _fed(self) -> bool:
         side = self.image_size

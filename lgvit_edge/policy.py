@@ -164,7 +164,11 @@ class _EntropyTracker(Tracker):
 
 @dataclass(frozen=True)
 class Patience(Policy):
-    """PABEE: stop when this many consecutive exits predict the same class."""
+    """PABEE: stop when this many consecutive exits predict the same class.
+
+    Counted as LGViT's authors do, the first of the agreeing exits included; PABEE's own paper
+    counts agreements and says one less for the same rule.
+    """
 
     patience: int = 2
     name = "patience"

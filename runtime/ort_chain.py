@@ -17,9 +17,8 @@ from lgvit_edge._optional import require
 from lgvit_edge._threads import (
     available_cores,
     join_pool,
-    leave_pool,
+    open_session,
     refuse_pool,
-    session_options,
 )
 from lgvit_edge.errors import BackendError, BundleError, UsageError
 from lgvit_edge.manifest import GraphSpec, TensorSpec
@@ -85,7 +84,17 @@ class OrtChain:
             self._threads = threads or available_cores()
         self._max_batch = max_batch
         self._graphs = graphs
-        self._sessions = [self._load(root / graph.graph.file, graph) for graph in graphs]
+        try:
+            self._sessions = [self._load(root / graph.graph.file, graph) for graph in graphs]
+        except _CudaFails:
+            if device == "cuda":
+                raise BackendError(
+                    "ONNX Runtime's CUDA provider does not start here: its CUDA or cuDNN "
+                    "libraries, or the driver, are missing or of another version; run: "
+                    "lgvit-edge doctor"
+                ) from None
+            self._device = "cpu"
+            self._sessions = [self._load(root / graph.graph.file, graph) for graph in graphs]
         self._allocate()
         # Per batch size: what each step needs, bound on first use.
         self._plans: dict[int, list[tuple[Any, Any, NDArray[np.float32]] | None]] = {}
@@ -144,25 +153,20 @@ class OrtChain:
         self._sessions.clear()
 
     def _load(self, path: Path, graph: GraphSpec) -> Any:
-        providers = [_PROVIDERS["cpu"]]
-        if self._device == "cuda":
-            providers.insert(0, _PROVIDERS["cuda"])
+        providers = [_PROVIDERS[d] for d in ("cuda", "cpu") if d in (self._device, "cpu")]
         try:
-            options = session_options(self._ort, self._threads, shared=self._shared)
-            # The providers are named in full and retried by nobody: a silent fallback to the CPU
-            # would be reported as the GPU's speed.
-            session = self._ort.InferenceSession(
-                str(path), options, providers=providers, enable_fallback=False
+            session, self._shared = open_session(
+                self._ort, str(path), self._threads, shared=self._shared, providers=providers
             )
         except Exception as error:  # onnxruntime has no common base class
-            if self._shared and "GlobalThreadPools" in str(error):
-                self._shared = False  # an application made its own environment first
-                leave_pool()
-                return self._load(path, graph)
             reason = str(error).strip().splitlines()[0][:300]
             raise BundleError(f"{path} cannot be loaded by ONNX Runtime: {reason}") from None
-        found = [t.name for t in (*session.get_inputs(), *session.get_outputs())]
-        expected = [t.name for t in (*graph.inputs, *graph.outputs)]
+        if session.get_providers()[0] != providers[0]:
+            # ONNX Runtime goes on without CUDA when its libraries fail: the CPU's speed must not
+            # be reported as the GPU's.
+            raise _CudaFails
+        found = [_tensor(t) for t in (*session.get_inputs(), *session.get_outputs())]
+        expected = [(t.name, t.dtype, t.shape) for t in (*graph.inputs, *graph.outputs)]
         if found != expected:
             raise BundleError(f"{path}: expected tensors {expected}, found {found}")
         return session
@@ -209,6 +213,17 @@ class OrtChain:
         device = "cpu" if buffer.device_value is None else "cuda"
         shape = list(spec.for_batch(batch))
         bind(spec.name, device, 0, np.dtype(spec.dtype), shape, buffer.address)
+
+
+class _CudaFails(Exception):
+    """The CUDA provider was asked for and did not start."""
+
+
+def _tensor(found: Any) -> tuple[str, str, tuple[int, ...]]:
+    """Name, dtype and shape of a session's input or output, as a ``TensorSpec`` has them."""
+    kinds = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
+    shape = tuple(size if isinstance(size, int) else -1 for size in found.shape)
+    return found.name, kinds.get(found.type, found.type), shape
 
 
 def _choose_device(ort: Any, device: str | None) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge import policy as policies
-from lgvit_edge.bundle import Bundle, open_bundle
+from lgvit_edge.bundle import MANIFEST, Bundle, open_bundle, sha256
 from lgvit_edge.errors import BundleError, UsageError
 from lgvit_edge.manifest import Manifest
 from lgvit_edge.policy import Policy
@@ -105,6 +105,11 @@ class Session:
     def manifest(self) -> Manifest:
         """What the bundle says about itself."""
         return self._bundle.manifest
+
+    @property
+    def manifest_sha256(self) -> str:
+        """Identity of the bundle: its manifest names the hash of every file."""
+        return sha256(self._bundle.root / MANIFEST)
 
     @property
     def policy(self) -> Policy:

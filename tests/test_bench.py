@@ -13,7 +13,7 @@ from rich.console import Console
 from lgvit_edge.benchmarks import measure_exits, measure_images, print_report
 from lgvit_edge.benchmarks.measure import evenly
 from lgvit_edge.benchmarks.record import Sample, instability, percentiles, summarise
-from lgvit_edge.bundle import open_bundle
+from lgvit_edge.bundle import open_bundle, sha256
 from lgvit_edge.errors import DataError, UsageError
 from lgvit_edge.labelled import LabelledImage
 from lgvit_edge.policy import Confidence
@@ -64,13 +64,13 @@ def test_assumed_shares_weigh_the_exits(bundle: Path) -> None:
 
 def test_instability_says_why() -> None:
     steady = [sample(1, 1, 10.0)] * 40
-    assert instability(steady, 0.1, 2) == []
-    assert "only 3 samples" in instability(steady[:3], 0.1, 2)[0]
-    assert "already running on 2 cores" in instability(steady, 1.9, 2)[0]
+    assert instability(steady, 0, 2) == []
+    assert "only 3 samples" in instability(steady[:3], 0, 2)[0]
+    assert "1 other processes were running on 2 cores" in instability(steady, 1, 2)[0]
     drifting = [sample(1, 1, 10.0)] * 20 + [sample(1, 1, 12.0)] * 20
-    assert "moved by +20% between the two halves" in instability(drifting, 0.1, 2)[0]
+    assert "moved by +20% between the two halves" in instability(drifting, 0, 2)[0]
     jittery = [sample(1, 1, base) for base in (10.0, 20.0) * 20]
-    assert any("middle half spreads over" in r for r in instability(jittery, 0.1, 2))
+    assert any("middle half spreads over" in r for r in instability(jittery, 0, 2))
 
 
 def test_forced_exits_measure_every_exit(bundle: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_mix_weighs_the_exits(bundle: Path) -> None:
         record = measure_exits(session, rounds=2, mix=[1, 0, 0, 1])
         assert record["speedup"]["layers"] == pytest.approx(4 * 2 / (1 + 4))
         assert [row["share"] for row in record["exits"]] == [0.5, 0, 0, 0.5]
-        for mix in ([1, 1], [0, 0, 0, 0], [-1, 1, 1, 1]):
+        for mix in ([1, 1], [0, 0, 0, 0], [-1, 1, 1, 1], [float("nan"), 1, 1, 1]):
             with pytest.raises(UsageError, match="expected 4 shares"):
                 measure_exits(session, rounds=1, mix=mix)
 
@@ -115,6 +115,8 @@ def test_accuracy_is_counted_on_the_exit_taken(bundle: Path, images: list[Labell
             right += session.predict(frame).class_index == image.class_index
     assert record["accuracy"] == pytest.approx(right / 6)
     assert sum(row["count"] for row in record["exits"]) == record["samples"] == 6
+    assert len(record["raw"]["latency_ms"]) == 6
+    assert record["bundle"]["manifest_sha256"] == sha256(bundle / "manifest.json")
     assert record["policy"] == {"name": "confidence", "threshold": 0.25}
     needed = "env bundle baseline latency_ms exits speedup efficiency accuracy baseline_accuracy"
     assert set(needed.split()) | {"samples", "command"} <= set(record)

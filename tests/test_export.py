@@ -130,9 +130,49 @@ def test_a_new_export_replaces_the_old_bundle(bundle_copy: Path, exported_model:
 
 def test_a_directory_that_is_no_bundle_is_left_alone(tmp_path: Path, exported_model: LGViT) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(ExportError, match="is not a bundle: it is left alone"):
+    with pytest.raises(ExportError, match="is not a bundle.* it is left alone"):
         export_bundle(exported_model, tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_another_programs_manifest_is_left_alone(
+    tmp_path: Path, exported_model: LGViT, bundle: Path
+) -> None:
+    for name, content in (("web", "{}"), ("mixed", (bundle / "manifest.json").read_text())):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(content)
+        (tmp_path / name / "app.js").write_text("precious")
+        with pytest.raises(ExportError, match="is left alone"):
+            export_bundle(exported_model, tmp_path / name)
+        assert (tmp_path / name / "app.js").read_text() == "precious"
+
+
+def test_an_interrupted_swap_brings_the_old_bundle_back(
+    bundle_copy: Path, exported_model: LGViT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if self.name.endswith(".partial") and target == bundle_copy:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export_bundle(exported_model, bundle_copy)
+    open_bundle(bundle_copy)
+    assert [p.name for p in bundle_copy.parent.iterdir()] == [bundle_copy.name]
+
+
+def test_a_bundle_left_aside_by_a_killed_export_is_kept(
+    bundle_copy: Path, exported_model: LGViT
+) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    bundle_copy.rename(bundle_copy.with_name(f".{bundle_copy.name}.{process.pid}.old"))
+    with pytest.raises(ParityError):
+        export_bundle(exported_model, bundle_copy, ExportOptions(tolerance=1e-12))
+    open_bundle(bundle_copy)
 
 
 def test_an_unwritable_place_is_an_error(tmp_path: Path, exported_model: LGViT) -> None:

@@ -243,6 +243,22 @@ def test_a_manifest_that_lies_about_the_graph_is_refused(bundle_copy: Path) -> N
         Session.open(bundle_copy)
 
 
+def test_a_manifest_that_lies_about_shapes_is_refused(bundle_copy: Path) -> None:
+    def shrink(manifest: dict[str, Any]) -> None:
+        manifest["segments"][0]["spec"]["outputs"][0]["shape"][1] = 9
+        manifest["segments"][1]["spec"]["inputs"][0]["shape"][1] = 9
+
+    _edit(bundle_copy, shrink)
+    with pytest.raises(BundleError, match="expected tensors"):
+        Session.open(bundle_copy)
+
+
+def test_a_batch_the_graphs_do_not_take_is_refused(bundle_copy: Path) -> None:
+    _edit(bundle_copy, lambda m: m.update(batch=[1, 1, 1]))
+    with pytest.raises(BundleError, match="must have a fixed batch"):
+        Session.open(bundle_copy)
+
+
 def test_a_graph_that_is_no_graph_is_refused(bundle_copy: Path) -> None:
     from lgvit_edge.bundle import sha256
 

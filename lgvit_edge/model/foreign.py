@@ -13,7 +13,7 @@ from torch import Tensor
 from lgvit_edge._schema import from_json
 from lgvit_edge.config import ExitConfig, LGViTConfig, architecture
 from lgvit_edge.errors import CheckpointError, ConfigError
-from lgvit_edge.image_spec import IMAGENET_PREPROCESS, Preprocess
+from lgvit_edge.image_spec import IMAGENET_PREPROCESS, Preprocess, usual_resize
 
 # The authors' "LGViT" by number of exits; other heads come one per name.
 _AUTHORS_LGVIT = {
@@ -109,7 +109,7 @@ def _preprocess(raw: dict[str, Any], config: LGViTConfig) -> Preprocess:
     if isinstance(size, dict):
         size = size.get("shortest_edge", size.get("height"))
     fields = {
-        "resize": size if type(size) is int else config.image_size * 256 // 224,
+        "resize": size if type(size) is int else usual_resize(config.image_size),
         "interpolation": _RESAMPLE.get(raw.get("resample", -1), usual.interpolation),
         "mean": raw.get("image_mean", usual.mean),
         "std": raw.get("image_std", usual.std),
@@ -150,7 +150,7 @@ def _transformer(
         "qkv_bias": raw.get("qkv_bias", True),
         # Placeholders such as LABEL_0 are no names.
         "labels": [] if all(n.startswith("LABEL_") for n in names) else list(names),
-        "preprocess": {"resize": size * 256 // 224 if type(size) is int else 256},
+        "preprocess": {"resize": usual_resize(size) if type(size) is int else 256},
     }
     config = LGViTConfig.from_json(fields)
     return config.replace(exits=exits)
@@ -220,5 +220,5 @@ def _has_qkv_bias(state: dict[str, Tensor]) -> bool:
 
 def _scaled(preprocess: Preprocess, image_size: int) -> Preprocess:
     return Preprocess(
-        image_size * 256 // 224, preprocess.interpolation, preprocess.mean, preprocess.std
+        usual_resize(image_size), preprocess.interpolation, preprocess.mean, preprocess.std
     )
