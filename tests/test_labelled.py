@@ -148,7 +148,6 @@ def test_labels_that_cannot_be_read(flat: Path, tmp_path: Path) -> None:
 
 
 def test_a_name_that_two_classes_share_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "crane").mkdir()
-    Image.new("RGB", (4, 4)).save(tmp_path / "crane" / "0.png")
+    files(tmp_path, "crane/0.png")
     with pytest.raises(DataError, match="2 classes called 'crane'; give the class by index"):
         find_images(tmp_path, num_classes=3, names=("crane", "crane", "heron"))
