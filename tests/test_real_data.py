@@ -8,6 +8,7 @@ import pytest
 
 from lgvit_edge.config import plan_exits
 from lgvit_edge.export import export_bundle
+from lgvit_edge.labelled import find_images
 from lgvit_edge.model import block_macs, load_backbone
 from lgvit_edge.preprocess import load_rgb
 from lgvit_edge.runtime import Session
@@ -29,3 +30,19 @@ def test_deit_tiny_still_classifies_imagenet(data_root: Path, tmp_path: Path) ->
             right += int(session.baseline_logits(prepared)[0].argmax()) == int(path.stem)
     assert len(images) == 1000
     assert right / len(images) == pytest.approx(0.782, abs=0.003)
+
+
+@pytest.mark.slow
+def test_vit_tiny_still_classifies_tiny_imagenet(data_root: Path, tmp_path: Path) -> None:
+    """5 images a class; 69.2 % of all 5,000, and three standard errors around it."""
+    weights = data_root / "weights" / "vit_tiny_patch16_224_tinyimagenet200_fp32.pth"
+    backbone = load_backbone(weights)
+    exits = plan_exits("6", block_macs(backbone.config))
+    export_bundle(attach_exits(backbone, exits), tmp_path / "out")
+    images = find_images(data_root / "data" / "tiny-imagenet-200" / "val", num_classes=200)
+    with Session.open(tmp_path / "out") as session:
+        right = 0
+        for image in images[::5]:
+            prepared = session.prepare([load_rgb(image.path)])
+            right += int(session.baseline_logits(prepared)[0].argmax()) == image.class_index
+    assert right / 1000 == pytest.approx(0.692, abs=0.044)
