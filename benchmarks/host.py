@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 import subprocess
 import sys
@@ -19,7 +18,7 @@ import typer
 from numpy.typing import NDArray
 from rich.console import Console
 
-from lgvit_edge._files import replacing
+from lgvit_edge._files import write_json
 from lgvit_edge.arguments import Commands, exit_status
 from lgvit_edge.benchmarks.environment import environment
 from lgvit_edge.benchmarks.measure import command_line
@@ -59,8 +58,7 @@ def main(
         console.print(f"{name}: median {statistics.median(times):.3f} of {len(times)} processes")
     console.print(f"decision_us: {record['decision_us']:.1f} (1000 classes, batch 1, median)")
     if json_file is not None:
-        with replacing(json_file) as partial:
-            partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_json(json_file, record)
 
 
 def decision_cost(engines: Path, policy: Policy, *, classes: int = 1000) -> float:

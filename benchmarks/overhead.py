@@ -7,7 +7,6 @@ input, and the whole chain against the baseline.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -21,7 +20,7 @@ import typer
 from numpy.typing import NDArray
 from rich.console import Console
 
-from lgvit_edge._files import replacing
+from lgvit_edge._files import write_json
 from lgvit_edge._optional import require
 from lgvit_edge._terminal import table
 from lgvit_edge._threads import join_pool, open_session
@@ -59,8 +58,7 @@ def main(
     )
     if json_file is not None:
         record = {"env": env, "rounds": rounds, **rows, "command": command_line()}
-        with replacing(json_file) as partial:
-            partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_json(json_file, record)
 
 
 def measure(session: Session, bundle: Bundle, rounds: int, threads: int) -> dict[str, Any]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -23,3 +26,15 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Write ``record`` whole or not at all, each list of numbers on one line.
+
+    Raises:
+        OSError: as writing does.
+    """
+    text = json.dumps(record, indent=1)
+    flat = re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)
+    with replacing(path) as partial:
+        partial.write_text(flat + "\n", encoding="utf-8")

@@ -210,7 +210,7 @@ def bench(
     ] = None,
 ) -> None:
     """Measure latency, MACs and accuracy against the baseline, interleaved in one run."""
-    from lgvit_edge._files import replacing
+    from lgvit_edge._files import write_json
     from lgvit_edge.benchmarks import measure_exits, measure_images, print_report
     from lgvit_edge.benchmarks.measure import evenly
     from lgvit_edge.labelled import find_images
@@ -239,8 +239,7 @@ def bench(
             record = measure_images(session, evenly(found, samples), progress=progress)
     print_report(record, console)
     if json_file is not None:
-        with replacing(json_file) as partial:
-            partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_json(json_file, record)
         say(f"record: {json_file}")
 
 

@@ -31,7 +31,12 @@ def log_softmax(logits: Floats) -> Floats:
 def confidence(logits: Floats) -> Floats:
     """Probability of the most likely class (paper Eq. 16), ``[B, C] -> [B]``, in 1/C..1."""
     # exp of the largest log-softmax, whose numerator is exp(0). This runs between two segments,
-    # with cold caches: the ufuncs are called directly, without the Python half of max and sum.
+    # with cold caches: the ufuncs are called directly, without the Python half of max and sum,
+    # and the usual single row without axes.
+    if len(logits) == 1:
+        row = logits[0]
+        total = np.add.reduce(np.exp(row - np.maximum.reduce(row)), keepdims=True)
+        return np.reciprocal(total, out=total)
     shifted = logits - np.maximum.reduce(logits, axis=-1, keepdims=True)
     return 1.0 / np.add.reduce(np.exp(shifted, out=shifted), axis=-1)  # type: ignore[no-any-return]
 
