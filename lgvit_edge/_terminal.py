@@ -20,9 +20,9 @@ def say(text: str) -> None:
 
 def table(*headers: str, numbers: tuple[str, ...] = ()) -> Table:
     """A table that fits 80 columns: ``headers`` to the left, then ``numbers`` to the right."""
-    made = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    made = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for header in headers:
-        made.add_column(header)
+        made.add_column(header, min_width=len(header))
     for header in numbers:
         made.add_column(header, justify="right", no_wrap=True)
     return made
