@@ -140,7 +140,13 @@ def export(
         str | None,
         typer.Option(help="Instead of --ckpt: this architecture with random weights, for timing."),
     ] = None,
-    exits: Annotated[str, typer.Option(help="With --arch: where its exits are.")] = "uniform:8",
+    exits: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a checkpoint's exits keep those after these blocks, such as 4,8. "
+            "With --arch: where its exits are. Default: all, and uniform:8."
+        ),
+    ] = None,
 ) -> None:
     """Cut a trained LGViT at its exits, export each segment to ONNX and verify it."""
     from lgvit_edge import policy as policies
@@ -327,17 +333,21 @@ def demo(
     run_demo(out, console, progress_bar)
 
 
-def _model(ckpt: Path | None, arch: str | None, exits: str) -> Any:
+def _model(ckpt: Path | None, arch: str | None, exits: str | None) -> Any:
     if (ckpt is None) == (arch is None):
         raise UsageError("expected --ckpt MODEL, or --arch NAME for random weights")
     from lgvit_edge.config import architecture, plan_exits
     from lgvit_edge.model import LGViT, block_macs, load_checkpoint
 
     if ckpt is not None:
-        return load_checkpoint(ckpt)
+        model = load_checkpoint(ckpt)
+        if exits is None:
+            return model
+        chosen = plan_exits(exits, block_macs(model.config))
+        return model.with_exits([exit.block for exit in chosen])
     config = architecture(str(arch))
     console.print(f"[yellow]{arch} with random weights: good for timing, not for answers[/]")
-    return LGViT(config.replace(exits=plan_exits(exits, block_macs(config)))).eval()
+    return LGViT(config.replace(exits=plan_exits(exits or "uniform:8", block_macs(config)))).eval()
 
 
 @contextlib.contextmanager

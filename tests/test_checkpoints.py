@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 from collections.abc import Callable, Iterator
@@ -130,23 +131,26 @@ def test_a_target_without_a_name(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def full_disk() -> Iterator[None]:
-    """No file may grow past 4 KB, as on a disk with no more room."""
+    """No file may grow past 4 KB, as on a disk with no more room.
+
+    Only around the call: the limit holds for pytest's own output too.
+    """
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_full_disk_leaves_the_old_file(
-    tiny_model: LGViT, tmp_path: Path, full_disk: None, suffix: str
-) -> None:
+def test_a_full_disk_leaves_the_old_file(tiny_model: LGViT, tmp_path: Path, suffix: str) -> None:
     target = tmp_path / f"model.{suffix}"
     target.write_text("the old one")
-    with pytest.raises(CheckpointError, match="cannot write"):
+    with pytest.raises(CheckpointError, match="cannot write"), full_disk():
         save_checkpoint(tiny_model, target)
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [(target.name, "the old one")]
 

@@ -159,6 +159,16 @@ def test_the_flags_change_what_they_name_and_nothing_else() -> None:
     assert changed.tolist() == [True, True, True, False, True, True, False]
 
 
+def test_fewer_exits_answer_as_before(tiny_model: LGViT) -> None:
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    fewer = tiny_model.with_exits([1, 3])
+    with torch.no_grad():
+        close(fewer.exit_logits(pixels), tiny_model.exit_logits(pixels)[:, [0, 2, 3]])
+    assert [exit.block for exit in fewer.config.exits] == [1, 3]
+    with pytest.raises(ConfigError, match=r"after blocks \[1, 2, 3\], found \[1, 9\]"):
+        tiny_model.with_exits([1, 9])
+
+
 def test_deployed_heads_equal_the_mean_of_their_features() -> None:
     model = randomised(EVERY.replace(family="deit", prefix_tokens=2, classifiers=2))
     hidden = torch.randn(3, 27, 16, generator=torch.Generator().manual_seed(2))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lgvit_edge.config import LGViTConfig
+from lgvit_edge.errors import ConfigError
 from lgvit_edge.model.backbone import Backbone
 from lgvit_edge.model.heads import ExitHead
 
@@ -25,6 +26,25 @@ class LGViT(nn.Module):
         self.apply(_initialise)
         for parameter in (self.backbone.embedding.prefix, self.backbone.embedding.position):
             nn.init.trunc_normal_(parameter, std=0.02)
+
+    def with_exits(self, blocks: list[int]) -> LGViT:
+        """The same model with only the exits after these blocks; modules are shared.
+
+        Raises:
+            ConfigError: it has no exit after one of them.
+        """
+        exits = self.config.exits
+        kept = [i for i, exit in enumerate(exits) if exit.block in blocks]
+        if len(kept) != len(blocks):
+            raise ConfigError(
+                f"expected exits among those after blocks {[exit.block for exit in exits]}, "
+                f"found {blocks}"
+            )
+        with torch.device("meta"):  # its own modules are replaced at once
+            model = LGViT(self.config.replace(exits=tuple(exits[i] for i in kept)))
+        model.backbone = self.backbone
+        model.heads = nn.ModuleList(self.heads[i] for i in kept)
+        return model.train(self.training)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """The baseline: normalised ``[B, 3, H, W] float32 -> logits [B, C] float32``."""
