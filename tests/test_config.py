@@ -211,7 +211,7 @@ def test_every_architecture_is_valid() -> None:
     for name in ARCHITECTURES:
         config = architecture(name, num_classes=10, image_size=384)
         assert (config.num_classes, config.grid, config.exits) == (10, 24, ())
-        assert config.preprocess.resize == round(384 * 256 / 224)
+        assert config.preprocess.resize == 438  # floor(384 / 0.875), as timm
         assert config.hidden_size == 64 * config.num_heads
         assert config.prefix_tokens == config.classifiers == 1 + name.endswith("distilled")
 

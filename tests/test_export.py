@@ -20,6 +20,7 @@ from lgvit_edge.config import LGViTConfig
 from lgvit_edge.errors import ExportError, ParityError, UsageError
 from lgvit_edge.export import ExportOptions, export_bundle
 from lgvit_edge.export.graph import WeightStore
+from lgvit_edge.export.parity import difference
 from lgvit_edge.model import LGViT, block_macs, count_parameters, save_checkpoint
 from lgvit_edge.policy import Confidence
 from lgvit_edge.runtime import Session
@@ -220,6 +221,35 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, exported_mod
     assert done.returncode == 1, done.stderr
     assert "cannot write" in done.stderr and "Traceback" not in done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_differences_are_absolute_or_relative() -> None:
+    assert difference(np.array([[0.5, 101.0]]), np.array([[0.4, 100.0]])) == pytest.approx(0.1)
+    assert difference(np.array([[np.nan]]), np.array([[0.0]])) == float("inf")
+    hidden = np.array([[[0.0, 100.0], [0.0, 1.0]]])
+    found = hidden + 0.01
+    assert difference(found, hidden, by_token=True) == pytest.approx(0.01)  # the second token's
+    assert difference(found[:, :1], hidden[:, :1], by_token=True) == pytest.approx(0.0001)
+
+
+def test_a_diverging_hidden_state_is_named(
+    tmp_path: Path, exported_model: LGViT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lgvit_edge.export import exporter
+
+    original = exporter.export_graph
+
+    def sabotage(
+        module: torch.nn.Module, example: torch.Tensor, path: Path, **rest: object
+    ) -> None:
+        fc2 = module.steps[-1].fc2  # type: ignore[index,union-attr]
+        fc2.bias.data += 0.05
+        original(module, example, path, **rest)  # type: ignore[arg-type]
+        fc2.bias.data -= 0.05
+
+    monkeypatch.setattr(exporter, "export_graph", sabotage)
+    with pytest.raises(ParityError, match=r"segment 0 diverges .*'hidden_out'.*tolerance 0\.001"):
+        export_bundle(exported_model, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
