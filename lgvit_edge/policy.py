@@ -256,12 +256,16 @@ class FixedExit(Policy):
         return _FixedTracker(self.exit)
 
 
+_STOP, _GO = np.ones(1, np.bool_), np.zeros(1, np.bool_)
+
+
 class _FixedTracker(Tracker):
     def __init__(self, exit: int) -> None:
         self.exit = exit
 
     def step(self, exit: int, logits: Floats) -> Mask:
-        return np.full(len(logits), exit >= self.exit)
+        mask = _STOP if exit >= self.exit else _GO
+        return mask if len(logits) == 1 else mask.repeat(len(logits))
 
 
 @dataclass(frozen=True)
