@@ -74,6 +74,7 @@ def run_demo(out: Path, console: Console, progress: Progress) -> dict[str, Any]:
         record = measure_images(session, found, progress=step)
     print_report(record, console)
     console.rule(f"done in {time.monotonic() - began:.0f} s; the same, step by step")
+    say(f"# {out}/model.pt: both stages, with the settings of lgvit_edge.training.digits")
     for command in (
         f"lgvit-edge info    {out}/model.pt",
         f"lgvit-edge export  --ckpt {out}/model.pt --policy {POLICY} --out {out}/bundle",
