@@ -1,9 +1,8 @@
 """Exit policies: from the logits so far, stop or go on.
 
 A policy is an immutable rule. ``start`` gives a tracker for one batch of images, which sees the
-logits of one exit after the other. Every rule is applied per sample, in float32, on log-softmax
-(``p log p`` is NaN at p = 0, and a maximum over the batch would let one image decide for all). The
-final classifier always stops.
+logits of one exit after the other. Every rule is applied per sample (a maximum over the batch would
+let one image decide for all). The final classifier always stops.
 """
 
 from __future__ import annotations
@@ -16,35 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge.errors import UsageError
+from lgvit_edge.scores import Floats, confidence, entropy
 
-Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 Thresholds = float | tuple[float, ...]
-
-
-def log_softmax(logits: Floats) -> Floats:
-    """``[B, C] float32 -> [B, C] float32``."""
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))  # type: ignore[no-any-return]
-
-
-def confidence(logits: Floats) -> Floats:
-    """Probability of the most likely class (paper Eq. 16), ``[B, C] -> [B]``, in 1/C..1."""
-    # exp of the largest log-softmax, whose numerator is exp(0). This runs between two segments,
-    # with cold caches: the ufuncs are called directly, without the Python half of max and sum,
-    # and the usual single row without axes.
-    if len(logits) == 1:
-        row = logits[0]
-        total = np.add.reduce(np.exp(row - np.maximum.reduce(row)), keepdims=True)
-        return np.reciprocal(total, out=total)
-    shifted = logits - np.maximum.reduce(logits, axis=-1, keepdims=True)
-    return 1.0 / np.add.reduce(np.exp(shifted, out=shifted), axis=-1)  # type: ignore[no-any-return]
-
-
-def entropy(logits: Floats) -> Floats:
-    """Entropy of the predicted distribution in nats, ``[B, C] -> [B]``, in 0..log C."""
-    logs = log_softmax(logits)
-    return -(np.exp(logs) * logs).sum(axis=-1)  # type: ignore[no-any-return]
 
 
 class Tracker(ABC):

@@ -19,6 +19,7 @@ from lgvit_edge.manifest import Manifest
 from lgvit_edge.policy import Policy
 from lgvit_edge.preprocess import check_frame, resize_crop, to_float
 from lgvit_edge.runtime.chain import Chain
+from lgvit_edge.scores import confidence as confidence_of
 
 BACKENDS = ("onnxruntime",)
 
@@ -251,7 +252,7 @@ class Session:
     def _result(self, logits: NDArray[np.float32], exit: int, start: float, began: float) -> Result:
         """The answer from one row of logits, ``[C]``, timed now."""
         index = int(logits.argmax())
-        confidence = float(policies.confidence(logits[None])[0])
+        confidence = float(confidence_of(logits[None])[0])
         now = time.perf_counter()
         labels = self.manifest.labels
         return Result(

@@ -20,12 +20,10 @@ from lgvit_edge.policy import (
     Patience,
     PatientConfidence,
     Policy,
-    confidence,
-    entropy,
     from_json,
-    log_softmax,
     parse,
 )
+from lgvit_edge.scores import confidence, entropy, log_softmax
 
 Floats = NDArray[np.float32]
 

@@ -393,11 +393,7 @@ def test_new_classes_and_exits(folder: Path, checkpoint: Path, tmp_path: Path) -
         backbone=str(checkpoint),
         exits="1,3",
         out=tmp_path / "m.safetensors",
-        config=SETTINGS,
-        epochs=1,
-        batch_size=4,
-        lr=1e-3,
-        seed=3,
+        config=SETTINGS.replace(epochs=(1, 1), batch_size=4, lr=(1e-3, 1e-3), seed=3),
         console=console,
     )
     assert model.config.num_classes == 4 and [e.block for e in model.config.exits] == [1, 3]

@@ -30,10 +30,6 @@ def train_from_folder(
     stage: str = "both",
     val: str | Path | None = None,
     config: TrainingConfig | None = None,
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    lr: float | None = None,
-    seed: int | None = None,
     resume: bool = True,
     console: Console | None = None,
 ) -> LGViT:
@@ -47,11 +43,7 @@ def train_from_folder(
         exits: as ``plan_exits`` reads them; default: those of the checkpoint, else 8 uniform.
         stage: ``1``, ``2`` or ``both``.
         val: one sub-folder per class; default: ``data/val`` where ``data/train`` is used.
-        config: settings of the training; the next four override it.
-        epochs: of each stage.
-        batch_size: images per step.
-        lr: peak learning rate of both stages.
-        seed: of everything random.
+        config: settings of the training.
         resume: continue from ``<out>.resume`` when it is there.
         console: where progress goes; default: standard error.
 
@@ -61,7 +53,7 @@ def train_from_folder(
         CheckpointError: the weights cannot be used.
         TrainingError: training cannot go on.
     """
-    config = _settings(config or TrainingConfig(), epochs, batch_size, lr, seed)
+    config = config or TrainingConfig()
     console = console or Console(stderr=True)
     if stage not in STAGES:
         raise UsageError(f"--stage must be one of {', '.join(STAGES)}, found {stage!r}")
@@ -100,22 +92,6 @@ def train_from_folder(
         resume=resume,
         console=console,
     )
-
-
-def _settings(
-    config: TrainingConfig,
-    epochs: int | None,
-    batch_size: int | None,
-    lr: float | None,
-    seed: int | None,
-) -> TrainingConfig:
-    given = {
-        "epochs": None if epochs is None else (epochs, epochs),
-        "lr": None if lr is None else (lr, lr),
-        "batch_size": batch_size,
-        "seed": seed,
-    }
-    return config.replace(**{name: value for name, value in given.items() if value is not None})
 
 
 def _folders(data: Path, val: Path | None) -> tuple[Path, Path | None]:
