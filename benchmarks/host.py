@@ -67,7 +67,7 @@ def decision_cost(engines: Path, policy: Policy, *, classes: int = 1000) -> floa
     manifest = dataclasses.replace(bundle.manifest, labels=())
     logits = np.random.default_rng(0).normal(size=(1, classes)).astype(np.float32)
     bundle = dataclasses.replace(bundle, manifest=manifest)
-    session = Session(bundle, ScriptedChain(logits), policy)
+    session = Session(bundle, policy, lambda names: ScriptedChain(logits))
     image = np.zeros((1, 1), np.uint8)
     times = []
     for _ in range(2000):

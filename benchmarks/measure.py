@@ -191,10 +191,3 @@ def command_line() -> str:
         return shlex.join([script.name, *sys.argv[1:]])
     module = "lgvit_edge" if script.stem == "__main__" else f"lgvit_edge.benchmarks.{script.stem}"
     return shlex.join(["python", "-m", module, *sys.argv[1:]])
-
-
-def evenly(images: Sequence[LabelledImage], count: int | None) -> Sequence[LabelledImage]:
-    """``count`` images spread evenly over the list, so that every class has its share."""
-    if count is None or count >= len(images):
-        return images
-    return [images[i * len(images) // count] for i in range(count)]

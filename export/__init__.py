@@ -1,5 +1,29 @@
-"""From a trained LGViT to a verified bundle of ONNX graphs."""
+"""From a trained LGViT to a verified bundle of ONNX graphs, and from those to TensorRT engines.
 
-from lgvit_edge.export.exporter import ExportOptions, export_bundle
+Exporting needs torch, building engines must not (it runs on devices), so names load when used.
+"""
 
-__all__ = ["ExportOptions", "export_bundle"]
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lgvit_edge.export.build import build_engines
+    from lgvit_edge.export.builder import BuilderOptions
+    from lgvit_edge.export.exporter import ExportOptions, export_bundle
+
+__all__ = ["BuilderOptions", "ExportOptions", "build_engines", "export_bundle"]
+
+_HOMES = {
+    "BuilderOptions": "lgvit_edge.export.builder",
+    "ExportOptions": "lgvit_edge.export.exporter",
+    "build_engines": "lgvit_edge.export.build",
+    "export_bundle": "lgvit_edge.export.exporter",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,11 +14,16 @@ import torch
 from lgvit_edge import bundle
 from lgvit_edge._optional import require
 from lgvit_edge.errors import ExportError, UsageError
+from lgvit_edge.export import agreement
 from lgvit_edge.export.graph import WeightStore, export_graph
 from lgvit_edge.export.parity import TOLERANCE, ChainCheck, reference_logits, sample_images
+from lgvit_edge.export.precision import ISLANDS, halve
+from lgvit_edge.labelled import LabelledImage
 from lgvit_edge.manifest import (
+    PRECISIONS,
     SCHEMA_VERSION,
     TARGETS,
+    Agreement,
     GraphSpec,
     Manifest,
     Parity,
@@ -30,6 +35,7 @@ from lgvit_edge.model.segments import INPUTS, example_input
 from lgvit_edge.policy import Confidence, Policy
 
 OPSETS = range(17, 24)  # below 17 there is no LayerNormalization operator
+DEFAULT_PRECISION = {"cpu": "fp32", "jetson": "fp16", "rtx": "fp16"}
 Progress = Callable[[str, int, int], None]
 
 
@@ -39,31 +45,45 @@ class ExportOptions:
 
     Attributes:
         target: what the bundle is for.
-        precision: of the graphs.
+        precision: of the graphs; None for the target's usual one.
+        fp32_islands: what stays in float32 inside half-precision graphs, of ``ISLANDS``.
         input: ``uint8`` NHWC RGB normalised inside segment 0, or ``float32`` NCHW.
         batch: smallest, usual and largest batch; 1, 1, 1 fixes it at one image.
-        opset: ONNX operator set.
+        opset: ONNX operator set; None for the precision's usual one.
         policy: the bundle's policy unless the user sets another.
         tolerance: largest difference from PyTorch; None for the precision's own.
     """
 
     target: str = "cpu"
-    precision: str = "fp32"
+    precision: str | None = None
+    fp32_islands: tuple[str, ...] = ()
     input: str = "uint8"
     batch: tuple[int, int, int] = (1, 1, 1)
-    opset: int = 18
+    opset: int | None = None
     policy: Policy = Confidence(0.8)
     tolerance: float | None = None
 
     def __post_init__(self) -> None:
-        """Report every fault at once."""
+        """Fill in what depends on other options, and report every fault at once."""
+        if self.precision is None:
+            object.__setattr__(self, "precision", DEFAULT_PRECISION.get(self.target, "fp32"))
+        if self.opset is None:  # scales in float16 came with 19
+            object.__setattr__(self, "opset", 20 if self.precision == "int8" else 18)
         low, usual, high = self.batch
         checks = [
             (self.target in TARGETS, f"target must be one of {', '.join(TARGETS)}: {self.target}"),
             (
-                self.precision in TOLERANCE,
-                f"precision must be one of {', '.join(TOLERANCE)} in this version: "
-                f"{self.precision}",
+                self.precision in PRECISIONS,
+                f"precision must be one of {', '.join(PRECISIONS)}: {self.precision}",
+            ),
+            (
+                not set(self.fp32_islands) - set(ISLANDS),
+                f"what stays in fp32 must be among {', '.join(ISLANDS)}: "
+                f"{', '.join(self.fp32_islands)}",
+            ),
+            (
+                not self.fp32_islands or self.precision != "fp32",
+                "everything is in fp32 already: --keep-fp32 is for fp16 and int8",
             ),
             (self.input in INPUTS, f"input must be one of {', '.join(INPUTS)}: {self.input}"),
             (
@@ -91,6 +111,7 @@ def export_bundle(
     out: str | Path,
     options: ExportOptions | None = None,
     *,
+    images: Sequence[LabelledImage] = (),
     progress: Progress = lambda text, done, total: None,
 ) -> Manifest:
     """Export every segment and the baseline, check each against PyTorch, write the bundle.
@@ -99,12 +120,15 @@ def export_bundle(
         model: in eval mode, with at least one exit.
         out: the bundle's directory; an older bundle there is replaced at the very end.
         options: how.
+        images: compared with float32 before anything is written; see ``agreement``.
         progress: called with what is being done, steps done and steps in all.
 
     Raises:
         UsageError: the model has no exits, or the policy does not fit them.
         ExportError: a graph cannot be exported, or the directory cannot be written.
-        ParityError: a graph disagrees with PyTorch; names the first.
+        ParityError: a graph disagrees with PyTorch, or decides otherwise on ``images``; names the
+            segment.
+        DataError: an image cannot be read.
         MissingDependency: a package of the ``export`` or ``cpu`` extra is missing.
     """
     options = options or ExportOptions()
@@ -114,28 +138,37 @@ def export_bundle(
     for name, extra in (("onnx", "export"), ("onnxscript", "export"), ("onnxruntime", "cpu")):
         require(name, extra=extra)
     with bundle.writing(Path(out)) as staging:
-        manifest = _Export(model.eval(), staging, options, progress).run()
+        manifest = _Export(model.eval(), staging, options, images, progress).run()
         bundle.finish(staging, manifest)
     return manifest
 
 
 class _Export:
     def __init__(
-        self, model: LGViT, staging: Path, options: ExportOptions, progress: Progress
+        self,
+        model: LGViT,
+        staging: Path,
+        options: ExportOptions,
+        images: Sequence[LabelledImage],
+        progress: Progress,
     ) -> None:
-        self.model, self.staging, self.options = model, staging, options
+        self.model, self.staging, self.options, self.images = model, staging, options, images
         self.progress = progress
         self.store = WeightStore(staging / bundle.WEIGHTS)
         self.steps = model.config.num_exits + 3  # segments, baseline, manifest
+        assert options.precision is not None and options.opset is not None  # filled in
+        self.precision, self.opset = options.precision, options.opset
+        self.half = self.precision == "fp16"
 
     def run(self) -> Manifest:
         options, config = self.options, self.model.config
         images, pixels = sample_images(config, options.input)
         expected = reference_logits(self.model, pixels)
-        tolerance = options.tolerance or TOLERANCE[options.precision]
+        tolerance = options.tolerance or TOLERANCE[self.precision]
         check = ChainCheck(images, expected, tolerance)
         segments, gaps = [], []
-        for segment in cut(self.model, input=options.input):
+        gpu = options.target != "cpu"
+        for segment in cut(self.model, input=options.input, cast_first=gpu):
             self.progress(f"segment {segment.index}", segment.index, self.steps)
             name = bundle.segment_file(segment.index)
             spec = self._graph(name, segment.module, segment, segment.parameters)
@@ -144,14 +177,30 @@ class _Export:
                 SegmentSpec(spec, segment.first_block, segment.last_block, segment.head)
             )
         self.progress("baseline", self.steps - 2, self.steps)
-        module = baseline(self.model, input=options.input)
+        module = baseline(self.model, input=options.input, cast_first=gpu)
         parameters = count_parameters(self.model.backbone)
         whole = self._graph(bundle.BASELINE, module, None, parameters)
         check.baseline(self.staging / bundle.BASELINE, whole, images)
+        agreed = self._agreement([segment.spec for segment in segments])
         self.progress("manifest", self.steps - 1, self.steps)
         np.savez(self.staging / bundle.PARITY, images=images, logits=expected)
         parity = Parity(bundle.describe(self.staging, bundle.PARITY), tolerance, tuple(gaps))
-        return self._manifest(segments, whole, parity)
+        return self._manifest(segments, whole, parity, agreed)
+
+    def _agreement(self, graphs: list[GraphSpec]) -> Agreement | None:
+        if not self.images:
+            return None
+        found = agreement.compare(
+            self.model,
+            self.staging,
+            graphs,
+            self.images,
+            input=self.options.input,
+            policy=self.options.policy,
+            progress=lambda done, total: self.progress("comparing images", done, total),
+        )
+        agreement.gate(found, self.precision)
+        return found
 
     def _graph(
         self, name: str, module: torch.nn.Module, segment: Segment | None, parameters: int
@@ -160,6 +209,8 @@ class _Export:
         index = segment.index if segment else None
         low, _, high = options.batch
         example = example_input(config, index, input=options.input, batch=1 if high == 1 else 2)
+        if self.half and index:
+            example = example.half()
         inputs = TensorSpec(
             "hidden" if index else "image",
             str(example.dtype).removeprefix("torch."),
@@ -170,15 +221,16 @@ class _Export:
         if segment is not None and segment.exit is not None:
             tokens = config.grid**2 + config.prefix_tokens
             shape = (options.batch_size, tokens, config.hidden_size)
-            outputs = (TensorSpec("hidden_out", "float32", shape), logits)  # type: ignore[assignment]
+            dtype = "float16" if self.half else "float32"
+            outputs = (TensorSpec("hidden_out", dtype, shape), logits)  # type: ignore[assignment]
         path = self.staging / name
         export_graph(
-            module,
+            halve(module, options.fp32_islands) if self.half else module,
             example,
             path,
             input_name=inputs.name,
             output_names=[tensor.name for tensor in outputs],
-            opset=options.opset,
+            opset=self.opset,
             batch=(low, high),
             store=self.store,
             weights_location=str(
@@ -188,7 +240,13 @@ class _Export:
         macs = count_macs(module, example_input(config, index, input=options.input))
         return GraphSpec(bundle.describe(self.staging, name), (inputs,), outputs, macs, parameters)
 
-    def _manifest(self, segments: list[SegmentSpec], whole: GraphSpec, parity: Parity) -> Manifest:
+    def _manifest(
+        self,
+        segments: list[SegmentSpec],
+        whole: GraphSpec,
+        parity: Parity,
+        agreed: Agreement | None,
+    ) -> Manifest:
         options, config = self.options, self.model.config
         try:
             return Manifest(
@@ -204,10 +262,13 @@ class _Export:
                 weights=(bundle.describe(self.staging, bundle.WEIGHTS),),
                 parity=parity,
                 policy=options.policy.to_json(),
-                precision=options.precision,
-                opset=options.opset,
+                precision=self.precision,
+                opset=self.opset,
                 target=options.target,
                 versions=_versions(),
+                fp32_islands=options.fp32_islands,
+                calibration=None,
+                agreement=agreed,
             )
         except ValueError as error:
             raise ExportError(f"the bundle does not fit together: {error}") from None

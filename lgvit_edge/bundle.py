@@ -7,6 +7,8 @@
 | segments/weights.bin | every weight once, shared by all graphs |
 | baseline.onnx | the backbone without exits |
 | parity.npz | sample inputs and the logits PyTorch gave at every exit |
+| engines/TAG/build.json | what the engines beside it were compiled from and for |
+| engines/TAG/segment_I.engine, baseline.engine | plain TensorRT plans |
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ MANIFEST = "manifest.json"
 BASELINE = "baseline.onnx"
 WEIGHTS = "segments/weights.bin"
 PARITY = "parity.npz"
+ENGINES = "engines"
+BUILD = "build.json"
 
 
 def segment_file(index: int) -> str:
@@ -163,7 +167,7 @@ def _may_replace(root: Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     ours = isinstance(found, dict) and {"schema_version", "segments", "baseline"} <= found.keys()
-    return ours and names <= {MANIFEST, "segments", "engines", BASELINE, PARITY}
+    return ours and names <= {MANIFEST, "segments", ENGINES, BASELINE, PARITY}
 
 
 def _remove_abandoned(root: Path) -> None:

@@ -218,8 +218,7 @@ def bench(
     """Measure latency, MACs and accuracy against the baseline, interleaved in one run."""
     from lgvit_edge._files import write_json
     from lgvit_edge.benchmarks import measure_exits, measure_images, print_report
-    from lgvit_edge.benchmarks.measure import evenly
-    from lgvit_edge.labelled import find_images
+    from lgvit_edge.labelled import evenly, find_images
 
     if (labels or samples) and data is None:
         raise UsageError("--labels and --samples need --data")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,30 +16,54 @@ from lgvit_edge import __version__
 from lgvit_edge._optional import require
 from lgvit_edge._terminal import table
 from lgvit_edge.errors import MissingDependency
+from lgvit_edge.jetson import Jetson, detect, explain_import_error, preflight, try_import
 
 # Distribution, extra that installs it, what it is for.
 PACKAGES = (
     ("onnxruntime", "cpu", "run bundles on the CPU"),
     ("onnxruntime-gpu", "gpu", "run bundles on an NVIDIA GPU"),
+    ("tensorrt", "tensorrt", "build and run engines"),
+    ("tensorrt-rtx", "rtx", "engines for RTX GPUs"),
+    ("pycuda", "tensorrt", "run engines"),
+    ("cuda-bindings", "rtx", "run engines (cuda-python)"),
     ("torch", "export", "export and train"),
     ("onnx", "export", "export"),
     ("onnxscript", "export", "export"),
     ("safetensors", "export", "read and write .safetensors"),
     ("scikit-learn", "train", "the demo's digits"),
 )
+# Any one of a set is enough. The two builds of onnxruntime even install the same files.
+EITHER = ({"onnxruntime", "onnxruntime-gpu"}, {"pycuda", "cuda-bindings"})
 
 
-def examine() -> dict[str, Any]:
-    """Everything ``print_examination`` shows, as JSON."""
+def examine(root: Path = Path("/")) -> dict[str, Any]:
+    """Everything ``print_examination`` shows, as JSON.
+
+    Args:
+        root: where the system's files lie, for tests.
+    """
+    jetson = detect(root)
+    driver = jetson is not None or any(
+        os.path.exists(root / sign)
+        for sign in ("proc/driver/nvidia/version", "dev/nvhost-gpu", "dev/nvgpu")
+    )
     packages = [
         {"name": name, "version": _version(name), "extra": extra, "for": purpose}
         for name, extra, purpose in PACKAGES
     ]
     return {
         "lgvit-edge": __version__,
-        "machine": _machine(),
+        "machine": _machine() | {"nvidia_driver": driver},
         "packages": packages,
-        "backends": [_onnxruntime("cpu"), _onnxruntime("cuda")],
+        "backends": [
+            _onnxruntime("cpu", driver, jetson),
+            _onnxruntime("cuda", driver, jetson),
+            _engines("tensorrt", "build", driver, jetson),
+            _engines("tensorrt", "run", driver, jetson),
+            _engines("tensorrt-rtx", "build", driver, jetson),
+            _engines("tensorrt-rtx", "run", driver, jetson),
+        ],
+        "jetson": None if jetson is None else _jetson(jetson),
     }
 
 
@@ -73,7 +99,7 @@ def _gpus() -> list[str]:
     return [line.strip() for line in answer.stdout.splitlines() if line.strip()]
 
 
-def _onnxruntime(device: str) -> dict[str, Any]:
+def _onnxruntime(device: str, driver: bool, jetson: Jetson | None) -> dict[str, Any]:
     provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
     extra = {"cpu": "cpu", "cuda": "gpu"}[device]
     name = f"onnxruntime on {device}"
@@ -81,14 +107,58 @@ def _onnxruntime(device: str) -> dict[str, Any]:
         ort = require("onnxruntime", extra=extra)
     except MissingDependency as error:
         return {"name": name, "runs": False, "note": str(error)}
-    driver = device == "cpu" or Path("/proc/driver/nvidia/version").exists()
+    driver = driver or device == "cpu"
     if provider in ort.get_available_providers() and driver:
         return {"name": name, "runs": True, "note": f"onnxruntime {ort.__version__}"}
-    note = "this onnxruntime has no CUDA provider; pip uninstall onnxruntime && "
+    note = "this onnxruntime has no CUDA provider; run: pip uninstall onnxruntime && "
     note += "pip install 'lgvit-edge[gpu]'"
+    if jetson is not None:
+        note = "this onnxruntime has no CUDA provider, and PyPI has none for JetPack before 7.2; "
+        note += "use tensorrt or the cpu"
     if not driver:
         note = "no NVIDIA driver here"
     return {"name": name, "runs": False, "note": note}
+
+
+def _engines(name: str, task: str, driver: bool, jetson: Jetson | None) -> dict[str, Any]:
+    module = name.replace("-", "_")
+    loaded = try_import(module)
+    missing, cures = [], []
+    if isinstance(loaded, ImportError):
+        what, _, cure = explain_import_error(loaded, jetson).rpartition("; ")
+        missing.append(what)
+        cures.append(cure)
+    elif jetson is not None and name == "tensorrt-rtx" and task == "run":
+        missing.append("TensorRT-RTX does not support Jetson")
+        cures.append("use JetPack's TensorRT")
+    # TensorRT measures candidates on the GPU it builds for; TensorRT-RTX leaves that to the first
+    # run and builds anywhere.
+    if not driver and (task == "run" or name == "tensorrt"):
+        missing.append("no NVIDIA driver here")
+    if task == "run" and not any(map(_version, ("pycuda", "cuda-bindings"))):
+        missing.append("no CUDA binding (pycuda or cuda-python)")
+        extra = "tensorrt" if name == "tensorrt" else "rtx"
+        # On a Jetson the extra would bring a TensorRT beside JetPack's own.
+        what = f"'lgvit-edge[{extra}]'" if jetson is None else "pycuda"
+        cures.append(f"run: pip install {what}")
+    note = f"{module} {getattr(loaded, '__version__', '')}".rstrip()
+    if missing:
+        note = "; ".join(dict.fromkeys(missing + cures))
+    return {"name": f"{name} ({task} engines)", "runs": not missing, "note": note}
+
+
+def _jetson(jetson: Jetson) -> dict[str, Any]:
+    return {
+        "model": jetson.model,
+        "l4t": jetson.l4t,
+        "jetpack": jetson.jetpack.name if jetson.jetpack else None,
+        "tensorrt": jetson.tensorrt,
+        "power_mode": jetson.power_mode,
+        "clocks_locked": jetson.clocks_locked,
+        "memory_gb": jetson.memory_gb,
+        "available_gb": jetson.available_gb,
+        "findings": [asdict(finding) for finding in preflight(jetson)],
+    }
 
 
 def print_examination(found: dict[str, Any], console: Console) -> None:
@@ -102,20 +172,52 @@ def print_examination(found: dict[str, Any], console: Console) -> None:
     )
     packages = table("package", "version", "for", "to install")
     installed = {row["name"] for row in found["packages"] if row["version"]}
-    # The two builds of onnxruntime install the same files: having one, nobody needs the other.
-    twins = {"onnxruntime", "onnxruntime-gpu"}
-    enough = installed | (twins if installed & twins else set())
+    enough = installed.union(*(names for names in EITHER if installed & names))
+    on_jetson = {"tensorrt": "comes with JetPack", "tensorrt-rtx": "not for Jetson"}
+    packages.columns[-1].no_wrap = True  # a command, to be copied
     for row in found["packages"]:
         hint = "" if row["name"] in enough else f"pip install 'lgvit-edge[{row['extra']}]'"
+        if hint and found["jetson"]:
+            hint = on_jetson.get(row["name"], hint)
         packages.add_row(row["name"], row["version"] or "[dim]-[/]", row["for"], _plain(hint))
     console.print(packages)
     backends = table("backend", "runs here", "")
     for row in found["backends"]:
         runs = "[green]yes[/]" if row["runs"] else "[yellow]no[/]"
-        backends.add_row(row["name"], runs, _plain(row["note"]))
+        backends.add_row(row["name"], runs, _plain(row["note"].replace("; run: ", "\nrun: ")))
     console.print(backends)
+    if not machine["nvidia_driver"]:
+        console.print(
+            "No NVIDIA driver: a PC with an NVIDIA GPU needs one, on Ubuntu: "
+            "sudo ubuntu-drivers install",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if found["jetson"]:
+        _print_jetson(found["jetson"], console)
     if not any(row["runs"] for row in found["backends"]):
         console.print("nothing can run a bundle here; run: pip install 'lgvit-edge\\[cpu]'")
+
+
+def _print_jetson(found: dict[str, Any], console: Console) -> None:
+    def known(name: str) -> str:
+        return "unknown" if found[name] is None else str(found[name])
+
+    clocks = {None: "unknown", True: "locked", False: "not locked"}[found["clocks_locked"]]
+    console.print(f"[bold]{_plain(known('model'))}[/]", highlight=False)
+    memory = "memory unknown"
+    if found["available_gb"] is not None:
+        memory = f"{found['available_gb']} of {known('memory_gb')} GB of memory available"
+    lines = [
+        f"L4T {known('l4t')}, JetPack {known('jetpack')}, TensorRT {known('tensorrt')}",
+        f"power mode {known('power_mode')}, clocks {clocks}, {memory}",
+    ]
+    for finding in found["findings"]:
+        lines.append(f"{finding['level']}: {finding['text']}")
+        if finding["cure"]:
+            lines.append(f"  {finding['cure']}")
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _plain(text: str) -> str:

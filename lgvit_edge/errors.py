@@ -7,7 +7,8 @@
     ├── BundleError           a bundle is missing, damaged, unsafe or of another schema
     ├── DataError             images or labels cannot be used
     ├── ExportError           a graph could not be exported or written
-    │   └── ParityError       an exported graph disagrees with PyTorch
+    │   ├── ParityError       an exported graph disagrees with PyTorch
+    │   └── BuildError        an engine could not be compiled, or is not what was asked for
     ├── TrainingError         training cannot go on
     └── BackendError          a backend cannot run here
         └── MissingDependency a package of an optional extra is not installed
@@ -49,6 +50,10 @@ class ExportError(LGViTEdgeError):
 
 class ParityError(ExportError):
     """An exported graph disagrees with PyTorch."""
+
+
+class BuildError(ExportError):
+    """An engine could not be compiled, or is not what was asked for."""
 
 
 class TrainingError(LGViTEdgeError):

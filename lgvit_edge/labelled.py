@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from lgvit_edge.errors import DataError
 from lgvit_edge.preprocess import list_images
@@ -54,6 +57,49 @@ def find_images(
         for (_, images), index in zip(found, classes, strict=True)
         for path in images
     ]
+
+
+def unlabelled_images(data: Path) -> list[Path]:
+    """All images in a folder and its direct sub-folders, whatever their classes.
+
+    Raises:
+        DataError: no such folder, or no images in it.
+    """
+    if not data.is_dir():
+        raise DataError(f"no such folder: {data}")
+    try:
+        folders = [data, *sorted(p for p in data.iterdir() if p.is_dir())]
+    except OSError as error:
+        raise DataError(f"cannot read {data}: {error.strerror}") from None
+    found = [path for folder in folders for path in list_images(folder)]
+    if not found:
+        raise DataError(f"{data} holds no images, nor do the folders in it")
+    return found
+
+
+T = TypeVar("T")
+
+
+def evenly(images: Sequence[T], count: int | None) -> Sequence[T]:
+    """``count`` images spread evenly over the list, so that every class has its share."""
+    if count is None or count >= len(images):
+        return images
+    return [images[i * len(images) // count] for i in range(count)]
+
+
+def content_hash(paths: Iterable[Path]) -> str:
+    """SHA-256 over the content of files, in order.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror}") from None
+    return digest.hexdigest()
 
 
 def _folder_classes(

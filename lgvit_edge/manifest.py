@@ -16,10 +16,11 @@ from lgvit_edge._schema import from_json, to_json
 from lgvit_edge.errors import BundleError
 from lgvit_edge.image_spec import Preprocess
 
-# History: 1 - first version.
-SCHEMA_VERSION = 1
+# History: 1 - first version. 2 - half and int8 precision: islands, calibration, agreement.
+SCHEMA_VERSION = 2
 TARGETS = ("cpu", "jetson", "rtx")
 DTYPES = ("uint8", "float16", "float32")
+PRECISIONS = ("fp32", "fp16", "int8")
 _MAX_BYTES = 16 * 1024 * 1024  # a manifest of 1000 classes has 100 KB
 _MAX_ELEMENTS = 2**31
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -137,6 +138,46 @@ class Parity:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """What the int8 scales were taken from.
+
+    Attributes:
+        images: how many.
+        sha256: over the content of the image files, in order.
+        method: how scales follow from what was seen.
+    """
+
+    images: int
+    sha256: str
+    method: str
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The exported chain beside the float32 model on real images.
+
+    Attributes:
+        images: how many.
+        sha256: over the content of the image files, in order.
+        policy: the one that decided, as ``lgvit_edge.policy`` writes it.
+        accuracy: top-1 of the final classifier as exported, 0..1; None without labels.
+        reference_accuracy: the same of the float32 model.
+        same_exit: share of images that leave at the same exit.
+        same_label: share of images that get the same answer there.
+        confidence_change: mean |difference| of the confidence, per exit.
+    """
+
+    images: int
+    sha256: str
+    policy: dict[str, Any]
+    accuracy: float | None
+    reference_accuracy: float | None
+    same_exit: float
+    same_label: float
+    confidence_change: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A bundle's ``manifest.json``.
 
@@ -153,7 +194,10 @@ class Manifest:
         weights: files that the graphs read their weights from.
         parity: the check made at export.
         policy: what stops the chain unless told otherwise, as ``lgvit_edge.policy`` writes it.
-        precision: of the graphs.
+        precision: of the graphs: ``fp32``, ``fp16``, or ``int8`` for the blocks' linear layers.
+        fp32_islands: what stayed in float32 inside graphs of lower precision.
+        calibration: of int8 scales.
+        agreement: with float32 on real images, where the export was given some.
         opset: of the graphs.
         target: what the bundle is for.
         versions: of everything that wrote it.
@@ -175,6 +219,9 @@ class Manifest:
     opset: int
     target: str
     versions: dict[str, str]
+    fp32_islands: tuple[str, ...]
+    calibration: Calibration | None
+    agreement: Agreement | None
 
     def __post_init__(self) -> None:
         """Refuse chains that do not fit together."""
@@ -183,6 +230,10 @@ class Manifest:
         checks = [
             (self.input in ("uint8", "float32"), f"input must be uint8 or float32: {self.input!r}"),
             (self.target in TARGETS, f"target must be one of {TARGETS}: {self.target!r}"),
+            (
+                self.precision in PRECISIONS,
+                f"precision must be one of {PRECISIONS}: {self.precision!r}",
+            ),
             (1 <= low <= usual <= high <= 4096, f"batch must be MIN <= OPT <= MAX: {self.batch}"),
             (1 <= len(self.segments) <= 1000, "expected 1 to 1000 segments"),
             (len(logits) == 1, "segments and baseline must have the same classes"),
@@ -234,6 +285,12 @@ class Manifest:
         )
         starts = bool(specs) and specs[0].inputs[0].shape[1:] == self.baseline.inputs[0].shape[1:]
         return follows and starts and len(specs[-1].outputs) == 1
+
+    @property
+    def hidden_dtype(self) -> str:
+        """What the hidden state, and so the arithmetic between quantized layers, is kept in."""
+        outputs = self.segments[0].spec.outputs
+        return outputs[0].dtype if len(outputs) == 2 else "float32"
 
     @property
     def num_classes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,28 @@ def resize_crop(frame: NDArray[np.uint8], spec: Preprocess, size: int) -> NDArra
     image = Image.fromarray(np.ascontiguousarray(frame))
     resampling = Image.Resampling[spec.interpolation.upper()]
     return np.asarray(image.resize((size, size), resampling, box=box))
+
+
+def network_input(
+    frames: Sequence[NDArray[np.uint8]], spec: Preprocess, size: int, dtype: str
+) -> NDArray[Any]:
+    """Frames of any sizes to what segment 0 takes.
+
+    Args:
+        frames: each ``[H, W, 3] uint8`` RGB.
+        spec: resize, crop, mean and std.
+        size: side of the network's input.
+        dtype: ``uint8`` or ``float32``, as the bundle says.
+
+    Returns:
+        ``[B, size, size, 3] uint8``, or normalised ``[B, 3, size, size] float32``.
+
+    Raises:
+        DataError: a frame is of another type or shape.
+    """
+    resized = [resize_crop(check_frame(frame), spec, size) for frame in frames]
+    images = resized[0][None] if len(resized) == 1 else np.stack(resized)
+    return images if dtype == "uint8" else to_float(images, spec)
 
 
 def to_float(images: NDArray[np.uint8], spec: Preprocess) -> NDArray[np.float32]:

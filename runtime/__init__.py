@@ -10,6 +10,7 @@ from lgvit_edge.policy import (
     Policy,
 )
 from lgvit_edge.runtime.session import Result, Session
+from lgvit_edge.runtime.trt_chain import TensorRTOptions
 
 __all__ = [
     "Confidence",
@@ -21,4 +22,5 @@ __all__ = [
     "Policy",
     "Result",
     "Session",
+    "TensorRTOptions",
 ]

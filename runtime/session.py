@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge import policy as policies
-from lgvit_edge.bundle import MANIFEST, Bundle, open_bundle, sha256
-from lgvit_edge.errors import BundleError, UsageError
+from lgvit_edge.bundle import ENGINES, MANIFEST, Bundle, open_bundle, sha256
+from lgvit_edge.engines import graphs_of
+from lgvit_edge.errors import BackendError, BundleError, UsageError
+from lgvit_edge.gpu import find_gpu
 from lgvit_edge.manifest import Manifest
 from lgvit_edge.policy import Policy
-from lgvit_edge.preprocess import check_frame, resize_crop, to_float
+from lgvit_edge.preprocess import network_input
 from lgvit_edge.runtime.chain import Chain
 from lgvit_edge.scores import confidence as confidence_of
 
-BACKENDS = ("onnxruntime",)
+if TYPE_CHECKING:
+    from lgvit_edge.runtime.trt_chain import TensorRTOptions
+
+BACKENDS = ("tensorrt", "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -53,9 +59,12 @@ class Session:
     Not thread-safe: the chain's buffers serve one call at a time. Open one session per thread.
     """
 
-    def __init__(self, bundle: Bundle, chain: Chain, policy: Policy, **options: Any) -> None:
+    def __init__(
+        self, bundle: Bundle, policy: Policy, open_chain: Callable[[list[str]], Chain]
+    ) -> None:
         """Use ``Session.open``."""
-        self._bundle, self._chain, self._options = bundle, chain, options
+        self._bundle, self._open_chain = bundle, open_chain
+        self._chain = open_chain([name for name in graphs_of(bundle) if name != "baseline"])
         self._blocks = [segment.last_block for segment in bundle.manifest.segments]
         self._exits = len(self._blocks) - 1
         self._baseline: Chain | None = None
@@ -71,22 +80,25 @@ class Session:
         threads: int | None = None,
         thread_pool: str = "global",
         device: str | None = None,
+        tensorrt: TensorRTOptions | None = None,
     ) -> Session:
         """Open a bundle and load its segments.
 
         Args:
             path: the directory ``lgvit-edge export`` wrote.
-            backend: one of ``BACKENDS``; None for the best one here.
+            backend: one of ``BACKENDS``; None for ``tensorrt`` where the bundle has engines and
+                this machine a GPU, else ``onnxruntime``.
             policy: what stops the chain; None for the manifest's.
-            threads: CPU threads; None for one per core this process may use.
-            thread_pool: ``global`` is fastest and makes ONNX Runtime demand
+            threads: CPU threads (onnxruntime); None for one per core this process may use.
+            thread_pool: (onnxruntime) ``global`` is fastest and makes ONNX Runtime demand
                 ``use_per_session_threads = False`` of every other session in this process;
                 ``private`` leaves them alone.
-            device: ``cpu`` or ``cuda``; None for the best one here.
+            device: ``cpu`` or ``cuda`` (onnxruntime); None for the best one here.
+            tensorrt: how the tensorrt backend waits, records and speculates.
 
         Raises:
             BundleError: missing, damaged, unsafe or of another schema version.
-            BackendError: the backend or device cannot run here.
+            BackendError: the backend or device cannot run here, or no engine fits this GPU.
             UsageError: an argument means nothing, or the policy does not fit the exits.
         """
         if backend not in (None, *BACKENDS):
@@ -98,9 +110,25 @@ class Session:
                 policy.start(len(bundle.manifest.segments) - 1)
             except UsageError as error:
                 raise BundleError(f"manifest.policy: {error}") from None
-        options = {"threads": threads, "thread_pool": thread_pool, "device": device}
-        graphs = [segment.spec for segment in bundle.manifest.segments]
-        return cls(bundle, _chain(bundle, graphs, options), policy, **options)
+        chosen = backend or _best_backend(bundle)
+        if chosen == "tensorrt":
+            from lgvit_edge.runtime.trt_chain import TensorRTChain
+
+            return cls(bundle, policy, lambda names: TensorRTChain(bundle, names, options=tensorrt))
+        from lgvit_edge.runtime.ort_chain import OrtChain
+
+        def open_chain(names: list[str]) -> Chain:
+            graphs = graphs_of(bundle)
+            return OrtChain(
+                bundle.root,
+                [graphs[name] for name in names],
+                max_batch=bundle.manifest.batch[2],
+                threads=threads,
+                thread_pool=thread_pool,
+                device=device,
+            )
+
+        return cls(bundle, policy, open_chain)
 
     @property
     def manifest(self) -> Manifest:
@@ -159,10 +187,7 @@ class Session:
             DataError: a frame is of another type or shape.
         """
         manifest = self.manifest
-        spec, size = manifest.preprocess, manifest.image_size
-        resized = [resize_crop(check_frame(frame), spec, size) for frame in frames]
-        images = resized[0][None] if len(resized) == 1 else np.stack(resized)
-        return images if manifest.input == "uint8" else to_float(images, spec)
+        return network_input(frames, manifest.preprocess, manifest.image_size, manifest.input)
 
     def run(self, images: NDArray[Any], *, start: float | None = None) -> list[Result]:
         """The chain alone, on prepared input.
@@ -222,7 +247,7 @@ class Session:
     def baseline_logits(self, images: NDArray[Any]) -> NDArray[np.float32]:
         """The baseline on prepared input, ``-> [B, C] float32``; loaded on first use."""
         if self._baseline is None:
-            self._baseline = _chain(self._bundle, [self.manifest.baseline], self._options)
+            self._baseline = self._open_chain(["baseline"])
         self._baseline.start(images)
         return self._baseline.step()
 
@@ -266,7 +291,15 @@ class Session:
         )
 
 
-def _chain(bundle: Bundle, graphs: list[Any], options: dict[str, Any]) -> Chain:
-    from lgvit_edge.runtime.ort_chain import OrtChain
+def _best_backend(bundle: Bundle) -> str:
+    """TensorRT where there are engines and a GPU; warns when there are and they do not fit."""
+    if not (bundle.root / ENGINES).is_dir() or find_gpu() is None:
+        return "onnxruntime"
+    from lgvit_edge.runtime.trt_engine import choose_build
 
-    return OrtChain(bundle.root, graphs, max_batch=bundle.manifest.batch[2], **options)
+    try:
+        choose_build(bundle)
+    except (BackendError, BundleError) as error:
+        warnings.warn(f"running on ONNX Runtime, because {error}", stacklevel=3)
+        return "onnxruntime"
+    return "tensorrt"

@@ -11,7 +11,6 @@ from PIL import Image
 from rich.console import Console
 
 from lgvit_edge.benchmarks import measure_exits, measure_images, print_report
-from lgvit_edge.benchmarks.measure import evenly
 from lgvit_edge.benchmarks.record import Sample, instability, percentiles, summarise
 from lgvit_edge.bundle import open_bundle, sha256
 from lgvit_edge.errors import DataError, UsageError
@@ -145,12 +144,6 @@ def test_report_shows_the_figures_and_the_doubts(bundle: Path, images: list[Labe
     assert f"efficiency {record['efficiency']:.3f}" in text
     assert f"baseline {record['baseline_accuracy']:.2%}" in text
     assert "unstable: only 6 samples" in text
-
-
-def test_images_are_spread_evenly() -> None:
-    listed = [LabelledImage(Path(str(i)), i) for i in range(10)]
-    assert [i.class_index for i in evenly(listed, 3)] == [0, 3, 6]
-    assert evenly(listed, None) is listed
 
 
 def test_overhead_of_cutting_is_measured(bundle: Path) -> None:

@@ -256,7 +256,9 @@ def test_differences_are_absolute_or_relative() -> None:
     ("options", "text"),
     [
         ({"target": "toaster"}, "target must be one of cpu, jetson, rtx"),
-        ({"precision": "fp16"}, "precision must be one of fp32"),
+        ({"precision": "fp8"}, "precision must be one of fp32, fp16, int8"),
+        ({"fp32_islands": ("softmax",)}, "everything is in fp32 already"),
+        ({"precision": "fp16", "fp32_islands": ("gelu",)}, "must be among layernorm, softmax"),
         ({"input": "float64"}, "input must be one of uint8, float32"),
         ({"batch": (2, 4, 8)}, "batch must be 1:OPT:MAX"),
         ({"batch": (1, 9, 8)}, "batch must be 1:OPT:MAX"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lgvit_edge.errors import DataError
-from lgvit_edge.labelled import LabelledImage, find_images
+from lgvit_edge.labelled import LabelledImage, evenly, find_images
 
 
 def files(root: Path, *names: str) -> Path:
@@ -151,3 +151,9 @@ def test_a_name_that_two_classes_share_is_refused(tmp_path: Path) -> None:
     files(tmp_path, "crane/0.png")
     with pytest.raises(DataError, match="2 classes called 'crane'; give the class by index"):
         find_images(tmp_path, num_classes=3, names=("crane", "crane", "heron"))
+
+
+def test_images_are_spread_evenly() -> None:
+    listed = [LabelledImage(Path(str(i)), i) for i in range(10)]
+    assert [i.class_index for i in evenly(listed, 3)] == [0, 3, 6]
+    assert evenly(listed, None) is listed

@@ -165,7 +165,9 @@ def test_no_frames_give_no_results(session: Session) -> None:
 
 
 def test_arguments_that_mean_nothing(bundle: Path) -> None:
-    with pytest.raises(UsageError, match="backend must be one of onnxruntime, found 'cuda'"):
+    with pytest.raises(
+        UsageError, match="backend must be one of tensorrt, onnxruntime, found 'cuda'"
+    ):
         Session.open(bundle, backend="cuda")
     with pytest.raises(UsageError, match="threads must be at least 1"):
         Session.open(bundle, threads=0)
@@ -209,7 +211,7 @@ def _edit(bundle: Path, change: Any) -> None:
 
 def test_an_unknown_schema_version_is_refused(bundle_copy: Path) -> None:
     _edit(bundle_copy, lambda m: m.update(schema_version=99))
-    with pytest.raises(BundleError, match="schema version 1, found 99"):
+    with pytest.raises(BundleError, match="schema version 2, found 99"):
         Session.open(bundle_copy)
 
 

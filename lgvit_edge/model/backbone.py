@@ -23,6 +23,7 @@ class Attention(nn.Module):
         self.query = nn.Linear(dim, dim, bias=qkv_bias)
         self.key = nn.Linear(dim, dim, bias=qkv_bias)
         self.value = nn.Linear(dim, dim, bias=qkv_bias)
+        self.softmax = nn.Softmax(dim=-1)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -30,7 +31,7 @@ class Attention(nn.Module):
         scale = (x.shape[-1] // self.heads) ** -0.5
         q, k, v = (split_heads(f(x), self.heads) for f in (self.query, self.key, self.value))
         scores = (q * scale) @ k.transpose(-2, -1)
-        mixed: Tensor = self.proj(merge_heads(scores.softmax(dim=-1) @ v))
+        mixed: Tensor = self.proj(merge_heads(self.softmax(scores) @ v))
         return mixed
 
 

@@ -172,6 +172,7 @@ class _PooledGlobalAggregation(nn.Module):
         self.query_key = _linear(torch.cat([body.query.weight * scale, body.key.weight]), None)
         values = body.value.weight.reshape(_GAH_HEADS, dim // _GAH_HEADS, dim).transpose(1, 2)
         self.values = nn.Parameter(values.contiguous())  # [8, D, D / 8]
+        self.softmax = nn.Softmax(dim=-1)
         self.proj = body.proj
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -182,7 +183,7 @@ class _PooledGlobalAggregation(nn.Module):
         _, tokens, dim = x.shape
         split = self.query_key(x).reshape(-1, tokens, 2, _GAH_HEADS, dim // _GAH_HEADS)
         q, k = split.permute(2, 0, 3, 1, 4).unbind(0)
-        weights = (q @ k.transpose(-2, -1)).softmax(dim=-1).mean(dim=2)  # [B, 8, N']
+        weights = self.softmax(q @ k.transpose(-2, -1)).mean(dim=2)  # [B, 8, N']
         heads = (weights @ x)[:, :, None] @ self.values  # [B, 8, 1, D / 8]
         mean: Tensor = self.proj(heads.reshape(-1, 1, dim))
         return mean

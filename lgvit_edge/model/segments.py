@@ -47,18 +47,19 @@ class Segment:
         return self.exit.head if self.exit else "final"
 
 
-def cut(model: LGViT, *, input: str = "uint8") -> list[Segment]:
+def cut(model: LGViT, *, input: str = "uint8", cast_first: bool = False) -> list[Segment]:
     """Segments 0..M of a model in eval mode.
 
     Args:
         model: its sub-modules are borrowed, not copied.
         input: ``uint8`` for ``[B, H, W, 3]`` RGB frames normalised inside segment 0, or
             ``float32`` for normalised ``[B, 3, H, W]``.
+        cast_first: see ``FrameEmbedding``.
 
     Raises:
         ConfigError: ``input`` is neither.
     """
-    embedding = _embedding(model, input)
+    embedding = _embedding(model, input, cast_first)
     blocks, segments, first = list(model.backbone.blocks), [], 1
     stops = [*zip(model.config.exits, model.heads, strict=True), (None, model.backbone.final)]
     for index, (exit, head) in enumerate(stops):
@@ -74,9 +75,9 @@ def cut(model: LGViT, *, input: str = "uint8") -> list[Segment]:
     return segments
 
 
-def baseline(model: LGViT, *, input: str = "uint8") -> nn.Module:
-    """The backbone without exits, ``image -> logits [B, C]``; ``input`` as for ``cut``."""
-    steps = [_embedding(model, input), *model.backbone.blocks]
+def baseline(model: LGViT, *, input: str = "uint8", cast_first: bool = False) -> nn.Module:
+    """The backbone without exits, ``image -> logits [B, C]``; arguments as for ``cut``."""
+    steps = [_embedding(model, input, cast_first), *model.backbone.blocks]
     return _SegmentModule(steps, model.backbone.final, final=True).eval()
 
 
@@ -107,25 +108,29 @@ class _SegmentModule(nn.Module):
         return logits if self.final else (x, logits)
 
 
-def _embedding(model: LGViT, input: str) -> nn.Module:
+def _embedding(model: LGViT, input: str, cast_first: bool) -> nn.Module:
     if input not in INPUTS:
         raise ConfigError(f"input must be one of {', '.join(INPUTS)}, found {input!r}")
-    return _FrameEmbedding(model) if input == "uint8" else model.backbone.embedding
+    return FrameEmbedding(model, cast_first) if input == "uint8" else model.backbone.embedding
 
 
-class _FrameEmbedding(nn.Module):
+class FrameEmbedding(nn.Module):
     """``[B, H, W, 3] uint8 RGB -> [B, T, D]``, the normalisation folded into the projection.
 
     A convolution whose stride is its kernel is a linear layer on patches, and patches of an NHWC
     frame need one cheap transposition of bytes. w * (x / 255 - mean) / std is linear in x and
     there is no padding, so folding mean and std into weight and bias is exact.
+
+    ``cast_first`` makes numbers of the bytes before they are moved: TensorRT takes uint8 into a
+    cast and nothing else. Without it the transposition moves a quarter of the memory.
     """
 
-    def __init__(self, model: LGViT) -> None:
+    def __init__(self, model: LGViT, cast_first: bool = False) -> None:
         super().__init__()
+        self.cast_first = cast_first
         config = model.config
         self.embedding = model.backbone.embedding
-        self.patch, self.grid = config.patch_size, config.grid
+        self.patch, self.grid, self.scale = config.patch_size, config.grid, 1.0
         kernel = self.embedding.patch.weight.detach()  # [D, 3, P, P]
         bias = self.embedding.patch.bias
         assert bias is not None  # Embedding always has one
@@ -139,7 +144,17 @@ class _FrameEmbedding(nn.Module):
         self.bias = nn.Parameter(shift.to(kernel.dtype), requires_grad=False)
 
     def forward(self, image: Tensor) -> Tensor:
+        """``[B, H, W, 3] uint8 -> [B, T, D]``."""
         p, g = self.patch, self.grid
+        if self.cast_first:
+            image = image.to(self.weight.dtype)
         patches = image.reshape(-1, g, p, g, p * 3).transpose(2, 3).reshape(-1, g * g, p * p * 3)
-        embedded = functional.linear(patches.to(self.weight.dtype), self.weight, self.bias)
-        return self.embedding.assemble(embedded)
+        patches = patches.to(self.weight.dtype)
+        if self.scale != 1.0:
+            patches = patches * self.scale
+        return self.embedding.assemble(functional.linear(patches, self.weight, self.bias))
+
+    def scale_input(self, scale: float) -> None:
+        """Scale pixels down and weights up; exact where ``scale`` is a power of two."""
+        self.scale *= scale
+        self.weight.data = self.weight.data / scale

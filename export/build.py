@@ -1,0 +1,239 @@
+"""``build_engines``: compile what is not current of a bundle's engines. Never imports torch."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lgvit_edge import engines, jetson
+from lgvit_edge._files import replacing
+from lgvit_edge._tensorrt import TensorRT
+from lgvit_edge.bundle import ENGINES, Bundle, open_bundle
+from lgvit_edge.engines import Build, EngineSpec
+from lgvit_edge.errors import BackendError, BuildError, BundleError, UsageError
+from lgvit_edge.export.builder import BuilderOptions, EngineBuilder
+from lgvit_edge.gpu import find_gpu
+from lgvit_edge.manifest import GraphSpec
+
+Progress = Callable[[int, int, str], None]
+TIMING_CACHE = "timing.cache"
+
+
+@dataclass(frozen=True)
+class Built:
+    """What ``build_engines`` did.
+
+    Attributes:
+        folder: where the engines are.
+        build: the record.
+        compiled: names of the engines compiled now; the others were current.
+        seconds: what it took.
+    """
+
+    folder: Path
+    build: Build
+    compiled: tuple[str, ...]
+    seconds: float
+
+
+def build_engines(
+    bundle: str | Path,
+    *,
+    library: str | None = None,
+    options: BuilderOptions | None = None,
+    force: bool = False,
+    progress: Progress = lambda done, total, text: None,
+) -> Built:
+    """Compile every segment and the baseline into ``engines/<tag>/``.
+
+    Each engine is written whole, and the record after it, so an interrupted build goes on where it
+    stopped.
+
+    Args:
+        bundle: the directory ``lgvit-edge export`` wrote.
+        library: ``tensorrt`` or ``tensorrt-rtx``; None for the bundle's target's.
+        options: how.
+        force: compile all, current or not.
+        progress: called with engines done, engines in all, and what is being done.
+
+    Raises:
+        UsageError: an option means nothing, or no library was named for a bundle for CPUs.
+        BundleError: the bundle is damaged.
+        MissingDependency: the library is not installed.
+        BackendError: this machine cannot compile for the target.
+        BuildError: an engine could not be compiled, or another build is writing there.
+    """
+    start = time.perf_counter()
+    opened = open_bundle(bundle)
+    library = library or library_for(opened)
+    trt = TensorRT(library)
+    gpu = find_gpu()
+    if not trt.is_rtx and gpu is None:
+        raise BackendError(
+            "TensorRT compiles on the GPU that will run the engines, and there is no NVIDIA GPU or "
+            "driver here; copy the bundle to that device and run there: lgvit-edge build "
+            f"{opened.root.name} (an RTX card needs none: export with --target rtx)"
+        )
+    options = options or BuilderOptions()
+    planned = Build(
+        schema_version=engines.BUILD_SCHEMA,
+        library=library,
+        version=trt.version,
+        platform=engines.platform_name(),
+        gpu=None if trt.is_rtx or gpu is None else gpu.name,
+        compute_capabilities=(
+            options.compute_capabilities if trt.is_rtx or gpu is None else (gpu.compute_capability,)
+        ),
+        precision=opened.manifest.precision,
+        batch=opened.manifest.batch,
+        weights_sha256=tuple(file.sha256 for file in opened.manifest.weights),
+        workspace=options.workspace,
+        optimization_level=options.optimization_level,
+        engines={},
+        warnings=(),
+    )
+    folder = opened.root / ENGINES / planned.tag
+    with _locked(folder):
+        build, compiled = _build_all(opened, folder, planned, trt, options, force, progress)
+    return Built(folder, build, compiled, time.perf_counter() - start)
+
+
+def library_for(bundle: Bundle) -> str:
+    """The library that compiles for the bundle's target.
+
+    Raises:
+        UsageError: the bundle is for CPUs.
+    """
+    target = bundle.manifest.target
+    if target == "cpu":
+        raise UsageError(
+            f"{bundle.root} was exported for CPUs and needs no engines; export it with --target "
+            "rtx or --target jetson, or name a --builder"
+        )
+    return "tensorrt-rtx" if target == "rtx" else "tensorrt"
+
+
+def default_workspace() -> int | None:
+    """A quarter of the free memory on a Jetson, whose CPU and GPU share it; else no cap."""
+    found = jetson.detect()
+    if found is None or found.available_gb is None:
+        return None
+    return int(found.available_gb * 1e9) // 4
+
+
+def _build_all(
+    bundle: Bundle,
+    folder: Path,
+    planned: Build,
+    trt: TensorRT,
+    options: BuilderOptions,
+    force: bool,
+    progress: Progress,
+) -> tuple[Build, tuple[str, ...]]:
+    graphs = engines.graphs_of(bundle)
+    build, keep = planned, {} if force else _current(bundle, folder, planned, graphs)
+    missing = [name for name in graphs if name not in keep]
+    if not missing:
+        return engines.read_build(folder), ()
+    cache = folder / TIMING_CACHE
+    # Not part of the record unless asked for: free memory is another one at the next build.
+    effective = dataclasses.replace(options, workspace=options.workspace or default_workspace())
+    builder = EngineBuilder(trt, effective, timing_cache=_read(cache))
+    build = dataclasses.replace(planned, engines=keep)
+    for done, name in enumerate(missing):
+        progress(done, len(missing), name)
+
+        def phase(text: str, done: int = done, name: str = name) -> None:
+            progress(done, len(missing), f"{name}: {text.lower()}")
+
+        began = time.perf_counter()
+        plan = builder.build(
+            bundle.path(graphs[name].graph),
+            graphs[name],
+            precision=planned.precision,
+            dtype=bundle.manifest.hidden_dtype,
+            batch=planned.batch,
+            progress=phase,
+        )
+        spec = _write(folder / f"{name}.engine", plan, graphs[name], time.perf_counter() - began)
+        said = dict.fromkeys([*build.warnings, *trt.take_log("WARNING")])
+        build = dataclasses.replace(
+            build, engines=build.engines | {name: spec}, warnings=tuple(said)
+        )
+        engines.write_build(folder, build)
+        if builder.timing_cache and not trt.is_rtx:
+            with replacing(cache) as partial:
+                partial.write_bytes(builder.timing_cache)
+    progress(len(missing), len(missing), "")
+    return build, tuple(missing)
+
+
+def _current(
+    bundle: Bundle, folder: Path, planned: Build, graphs: dict[str, GraphSpec]
+) -> dict[str, EngineSpec]:
+    """Engines that were compiled just so from just these graphs, and are intact."""
+    try:
+        found = engines.read_build(folder)
+    except BundleError:
+        return {}
+    if dataclasses.replace(found, engines={}, warnings=()) != planned:
+        return {}
+    keep = {}
+    for name, graph in graphs.items():
+        with contextlib.suppress(BundleError):
+            engines.read_engine(folder, found, name, graph)
+            keep[name] = found.engines[name]
+    return keep
+
+
+def _write(path: Path, plan: bytes, graph: GraphSpec, seconds: float) -> EngineSpec:
+    with replacing(path) as partial:
+        partial.write_bytes(plan)
+    return EngineSpec(
+        file=path.name,
+        sha256=hashlib.sha256(plan).hexdigest(),
+        onnx_sha256=graph.graph.sha256,
+        bytes=len(plan),
+        seconds=round(seconds, 3),
+    )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep a second build out; the lock goes with the process, however it ends."""
+    import fcntl
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
+    except OSError as error:
+        raise BuildError(f"cannot write {folder}: {error.strerror}") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise BuildError(f"another build is writing {folder}; wait for it") from None
+    else:
+        try:
+            yield
+        except OSError as error:
+            raise BuildError(f"cannot write {folder}: {error.strerror or error}") from error
+    finally:
+        os.close(handle)
+        if not any(path.suffix == ".engine" for path in folder.iterdir()):
+            with contextlib.suppress(OSError):  # nothing was compiled: leave no trace
+                (folder / ".lock").unlink()
+                folder.rmdir()
+                folder.parent.rmdir()

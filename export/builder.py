@@ -1,0 +1,321 @@
+"""One ONNX graph to one TensorRT engine. Never imports torch: this also runs on a Jetson.
+
+Engines are strongly typed wherever the library can: they compute in the types the graph says.
+TensorRT 8 cannot, so there the precision is a flag, and norms and softmax are held in float32.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lgvit_edge._tensorrt import TensorRT
+from lgvit_edge.errors import BuildError, UsageError
+from lgvit_edge.gpu import find_gpu
+from lgvit_edge.manifest import GraphSpec
+
+Progress = Callable[[str], None]
+# Where TensorRT 8 may choose, these stay in float32: their sums overflow or lose float16.
+_WEAK_FLOAT = ("NORMALIZATION", "SOFTMAX", "REDUCE", "UNARY")
+_PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION", "FULLY_CONNECTED")
+_CANCEL_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class BuilderOptions:
+    """How engines are compiled.
+
+    Attributes:
+        workspace: bytes of scratch memory tactics may use; None for the library's own choice.
+        optimization_level: 0 (quick to build) to 5 (quick to run); None for the library's own.
+        compute_capabilities: GPUs an RTX engine runs on, such as ``8.6``; empty for all usual ones.
+    """
+
+    workspace: int | None = None
+    optimization_level: int | None = None
+    compute_capabilities: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Report what no library takes."""
+        level = self.optimization_level
+        if level is not None and not 0 <= level <= 5:
+            raise UsageError(f"the optimization level must be 0 to 5, found {level}")
+        if self.workspace is not None and self.workspace < 1:
+            raise UsageError(f"the workspace must be at least 1 byte, found {self.workspace}")
+
+
+class EngineBuilder:
+    """Compiles graphs with one library; keeps its timing cache between them."""
+
+    def __init__(
+        self, trt: TensorRT, options: BuilderOptions, *, timing_cache: bytes = b""
+    ) -> None:
+        """Prepare.
+
+        Args:
+            trt: the library.
+            options: how.
+            timing_cache: of an earlier run with this GPU and version; never used for RTX, which
+                would have to ask a GPU and could no longer build without one.
+
+        Raises:
+            UsageError: RTX does not know a compute capability, or the library is not RTX.
+        """
+        self._trt, self._options = trt, options
+        self.timing_cache = timing_cache
+        self._capabilities = self._named_capabilities()
+
+    def build(
+        self,
+        onnx: Path,
+        graph: GraphSpec,
+        *,
+        precision: str,
+        dtype: str,
+        batch: tuple[int, int, int],
+        progress: Progress = lambda text: None,
+    ) -> bytes:
+        """Compile.
+
+        Args:
+            onnx: the graph's file, weights beside it.
+            graph: what the bundle says about it.
+            precision: the bundle's.
+            dtype: what matrix products are in, between quantized layers too.
+            batch: smallest, usual and largest batch.
+            progress: called with what TensorRT is doing, from another thread.
+
+        Returns:
+            The plan.
+
+        Raises:
+            BuildError: the graph is refused, or the engine is not what was asked for.
+            KeyboardInterrupt: after TensorRT has been stopped.
+        """
+        job = _Job(self, onnx, graph, precision, dtype, batch, progress)
+        # In a thread of its own: while TensorRT works, Python would not see Ctrl-C.
+        thread = threading.Thread(target=job.run, daemon=True)
+        thread.start()
+        try:
+            while thread.is_alive():
+                thread.join(0.1)
+        except KeyboardInterrupt:
+            job.cancelled = True
+            if job.can_cancel:
+                thread.join(_CANCEL_SECONDS)
+            raise
+        if job.error is not None:
+            raise job.error
+        assert job.plan is not None  # a job without an error has one
+        return job.plan
+
+    def _named_capabilities(self) -> list[Any]:
+        wanted = self._options.compute_capabilities
+        if not wanted:
+            return []
+        known = getattr(self._trt.module, "ComputeCapability", None)
+        if not self._trt.is_rtx or known is None:
+            raise UsageError(
+                "compute capabilities can be chosen for TensorRT-RTX only: TensorRT compiles for "
+                "the GPU it runs on"
+            )
+        names = {f"{n[2:-1]}.{n[-1]}": n for n in known.__members__ if n.startswith("SM")}
+        unknown = [c for c in wanted if c not in names]
+        if unknown:
+            raise UsageError(
+                f"TensorRT-RTX {self._trt.version} compiles for compute capabilities "
+                f"{', '.join(names)}; found {', '.join(unknown)}"
+            )
+        return [getattr(known, names[c]) for c in wanted]
+
+
+class _Job:
+    """One run of the builder; every object of TensorRT lives in its thread."""
+
+    def __init__(
+        self,
+        owner: EngineBuilder,
+        onnx: Path,
+        graph: GraphSpec,
+        precision: str,
+        dtype: str,
+        batch: tuple[int, int, int],
+        progress: Progress,
+    ) -> None:
+        self.owner, self.trt, self.module = owner, owner._trt, owner._trt.module
+        self.onnx, self.graph, self.batch = onnx, graph, batch
+        self.precision, self.dtype = precision, dtype
+        self.progress = progress
+        self.cancelled = False
+        self.can_cancel = hasattr(self.module, "IProgressMonitor")
+        self.plan: bytes | None = None
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self.plan = self._build()
+        except BaseException as error:  # handed to the thread that asked
+            self.error = error
+
+    def _build(self) -> bytes:
+        trt = self.module
+        builder = trt.Builder(self.trt.logger)
+        if not builder:
+            raise self._failed("TensorRT does not start")
+        network = builder.create_network(self._network_flags())
+        parser = trt.OnnxParser(network, self.trt.logger)
+        if not parser.parse_from_file(str(self.onnx)):
+            faults = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+            raise self._failed("its parser refuses the graph", faults)
+        self._check_tensors(network)
+        if self.trt.strongly_typed:
+            self._check_layers(network)
+        config = builder.create_builder_config()
+        self._configure(builder, network, config)
+        plan = builder.build_serialized_network(network, config)
+        if plan is None:
+            if self.cancelled:
+                raise KeyboardInterrupt
+            raise self._failed("it cannot compile the graph")
+        if not self.trt.is_rtx:
+            cache = config.get_timing_cache()
+            if cache is not None:
+                self.owner.timing_cache = bytes(cache.serialize())
+        data = bytes(plan)
+        self._inspect(data)
+        return data
+
+    def _network_flags(self) -> int:
+        flags = self.module.NetworkDefinitionCreationFlag
+        # The first is gone in TensorRT 11, the second came with 10.
+        wanted = ("EXPLICIT_BATCH", "STRONGLY_TYPED")
+        return sum(1 << int(getattr(flags, name)) for name in wanted if hasattr(flags, name))
+
+    def _configure(self, builder: Any, network: Any, config: Any) -> None:
+        trt, options = self.module, self.owner._options
+        # A batch-1 chain gains nothing from side streams; they cost memory and break captures.
+        config.max_aux_streams = 0
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector's dtypes
+        if self.trt.is_rtx:  # or its engines could not be recorded as CUDA graphs
+            config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+        if options.workspace is not None:
+            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
+        if options.optimization_level is not None:
+            config.builder_optimization_level = options.optimization_level
+        if self.batch[2] > 1:
+            profile = builder.create_optimization_profile()
+            spec = self.graph.inputs[0]
+            profile.set_shape(spec.name, *(spec.for_batch(size) for size in self.batch))
+            config.add_optimization_profile(profile)
+        if self.owner._capabilities:
+            config.num_compute_capabilities = len(self.owner._capabilities)
+            for i, capability in enumerate(self.owner._capabilities):
+                config.set_compute_capability(capability, i)
+        if not self.trt.is_rtx:
+            cache = config.create_timing_cache(self.owner.timing_cache)
+            if not config.set_timing_cache(cache, False):  # of another GPU or version
+                config.set_timing_cache(config.create_timing_cache(b""), False)
+        if not self.trt.strongly_typed:
+            self._constrain(network, config)
+        if self.can_cancel:
+            self.monitor = _monitor(trt, self)  # TensorRT keeps no reference of its own
+            config.progress_monitor = self.monitor
+
+    def _constrain(self, network: Any, config: Any) -> None:
+        """TensorRT 8: precision by flags, with float32 held where float16 would lose the answer."""
+        trt = self.module
+        if self.precision == "fp32":
+            return
+        config.set_flag(trt.BuilderFlag.FP16)
+        if self.precision == "int8":
+            config.set_flag(trt.BuilderFlag.INT8)
+        config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+        for i in range(network.num_layers):
+            layer = network.get_layer(i)
+            floats = layer.num_outputs and layer.get_output(0).dtype in (
+                trt.DataType.FLOAT,
+                trt.DataType.HALF,
+            )
+            if layer.type.name in _WEAK_FLOAT and floats:
+                layer.precision = trt.DataType.FLOAT
+
+    def _check_tensors(self, network: Any) -> None:
+        found = [network.get_input(i) for i in range(network.num_inputs)]
+        found += [network.get_output(i) for i in range(network.num_outputs)]
+        have = [(t.name, self.trt.dtype(t.dtype), tuple(t.shape)) for t in found]
+        want = [(t.name, t.dtype, t.shape) for t in (*self.graph.inputs, *self.graph.outputs)]
+        if have != want:
+            raise BuildError(f"{self.onnx.name}: expected tensors {want}, TensorRT reads {have}")
+
+    def _check_layers(self, network: Any) -> None:
+        """Products must be in the precision asked for: an engine that fell back is slow unseen."""
+        dtypes: Counter[str] = Counter()
+        quantized = 0
+        for i in range(network.num_layers):
+            layer = network.get_layer(i)
+            quantized += layer.type.name == "QUANTIZE"
+            if layer.type.name in _PRODUCTS:
+                dtypes[self.trt.dtype(layer.get_output(0).dtype)] += 1
+        if self.precision == "int8" and not quantized:
+            raise BuildError(f"{self.onnx.name}: int8 was asked for, nothing is quantized")
+        if set(dtypes) - {self.dtype}:
+            raise BuildError(
+                f"{self.onnx.name}: expected products in {self.dtype} ({self.precision}), TensorRT "
+                f"reads {dict(dtypes)}; export the bundle again"
+            )
+
+    def _inspect(self, plan: bytes) -> None:
+        """Ask the engine itself, where there is a GPU to load it."""
+        if find_gpu() is None:
+            return
+        trt = self.module
+        engine = trt.Runtime(self.trt.logger).deserialize_cuda_engine(plan)
+        if engine is None:
+            raise self._failed("the engine it compiled does not load")
+        for spec in (*self.graph.inputs, *self.graph.outputs):
+            have = self.trt.dtype(engine.get_tensor_dtype(spec.name))
+            if have != spec.dtype:
+                raise BuildError(
+                    f"{self.onnx.name}: expected {spec.name} in {spec.dtype}, the engine has {have}"
+                )
+        inspector = engine.create_engine_inspector()
+        text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+        halves = text.count("FP16") + text.count("Half")
+        if self.dtype == "float16" and not halves:
+            raise BuildError(
+                f"{self.onnx.name}: {self.precision} was asked for, but no layer of the engine "
+                "works in half precision"
+            )
+
+    def _failed(self, what: str, reasons: list[str] | None = None) -> BuildError:
+        said = (reasons or []) + self.trt.take_log("INTERNAL_ERROR", "ERROR")
+        detail = "; ".join(said[:3])[:600] or "TensorRT gave no reason"
+        hint = ""
+        if "workspace" in detail.lower() or "memory" in detail.lower():
+            hint = "; give it more memory (--workspace-mb), or close other programs"
+        return BuildError(
+            f"{self.trt.library} {self.trt.version}, {self.onnx.name}: {what}: {detail}{hint}"
+        )
+
+
+def _monitor(module: Any, job: _Job) -> Any:
+    """An ``IProgressMonitor`` that reports phases and stops the build when the job is cancelled."""
+
+    class Monitor(module.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            module.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            job.progress(phase_name)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            return not job.cancelled
+
+        def phase_finish(self, phase_name: str) -> None:
+            pass
+
+    return Monitor()

@@ -1,0 +1,84 @@
+"""Half precision, made in PyTorch: a copy of a segment whose weights and arithmetic are float16.
+
+The graph is exported from that copy, so its types say what is computed and a strongly typed
+TensorRT builds exactly that. Rewriting a float32 graph afterwards gave invalid graphs or types that
+drift, and TensorRT's own FP16 flag broke ViTs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lgvit_edge.model.segments import FrameEmbedding
+
+
+class _FloatLayerNorm(nn.Module):
+    """A LayerNorm in float32 between float16 neighbours."""
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        super().__init__()
+        self.norm = norm.float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed: Tensor = self.norm(x.float())
+        return normed.to(x.dtype)
+
+
+class _FloatSoftmax(nn.Module):
+    """A softmax in float32 between float16 neighbours."""
+
+    def __init__(self, softmax: nn.Softmax) -> None:
+        super().__init__()
+        self.dim = softmax.dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.softmax(x.float(), dim=self.dim).to(x.dtype)
+
+
+# What may stay in float32 inside a half-precision segment, by the name users type.
+ISLANDS: dict[str, tuple[type[nn.Module], Callable[..., nn.Module]]] = {
+    "layernorm": (nn.LayerNorm, _FloatLayerNorm),
+    "softmax": (nn.Softmax, _FloatSoftmax),
+}
+
+
+class _Half(nn.Module):
+    """``image | hidden float16 -> (hidden float16, logits float32)``."""
+
+    def __init__(self, segment: nn.Module) -> None:
+        super().__init__()
+        self.segment = segment
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        # Frames stay uint8 until their patches are gathered, a quarter of the bytes.
+        output = self.segment(x.half() if x.is_floating_point() else x)
+        if isinstance(output, tuple):
+            return output[0], output[1].float()
+        logits: Tensor = output.float()
+        return logits
+
+
+def halve(segment: nn.Module, islands: tuple[str, ...] = ()) -> nn.Module:
+    """A float16 copy of a segment or baseline in eval mode; logits stay float32.
+
+    Args:
+        segment: from ``cut`` or ``baseline``; left as it is.
+        islands: keys of ``ISLANDS`` to compute in float32.
+    """
+    made = copy.deepcopy(segment)
+    for module in made.modules():
+        if isinstance(module, FrameEmbedding):
+            # Divided by 255 and the deviation, weights would fall among float16's subnormals.
+            module.scale_input(2.0**-8)
+    made = made.half()
+    for name in islands:
+        kind, replace = ISLANDS[name]
+        for parent in list(made.modules()):
+            for key, child in parent.named_children():
+                if isinstance(child, kind) and not isinstance(parent, _FloatLayerNorm):
+                    setattr(parent, key, replace(child))
+    return _Half(made).eval()

@@ -1,0 +1,299 @@
+/* A stand-in for libcuda.so.1 on host memory, for machines without a GPU.
+ *
+ * It is stricter than a fast GPU. Queued work is deferred: it runs, in order, when somebody waits
+ * for it or has asked an event a third time, so that results read without waiting are stale. Fresh
+ * device memory holds 0xCD and freed memory 0xFF. Every call wants the right context in its
+ * thread, and copies want live device memory and page-locked host memory. There are no locks.
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef int R; /* CUresult */
+typedef uint64_t Address;
+typedef void (*HostFunction)(void *);
+enum { OK, INVALID_VALUE, OUT_OF_MEMORY, NOT_INITIALIZED, NO_DEVICE = 100, INVALID_DEVICE,
+       INVALID_CONTEXT = 201, INVALID_HANDLE = 400, ILLEGAL_STATE, NOT_FOUND = 500, NOT_READY = 600,
+       ILLEGAL_ADDRESS = 700, LAUNCH_FAILED = 719, CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED,
+       CAPTURE_WRONG_THREAD = 908 };
+static const struct { R code; const char *name, *text; } ERRORS[] = {
+    {OK, "CUDA_SUCCESS", "no error"},
+    {INVALID_VALUE, "CUDA_ERROR_INVALID_VALUE", "invalid argument"},
+    {OUT_OF_MEMORY, "CUDA_ERROR_OUT_OF_MEMORY", "out of memory"},
+    {NOT_INITIALIZED, "CUDA_ERROR_NOT_INITIALIZED", "initialization error"},
+    {NO_DEVICE, "CUDA_ERROR_NO_DEVICE", "no CUDA-capable device is detected"},
+    {INVALID_DEVICE, "CUDA_ERROR_INVALID_DEVICE", "invalid device ordinal"},
+    {INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT", "invalid device context"},
+    {INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"},
+    {ILLEGAL_STATE, "CUDA_ERROR_ILLEGAL_STATE", "the operation cannot be performed now"},
+    {NOT_READY, "CUDA_ERROR_NOT_READY", "device not ready"},
+    {ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access"},
+    {LAUNCH_FAILED, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"},
+    {CAPTURE_UNSUPPORTED, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", "not permitted in a capture"},
+    {CAPTURE_INVALIDATED, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED", "an earlier error in a capture"},
+    {CAPTURE_WRONG_THREAD, "CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD", "capture of another thread"},
+};
+
+typedef struct Event Event;
+typedef struct { enum { COPY, CALL, MARK } kind; void *to; const void *from; size_t size;
+                 HostFunction call; void *data; } Op;
+typedef struct { Op *ops; size_t count; } Work;
+typedef struct { Work queued, captured; size_t done; int capturing, invalid;
+                 void *thread, *context; } Stream;
+struct Event { Stream *stream; size_t upto; int asked; };
+typedef struct Block { struct Block *next; char *start; size_t size; int host, live; } Block;
+enum { DEVICE_BLOCKS, HOST_BLOCKS, STREAMS, EVENTS, GRAPHS, EXECS, CONTEXTS, COUNTS };
+
+static int counts[COUNTS], initialized, gpus, major, minor, version, fail_code, fail_after;
+static char gpu_name[100], fail_name[64];
+static size_t total, used;
+static R sticky; /* an error of queued work: every later call reports it, as on a GPU */
+static Block *blocks;
+static char primary[8]; /* one for each device: the address is the context's handle */
+static __thread void *contexts[16];
+static __thread int depth;
+static __thread Stream *capture; /* what this thread captures */
+static __thread char this_thread; /* its address tells threads apart */
+
+static R enter(const char *name, int wants_context) {
+    if (strcmp(name, fail_name) == 0 && fail_after-- <= 0) return fail_code;
+    if (!initialized) return NOT_INITIALIZED;
+    if (!wants_context) return OK;
+    char *current = depth ? contexts[depth - 1] : NULL;
+    if (!counts[CONTEXTS] || current < primary || current >= primary + 8) return INVALID_CONTEXT;
+    return sticky;
+}
+#define ENTER(name, wants) R r_ = enter(#name, wants); if (r_) return r_
+/* These may not run in a thread that captures, and spoil what it captures. */
+#define NOT_CAPTURING() if (capture) return capture->invalid = 1, CAPTURE_UNSUPPORTED
+
+/* Knobs for tests. */
+void fake_reset(void) {
+    memset(counts, 0, sizeof counts);
+    capture = NULL, initialized = 0, gpus = 1, major = 8, minor = 7, version = 12060, sticky = OK;
+    strcpy(gpu_name, "Fake Orin"), fail_name[0] = 0, total = (size_t)8 << 30, used = 0;
+    for (; blocks; ) { Block *b = blocks; blocks = b->next; free(b->start); free(b); }
+}
+__attribute__((constructor)) static void start(void) { fake_reset(); }
+void fake_fail(const char *name, int code, int after) {
+    snprintf(fail_name, sizeof fail_name, "%s", name), fail_code = code, fail_after = after;
+}
+void fake_set_device(const char *name, int new_major, int new_minor) {
+    snprintf(gpu_name, sizeof gpu_name, "%s", name), major = new_major, minor = new_minor;
+}
+void fake_set_driver(int new_version, int new_gpus) { version = new_version, gpus = new_gpus; }
+void fake_set_memory(size_t size) { total = size; }
+void fake_counts(int *out) { memcpy(out, counts, sizeof counts); }
+
+/* Driver and device */
+R cuInit(unsigned flags) {
+    (void)flags;
+    if (!gpus) return NO_DEVICE;
+    initialized = 1;
+    R r = enter("cuInit", 0);
+    if (r) initialized = 0;
+    return r;
+}
+R cuDriverGetVersion(int *out) { return *out = version, OK; }
+R cuDeviceGetCount(int *out) { return *out = gpus, OK; }
+R cuDeviceGet(int *out, int i) { return i < 0 || i >= gpus ? INVALID_DEVICE : (*out = i, OK); }
+R cuDeviceGetName(char *s, int n, int d) { return (void)d, snprintf(s, n, "%s", gpu_name), OK; }
+R cuDeviceGetAttribute(int *out, int attribute, int device) {
+    return (void)device, *out = attribute == 75 ? major : attribute == 76 ? minor : 0, OK;
+}
+R cuDeviceTotalMem_v2(size_t *out, int device) { return (void)device, *out = total, OK; }
+static R describe(R code, const char **out, int name) {
+    for (size_t i = 0; i < sizeof ERRORS / sizeof *ERRORS; i++)
+        if (ERRORS[i].code == code) return *out = name ? ERRORS[i].name : ERRORS[i].text, OK;
+    return *out = NULL, INVALID_VALUE;
+}
+R cuGetErrorName(R code, const char **out) { return describe(code, out, 1); }
+R cuGetErrorString(R code, const char **out) { return describe(code, out, 0); }
+
+/* The primary context, and each thread's stack of contexts */
+R cuDevicePrimaryCtxRetain(void **out, int device) {
+    ENTER(cuDevicePrimaryCtxRetain, 0);
+    return counts[CONTEXTS]++, *out = primary + device, OK;
+}
+R cuDevicePrimaryCtxRelease_v2(int device) {
+    return (void)device, counts[CONTEXTS] ? (counts[CONTEXTS]--, OK) : INVALID_CONTEXT;
+}
+R cuCtxGetCurrent(void **out) { return *out = depth ? contexts[depth - 1] : NULL, OK; }
+R cuCtxSetCurrent(void *context) {
+    ENTER(cuCtxSetCurrent, 0);
+    if (depth) depth--;
+    if (context) contexts[depth++] = context;
+    return OK;
+}
+R cuCtxPushCurrent_v2(void *c) { return depth == 16 ? INVALID_VALUE : (contexts[depth++] = c, OK); }
+R cuCtxPopCurrent_v2(void **c) { return depth ? (*c = contexts[--depth], OK) : INVALID_CONTEXT; }
+
+/* Memory. A freed block stays mapped, so that late work cannot harm the process. */
+static R allocate(size_t size, int host, void **out) {
+    NOT_CAPTURING();
+    if (!size) return INVALID_VALUE;
+    size_t rounded = (size + 255) / 256 * 256;
+    if (!host && rounded > total - used) return OUT_OF_MEMORY;
+    Block *b = malloc(sizeof *b);
+    *b = (Block){blocks, aligned_alloc(256, rounded), rounded, host, 1};
+    blocks = b, *out = memset(b->start, 0xCD, rounded);
+    if (!host) used += rounded;
+    return counts[host ? HOST_BLOCKS : DEVICE_BLOCKS]++, OK;
+}
+static R release(void *start, int host) {
+    NOT_CAPTURING();
+    for (Block *b = blocks; b; b = b->next)
+        if (b->start == start && b->live && b->host == host) {
+            if (!host) used -= b->size;
+            memset(b->start, 0xFF, b->size);
+            return b->live = 0, counts[host ? HOST_BLOCKS : DEVICE_BLOCKS]--, OK;
+        }
+    return INVALID_VALUE;
+}
+static int holds(const void *start, size_t size, int host) {
+    for (Block *b = blocks; b; b = b->next)
+        if (b->live && b->host == host && (char *)start >= b->start &&
+            (char *)start + size <= b->start + b->size) return 1;
+    return 0;
+}
+R cuMemAlloc_v2(void **out, size_t size) { ENTER(cuMemAlloc, 1); return allocate(size, 0, out); }
+R cuMemFree_v2(Address start) { ENTER(cuMemFree, 1); return release((void *)start, 0); }
+R cuMemHostAlloc(void **out, size_t size, int f) {
+    ENTER(cuMemHostAlloc, 1); return (void)f, allocate(size, 1, out);
+}
+R cuMemFreeHost(void *start) { ENTER(cuMemFreeHost, 1); return release(start, 1); }
+R cuMemGetInfo_v2(size_t *available, size_t *all) {
+    ENTER(cuMemGetInfo, 1);
+    return *available = total - used, *all = total, OK;
+}
+
+/* Queued work */
+static void append(Work *work, Op op) {
+    work->ops = realloc(work->ops, (work->count + 1) * sizeof op);
+    work->ops[work->count++] = op;
+}
+static R queue(Stream *s, Op op) {
+    if (!s) return INVALID_HANDLE; /* the default stream is never used */
+    if (s->context != contexts[depth - 1]) return INVALID_CONTEXT;
+    if (s->invalid) return CAPTURE_INVALIDATED;
+    return append(s->capturing ? &s->captured : &s->queued, op), OK;
+}
+static R run(Stream *s, size_t upto) {
+    while (s->done < upto) {
+        Op op = s->queued.ops[s->done++];
+        if (op.kind == CALL) op.call(op.data);
+        if (op.kind != COPY) continue;
+        int valid = (holds(op.to, op.size, 0) || holds(op.to, op.size, 1)) &&
+                    (holds(op.from, op.size, 0) || holds(op.from, op.size, 1));
+        if (valid) memmove(op.to, op.from, op.size);
+        else sticky = ILLEGAL_ADDRESS; /* freed before the copy ran */
+    }
+    return sticky;
+}
+static R copy(void *to, int to_host, const void *from, int from_host, size_t size, Stream *s) {
+    if (!holds(to, size, to_host) || !holds(from, size, from_host)) return INVALID_VALUE;
+    return queue(s, (Op){.kind = COPY, .to = to, .from = from, .size = size});
+}
+#define COPIES(name, to_host, from_host) \
+    R name##_v2(void *to, const void *from, size_t size, Stream *s) { \
+        ENTER(name, 1); return copy(to, to_host, from, from_host, size, s); }
+COPIES(cuMemcpyHtoDAsync, 0, 1)
+COPIES(cuMemcpyDtoHAsync, 1, 0)
+COPIES(cuMemcpyDtoDAsync, 0, 0)
+R cuLaunchHostFunc(Stream *s, HostFunction call, void *data) {
+    ENTER(cuLaunchHostFunc, 1);
+    return queue(s, (Op){.kind = CALL, .call = call, .data = data});
+}
+R cuStreamCreate(Stream **out, unsigned flags) {
+    ENTER(cuStreamCreate, 1);
+    if (flags != 1) return INVALID_VALUE; /* only non-blocking streams are wanted */
+    *out = calloc(1, sizeof **out), (*out)->context = contexts[depth - 1];
+    return counts[STREAMS]++, OK;
+}
+R cuStreamDestroy_v2(Stream *s) {
+    ENTER(cuStreamDestroy, 1);
+    run(s, s->queued.count);
+    if (capture == s) capture = NULL;
+    free(s->queued.ops), free(s->captured.ops), free(s);
+    return counts[STREAMS]--, OK;
+}
+R cuStreamSynchronize(Stream *s) {
+    ENTER(cuStreamSynchronize, 1);
+    if (s->capturing) return s->invalid = 1, CAPTURE_UNSUPPORTED;
+    return run(s, s->queued.count);
+}
+R cuEventCreate(Event **out, unsigned flags) {
+    ENTER(cuEventCreate, 1);
+    if (!(flags & 2)) return INVALID_VALUE; /* timing is never wanted: it makes waits slower */
+    return *out = calloc(1, sizeof **out), counts[EVENTS]++, OK;
+}
+R cuEventDestroy_v2(Event *e) { ENTER(cuEventDestroy, 1); return free(e), counts[EVENTS]--, OK; }
+R cuEventRecord(Event *e, Stream *s) {
+    ENTER(cuEventRecord, 1);
+    R r = queue(s, (Op){.kind = MARK});
+    if (!r && !s->capturing) *e = (Event){s, s->queued.count, 0};
+    return r;
+}
+R cuEventQuery(Event *e) {
+    ENTER(cuEventQuery, 1);
+    NOT_CAPTURING();
+    if (!e->stream || e->stream->done >= e->upto) return OK;
+    return ++e->asked < 3 ? NOT_READY : run(e->stream, e->upto);
+}
+R cuEventSynchronize(Event *e) {
+    ENTER(cuEventSynchronize, 1);
+    NOT_CAPTURING();
+    return e->stream ? run(e->stream, e->upto) : OK;
+}
+
+/* Capture and graphs */
+R cuStreamBeginCapture_v2(Stream *s, int mode) {
+    ENTER(cuStreamBeginCapture, 1);
+    if (mode != 1) return INVALID_VALUE; /* only the thread-local mode leaves other threads alone */
+    if (s->capturing || capture) return ILLEGAL_STATE;
+    s->capturing = 1, s->invalid = 0, s->thread = &this_thread, s->captured = (Work){0};
+    return capture = s, OK;
+}
+R cuStreamEndCapture(Stream *s, Work **out) {
+    ENTER(cuStreamEndCapture, 1);
+    *out = NULL;
+    if (!s->capturing) return ILLEGAL_STATE;
+    if (s->thread != &this_thread) return CAPTURE_WRONG_THREAD;
+    int invalid = s->invalid;
+    s->capturing = s->invalid = 0, capture = NULL;
+    if (invalid) return free(s->captured.ops), s->captured = (Work){0}, CAPTURE_INVALIDATED;
+    *out = malloc(sizeof **out), **out = s->captured, s->captured = (Work){0};
+    return counts[GRAPHS]++, OK;
+}
+R cuGraphInstantiateWithFlags(Work **out, Work *graph, unsigned long long flags) {
+    ENTER(cuGraphInstantiate, 1);
+    if (flags) return INVALID_VALUE;
+    *out = calloc(1, sizeof **out);
+    for (size_t i = 0; i < graph->count; i++) append(*out, graph->ops[i]);
+    return counts[EXECS]++, OK;
+}
+static R discard(Work *g, int kind) { return free(g->ops), free(g), counts[kind]--, OK; }
+R cuGraphDestroy(Work *g) { ENTER(cuGraphDestroy, 0); return discard(g, GRAPHS); }
+R cuGraphExecDestroy(Work *g) { ENTER(cuGraphExecDestroy, 0); return discard(g, EXECS); }
+R cuGraphLaunch(Work *g, Stream *s) {
+    ENTER(cuGraphLaunch, 1);
+    R r = OK;
+    for (size_t i = 0; i < g->count && !r; i++) r = queue(s, g->ops[i]);
+    return r;
+}
+
+/* How NVIDIA's binding finds everything above; newest version first, as the driver does. */
+R cuGetProcAddress_v2(const char *name, void **out, int wanted, uint64_t flags, int *status) {
+    char newer[100];
+    Dl_info self;
+    (void)wanted, (void)flags, (void)status;
+    dladdr(primary, &self);
+    void *library = dlopen(self.dli_fname, RTLD_NOW | RTLD_NOLOAD);
+    snprintf(newer, sizeof newer, "%s_v2", name);
+    if (!(*out = dlsym(library, newer))) *out = dlsym(library, name);
+    dlclose(library);
+    return *out ? OK : NOT_FOUND;
+}

@@ -1,0 +1,451 @@
+"""Building and running engines on stand-ins; ``test_tensorrt.py`` starts this file.
+
+TensorRT's module is shaped by the bindings named in the environment, CUDA's driver is the fake one,
+and cuda-python is NVIDIA's own. Engines run through ONNX Runtime at the addresses the chain bound.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import fake_cuda
+import numpy as np
+import pytest
+import trt_standin
+from numpy.typing import NDArray
+
+from lgvit_edge import engines, policy
+from lgvit_edge.bundle import open_bundle
+from lgvit_edge.errors import BackendError, BuildError, BundleError
+from lgvit_edge.export import BuilderOptions, build_engines
+from lgvit_edge.runtime import Session, TensorRTOptions
+
+FAKE = fake_cuda.load()
+RTX = os.environ["TRT_MODULE"] == "tensorrt_rtx"
+LIBRARY = "tensorrt-rtx" if RTX else "tensorrt"
+VERSION = os.environ["TRT_VERSION"]
+BUNDLES = Path(os.environ["TRT_BUNDLES"])  # fp32 and fp16, batches 1 to 8; fixed: batch 1
+sys.path.insert(0, os.environ.get("TRT_FOLDER", ""))
+TRT = trt_standin.install(
+    importlib.import_module(os.environ["TRT_BINDINGS"]), os.environ["TRT_MODULE"], VERSION
+)
+PLAN = b"standin"
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    FAKE.fake_reset()
+    TRT.refuse_execution = TRT.refuse_building = ""
+    TRT.capturable = True
+    TRT.silently_float32 = False
+    TRT.calls.clear()
+    TRT.callbacks.clear()
+    yield
+    assert not any(fake_cuda.counts(FAKE).values()), f"leaked: {fake_cuda.counts(FAKE)}"
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return copied("fp16", tmp_path)
+
+
+def copied(name: str, folder: Path) -> Path:
+    return Path(shutil.copytree(BUNDLES / name, folder / name))
+
+
+def frames(count: int) -> list[NDArray[np.uint8]]:
+    rng = np.random.default_rng(count)
+    return list(rng.integers(0, 256, (count, 32, 32, 3), np.uint8))
+
+
+def open_trt(bundle: Path, **options: object) -> Session:
+    chosen = TensorRTOptions(binding="cuda-python", **options)  # type: ignore[arg-type]
+    return Session.open(bundle, backend="tensorrt", tensorrt=chosen)
+
+
+def plan(bundle: Path, name: str) -> dict[str, object]:
+    (file,) = (bundle / "engines").glob(f"*/{name}.engine")
+    return dict(json.loads(file.read_bytes().removeprefix(PLAN)))
+
+
+# The chain.
+
+
+@pytest.mark.parametrize("name", ["fp32", "fp16", "fixed"])
+@pytest.mark.parametrize("graphs", [True, False])
+@pytest.mark.parametrize("speculate", [True, False])
+def test_every_exit_equals_onnx_runtime_bit_for_bit(
+    name: str, graphs: bool, speculate: bool, tmp_path: Path
+) -> None:
+    bundle = copied(name, tmp_path)
+    build_engines(bundle, library=LIBRARY)
+    with (
+        open_trt(bundle, cuda_graphs=graphs, speculate=speculate) as trt,
+        Session.open(bundle, backend="onnxruntime") as ort,
+    ):
+        for count in (1, 3, 8):
+            images = frames(count)
+            np.testing.assert_array_equal(trt.exit_logits(images), ort.exit_logits(images))
+        images = ort.prepare(frames(1))
+        np.testing.assert_array_equal(trt.baseline_logits(images), ort.baseline_logits(images))
+        assert (trt.describe()["cuda_graphs"] > 0) is graphs
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+@pytest.mark.parametrize("speculate", [True, False])
+@pytest.mark.parametrize("wait", ["spin", "block", "hybrid"])
+def test_rows_that_exit_leave_the_batch(
+    graphs: bool, speculate: bool, wait: str, bundle: Path
+) -> None:
+    """Thresholds amid the confidences, so that rows leave in every pattern, again and again."""
+    build_engines(bundle, library=LIBRARY)
+    with (
+        open_trt(bundle, cuda_graphs=graphs, speculate=speculate, wait=wait) as trt,
+        Session.open(bundle, backend="onnxruntime") as ort,
+    ):
+        seen = set()
+        for seed in range(6):
+            images = frames(8)[seed:] + frames(3)
+            logits = ort.exit_logits(images)
+            confidences = np.sort(
+                np.exp(logits[:, :-1]).max(-1) / np.exp(logits[:, :-1]).sum(-1), 0
+            )
+            middle = tuple(float(c) for c in confidences[len(confidences) // 2])
+            trt.policy = ort.policy = policy.Confidence(middle)
+            for a, b in zip(trt.predict_batch(images), ort.predict_batch(images), strict=True):
+                assert (a.exit, a.class_index) == (b.exit, b.class_index)
+                assert a.confidence == pytest.approx(b.confidence, abs=2e-3)
+                seen.add(a.exit)
+        assert len(seen) >= 3
+
+
+def test_one_frame_after_the_other_keeps_nothing_of_the_last(bundle: Path) -> None:
+    """Images leave early while the next segment already runs; the next image must not see it."""
+    build_engines(bundle, library=LIBRARY)
+    with (
+        open_trt(bundle, speculate=True) as trt,
+        Session.open(bundle, backend="onnxruntime") as ort,
+    ):
+        for frame in frames(10):
+            for exit in (1, 3, 4, 2):
+                trt.policy = ort.policy = policy.FixedExit(exit)
+                a, b = trt.predict(frame), ort.predict(frame)
+                assert (a.class_index, a.confidence) == (b.class_index, b.confidence)
+
+
+def test_graphs_are_recorded_once_and_replayed(bundle: Path) -> None:
+    build_engines(bundle, library=LIBRARY)
+    with open_trt(bundle) as session:
+        session.exit_logits(frames(1))
+        before = len(TRT.calls)
+        for _ in range(5):
+            session.exit_logits(frames(1))
+        assert len(TRT.calls) == before, "TensorRT was asked again"
+        session.exit_logits(frames(5))  # a batch size that was not recorded when it opened
+        assert len(TRT.calls) == before + 2 * 4  # run once, recorded once
+        session.exit_logits(frames(5))
+        assert len(TRT.calls) == before + 2 * 4
+
+
+def test_speculation_runs_one_segment_ahead(bundle: Path) -> None:
+    build_engines(bundle, library=LIBRARY)
+    for speculate, ahead in ((False, []), (True, ["segment_1"])):
+        with open_trt(bundle, cuda_graphs=False, speculate=speculate) as session:
+            session.policy = policy.FixedExit(1)
+            TRT.calls.clear()
+            session.predict(frames(1)[0])
+            assert TRT.calls == ["segment_0", *ahead]
+
+
+# Building.
+
+
+def test_engines_are_what_was_asked_for(bundle: Path) -> None:
+    built = build_engines(
+        bundle, library=LIBRARY, options=BuilderOptions(workspace=1 << 28, optimization_level=4)
+    )
+    assert built.compiled == ("segment_0", "segment_1", "segment_2", "segment_3", "baseline")
+    found = plan(bundle, "segment_1")
+    assert found["profile"] == [[1, 17, 32], [4, 17, 32], [8, 17, 32]]
+    assert found["settings"] == {
+        "max_aux_streams": 0,
+        "builder_optimization_level": 4,
+        "WORKSPACE": 1 << 28,
+    }
+    flags = set(found["flags"])  # type: ignore[call-overload]
+    if VERSION.startswith("8."):
+        assert {"FP16", "OBEY_PRECISION_CONSTRAINTS", "EXPLICIT_BATCH"} <= flags
+        assert {"SOFTMAX", "NORMALIZATION"} <= set(found["float32"])  # type: ignore[call-overload]
+    else:
+        assert "STRONGLY_TYPED" in flags and not {"FP16", "INT8"} & flags
+        assert not found["float32"]
+    folder = built.folder
+    assert (folder / "timing.cache").exists() is not RTX
+    if not RTX:
+        assert built.build.gpu and built.build.compute_capabilities
+        cached = (folder / "timing.cache").read_bytes()
+        assert cached == b"....."  # one cache grew through all five
+
+
+def test_a_second_build_reuses_what_is_current(bundle: Path) -> None:
+    first = build_engines(bundle, library=LIBRARY)
+    assert build_engines(bundle, library=LIBRARY).compiled == ()
+    (first.folder / "segment_2.engine").write_bytes(PLAN + b"{}")
+    (first.folder / "baseline.engine").unlink()
+    assert build_engines(bundle, library=LIBRARY).compiled == ("segment_2", "baseline")
+    assert len(build_engines(bundle, library=LIBRARY, force=True).compiled) == 5
+    level = BuilderOptions(optimization_level=5)
+    assert len(build_engines(bundle, library=LIBRARY, options=level).compiled) == 5
+
+
+def test_a_timing_cache_of_another_gpu_is_dropped(bundle: Path) -> None:
+    if RTX:
+        pytest.skip("RTX takes no timing cache")
+    folder = build_engines(bundle, library=LIBRARY).folder
+    (folder / "timing.cache").write_bytes(b"other GPU")
+    build_engines(bundle, library=LIBRARY, force=True)
+    assert b"other" not in (folder / "timing.cache").read_bytes()
+
+
+def test_an_engine_that_cannot_be_built_is_named(bundle: Path) -> None:
+    TRT.refuse_building = "segment_1"
+    with pytest.raises(
+        BuildError, match=r"segment_1.onnx: it cannot compile.*workspace.*--workspace"
+    ):
+        build_engines(bundle, library=LIBRARY)
+    # What was compiled before stays, and the next build goes on from there.
+    TRT.refuse_building = ""
+    assert build_engines(bundle, library=LIBRARY).compiled[0] == "segment_1"
+
+
+def test_an_engine_that_fell_back_to_float32_is_refused(bundle: Path) -> None:
+    TRT.silently_float32 = True
+    with pytest.raises(BuildError, match="fp16 was asked for, but no layer"):
+        build_engines(bundle, library=LIBRARY)
+    assert not (bundle / "engines").exists()
+
+
+def test_a_graph_in_the_wrong_precision_is_refused(bundle: Path) -> None:
+    """A float32 graph in a half-precision bundle would be silently slow."""
+    other = BUNDLES / "fp32"
+    shutil.copy(other / "segments" / "segment_1.onnx", bundle / "segments" / "segment_1.onnx")
+    opened = open_bundle(bundle, verify=False)
+    from lgvit_edge._tensorrt import TensorRT
+    from lgvit_edge.export.builder import EngineBuilder
+
+    spec = opened.manifest.segments[1].spec
+    with pytest.raises(BuildError, match="expected tensors .*float16.*TensorRT reads .*float32"):
+        EngineBuilder(TensorRT(LIBRARY), BuilderOptions()).build(
+            opened.path(spec.graph), spec, precision="fp16", dtype="float16", batch=(1, 4, 8)
+        )
+
+
+def test_capabilities_are_for_rtx(bundle: Path) -> None:
+    options = BuilderOptions(compute_capabilities=("8.6", "8.9"))
+    if not RTX:
+        with pytest.raises(ValueError, match="TensorRT-RTX only"):
+            build_engines(bundle, library=LIBRARY, options=options)
+        assert not (bundle / "engines").exists()
+        return
+    built = build_engines(bundle, library=LIBRARY, options=options)
+    assert built.folder.name == f"rtx-sm86-sm89-{VERSION}-fp16"
+    assert plan(bundle, "baseline")["settings"]["capabilities"] == ["SM86", "SM89"]  # type: ignore
+    FAKE.fake_set_device(b"Orin", 8, 7)
+    with pytest.raises(BackendError, match="compute capability 8.6, 8.9, this GPU .Orin. has 8.7"):
+        open_trt(bundle)
+
+
+# What goes wrong when a bundle is opened.
+
+
+def test_engines_of_another_version(bundle: Path) -> None:
+    built = build_engines(bundle, library=LIBRARY)
+    record = json.loads((built.folder / "build.json").read_text())
+    (built.folder / "build.json").write_text(json.dumps(record | {"version": "9.9.9"}))
+    with pytest.raises(
+        BackendError, match=f"with {LIBRARY} 9.9.9, found {VERSION}.*run: lgvit-edge"
+    ):
+        open_trt(bundle)
+
+
+def test_engines_of_another_gpu(bundle: Path) -> None:
+    if RTX:
+        pytest.skip("RTX engines are not tied to one GPU")
+    build_engines(bundle, library=LIBRARY)
+    FAKE.fake_set_device(b"Thor", 11, 0)
+    with pytest.raises(BackendError, match="this GPU is Thor.*run: lgvit-edge build"):
+        open_trt(bundle)
+    with pytest.warns(UserWarning, match="running on ONNX Runtime, because .*this GPU is Thor"):
+        session = Session.open(bundle)
+    assert session.describe()["backend"] == "onnxruntime"
+
+
+def test_one_bundle_serves_several_devices(bundle: Path) -> None:
+    if RTX:
+        pytest.skip("RTX engines are not tied to one GPU")
+    names = set()
+    for name, major, minor in ((b"Orin Nano", 8, 7), (b"Thor", 11, 0)):
+        FAKE.fake_set_device(name, major, minor)
+        names.add(build_engines(bundle, library=LIBRARY).folder.name)
+        with open_trt(bundle) as session:
+            assert session.describe()["device"] == name.decode()
+    assert len(names) == 2
+
+
+def test_the_best_backend_is_taken(bundle: Path) -> None:
+    build_engines(bundle, library=LIBRARY)
+    with Session.open(bundle) as session:
+        assert session.describe()["backend"] == "tensorrt"
+        assert session.describe()["library"] == LIBRARY
+
+
+@pytest.mark.parametrize(
+    ("harm", "text"),
+    [
+        (lambda f: os.truncate(f / "segment_1.engine", 40), "is not the engine that was built"),
+        (lambda f: (f / "segment_1.engine").unlink(), "cannot read .*segment_1.engine"),
+        (
+            lambda f: shutil.copy(f / "segment_2.engine", f / "segment_1.engine"),
+            "segment_1.engine is not the engine that was built",
+        ),
+        (lambda f: (f / "build.json").write_text("{"), "build.json is not JSON"),
+        (lambda f: (f / "build.json").write_text('{"schema_version": 7}'), "found 7"),
+    ],
+)
+def test_damaged_engines(bundle: Path, harm: object, text: str) -> None:
+    folder = build_engines(bundle, library=LIBRARY).folder
+    harm(folder)  # type: ignore[operator]
+    with pytest.raises(BundleError, match=f"{text}.*run: lgvit-edge build"):
+        open_trt(bundle)
+
+
+def test_engines_swapped_with_their_records(bundle: Path) -> None:
+    folder = build_engines(bundle, library=LIBRARY).folder
+    record = json.loads((folder / "build.json").read_text())
+    found = record["engines"]
+    found["segment_1"], found["segment_2"] = found["segment_2"], found["segment_1"]
+    (folder / "build.json").write_text(json.dumps(record))
+    with pytest.raises(BundleError, match="compiled from another graph.*run: lgvit-edge build"):
+        open_trt(bundle)
+
+
+def test_a_bundle_newer_than_its_engines(bundle: Path, tmp_path: Path) -> None:
+    folder = build_engines(bundle, library=LIBRARY).folder
+    other = copied("fp32", tmp_path)
+    (other / "engines").mkdir()
+    shutil.move(folder, other / "engines")
+    with pytest.raises(BackendError, match="earlier export of this bundle.*run: lgvit-edge build"):
+        open_trt(other)
+
+
+def test_an_interrupted_build_is_incomplete(bundle: Path) -> None:
+    TRT.refuse_building = "segment_3"
+    with pytest.raises(BuildError):
+        build_engines(bundle, library=LIBRARY)
+    with pytest.raises(BackendError, match="incomplete, segment_3 is missing.*run: lgvit-edge"):
+        open_trt(bundle)
+
+
+def test_a_plan_that_tensorrt_refuses(bundle: Path) -> None:
+    folder = build_engines(bundle, library=LIBRARY).folder
+    record = json.loads((folder / "build.json").read_text())
+    (folder / "segment_0.engine").write_bytes(b"a later format")
+    from lgvit_edge.bundle import sha256
+
+    record["engines"]["segment_0"]["sha256"] = sha256(folder / "segment_0.engine")
+    (folder / "build.json").write_text(json.dumps(record))
+    reason = "refuses .*MALFORMED_ENGINE" if RTX else "cannot load .*magic tag"
+    with pytest.raises(BackendError, match=f"{reason}.*run: lgvit-edge build"):
+        open_trt(bundle)
+
+
+def test_an_engine_with_other_tensors(bundle: Path) -> None:
+    folder = build_engines(bundle, library=LIBRARY).folder
+    record = json.loads((folder / "build.json").read_text())
+    swapped = (folder / "segment_3.engine").read_bytes()
+    (folder / "segment_1.engine").write_bytes(swapped)
+    found = record["engines"]
+    found["segment_1"] |= {key: found["segment_3"][key] for key in ("sha256", "bytes")}
+    (folder / "build.json").write_text(json.dumps(record))
+    with pytest.raises(BackendError, match="expected tensors .*hidden_out.*run: lgvit-edge build"):
+        open_trt(bundle)
+
+
+def test_no_gpu(bundle: Path) -> None:
+    build_engines(bundle, library=LIBRARY)
+    FAKE.fake_set_driver(12060, 0)
+    with pytest.raises(BackendError, match="none here.*lgvit-edge doctor"):
+        open_trt(bundle)
+    with Session.open(bundle) as session:
+        assert session.describe()["backend"] == "onnxruntime"
+    if not RTX:
+        with pytest.raises(BackendError, match="there is no NVIDIA GPU.*lgvit-edge build"):
+            build_engines(bundle, library=LIBRARY, force=True)
+
+
+def test_a_bundle_without_engines(bundle: Path) -> None:
+    with pytest.raises(BackendError, match="has no engines; run: lgvit-edge build"):
+        open_trt(bundle)
+
+
+# What goes wrong while it runs.
+
+
+def test_a_false_return_from_execution(bundle: Path) -> None:
+    build_engines(bundle, library=LIBRARY)
+    TRT.refuse_execution = "segment_2"
+    with pytest.raises(BackendError, match="the engine of segment_2 does not run"):
+        open_trt(bundle)
+
+
+def test_a_failed_recording(bundle: Path) -> None:
+    build_engines(bundle, library=LIBRARY)
+    FAKE.fake_fail(b"cuStreamEndCapture", 901, 0)
+    with pytest.raises(BackendError, match=r"recorded as a CUDA graph.*cuda_graphs=False"):
+        open_trt(bundle)
+    FAKE.fake_reset()
+    with open_trt(bundle, cuda_graphs=False) as session:
+        session.predict(frames(1)[0])
+
+
+def test_what_cannot_be_recorded_is_launched(bundle: Path) -> None:
+    if not RTX:
+        pytest.skip("only RTX says whether a stream can be recorded")
+    build_engines(bundle, library=LIBRARY)
+    TRT.capturable = False
+    with open_trt(bundle) as session:
+        session.predict(frames(1)[0])
+        assert session.describe()["cuda_graphs"] == 0
+
+
+@pytest.mark.parametrize("after", [0, 2, 5])
+def test_out_of_memory(bundle: Path, after: int) -> None:
+    build_engines(bundle, library=LIBRARY)
+    FAKE.fake_fail(b"cuMemAlloc", 2, after)
+    with pytest.raises(BackendError, match="OUT_OF_MEMORY.*smaller --batch"):
+        open_trt(bundle)
+
+
+def test_a_fault_on_the_device(bundle: Path) -> None:
+    build_engines(bundle, library=LIBRARY)
+    with open_trt(bundle, wait="block") as session:
+        FAKE.fake_fail(b"cuEventSynchronize", 719, 0)
+        with pytest.raises(BackendError, match="LAUNCH_FAILED"):
+            session.predict(frames(1)[0])
+
+
+def test_rtx_keeps_what_it_compiled(bundle: Path) -> None:
+    folder = build_engines(bundle, library=LIBRARY).folder
+    open_trt(bundle).close()
+    assert (folder / "runtime.cache").exists() is RTX
+
+
+def test_the_record_can_be_read_again(bundle: Path) -> None:
+    built = build_engines(bundle, library=LIBRARY)
+    assert engines.find_builds(bundle) == [(built.folder, built.build)]
