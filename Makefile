@@ -8,6 +8,9 @@ LINKS ?= build/links
 # The bundle that `make bench` measures, and what else to pass (e.g. BENCH_ARGS="--data DIR").
 BUNDLE ?= out-demo/bundle
 BENCH_ARGS ?=
+# NVIDIA's Python bindings without the libraries (1 MB each): the tests hold our calls against them.
+BINDINGS := tensorrt_bindings==8.6.1 tensorrt_cu12_bindings==10.3.0 \
+	tensorrt_cu13_bindings==10.16.1.11 tensorrt_cu13_bindings==11.4.0.106
 
 # Absolute, because mypy and import-linter run from inside the folder of links.
 BIN := $(abspath $(VENV))/bin
@@ -82,4 +85,8 @@ $(VENV)/.demo: $(VENV)/.created pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.created pyproject.toml constraints.txt
 	@echo "Installing lgvit-edge and its tools into $(VENV) (PyTorch is large: a few minutes the first time)"
 	$(PIP) -e '.[cpu,export,train,dev]'
+	@for spec in $(BINDINGS); do \
+		$(BIN)/python -m pip --disable-pip-version-check download --quiet --no-deps \
+			--dest $(VENV)/nvidia-bindings $$spec || echo "without $$spec its tests will skip"; \
+	done
 	@touch $(VENV)/.demo $@
