@@ -19,7 +19,7 @@ from lgvit_edge.engines import Build, EngineSpec
 from lgvit_edge.errors import BackendError, BuildError, BundleError, UsageError
 from lgvit_edge.export.builder import BuilderOptions, EngineBuilder
 from lgvit_edge.gpu import find_gpu
-from lgvit_edge.manifest import GraphSpec
+from lgvit_edge.manifest import GraphSpec, Manifest
 
 Progress = Callable[[int, int, str], None]
 TIMING_CACHE = "timing.cache"
@@ -71,6 +71,12 @@ def build_engines(
     """
     start = time.perf_counter()
     opened = open_bundle(bundle)
+    if library is None and opened.manifest.target == "jetson" and jetson.detect() is None:
+        raise BackendError(
+            "the bundle is for a Jetson, whose engines are compiled on it, and this machine is "
+            f"none; copy {opened.root} there and run: lgvit-edge build {opened.root.name} (for an "
+            "NVIDIA GPU of this machine, add: --builder tensorrt)"
+        )
     library = library or library_for(opened)
     trt = TensorRT(library)
     gpu = find_gpu()
@@ -127,6 +133,31 @@ def default_workspace() -> int | None:
     return int(found.available_gb * 1e9) // 4
 
 
+def check_graphs(bundle: str | Path) -> str:
+    """Let TensorRT-RTX's parser read every graph of a bundle; nothing is compiled.
+
+    Returns:
+        The parser's version.
+
+    Raises:
+        MissingDependency: TensorRT-RTX is not installed.
+        BuildError: it refuses a graph.
+    """
+    opened = open_bundle(bundle)
+    trt = TensorRT("tensorrt-rtx")
+    builder = EngineBuilder(trt, BuilderOptions())
+    manifest = opened.manifest
+    for name, graph in engines.graphs_of(opened).items():
+        builder.check(
+            opened.path(graph.graph),
+            graph,
+            dtype=manifest.hidden_dtype,
+            quantized=_quantized(manifest, name),
+            batch=manifest.batch,
+        )
+    return trt.version
+
+
 def _build_all(
     bundle: Bundle,
     folder: Path,
@@ -156,8 +187,8 @@ def _build_all(
         plan = builder.build(
             bundle.path(graphs[name].graph),
             graphs[name],
-            precision=planned.precision,
             dtype=bundle.manifest.hidden_dtype,
+            quantized=_quantized(bundle.manifest, name),
             batch=planned.batch,
             progress=phase,
         )
@@ -172,6 +203,10 @@ def _build_all(
                 partial.write_bytes(builder.timing_cache)
     progress(len(missing), len(missing), "")
     return build, tuple(missing)
+
+
+def _quantized(manifest: Manifest, name: str) -> bool:
+    return manifest.quantized(None if name == "baseline" else int(name.rpartition("_")[2]))
 
 
 def _current(

@@ -74,8 +74,8 @@ class EngineBuilder:
         onnx: Path,
         graph: GraphSpec,
         *,
-        precision: str,
         dtype: str,
+        quantized: bool,
         batch: tuple[int, int, int],
         progress: Progress = lambda text: None,
     ) -> bytes:
@@ -84,8 +84,8 @@ class EngineBuilder:
         Args:
             onnx: the graph's file, weights beside it.
             graph: what the bundle says about it.
-            precision: the bundle's.
-            dtype: what matrix products are in, between quantized layers too.
+            dtype: what matrix products are in, those between quantized layers too.
+            quantized: whether some of it is int8.
             batch: smallest, usual and largest batch.
             progress: called with what TensorRT is doing, from another thread.
 
@@ -96,7 +96,7 @@ class EngineBuilder:
             BuildError: the graph is refused, or the engine is not what was asked for.
             KeyboardInterrupt: after TensorRT has been stopped.
         """
-        job = _Job(self, onnx, graph, precision, dtype, batch, progress)
+        job = _Job(self, onnx, graph, dtype, quantized, batch, progress)
         # In a thread of its own: while TensorRT works, Python would not see Ctrl-C.
         thread = threading.Thread(target=job.run, daemon=True)
         thread.start()
@@ -112,6 +112,22 @@ class EngineBuilder:
             raise job.error
         assert job.plan is not None  # a job without an error has one
         return job.plan
+
+    def check(
+        self,
+        onnx: Path,
+        graph: GraphSpec,
+        *,
+        dtype: str,
+        quantized: bool,
+        batch: tuple[int, int, int],
+    ) -> None:
+        """Parse only: is the graph one that would be compiled, in the types asked for?
+
+        Raises:
+            BuildError: it is not.
+        """
+        _Job(self, onnx, graph, dtype, quantized, batch, lambda text: None).parse()
 
     def _named_capabilities(self) -> list[Any]:
         wanted = self._options.compute_capabilities
@@ -141,14 +157,14 @@ class _Job:
         owner: EngineBuilder,
         onnx: Path,
         graph: GraphSpec,
-        precision: str,
         dtype: str,
+        quantized: bool,
         batch: tuple[int, int, int],
         progress: Progress,
     ) -> None:
         self.owner, self.trt, self.module = owner, owner._trt, owner._trt.module
         self.onnx, self.graph, self.batch = onnx, graph, batch
-        self.precision, self.dtype = precision, dtype
+        self.dtype, self.quantized = dtype, quantized
         self.progress = progress
         self.cancelled = False
         self.can_cancel = hasattr(self.module, "IProgressMonitor")
@@ -161,7 +177,8 @@ class _Job:
         except BaseException as error:  # handed to the thread that asked
             self.error = error
 
-    def _build(self) -> bytes:
+    def parse(self) -> tuple[Any, Any]:
+        """The builder, and the network that the parser made and that is as it should be."""
         trt = self.module
         builder = trt.Builder(self.trt.logger)
         if not builder:
@@ -174,6 +191,10 @@ class _Job:
         self._check_tensors(network)
         if self.trt.strongly_typed:
             self._check_layers(network)
+        return builder, network
+
+    def _build(self) -> bytes:
+        builder, network = self.parse()
         config = builder.create_builder_config()
         self._configure(builder, network, config)
         plan = builder.build_serialized_network(network, config)
@@ -228,11 +249,11 @@ class _Job:
     def _constrain(self, network: Any, config: Any) -> None:
         """TensorRT 8: precision by flags, with float32 held where float16 would lose the answer."""
         trt = self.module
-        if self.precision == "fp32":
+        if self.quantized:
+            config.set_flag(trt.BuilderFlag.INT8)
+        if self.dtype == "float32":
             return
         config.set_flag(trt.BuilderFlag.FP16)
-        if self.precision == "int8":
-            config.set_flag(trt.BuilderFlag.INT8)
         config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
         for i in range(network.num_layers):
             layer = network.get_layer(i)
@@ -260,11 +281,11 @@ class _Job:
             quantized += layer.type.name == "QUANTIZE"
             if layer.type.name in _PRODUCTS:
                 dtypes[self.trt.dtype(layer.get_output(0).dtype)] += 1
-        if self.precision == "int8" and not quantized:
+        if self.quantized and not quantized:
             raise BuildError(f"{self.onnx.name}: int8 was asked for, nothing is quantized")
         if set(dtypes) - {self.dtype}:
             raise BuildError(
-                f"{self.onnx.name}: expected products in {self.dtype} ({self.precision}), TensorRT "
+                f"{self.onnx.name}: expected products in {self.dtype}, TensorRT "
                 f"reads {dict(dtypes)}; export the bundle again"
             )
 
@@ -287,8 +308,8 @@ class _Job:
         halves = text.count("FP16") + text.count("Half")
         if self.dtype == "float16" and not halves:
             raise BuildError(
-                f"{self.onnx.name}: {self.precision} was asked for, but no layer of the engine "
-                "works in half precision"
+                f"{self.onnx.name}: half precision was asked for, but no layer of the engine works "
+                "in it"
             )
 
     def _failed(self, what: str, reasons: list[str] | None = None) -> BuildError:

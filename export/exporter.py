@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lgvit_edge import bundle
 from lgvit_edge._optional import require
 from lgvit_edge.errors import ExportError, UsageError
-from lgvit_edge.export import agreement
+from lgvit_edge.export import agreement, quantize
 from lgvit_edge.export.graph import WeightStore, export_graph
 from lgvit_edge.export.parity import TOLERANCE, ChainCheck, reference_logits, sample_images
 from lgvit_edge.export.precision import ISLANDS, halve
-from lgvit_edge.labelled import LabelledImage
+from lgvit_edge.labelled import LabelledImage, content_hash
 from lgvit_edge.manifest import (
     PRECISIONS,
     SCHEMA_VERSION,
     TARGETS,
     Agreement,
+    Calibration,
     GraphSpec,
     Manifest,
     Parity,
@@ -33,9 +36,11 @@ from lgvit_edge.manifest import (
 from lgvit_edge.model import LGViT, Segment, baseline, count_macs, count_parameters, cut
 from lgvit_edge.model.segments import INPUTS, example_input
 from lgvit_edge.policy import Confidence, Policy
+from lgvit_edge.preprocess import load_rgb, network_input
 
 OPSETS = range(17, 24)  # below 17 there is no LayerNormalization operator
 DEFAULT_PRECISION = {"cpu": "fp32", "jetson": "fp16", "rtx": "fp16"}
+_BATCH = 16  # calibration images at a time
 Progress = Callable[[str, int, int], None]
 
 
@@ -95,6 +100,11 @@ class ExportOptions:
                 self.opset in OPSETS,
                 f"opset must be {OPSETS[0]}..{OPSETS[-1]}: {self.opset}",
             ),
+            (
+                self.precision != "int8" or self.opset in (19, 20),
+                f"int8 needs opset 19 or 20 (scales in float16 came with 19, and ONNX Runtime's "
+                f"quantizer writes invalid graphs from 21 on): {self.opset}",
+            ),
         ]
         faults = [fault for good, fault in checks if not good]
         if faults:
@@ -112,6 +122,7 @@ def export_bundle(
     options: ExportOptions | None = None,
     *,
     images: Sequence[LabelledImage] = (),
+    calibration: Sequence[Path] = (),
     progress: Progress = lambda text, done, total: None,
 ) -> Manifest:
     """Export every segment and the baseline, check each against PyTorch, write the bundle.
@@ -121,6 +132,7 @@ def export_bundle(
         out: the bundle's directory; an older bundle there is replaced at the very end.
         options: how.
         images: compared with float32 before anything is written; see ``agreement``.
+        calibration: image files from which int8 scales are taken.
         progress: called with what is being done, steps done and steps in all.
 
     Raises:
@@ -135,10 +147,16 @@ def export_bundle(
     if not model.config.exits:
         raise UsageError("the model has no exits; run: lgvit-edge train to add and train them")
     options.policy.start(model.config.num_exits)
+    if (options.precision == "int8") != bool(calibration):
+        raise UsageError(
+            "int8 scales are taken from images: add --calib DIR with some like the camera's"
+            if options.precision == "int8"
+            else f"--calib is for --precision int8, found {options.precision}"
+        )
     for name, extra in (("onnx", "export"), ("onnxscript", "export"), ("onnxruntime", "cpu")):
         require(name, extra=extra)
     with bundle.writing(Path(out)) as staging:
-        manifest = _Export(model.eval(), staging, options, images, progress).run()
+        manifest = _Export(model.eval(), staging, options, images, calibration, progress).run()
         bundle.finish(staging, manifest)
     return manifest
 
@@ -150,18 +168,25 @@ class _Export:
         staging: Path,
         options: ExportOptions,
         images: Sequence[LabelledImage],
+        calibration: Sequence[Path],
         progress: Progress,
     ) -> None:
         self.model, self.staging, self.options, self.images = model, staging, options, images
+        self.calibration = calibration
         self.progress = progress
         self.store = WeightStore(staging / bundle.WEIGHTS)
         self.steps = model.config.num_exits + 3  # segments, baseline, manifest
         assert options.precision is not None and options.opset is not None  # filled in
         self.precision, self.opset = options.precision, options.opset
-        self.half = self.precision == "fp16"
+        # int8 layers lie between float ones: half precision on GPUs, single on CPUs.
+        self.half = self.precision != "fp32" and options.target != "cpu"
+        self.half = self.half or self.precision == "fp16"
+        self.limits: dict[int, quantize.Limits] = {}
 
     def run(self) -> Manifest:
         options, config = self.options, self.model.config
+        if self.precision == "int8":
+            self.limits = self._calibrate()
         images, pixels = sample_images(config, options.input)
         expected = reference_logits(self.model, pixels)
         tolerance = options.tolerance or TOLERANCE[self.precision]
@@ -186,6 +211,30 @@ class _Export:
         np.savez(self.staging / bundle.PARITY, images=images, logits=expected)
         parity = Parity(bundle.describe(self.staging, bundle.PARITY), tolerance, tuple(gaps))
         return self._manifest(segments, whole, parity, agreed)
+
+    def _calibrate(self) -> dict[int, quantize.Limits]:
+        spec, size = self.model.config.preprocess, self.model.config.image_size
+        count = len(self.calibration)
+
+        def batches() -> Iterator[Tensor]:
+            for first in range(0, count, _BATCH):
+                self.progress("calibrating", first, count)
+                frames = [load_rgb(path) for path in self.calibration[first : first + _BATCH]]
+                yield torch.from_numpy(network_input(frames, spec, size, "float32"))
+
+        limits = quantize.calibrate(self.model, batches())
+        if not limits:
+            raise ExportError(
+                "no block's MLP can be quantized: the inputs of all of them have outliers that "
+                "8 bits cannot hold; use --precision fp16"
+            )
+        return limits
+
+    def _quantizer(self, module: torch.nn.Module) -> Callable[[Any], Any] | None:
+        if not self.limits:
+            return None
+        limits = quantize.limits_of(module, self.model, self.limits)
+        return lambda model: quantize.quantize(model, limits)
 
     def _agreement(self, graphs: list[GraphSpec]) -> Agreement | None:
         if not self.images:
@@ -236,9 +285,20 @@ class _Export:
             weights_location=str(
                 (self.staging / bundle.WEIGHTS).relative_to(path.parent).as_posix()
             ),
+            rewrite=self._quantizer(module),
         )
         macs = count_macs(module, example_input(config, index, input=options.input))
         return GraphSpec(bundle.describe(self.staging, name), (inputs,), outputs, macs, parameters)
+
+    def _calibration(self) -> Calibration | None:
+        if self.precision != "int8":
+            return None
+        return Calibration(
+            len(self.calibration),
+            content_hash(self.calibration),
+            quantize.METHOD,
+            tuple(self.limits),
+        )
 
     def _manifest(
         self,
@@ -267,7 +327,7 @@ class _Export:
                 target=options.target,
                 versions=_versions(),
                 fp32_islands=options.fp32_islands,
-                calibration=None,
+                calibration=self._calibration(),
                 agreement=agreed,
             )
         except ValueError as error:

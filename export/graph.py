@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ def export_graph(
     batch: tuple[int, int],
     store: WeightStore,
     weights_location: str,
+    rewrite: Callable[[Any], Any] | None = None,
 ) -> None:
     """Write ``module`` to ``path``.
 
@@ -67,6 +68,7 @@ def export_graph(
         batch: smallest and largest batch; equal for a fixed one.
         store: where weights go.
         weights_location: the store's file, relative to ``path``'s directory.
+        rewrite: what becomes of the ``onnx.ModelProto`` before it is written.
 
     Raises:
         ExportError: the exporter refuses the module.
@@ -95,9 +97,12 @@ def export_graph(
         raise ExportError(f"PyTorch cannot export {path.name}: {reason}") from error
     if program is None:
         raise ExportError(f"PyTorch exported nothing for {path.name}")
-    _forget_sources(program.model)
-    _externalise(ir, program.model, store, weights_location, path.parent)
-    ir.save(program.model, path)
+    model = program.model
+    _forget_sources(model)
+    if rewrite is not None:
+        model = ir.serde.deserialize_model(rewrite(ir.serde.serialize_model(model)))
+    _externalise(ir, model, store, weights_location, path.parent)
+    ir.save(model, path)
 
 
 def _forget_sources(model: Any) -> None:

@@ -24,6 +24,15 @@ PolicyText = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option(help="CPU threads. Default: one per core.")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda. Default: the best one here.")]
+Backend = Annotated[
+    str | None,
+    typer.Option(help="tensorrt or onnxruntime. Default: tensorrt where engines and a GPU are."),
+]
+Wait = Annotated[str, typer.Option(help="tensorrt: spin (soonest, burns a core), block or hybrid.")]
+CudaGraphs = Annotated[bool, typer.Option(help="tensorrt: replay recorded segments.")]
+Speculate = Annotated[
+    bool, typer.Option(help="tensorrt: start the next segment before the exit is decided.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 

@@ -7,26 +7,31 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from lgvit_edge import __version__
+from lgvit_edge import __version__, cli_export
 from lgvit_edge._terminal import console, progress_bar, say, table
 from lgvit_edge.arguments import (
     AsJson,
+    Backend,
     Commands,
+    CudaGraphs,
     Device,
     Engines,
     PolicyText,
+    Speculate,
     Threads,
+    Wait,
     exit_status,
-    parse_batch,
     parse_numbers,
-    read_labels,
 )
 from lgvit_edge.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from lgvit_edge.runtime import TensorRTOptions
 
 app = typer.Typer(
     cls=Commands,
@@ -119,77 +124,8 @@ def train(
     say(f"next: lgvit-edge export --ckpt {out} --target cpu --out out/")
 
 
-@app.command()
-def export(
-    ckpt: Annotated[
-        Path | None, typer.Option(help="model.pt, .safetensors, or an authors' directory.")
-    ] = None,
-    target: Annotated[str, typer.Option(help="cpu, jetson or rtx.")] = "cpu",
-    out: Annotated[Path, typer.Option(help="Directory of the bundle.")] = Path("out"),
-    precision: Annotated[str, typer.Option(help="fp32.")] = "fp32",
-    input: Annotated[
-        str, typer.Option(help="uint8 (NHWC, normalised inside) or float32 (NCHW, normalised).")
-    ] = "uint8",
-    batch: Annotated[str, typer.Option(help="MIN:OPT:MAX, or 1.")] = "1",
-    opset: Annotated[int, typer.Option(help="ONNX operator set.")] = 18,
-    policy: Annotated[str, typer.Option(help="The bundle's own exit policy.")] = "confidence:0.8",
-    labels: Annotated[
-        Path | None, typer.Option(help="Class names, one per line, in class order.")
-    ] = None,
-    arch: Annotated[
-        str | None,
-        typer.Option(help="Instead of --ckpt: this architecture with random weights, for timing."),
-    ] = None,
-    exits: Annotated[
-        str | None,
-        typer.Option(
-            help="Of a checkpoint's exits keep those after these blocks, such as 4,8. "
-            "With --arch: where its exits are. Default: all, and uniform:8."
-        ),
-    ] = None,
-) -> None:
-    """Cut a trained LGViT at its exits, export each segment to ONNX and verify it."""
-    from lgvit_edge import policy as policies
-    from lgvit_edge._optional import require
-
-    require("torch", extra="export")
-    from lgvit_edge.export import ExportOptions, export_bundle
-
-    options = ExportOptions(
-        target=target,
-        precision=precision,
-        input=input,
-        batch=parse_batch(batch),
-        opset=opset,
-        policy=policies.parse(policy),
-    )
-    model = _model(ckpt, arch, exits)
-    if labels is not None:
-        model.config = model.config.replace(labels=read_labels(labels, model.config.num_classes))
-    with progress_bar("exporting") as progress:
-        manifest = export_bundle(
-            model, out, options, progress=lambda text, done, total: progress(done, total, text)
-        )
-    size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
-    parameters = sum(p.numel() for p in model.parameters())
-    worst = max(manifest.parity.max_difference)
-    say(
-        f"{out}: {len(manifest.segments)} segments and the baseline, opset {opset}, {precision}, "
-        f"{size / 1e6:.1f} MB ({size / (4 * parameters):.2f}x the weights)\n"
-        f"verified against PyTorch: max |difference| {worst:.2g}, "
-        f"tolerance {manifest.parity.tolerance:g}"
-    )
-    if target == "cpu":
-        say(f"next: lgvit-edge bench --engines {out}")
-    else:
-        # Engines are compiled where they run, which this version does not do yet: say what works.
-        say(
-            f"next, on the {target} device: copy {out} there, then\n"
-            f"  pip install 'lgvit-edge[{'cpu' if target == 'jetson' else 'gpu'}]'\n"
-            f"  lgvit-edge bench --engines {out}\n"
-            "this runs the chain on ONNX Runtime; compiling TensorRT engines is not part of "
-            f"lgvit-edge {__version__}"
-        )
+app.command()(cli_export.export)
+app.command()(cli_export.build)
 
 
 @app.command()
@@ -211,6 +147,10 @@ def bench(
     ] = None,
     threads: Threads = None,
     device: Device = None,
+    backend: Backend = None,
+    wait: Wait = "hybrid",
+    cuda_graphs: CudaGraphs = True,
+    speculate: Speculate = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write the record to this file.")
     ] = None,
@@ -219,6 +159,7 @@ def bench(
     from lgvit_edge._files import write_json
     from lgvit_edge.benchmarks import measure_exits, measure_images, print_report
     from lgvit_edge.labelled import evenly, find_images
+    from lgvit_edge.runtime import TensorRTOptions
 
     if (labels or samples) and data is None:
         raise UsageError("--labels and --samples need --data")
@@ -226,8 +167,9 @@ def bench(
         raise UsageError(f"--json: no such folder: {json_file.absolute().parent}")
     if mix and data is not None:
         raise UsageError("--mix is for runs without --data, where exits are forced")
+    how = TensorRTOptions(wait=wait, cuda_graphs=cuda_graphs, speculate=speculate)
     with (
-        _session(engines, policy, threads, device) as session,
+        _session(engines, policy, threads, device, backend, how) as session,
         progress_bar("measuring") as progress,
     ):
         if data is None:
@@ -255,19 +197,25 @@ def predict(
     policy: PolicyText = None,
     threads: Threads = None,
     device: Device = None,
+    backend: Backend = None,
+    wait: Wait = "hybrid",
+    cuda_graphs: CudaGraphs = True,
+    speculate: Speculate = False,
     as_json: AsJson = False,
 ) -> None:
     """Classify images: label, confidence, exit taken, latency."""
     import dataclasses
 
     from lgvit_edge.preprocess import list_images, load_rgb
+    from lgvit_edge.runtime import TensorRTOptions
 
     files = [f for path in images for f in (list_images(path) if path.is_dir() else [path])]
     if not files:
         raise DataError(f"no images in {', '.join(map(str, images))}")
+    how = TensorRTOptions(wait=wait, cuda_graphs=cuda_graphs, speculate=speculate)
     rows: list[dict[str, Any]] = []
     failures: list[str] = []
-    with _session(engines, policy, threads, device) as session:
+    with _session(engines, policy, threads, device, backend, how) as session:
         for file in files:
             try:
                 frame = load_rgb(file)
@@ -332,30 +280,24 @@ def demo(
     run_demo(out, console, progress_bar)
 
 
-def _model(ckpt: Path | None, arch: str | None, exits: str | None) -> Any:
-    if (ckpt is None) == (arch is None):
-        raise UsageError("expected --ckpt MODEL, or --arch NAME for random weights")
-    from lgvit_edge.config import architecture, plan_exits
-    from lgvit_edge.model import LGViT, block_macs, load_checkpoint
-
-    if ckpt is not None:
-        model = load_checkpoint(ckpt)
-        if exits is None:
-            return model
-        chosen = plan_exits(exits, block_macs(model.config))
-        return model.with_exits([exit.block for exit in chosen])
-    config = architecture(str(arch))
-    console.print(f"[yellow]{arch} with random weights: good for timing, not for answers[/]")
-    return LGViT(config.replace(exits=plan_exits(exits or "uniform:8", block_macs(config)))).eval()
-
-
 @contextlib.contextmanager
 def _session(
-    engines: Path, policy: str | None, threads: int | None, device: str | None
+    engines: Path,
+    policy: str | None,
+    threads: int | None,
+    device: str | None,
+    backend: str | None,
+    tensorrt: TensorRTOptions,
 ) -> Iterator[Any]:
     from lgvit_edge import policy as policies
     from lgvit_edge.runtime import Session
 
-    chosen = None if policy is None else policies.parse(policy)
-    with Session.open(engines, policy=chosen, threads=threads, device=device) as session:
+    with Session.open(
+        engines,
+        backend=backend,
+        policy=None if policy is None else policies.parse(policy),
+        threads=threads,
+        device=device,
+        tensorrt=tensorrt,
+    ) as session:
         yield session

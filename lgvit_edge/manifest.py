@@ -145,11 +145,13 @@ class Calibration:
         images: how many.
         sha256: over the content of the image files, in order.
         method: how scales follow from what was seen.
+        blocks: whose MLPs are quantized, 1-based.
     """
 
     images: int
     sha256: str
     method: str
+    blocks: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -301,6 +303,14 @@ class Manifest:
     def num_blocks(self) -> int:
         """L."""
         return self.segments[-1].last_block
+
+    def quantized(self, segment: int | None) -> bool:
+        """Whether anything in a segment (None: the baseline) is computed in int8."""
+        blocks = set(self.calibration.blocks) if self.calibration else set()
+        if segment is None:
+            return bool(blocks)
+        found = self.segments[segment]
+        return bool(blocks & set(range(found.first_block, found.last_block + 1)))
 
     def cumulative_macs(self, exit: int) -> int:
         """MACs spent by an image that leaves at ``exit`` (1..M + 1)."""

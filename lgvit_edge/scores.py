@@ -5,6 +5,8 @@ From log-softmax, because ``p log p`` is NaN at p = 0.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,3 +36,17 @@ def entropy(logits: Floats) -> Floats:
     """Entropy of the predicted distribution in nats, ``[B, C] -> [B]``, in 0..log C."""
     logs = log_softmax(logits)
     return -(np.exp(logs) * logs).sum(axis=-1)  # type: ignore[no-any-return]
+
+
+def difference(found: NDArray[Any], expected: NDArray[Any], *, by_token: bool = False) -> float:
+    """Largest difference, absolute, or relative where the expected value is larger than 1.
+
+    ``by_token`` measures a hidden state ``[B, T, D]`` against the largest value of each token:
+    trained ViTs have a few channels a hundred times the others, in whose rounding the others lie,
+    and the norm that follows divides by their size.
+    """
+    scale = np.abs(expected)
+    if by_token:
+        scale = scale.max(axis=-1, keepdims=True)
+    gap = np.abs(found.astype(np.float64) - expected) / np.maximum(1.0, scale)
+    return float(gap.max()) if np.isfinite(gap).all() else float("inf")

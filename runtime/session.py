@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from lgvit_edge import policy as policies
 from lgvit_edge.bundle import ENGINES, MANIFEST, Bundle, open_bundle, sha256
 from lgvit_edge.engines import graphs_of
-from lgvit_edge.errors import BackendError, BundleError, UsageError
+from lgvit_edge.errors import BackendError, BundleError, ParityError, UsageError
 from lgvit_edge.gpu import find_gpu
 from lgvit_edge.manifest import Manifest
 from lgvit_edge.policy import Policy
 from lgvit_edge.preprocess import network_input
 from lgvit_edge.runtime.chain import Chain
 from lgvit_edge.scores import confidence as confidence_of
+from lgvit_edge.scores import difference
 
 if TYPE_CHECKING:
     from lgvit_edge.runtime.trt_chain import TensorRTOptions
@@ -250,6 +251,33 @@ class Session:
             self._baseline = self._open_chain(["baseline"])
         self._baseline.start(images)
         return self._baseline.step()
+
+    def check_parity(self) -> float:
+        """Run the bundle's own samples through every exit.
+
+        Returns:
+            The largest difference from PyTorch's logits, absolute, or relative where one is
+            larger than 1.
+
+        Raises:
+            ParityError: beyond the tolerance the bundle was exported with; names the segment.
+        """
+        parity = self.manifest.parity
+        with np.load(self._bundle.path(parity.samples), allow_pickle=False) as samples:
+            images, expected = samples["images"], samples["logits"]
+        worst = 0.0
+        for first in range(0, len(images), self._chain.max_batch):
+            rows = slice(first, first + self._chain.max_batch)
+            self._chain.start(images[rows])
+            for index in range(self._exits + 1):
+                gap = difference(self._chain.step(), expected[rows, index])
+                if gap > parity.tolerance:
+                    raise ParityError(
+                        f"segment {index} diverges from PyTorch on this device: max |difference| "
+                        f"{gap:.3g}, tolerance {parity.tolerance:g}; do not use these engines"
+                    )
+                worst = max(worst, gap)
+        return worst
 
     def describe(self) -> dict[str, Any]:
         """Backend, version, device and threads, for records."""

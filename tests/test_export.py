@@ -23,10 +23,10 @@ from lgvit_edge.config import LGViTConfig
 from lgvit_edge.errors import ExportError, ParityError, UsageError
 from lgvit_edge.export import ExportOptions, export_bundle, exporter
 from lgvit_edge.export.graph import WeightStore
-from lgvit_edge.export.parity import difference
 from lgvit_edge.model import LGViT, block_macs, count_parameters, save_checkpoint
 from lgvit_edge.policy import Confidence
 from lgvit_edge.runtime import Session
+from lgvit_edge.scores import difference
 
 
 def test_every_exit_matches_pytorch(bundle: Path, exported_model: LGViT) -> None:

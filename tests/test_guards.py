@@ -28,7 +28,7 @@ WORKSTATION_ONLY = {"model", "training", "export"}
 # Of export/, what compiles engines, which devices do themselves.
 BUILDER = {"lgvit_edge.export", "lgvit_edge.export.build", "lgvit_edge.export.builder"}
 # Commands for both: they import torch, if at all, inside the commands that need it.
-COMMANDS = {"cli", "demo", "info", "__main__"}
+COMMANDS = {"cli", "cli_export", "demo", "info", "__main__"}
 # What the extras for a workstation bring, and what must never come along with them.
 ABSENT_ON_DEVICES = [
     *("torch", "torchvision", "onnx", "onnxscript", "onnx_ir", "safetensors"),

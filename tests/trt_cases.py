@@ -226,7 +226,7 @@ def test_an_engine_that_cannot_be_built_is_named(bundle: Path) -> None:
 
 def test_an_engine_that_fell_back_to_float32_is_refused(bundle: Path) -> None:
     TRT.silently_float32 = True
-    with pytest.raises(BuildError, match="fp16 was asked for, but no layer"):
+    with pytest.raises(BuildError, match="half precision was asked for, but no layer"):
         build_engines(bundle, library=LIBRARY)
     assert not (bundle / "engines").exists()
 
@@ -242,7 +242,7 @@ def test_a_graph_in_the_wrong_precision_is_refused(bundle: Path) -> None:
     spec = opened.manifest.segments[1].spec
     with pytest.raises(BuildError, match="expected tensors .*float16.*TensorRT reads .*float32"):
         EngineBuilder(TensorRT(LIBRARY), BuilderOptions()).build(
-            opened.path(spec.graph), spec, precision="fp16", dtype="float16", batch=(1, 4, 8)
+            opened.path(spec.graph), spec, dtype="float16", quantized=False, batch=(1, 4, 8)
         )
 
 
