@@ -313,7 +313,8 @@ class _Job:
             )
 
     def _failed(self, what: str, reasons: list[str] | None = None) -> BuildError:
-        said = (reasons or []) + self.trt.take_log("INTERNAL_ERROR", "ERROR")
+        logged = self.trt.take_log("INTERNAL_ERROR", "ERROR")
+        said = reasons or logged  # the log repeats what the parser says
         detail = "; ".join(said[:3])[:600] or "TensorRT gave no reason"
         hint = ""
         if "workspace" in detail.lower() or "memory" in detail.lower():

@@ -18,9 +18,9 @@ from lgvit_edge._optional import require
 from lgvit_edge.errors import ExportError, UsageError
 from lgvit_edge.export import agreement, quantize
 from lgvit_edge.export.graph import WeightStore, export_graph
-from lgvit_edge.export.parity import TOLERANCE, ChainCheck, reference_logits, sample_images
+from lgvit_edge.export.parity import ChainCheck, reference_logits, sample_images
 from lgvit_edge.export.precision import ISLANDS, halve
-from lgvit_edge.labelled import LabelledImage, content_hash
+from lgvit_edge.labelled import LabelledImage, content_hash, evenly
 from lgvit_edge.manifest import (
     PRECISIONS,
     SCHEMA_VERSION,
@@ -41,6 +41,7 @@ from lgvit_edge.preprocess import load_rgb, network_input
 OPSETS = range(17, 24)  # below 17 there is no LayerNormalization operator
 DEFAULT_PRECISION = {"cpu": "fp32", "jetson": "fp16", "rtx": "fp16"}
 _BATCH = 16  # calibration images at a time
+_CHOICE = 64  # of them, to choose blocks: each image goes through the model ten times
 Progress = Callable[[str, int, int], None]
 
 
@@ -189,8 +190,7 @@ class _Export:
             self.limits = self._calibrate()
         images, pixels = sample_images(config, options.input)
         expected = reference_logits(self.model, pixels)
-        tolerance = options.tolerance or TOLERANCE[self.precision]
-        check = ChainCheck(images, expected, tolerance)
+        check = ChainCheck(images, expected, self.precision, options.tolerance)
         segments, gaps = [], []
         gpu = options.target != "cpu"
         for segment in cut(self.model, input=options.input, cast_first=gpu):
@@ -209,24 +209,27 @@ class _Export:
         agreed = self._agreement([segment.spec for segment in segments])
         self.progress("manifest", self.steps - 1, self.steps)
         np.savez(self.staging / bundle.PARITY, images=images, logits=expected)
-        parity = Parity(bundle.describe(self.staging, bundle.PARITY), tolerance, tuple(gaps))
+        parity = Parity(bundle.describe(self.staging, bundle.PARITY), check.tolerance, tuple(gaps))
         return self._manifest(segments, whole, parity, agreed)
 
     def _calibrate(self) -> dict[int, quantize.Limits]:
         spec, size = self.model.config.preprocess, self.model.config.image_size
         count = len(self.calibration)
 
-        def batches() -> Iterator[Tensor]:
-            for first in range(0, count, _BATCH):
-                self.progress("calibrating", first, count)
-                frames = [load_rgb(path) for path in self.calibration[first : first + _BATCH]]
+        def batches(largest: int | None = None) -> Iterator[Tensor]:
+            paths = evenly(self.calibration, largest)
+            for first in range(0, len(paths), _BATCH):
+                self.progress("calibrating", first, len(paths))
+                frames = [load_rgb(path) for path in paths[first : first + _BATCH]]
                 yield torch.from_numpy(network_input(frames, spec, size, "float32"))
 
-        limits = quantize.calibrate(self.model, batches())
+        limits = quantize.choose(
+            self.model, quantize.calibrate(self.model, batches()), lambda: batches(_CHOICE)
+        )
         if not limits:
             raise ExportError(
-                "no block's MLP can be quantized: the inputs of all of them have outliers that "
-                "8 bits cannot hold; use --precision fp16"
+                "no block's MLP can be computed in int8 without moving exit decisions on the "
+                f"{count} calibration images; use --precision fp16"
             )
         return limits
 

@@ -10,23 +10,29 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lgvit_edge._optional import require
 from lgvit_edge.model import LGViT
 from lgvit_edge.model.backbone import Block
 
-METHOD = "99.999th percentile of |x| per tensor, MLPs of blocks whose inputs have no outliers"
+METHOD = "99.999th percentile of |x| per tensor; MLPs whose int8 leaves exit decisions as they are"
 _PERCENTILE = 99.999
 # Where the largest value is this many times the 99.9th percentile, 8 bits would be spent on a few
 # outliers: trained ViTs have such blocks, and quantizing them cost most of the accuracy.
 _MAX_SPREAD = 6.0
+# Of the calibration images' exit decisions, as an average over these thresholds. Half of what the
+# gate allows on other images (``agreement.ALLOWED``).
+_CHANGED_DECISIONS = 0.015
+_THRESHOLDS = [0.5 + 0.05 * i for i in range(10)]
 _OCTAVE = 64  # bins per factor of two, so a limit is known to 1 %
 _LOWEST, _HIGHEST = -20, 20  # exponents of the histogram's range
 _LINEARS = re.compile(r"(?:^|\.)steps\.(\d+)\.(fc[12])\.bias$")
@@ -87,6 +93,96 @@ def calibrate(model: LGViT, batches: Iterator[Tensor]) -> dict[int, Limits]:
         if all(h.top <= _MAX_SPREAD * h.percentile(99.9) for h in pair.values()):
             limits[number] = {name: h.percentile(_PERCENTILE) for name, h in pair.items()}
     return limits
+
+
+def choose(
+    model: LGViT, limits: Mapping[int, Limits], batches: Callable[[], Iterator[Tensor]]
+) -> dict[int, Limits]:
+    """The largest set of blocks whose int8 MLPs leave the exit decisions as they are.
+
+    What 8 bits lose in an early block goes through all that follow, so blocks are taken in the
+    order of how much each moves the confidences, as far as the decisions allow. Int8 is simulated
+    in float32, which differs from the graphs by rounding.
+
+    Args:
+        model: in eval mode.
+        limits: from ``calibrate``.
+        batches: normalised images ``[B, 3, H, W] float32``, anew at each call.
+    """
+    moved = dict.fromkeys(limits, 0.0)
+    wanted = []
+    with torch.no_grad():
+        for pixels in batches():
+            states = model.hidden_states(pixels)
+            wanted.append(_confidences(model, states))
+            for number in limits:
+                with _simulated(model, {number: limits[number]}):
+                    changed = states[:number]
+                    for block in list(model.backbone.blocks)[number - 1 :]:
+                        changed.append(block(changed[-1]))
+                moved[number] += float((_confidences(model, changed) - wanted[-1]).abs().mean())
+        order = sorted(limits, key=lambda number: moved[number])
+        low, high = 0, len(order)  # the answer is in low..high
+        while low < high:
+            count = (low + high + 1) // 2
+            chosen = {number: limits[number] for number in order[:count]}
+            with _simulated(model, chosen):
+                found = [_confidences(model, model.hidden_states(x)) for x in batches()]
+            good = _changed_decisions(torch.cat(wanted), torch.cat(found)) <= _CHANGED_DECISIONS
+            low, high = (count, high) if good else (low, count - 1)
+    return {number: limits[number] for number in sorted(order[:low])}
+
+
+def _confidences(model: LGViT, states: list[Tensor]) -> Tensor:
+    """``[B, M + 1]``, from the hidden states."""
+    logits = [
+        head(states[exit.block]) for head, exit in zip(model.heads, model.config.exits, strict=True)
+    ]
+    stacked = torch.stack([*logits, model.backbone.final(states[-1])], dim=1)
+    return stacked.softmax(dim=-1).amax(dim=-1)
+
+
+def _changed_decisions(wanted: Tensor, found: Tensor) -> float:
+    """Share of images that leave elsewhere, averaged over thresholds: users choose their own."""
+
+    def leaves(confidences: Tensor, threshold: float) -> Tensor:
+        over = confidences > threshold
+        over[:, -1] = True
+        return over.int().argmax(dim=1)
+
+    shares = [(leaves(wanted, t) != leaves(found, t)).float().mean() for t in _THRESHOLDS]
+    return float(torch.stack(shares).mean())
+
+
+class _Simulated(nn.Module):
+    """A linear layer as int8 computes it, weights per output channel, in float32."""
+
+    def __init__(self, linear: nn.Linear, limit: float) -> None:
+        super().__init__()
+        scale = linear.weight.abs().amax(dim=1, keepdim=True) / 127
+        self.weight = (linear.weight / scale).round().clamp(-127, 127) * scale
+        self.bias, self.step = linear.bias, limit / 127
+
+    def forward(self, x: Tensor) -> Tensor:
+        rounded = (x / self.step).round().clamp(-128, 127) * self.step
+        return functional.linear(rounded, self.weight, self.bias)
+
+
+@contextmanager
+def _simulated(model: LGViT, limits: Mapping[int, Limits]) -> Iterator[None]:
+    layers = [
+        (model.backbone.blocks[number - 1], name, limit)
+        for number, pair in limits.items()
+        for name, limit in pair.items()
+    ]
+    linears = [getattr(block, name) for block, name, _ in layers]
+    for (block, name, limit), linear in zip(layers, linears, strict=True):
+        setattr(block, name, _Simulated(linear, limit))
+    try:
+        yield
+    finally:
+        for (block, name, _), linear in zip(layers, linears, strict=True):
+            setattr(block, name, linear)
 
 
 def limits_of(segment: nn.Module, model: LGViT, limits: Mapping[int, Limits]) -> dict[int, Limits]:

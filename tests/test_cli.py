@@ -92,14 +92,6 @@ def test_export_info_bench_predict(checkpoint: Path, photos: Path, tmp_path: Pat
     assert "confidence" in run("predict", "--engines", out, photos / "a").stdout
 
 
-def test_export_for_jetson_says_what_to_run_there(checkpoint: Path, tmp_path: Path) -> None:
-    done = run("export", "--ckpt", checkpoint, "--target", "jetson", "--out", tmp_path / "out")
-    assert done.returncode == 0
-    assert open_bundle(tmp_path / "out").manifest.target == "jetson"
-    assert "lgvit-edge bench --engines" in done.stdout
-    assert "compiling TensorRT engines is not part of" in done.stdout
-
-
 def test_export_of_random_weights_is_for_timing(tmp_path: Path) -> None:
     done = run("export", "--arch", "vit-huge", "--out", tmp_path / "out")
     assert done.returncode == 2 and "unknown architecture 'vit-huge'" in done.stderr
@@ -122,10 +114,17 @@ def test_labels_are_put_into_the_bundle(checkpoint: Path, tmp_path: Path) -> Non
         (("export", "--ckpt", "none.pt"), 1, "no such checkpoint: none.pt"),
         (("export", "--ckpt", "{junk}"), 1, "cannot be read|was refused"),
         (("export", "--ckpt", "{ckpt}", "--target", "toaster"), 2, "target must be one of"),
-        (("export", "--ckpt", "{ckpt}", "--precision", "fp16"), 2, "precision must be one of fp32"),
+        (("export", "--ckpt", "{ckpt}", "--precision", "fp8"), 2, "precision must be one of"),
         (("export", "--ckpt", "{ckpt}", "--batch", "many"), 2, "--batch must be MIN:OPT:MAX"),
         (("export", "--ckpt", "{ckpt}", "--policy", "coin"), 2, "expected a policy such as"),
         (("export", "--ckpt", "{ckpt}", "--out", "{junk}"), 1, "exists and is not a bundle"),
+        (("export", "--ckpt", "{ckpt}", "--precision", "int8"), 2, "add --calib DIR"),
+        (("export", "--ckpt", "{ckpt}", "--data", "nowhere"), 1, "no such folder: nowhere"),
+        (("build", "nowhere"), 1, "not a bundle"),
+        (("build", "{out}"), 2, "was exported for CPUs"),
+        (("build", "{out}", "--builder", "tensorflow"), 2, "expected one of tensorrt, tensorrt-r"),
+        (("bench", "--engines", "{out}", "--backend", "cuda"), 2, "backend must be one of"),
+        (("bench", "--engines", "{out}", "--wait", "sleep"), 2, "wait must be one of hybrid"),
         (("bench", "--engines", "nowhere"), 1, "not a bundle.*run: lgvit-edge export"),
         (("bench", "--engines", "{out}", "--data", "nowhere"), 1, "no such folder: nowhere"),
         (("bench", "--engines", "{out}", "--data", "{empty}"), 1, "holds no images"),
