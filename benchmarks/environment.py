@@ -10,13 +10,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from lgvit_edge import jetson
 from lgvit_edge._threads import available_cores
+
+_PACKAGES = (
+    *("lgvit-edge", "numpy", "Pillow", "onnxruntime", "onnxruntime-gpu"),
+    *("tensorrt", "tensorrt-rtx", "pycuda", "cuda-bindings"),
+)
 
 
 def environment() -> dict[str, Any]:
     """Machine, system and versions, as JSON."""
     packages = {}
-    for name in ("lgvit-edge", "numpy", "Pillow", "onnxruntime", "onnxruntime-gpu"):
+    for name in _PACKAGES:
         try:
             packages[name] = version(name)
         except PackageNotFoundError:
@@ -32,11 +38,19 @@ def environment() -> dict[str, Any]:
         "running": running_processes(),
     }
     governor = _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-    release = _read("/etc/nv_tegra_release")
+    board = jetson.detect()
+    device: dict[str, Any] = {}
+    if board is not None:
+        device = {
+            "model": board.model,
+            "l4t": board.l4t,
+            "power_mode": board.power_mode,
+            "clocks_locked": board.clocks_locked,
+        }
     return (
         found
         | ({"cpu_governor": governor} if governor else {})
-        | ({"l4t": release.splitlines()[0]} if release else {})
+        | ({"jetson": device} if device else {})
     )
 
 

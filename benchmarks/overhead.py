@@ -39,7 +39,7 @@ def main(
 ) -> None:
     """Time the chain against one graph with the same blocks and heads, at every exit."""
     console, start = Console(), environment()
-    with Session.open(engines, threads=threads, device="cpu") as session:
+    with Session.open(engines, backend="onnxruntime", threads=threads, device="cpu") as session:
         rows = measure(session, open_bundle(engines, verify=False), rounds, threads)
         env = start | {"runtime": session.describe(), "load_average_end": load_average()}
     shown = table("exit", numbers=("chain (ms)", "one graph (ms)", "overhead", "p25", "p75"))

@@ -18,11 +18,15 @@ import fake_cuda
 import numpy as np
 import pytest
 import trt_standin
+from click.testing import Result
 from numpy.typing import NDArray
+from PIL import Image
+from typer.testing import CliRunner
 
 from lgvit_edge import engines, policy
 from lgvit_edge.bundle import open_bundle
-from lgvit_edge.errors import BackendError, BuildError, BundleError
+from lgvit_edge.cli import app
+from lgvit_edge.errors import BackendError, BuildError, BundleError, ParityError
 from lgvit_edge.export import BuilderOptions, build_engines
 from lgvit_edge.runtime import Session, TensorRTOptions
 
@@ -36,6 +40,7 @@ TRT = trt_standin.install(
     importlib.import_module(os.environ["TRT_BINDINGS"]), os.environ["TRT_MODULE"], VERSION
 )
 PLAN = b"standin"
+WAYS = [(True, False), (True, True), (False, False), (False, True)]  # CUDA graphs, speculation
 
 
 @pytest.fixture(autouse=True)
@@ -44,14 +49,31 @@ def fresh() -> Iterator[None]:
     TRT.refuse_execution = TRT.refuse_building = ""
     TRT.capturable = True
     TRT.silently_float32 = False
+    TRT.off_by = 0.0
     TRT.calls.clear()
     TRT.callbacks.clear()
     yield
     assert not any(fake_cuda.counts(FAKE).values()), f"leaked: {fake_cuda.counts(FAKE)}"
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bundles with engines; do not change them, take ``bundle``."""
+    root = tmp_path_factory.mktemp("compiled")
+    for name in ("fp32", "fp16", "fixed"):
+        build_engines(copied(name, root), library=LIBRARY)
+    return root
+
+
 @pytest.fixture
-def bundle(tmp_path: Path) -> Path:
+def bundle(compiled: Path, tmp_path: Path) -> Path:
+    """A half-precision bundle with engines, to change."""
+    return Path(shutil.copytree(compiled / "fp16", tmp_path / "fp16"))
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    """The same without engines."""
     return copied("fp16", tmp_path)
 
 
@@ -69,6 +91,11 @@ def open_trt(bundle: Path, **options: object) -> Session:
     return Session.open(bundle, backend="tensorrt", tensorrt=chosen)
 
 
+def folder_of(bundle: Path) -> Path:
+    (folder,) = (bundle / "engines").iterdir()
+    return folder
+
+
 def plan(bundle: Path, name: str) -> dict[str, object]:
     (file,) = (bundle / "engines").glob(f"*/{name}.engine")
     return dict(json.loads(file.read_bytes().removeprefix(PLAN)))
@@ -78,13 +105,11 @@ def plan(bundle: Path, name: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("name", ["fp32", "fp16", "fixed"])
-@pytest.mark.parametrize("graphs", [True, False])
-@pytest.mark.parametrize("speculate", [True, False])
+@pytest.mark.parametrize(("graphs", "speculate"), WAYS)
 def test_every_exit_equals_onnx_runtime_bit_for_bit(
-    name: str, graphs: bool, speculate: bool, tmp_path: Path
+    name: str, graphs: bool, speculate: bool, compiled: Path
 ) -> None:
-    bundle = copied(name, tmp_path)
-    build_engines(bundle, library=LIBRARY)
+    bundle = compiled / name
     with (
         open_trt(bundle, cuda_graphs=graphs, speculate=speculate) as trt,
         Session.open(bundle, backend="onnxruntime") as ort,
@@ -97,20 +122,18 @@ def test_every_exit_equals_onnx_runtime_bit_for_bit(
         assert (trt.describe()["cuda_graphs"] > 0) is graphs
 
 
-@pytest.mark.parametrize("graphs", [True, False])
-@pytest.mark.parametrize("speculate", [True, False])
+@pytest.mark.parametrize(("graphs", "speculate"), WAYS)
 @pytest.mark.parametrize("wait", ["spin", "block", "hybrid"])
 def test_rows_that_exit_leave_the_batch(
     graphs: bool, speculate: bool, wait: str, bundle: Path
 ) -> None:
     """Thresholds amid the confidences, so that rows leave in every pattern, again and again."""
-    build_engines(bundle, library=LIBRARY)
     with (
         open_trt(bundle, cuda_graphs=graphs, speculate=speculate, wait=wait) as trt,
         Session.open(bundle, backend="onnxruntime") as ort,
     ):
         seen = set()
-        for seed in range(6):
+        for seed in range(3):
             images = frames(8)[seed:] + frames(3)
             logits = ort.exit_logits(images)
             confidences = np.sort(
@@ -127,7 +150,6 @@ def test_rows_that_exit_leave_the_batch(
 
 def test_one_frame_after_the_other_keeps_nothing_of_the_last(bundle: Path) -> None:
     """Images leave early while the next segment already runs; the next image must not see it."""
-    build_engines(bundle, library=LIBRARY)
     with (
         open_trt(bundle, speculate=True) as trt,
         Session.open(bundle, backend="onnxruntime") as ort,
@@ -140,7 +162,6 @@ def test_one_frame_after_the_other_keeps_nothing_of_the_last(bundle: Path) -> No
 
 
 def test_graphs_are_recorded_once_and_replayed(bundle: Path) -> None:
-    build_engines(bundle, library=LIBRARY)
     with open_trt(bundle) as session:
         session.exit_logits(frames(1))
         before = len(TRT.calls)
@@ -154,7 +175,6 @@ def test_graphs_are_recorded_once_and_replayed(bundle: Path) -> None:
 
 
 def test_speculation_runs_one_segment_ahead(bundle: Path) -> None:
-    build_engines(bundle, library=LIBRARY)
     for speculate, ahead in ((False, []), (True, ["segment_1"])):
         with open_trt(bundle, cuda_graphs=False, speculate=speculate) as session:
             session.policy = policy.FixedExit(1)
@@ -166,12 +186,12 @@ def test_speculation_runs_one_segment_ahead(bundle: Path) -> None:
 # Building.
 
 
-def test_engines_are_what_was_asked_for(bundle: Path) -> None:
+def test_engines_are_what_was_asked_for(plain: Path) -> None:
     built = build_engines(
-        bundle, library=LIBRARY, options=BuilderOptions(workspace=1 << 28, optimization_level=4)
+        plain, library=LIBRARY, options=BuilderOptions(workspace=1 << 28, optimization_level=4)
     )
     assert built.compiled == ("segment_0", "segment_1", "segment_2", "segment_3", "baseline")
-    found = plan(bundle, "segment_1")
+    found = plan(plain, "segment_1")
     assert found["profile"] == [[1, 17, 32], [4, 17, 32], [8, 17, 32]]
     assert found["settings"] == {
         "max_aux_streams": 0,
@@ -193,49 +213,49 @@ def test_engines_are_what_was_asked_for(bundle: Path) -> None:
         assert cached == b"....."  # one cache grew through all five
 
 
-def test_a_second_build_reuses_what_is_current(bundle: Path) -> None:
-    first = build_engines(bundle, library=LIBRARY)
-    assert build_engines(bundle, library=LIBRARY).compiled == ()
+def test_a_second_build_reuses_what_is_current(plain: Path) -> None:
+    first = build_engines(plain, library=LIBRARY)
+    assert build_engines(plain, library=LIBRARY).compiled == ()
     (first.folder / "segment_2.engine").write_bytes(PLAN + b"{}")
     (first.folder / "baseline.engine").unlink()
-    assert build_engines(bundle, library=LIBRARY).compiled == ("segment_2", "baseline")
-    assert len(build_engines(bundle, library=LIBRARY, force=True).compiled) == 5
+    assert build_engines(plain, library=LIBRARY).compiled == ("segment_2", "baseline")
+    assert len(build_engines(plain, library=LIBRARY, force=True).compiled) == 5
     level = BuilderOptions(optimization_level=5)
-    assert len(build_engines(bundle, library=LIBRARY, options=level).compiled) == 5
+    assert len(build_engines(plain, library=LIBRARY, options=level).compiled) == 5
 
 
 def test_a_timing_cache_of_another_gpu_is_dropped(bundle: Path) -> None:
     if RTX:
         pytest.skip("RTX takes no timing cache")
-    folder = build_engines(bundle, library=LIBRARY).folder
+    folder = folder_of(bundle)
     (folder / "timing.cache").write_bytes(b"other GPU")
     build_engines(bundle, library=LIBRARY, force=True)
     assert b"other" not in (folder / "timing.cache").read_bytes()
 
 
-def test_an_engine_that_cannot_be_built_is_named(bundle: Path) -> None:
+def test_an_engine_that_cannot_be_built_is_named(plain: Path) -> None:
     TRT.refuse_building = "segment_1"
     with pytest.raises(
         BuildError, match=r"segment_1.onnx: it cannot compile.*workspace.*--workspace"
     ):
-        build_engines(bundle, library=LIBRARY)
+        build_engines(plain, library=LIBRARY)
     # What was compiled before stays, and the next build goes on from there.
     TRT.refuse_building = ""
-    assert build_engines(bundle, library=LIBRARY).compiled[0] == "segment_1"
+    assert build_engines(plain, library=LIBRARY).compiled[0] == "segment_1"
 
 
-def test_an_engine_that_fell_back_to_float32_is_refused(bundle: Path) -> None:
+def test_an_engine_that_fell_back_to_float32_is_refused(plain: Path) -> None:
     TRT.silently_float32 = True
     with pytest.raises(BuildError, match="half precision was asked for, but no layer"):
-        build_engines(bundle, library=LIBRARY)
-    assert not (bundle / "engines").exists()
+        build_engines(plain, library=LIBRARY)
+    assert not (plain / "engines").exists()
 
 
-def test_a_graph_in_the_wrong_precision_is_refused(bundle: Path) -> None:
+def test_a_graph_in_the_wrong_precision_is_refused(plain: Path) -> None:
     """A float32 graph in a half-precision bundle would be silently slow."""
     other = BUNDLES / "fp32"
-    shutil.copy(other / "segments" / "segment_1.onnx", bundle / "segments" / "segment_1.onnx")
-    opened = open_bundle(bundle, verify=False)
+    shutil.copy(other / "segments" / "segment_1.onnx", plain / "segments" / "segment_1.onnx")
+    opened = open_bundle(plain, verify=False)
     from lgvit_edge._tensorrt import TensorRT
     from lgvit_edge.export.builder import EngineBuilder
 
@@ -246,28 +266,28 @@ def test_a_graph_in_the_wrong_precision_is_refused(bundle: Path) -> None:
         )
 
 
-def test_capabilities_are_for_rtx(bundle: Path) -> None:
+def test_capabilities_are_for_rtx(plain: Path) -> None:
     options = BuilderOptions(compute_capabilities=("8.6", "8.9"))
     if not RTX:
         with pytest.raises(ValueError, match="TensorRT-RTX only"):
-            build_engines(bundle, library=LIBRARY, options=options)
-        assert not (bundle / "engines").exists()
+            build_engines(plain, library=LIBRARY, options=options)
+        assert not (plain / "engines").exists()
         return
-    built = build_engines(bundle, library=LIBRARY, options=options)
+    built = build_engines(plain, library=LIBRARY, options=options)
     assert built.folder.name == f"rtx-sm86-sm89-{VERSION}-fp16"
-    assert plan(bundle, "baseline")["settings"]["capabilities"] == ["SM86", "SM89"]  # type: ignore
+    assert plan(plain, "baseline")["settings"]["capabilities"] == ["SM86", "SM89"]  # type: ignore
     FAKE.fake_set_device(b"Orin", 8, 7)
     with pytest.raises(BackendError, match="compute capability 8.6, 8.9, this GPU .Orin. has 8.7"):
-        open_trt(bundle)
+        open_trt(plain)
 
 
 # What goes wrong when a bundle is opened.
 
 
 def test_engines_of_another_version(bundle: Path) -> None:
-    built = build_engines(bundle, library=LIBRARY)
-    record = json.loads((built.folder / "build.json").read_text())
-    (built.folder / "build.json").write_text(json.dumps(record | {"version": "9.9.9"}))
+    built = folder_of(bundle)
+    record = json.loads((built / "build.json").read_text())
+    (built / "build.json").write_text(json.dumps(record | {"version": "9.9.9"}))
     with pytest.raises(
         BackendError, match=f"with {LIBRARY} 9.9.9, found {VERSION}.*run: lgvit-edge"
     ):
@@ -277,7 +297,6 @@ def test_engines_of_another_version(bundle: Path) -> None:
 def test_engines_of_another_gpu(bundle: Path) -> None:
     if RTX:
         pytest.skip("RTX engines are not tied to one GPU")
-    build_engines(bundle, library=LIBRARY)
     FAKE.fake_set_device(b"Thor", 11, 0)
     with pytest.raises(BackendError, match="this GPU is Thor.*run: lgvit-edge build"):
         open_trt(bundle)
@@ -286,20 +305,19 @@ def test_engines_of_another_gpu(bundle: Path) -> None:
     assert session.describe()["backend"] == "onnxruntime"
 
 
-def test_one_bundle_serves_several_devices(bundle: Path) -> None:
+def test_one_bundle_serves_several_devices(plain: Path) -> None:
     if RTX:
         pytest.skip("RTX engines are not tied to one GPU")
     names = set()
     for name, major, minor in ((b"Orin Nano", 8, 7), (b"Thor", 11, 0)):
         FAKE.fake_set_device(name, major, minor)
-        names.add(build_engines(bundle, library=LIBRARY).folder.name)
-        with open_trt(bundle) as session:
+        names.add(build_engines(plain, library=LIBRARY).folder.name)
+        with open_trt(plain) as session:
             assert session.describe()["device"] == name.decode()
     assert len(names) == 2
 
 
 def test_the_best_backend_is_taken(bundle: Path) -> None:
-    build_engines(bundle, library=LIBRARY)
     with Session.open(bundle) as session:
         assert session.describe()["backend"] == "tensorrt"
         assert session.describe()["library"] == LIBRARY
@@ -319,14 +337,14 @@ def test_the_best_backend_is_taken(bundle: Path) -> None:
     ],
 )
 def test_damaged_engines(bundle: Path, harm: object, text: str) -> None:
-    folder = build_engines(bundle, library=LIBRARY).folder
+    folder = folder_of(bundle)
     harm(folder)  # type: ignore[operator]
     with pytest.raises(BundleError, match=f"{text}.*run: lgvit-edge build"):
         open_trt(bundle)
 
 
 def test_engines_swapped_with_their_records(bundle: Path) -> None:
-    folder = build_engines(bundle, library=LIBRARY).folder
+    folder = folder_of(bundle)
     record = json.loads((folder / "build.json").read_text())
     found = record["engines"]
     found["segment_1"], found["segment_2"] = found["segment_2"], found["segment_1"]
@@ -336,7 +354,7 @@ def test_engines_swapped_with_their_records(bundle: Path) -> None:
 
 
 def test_a_bundle_newer_than_its_engines(bundle: Path, tmp_path: Path) -> None:
-    folder = build_engines(bundle, library=LIBRARY).folder
+    folder = folder_of(bundle)
     other = copied("fp32", tmp_path)
     (other / "engines").mkdir()
     shutil.move(folder, other / "engines")
@@ -344,16 +362,16 @@ def test_a_bundle_newer_than_its_engines(bundle: Path, tmp_path: Path) -> None:
         open_trt(other)
 
 
-def test_an_interrupted_build_is_incomplete(bundle: Path) -> None:
+def test_an_interrupted_build_is_incomplete(plain: Path) -> None:
     TRT.refuse_building = "segment_3"
     with pytest.raises(BuildError):
-        build_engines(bundle, library=LIBRARY)
+        build_engines(plain, library=LIBRARY)
     with pytest.raises(BackendError, match="incomplete, segment_3 is missing.*run: lgvit-edge"):
-        open_trt(bundle)
+        open_trt(plain)
 
 
 def test_a_plan_that_tensorrt_refuses(bundle: Path) -> None:
-    folder = build_engines(bundle, library=LIBRARY).folder
+    folder = folder_of(bundle)
     record = json.loads((folder / "build.json").read_text())
     (folder / "segment_0.engine").write_bytes(b"a later format")
     from lgvit_edge.bundle import sha256
@@ -366,7 +384,7 @@ def test_a_plan_that_tensorrt_refuses(bundle: Path) -> None:
 
 
 def test_an_engine_with_other_tensors(bundle: Path) -> None:
-    folder = build_engines(bundle, library=LIBRARY).folder
+    folder = folder_of(bundle)
     record = json.loads((folder / "build.json").read_text())
     swapped = (folder / "segment_3.engine").read_bytes()
     (folder / "segment_1.engine").write_bytes(swapped)
@@ -378,7 +396,6 @@ def test_an_engine_with_other_tensors(bundle: Path) -> None:
 
 
 def test_no_gpu(bundle: Path) -> None:
-    build_engines(bundle, library=LIBRARY)
     FAKE.fake_set_driver(12060, 0)
     with pytest.raises(BackendError, match="none here.*lgvit-edge doctor"):
         open_trt(bundle)
@@ -389,23 +406,21 @@ def test_no_gpu(bundle: Path) -> None:
             build_engines(bundle, library=LIBRARY, force=True)
 
 
-def test_a_bundle_without_engines(bundle: Path) -> None:
+def test_a_bundle_without_engines(plain: Path) -> None:
     with pytest.raises(BackendError, match="has no engines; run: lgvit-edge build"):
-        open_trt(bundle)
+        open_trt(plain)
 
 
 # What goes wrong while it runs.
 
 
 def test_a_false_return_from_execution(bundle: Path) -> None:
-    build_engines(bundle, library=LIBRARY)
     TRT.refuse_execution = "segment_2"
     with pytest.raises(BackendError, match="the engine of segment_2 does not run"):
         open_trt(bundle)
 
 
 def test_a_failed_recording(bundle: Path) -> None:
-    build_engines(bundle, library=LIBRARY)
     FAKE.fake_fail(b"cuStreamEndCapture", 901, 0)
     with pytest.raises(BackendError, match=r"recorded as a CUDA graph.*cuda_graphs=False"):
         open_trt(bundle)
@@ -417,7 +432,6 @@ def test_a_failed_recording(bundle: Path) -> None:
 def test_what_cannot_be_recorded_is_launched(bundle: Path) -> None:
     if not RTX:
         pytest.skip("only RTX says whether a stream can be recorded")
-    build_engines(bundle, library=LIBRARY)
     TRT.capturable = False
     with open_trt(bundle) as session:
         session.predict(frames(1)[0])
@@ -426,22 +440,73 @@ def test_what_cannot_be_recorded_is_launched(bundle: Path) -> None:
 
 @pytest.mark.parametrize("after", [0, 2, 5])
 def test_out_of_memory(bundle: Path, after: int) -> None:
-    build_engines(bundle, library=LIBRARY)
     FAKE.fake_fail(b"cuMemAlloc", 2, after)
     with pytest.raises(BackendError, match="OUT_OF_MEMORY.*smaller --batch"):
         open_trt(bundle)
 
 
 def test_a_fault_on_the_device(bundle: Path) -> None:
-    build_engines(bundle, library=LIBRARY)
     with open_trt(bundle, wait="block") as session:
         FAKE.fake_fail(b"cuEventSynchronize", 719, 0)
         with pytest.raises(BackendError, match="LAUNCH_FAILED"):
             session.predict(frames(1)[0])
 
 
+# Commands.
+
+
+def command(*arguments: object) -> Result:
+    done = CliRunner().invoke(app, [str(a) for a in arguments])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done
+
+
+def test_new_engines_are_run_on_the_samples(plain: Path) -> None:
+    done = command("build", plain, "--builder", LIBRARY, "--json")
+    found = json.loads(done.stdout)
+    assert found["compiled"] == ["segment_0", "segment_1", "segment_2", "segment_3", "baseline"]
+    assert 0 < found["max_difference"] < 0.05
+    done = command("build", plain, "--builder", LIBRARY)
+    assert "verified on this GPU against PyTorch's samples" in done.stdout
+
+
+def test_engines_that_compute_something_else_are_noticed(plain: Path) -> None:
+    TRT.off_by = 0.3
+    with pytest.raises(ParityError, match="segment 0 diverges from PyTorch on this device"):
+        command("build", plain, "--builder", LIBRARY)
+
+
+def test_bench_and_predict(bundle: Path, tmp_path: Path) -> None:
+    Image.fromarray(frames(1)[0]).save(tmp_path / "x.png")
+    for options in (("--speculate", "--wait", "spin"), ("--no-cuda-graphs", "--wait", "block")):
+        done = command(
+            *("bench", "--engines", bundle, "--backend", "tensorrt", "--rounds", 2),
+            *("--json", tmp_path / "bench.json", *options),
+        )
+        assert "efficiency" in done.stdout
+        found = json.loads((tmp_path / "bench.json").read_text())["env"]["runtime"]
+        assert found["backend"] == "tensorrt" and found["engines"] == folder_of(bundle).name
+        assert (found["cuda_graphs"] > 0, found["speculate"]) == (
+            "--no-cuda-graphs" not in options,
+            "--speculate" in options,
+        )
+    assert "x.png" in command("predict", "--engines", bundle, tmp_path / "x.png").stdout
+
+
+def test_the_benchmark_for_device_owners(bundle: Path, tmp_path: Path) -> None:
+    from lgvit_edge.benchmarks.device import WAYS as ways_of_running
+    from lgvit_edge.benchmarks.device import main
+
+    main(bundle, rounds=4, json_file=tmp_path / "device.json")
+    found = json.loads((tmp_path / "device.json").read_text())
+    assert set(found["ways_median_ms"]) == set(ways_of_running)
+    assert all(len(times) == 4 and min(times) > 0 for times in found["ways_median_ms"].values())
+    assert found["bench"]["efficiency"] > 0 and found["parity"] < 0.05
+
+
 def test_rtx_keeps_what_it_compiled(bundle: Path) -> None:
-    folder = build_engines(bundle, library=LIBRARY).folder
+    folder = folder_of(bundle)
     open_trt(bundle).close()
     assert (folder / "runtime.cache").exists() is RTX
 
