@@ -9,8 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from lgvit_edge._optional import require
-from lgvit_edge._terminal import table
+from lgvit_edge._schema import to_json
+from lgvit_edge._terminal import say, table
 from lgvit_edge.bundle import MANIFEST, open_bundle
+from lgvit_edge.engines import find_builds
 from lgvit_edge.errors import CheckpointError
 
 
@@ -28,7 +30,8 @@ def inspect(path: Path) -> dict[str, Any]:
 
 
 def _bundle(path: Path) -> dict[str, Any]:
-    manifest = open_bundle(path).manifest
+    bundle = open_bundle(path)
+    manifest = bundle.manifest
     rows = [
         _row(i, s.first_block, s.last_block, s.head, s.spec.macs, s.spec.parameters)
         for i, s in enumerate(manifest.segments)
@@ -50,6 +53,19 @@ def _bundle(path: Path) -> dict[str, Any]:
         "parity": max(manifest.parity.max_difference),
         "bytes": sum(p.stat().st_size for p in path.rglob("*") if p.is_file()),
         "versions": manifest.versions,
+        "fp32_islands": list(manifest.fp32_islands),
+        "calibration": to_json(manifest.calibration),
+        "agreement": to_json(manifest.agreement),
+        "engines": [
+            {
+                "tag": build.tag,
+                "gpu": build.gpu,
+                "count": len(build.engines),
+                "bytes": sum(engine.bytes for engine in build.engines.values()),
+                "current": build.fits(bundle) and len(build.engines) == len(rows) + 1,
+            }
+            for _, build in find_builds(path)
+        ],
         "baseline": {"macs": manifest.baseline.macs, "parameters": manifest.baseline.parameters},
         "segments": _cumulative(rows, manifest.baseline.macs),
     }
@@ -124,7 +140,7 @@ def _cumulative(rows: list[dict[str, Any]], baseline_macs: int) -> list[dict[str
 
 def print_info(found: dict[str, Any], console: Console) -> None:
     """The same for people."""
-    base = found["baseline"]
+    base, path = found["baseline"], found["path"]
     console.print(
         f"[bold]{escape(found['path'])}[/] ({found['kind']}): {found['family']}, "
         f"{found['blocks']} blocks, {found['exits']} exits, {found['classes']} classes, "
@@ -139,6 +155,22 @@ def print_info(found: dict[str, Any], console: Console) -> None:
             f"max |difference| from PyTorch {found['parity']:.2g}",
             highlight=False,
         )
+        if found["calibration"]:
+            blocks = ", ".join(map(str, found["calibration"]["blocks"]))
+            console.print(f"int8 in the MLPs of blocks {blocks}", highlight=False)
+        if found["agreement"]:
+            agreement = found["agreement"]
+            console.print(
+                f"on {agreement['images']} images: {agreement['same_exit']:.2%} leave where they "
+                f"do in float32, {agreement['same_label']:.2%} get the same answer",
+                highlight=False,
+            )
+        for engines in found["engines"]:
+            state = "" if engines["current"] else f"; not current, run: lgvit-edge build {path}"
+            say(
+                f"engines/{engines['tag']}: {engines['count']}, "
+                f"{engines['bytes'] / 1e6:.1f} MB{state}"
+            )
     numbers = ("MACs (M)", "total (M)", "speed-up", "parameters")
     segments = table("segment", "blocks", "exit", "head", numbers=numbers)
     last = found["segments"][-1]["index"]

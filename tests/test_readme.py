@@ -27,10 +27,14 @@ def test_the_embedding_example_runs(
 
 def test_the_commands_and_options_exist() -> None:
     commands = get_command(app).commands  # type: ignore[attr-defined]
-    shown = re.findall(r"lgvit-edge (\w+)([^\n|`]*)", README.read_text(encoding="utf-8"))
+    pages = [README, README.parent / "docs" / "tensorrt.md"]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    shown = re.findall(r"lgvit-edge (\w+)([^\n|`]*)", text)
     shown = [(name, rest) for name, rest in shown if name in commands]
     assert {name for name, _ in shown} == set(commands)
     for name, rest in shown:
-        known = {option for p in commands[name].params for option in p.opts} | {"--help"}
+        known = {
+            option for p in commands[name].params for option in [*p.opts, *p.secondary_opts]
+        } | {"--help"}
         for option in re.findall(r"--[a-z-]+", rest):
             assert option in known, f"lgvit-edge {name} has no {option}"

@@ -115,6 +115,18 @@ def test_a_second_build_does_nothing_and_says_so(rtx_copy: Path) -> None:
     assert found["compiled"] == ["segment_1"] and engine.stat().st_size > 100
 
 
+def test_info_shows_the_engines(rtx_copy: Path) -> None:
+    (folder,) = (rtx_copy / "engines").iterdir()
+    shown = run("info", rtx_copy).stdout
+    assert f"engines/{folder.name}: 5, " in shown and "not current" not in shown
+    (found,) = json.loads(run("info", rtx_copy, "--json").stdout)["engines"]
+    assert (found["tag"], found["count"], found["current"]) == (folder.name, 5, True)
+    record = json.loads((folder / "build.json").read_text())
+    del record["engines"]["baseline"]
+    (folder / "build.json").write_text(json.dumps(record))
+    assert "not current, run: lgvit-edge build" in run("info", rtx_copy).stdout
+
+
 def test_chosen_compute_capabilities(rtx_copy: Path) -> None:
     options = BuilderOptions(compute_capabilities=("8.6", "8.9"))
     built = build_engines(rtx_copy, options=options)

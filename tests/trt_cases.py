@@ -395,6 +395,17 @@ def test_an_engine_with_other_tensors(bundle: Path) -> None:
         open_trt(bundle)
 
 
+def test_an_engine_of_another_precision(bundle: Path, compiled: Path) -> None:
+    folder, other = folder_of(bundle), folder_of(compiled / "fp32")
+    record, theirs = (json.loads((f / "build.json").read_text()) for f in (folder, other))
+    shutil.copy(other / "segment_1.engine", folder / "segment_1.engine")
+    wrong = {key: theirs["engines"]["segment_1"][key] for key in ("sha256", "bytes")}
+    record["engines"]["segment_1"] |= wrong
+    (folder / "build.json").write_text(json.dumps(record))
+    with pytest.raises(BackendError, match="expected .*float16.*found .*float32.*lgvit-edge build"):
+        open_trt(bundle)
+
+
 def test_no_gpu(bundle: Path) -> None:
     FAKE.fake_set_driver(12060, 0)
     with pytest.raises(BackendError, match="none here.*lgvit-edge doctor"):
