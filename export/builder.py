@@ -7,7 +7,6 @@ TensorRT 8 cannot, so there the precision is a flag, and norms and softmax are h
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +14,13 @@ from typing import Any
 
 from lgvit_edge._tensorrt import TensorRT
 from lgvit_edge.errors import BuildError, UsageError
+from lgvit_edge.export.engine_checks import check_engine, check_layers, check_tensors
 from lgvit_edge.gpu import find_gpu
 from lgvit_edge.manifest import GraphSpec
 
 Progress = Callable[[str], None]
 # Where TensorRT 8 may choose, these stay in float32: their sums overflow or lose float16.
 _WEAK_FLOAT = ("NORMALIZATION", "SOFTMAX", "REDUCE", "UNARY")
-_PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION", "FULLY_CONNECTED")
 _CANCEL_SECONDS = 30.0
 
 
@@ -184,13 +183,13 @@ class _Job:
         if not builder:
             raise self._failed("TensorRT does not start")
         network = builder.create_network(self._network_flags())
-        parser = trt.OnnxParser(network, self.trt.logger)
+        self.parser = parser = trt.OnnxParser(network, self.trt.logger)  # owns weights: stays
         if not parser.parse_from_file(str(self.onnx)):
             faults = [parser.get_error(i).desc() for i in range(parser.num_errors)]
             raise self._failed("its parser refuses the graph", faults)
-        self._check_tensors(network)
+        check_tensors(self.trt, network, self.graph)
         if self.trt.strongly_typed:
-            self._check_layers(network)
+            check_layers(self.trt, network, self.graph, self.dtype, self.quantized)
         return builder, network
 
     def _build(self) -> bytes:
@@ -264,53 +263,15 @@ class _Job:
             if layer.type.name in _WEAK_FLOAT and floats:
                 layer.precision = trt.DataType.FLOAT
 
-    def _check_tensors(self, network: Any) -> None:
-        found = [network.get_input(i) for i in range(network.num_inputs)]
-        found += [network.get_output(i) for i in range(network.num_outputs)]
-        have = [(t.name, self.trt.dtype(t.dtype), tuple(t.shape)) for t in found]
-        want = [(t.name, t.dtype, t.shape) for t in (*self.graph.inputs, *self.graph.outputs)]
-        if have != want:
-            raise BuildError(f"{self.onnx.name}: expected tensors {want}, TensorRT reads {have}")
-
-    def _check_layers(self, network: Any) -> None:
-        """Products must be in the precision asked for: an engine that fell back is slow unseen."""
-        dtypes: Counter[str] = Counter()
-        quantized = 0
-        for i in range(network.num_layers):
-            layer = network.get_layer(i)
-            quantized += layer.type.name == "QUANTIZE"
-            if layer.type.name in _PRODUCTS:
-                dtypes[self.trt.dtype(layer.get_output(0).dtype)] += 1
-        if self.quantized and not quantized:
-            raise BuildError(f"{self.onnx.name}: int8 was asked for, nothing is quantized")
-        if set(dtypes) - {self.dtype}:
-            raise BuildError(
-                f"{self.onnx.name}: expected products in {self.dtype}, TensorRT "
-                f"reads {dict(dtypes)}; export the bundle again"
-            )
-
     def _inspect(self, plan: bytes) -> None:
         """Ask the engine itself, where there is a GPU to load it."""
         if find_gpu() is None:
             return
-        trt = self.module
-        engine = trt.Runtime(self.trt.logger).deserialize_cuda_engine(plan)
+        runtime = self.module.Runtime(self.trt.logger)
+        engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise self._failed("the engine it compiled does not load")
-        for spec in (*self.graph.inputs, *self.graph.outputs):
-            have = self.trt.dtype(engine.get_tensor_dtype(spec.name))
-            if have != spec.dtype:
-                raise BuildError(
-                    f"{self.onnx.name}: expected {spec.name} in {spec.dtype}, the engine has {have}"
-                )
-        inspector = engine.create_engine_inspector()
-        text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
-        halves = text.count("FP16") + text.count("Half")
-        if self.dtype == "float16" and not halves:
-            raise BuildError(
-                f"{self.onnx.name}: half precision was asked for, but no layer of the engine works "
-                "in it"
-            )
+        check_engine(self.trt, engine, self.graph, self.dtype)
 
     def _failed(self, what: str, reasons: list[str] | None = None) -> BuildError:
         logged = self.trt.take_log("INTERNAL_ERROR", "ERROR")

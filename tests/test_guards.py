@@ -26,7 +26,10 @@ CONFIG = ROOT / "pyproject.toml"
 # What the workstation has and the device has not.
 WORKSTATION_ONLY = {"model", "training", "export"}
 # Of export/, what compiles engines, which devices do themselves.
-BUILDER = {"lgvit_edge.export", "lgvit_edge.export.build", "lgvit_edge.export.builder"}
+BUILDER = {
+    "lgvit_edge.export",
+    *(f"lgvit_edge.export.{name}" for name in ("build", "builder", "engine_checks")),
+}
 # Commands for both: they import torch, if at all, inside the commands that need it.
 COMMANDS = {"cli", "cli_export", "demo", "info", "__main__"}
 # What the extras for a workstation bring, and what must never come along with them.
