@@ -21,6 +21,7 @@ from lgvit_edge._terminal import console, progress_bar, say, table
 from lgvit_edge.arguments import Commands, exit_status
 from lgvit_edge.benchmarks.measure import measure_exits
 from lgvit_edge.benchmarks.report import print_report
+from lgvit_edge.errors import UsageError
 from lgvit_edge.runtime import FixedExit, Session, TensorRTOptions
 
 # The first is the default, which the others are compared with.
@@ -40,6 +41,8 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="The record to write.")] = None,
 ) -> None:
     """Check, bench and compare the ways of running the TensorRT chain."""
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise UsageError(f"--json: no such folder: {json_file.absolute().parent}")
     with Session.open(engines, backend="tensorrt") as session:
         parity = session.check_parity()
         with progress_bar("measuring") as progress:
@@ -70,16 +73,22 @@ def compare(engines: Path, rounds: int, progress: Any) -> dict[str, list[float]]
         frame = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
         images = first.prepare([frame])
         times: dict[str, list[list[float]]] = {n: [[] for _ in range(exits)] for n in sessions}
+        names = list(sessions)
         for done in range(_WARM_UP + rounds):
             progress(done, _WARM_UP + rounds)
             for exit in range(exits):
-                for name, session in sessions.items():
+                first_name = done % len(names)  # none always follows the same one
+                for name in names[first_name:] + names[:first_name]:
+                    session = sessions[name]
                     session.policy = FixedExit(exit + 1)
                     start = time.perf_counter()
                     session.run(images)
                     elapsed = (time.perf_counter() - start) * 1e3
                     if done >= _WARM_UP:
                         times[name][exit].append(elapsed)
+                    if WAYS[name].speculate:  # nothing of it may run into the next one's time
+                        session.policy = FixedExit(exits)
+                        session.run(images)
     return {name: [statistics.median(t) for t in found] for name, found in times.items()}
 
 

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from lgvit_edge.manifest import GraphSpec, Manifest
 
 Progress = Callable[[int, int, str], None]
 TIMING_CACHE = "timing.cache"
+STAGING = ".partial"
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Built:
     Attributes:
         folder: where the engines are.
         build: the record.
-        compiled: names of the engines compiled now; the others were current.
+        compiled: names of the engines compiled now, or by an interrupted build before; the others
+            were current.
         seconds: what it took.
     """
 
@@ -52,8 +55,8 @@ def build_engines(
 ) -> Built:
     """Compile every segment and the baseline into ``engines/<tag>/``.
 
-    Each engine is written whole, and the record after it, so an interrupted build goes on where it
-    stopped.
+    New engines gather in a folder of their own and take their places together, the record last: an
+    interrupted build goes on where it stopped, and engines that worked stay until then.
 
     Args:
         bundle: the directory ``lgvit-edge export`` wrote.
@@ -93,6 +96,7 @@ def build_engines(
         version=trt.version,
         platform=engines.platform_name(),
         gpu=None if trt.is_rtx or gpu is None else gpu.name,
+        multiprocessors=None if trt.is_rtx or gpu is None else gpu.multiprocessors,
         compute_capabilities=(
             options.compute_capabilities if trt.is_rtx or gpu is None else (gpu.compute_capability,)
         ),
@@ -167,18 +171,23 @@ def _build_all(
     force: bool,
     progress: Progress,
 ) -> tuple[Build, tuple[str, ...]]:
-    graphs = engines.graphs_of(bundle)
-    build, keep = planned, {} if force else _current(bundle, folder, planned, graphs)
-    missing = [name for name in graphs if name not in keep]
+    graphs, staging, cache = engines.graphs_of(bundle), folder / STAGING, folder / TIMING_CACHE
+    keep = {} if force else _current(folder, planned, graphs)
+    missing = {name: graph for name, graph in graphs.items() if name not in keep}
     if not missing:
         return engines.read_build(folder), ()
-    cache = folder / TIMING_CACHE
+    ready = _current(staging, planned, missing)
+    if not ready:
+        shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(exist_ok=True)
     # Not part of the record unless asked for: free memory is another one at the next build.
     effective = dataclasses.replace(options, workspace=options.workspace or default_workspace())
     builder = EngineBuilder(trt, effective, timing_cache=_read(cache))
-    build = dataclasses.replace(planned, engines=keep)
+    build = dataclasses.replace(planned, engines=ready)
     for done, name in enumerate(missing):
         progress(done, len(missing), name)
+        if name in ready:
+            continue
 
         def phase(text: str, done: int = done, name: str = name) -> None:
             progress(done, len(missing), f"{name}: {text.lower()}")
@@ -192,16 +201,22 @@ def _build_all(
             batch=planned.batch,
             progress=phase,
         )
-        spec = _write(folder / f"{name}.engine", plan, graphs[name], time.perf_counter() - began)
+        spec = _write(staging / f"{name}.engine", plan, graphs[name], time.perf_counter() - began)
         said = dict.fromkeys([*build.warnings, *trt.take_log("WARNING")])
         build = dataclasses.replace(
             build, engines=build.engines | {name: spec}, warnings=tuple(said)
         )
-        engines.write_build(folder, build)
+        engines.write_build(staging, build)
         if builder.timing_cache and not trt.is_rtx:
             with replacing(cache) as partial:
                 partial.write_bytes(builder.timing_cache)
     progress(len(missing), len(missing), "")
+    for spec in build.engines.values():
+        (staging / spec.file).replace(folder / spec.file)
+    made = {name: (keep | build.engines)[name] for name in graphs}
+    build = dataclasses.replace(build, engines=made)
+    engines.write_build(folder, build)
+    shutil.rmtree(staging)
     return build, tuple(missing)
 
 
@@ -209,10 +224,8 @@ def _quantized(manifest: Manifest, name: str) -> bool:
     return manifest.quantized(None if name == "baseline" else int(name.rpartition("_")[2]))
 
 
-def _current(
-    bundle: Bundle, folder: Path, planned: Build, graphs: dict[str, GraphSpec]
-) -> dict[str, EngineSpec]:
-    """Engines that were compiled just so from just these graphs, and are intact."""
+def _current(folder: Path, planned: Build, graphs: dict[str, GraphSpec]) -> dict[str, EngineSpec]:
+    """Engines in ``folder`` that were compiled just so from just these graphs, and are intact."""
     try:
         found = engines.read_build(folder)
     except BundleError:
@@ -257,18 +270,27 @@ def _locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise BuildError(f"cannot write {folder}: {error.strerror}") from error
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise BuildError(f"another build is writing {folder}; wait for it") from None
-    else:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BuildError(f"another build is writing {folder}; wait for it") from None
         try:
             yield
         except OSError as error:
             raise BuildError(f"cannot write {folder}: {error.strerror or error}") from error
+        finally:
+            with contextlib.suppress(OSError):
+                _tidy(folder)
     finally:
         os.close(handle)
-        if not any(path.suffix == ".engine" for path in folder.iterdir()):
-            with contextlib.suppress(OSError):  # nothing was compiled: leave no trace
-                (folder / ".lock").unlink()
-                folder.rmdir()
-                folder.parent.rmdir()
+
+
+def _tidy(folder: Path) -> None:
+    """Where nothing was compiled, leave no trace."""
+    staging = folder / STAGING
+    if staging.is_dir() and not any(staging.glob("*.engine")):
+        shutil.rmtree(staging)
+    if {path.name for path in folder.iterdir()} == {".lock"}:
+        (folder / ".lock").unlink()
+        folder.rmdir()
+        folder.parent.rmdir()

@@ -21,7 +21,6 @@ from lgvit_edge.manifest import GraphSpec
 Progress = Callable[[str], None]
 # Where TensorRT 8 may choose, these stay in float32: their sums overflow or lose float16.
 _WEAK_FLOAT = ("NORMALIZATION", "SOFTMAX", "REDUCE", "UNARY")
-_CANCEL_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -98,14 +97,18 @@ class EngineBuilder:
         job = _Job(self, onnx, graph, dtype, quantized, batch, progress)
         # In a thread of its own: while TensorRT works, Python would not see Ctrl-C.
         thread = threading.Thread(target=job.run, daemon=True)
-        thread.start()
         try:
-            while thread.is_alive():
-                thread.join(0.1)
+            thread.start()
+            # An event: Python 3.11's Thread.join, once interrupted, takes the thread for ended.
+            while not job.finished.wait(0.1):
+                pass
         except KeyboardInterrupt:
             job.cancelled = True
-            if job.can_cancel:
-                thread.join(_CANCEL_SECONDS)
+            if thread.ident is not None:
+                # To the end of the engine where TensorRT cannot be stopped (8.6); a second Ctrl-C
+                # does not wait.
+                progress("stopping")
+                job.finished.wait()
             raise
         if job.error is not None:
             raise job.error
@@ -166,6 +169,7 @@ class _Job:
         self.dtype, self.quantized = dtype, quantized
         self.progress = progress
         self.cancelled = False
+        self.finished = threading.Event()
         self.can_cancel = hasattr(self.module, "IProgressMonitor")
         self.plan: bytes | None = None
         self.error: BaseException | None = None
@@ -175,15 +179,16 @@ class _Job:
             self.plan = self._build()
         except BaseException as error:  # handed to the thread that asked
             self.error = error
+        finally:
+            self.finished.set()
 
     def parse(self) -> tuple[Any, Any]:
         """The builder, and the network that the parser made and that is as it should be."""
-        trt = self.module
-        builder = trt.Builder(self.trt.logger)
-        if not builder:
-            raise self._failed("TensorRT does not start")
+        builder = self.trt.make("Builder")
         network = builder.create_network(self._network_flags())
-        self.parser = parser = trt.OnnxParser(network, self.trt.logger)  # owns weights: stays
+        self.parser = parser = self.module.OnnxParser(
+            network, self.trt.logger
+        )  # owns weights: stays
         if not parser.parse_from_file(str(self.onnx)):
             faults = [parser.get_error(i).desc() for i in range(parser.num_errors)]
             raise self._failed("its parser refuses the graph", faults)
@@ -219,6 +224,7 @@ class _Job:
         trt, options = self.module, self.owner._options
         # A batch-1 chain gains nothing from side streams; they cost memory and break captures.
         config.max_aux_streams = 0
+        config.clear_flag(trt.BuilderFlag.TF32)  # on by default, and no float32
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector's dtypes
         if self.trt.is_rtx:  # or its engines could not be recorded as CUDA graphs
             config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
@@ -237,7 +243,7 @@ class _Job:
                 config.set_compute_capability(capability, i)
         if not self.trt.is_rtx:
             cache = config.create_timing_cache(self.owner.timing_cache)
-            if not config.set_timing_cache(cache, False):  # of another GPU or version
+            if cache is None or not config.set_timing_cache(cache, False):  # of another GPU
                 config.set_timing_cache(config.create_timing_cache(b""), False)
         if not self.trt.strongly_typed:
             self._constrain(network, config)
@@ -249,7 +255,12 @@ class _Job:
         """TensorRT 8: precision by flags, with float32 held where float16 would lose the answer."""
         trt = self.module
         if self.quantized:
-            config.set_flag(trt.BuilderFlag.INT8)
+            raise BuildError(
+                f"{self.onnx.name}: TensorRT {self.trt.version} does not read our int8 graphs; "
+                "export with --precision fp16"
+            )
+        # One context per batch size, all on the one profile; later versions always allow it.
+        config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
         if self.dtype == "float32":
             return
         config.set_flag(trt.BuilderFlag.FP16)
@@ -267,16 +278,19 @@ class _Job:
         """Ask the engine itself, where there is a GPU to load it."""
         if find_gpu() is None:
             return
-        runtime = self.module.Runtime(self.trt.logger)
+        runtime = self.trt.make("Runtime")
+        if self.trt.is_rtx:  # compiled for other GPUs than the one that happens to be here
+            validity, _ = runtime.get_engine_validity(plan)
+            if validity == self.module.EngineValidity.INVALID:
+                return
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise self._failed("the engine it compiled does not load")
         check_engine(self.trt, engine, self.graph, self.dtype)
 
     def _failed(self, what: str, reasons: list[str] | None = None) -> BuildError:
-        logged = self.trt.take_log("INTERNAL_ERROR", "ERROR")
-        said = reasons or logged  # the log repeats what the parser says
-        detail = "; ".join(said[:3])[:600] or "TensorRT gave no reason"
+        logged = self.trt.reason()  # which repeats what the parser says
+        detail = "; ".join(reasons[:3])[:600] if reasons else logged
         hint = ""
         if "workspace" in detail.lower() or "memory" in detail.lower():
             hint = "; give it more memory (--workspace-mb), or close other programs"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import Any
 
@@ -64,8 +65,23 @@ def check_engine(trt: TensorRT, engine: Any, graph: GraphSpec, dtype: str) -> No
             )
     inspector = engine.create_engine_inspector()
     text = inspector.get_engine_information(trt.module.LayerInformationFormat.JSON)
-    if dtype == "float16" and not text.count("FP16") + text.count("Half"):
+    inner = _inner_types(text, {spec.name for spec in (*graph.inputs, *graph.outputs)})
+    if dtype == "float16" and inner and not any("FP16" in t or "Half" in t for t in inner):
         raise BuildError(
             f"{graph.graph.file}: half precision was asked for, but no layer of the engine works "
             "in it"
         )
+
+
+def _inner_types(text: str, outer: set[str]) -> list[str]:
+    """Formats of the tensors between layers, from the inspector's JSON.
+
+    Inputs and outputs do not tell: the engine would convert them. Where all is one fused layer, or
+    the engine keeps no details, nothing is known.
+    """
+    try:
+        layers = json.loads(text).get("Layers", [])
+    except (ValueError, AttributeError):
+        return []
+    outputs = [t for layer in layers if isinstance(layer, dict) for t in layer.get("Outputs", [])]
+    return [str(t.get("Format/Datatype")) for t in outputs if t.get("Name") not in outer]

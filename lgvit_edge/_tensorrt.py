@@ -7,6 +7,7 @@ number, because NVIDIA renumbered its enumerations from one major version to the
 from __future__ import annotations
 
 import importlib
+from collections import deque
 from typing import Any
 
 from lgvit_edge.errors import BackendError, MissingDependency, UsageError
@@ -14,6 +15,9 @@ from lgvit_edge.jetson import detect, explain_import_error
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 OLDEST = (8, 6)  # 8.5 has no LayerNormalization in its parser
+_KEPT = 200  # messages; a long session's log must not grow
+# One logger per library and process: TensorRT keeps the first it was given, whoever gave it.
+_LOGGERS: dict[str, tuple[Any, deque[tuple[str, str]]]] = {}
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "UINT8": "uint8", "INT8": "int8", "BOOL": "bool"}
 
 
@@ -24,7 +28,7 @@ class TensorRT:
         library: ``tensorrt`` or ``tensorrt-rtx``.
         module: the imported module.
         version: such as ``10.3.0``.
-        log: messages since the last ``take_log``, newest last.
+        logger: for every object of the library.
     """
 
     def __init__(self, library: str) -> None:
@@ -51,8 +55,10 @@ class TensorRT:
                 "parser has no LayerNormalization; run the bundle on ONNX Runtime "
                 "(pip install 'lgvit-edge[cpu]'), or upgrade JetPack"
             )
-        self.log: list[tuple[str, str]] = []
-        self.logger = _logger(self.module, self.log)
+        if library not in _LOGGERS:
+            log: deque[tuple[str, str]] = deque(maxlen=_KEPT)
+            _LOGGERS[library] = (_logger(self.module, log), log)
+        self.logger, self._log = _LOGGERS[library]
 
     @property
     def is_rtx(self) -> bool:
@@ -76,12 +82,32 @@ class TensorRT:
 
     def take_log(self, *severities: str) -> list[str]:
         """Messages of these severities, each once; the log starts afresh."""
-        found = [text for severity, text in self.log if severity in severities]
-        self.log.clear()
+        found = [text for severity, text in self._log if severity in severities]
+        self._log.clear()
         return list(dict.fromkeys(found))
 
+    def reason(self) -> str:
+        """The last errors of the log, which starts afresh."""
+        said = self.take_log("INTERNAL_ERROR", "ERROR")
+        return "; ".join(said[-3:])[:600] or "TensorRT gave no reason"
 
-def _logger(module: Any, log: list[tuple[str, str]]) -> Any:
+    def make(self, kind: str) -> Any:
+        """A ``Builder`` or ``Runtime``.
+
+        Raises:
+            BackendError: TensorRT does not start: the bindings have no better word for it than
+                ``TypeError``.
+        """
+        try:
+            return getattr(self.module, kind)(self.logger)
+        except TypeError as error:
+            raise BackendError(
+                f"{self.library} {self.version} does not start ({error}): {self.reason()}; "
+                "run: lgvit-edge doctor"
+            ) from None
+
+
+def _logger(module: Any, log: deque[tuple[str, str]]) -> Any:
     """An ``ILogger`` that keeps what it is told from warnings up."""
     kept = {"INTERNAL_ERROR", "ERROR", "WARNING"}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,10 +13,13 @@ import typer
 
 from lgvit_edge._terminal import console, progress_bar, say, table
 from lgvit_edge.arguments import AsJson, parse_batch, read_labels
-from lgvit_edge.errors import BackendError, UsageError
+from lgvit_edge.bundle import open_bundle
+from lgvit_edge.errors import BackendError, MissingDependency, UsageError
 
 if TYPE_CHECKING:
+    from lgvit_edge.export import ExportOptions
     from lgvit_edge.export.build import Built
+    from lgvit_edge.jetson import JetPack
     from lgvit_edge.labelled import LabelledImage
     from lgvit_edge.manifest import Manifest
 
@@ -93,6 +97,8 @@ def export(
     require("torch", extra="export")
     from lgvit_edge.export import ExportOptions, export_bundle
 
+    if target == "jetson" and opset is None:
+        opset = _opset_for(jetpack, precision)
     options = ExportOptions(
         target=target,
         precision=precision,
@@ -103,11 +109,16 @@ def export(
         policy=policies.parse(policy),
     )
     if target == "jetson":
-        options = _for_jetpack(options, jetpack, asked=opset is not None)
+        _check_jetpack(options, jetpack)
     if target == "rtx" and engines:
         from lgvit_edge._tensorrt import TensorRT
 
-        TensorRT("tensorrt-rtx")  # missing, say so before the long part
+        try:
+            TensorRT("tensorrt-rtx")
+        except MissingDependency as error:  # say so before the long part
+            raise MissingDependency(
+                f"{error}; or add --no-engines, and later run: lgvit-edge build {out}"
+            ) from error
     model = _model(ckpt, arch, exits)
     if labels is not None:
         model.config = model.config.replace(labels=read_labels(labels, model.config.num_classes))
@@ -160,7 +171,6 @@ def build(
 ) -> None:
     """Compile a bundle's TensorRT engines, on the device that will run them (RTX: anywhere)."""
     from lgvit_edge.export import BuilderOptions, build_engines
-    from lgvit_edge.gpu import find_gpu
 
     options = BuilderOptions(
         workspace=None if workspace_mb is None else workspace_mb << 20,
@@ -172,20 +182,21 @@ def build(
         built = build_engines(
             bundle, library=builder, options=options, force=force, progress=progress
         )
-    verified = _verify(bundle) if find_gpu() is not None else None
+    verified, why_not = _verify(bundle, built.build.tag)
     if as_json:
         found = dataclasses.asdict(built.build) | {
             "tag": built.build.tag,
             "compiled": built.compiled,
             "seconds": round(built.seconds, 2),
             "max_difference": verified,
+            "not_run": why_not,
         }
         print(json.dumps(found, indent=1))
     else:
-        _print_built(bundle, built, verified)
+        _print_built(bundle, built, verified, why_not)
 
 
-def _print_built(bundle: Path, built: Built, verified: float | None) -> None:
+def _print_built(bundle: Path, built: Built, verified: float | None, why_not: str) -> None:
     record = built.build
     if not built.compiled:
         say(f"{built.folder}: all {len(record.engines)} engines are current; nothing to do")
@@ -202,11 +213,14 @@ def _print_built(bundle: Path, built: Built, verified: float | None) -> None:
     for warning in record.warnings[:5]:
         say(f"{record.library} warns: {warning}")
     if verified is not None:
-        say(f"verified on this GPU against PyTorch's samples: max |difference| {verified:.2g}")
+        say(
+            "verified on this GPU, segments and baseline, against PyTorch's samples: "
+            f"max |difference| {verified:.2g}"
+        )
         say(f"next: lgvit-edge bench --engines {bundle}")
     else:
         say(
-            "not run: there is no NVIDIA GPU here; on the machine with the GPU: "
+            f"not run: {why_not}; where they are to run: "
             f"lgvit-edge bench --engines {bundle.name} --backend tensorrt"
         )
 
@@ -237,31 +251,39 @@ def _report(out: Path, manifest: Manifest, parameters: int) -> None:
     say(f"compared on {found.images} images")
 
 
-def _for_jetpack(options: Any, name: str, *, asked: bool) -> Any:
-    """The options as the device's TensorRT reads them; refuses what it cannot build."""
-    from lgvit_edge.jetson import JETPACKS, fits
+def _jetpack(name: str) -> JetPack:
+    from lgvit_edge.jetson import JETPACKS
 
     known = [j for j in JETPACKS if name in (str(j.major), *j.name.split("/"), j.name)]
     if not known:
         names = ", ".join(j.name for j in JETPACKS)
         raise UsageError(f"--jetpack: expected one of {names}, found {name!r}")
-    chosen = known[-1]
-    if not asked and options.opset > chosen.opset:
-        options = dataclasses.replace(options, opset=max(chosen.opset, 17))
+    return known[-1]
+
+
+def _opset_for(jetpack: str, precision: str | None) -> int | None:
+    """The usual operator set, or an older one where the device's TensorRT reads no newer."""
+    highest = _jetpack(jetpack).opset
+    return 17 if highest < 18 and precision != "int8" else None
+
+
+def _check_jetpack(options: ExportOptions, jetpack: str) -> None:
+    """Refuse now what the device could not build."""
+    from lgvit_edge.jetson import fits
+
+    assert options.opset is not None and options.precision is not None  # filled in
     problems = [
         f"{f.text}; {f.cure}"
-        for f in fits(chosen, opset=options.opset, precision=options.precision)
+        for f in fits(_jetpack(jetpack), opset=options.opset, precision=options.precision)
         if f.level == "problem"
     ]
     if problems:
         raise UsageError("; ".join(problems))
-    return options
 
 
 def _preflight(bundle: Path, builder: str | None) -> None:
     """On a Jetson: what is known to go wrong, before minutes are spent."""
     from lgvit_edge import jetson
-    from lgvit_edge.bundle import open_bundle
 
     found = jetson.detect()
     if found is None or builder == "tensorrt-rtx":
@@ -277,14 +299,14 @@ def _preflight(bundle: Path, builder: str | None) -> None:
         )
     for finding in findings:
         if finding.level != "ok":
-            say(f"{finding.level}: {finding.text}" + (f"; {finding.cure}" if finding.cure else ""))
+            cure = f"; {finding.cure}" if finding.cure else ""
+            print(f"{finding.level}: {finding.text}{cure}", file=sys.stderr)
     if any(finding.level == "problem" for finding in findings):
         raise BackendError("this Jetson cannot compile the bundle as it is; see above")
 
 
 def _check_for_jetson(out: Path) -> None:
     """What can be known of a Jetson's engines on a workstation: no more than that they parse."""
-    from lgvit_edge.errors import MissingDependency
     from lgvit_edge.export.build import check_graphs
 
     try:
@@ -301,12 +323,24 @@ def _check_for_jetson(out: Path) -> None:
         )
 
 
-def _verify(bundle: Path) -> float:
-    """Run the new engines on the bundle's own samples."""
-    from lgvit_edge.runtime import Session
+def _verify(bundle: Path, tag: str) -> tuple[float | None, str]:
+    """Run the engines just built on the bundle's own samples, or say why that cannot be done."""
+    from lgvit_edge.gpu import find_gpu
+    from lgvit_edge.runtime import Session, TensorRTOptions
+    from lgvit_edge.runtime.trt_engine import choose_build
 
-    with Session.open(bundle, backend="tensorrt") as session:
-        return session.check_parity()
+    if find_gpu() is None:
+        return None, "there is no NVIDIA GPU here"
+    try:
+        choose_build(open_bundle(bundle, verify=False), tag)
+    except BackendError as error:  # compiled for another GPU than the one that happens to be here
+        return None, str(error)
+    try:
+        session = Session.open(bundle, backend="tensorrt", tensorrt=TensorRTOptions(engines=tag))
+    except MissingDependency as error:
+        return None, str(error)
+    with session:
+        return session.check_parity(), ""
 
 
 def _images(

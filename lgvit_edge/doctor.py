@@ -16,6 +16,7 @@ from lgvit_edge import __version__
 from lgvit_edge._optional import require
 from lgvit_edge._terminal import table
 from lgvit_edge.errors import MissingDependency
+from lgvit_edge.gpu import find_gpu
 from lgvit_edge.jetson import Jetson, detect, explain_import_error, preflight, try_import
 
 # Distribution, extra that installs it, what it is for.
@@ -43,10 +44,9 @@ def examine(root: Path = Path("/")) -> dict[str, Any]:
         root: where the system's files lie, for tests.
     """
     jetson = detect(root)
-    driver = jetson is not None or any(
-        os.path.exists(root / sign)
-        for sign in ("proc/driver/nvidia/version", "dev/nvhost-gpu", "dev/nvgpu")
-    )
+    signs = ("proc/driver/nvidia/version", "dev/nvhost-gpu", "dev/nvgpu")
+    driver = jetson is not None or any(os.path.exists(root / sign) for sign in signs)
+    driver = driver or find_gpu() is not None  # WSL has none of those files
     packages = [
         {"name": name, "version": _version(name), "extra": extra, "for": purpose}
         for name, extra, purpose in PACKAGES

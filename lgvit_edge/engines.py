@@ -15,6 +15,7 @@ from pathlib import Path
 
 from lgvit_edge._files import write_json
 from lgvit_edge._schema import from_json, to_json
+from lgvit_edge._tensorrt import MODULES
 from lgvit_edge.bundle import BUILD, ENGINES, Bundle
 from lgvit_edge.errors import BundleError
 from lgvit_edge.manifest import GraphSpec
@@ -58,6 +59,7 @@ class Build:
         version: of the library; engines of another one do not load.
         platform: system and processor, such as ``linux-aarch64``.
         gpu: the GPU they were tuned on; None where none was needed (RTX).
+        multiprocessors: of that GPU.
         compute_capabilities: that they run on; empty for the library's own choice (RTX).
         precision: of the graphs.
         batch: smallest, usual and largest batch.
@@ -73,6 +75,7 @@ class Build:
     version: str
     platform: str
     gpu: str | None
+    multiprocessors: int | None
     compute_capabilities: tuple[str, ...]
     precision: str
     batch: tuple[int, int, int]
@@ -82,6 +85,13 @@ class Build:
     engines: dict[str, EngineSpec]
     warnings: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        """Refuse what no build writes."""
+        if self.library not in MODULES:
+            raise ValueError(f"library must be one of {', '.join(MODULES)}: {self.library!r}")
+        if (self.gpu is None) != (self.multiprocessors is None):
+            raise ValueError("gpu and multiprocessors go together")
+
     @property
     def tag(self) -> str:
         """Name of the folder: one per device, version and precision."""
@@ -89,13 +99,24 @@ class Build:
             chosen = "".join(f"-sm{c.replace('.', '')}" for c in self.compute_capabilities)
             return f"rtx{chosen}-{self.version}-{self.precision}"
         device = re.sub(r"[^a-z0-9]+", "-", self.gpu.lower()).strip("-")
+        device = re.sub(r"^nvidia-(jetson-)?|-developer-kit$", "", device)
         capability = "".join(self.compute_capabilities).replace(".", "")
-        return f"{device}-sm{capability}-{self.library}-{self.version}-{self.precision}"
+        return (
+            f"{device}-{self.multiprocessors}mp-sm{capability}-{self.library}-{self.version}-"
+            f"{self.precision}"
+        )
 
-    def fits(self, bundle: Bundle) -> bool:
-        """Whether the engines were compiled from this bundle's weights and for its batches."""
+    def fault(self, bundle: Bundle) -> str | None:
+        """What keeps the engines from being this bundle's, if anything does."""
         weights = tuple(file.sha256 for file in bundle.manifest.weights)
-        return (self.weights_sha256, self.batch) == (weights, bundle.manifest.batch)
+        graphs = graphs_of(bundle)
+        missing = [name for name in graphs if name not in self.engines]
+        if missing:
+            return f"incomplete, {missing[0]} is missing"
+        same = all(self.engines[n].onnx_sha256 == g.graph.sha256 for n, g in graphs.items())
+        if (self.weights_sha256, self.batch, same) != (weights, bundle.manifest.batch, True):
+            return "compiled from other graphs: the bundle is newer, or files were swapped"
+        return None
 
 
 def platform_name() -> str:
@@ -137,18 +158,18 @@ def read_build(folder: Path) -> Build:
     return from_json(Build, data, where=str(path), error=BundleError)
 
 
-def find_builds(root: Path) -> list[tuple[Path, Build]]:
-    """Every build of a bundle, by folder name.
-
-    Raises:
-        BundleError: a record is damaged, or a folder leaves the bundle.
-    """
-    top = (root / ENGINES).resolve()
-    folders = sorted(path.parent for path in (root / ENGINES).glob(f"*/{BUILD}"))
-    for folder in folders:
-        if not folder.resolve().is_relative_to(top):
-            raise BundleError(f"{folder} leaves the bundle")
-    return [(folder, read_build(folder)) for folder in folders]
+def find_builds(root: Path) -> list[tuple[Path, Build | BundleError]]:
+    """Every build of a bundle by folder name, or what is wrong with its record."""
+    top = root.resolve() / ENGINES
+    found: list[tuple[Path, Build | BundleError]] = []
+    for folder in sorted(path.parent for path in (root / ENGINES).glob(f"*/{BUILD}")):
+        try:
+            if not folder.resolve().is_relative_to(top):
+                raise BundleError(f"{folder} leaves the bundle")
+            found.append((folder, read_build(folder)))
+        except BundleError as error:
+            found.append((folder, error))
+    return found
 
 
 def read_engine(folder: Path, build: Build, key: str, graph: GraphSpec) -> bytes:
@@ -163,19 +184,18 @@ def read_engine(folder: Path, build: Build, key: str, graph: GraphSpec) -> bytes
     path = folder / spec.file
     if spec.onnx_sha256 != graph.graph.sha256:
         raise BundleError(
-            f"{path} was compiled from another graph than the bundle's {graph.graph.file}: the "
-            f"bundle is newer, or files were swapped; {rebuild(folder)}"
+            f"{path} was compiled from another graph than {graph.graph.file}; {rebuild(folder)}"
         )
     try:
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise BundleError(f"{path} leaves its folder")
-        data = path.read_bytes()
+        if path.is_symlink() or not (path.is_file() or not path.exists()):
+            raise BundleError(f"{path} is no plain file; {rebuild(folder)}")
+        data = path.read_bytes() if path.stat().st_size == spec.bytes else b""
     except OSError as error:
         raise BundleError(f"cannot read {path}: {error.strerror}; {rebuild(folder)}") from None
     if hashlib.sha256(data).hexdigest() != spec.sha256:
         raise BundleError(
             f"{path} is not the engine that was built: expected {spec.bytes} bytes with the hash "
-            f"in {BUILD}, found {len(data)} bytes; copy it again, or {rebuild(folder)}"
+            f"in {BUILD}, found others; copy it again, or {rebuild(folder)}"
         )
     return data
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 
-_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
+from lgvit_edge.jetson import detect
+
+# CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR
+_ATTRIBUTES = (16, 75, 76)
 
 
 @dataclass(frozen=True)
@@ -13,12 +16,15 @@ class Gpu:
     """A GPU.
 
     Attributes:
-        name: as the driver gives it.
+        name: as the driver gives it; on a Jetson the board's, because the driver calls every
+            Orin "Orin".
+        multiprocessors: which differ between cards and boards of one name.
         compute_capability: such as ``8.7``.
         driver: newest CUDA version the driver supports, such as ``12.6``.
     """
 
     name: str
+    multiprocessors: int
     compute_capability: str
     driver: str
 
@@ -35,12 +41,17 @@ def find_gpu(index: int = 0) -> Gpu | None:
         return None
     if cuda.cuDeviceGetName(name, len(name), device):
         return None
-    capability = []
-    for attribute in (_MAJOR, _MINOR):
+    numbers = []
+    for attribute in _ATTRIBUTES:
         if cuda.cuDeviceGetAttribute(ctypes.byref(number), attribute, device):
             return None
-        capability.append(str(number.value))
+        numbers.append(number.value)
+    multiprocessors, major, minor = numbers
     if cuda.cuDriverGetVersion(ctypes.byref(number)):
         return None
     driver = f"{number.value // 1000}.{number.value % 1000 // 10}"
-    return Gpu(name.value.decode(errors="replace"), ".".join(capability), driver)
+    board = detect()
+    shown = board.model if board is not None else None
+    return Gpu(
+        shown or name.value.decode(errors="replace"), multiprocessors, f"{major}.{minor}", driver
+    )

@@ -11,9 +11,9 @@ from rich.markup import escape
 from lgvit_edge._optional import require
 from lgvit_edge._schema import to_json
 from lgvit_edge._terminal import say, table
-from lgvit_edge.bundle import MANIFEST, open_bundle
-from lgvit_edge.engines import find_builds
-from lgvit_edge.errors import CheckpointError
+from lgvit_edge.bundle import MANIFEST, Bundle, open_bundle
+from lgvit_edge.engines import Build, find_builds
+from lgvit_edge.errors import BundleError, CheckpointError
 
 
 def inspect(path: Path) -> dict[str, Any]:
@@ -56,18 +56,21 @@ def _bundle(path: Path) -> dict[str, Any]:
         "fp32_islands": list(manifest.fp32_islands),
         "calibration": to_json(manifest.calibration),
         "agreement": to_json(manifest.agreement),
-        "engines": [
-            {
-                "tag": build.tag,
-                "gpu": build.gpu,
-                "count": len(build.engines),
-                "bytes": sum(engine.bytes for engine in build.engines.values()),
-                "current": build.fits(bundle) and len(build.engines) == len(rows) + 1,
-            }
-            for _, build in find_builds(path)
-        ],
+        "engines": [_engines(folder, build, bundle) for folder, build in find_builds(path)],
         "baseline": {"macs": manifest.baseline.macs, "parameters": manifest.baseline.parameters},
         "segments": _cumulative(rows, manifest.baseline.macs),
+    }
+
+
+def _engines(folder: Path, build: Build | BundleError, bundle: Bundle) -> dict[str, Any]:
+    if isinstance(build, BundleError):
+        return {"tag": folder.name, "gpu": None, "count": 0, "bytes": 0, "fault": str(build)}
+    return {
+        "tag": build.tag,
+        "gpu": build.gpu,
+        "count": len(build.engines),
+        "bytes": sum(engine.bytes for engine in build.engines.values()),
+        "fault": build.fault(bundle),
     }
 
 
@@ -166,7 +169,8 @@ def print_info(found: dict[str, Any], console: Console) -> None:
                 highlight=False,
             )
         for engines in found["engines"]:
-            state = "" if engines["current"] else f"; not current, run: lgvit-edge build {path}"
+            fault = engines["fault"]
+            state = "" if fault is None else f"; {fault}; run: lgvit-edge build {path}"
             say(
                 f"engines/{engines['tag']}: {engines['count']}, "
                 f"{engines['bytes'] / 1e6:.1f} MB{state}"

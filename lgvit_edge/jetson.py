@@ -67,7 +67,7 @@ def fits(
     if numbers(found) < (8, 6):
         return [_too_old(where, None)]
     findings = []
-    if opset > highest:
+    if opset > highest and precision in allowed_precisions(found):
         text = f"{where} reads ONNX up to opset {highest}, the bundle has {opset}"
         findings.append(Finding("problem", text, f"run: lgvit-edge export ... --opset {highest}"))
     allowed = allowed_precisions(found)
@@ -75,7 +75,7 @@ def fits(
         text = f"{where} builds {', '.join(allowed)}, the bundle is {precision}"
         if precision == "int8":
             text += " (its float16 scales need opset 19)"
-        findings.append(Finding("problem", text, "run: lgvit-edge export ... --precision fp32"))
+        findings.append(Finding("problem", text, "run: lgvit-edge export ... --precision fp16"))
     elif precision == "fp16" and numbers(found) < (10,):
         text = f"{where} has no strong typing: it chooses precisions itself and may lose accuracy"
         findings.append(Finding("note", text, _COMPARE))

@@ -236,7 +236,10 @@ class Manifest:
                 self.precision in PRECISIONS,
                 f"precision must be one of {PRECISIONS}: {self.precision!r}",
             ),
-            (1 <= low <= usual <= high <= 4096, f"batch must be MIN <= OPT <= MAX: {self.batch}"),
+            (
+                1 == low <= usual <= high <= 4096,
+                f"batch must be 1 <= OPT <= MAX: {self.batch}",
+            ),
             (1 <= len(self.segments) <= 1000, "expected 1 to 1000 segments"),
             (len(logits) == 1, "segments and baseline must have the same classes"),
             (

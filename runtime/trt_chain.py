@@ -2,12 +2,14 @@
 
 The hidden state never leaves the GPU: segment i writes the buffer that segment i + 1 reads, at
 addresses bound once. All contexts share one scratch buffer, because they run one after the other.
-Per segment and batch size there is one CUDA graph: kernels, and the copy of the logits to
-page-locked memory. The host waits on an event, never on the device.
+Per segment and batch size there is one context, for a recorded graph must find it as it was, and
+one CUDA graph: kernels, and the copy of the logits to page-locked memory. The host waits on an
+event, never on the device.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,12 +39,14 @@ class TensorRTOptions:
         speculate: start the next segment before the exit decision is known. An image that goes on
             gains the time of the decision; after one that leaves, the GPU finishes for nothing.
         binding: ``pycuda`` or ``cuda-python``; None for pycuda where it works.
+        engines: tag of the build to run; None for the first that fits this GPU.
     """
 
     wait: str = "hybrid"
     cuda_graphs: bool = True
     speculate: bool = False
     binding: str | None = None
+    engines: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse unknown waits."""
@@ -78,24 +82,25 @@ class TensorRTChain:
         graphs = graphs_of(bundle)
         self._graphs = [graphs[name] for name in names]
         self._max_batch = bundle.manifest.batch[2]
-        self._dynamic = self._max_batch > 1
-        folder, self._build, self._trt = choose_build(bundle)
+        folder, self._build, self._trt = choose_build(bundle, self._options.engines)
         self._cuda = open_device(self._options.binding)
+        self._closed = False
+        self._names = names
+        # By segment and batch size. A graph is None where it is launched kernel by kernel.
+        self._contexts: dict[tuple[int, int], Any] = {}
+        self._recorded: dict[tuple[int, int], Any] = {}
+        self._engines: list[Any] = []
+        self._loader: EngineLoader | None = None
         try:
-            loader = EngineLoader(folder, self._build, self._trt)
-            self._names = names
-            self._engines = [loader.load(name, graphs[name]) for name in names]
-            self._contexts = [loader.context(engine) for engine in self._engines]
+            self._loader = EngineLoader(folder, self._build, self._trt)
+            self._engines = [self._loader.load(name, graphs[name]) for name in names]
             self._allocate()
-            # Per batch size, the graph of each segment; None where it is launched kernel by kernel.
-            self._recorded: dict[tuple[int, int], Any] = {}
-            self._shapes = [0] * len(names)  # the batch each context is set to
             self._batch = self._next = self._queued = 0
             self._sizes: list[int] = [0] * len(names)  # the batch each segment was queued with
             self._rows: NDArray[np.intp] | None = None  # kept of the segment queued last
             for batch in sorted({1, self._max_batch}):
                 self.warm_up(batch)
-            loader.save_cache()
+            self._loader.save_cache()
         except BaseException:
             self.close()
             raise
@@ -112,7 +117,13 @@ class TensorRTChain:
             self._prepare(index)
 
     def start(self, images: NDArray[Any]) -> None:
-        """See ``Chain.start``."""
+        """See ``Chain.start``.
+
+        Raises:
+            BackendError: the chain is closed.
+        """
+        if self._closed:
+            raise BackendError("the session is closed; open another one")
         self._batch, self._next, self._queued, self._rows = len(images), 0, 0, None
         np.copyto(self._image[: self._batch], images)
 
@@ -158,14 +169,22 @@ class TensorRTChain:
 
     def close(self) -> None:
         """See ``Chain.close``."""
+        if self._closed:
+            return
+        self._closed = True
+        with contextlib.suppress(BackendError):  # a speculated segment may still be running
+            self._cuda.synchronize()
+            if self._loader is not None and self._recorded:
+                self._loader.save_cache()  # with what later batch sizes made RTX compile
         self._recorded = {}
         # Contexts go before the engines they belong to, and both before the memory they use.
-        self._contexts = []
+        self._contexts = {}
         self._engines = []
+        self._loader = None
         self._cuda.close()
 
     def _allocate(self) -> None:
-        """Buffers for the largest batch, bound to the contexts once and for all."""
+        """Buffers for the largest batch, allocated once and for all."""
         cuda, batch = self._cuda, self._max_batch
         first = self._graphs[0].inputs[0]
         self._image = cuda.pinned(first.for_batch(batch), first.dtype)
@@ -178,14 +197,17 @@ class TensorRTChain:
         self._logits_address = [cuda.allocate(_bytes(g.logits, batch)) for g in self._graphs]
         blocking = self._options.wait != "spin"
         self._events = [cuda.event(blocking=blocking) for _ in self._graphs]
-        scratch = max(scratch_size(engine) for engine in self._engines)
-        address = cuda.allocate(max(scratch, 1))
-        for index, context in enumerate(self._contexts):
-            attach_scratch(context, address, scratch)
-            self._bind(index, context)
+        self._scratch_size = max(scratch_size(engine) for engine in self._engines)
+        self._scratch = cuda.allocate(max(self._scratch_size, 1))
 
-    def _bind(self, index: int, context: Any) -> None:
-        graph = self._graphs[index]
+    def _context(self, index: int) -> Any:
+        """A context for one segment and ``self._batch`` rows, bound and shaped for good."""
+        assert self._loader is not None  # only ``close`` drops it
+        graph, context = self._graphs[index], self._loader.context(self._engines[index])
+        attach_scratch(context, self._scratch, self._scratch_size)
+        shape = graph.inputs[0].for_batch(self._batch)
+        if self._max_batch > 1 and not context.set_input_shape(graph.inputs[0].name, shape):
+            raise self._refused(index, f"does not take a batch of {self._batch}")
         source = self._hidden[(index - 1) % 2] if index else self._image_address
         addresses = {graph.inputs[0].name: source, graph.logits.name: self._logits_address[index]}
         if len(graph.outputs) == 2:
@@ -193,6 +215,7 @@ class TensorRTChain:
         for name, address in addresses.items():
             if not context.set_tensor_address(name, address):
                 raise self._refused(index, f"does not take an address for {name!r}")
+        return context
 
     def _queue(self) -> None:
         """Put the next segment on the stream, its event behind it."""
@@ -213,12 +236,13 @@ class TensorRTChain:
 
     def _prepare(self, index: int) -> None:
         """Run a segment once, which lets TensorRT finish its set-up, then record it."""
+        self._contexts[index, self._batch] = self._context(index)
         self._launch(index)
         self._cuda.synchronize()
         self._recorded[index, self._batch] = self._record(index)
 
     def _record(self, index: int) -> Any:
-        context = self._contexts[index]
+        context = self._contexts[index, self._batch]
         capturable = getattr(context, "is_stream_capturable", lambda stream: True)
         if not self._options.cuda_graphs or not capturable(self._cuda.stream):
             return None
@@ -234,21 +258,17 @@ class TensorRTChain:
             fault = fault or error
         if fault is not None:
             raise BackendError(
-                f"{self._names[index]} cannot be recorded as a CUDA graph ({fault}); open the "
-                "session with TensorRTOptions(cuda_graphs=False)"
+                f"{self._names[index]} cannot be recorded as a CUDA graph ({fault}); add "
+                "--no-cuda-graphs, or open the session with TensorRTOptions(cuda_graphs=False)"
             ) from fault
         return graph
 
     def _launch(self, index: int) -> None:
         """Queue one segment kernel by kernel, for ``self._batch`` rows."""
-        graph, context, batch = self._graphs[index], self._contexts[index], self._batch
-        source = graph.inputs[0]
-        if self._dynamic and self._shapes[index] != batch:
-            if not context.set_input_shape(source.name, source.for_batch(batch)):
-                raise self._refused(index, f"does not take a batch of {batch}")
-            self._shapes[index] = batch
+        graph, batch = self._graphs[index], self._batch
+        context = self._contexts[index, batch]
         if index == 0:
-            size = _bytes(source, batch)
+            size = _bytes(graph.inputs[0], batch)
             self._cuda.upload(self._image_address, self._image.ctypes.data, size)
         if not context.execute_async_v3(self._cuda.stream):
             raise self._refused(index, "does not run")
@@ -281,11 +301,9 @@ class TensorRTChain:
         self._cuda.wait(event)
 
     def _refused(self, index: int, what: str) -> BackendError:
-        said = self._trt.take_log("INTERNAL_ERROR", "ERROR")
-        reason = "; ".join(said[:3])[:600] or "TensorRT gave no reason"
         return BackendError(
-            f"the engine of {self._names[index]} {what}: {reason}; free memory on the GPU, or run: "
-            "lgvit-edge doctor"
+            f"the engine of {self._names[index]} {what}: {self._trt.reason()}; free memory on the "
+            "GPU, or run: lgvit-edge doctor"
         )
 
 

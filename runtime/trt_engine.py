@@ -11,19 +11,23 @@ from lgvit_edge._files import replacing
 from lgvit_edge._tensorrt import TensorRT
 from lgvit_edge.bundle import Bundle
 from lgvit_edge.engines import Build
-from lgvit_edge.errors import BackendError, MissingDependency
+from lgvit_edge.errors import BackendError, BundleError
 from lgvit_edge.gpu import Gpu, find_gpu
 from lgvit_edge.manifest import GraphSpec
 
 RUNTIME_CACHE = "runtime.cache"
+_MAX_CACHE = 256 << 20
 
 
-def choose_build(bundle: Bundle) -> tuple[Path, Build, TensorRT]:
+def choose_build(bundle: Bundle, tag: str | None = None) -> tuple[Path, Build, TensorRT]:
     """The build that runs on this machine's GPU, checked against its record before any engine.
+
+    Args:
+        bundle: whose engines.
+        tag: of the build to take; None for the first that fits.
 
     Raises:
         BackendError: there is no GPU, or no build fits; names both sides and the command.
-        BundleError: a record is damaged.
     """
     root = bundle.root
     gpu = find_gpu()
@@ -33,18 +37,21 @@ def choose_build(bundle: Bundle) -> tuple[Path, Build, TensorRT]:
             "(libcuda.so.1 does not load or finds no GPU); run: lgvit-edge doctor, or open the "
             "bundle with backend='onnxruntime'"
         )
-    builds = engines.find_builds(root)
+    builds = [found for found in engines.find_builds(root) if tag in (None, found[0].name)]
     if not builds:
-        raise BackendError(f"{root} has no engines; run: lgvit-edge build {root}")
+        which = "engines" if tag is None else f"engines/{tag}"
+        raise BackendError(f"{root} has no {which}; run: lgvit-edge build {root}")
     faults = []
     # TensorRT's own engines first: they were tuned on this very GPU.
-    for folder, build in sorted(builds, key=lambda found: found[1].library):
+    for folder, build in sorted(builds, key=lambda found: getattr(found[1], "library", "")):
+        if isinstance(build, BundleError):
+            faults.append(str(build))
+            continue
         try:
             trt = TensorRT(build.library)
-        except MissingDependency as error:
-            faults.append(f"{folder.name}: {error}")
-            continue
-        fault = _misfit(bundle, build, trt, gpu)
+            fault = _misfit(bundle, folder, build, trt, gpu)
+        except BackendError as error:  # a missing library, or one that does not start
+            fault = str(error)
         if fault is None:
             return folder, build, trt
         faults.append(f"{folder.name}: {fault}")
@@ -54,22 +61,49 @@ def choose_build(bundle: Bundle) -> tuple[Path, Build, TensorRT]:
     )
 
 
-def _misfit(bundle: Bundle, build: Build, trt: TensorRT, gpu: Gpu) -> str | None:
+def _misfit(bundle: Bundle, folder: Path, build: Build, trt: TensorRT, gpu: Gpu) -> str | None:
     """What keeps a build from running here: built for the one, found the other."""
     if build.version != trt.version:
         return f"built with {build.library} {build.version}, found {trt.version}"
     if build.platform != engines.platform_name():
         return f"built for {build.platform}, this is {engines.platform_name()}"
+    if build.gpu is not None and (build.gpu, build.multiprocessors) != (
+        gpu.name,
+        gpu.multiprocessors,
+    ):
+        return (
+            f"built on {build.gpu} ({build.multiprocessors} multiprocessors), this GPU is "
+            f"{gpu.name} ({gpu.multiprocessors})"
+        )
     here = gpu.compute_capability
-    if build.gpu not in (None, gpu.name):
-        return f"built on {build.gpu}, this GPU is {gpu.name}"
     if build.compute_capabilities and here not in build.compute_capabilities:
         capabilities = ", ".join(build.compute_capabilities)
         return f"built for compute capability {capabilities}, this GPU ({gpu.name}) has {here}"
-    if not build.fits(bundle):
-        return "built from an earlier export of this bundle"
-    missing = [name for name in engines.graphs_of(bundle) if name not in build.engines]
-    return f"incomplete, {missing[0]} is missing" if missing else None
+    return build.fault(bundle) or _refusal(folder, build, trt, gpu)
+
+
+def _refusal(folder: Path, build: Build, trt: TensorRT, gpu: Gpu) -> str | None:
+    """What RTX itself says of the engines, from the first bytes of one."""
+    if not trt.is_rtx:
+        return None
+    runtime = trt.make("Runtime")
+    path = folder / build.engines["baseline"].file
+    try:
+        with path.open("rb") as file:
+            header = file.read(runtime.engine_header_size)
+    except OSError as error:
+        return f"cannot read {path}: {error.strerror}"
+    validity, bits = runtime.get_engine_validity(header)
+    if validity != trt.module.EngineValidity.INVALID:
+        return None
+    names = trt.module.EngineInvalidityDiagnostics.__members__.items()
+    reasons = [name for name, bit in names if int(bits) & int(bit)] or [trt.reason()]
+    if "UNSUPPORTED_CC" in reasons:
+        return (
+            f"not built for {gpu.name}; add --compute-capability {gpu.compute_capability} to the "
+            "command"
+        )
+    return f"refused by {trt.library}: {', '.join(reasons)}"
 
 
 class EngineLoader:
@@ -82,9 +116,7 @@ class EngineLoader:
             BackendError: it does not start.
         """
         self._folder, self._build, self._trt = folder, build, trt
-        self._runtime = trt.module.Runtime(trt.logger)
-        if not self._runtime:
-            raise BackendError(f"{trt.library} {trt.version} does not start: {self._said()}")
+        self._runtime = trt.make("Runtime")
         self._cache: Any = None
 
     def load(self, name: str, graph: GraphSpec) -> Any:
@@ -96,12 +128,11 @@ class EngineLoader:
         """
         plan = engines.read_engine(self._folder, self._build, name, graph)
         path = self._folder / self._build.engines[name].file
-        self._check_validity(path, plan)
         engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise BackendError(
-                f"{self._trt.library} {self._trt.version} cannot load {path}: {self._said()}; "
-                f"{engines.rebuild(self._folder)}"
+                f"{self._trt.library} {self._trt.version} cannot load {path}: "
+                f"{self._trt.reason()}; {engines.rebuild(self._folder)} --force"
             )
         modes = self._trt.module.TensorIOMode
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
@@ -139,7 +170,7 @@ class EngineLoader:
         else:
             context = engine.create_execution_context_without_device_memory()
         if context is None:
-            raise BackendError(f"TensorRT makes no execution context: {self._said()}")
+            raise BackendError(f"TensorRT makes no execution context: {self._trt.reason()}")
         return context
 
     def save_cache(self) -> None:
@@ -165,28 +196,12 @@ class EngineLoader:
         config.dynamic_shapes_kernel_specialization_strategy = specialization.EAGER
         if self._cache is None:
             self._cache = config.create_runtime_cache()
+            path = self._folder / RUNTIME_CACHE
             with contextlib.suppress(OSError):  # a cache of another version is ignored by RTX
-                self._cache.deserialize((self._folder / RUNTIME_CACHE).read_bytes())
+                if not path.is_symlink() and path.is_file() and path.stat().st_size <= _MAX_CACHE:
+                    self._cache.deserialize(path.read_bytes())
         config.set_runtime_cache(self._cache)
         return config
-
-    def _check_validity(self, path: Path, plan: bytes) -> None:
-        """Ask the library before it reads the whole plan, where it can be asked (RTX)."""
-        if not hasattr(self._runtime, "get_engine_validity"):
-            return
-        validity, bits = self._runtime.get_engine_validity(plan)
-        if validity != self._trt.module.EngineValidity.INVALID:
-            return
-        names = self._trt.module.EngineInvalidityDiagnostics.__members__.items()
-        reasons = [name for name, bit in names if int(bits) & int(bit)]
-        raise BackendError(
-            f"{self._trt.library} {self._trt.version} refuses {path}: "
-            f"{', '.join(reasons) or self._said()}; {engines.rebuild(self._folder)}"
-        )
-
-    def _said(self) -> str:
-        said = self._trt.take_log("INTERNAL_ERROR", "ERROR")
-        return "; ".join(said[:3])[:600] or "TensorRT gave no reason"
 
 
 def scratch_size(engine: Any) -> int:

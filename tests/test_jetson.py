@@ -312,7 +312,7 @@ def test_what_each_jetpack_takes() -> None:
     finding = only(fits(six_zero, opset=18, precision="fp32"))
     assert "up to opset 17, the bundle has 18" in finding.text and "--opset 17" in finding.cure
     finding = only(fits(six_zero, opset=17, precision="int8"))
-    assert finding.level == "problem" and "--precision fp32" in finding.cure
+    assert finding.level == "problem" and "--precision fp16" in finding.cure
     assert only(fits(six_zero, opset=17, precision="fp16")).level == "note"
 
     for pack in (six, seven, seven_two):

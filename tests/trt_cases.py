@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 from lgvit_edge import engines, policy
 from lgvit_edge.bundle import open_bundle
 from lgvit_edge.cli import app
-from lgvit_edge.errors import BackendError, BuildError, BundleError, ParityError
+from lgvit_edge.errors import BackendError, BuildError, BundleError, ParityError, UsageError
 from lgvit_edge.export import BuilderOptions, build_engines
 from lgvit_edge.runtime import Session, TensorRTOptions
 
@@ -50,6 +50,7 @@ def fresh() -> Iterator[None]:
     TRT.capturable = True
     TRT.silently_float32 = False
     TRT.off_by = 0.0
+    TRT.does_not_start = TRT.unsupported = False
     TRT.calls.clear()
     TRT.callbacks.clear()
     yield
@@ -74,7 +75,8 @@ def bundle(compiled: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def plain(tmp_path: Path) -> Path:
     """The same without engines."""
-    return copied("fp16", tmp_path)
+    (tmp_path / "plain").mkdir()
+    return copied("fp16", tmp_path / "plain")
 
 
 def copied(name: str, folder: Path) -> Path:
@@ -199,8 +201,10 @@ def test_engines_are_what_was_asked_for(plain: Path) -> None:
         "WORKSPACE": 1 << 28,
     }
     flags = set(found["flags"])  # type: ignore[call-overload]
+    assert "TF32" not in flags  # float32 means float32
     if VERSION.startswith("8."):
         assert {"FP16", "OBEY_PRECISION_CONSTRAINTS", "EXPLICIT_BATCH"} <= flags
+        assert "PROFILE_SHARING_0806" in flags  # several contexts on one profile
         assert {"SOFTMAX", "NORMALIZATION"} <= set(found["float32"])  # type: ignore[call-overload]
     else:
         assert "STRONGLY_TYPED" in flags and not {"FP16", "INT8"} & flags
@@ -241,7 +245,9 @@ def test_an_engine_that_cannot_be_built_is_named(plain: Path) -> None:
         build_engines(plain, library=LIBRARY)
     # What was compiled before stays, and the next build goes on from there.
     TRT.refuse_building = ""
-    assert build_engines(plain, library=LIBRARY).compiled[0] == "segment_1"
+    TRT.built.clear()
+    assert "segment_0" in build_engines(plain, library=LIBRARY).build.engines
+    assert TRT.built == ["segment_1", "segment_2", "segment_3", "baseline"]
 
 
 def test_an_engine_that_fell_back_to_float32_is_refused(plain: Path) -> None:
@@ -309,7 +315,7 @@ def test_one_bundle_serves_several_devices(plain: Path) -> None:
     if RTX:
         pytest.skip("RTX engines are not tied to one GPU")
     names = set()
-    for name, major, minor in ((b"Orin Nano", 8, 7), (b"Thor", 11, 0)):
+    for name, major, minor in ((b"Orin", 8, 7), (b"Thor", 11, 0)):
         FAKE.fake_set_device(name, major, minor)
         names.add(build_engines(plain, library=LIBRARY).folder.name)
         with open_trt(plain) as session:
@@ -333,13 +339,14 @@ def test_the_best_backend_is_taken(bundle: Path) -> None:
             "segment_1.engine is not the engine that was built",
         ),
         (lambda f: (f / "build.json").write_text("{"), "build.json is not JSON"),
+        (lambda f: (f / "segment_1.engine").write_bytes(b""), "is not the engine that was built"),
         (lambda f: (f / "build.json").write_text('{"schema_version": 7}'), "found 7"),
     ],
 )
 def test_damaged_engines(bundle: Path, harm: object, text: str) -> None:
     folder = folder_of(bundle)
     harm(folder)  # type: ignore[operator]
-    with pytest.raises(BundleError, match=f"{text}.*run: lgvit-edge build"):
+    with pytest.raises((BackendError, BundleError), match=f"{text}.*run: lgvit-edge build"):
         open_trt(bundle)
 
 
@@ -349,7 +356,7 @@ def test_engines_swapped_with_their_records(bundle: Path) -> None:
     found = record["engines"]
     found["segment_1"], found["segment_2"] = found["segment_2"], found["segment_1"]
     (folder / "build.json").write_text(json.dumps(record))
-    with pytest.raises(BundleError, match="compiled from another graph.*run: lgvit-edge build"):
+    with pytest.raises(BackendError, match="files were swapped.*run: lgvit-edge build"):
         open_trt(bundle)
 
 
@@ -358,7 +365,7 @@ def test_a_bundle_newer_than_its_engines(bundle: Path, tmp_path: Path) -> None:
     other = copied("fp32", tmp_path)
     (other / "engines").mkdir()
     shutil.move(folder, other / "engines")
-    with pytest.raises(BackendError, match="earlier export of this bundle.*run: lgvit-edge build"):
+    with pytest.raises(BackendError, match="the bundle is newer.*run: lgvit-edge build"):
         open_trt(other)
 
 
@@ -366,19 +373,95 @@ def test_an_interrupted_build_is_incomplete(plain: Path) -> None:
     TRT.refuse_building = "segment_3"
     with pytest.raises(BuildError):
         build_engines(plain, library=LIBRARY)
-    with pytest.raises(BackendError, match="incomplete, segment_3 is missing.*run: lgvit-edge"):
+    with pytest.raises(BackendError, match="has no engines; run: lgvit-edge build"):
         open_trt(plain)
+
+
+def test_engines_that_work_stay_until_new_ones_are_there(bundle: Path) -> None:
+    TRT.refuse_building = "segment_3"
+    with pytest.raises(BuildError):
+        build_engines(bundle, library=LIBRARY, force=True)
+    with open_trt(bundle) as session:
+        assert session.check_parity() < 0.05
+
+
+def test_a_record_without_an_engine(bundle: Path) -> None:
+    record = json.loads((folder_of(bundle) / "build.json").read_text())
+    del record["engines"]["segment_3"]
+    (folder_of(bundle) / "build.json").write_text(json.dumps(record))
+    with pytest.raises(BackendError, match="incomplete, segment_3 is missing.*run: lgvit-edge"):
+        open_trt(bundle)
+
+
+def test_a_library_that_does_not_start(bundle: Path, plain: Path) -> None:
+    TRT.does_not_start = True
+    failure = "does not start .*CUDA initialization failure.*run: lgvit-edge"
+    with pytest.raises(BackendError, match=failure):
+        build_engines(plain, library=LIBRARY)
+    with pytest.raises(BackendError, match=failure):
+        open_trt(bundle)
+
+
+def test_rtx_engines_on_a_card_they_are_not_for(bundle: Path) -> None:
+    if not RTX:
+        pytest.skip("RTX engines are compiled for kinds of cards")
+    TRT.unsupported = True
+    cure = "not built for Fake Orin; add --compute-capability 8.7.*run: lgvit-edge build"
+    with pytest.raises(BackendError, match=cure):
+        open_trt(bundle)
+    with pytest.warns(UserWarning, match="running on ONNX Runtime"):
+        Session.open(bundle).close()
+    done = command("build", bundle, "--builder", LIBRARY, "--force")  # for others, it builds
+    assert "not run: none of the engines" in done.stdout
+
+
+def test_the_engines_just_built_are_those_that_are_run(plain: Path) -> None:
+    if not RTX:
+        pytest.skip("only RTX has several builds for one GPU")
+    FAKE.fake_set_device(b"Fake Ada", 8, 9)
+    build_engines(plain, library=LIBRARY)
+    wrong = "segment_0 diverges|segment 0 diverges"
+    TRT.off_by = 0.3
+    with pytest.raises(ParityError, match=wrong):
+        command("build", plain, "--builder", LIBRARY, "--compute-capability", "8.9")
+
+
+def test_boards_of_one_name_are_told_apart(bundle: Path) -> None:
+    """The driver calls every Orin "Orin"."""
+    if RTX:
+        pytest.skip("RTX engines are not tied to one GPU")
+    assert "-8mp-" in folder_of(bundle).name
+    FAKE.fake_set_processors(16)
+    with pytest.raises(BackendError, match=r"\(8 multiprocessors\), this GPU is Fake Orin \(16\)"):
+        open_trt(bundle)
+
+
+def test_a_closed_session_says_so(bundle: Path) -> None:
+    session = open_trt(bundle, speculate=True)
+    session.policy = policy.FixedExit(1)
+    session.predict(frames(1)[0])  # leaves a segment running
+    session.close()
+    session.close()
+    with pytest.raises(BackendError, match="the session is closed"):
+        session.predict(frames(1)[0])
+
+
+def test_a_policy_that_does_not_fit_loads_nothing(bundle: Path) -> None:
+    with pytest.raises(UsageError, match="an exit in 1..4"):
+        Session.open(bundle, backend="tensorrt", policy=policy.FixedExit(9))
 
 
 def test_a_plan_that_tensorrt_refuses(bundle: Path) -> None:
     folder = folder_of(bundle)
     record = json.loads((folder / "build.json").read_text())
-    (folder / "segment_0.engine").write_bytes(b"a later format")
     from lgvit_edge.bundle import sha256
 
-    record["engines"]["segment_0"]["sha256"] = sha256(folder / "segment_0.engine")
+    for name in ("segment_0", "baseline"):
+        (folder / f"{name}.engine").write_bytes(b"a later format")
+        digest = sha256(folder / f"{name}.engine")
+        record["engines"][name] |= {"sha256": digest, "bytes": len(b"a later format")}
     (folder / "build.json").write_text(json.dumps(record))
-    reason = "refuses .*MALFORMED_ENGINE" if RTX else "cannot load .*magic tag"
+    reason = "refused by .*MALFORMED_ENGINE" if RTX else "cannot load .*magic tag"
     with pytest.raises(BackendError, match=f"{reason}.*run: lgvit-edge build"):
         open_trt(bundle)
 
@@ -479,7 +562,7 @@ def test_new_engines_are_run_on_the_samples(plain: Path) -> None:
     assert found["compiled"] == ["segment_0", "segment_1", "segment_2", "segment_3", "baseline"]
     assert 0 < found["max_difference"] < 0.05
     done = command("build", plain, "--builder", LIBRARY)
-    assert "verified on this GPU against PyTorch's samples" in done.stdout
+    assert "verified on this GPU, segments and baseline, against PyTorch's" in done.stdout
 
 
 def test_engines_that_compute_something_else_are_noticed(plain: Path) -> None:

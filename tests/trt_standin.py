@@ -43,6 +43,9 @@ class StandIn(ModuleType):
         self.capturable = True
         self.silently_float32 = False
         self.off_by = 0.0  # added to every output
+        self.does_not_start = False
+        self.built: list[str] = []
+        self.unsupported = False  # this GPU, by RTX's own word
         self.calls: list[str] = []
         self.callbacks: list[Any] = []  # kept alive for the driver
 
@@ -51,6 +54,9 @@ class StandIn(ModuleType):
             real, made = getattr(self.real, name), globals()[f"_{name}"]
 
             def construct(*arguments: Any) -> Checked:
+                if self.does_not_start and name != "OnnxParser":
+                    arguments[0].log(self.ILogger.ERROR, "CUDA initialization failure")
+                    raise TypeError("pybind11::init(): factory function returned nullptr")
                 check_call(real.__init__, arguments, {})
                 return Checked(real, made(self, *arguments))
 
@@ -95,6 +101,7 @@ class _Builder:
         if Path(net.onnx).stem == self.trt.refuse_building:
             self.logger.log(self.trt.ILogger.ERROR, "no tactics within workspace limit")
             return None
+        self.trt.built.append(Path(net.onnx).stem)
         weak = [
             layer.type.name
             for layer in map(behaviour, net.layers)
@@ -118,7 +125,7 @@ class _Profile:
 class _Config:
     def __init__(self, trt: StandIn) -> None:
         self.trt = trt
-        self.flags: set[str] = set()
+        self.flags = {"TF32"}  # as in every version
         self.profile: Any = None
         self.settings: dict[str, Any] = {}
         self.capabilities: list[Any] = []
@@ -131,6 +138,12 @@ class _Config:
 
     def set_flag(self, flag: Any) -> None:
         self.flags.add(flag.name)
+
+    def clear_flag(self, flag: Any) -> None:
+        self.flags.discard(flag.name)
+
+    def set_preview_feature(self, feature: Any, enable: bool) -> None:
+        self.flags.add(feature.name)
 
     def set_memory_pool_limit(self, pool: Any, pool_size: int) -> None:
         self.settings[pool.name] = pool_size
@@ -225,6 +238,9 @@ class _Runtime:
         self.trt, self.logger = trt, logger
 
     def get_engine_validity(self, buffer: bytes) -> tuple[Any, int]:
+        if self.trt.unsupported:
+            bits = self.trt.EngineInvalidityDiagnostics
+            return self.trt.EngineValidity.INVALID, int(bits.UNSUPPORTED_CC)
         if buffer.startswith(b"standin"):
             return self.trt.EngineValidity.VALID, 0
         bits = self.trt.EngineInvalidityDiagnostics
@@ -275,7 +291,9 @@ class _Engine:
         graph = onnx.load(self.plan["onnx"], load_external_data=False).graph
         half = any(DTYPES.get(weight.data_type) == "HALF" for weight in graph.initializer)
         kind = "FP16" if half and not self.trt.silently_float32 else "FP32"
-        text = json.dumps({"Layers": [{"Format/Datatype": f"Row major linear {kind} format"}]})
+        inner = {"Name": "inner", "Format/Datatype": f"Row major linear {kind} format"}
+        outer = {"Name": self.outputs[0], "Format/Datatype": "Row major linear FP16 format"}
+        text = json.dumps({"Layers": [{"Name": "fused", "Outputs": [inner, outer]}]})
         information = SimpleNamespace(get_engine_information=lambda format: text)
         return self.trt.checked("EngineInspector", information)
 
@@ -323,7 +341,7 @@ class _Context:
         self.trt, self.engine = trt, engine
         self.addresses: dict[str, int] = {}
         self.shape: tuple[int, ...] | None = None
-        self.device_memory = 0
+        self.device_memory = self.generation = 0
         source = engine.inputs[0]
         if -1 not in engine.shapes[source]:
             self.shape = engine.shapes[source]
@@ -342,6 +360,7 @@ class _Context:
         low, _, high = self.engine.plan["profile"]
         if name != self.engine.inputs[0] or not low[0] <= shape[0] <= high[0]:
             return False
+        self.generation += 1  # what was recorded before is void
         self.shape = tuple(shape)
         return True
 
@@ -357,15 +376,19 @@ class _Context:
             return False
         if stem == self.trt.refuse_execution:
             return False
-        work = CALLBACK(_work(engine, dict(self.addresses), self.shape, self.device_memory))
+        work = CALLBACK(_work(self, dict(self.addresses), self.shape, self.device_memory))
         self.trt.callbacks.append(work)
         return not self.trt.cuda.cuLaunchHostFunc(ctypes.c_void_p(stream_handle), work, None)
 
 
 def _work(
-    engine: _Engine, addresses: dict[str, int], shape: tuple[int, ...], scratch: int
+    context: _Context, addresses: dict[str, int], shape: tuple[int, ...], scratch: int
 ) -> Callable[[int | None], None]:
-    """What the stream runs: read the input, compute, write the outputs, spoil the scratch."""
+    """What the stream runs: read the input, compute, write the outputs, spoil the scratch.
+
+    NaN where the context was given another shape since this was recorded, which NVIDIA forbids.
+    """
+    engine, generation = context.engine, context.generation
 
     def run(_: int | None) -> None:
         name = engine.inputs[0]
@@ -375,6 +398,8 @@ def _work(
         results = engine.session.run(engine.outputs, {name: image})
         for output, result in zip(engine.outputs, results, strict=True):
             result += result.dtype.type(engine.trt.off_by)
+            if context.generation != generation:
+                result.fill(np.nan)
             ctypes.memmove(addresses[output], result.tobytes(), result.nbytes)
         ctypes.memset(scratch, 0xEE, SCRATCH)
 
