@@ -25,7 +25,7 @@ PACKAGES = (
     ("onnxruntime-gpu", "gpu", "run bundles on an NVIDIA GPU"),
     ("tensorrt", "tensorrt", "build and run engines"),
     ("tensorrt-rtx", "rtx", "engines for RTX GPUs"),
-    ("pycuda", "tensorrt", "run engines"),
+    ("pycuda", "pycuda", "run engines"),
     ("cuda-bindings", "rtx", "run engines (cuda-python)"),
     ("torch", "export", "export and train"),
     ("onnx", "export", "export"),
@@ -139,7 +139,7 @@ def _engines(name: str, task: str, driver: bool, jetson: Jetson | None) -> dict[
         missing.append("no CUDA binding (pycuda or cuda-python)")
         extra = "tensorrt" if name == "tensorrt" else "rtx"
         # On a Jetson the extra would bring a TensorRT beside JetPack's own.
-        what = f"'lgvit-edge[{extra}]'" if jetson is None else "pycuda"
+        what = f"'lgvit-edge[{extra}]'" if jetson is None else "cuda-python"
         cures.append(f"run: pip install {what}")
     note = f"{module} {getattr(loaded, '__version__', '')}".rstrip()
     if missing:

@@ -23,10 +23,7 @@ _BINDINGS = {
         "pip install pycuda (it compiles: cuda.h of the CUDA toolkit and a C++ compiler are "
         "needed)",
     ),
-    "cuda-python": (
-        "cuda.bindings.driver",
-        "pip install 'lgvit-edge[rtx]' (it brings cuda-python)",
-    ),
+    "cuda-python": ("cuda.bindings.driver", "pip install cuda-python"),
 }
 
 

@@ -78,8 +78,8 @@ def test_neither(stand_ins: dict[str, Any]) -> None:
     assert "pycuda or cuda-python is needed" in text
     assert "libcurand.so.10" in text and "No module named 'cuda'" in text
     assert "pip install pycuda (it compiles: cuda.h" in text
-    assert "pip install 'lgvit-edge[rtx]'" in text
-    with pytest.raises(MissingDependency, match="cuda-python is needed .*'lgvit-edge.rtx.'"):
+    assert text.endswith("pip install cuda-python")
+    with pytest.raises(MissingDependency, match="cuda-python is needed .*pip install cuda-python"):
         open_cuda("cuda-python")
 
 

@@ -549,7 +549,7 @@ def test_doctor_shows_the_jetson(board: Board, site: Site, monkeypatch: pytest.M
     assert not told["tensorrt-rtx (run engines)"][0]
     assert "does not support Jetson" in told["tensorrt-rtx (run engines)"][1]
     # The extra would bring a TensorRT beside JetPack's.
-    assert told["tensorrt (run engines)"][1].endswith("run: pip install pycuda")
+    assert told["tensorrt (run engines)"][1].endswith("run: pip install cuda-python")
     for width in (80, 120):
         text = printed(found, width)
         assert "NVIDIA Jetson Orin Nano" in text
