@@ -82,6 +82,20 @@ def exported_model() -> LGViT:
 
 
 @pytest.fixture(scope="session")
+def rtx_bundles(tmp_path_factory: pytest.TempPathFactory, exported_model: LGViT) -> Path:
+    """For TensorRT, no engines yet: ``fp32``, ``fp16`` (batches 1 to 8), ``fixed`` (fp16, 1)."""
+    root = tmp_path_factory.mktemp("bundles")
+    for name, precision, batch in (
+        ("fp32", "fp32", (1, 4, 8)),
+        ("fp16", "fp16", (1, 4, 8)),
+        ("fixed", "fp16", (1, 1, 1)),
+    ):
+        options = ExportOptions(target="rtx", precision=precision, batch=batch)
+        export_bundle(exported_model, root / name, options)
+    return root
+
+
+@pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory, exported_model: LGViT) -> Path:
     """A bundle with batches 1 to 4; do not change it, take ``bundle_copy``."""
     out = tmp_path_factory.mktemp("exported") / "out"

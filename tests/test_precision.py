@@ -39,10 +39,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def half(tmp_path_factory: pytest.TempPathFactory, exported_model: LGViT) -> Path:
-    out = tmp_path_factory.mktemp("half") / "out"
-    export_bundle(exported_model, out, ExportOptions(target="jetson", batch=(1, 2, 4)))
-    return out
+def half(rtx_bundles: Path) -> Path:
+    return rtx_bundles / "fp16"
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from lgvit_edge.export import ExportOptions, export_bundle
-from lgvit_edge.model import LGViT
-
 fake_cuda = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("fake_cuda.py"))))
 
 # `make dev` puts NVIDIA's bindings here, without the libraries they bind.
@@ -31,19 +28,6 @@ _SYMBOLS = (
     ),
     "_ZN14nvcaffeparser123shutdownProtobufLibraryEv",
 )
-
-
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory, exported_model: LGViT) -> Path:
-    root = tmp_path_factory.mktemp("bundles")
-    for name, precision, batch in (
-        ("fp32", "fp32", (1, 4, 8)),
-        ("fp16", "fp16", (1, 4, 8)),
-        ("fixed", "fp16", (1, 1, 1)),
-    ):
-        options = ExportOptions(target="rtx", precision=precision, batch=batch)
-        export_bundle(exported_model, root / name, options)
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -69,20 +53,22 @@ def empty_libraries(folder: Path, major: str) -> None:
         subprocess.run(command, check=True)
 
 
-def run_cases(driver: Path, bundles: Path, folder: Path, **variables: str) -> None:
+def run_cases(driver: Path, rtx_bundles: Path, folder: Path, **variables: str) -> None:
     pytest.importorskip("cuda.bindings.driver", reason="cuda-python is not installed")
     libraries = shutil.copy(driver, folder)
     fake_cuda.run_cases(
         "trt_cases.py",
         Path(libraries),
         "--noconftest",
-        variables={"TRT_BUNDLES": str(bundles), **variables},
+        variables={"TRT_BUNDLES": str(rtx_bundles), **variables},
     )
 
 
 @pytest.mark.trt
 @pytest.mark.parametrize("version", VERSIONS)
-def test_tensorrt_on_stand_ins(version: str, driver: Path, bundles: Path, tmp_path: Path) -> None:
+def test_tensorrt_on_stand_ins(
+    version: str, driver: Path, rtx_bundles: Path, tmp_path: Path
+) -> None:
     wheels = list(WHEELS.glob(f"*-{version}-*.whl"))
     if not wheels:
         pytest.skip(f"NVIDIA's bindings {version} are not in {WHEELS}; run: make dev")
@@ -91,7 +77,7 @@ def test_tensorrt_on_stand_ins(version: str, driver: Path, bundles: Path, tmp_pa
     empty_libraries(tmp_path, version.split(".")[0])
     run_cases(
         driver,
-        bundles,
+        rtx_bundles,
         tmp_path,
         TRT_BINDINGS="tensorrt_bindings",
         TRT_MODULE="tensorrt",
@@ -101,11 +87,11 @@ def test_tensorrt_on_stand_ins(version: str, driver: Path, bundles: Path, tmp_pa
 
 
 @pytest.mark.trt
-def test_tensorrt_rtx_on_stand_ins(driver: Path, bundles: Path, tmp_path: Path) -> None:
+def test_tensorrt_rtx_on_stand_ins(driver: Path, rtx_bundles: Path, tmp_path: Path) -> None:
     rtx = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     run_cases(
         driver,
-        bundles,
+        rtx_bundles,
         tmp_path,
         TRT_BINDINGS="tensorrt_rtx",
         TRT_MODULE="tensorrt_rtx",
