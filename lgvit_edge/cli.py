@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from lgvit_edge import __version__, cli_export
+from lgvit_edge import __version__, cli_build, cli_export
 from lgvit_edge._terminal import console, progress_bar, say, table
 from lgvit_edge.arguments import (
     AsJson,
@@ -125,7 +125,7 @@ def train(
 
 
 app.command()(cli_export.export)
-app.command()(cli_export.build)
+app.command()(cli_build.build)
 
 
 @app.command()

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,7 @@ from lgvit_edge.bundle import Bundle
 from lgvit_edge.engines import graphs_of
 from lgvit_edge.errors import BackendError, UsageError
 from lgvit_edge.manifest import TensorSpec
-from lgvit_edge.runtime.cuda import WAITS, Cuda, open_cuda
+from lgvit_edge.runtime.cuda import WAITS, open_cuda
 from lgvit_edge.runtime.trt_engine import EngineLoader, attach_scratch, choose_build, scratch_size
 
 _SPIN_SECONDS = 50e-6  # of a hybrid wait; longer than most segments take to answer
@@ -58,12 +57,7 @@ class TensorRTChain:
     """A ``Chain`` of TensorRT engines."""
 
     def __init__(
-        self,
-        bundle: Bundle,
-        names: list[str],
-        *,
-        options: TensorRTOptions | None = None,
-        open_device: Callable[[str | None], Cuda] = open_cuda,
+        self, bundle: Bundle, names: list[str], *, options: TensorRTOptions | None = None
     ) -> None:
         """Load engines, allocate every buffer and record the graphs of the usual batch sizes.
 
@@ -71,7 +65,6 @@ class TensorRTChain:
             bundle: whose engines.
             names: of the graphs to run, in order: segments, or the baseline alone.
             options: how.
-            open_device: opens CUDA, given the binding's name.
 
         Raises:
             BackendError: no GPU, no build that runs here, out of memory, or CUDA refuses.
@@ -83,7 +76,7 @@ class TensorRTChain:
         self._graphs = [graphs[name] for name in names]
         self._max_batch = bundle.manifest.batch[2]
         folder, self._build, self._trt = choose_build(bundle, self._options.engines)
-        self._cuda = open_device(self._options.binding)
+        self._cuda = open_cuda(self._options.binding)
         self._closed = False
         self._names = names
         # By segment and batch size. A graph is None where it is launched kernel by kernel.

@@ -180,7 +180,10 @@ class EngineLoader:
         """
         if self._cache is None:
             return
-        data, path = bytes(self._cache.serialize()), self._folder / RUNTIME_CACHE
+        serialized, path = self._cache.serialize(), self._folder / RUNTIME_CACHE
+        if serialized is None:
+            return
+        data = bytes(serialized)
         with contextlib.suppress(OSError):
             if not path.exists() or path.read_bytes() != data:
                 with replacing(path) as partial:
