@@ -28,6 +28,7 @@ from lgvit_edge.arguments import Commands, exit_status
 from lgvit_edge.benchmarks.environment import environment, load_average
 from lgvit_edge.benchmarks.measure import command_line
 from lgvit_edge.bundle import WEIGHTS, Bundle, open_bundle
+from lgvit_edge.errors import UsageError
 from lgvit_edge.runtime import FixedExit, Session
 
 
@@ -38,6 +39,8 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
     """Time the chain against one graph with the same blocks and heads, at every exit."""
+    if open_bundle(engines, verify=False).manifest.precision != "fp32":
+        raise UsageError("the comparison takes fp32 bundles: export one with --precision fp32")
     console, start = Console(), environment()
     with Session.open(engines, backend="onnxruntime", threads=threads, device="cpu") as session:
         rows = measure(session, open_bundle(engines, verify=False), rounds, threads)

@@ -23,6 +23,7 @@ from lgvit_edge.gpu import find_gpu
 from lgvit_edge.manifest import GraphSpec, Manifest
 
 Progress = Callable[[int, int, str], None]
+LIBRARIES = {"jetson": "tensorrt", "rtx": "tensorrt-rtx"}  # by target
 TIMING_CACHE = "timing.cache"
 STAGING = ".partial"
 
@@ -34,8 +35,7 @@ class Built:
     Attributes:
         folder: where the engines are.
         build: the record.
-        compiled: names of the engines compiled now, or by an interrupted build before; the others
-            were current.
+        compiled: names of the engines compiled now; the others were current.
         seconds: what it took.
     """
 
@@ -66,7 +66,7 @@ def build_engines(
         progress: called with engines done, engines in all, and what is being done.
 
     Raises:
-        UsageError: an option means nothing, or no library was named for a bundle for CPUs.
+        UsageError: an option means nothing, or the bundle is for CPUs.
         BundleError: the bundle is damaged.
         MissingDependency: the library is not installed.
         BackendError: this machine cannot compile for the target.
@@ -74,13 +74,18 @@ def build_engines(
     """
     start = time.perf_counter()
     opened = open_bundle(bundle)
+    if opened.manifest.target == "cpu":
+        raise UsageError(
+            f"{bundle} was exported for CPUs, whose graphs TensorRT does not read; export it again "
+            "with --target rtx or --target jetson"
+        )
     if library is None and opened.manifest.target == "jetson" and jetson.detect() is None:
         raise BackendError(
             "the bundle is for a Jetson, whose engines are compiled on it, and this machine is "
             f"none; copy {opened.root} there and run: lgvit-edge build {opened.root.name} (for an "
             "NVIDIA GPU of this machine, add: --builder tensorrt)"
         )
-    library = library or library_for(opened)
+    library = library or LIBRARIES[opened.manifest.target]
     trt = TensorRT(library)
     gpu = find_gpu()
     if not trt.is_rtx and gpu is None:
@@ -109,24 +114,13 @@ def build_engines(
         warnings=(),
     )
     folder = opened.root / ENGINES / planned.tag
+    graphs = engines.graphs_of(opened)
+    if not force and len(_current(folder, planned, graphs)) == len(graphs):
+        build = engines.read_build(folder)
+        return Built(folder, build, (), time.perf_counter() - start)
     with _locked(folder):
         build, compiled = _build_all(opened, folder, planned, trt, options, force, progress)
     return Built(folder, build, compiled, time.perf_counter() - start)
-
-
-def library_for(bundle: Bundle) -> str:
-    """The library that compiles for the bundle's target.
-
-    Raises:
-        UsageError: the bundle is for CPUs.
-    """
-    target = bundle.manifest.target
-    if target == "cpu":
-        raise UsageError(
-            f"{bundle.root} was exported for CPUs and needs no engines; export it with --target "
-            "rtx or --target jetson, or name a --builder"
-        )
-    return "tensorrt-rtx" if target == "rtx" else "tensorrt"
 
 
 def default_workspace() -> int | None:
@@ -174,8 +168,6 @@ def _build_all(
     graphs, staging, cache = engines.graphs_of(bundle), folder / STAGING, folder / TIMING_CACHE
     keep = {} if force else _current(folder, planned, graphs)
     missing = {name: graph for name, graph in graphs.items() if name not in keep}
-    if not missing:
-        return engines.read_build(folder), ()
     ready = _current(staging, planned, missing)
     if not ready:
         shutil.rmtree(staging, ignore_errors=True)
@@ -217,7 +209,7 @@ def _build_all(
     build = dataclasses.replace(build, engines=made)
     engines.write_build(folder, build)
     shutil.rmtree(staging)
-    return build, tuple(missing)
+    return build, tuple(name for name in missing if name not in ready)
 
 
 def _quantized(manifest: Manifest, name: str) -> bool:

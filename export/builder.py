@@ -143,10 +143,11 @@ class EngineBuilder:
             )
         names = {f"{n[2:-1]}.{n[-1]}": n for n in known.__members__ if n.startswith("SM")}
         unknown = [c for c in wanted if c not in names]
-        if unknown:
+        if unknown or len(set(wanted)) < len(wanted):
             raise UsageError(
                 f"TensorRT-RTX {self._trt.version} compiles for compute capabilities "
-                f"{', '.join(names)}; found {', '.join(unknown)}"
+                f"{', '.join(names)}; expected some of them, each once, between commas, found "
+                f"{','.join(wanted)!r}"
             )
         return [getattr(known, names[c]) for c in wanted]
 

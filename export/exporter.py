@@ -40,6 +40,7 @@ from lgvit_edge.preprocess import load_rgb, network_input
 
 OPSETS = range(17, 24)  # below 17 there is no LayerNormalization operator
 DEFAULT_PRECISION = {"cpu": "fp32", "jetson": "fp16", "rtx": "fp16"}
+_FEWEST = 8  # images to calibrate on
 _BATCH = 16  # calibration images at a time
 _CHOICE = 64  # of them, to choose blocks: each image goes through the model ten times
 Progress = Callable[[str, int, int], None]
@@ -153,6 +154,10 @@ def export_bundle(
             "int8 scales are taken from images: add --calib DIR with some like the camera's"
             if options.precision == "int8"
             else f"--calib is for --precision int8, found {options.precision}"
+        )
+    if 0 < len(calibration) < _FEWEST:
+        raise UsageError(
+            f"int8 scales need at least {_FEWEST} images, better 128; found {len(calibration)}"
         )
     for name, extra in (("onnx", "export"), ("onnxscript", "export"), ("onnxruntime", "cpu")):
         require(name, extra=extra)

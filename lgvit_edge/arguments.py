@@ -57,7 +57,7 @@ def exit_status() -> Iterator[None]:
     try:
         yield
     except _Interrupted:
-        _fail("interrupted; nothing half-written is left behind", 130)
+        _fail("interrupted; no half-written file is left behind", 130)
     except LGViTEdgeError as error:
         _fail(str(error), 2 if isinstance(error, UsageError) else 1)
     except OSError as error:

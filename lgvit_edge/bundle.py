@@ -66,9 +66,11 @@ def open_bundle(root: str | Path, *, verify: bool = True) -> Bundle:
             text = file.read(64 * 1024 * 1024)
     except OSError as error:
         what = "no such directory" if not root.exists() else f"no readable {MANIFEST}"
+        hint = f"--ckpt model.pt --out {root}"
+        if root.is_file():
+            what, hint = "it is a file", f"--ckpt {root} --out out/"
         raise BundleError(
-            f"{root} is not a bundle: {what} ({error.strerror}); "
-            f"run: lgvit-edge export --ckpt model.pt --target cpu --out {root}"
+            f"{root} is not a bundle: {what} ({error.strerror}); run: lgvit-edge export {hint}"
         ) from None
     bundle = Bundle(root, Manifest.loads(text))
     top = root.resolve()

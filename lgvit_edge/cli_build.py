@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 Capabilities = Annotated[
     str | None,
     typer.Option(
-        "--compute-capability",
-        help="RTX: GPUs the engines run on, such as 8.6,8.9. Default: 8.0 and newer.",
+        "--capability",
+        help="RTX: compute capabilities to compile for, as 8.6,8.9. Default: 8.0 and newer.",
     ),
 ]
 
@@ -33,7 +34,7 @@ def build(
         str | None,
         typer.Option(help="tensorrt or tensorrt-rtx. Default: what the bundle's target needs."),
     ] = None,
-    compute_capability: Capabilities = None,
+    capability: Capabilities = None,
     workspace_mb: Annotated[
         int | None,
         typer.Option(
@@ -41,7 +42,7 @@ def build(
             help="Scratch memory tactics may use. Default: a quarter of what a Jetson has free.",
         ),
     ] = None,
-    optimization_level: Annotated[
+    opt_level: Annotated[
         int | None, typer.Option(min=0, max=5, help="0 builds quickest, 5 runs quickest.")
     ] = None,
     force: Annotated[bool, typer.Option(help="Compile all, current or not.")] = False,
@@ -52,8 +53,8 @@ def build(
 
     options = BuilderOptions(
         workspace=None if workspace_mb is None else workspace_mb << 20,
-        optimization_level=optimization_level,
-        compute_capabilities=tuple(compute_capability.split(",")) if compute_capability else (),
+        optimization_level=opt_level,
+        compute_capabilities=parse_capabilities(capability),
     )
     _preflight(bundle, builder)
     with progress_bar("compiling") as progress:
@@ -72,6 +73,11 @@ def build(
         print(json.dumps(found, indent=1))
     else:
         _print_built(bundle, built, verified, why_not)
+
+
+def parse_capabilities(text: str | None) -> tuple[str, ...]:
+    """``8.6,8.9``; the builder knows which there are."""
+    return () if text is None else tuple(part.strip() for part in text.split(","))
 
 
 def _print_built(bundle: Path, built: Built, verified: float | None, why_not: str) -> None:
@@ -95,11 +101,11 @@ def _print_built(bundle: Path, built: Built, verified: float | None, why_not: st
             "verified on this GPU, segments and baseline, against PyTorch's samples: "
             f"max |difference| {verified:.2g}"
         )
-        say(f"next: lgvit-edge bench --engines {bundle}")
+        say(f"next: lgvit-edge bench --engines {quote(str(bundle))}")
     else:
         say(
             f"not run: {why_not}; where they are to run: "
-            f"lgvit-edge bench --engines {bundle.name} --backend tensorrt"
+            f"lgvit-edge bench --engines {quote(str(bundle))} --backend tensorrt"
         )
 
 

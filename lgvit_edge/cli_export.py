@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lgvit_edge._terminal import console, progress_bar, say, table
 from lgvit_edge.arguments import parse_batch, read_labels
-from lgvit_edge.cli_build import Capabilities, build
+from lgvit_edge.cli_build import Capabilities, build, parse_capabilities
 from lgvit_edge.errors import MissingDependency, UsageError
 
 if TYPE_CHECKING:
@@ -56,8 +57,9 @@ def export(
         int | None, typer.Option(help="ONNX operator set. Default: 18; 20 for int8.")
     ] = None,
     jetpack: Annotated[
-        str, typer.Option(help="With --target jetson: 6.0, 6, 7.0 or 7.2, as on the device.")
-    ] = "6",
+        str | None,
+        typer.Option(help="With --target jetson: 6.0, 6, 7.0 or 7, as on the device. Default: 6."),
+    ] = None,
     policy: Annotated[str, typer.Option(help="The bundle's own exit policy.")] = "confidence:0.8",
     labels: Annotated[
         Path | None, typer.Option(help="Class names, one per line, in class order.")
@@ -76,7 +78,7 @@ def export(
     engines: Annotated[
         bool, typer.Option(help="With --target rtx: compile the engines too.")
     ] = True,
-    compute_capability: Capabilities = None,
+    capability: Capabilities = None,
 ) -> None:
     """Cut a trained LGViT at its exits, export each segment and verify it; for RTX, compile it."""
     from lgvit_edge import policy as policies
@@ -85,6 +87,11 @@ def export(
     require("torch", extra="export")
     from lgvit_edge.export import ExportOptions, export_bundle
 
+    if jetpack is not None and target != "jetson":
+        raise UsageError("--jetpack is for --target jetson")
+    if capability is not None and (target != "rtx" or not engines):
+        raise UsageError("--capability is for --target rtx, where engines are compiled")
+    jetpack = jetpack or "6"
     if target == "jetson" and opset is None:
         opset = _opset_for(jetpack, precision)
     options = ExportOptions(
@@ -100,9 +107,12 @@ def export(
         _check_jetpack(options, jetpack)
     if target == "rtx" and engines:
         from lgvit_edge._tensorrt import TensorRT
+        from lgvit_edge.export import BuilderOptions
+        from lgvit_edge.export.builder import EngineBuilder
 
+        wanted = BuilderOptions(compute_capabilities=parse_capabilities(capability))
         try:
-            TensorRT("tensorrt-rtx")
+            EngineBuilder(TensorRT("tensorrt-rtx"), wanted)
         except MissingDependency as error:  # say so before the long part
             raise MissingDependency(
                 f"{error}; or add --no-engines, and later run: lgvit-edge build {out}"
@@ -121,20 +131,22 @@ def export(
         )
     _report(out, manifest, sum(p.numel() for p in model.parameters()))
     if target == "rtx" and engines:
-        build(out, compute_capability=compute_capability)
+        say(f"compiling its engines; if that is interrupted: lgvit-edge build {quote(str(out))}")
+        build(out, capability=capability)
     elif target == "jetson":
         _check_for_jetson(out)
         say(
             "engines are compiled on the device itself; next, copy the bundle there and run\n"
-            f"  scp -r {out} USER@JETSON:\n"
-            f"  lgvit-edge doctor\n"
-            f"  lgvit-edge build {out.name}\n"
-            f"  lgvit-edge bench --engines {out.name}"
+            f"  scp -r {quote(str(out))} USER@JETSON:\n"
+            "  lgvit-edge doctor\n"
+            f"  lgvit-edge build {quote(out.name)}\n"
+            f"  lgvit-edge bench --engines {quote(out.name)}\n"
+            "(how to install there: docs/tensorrt.md)"
         )
     elif target == "rtx":
-        say(f"next: lgvit-edge build {out}")
+        say(f"next: lgvit-edge build {quote(str(out))}")
     else:
-        say(f"next: lgvit-edge bench --engines {out}")
+        say(f"next: lgvit-edge bench --engines {quote(str(out))}")
 
 
 def _report(out: Path, manifest: Manifest, parameters: int) -> None:
@@ -149,6 +161,8 @@ def _report(out: Path, manifest: Manifest, parameters: int) -> None:
     )
     found = manifest.agreement
     if found is None:
+        if manifest.precision == "int8":
+            say("not compared with float32 on real images: add --data DIR")
         return
     rows = table("on real images", numbers=("float32", manifest.precision))
     if found.accuracy is not None and found.reference_accuracy is not None:
@@ -168,7 +182,7 @@ def _jetpack(name: str) -> JetPack:
 
     known = [j for j in JETPACKS if name in (str(j.major), *j.name.split("/"), j.name)]
     if not known:
-        names = ", ".join(j.name for j in JETPACKS)
+        names = ", ".join(name for j in JETPACKS for name in j.name.split("/"))
         raise UsageError(f"--jetpack: expected one of {names}, found {name!r}")
     return known[-1]
 

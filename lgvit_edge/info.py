@@ -12,7 +12,7 @@ from lgvit_edge._optional import require
 from lgvit_edge._schema import to_json
 from lgvit_edge._terminal import say, table
 from lgvit_edge.bundle import MANIFEST, Bundle, open_bundle
-from lgvit_edge.engines import Build, find_builds
+from lgvit_edge.engines import Build, find_builds, graphs_of, read_engine
 from lgvit_edge.errors import BundleError, CheckpointError
 
 
@@ -65,12 +65,18 @@ def _bundle(path: Path) -> dict[str, Any]:
 def _engines(folder: Path, build: Build | BundleError, bundle: Bundle) -> dict[str, Any]:
     if isinstance(build, BundleError):
         return {"tag": folder.name, "gpu": None, "count": 0, "bytes": 0, "fault": str(build)}
+    fault = build.fault(bundle)
+    try:
+        for name, graph in {} if fault else graphs_of(bundle).items():
+            read_engine(folder, build, name, graph)
+    except BundleError as error:
+        fault = str(error)
     return {
         "tag": build.tag,
         "gpu": build.gpu,
         "count": len(build.engines),
         "bytes": sum(engine.bytes for engine in build.engines.values()),
-        "fault": build.fault(bundle),
+        "fault": fault,
     }
 
 
@@ -170,9 +176,11 @@ def print_info(found: dict[str, Any], console: Console) -> None:
             )
         for engines in found["engines"]:
             fault = engines["fault"]
-            state = "" if fault is None else f"; {fault}; run: lgvit-edge build {path}"
+            state = "" if fault is None else f"; {fault}"
+            if fault is not None and "run:" not in fault:
+                state += f"; run: lgvit-edge build {path}"
             say(
-                f"engines/{engines['tag']}: {engines['count']}, "
+                f"engines/{engines['tag']}: {engines['count']} engines, "
                 f"{engines['bytes'] / 1e6:.1f} MB{state}"
             )
     numbers = ("MACs (M)", "total (M)", "speed-up", "parameters")

@@ -34,8 +34,8 @@ def choose_build(bundle: Bundle, tag: str | None = None) -> tuple[Path, Build, T
     if gpu is None:
         raise BackendError(
             "TensorRT engines need an NVIDIA GPU and its driver, and there is none here "
-            "(libcuda.so.1 does not load or finds no GPU); run: lgvit-edge doctor, or open the "
-            "bundle with backend='onnxruntime'"
+            "(libcuda.so.1 does not load or finds no GPU); run: lgvit-edge doctor, or take the "
+            "onnxruntime backend"
         )
     builds = [found for found in engines.find_builds(root) if tag in (None, found[0].name)]
     if not builds:
@@ -99,10 +99,7 @@ def _refusal(folder: Path, build: Build, trt: TensorRT, gpu: Gpu) -> str | None:
     names = trt.module.EngineInvalidityDiagnostics.__members__.items()
     reasons = [name for name, bit in names if int(bits) & int(bit)] or [trt.reason()]
     if "UNSUPPORTED_CC" in reasons:
-        return (
-            f"not built for {gpu.name}; add --compute-capability {gpu.compute_capability} to the "
-            "command"
-        )
+        return f"not built for {gpu.name}; add --capability {gpu.compute_capability} to the command"
     return f"refused by {trt.library}: {', '.join(reasons)}"
 
 

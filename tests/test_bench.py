@@ -146,6 +146,13 @@ def test_report_shows_the_figures_and_the_doubts(bundle: Path, images: list[Labe
     assert "unstable: only 6 samples" in text
 
 
+def test_overhead_takes_float32_bundles(rtx_bundles: Path) -> None:
+    from lgvit_edge.benchmarks.overhead import main
+
+    with pytest.raises(UsageError, match="takes fp32 bundles"):
+        main(rtx_bundles / "fp16")
+
+
 def test_overhead_of_cutting_is_measured(bundle: Path) -> None:
     from lgvit_edge.benchmarks.overhead import measure
 

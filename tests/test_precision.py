@@ -221,6 +221,13 @@ def test_calibration_goes_with_int8(
         )
 
 
+def test_one_image_is_too_few(tmp_path: Path, exported_model: LGViT, photos: Path) -> None:
+    images = unlabelled_images(photos)[:1]
+    with pytest.raises(UsageError, match="need at least 8 images, better 128; found 1"):
+        options = ExportOptions(precision="int8")
+        export_bundle(exported_model, tmp_path / "out", options, calibration=images)
+
+
 def test_int8_needs_an_opset_that_has_it() -> None:
     for opset in (18, 21):
         with pytest.raises(UsageError, match="int8 needs opset 19 or 20"):

@@ -18,9 +18,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lgvit_edge._tensorrt import TensorRT
+from lgvit_edge.bundle import open_bundle
+from lgvit_edge.cli_build import parse_capabilities
 from lgvit_edge.errors import BackendError, BuildError, BundleError, UsageError
 from lgvit_edge.export import BuilderOptions, ExportOptions, build_engines, export_bundle
 from lgvit_edge.export.build import check_graphs
+from lgvit_edge.export.builder import EngineBuilder
 from lgvit_edge.gpu import find_gpu
 from lgvit_edge.labelled import unlabelled_images
 from lgvit_edge.model import LGViT, save_checkpoint
@@ -117,7 +121,7 @@ def test_a_second_build_does_nothing_and_says_so(rtx_copy: Path) -> None:
 def test_info_shows_the_engines(rtx_copy: Path) -> None:
     (folder,) = (rtx_copy / "engines").iterdir()
     shown = run("info", rtx_copy).stdout
-    assert f"engines/{folder.name}: 5, " in shown and "run: lgvit-edge build" not in shown
+    assert f"engines/{folder.name}: 5 engines, " in shown and "run: lgvit-edge build" not in shown
     (found,) = json.loads(run("info", rtx_copy, "--json").stdout)["engines"]
     assert (found["tag"], found["count"], found["fault"]) == (folder.name, 5, None)
     record = json.loads((folder / "build.json").read_text())
@@ -129,11 +133,19 @@ def test_info_shows_the_engines(rtx_copy: Path) -> None:
     assert "build.json is not JSON" in run("info", rtx_copy).stdout
 
 
+def test_info_sees_damaged_engines(rtx_copy: Path) -> None:
+    (engine,) = (rtx_copy / "engines").glob("*/segment_1.engine")
+    os.truncate(engine, 100)
+    shown = run("info", rtx_copy).stdout
+    assert "segment_1.engine is not the engine that was built" in shown
+    assert shown.count("run: lgvit-edge build") == 1
+
+
 def test_chosen_compute_capabilities(rtx_copy: Path) -> None:
     options = BuilderOptions(compute_capabilities=("8.6", "8.9"))
     built = build_engines(rtx_copy, options=options)
     assert built.compiled == NAMES and built.folder.name.startswith("rtx-sm86-sm89-")
-    with pytest.raises(UsageError, match=r"compiles for compute capabilities 7.5, .*found 8.7"):
+    with pytest.raises(UsageError, match=r"compiles for compute capabilities 7.5, .*found '8.7'"):
         build_engines(rtx_copy, options=BuilderOptions(compute_capabilities=("8.7",)))
 
 
@@ -180,16 +192,57 @@ def test_jetpacks_decide_the_opset(tmp_path: Path, exported_model: LGViT) -> Non
         assert refused.returncode == 2 and text in refused.stderr
 
 
-def test_a_bundle_for_cpus_has_no_engines(bundle: Path) -> None:
-    with pytest.raises(UsageError, match="was exported for CPUs and needs no engines"):
-        build_engines(bundle)
+@pytest.mark.parametrize("library", [None, "tensorrt-rtx"])
+def test_a_bundle_for_cpus_has_no_engines(library: str | None, bundle: Path) -> None:
+    with pytest.raises(UsageError, match="for CPUs.*export it again with --target rtx"):
+        build_engines(bundle, library=library)
 
 
-def test_uint8_frames_must_be_cast_first(bundle_copy: Path) -> None:
-    """A graph for CPUs moves bytes before it casts them, which TensorRT's parser refuses."""
+def test_what_the_parser_refuses_is_said(bundle: Path) -> None:
+    """A graph for CPUs moves bytes before it casts them."""
+    opened = open_bundle(bundle)
     with pytest.raises(BuildError, match=r"its parser refuses the graph: [\s\S]*UInt8"):
-        build_engines(bundle_copy, library="tensorrt-rtx")
-    assert not (bundle_copy / "engines").exists()
+        EngineBuilder(TensorRT("tensorrt-rtx"), BuilderOptions()).check(
+            bundle / "segments" / "segment_0.onnx",
+            opened.manifest.segments[0].spec,
+            dtype="float32",
+            quantized=False,
+            batch=opened.manifest.batch,
+        )
+
+
+def test_a_wrong_capability_is_refused_before_anything_is_replaced(
+    rtx_copy: Path, tmp_path: Path, exported_model: LGViT
+) -> None:
+    save_checkpoint(exported_model, tmp_path / "model.pt")
+    trt = TensorRT("tensorrt-rtx")
+    for wrong in ("sm86", "8.6.1", "8.6,", "8.6,8.6"):
+        with pytest.raises(UsageError, match="compiles for compute capabilities"):
+            EngineBuilder(trt, BuilderOptions(compute_capabilities=parse_capabilities(wrong)))
+    for wrong in ("sm86", ""):
+        done = run(
+            *("export", "--ckpt", tmp_path / "model.pt", "--target", "rtx"),
+            *("--out", rtx_copy, f"--capability={wrong}"),
+        )
+        assert done.returncode == 2 and "compiles for compute capabilities" in done.stderr
+    assert len(list((rtx_copy / "engines").glob("*/*.engine"))) == 5
+
+
+def test_options_of_another_target_are_refused(tmp_path: Path) -> None:
+    for options, text in (
+        (("--target", "cpu", "--capability", "8.6"), "--capability is for --target rtx"),
+        (("--target", "rtx", "--jetpack", "6"), "--jetpack is for --target jetson"),
+    ):
+        done = run("export", "--ckpt", "model.pt", *options, cwd=tmp_path)
+        assert done.returncode == 2 and text in done.stderr
+
+
+def test_nothing_is_written_where_nothing_is_to_do(rtx_copy: Path) -> None:
+    """A finished bundle may lie on a disk that cannot be written."""
+    (folder,) = (rtx_copy / "engines").iterdir()
+    (folder / ".lock").unlink()
+    assert build_engines(rtx_copy).compiled == ()
+    assert not (folder / ".lock").exists()
 
 
 def test_too_little_workspace_names_the_option(rtx_copy: Path) -> None:
@@ -208,7 +261,7 @@ def test_engines_do_not_run_without_a_gpu(rtx: Path) -> None:
         pytest.skip("there is a GPU here")
     from lgvit_edge.runtime import Session
 
-    with pytest.raises(BackendError, match="need an NVIDIA GPU.*backend='onnxruntime'"):
+    with pytest.raises(BackendError, match="need an NVIDIA GPU.*the onnxruntime backend"):
         Session.open(rtx, backend="tensorrt")
     assert Session.open(rtx).describe()["backend"] == "onnxruntime"
     done = run("bench", "--engines", rtx, "--backend", "tensorrt")
@@ -272,5 +325,5 @@ def test_ctrl_c_stops_the_compiler_and_leaves_no_part(tmp_path: Path) -> None:
     whole = set(json.loads(record.read_text())["engines"])
     assert whole <= {path.stem for path in record.parent.glob("*.engine")} < set(NAMES)
     again = run("build", "out", cwd=tmp_path)  # goes on where it stopped
-    assert again.returncode == 0 and "5 of 5 engines compiled" in again.stdout
+    assert again.returncode == 0 and "5 engines compiled in" in again.stdout
     assert not record.exists()

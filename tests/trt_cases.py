@@ -406,7 +406,7 @@ def test_rtx_engines_on_a_card_they_are_not_for(bundle: Path) -> None:
     if not RTX:
         pytest.skip("RTX engines are compiled for kinds of cards")
     TRT.unsupported = True
-    cure = "not built for Fake Orin; add --compute-capability 8.7.*run: lgvit-edge build"
+    cure = "not built for Fake Orin; add --capability 8.7.*run: lgvit-edge build"
     with pytest.raises(BackendError, match=cure):
         open_trt(bundle)
     with pytest.warns(UserWarning, match="running on ONNX Runtime"):
@@ -423,7 +423,7 @@ def test_the_engines_just_built_are_those_that_are_run(plain: Path) -> None:
     wrong = "segment_0 diverges|segment 0 diverges"
     TRT.off_by = 0.3
     with pytest.raises(ParityError, match=wrong):
-        command("build", plain, "--builder", LIBRARY, "--compute-capability", "8.9")
+        command("build", plain, "--builder", LIBRARY, "--capability", "8.9")
 
 
 def test_boards_of_one_name_are_told_apart(bundle: Path) -> None:
