@@ -13,8 +13,8 @@ import typer
 
 from lgvit_edge._terminal import console, progress_bar, say, table
 from lgvit_edge.arguments import AsJson
-from lgvit_edge.bundle import open_bundle
-from lgvit_edge.errors import BackendError, MissingDependency
+from lgvit_edge.bundle import BUILD, ENGINES, open_bundle
+from lgvit_edge.errors import BackendError, MissingDependency, ParityError
 
 if TYPE_CHECKING:
     from lgvit_edge.export.build import Built
@@ -149,5 +149,9 @@ def _verify(bundle: Path, tag: str) -> tuple[float | None, str]:
         session = Session.open(bundle, backend="tensorrt", tensorrt=TensorRTOptions(engines=tag))
     except MissingDependency as error:
         return None, str(error)
-    with session:
-        return session.check_parity(), ""
+    try:
+        with session:
+            return session.check_parity(), ""
+    except ParityError:
+        (bundle / ENGINES / tag / BUILD).unlink()  # without it nobody loads them
+        raise

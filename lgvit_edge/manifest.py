@@ -238,7 +238,7 @@ class Manifest:
             ),
             (
                 1 == low <= usual <= high <= 4096,
-                f"batch must be 1 <= OPT <= MAX: {self.batch}",
+                f"batch must be MIN <= OPT <= MAX, MIN 1: {self.batch}",
             ),
             (1 <= len(self.segments) <= 1000, "expected 1 to 1000 segments"),
             (len(logits) == 1, "segments and baseline must have the same classes"),

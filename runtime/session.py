@@ -275,7 +275,7 @@ class Session:
             if gaps[-1] > parity.tolerance:
                 raise ParityError(
                     f"{who} diverges from PyTorch on this device: max |difference| "
-                    f"{gaps[-1]:.3g}, tolerance {parity.tolerance:g}; do not use this bundle here"
+                    f"{gaps[-1]:.3g}, tolerance {parity.tolerance:g}; do not run it here"
                 )
 
         for size in sorted({1, self._chain.max_batch}):

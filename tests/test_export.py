@@ -213,7 +213,13 @@ def test_leftovers_of_a_killed_export_are_cleared(tmp_path: Path, exported_model
 def test_ctrl_c_leaves_nothing(tmp_path: Path, exported_model: LGViT) -> None:
     save_checkpoint(exported_model, tmp_path / "model.pt")
     command = [sys.executable, "-m", "lgvit_edge", "export", "--ckpt", "model.pt"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored after nohup
+    )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".out.*.partial/segments/*.onnx")):
         assert process.poll() is None and time.monotonic() < deadline

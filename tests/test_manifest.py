@@ -301,7 +301,10 @@ FIT = "each segment's hidden output must be the next one's input"
         (lambda d: d.update(labels=["a"]), "expected 5 labels, found 1"),
         (lambda d: d.update(input="int8"), "input must be uint8 or float32: 'int8'"),
         (lambda d: d.update(target="tpu"), "target must be one of .*: 'tpu'"),
-        (lambda d: d.update(batch=[2, 1, 4]), r"batch must be MIN <= OPT <= MAX: \(2, 1, 4\)"),
+        (
+            lambda d: d.update(batch=[2, 1, 4]),
+            r"batch must be MIN <= OPT <= MAX, MIN 1: \(2, 1, 4\)",
+        ),
         (lambda d: d.update(batch=[0, 1, 1]), "batch must be MIN"),
         (lambda d: d.update(batch=[1, 1, 10**6]), "batch must be MIN"),
         (lambda d: d.update(image_size=40), "image_size must fit resize"),

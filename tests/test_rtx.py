@@ -312,7 +312,13 @@ def test_ctrl_c_stops_the_compiler_and_leaves_no_part(tmp_path: Path) -> None:
     model = tiny(hidden_size=512, intermediate_size=2048)
     export_bundle(model, tmp_path / "out", options)
     command = [sys.executable, "-m", "lgvit_edge", "build", "out"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored after nohup
+    )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("out/engines/*/.partial/build.json")):
         assert process.poll() is None and time.monotonic() < deadline

@@ -569,6 +569,8 @@ def test_engines_that_compute_something_else_are_noticed(plain: Path) -> None:
     TRT.off_by = 0.3
     with pytest.raises(ParityError, match="segment 0 diverges from PyTorch on this device"):
         command("build", plain, "--builder", LIBRARY)
+    with pytest.raises(BackendError, match="has no engines"):
+        open_trt(plain)
 
 
 def test_bench_and_predict(bundle: Path, tmp_path: Path) -> None:
