@@ -18,9 +18,9 @@ from lgvit_edge._tensorrt import TensorRT
 from lgvit_edge.bundle import ENGINES, Bundle, open_bundle
 from lgvit_edge.engines import Build, EngineSpec
 from lgvit_edge.errors import BackendError, BuildError, BundleError, UsageError
-from lgvit_edge.export.builder import BuilderOptions, EngineBuilder
+from lgvit_edge.export.builder import BuilderOptions, BuildTask, EngineBuilder
 from lgvit_edge.gpu import find_gpu
-from lgvit_edge.manifest import GraphSpec, Manifest
+from lgvit_edge.manifest import GraphSpec
 
 Progress = Callable[[int, int, str], None]
 LIBRARIES = {"jetson": "tensorrt", "rtx": "tensorrt-rtx"}  # by target
@@ -144,15 +144,8 @@ def check_graphs(bundle: str | Path) -> str:
     opened = open_bundle(bundle)
     trt = TensorRT("tensorrt-rtx")
     builder = EngineBuilder(trt, BuilderOptions())
-    manifest = opened.manifest
-    for name, graph in engines.graphs_of(opened).items():
-        builder.check(
-            opened.path(graph.graph),
-            graph,
-            dtype=manifest.hidden_dtype,
-            quantized=_quantized(manifest, name),
-            batch=manifest.batch,
-        )
+    for name in engines.graphs_of(opened):
+        builder.check(_task(opened, name))
     return trt.version
 
 
@@ -185,14 +178,7 @@ def _build_all(
             progress(done, len(missing), f"{name}: {text.lower()}")
 
         began = time.perf_counter()
-        plan = builder.build(
-            bundle.path(graphs[name].graph),
-            graphs[name],
-            dtype=bundle.manifest.hidden_dtype,
-            quantized=_quantized(bundle.manifest, name),
-            batch=planned.batch,
-            progress=phase,
-        )
+        plan = builder.build(_task(bundle, name), progress=phase)
         spec = _write(staging / f"{name}.engine", plan, graphs[name], time.perf_counter() - began)
         said = dict.fromkeys([*build.warnings, *trt.take_log("WARNING")])
         build = dataclasses.replace(
@@ -212,8 +198,16 @@ def _build_all(
     return build, tuple(name for name in missing if name not in ready)
 
 
-def _quantized(manifest: Manifest, name: str) -> bool:
-    return manifest.quantized(None if name == "baseline" else int(name.rpartition("_")[2]))
+def _task(bundle: Bundle, name: str) -> BuildTask:
+    manifest, graph = bundle.manifest, engines.graphs_of(bundle)[name]
+    index = None if name == "baseline" else int(name.rpartition("_")[2])
+    return BuildTask(
+        onnx=bundle.path(graph.graph),
+        graph=graph,
+        dtype=manifest.hidden_dtype,
+        quantized=manifest.quantized(index),
+        batch=manifest.batch,
+    )
 
 
 def _current(folder: Path, planned: Build, graphs: dict[str, GraphSpec]) -> dict[str, EngineSpec]:

@@ -46,6 +46,25 @@ class BuilderOptions:
             raise UsageError(f"the workspace must be at least 1 byte, found {self.workspace}")
 
 
+@dataclass(frozen=True)
+class BuildTask:
+    """One graph to compile.
+
+    Attributes:
+        onnx: the graph's file, weights beside it.
+        graph: what the bundle says about it.
+        dtype: what matrix products are in, those between quantized layers too.
+        quantized: whether some of it is int8.
+        batch: smallest, usual and largest batch.
+    """
+
+    onnx: Path
+    graph: GraphSpec
+    dtype: str
+    quantized: bool
+    batch: tuple[int, int, int]
+
+
 class EngineBuilder:
     """Compiles graphs with one library; keeps its timing cache between them."""
 
@@ -67,24 +86,11 @@ class EngineBuilder:
         self.timing_cache = timing_cache
         self._capabilities = self._named_capabilities()
 
-    def build(
-        self,
-        onnx: Path,
-        graph: GraphSpec,
-        *,
-        dtype: str,
-        quantized: bool,
-        batch: tuple[int, int, int],
-        progress: Progress = lambda text: None,
-    ) -> bytes:
+    def build(self, task: BuildTask, *, progress: Progress = lambda text: None) -> bytes:
         """Compile.
 
         Args:
-            onnx: the graph's file, weights beside it.
-            graph: what the bundle says about it.
-            dtype: what matrix products are in, those between quantized layers too.
-            quantized: whether some of it is int8.
-            batch: smallest, usual and largest batch.
+            task: what.
             progress: called with what TensorRT is doing, from another thread.
 
         Returns:
@@ -94,7 +100,7 @@ class EngineBuilder:
             BuildError: the graph is refused, or the engine is not what was asked for.
             KeyboardInterrupt: after TensorRT has been stopped.
         """
-        job = _Job(self, onnx, graph, dtype, quantized, batch, progress)
+        job = _Job(self, task, progress)
         # In a thread of its own: while TensorRT works, Python would not see Ctrl-C.
         thread = threading.Thread(target=job.run, daemon=True)
         try:
@@ -115,21 +121,13 @@ class EngineBuilder:
         assert job.plan is not None  # a job without an error has one
         return job.plan
 
-    def check(
-        self,
-        onnx: Path,
-        graph: GraphSpec,
-        *,
-        dtype: str,
-        quantized: bool,
-        batch: tuple[int, int, int],
-    ) -> None:
+    def check(self, task: BuildTask) -> None:
         """Parse only: is the graph one that would be compiled, in the types asked for?
 
         Raises:
             BuildError: it is not.
         """
-        _Job(self, onnx, graph, dtype, quantized, batch, lambda text: None).parse()
+        _Job(self, task, lambda text: None).parse()
 
     def _named_capabilities(self) -> list[Any]:
         wanted = self._options.compute_capabilities
@@ -155,20 +153,9 @@ class EngineBuilder:
 class _Job:
     """One run of the builder; every object of TensorRT lives in its thread."""
 
-    def __init__(
-        self,
-        owner: EngineBuilder,
-        onnx: Path,
-        graph: GraphSpec,
-        dtype: str,
-        quantized: bool,
-        batch: tuple[int, int, int],
-        progress: Progress,
-    ) -> None:
+    def __init__(self, owner: EngineBuilder, task: BuildTask, progress: Progress) -> None:
         self.owner, self.trt, self.module = owner, owner._trt, owner._trt.module
-        self.onnx, self.graph, self.batch = onnx, graph, batch
-        self.dtype, self.quantized = dtype, quantized
-        self.progress = progress
+        self.task, self.progress = task, progress
         self.cancelled = False
         self.finished = threading.Event()
         self.can_cancel = hasattr(self.module, "IProgressMonitor")
@@ -190,12 +177,12 @@ class _Job:
         self.parser = parser = self.module.OnnxParser(
             network, self.trt.logger
         )  # owns weights: stays
-        if not parser.parse_from_file(str(self.onnx)):
+        if not parser.parse_from_file(str(self.task.onnx)):
             faults = [parser.get_error(i).desc() for i in range(parser.num_errors)]
             raise self._failed("its parser refuses the graph", faults)
-        check_tensors(self.trt, network, self.graph)
+        check_tensors(self.trt, network, self.task.graph)
         if self.trt.strongly_typed:
-            check_layers(self.trt, network, self.graph, self.dtype, self.quantized)
+            check_layers(self.trt, network, self.task.graph, self.task.dtype, self.task.quantized)
         return builder, network
 
     def _build(self) -> bytes:
@@ -233,10 +220,10 @@ class _Job:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
         if options.optimization_level is not None:
             config.builder_optimization_level = options.optimization_level
-        if self.batch[2] > 1:
+        if self.task.batch[2] > 1:
             profile = builder.create_optimization_profile()
-            spec = self.graph.inputs[0]
-            profile.set_shape(spec.name, *(spec.for_batch(size) for size in self.batch))
+            spec = self.task.graph.inputs[0]
+            profile.set_shape(spec.name, *(spec.for_batch(size) for size in self.task.batch))
             config.add_optimization_profile(profile)
         if self.owner._capabilities:
             config.num_compute_capabilities = len(self.owner._capabilities)
@@ -255,14 +242,14 @@ class _Job:
     def _constrain(self, network: Any, config: Any) -> None:
         """TensorRT 8: precision by flags, with float32 held where float16 would lose the answer."""
         trt = self.module
-        if self.quantized:
+        if self.task.quantized:
             raise BuildError(
-                f"{self.onnx.name}: TensorRT {self.trt.version} does not read our int8 graphs; "
-                "export with --precision fp16"
+                f"{self.task.onnx.name}: TensorRT {self.trt.version} does not read our int8 "
+                "graphs; export with --precision fp16"
             )
         # One context per batch size, all on the one profile; later versions always allow it.
         config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
-        if self.dtype == "float32":
+        if self.task.dtype == "float32":
             return
         config.set_flag(trt.BuilderFlag.FP16)
         config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
@@ -287,7 +274,7 @@ class _Job:
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise self._failed("the engine it compiled does not load")
-        check_engine(self.trt, engine, self.graph, self.dtype)
+        check_engine(self.trt, engine, self.task.graph, self.task.dtype)
 
     def _failed(self, what: str, reasons: list[str] | None = None) -> BuildError:
         logged = self.trt.reason()  # which repeats what the parser says
@@ -296,7 +283,7 @@ class _Job:
         if "workspace" in detail.lower() or "memory" in detail.lower():
             hint = "; give it more memory (--workspace-mb), or close other programs"
         return BuildError(
-            f"{self.trt.library} {self.trt.version}, {self.onnx.name}: {what}: {detail}{hint}"
+            f"{self.trt.library} {self.trt.version}, {self.task.onnx.name}: {what}: {detail}{hint}"
         )
 
 

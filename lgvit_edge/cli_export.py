@@ -115,7 +115,7 @@ def export(
             EngineBuilder(TensorRT("tensorrt-rtx"), wanted)
         except MissingDependency as error:  # say so before the long part
             raise MissingDependency(
-                f"{error}; or add --no-engines, and later run: lgvit-edge build {out}"
+                f"{error}; or add --no-engines, and later run: lgvit-edge build {quote(str(out))}"
             ) from error
     model = _model(ckpt, arch, exits)
     if labels is not None:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -101,6 +106,31 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, exported_model: LGViT) -> P
     out = tmp_path_factory.mktemp("exported") / "out"
     export_bundle(exported_model, out, ExportOptions(batch=(1, 2, 4)))
     return out
+
+
+@pytest.fixture
+def interrupt(tmp_path: Path) -> Callable[[list[str], str], str]:
+    """Run a command in ``tmp_path``, Ctrl-C it once a file is there; returns what it said."""
+
+    def run(arguments: list[str], pattern: str) -> str:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lgvit_edge", *arguments],
+            cwd=tmp_path,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored after nohup
+        )
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob(pattern)):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert "interrupted" in said and "Traceback" not in said
+        return said
+
+    return run
 
 
 @pytest.fixture

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -210,24 +208,11 @@ def test_leftovers_of_a_killed_export_are_cleared(tmp_path: Path, exported_model
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-def test_ctrl_c_leaves_nothing(tmp_path: Path, exported_model: LGViT) -> None:
+def test_ctrl_c_leaves_nothing(
+    tmp_path: Path, exported_model: LGViT, interrupt: Callable[[list[str], str], str]
+) -> None:
     save_checkpoint(exported_model, tmp_path / "model.pt")
-    command = [sys.executable, "-m", "lgvit_edge", "export", "--ckpt", "model.pt"]
-    process = subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored after nohup
-    )
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".out.*.partial/segments/*.onnx")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "interrupted" in said and "Traceback" not in said
+    interrupt(["export", "--ckpt", "model.pt"], ".out.*.partial/segments/*.onnx")
     assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
 
 

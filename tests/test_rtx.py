@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from lgvit_edge.cli_build import parse_capabilities
 from lgvit_edge.errors import BackendError, BuildError, BundleError, UsageError
 from lgvit_edge.export import BuilderOptions, ExportOptions, build_engines, export_bundle
 from lgvit_edge.export.build import check_graphs
-from lgvit_edge.export.builder import EngineBuilder
+from lgvit_edge.export.builder import BuildTask, EngineBuilder
 from lgvit_edge.gpu import find_gpu
 from lgvit_edge.labelled import unlabelled_images
 from lgvit_edge.model import LGViT, save_checkpoint
@@ -203,11 +203,13 @@ def test_what_the_parser_refuses_is_said(bundle: Path) -> None:
     opened = open_bundle(bundle)
     with pytest.raises(BuildError, match=r"its parser refuses the graph: [\s\S]*UInt8"):
         EngineBuilder(TensorRT("tensorrt-rtx"), BuilderOptions()).check(
-            bundle / "segments" / "segment_0.onnx",
-            opened.manifest.segments[0].spec,
-            dtype="float32",
-            quantized=False,
-            batch=opened.manifest.batch,
+            BuildTask(
+                bundle / "segments" / "segment_0.onnx",
+                opened.manifest.segments[0].spec,
+                dtype="float32",
+                quantized=False,
+                batch=opened.manifest.batch,
+            )
         )
 
 
@@ -307,25 +309,13 @@ def test_a_full_disk_leaves_what_was_whole(rtx_copy: Path) -> None:
     assert after == before
 
 
-def test_ctrl_c_stops_the_compiler_and_leaves_no_part(tmp_path: Path) -> None:
+def test_ctrl_c_stops_the_compiler_and_leaves_no_part(
+    tmp_path: Path, interrupt: Callable[[list[str], str], str]
+) -> None:
     options = ExportOptions(target="rtx", precision="fp32", tolerance=10.0)
     model = tiny(hidden_size=512, intermediate_size=2048)
     export_bundle(model, tmp_path / "out", options)
-    command = [sys.executable, "-m", "lgvit_edge", "build", "out"]
-    process = subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored after nohup
-    )
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("out/engines/*/.partial/build.json")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
-    assert process.returncode == 130 and "Traceback" not in said
+    interrupt(["build", "out"], "out/engines/*/.partial/build.json")
     (record,) = tmp_path.glob("out/engines/*/.partial/build.json")
     assert not list(record.parent.glob("*.partial"))
     whole = set(json.loads(record.read_text())["engines"])

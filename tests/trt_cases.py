@@ -263,12 +263,12 @@ def test_a_graph_in_the_wrong_precision_is_refused(plain: Path) -> None:
     shutil.copy(other / "segments" / "segment_1.onnx", plain / "segments" / "segment_1.onnx")
     opened = open_bundle(plain, verify=False)
     from lgvit_edge._tensorrt import TensorRT
-    from lgvit_edge.export.builder import EngineBuilder
+    from lgvit_edge.export.builder import BuildTask, EngineBuilder
 
     spec = opened.manifest.segments[1].spec
     with pytest.raises(BuildError, match="expected tensors .*float16.*TensorRT reads .*float32"):
         EngineBuilder(TensorRT(LIBRARY), BuilderOptions()).build(
-            opened.path(spec.graph), spec, dtype="float16", quantized=False, batch=(1, 4, 8)
+            BuildTask(opened.path(spec.graph), spec, "float16", quantized=False, batch=(1, 4, 8))
         )
 
 
