@@ -238,11 +238,12 @@ class _Export:
             )
         return limits
 
-    def _quantizer(self, module: torch.nn.Module) -> Callable[[Any], Any] | None:
-        if not self.limits:
-            return None
-        limits = quantize.limits_of(module, self.model, self.limits)
-        return lambda model: quantize.quantize(model, limits)
+    def _quantizer(self, segment: Segment | None) -> Callable[[Any], Any] | None:
+        first, last = 1, self.model.config.num_blocks
+        if segment is not None:
+            first, last = segment.first_block, segment.last_block
+        limits = {n: pair for n, pair in self.limits.items() if first <= n <= last}
+        return (lambda model: quantize.quantize(model, limits)) if limits else None
 
     def _agreement(self, graphs: list[GraphSpec]) -> Agreement | None:
         if not self.images:
@@ -276,8 +277,7 @@ class _Export:
         logits = TensorSpec("logits", "float32", (options.batch_size, config.num_classes))
         outputs = (logits,)
         if segment is not None and segment.exit is not None:
-            tokens = config.grid**2 + config.prefix_tokens
-            shape = (options.batch_size, tokens, config.hidden_size)
+            shape = (options.batch_size, *config.hidden_shape(segment.exit.block))
             dtype = "float16" if self.half else "float32"
             outputs = (TensorSpec("hidden_out", dtype, shape), logits)  # type: ignore[assignment]
         path = self.staging / name
@@ -293,7 +293,7 @@ class _Export:
             weights_location=str(
                 (self.staging / bundle.WEIGHTS).relative_to(path.parent).as_posix()
             ),
-            rewrite=self._quantizer(module),
+            rewrite=self._quantizer(segment),
         )
         macs = count_macs(module, example_input(config, index, input=options.input))
         return GraphSpec(bundle.describe(self.staging, name), (inputs,), outputs, macs, parameters)

@@ -22,7 +22,6 @@ from torch.nn import functional
 
 from lgvit_edge._optional import require
 from lgvit_edge.model import LGViT
-from lgvit_edge.model.backbone import Block
 
 METHOD = "99.999th percentile of |x| per tensor; MLPs whose int8 leaves exit decisions as they are"
 _PERCENTILE = 99.999
@@ -35,7 +34,7 @@ _CHANGED_DECISIONS = 0.015
 _THRESHOLDS = [0.5 + 0.05 * i for i in range(10)]
 _OCTAVE = 64  # bins per factor of two, so a limit is known to 1 %
 _LOWEST, _HIGHEST = -20, 20  # exponents of the histogram's range
-_LINEARS = re.compile(r"(?:^|\.)steps\.(\d+)\.(fc[12])\.bias$")
+_LINEARS = re.compile(r"(?:^|\.)blocks\.(\d+)\.(fc[12])\.bias$")
 
 Limits = dict[str, float]  # by layer, "fc1" and "fc2": the largest |x| that is represented
 
@@ -185,14 +184,6 @@ def _simulated(model: LGViT, limits: Mapping[int, Limits]) -> Iterator[None]:
             setattr(block, name, linear)
 
 
-def limits_of(segment: nn.Module, model: LGViT, limits: Mapping[int, Limits]) -> dict[int, Limits]:
-    """``limits`` by place in the segment's ``steps`` instead of by block."""
-    blocks = list(model.backbone.blocks)
-    steps = list(segment.steps)  # type: ignore[arg-type]  # every segment has them
-    numbers = {i: blocks.index(step) + 1 for i, step in enumerate(steps) if isinstance(step, Block)}
-    return {i: limits[number] for i, number in numbers.items() if number in limits}
-
-
 def quantize(model: Any, limits: Mapping[int, Limits]) -> Any:
     """Put Q/DQ pairs around the MLPs' products.
 
@@ -201,20 +192,18 @@ def quantize(model: Any, limits: Mapping[int, Limits]) -> Any:
 
     Args:
         model: the ONNX graph, float32 or float16, opset 19 or 20, weights inside.
-        limits: from ``limits_of``.
+        limits: of the blocks in the graph, by number.
 
     Returns:
         The quantized graph; scales have the graph's own type.
     """
-    if not limits:
-        return model
     quantization = require("onnxruntime.quantization", extra="cpu")
     calibration = require("onnxruntime.quantization.calibrate", extra="cpu")
     quantizer = require("onnxruntime.quantization.qdq_quantizer", extra="cpu")
     nodes, ranges = [], {}
-    for node, (step, layer) in _products(model.graph):
-        if step in limits:
-            limit = np.array(limits[step][layer], _numpy_type(model.graph, node.input[1]))
+    for node, (number, layer) in _products(model.graph):
+        if number in limits:
+            limit = np.array(limits[number][layer], _numpy_type(model.graph, node.input[1]))
             nodes.append(node.name)
             ranges[node.input[0]] = calibration.TensorData(lowest=-limit, highest=limit)
     method = calibration.CalibrationMethod.MinMax
@@ -239,7 +228,7 @@ def quantize(model: Any, limits: Mapping[int, Limits]) -> Any:
 
 
 def _products(graph: Any) -> Iterator[tuple[Any, tuple[int, str]]]:
-    """Matrix products of MLPs with their place, told by the name of the bias that is added."""
+    """Matrix products of blocks' MLPs with the block's number, told by the bias that is added."""
     makers = {output: node for node in graph.node for output in node.output}
     for node in graph.node:
         for name in node.input:

@@ -33,6 +33,18 @@ CudaGraphs = Annotated[bool, typer.Option(help="tensorrt: replay recorded segmen
 Speculate = Annotated[
     bool, typer.Option(help="tensorrt: start the next segment before the exit is decided.")
 ]
+Heads = Annotated[
+    str | None,
+    typer.Option(
+        help="lgvit (local, then global), mlp, conv, attention or encoder. Default: lgvit."
+    ),
+]
+ImageSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Side of the network's input, where it is not the model's: positions change."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 

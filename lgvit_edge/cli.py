@@ -21,6 +21,8 @@ from lgvit_edge.arguments import (
     CudaGraphs,
     Device,
     Engines,
+    Heads,
+    ImageSize,
     PolicyText,
     Speculate,
     Threads,
@@ -79,8 +81,14 @@ def train(
     ] = None,
     val: Annotated[Path | None, typer.Option(help="Validation images.")] = None,
     exits: Annotated[
-        str | None, typer.Option(help="uniform:M, or blocks as 4,6,8,10. Default: uniform:8.")
+        str | None,
+        typer.Option(
+            help="uniform:M, shallow:M, middle:M, deep:M, or blocks as 4,6,8,10. "
+            "Default: uniform:8."
+        ),
     ] = None,
+    heads: Heads = None,
+    image_size: ImageSize = None,
     stage: Annotated[str, typer.Option(help="1 (backbone), 2 (exits) or both.")] = "both",
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of each stage.")] = 50,
     batch_size: Annotated[int, typer.Option(min=2)] = 64,
@@ -115,6 +123,8 @@ def train(
         out=out,
         weights=weights,
         exits=exits,
+        heads=heads,
+        image_size=image_size,
         stage=stage,
         val=val,
         config=config,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lgvit_edge._terminal import console, progress_bar, say, table
-from lgvit_edge.arguments import parse_batch, read_labels
+from lgvit_edge.arguments import Heads, ImageSize, parse_batch, read_labels
 from lgvit_edge.cli_build import Capabilities, build, parse_capabilities
 from lgvit_edge.errors import MissingDependency, UsageError
 
@@ -72,9 +72,12 @@ def export(
         str | None,
         typer.Option(
             help="Of a checkpoint's exits keep those after these blocks, such as 4,8. "
-            "With --arch: where its exits are. Default: all, and uniform:8."
+            "With --arch: uniform:M, shallow:M, middle:M, deep:M or blocks. "
+            "Default: all, and uniform:8."
         ),
     ] = None,
+    heads: Heads = None,
+    image_size: ImageSize = None,
     engines: Annotated[
         bool, typer.Option(help="With --target rtx: compile the engines too.")
     ] = True,
@@ -117,7 +120,7 @@ def export(
             raise MissingDependency(
                 f"{error}; or add --no-engines, and later run: lgvit-edge build {quote(str(out))}"
             ) from error
-    model = _model(ckpt, arch, exits)
+    model = _model(ckpt, arch, exits, heads, image_size)
     if labels is not None:
         model.config = model.config.replace(labels=read_labels(labels, model.config.num_classes))
     with progress_bar("exporting") as progress:
@@ -245,18 +248,28 @@ def _calibration(folder: Path | None, count: int) -> Sequence[Path]:
     return evenly(unlabelled_images(folder), count)
 
 
-def _model(ckpt: Path | None, arch: str | None, exits: str | None) -> Any:
+def _model(
+    ckpt: Path | None, arch: str | None, exits: str | None, heads: str | None, size: int | None
+) -> Any:
     if (ckpt is None) == (arch is None):
         raise UsageError("expected --ckpt MODEL, or --arch NAME for random weights")
-    from lgvit_edge.config import architecture, plan_exits
+    if ckpt is not None and heads is not None:
+        raise UsageError("--heads is for --arch: a checkpoint has its heads")
+    from lgvit_edge.architectures import architecture
     from lgvit_edge.model import LGViT, block_macs, load_checkpoint
+    from lgvit_edge.placement import plan_exits
 
     if ckpt is not None:
         model = load_checkpoint(ckpt)
+        if size is not None and size != model.config.image_size:
+            model = model.resized(size)
         if exits is None:
             return model
         chosen = plan_exits(exits, block_macs(model.config))
         return model.with_exits([exit.block for exit in chosen])
-    config = architecture(str(arch))
+    config = architecture(str(arch), image_size=size or 224)
     console.print(f"[yellow]{arch} with random weights: good for timing, not for answers[/]")
-    return LGViT(config.replace(exits=plan_exits(exits or "uniform:8", block_macs(config)))).eval()
+    chosen = plan_exits(
+        exits or "uniform:8", block_macs(config), heads=heads or "lgvit", family=config.family
+    )
+    return LGViT(config.replace(exits=chosen)).eval()

@@ -16,6 +16,8 @@ class Preprocess:
 
     Attributes:
         resize: short side after resizing, in pixels.
+        squash: both sides become ``resize``, whatever the image's shape, as in most of Hugging
+            Face's processors.
         interpolation: one of ``INTERPOLATIONS``.
         mean: per RGB channel, of values in 0..1.
         std: per RGB channel, of values in 0..1.
@@ -25,6 +27,7 @@ class Preprocess:
     interpolation: str = "bilinear"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    squash: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no image could go through."""

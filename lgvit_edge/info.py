@@ -7,13 +7,17 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from lgvit_edge._optional import require
 from lgvit_edge._schema import to_json
 from lgvit_edge._terminal import say, table
 from lgvit_edge.bundle import MANIFEST, Bundle, open_bundle
+from lgvit_edge.config import HEAD_SIZES
 from lgvit_edge.engines import Build, find_builds, graphs_of, read_engine
 from lgvit_edge.errors import BundleError, CheckpointError
+
+_SIZES = {"kernel": "k", "window": "s", "width": "width"}
 
 
 def inspect(path: Path) -> dict[str, Any]:
@@ -81,17 +85,17 @@ def _engines(folder: Path, build: Build | BundleError, bundle: Bundle) -> dict[s
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
-    require("torch", extra="export")
+    torch = require("torch", extra="export")
     from lgvit_edge.model import (
         baseline,
         count_macs,
         count_parameters,
         cut,
         example_input,
-        load_checkpoint,
+        load_model,
     )
 
-    model = load_checkpoint(path)
+    model = load_model(path)
     config = model.config
     rows = []
     for segment in cut(model):
@@ -106,9 +110,13 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         )
         exit = segment.exit
         if exit is not None:
-            row |= {"kernel": exit.kernel} if exit.head == "lph" else {"window": exit.window}
+            name = HEAD_SIZES[exit.head]
+            row |= {} if name is None else {name: exit.size}
+            hidden = torch.zeros(1, *config.hidden_shape(exit.block))
+            row["head_macs"] = count_macs(segment.module.tail, hidden)  # type: ignore[arg-type]
         rows.append(row)
-    whole = count_macs(baseline(model), example_input(config, None))
+    image = example_input(config, None)
+    whole, products = (count_macs(baseline(model), image, attention=a) for a in (True, False))
     return {
         "kind": "checkpoint",
         "path": str(path),
@@ -121,7 +129,13 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "exits": config.num_exits,
         "classes": config.num_classes,
         "parameters": count_parameters(model),
-        "baseline": {"macs": whole, "parameters": count_parameters(model.backbone)},
+        "depths": list(config.depths),
+        "window_size": config.window_size,
+        "baseline": {
+            "macs": whole,
+            "macs_without_attention_products": products,
+            "parameters": count_parameters(model.backbone),
+        },
         "segments": _cumulative(rows, whole),
     }
 
@@ -156,6 +170,15 @@ def print_info(found: dict[str, Any], console: Console) -> None:
         f"images of {found['image_size']} x {found['image_size']}",
         highlight=False,
     )
+    if found["kind"] == "checkpoint":
+        console.print(
+            f"patches of {found['patch_size']} x {found['patch_size']} pixels, {_shape(found)}; "
+            f"{base['macs'] / 1e9:.2f} G MACs without exits, "
+            f"{base['macs_without_attention_products'] / 1e9:.2f} G if attention's two products "
+            "are left out, as the paper does",
+            highlight=False,
+            soft_wrap=True,
+        )
     if found["kind"] == "bundle":
         batch = ":".join(map(str, found["batch"])) if found["batch"][2] > 1 else "1"
         console.print(
@@ -183,23 +206,43 @@ def print_info(found: dict[str, Any], console: Console) -> None:
                 f"engines/{engines['tag']}: {engines['count']} engines, "
                 f"{engines['bytes'] / 1e6:.1f} MB{state}"
             )
-    numbers = ("MACs (M)", "total (M)", "speed-up", "parameters")
-    segments = table("segment", "blocks", "exit", "head", numbers=numbers)
-    last = found["segments"][-1]["index"]
-    for row in found["segments"]:
-        size = f" k={row['kernel']}" if "kernel" in row else ""
-        size += f" s={row['window']}" if "window" in row else ""
-        segments.add_row(
-            str(row["index"]),
+    console.print(_segments(found))
+
+
+def _shape(found: dict[str, Any]) -> str:
+    """A backbone's sizes in words."""
+    if not found["depths"]:
+        return f"{found['hidden_size']} wide, {found['attention_heads']} attention heads"
+    stages = len(found["depths"])
+    return (
+        f"stages of {', '.join(map(str, found['depths']))} blocks, {found['hidden_size']} to "
+        f"{found['hidden_size'] << stages - 1} wide, windows of {found['window_size']} x "
+        f"{found['window_size']} tokens"
+    )
+
+
+def _segments(found: dict[str, Any]) -> Table:
+    """What each segment costs: its blocks, which are what lies between exits, and its head."""
+    base, rows = found["baseline"], found["segments"]
+    split = all("head_macs" in row for row in rows[:-1])
+    costs = ("MACs (M)", "+ head") if split else ("MACs (M)",)
+    shown = table("exit", "blocks", "head", numbers=(*costs, "total", "speed-up", "params (M)"))
+    for row in rows:
+        last = row is rows[-1]
+        sizes = [f" {short}={row[name]}" for name, short in _SIZES.items() if row.get(name)]
+        head = row.get("head_macs", 0)
+        parts = [row["macs"] - head, None if last else head] if split else [row["macs"]]
+        shown.add_row(
+            "final" if last else str(row["index"] + 1),
             f"{row['first_block']}-{row['last_block']}",
-            "final" if row["index"] == last else str(row["index"] + 1),
-            "classifier" if row["index"] == last else row["head"] + size,
-            f"{row['macs'] / 1e6:,.1f}",
+            "" if last else row["head"] + "".join(sizes),
+            *("" if part is None else f"{part / 1e6:,.1f}" for part in parts),
             f"{row['cumulative_macs'] / 1e6:,.1f}",
             f"{row['macs_speedup']:.2f}x",
-            f"{row['parameters']:,}",
+            f"{row['parameters'] / 1e6:,.2f}",
         )
-    segments.add_section()
-    name = ("baseline", f"1-{found['blocks']}", "", "")
-    segments.add_row(*name, f"{base['macs'] / 1e6:,.1f}", "", "", f"{base['parameters']:,}")
-    console.print(segments)
+    shown.add_section()
+    macs, parameters = f"{base['macs'] / 1e6:,.1f}", f"{base['parameters'] / 1e6:,.2f}"
+    blank = [""] * (len(costs) - 1)
+    shown.add_row("none", f"1-{found['blocks']}", "", macs, *blank, macs, "1.00x", parameters)
+    return shown

@@ -17,7 +17,9 @@ from lgvit_edge.errors import BundleError
 from lgvit_edge.image_spec import Preprocess
 
 # History: 1 - first version. 2 - half and int8 precision: islands, calibration, agreement.
-SCHEMA_VERSION = 2
+# 3 - preprocessing may squash images, which version 2 never does.
+SCHEMA_VERSION = 3
+_READABLE = (2, 3)
 TARGETS = ("cpu", "jetson", "rtx")
 DTYPES = ("uint8", "float16", "float32")
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -113,7 +115,7 @@ class SegmentSpec:
         spec: the graph.
         first_block: 1-based, inclusive.
         last_block: 1-based, inclusive; the exit follows it.
-        head: ``lph``, ``gah`` or ``final``.
+        head: one of ``lgvit_edge.config.HEAD_SIZES``, or ``final``.
     """
 
     spec: GraphSpec
@@ -185,7 +187,7 @@ class Manifest:
 
     Attributes:
         schema_version: of this layout.
-        family: ``vit`` or ``deit``.
+        family: ``vit``, ``deit`` or ``swin``.
         image_size: side of the network's input, in pixels.
         labels: class names, or empty.
         input: ``uint8`` (NHWC RGB, normalised inside segment 0) or ``float32`` (NCHW, normalised).
@@ -342,7 +344,7 @@ class Manifest:
         except (ValueError, RecursionError) as error:
             raise BundleError(f"manifest.json is not JSON: {error}") from None
         version = data.get("schema_version") if isinstance(data, dict) else None
-        if version != SCHEMA_VERSION:
+        if version not in _READABLE:
             raise BundleError(
                 f"expected manifest schema version {SCHEMA_VERSION}, found {version!r}; "
                 "export the bundle again, or run: pip install --upgrade lgvit-edge"

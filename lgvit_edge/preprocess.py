@@ -74,7 +74,7 @@ def check_frame(frame: Any) -> NDArray[np.uint8]:
 
 
 def resize_crop(frame: NDArray[np.uint8], spec: Preprocess, size: int) -> NDArray[np.uint8]:
-    """Resize the short side to ``spec.resize`` and cut out the centre.
+    """Resize the short side, or with ``spec.squash`` both, to ``spec.resize``; cut out the centre.
 
     Only what survives the crop is computed: the crop's box is mapped back into the frame and that
     box is resized straight to ``size``. Nearly all pixels are within one grey level of
@@ -82,7 +82,7 @@ def resize_crop(frame: NDArray[np.uint8], spec: Preprocess, size: int) -> NDArra
 
     Args:
         frame: ``[H, W, 3] uint8``.
-        spec: short side and interpolation.
+        spec: side, shape and interpolation.
         size: side of the crop, in pixels.
 
     Returns:
@@ -96,6 +96,8 @@ def resize_crop(frame: NDArray[np.uint8], spec: Preprocess, size: int) -> NDArra
     short = min(height, width)
     # Both sides become whole pixels, as in torchvision and timm.
     out_h, out_w = spec.resize * height // short, spec.resize * width // short
+    if spec.squash:
+        out_h = out_w = spec.resize
     top, left = round((out_h - size) / 2), round((out_w - size) / 2)
     box = (
         left * width / out_w,

@@ -11,16 +11,11 @@ from typing import Any
 
 import pytest
 
-from lgvit_edge.config import (
-    ARCHITECTURES,
-    ExitConfig,
-    LGViTConfig,
-    architecture,
-    default_heads,
-    plan_exits,
-)
+from lgvit_edge.architectures import ARCHITECTURES, architecture
+from lgvit_edge.config import ExitConfig, LGViTConfig
 from lgvit_edge.errors import ConfigError
 from lgvit_edge.image_spec import Preprocess
+from lgvit_edge.placement import default_heads, plan_exits
 
 EQUAL = [100] * 12
 
@@ -75,7 +70,7 @@ def test_uniform_exits_are_sorted_and_in_range_whatever_the_costs() -> None:
             assert 1 <= found[0] and found[-1] <= 4
 
 
-FORM = "exits must be uniform:M or a list of blocks such as 4,6,8,10; found"
+FORM = "exits must be uniform:M, shallow:M, .* or a list of blocks such as 4,6,8,10; found"
 
 
 @pytest.mark.parametrize(
@@ -132,7 +127,10 @@ def test_default_heads(count: int, kernels: list[int], windows: list[int]) -> No
 @pytest.mark.parametrize(
     ("exit", "message"),
     [
-        (lambda: ExitConfig(4, "mlp"), "head must be one of lph, gah, found 'mlp'"),
+        (lambda: ExitConfig(4, "lgvit"), "head must be one of lph, gah, mlp, .*, found 'lgvit'"),
+        (lambda: ExitConfig(4, "gah", kernel=3, window=2), "gah has no kernel, found 3"),
+        (lambda: ExitConfig(4, "mlp", window=2), "mlp has no window, found 2"),
+        (lambda: ExitConfig(4, "encoder", width=-1), "encoder width must be 0..65536, found -1"),
         (lambda: ExitConfig(4, "lph", kernel=2), "kernel must be 0 or odd, found 2"),
         (lambda: ExitConfig(4, "lph", kernel=-3), "kernel must be 0 or odd, found -3"),
         (lambda: ExitConfig(4, "gah"), "gah window must be at least 1, found 0"),
@@ -153,7 +151,7 @@ LPH = ExitConfig(1, "lph")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"family": "swin"}, "family must be vit or deit, found 'swin'"),
+        ({"family": "resnet"}, "family must be one of vit, deit, swin, found 'resnet'"),
         ({"image_size": 0}, r"image_size must be 1\.\.65536, found 0"),
         ({"hidden_size": -32}, r"hidden_size must be 1\.\.65536, found -32"),
         ({"num_classes": 10**9}, r"num_classes must be 1\.\.65536, found 1000000000"),
@@ -178,7 +176,7 @@ LPH = ExitConfig(1, "lph")
         ),
         (
             {"hidden_size": 36, "exits": (ExitConfig(1, "gah", window=1),)},
-            "gah has 8 attention heads, but hidden_size 36 is not a multiple of 8",
+            "gah has 8 attention heads, but hidden_size 36 after block 1 is not a multiple of 8",
         ),
         (
             {"exits": (ExitConfig(1, "gah", window=5),)},
@@ -197,7 +195,7 @@ def test_contradictions_are_refused(
 
 def test_contradictions_are_reported_together(tiny_config: LGViTConfig) -> None:
     with pytest.raises(ConfigError) as caught:
-        tiny_config.replace(family="swin", num_heads=3, labels=("a",), exits=(LPH, LPH))
+        tiny_config.replace(family="resnet", num_heads=3, labels=("a",), exits=(LPH, LPH))
     text = str(caught.value)
     for part in ("family must", "num_heads 3", "exits must be sorted", "expected 5 labels"):
         assert part in text
@@ -207,13 +205,16 @@ def test_contradictions_are_reported_together(tiny_config: LGViTConfig) -> None:
 
 
 def test_every_architecture_is_valid() -> None:
-    assert len(ARCHITECTURES) == 10
+    assert len(ARCHITECTURES) == 14
     for name in ARCHITECTURES:
         config = architecture(name, num_classes=10, image_size=384)
-        assert (config.num_classes, config.grid, config.exits) == (10, 24, ())
+        swin = config.family == "swin"
+        assert (config.num_classes, config.grid, config.exits) == (10, 96 if swin else 24, ())
         assert config.preprocess.resize == 438  # floor(384 / 0.875), as timm
-        assert config.hidden_size == 64 * config.num_heads
-        assert config.prefix_tokens == config.classifiers == 1 + name.endswith("distilled")
+        assert config.hidden_size == (32 if swin else 64) * config.num_heads
+        assert config.classifiers == 1 + name.endswith("distilled")
+        assert config.prefix_tokens == (0 if swin else config.classifiers)
+        assert config.window_size == (12 if swin else 0)
 
 
 def test_architectures_bring_the_preprocessing_they_were_trained_with() -> None:
@@ -321,7 +322,7 @@ def nested(depth: int) -> list[Any]:
         ("labels", ["a"] * 1000, "expected 5 labels, found 1000"),
         ("labels", nested(200), r"config.labels\[0\]: expected a string, found \[\[\["),
         ("exits", nested(200), r"config.exits\[0\]: expected an object"),
-        ("family", "v" * 10**6, "family must be vit or deit"),
+        ("family", "v" * 10**6, "family must be one of vit, deit, swin"),
         ("family", {"a": "b" * 10**6}, r"expected a string, found \{'a': 'bbb[b]*\.\.\.$"),
     ],
 )

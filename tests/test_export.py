@@ -78,7 +78,7 @@ def test_gelu_becomes_one_operator_from_opset_20(tmp_path: Path, exported_model:
 
 def test_bundle_is_as_large_as_the_weights(tmp_path: Path) -> None:
     config = LGViTConfig("vit", 32, 8, 256, 3, 4, 1024, 10)
-    from lgvit_edge.config import default_heads
+    from lgvit_edge.placement import default_heads
 
     model = LGViT(config.replace(exits=default_heads([1, 2]))).eval()
     export_bundle(model, tmp_path / "out")
@@ -126,7 +126,7 @@ def test_a_diverging_segment_is_named_and_nothing_is_written(
 def test_a_diverging_hidden_state_is_named(tmp_path: Path, exported_model: LGViT) -> None:
     wrong = r"segment 0 diverges .*'hidden_out'.*tolerance 0\.001"
     with (
-        exported_wrong("segment_0.onnx", lambda m: m.steps[-1].fc2.bias),  # type: ignore
+        exported_wrong("segment_0.onnx", lambda m: m.blocks["1"].fc2.bias),  # type: ignore
         pytest.raises(ParityError, match=wrong),
     ):
         export_bundle(exported_model, tmp_path / "out")

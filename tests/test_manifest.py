@@ -98,11 +98,11 @@ def test_what_it_says_about_the_chain() -> None:
 # Not a manifest of ours.
 
 
-@pytest.mark.parametrize("version", [None, 0, 1, 3, 99, "2", [1], {"v": 1}, -1])
+@pytest.mark.parametrize("version", [None, 0, 1, 4, 99, "2", [1], {"v": 1}, -1])
 def test_unknown_schema_versions_are_refused(data: Data, version: object) -> None:
     data["schema_version"] = version
     data["from the future"] = True  # an unknown version is the first thing to say
-    with pytest.raises(BundleError, match=r"expected manifest schema version 2, found .*pip insta"):
+    with pytest.raises(BundleError, match=r"expected manifest schema version 3, found .*pip insta"):
         loads(data)
 
 
@@ -115,7 +115,7 @@ def test_a_version_of_another_type_is_no_version(data: Data, version: object) ->
 def test_a_manifest_without_a_version(data: Data) -> None:
     del data["schema_version"]
     for value in (data, {}, [], "manifest", None, 3):
-        with pytest.raises(BundleError, match="schema version 2, found None"):
+        with pytest.raises(BundleError, match="schema version 3, found None"):
             loads(value)
 
 
@@ -343,3 +343,9 @@ def test_a_shape_whose_size_takes_forever_to_compute(data: Data) -> None:
     with pytest.raises(BundleError, match="has an impossible shape"):
         Manifest.loads(text)
     assert time.monotonic() - start < 1
+
+
+def test_a_manifest_of_version_2_is_read(data: Data) -> None:
+    data["schema_version"] = 2
+    del data["preprocess"]["squash"]
+    assert loads(data).preprocess.squash is False

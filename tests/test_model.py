@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lgvit_edge.config import ExitConfig, LGViTConfig, architecture, default_heads
+from lgvit_edge.architectures import architecture
+from lgvit_edge.config import ExitConfig, LGViTConfig
 from lgvit_edge.errors import ConfigError
 from lgvit_edge.image_spec import Preprocess
 from lgvit_edge.model import (
@@ -21,9 +22,11 @@ from lgvit_edge.model import (
     count_parameters,
     cut,
     example_input,
+    vit,
 )
-from lgvit_edge.model.backbone import Block
-from lgvit_edge.model.heads import ExitHead, GlobalAggregation
+from lgvit_edge.model.heads import ExitHead, exit_head
+from lgvit_edge.model.heads.gah import GlobalAggregation
+from lgvit_edge.placement import default_heads
 from lgvit_edge.preprocess import to_float
 
 EVERY_HEAD = (
@@ -175,12 +178,12 @@ def test_deployed_heads_equal_the_mean_of_their_features() -> None:
     with torch.no_grad():
         for head in model.heads:
             assert isinstance(head, ExitHead)
-            pooled = head.features(hidden).mean(dim=1)
-            expected = head.classify(hidden, pooled)
+            features = head.features(hidden)
+            expected = head.classify(hidden, features)
             close(head.deployed()(hidden), expected)
             close(head(hidden), expected)
             residual = hidden[:, 2:].mean(dim=1) if head.body.residual else 0
-            close(head.body.deployed(2)(hidden)[:, 0] + residual, pooled)
+            close(head.body.pooled(2)(hidden)[:, 0] + residual, features.mean(dim=1))
 
 
 def test_convergence_averages_or_subsamples_windows() -> None:
@@ -192,9 +195,7 @@ def test_convergence_averages_or_subsamples_windows() -> None:
         (True, 3, [6.0]),
         (True, 1, list(range(25))),
     ]:
-        body = GlobalAggregation(
-            EVERY.replace(gah_average=average), ExitConfig(1, "gah", window=window)
-        )
+        body = GlobalAggregation(16, 5, window, average=average)
         assert body.converge(patches)[0, :, 0].tolist() == expected
 
 
@@ -263,7 +264,7 @@ def test_macs_of_a_block_are_the_hand_formula() -> None:
         + T * D * D  # output
         + 2 * T * D * MLP
     )
-    assert count_macs(Block(config), torch.zeros(1, T, D)) == by_hand
+    assert count_macs(vit.block(config.blocks[0], config), torch.zeros(1, T, D)) == by_hand
     assert block_macs(config) == [by_hand] * 12
 
 
@@ -305,7 +306,7 @@ N, C = 196, 1000
 
 @pytest.mark.parametrize("kernel", [0, 3, 5])
 def test_macs_of_lph(kernel: int) -> None:
-    head = ExitHead(architecture("vit-tiny"), ExitConfig(4, "lph", kernel=kernel)).eval()
+    head = exit_head(architecture("vit-tiny"), ExitConfig(4, "lph", kernel=kernel)).eval()
     hidden = torch.zeros(1, T, D)
     # Paper Eq. 7.
     assert count_macs(Features(head), hidden) == 2 * N * D**2 + N * D * kernel**2
@@ -320,7 +321,7 @@ def test_macs_of_lph(kernel: int) -> None:
 @pytest.mark.parametrize("average", [False, True])
 def test_macs_of_gah(window: int, average: bool) -> None:
     config = architecture("vit-tiny").replace(gah_average=average)
-    head = ExitHead(config, ExitConfig(9, "gah", window=window)).eval()
+    head = exit_head(config, ExitConfig(9, "gah", window=window)).eval()
     side = 14 // window if average else math.ceil(14 / window)
     kept = side**2
     hidden = torch.zeros(1, T, D)

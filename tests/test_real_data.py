@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from lgvit_edge.config import plan_exits
 from lgvit_edge.export import export_bundle
 from lgvit_edge.labelled import find_images
 from lgvit_edge.model import block_macs, load_backbone
+from lgvit_edge.placement import plan_exits
 from lgvit_edge.preprocess import load_rgb
 from lgvit_edge.runtime import Session
 from lgvit_edge.training import attach_exits

@@ -209,7 +209,7 @@ def _edit(bundle: Path, change: Any) -> None:
 
 def test_an_unknown_schema_version_is_refused(bundle_copy: Path) -> None:
     _edit(bundle_copy, lambda m: m.update(schema_version=99))
-    with pytest.raises(BundleError, match="schema version 2, found 99"):
+    with pytest.raises(BundleError, match="schema version 3, found 99"):
         Session.open(bundle_copy)
 
 

@@ -1,15 +1,16 @@
 """Reading and writing trained models.
 
-Nothing in a checkpoint is executed: pickles load with ``weights_only=True``. Every name and shape
-is checked before the first weight is copied.
+Every name and shape is checked before the first weight is copied.
 """
 
 from __future__ import annotations
 
 import json
 import pickle
+import struct
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,21 +18,31 @@ from torch import Tensor
 from lgvit_edge._files import replacing
 from lgvit_edge._optional import require
 from lgvit_edge.config import LGViTConfig
-from lgvit_edge.errors import CheckpointError, ConfigError
+from lgvit_edge.errors import CheckpointError, ConfigError, LGViTEdgeError
 from lgvit_edge.model import names
-from lgvit_edge.model.foreign import authors_config, huggingface_config, timm_config
+from lgvit_edge.model.foreign import authors_config, huggingface_config
+from lgvit_edge.model.inferred import timm_config
 from lgvit_edge.model.lgvit import LGViT
 from lgvit_edge.model.names import Source
+from lgvit_edge.model.processor import huggingface_preprocess
+from lgvit_edge.model.weight_files import (
+    State,
+    is_state,
+    read_folder,
+    read_json,
+    read_pickle,
+    read_safetensors,
+)
 
 _FORMAT = "lgvit-edge"
 _VERSION = 1  # 1: config, state
-_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+_MAX_HEADER = 100_000_000  # bytes; what safetensors itself accepts
 
 
 def load_checkpoint(path: str | Path) -> LGViT:
     """An LGViT, exits included, in eval mode.
 
-    Reads our ``model.pt`` and ``.safetensors``, and the authors' directories (ViT and DeiT).
+    Reads our ``model.pt`` and ``.safetensors``, and the authors' directories.
 
     Raises:
         CheckpointError: missing, damaged, not a checkpoint, or its names or shapes do not fit.
@@ -39,58 +50,92 @@ def load_checkpoint(path: str | Path) -> LGViT:
     """
     path = Path(path)
     if path.is_dir():
-        config_json, state = _read_directory(path)
-        config = authors_config(config_json)
-        return _model(config, state, names.authors(config), path)
+        config_json, state = read_folder(path)
+        if "highway_type" not in config_json:
+            raise _no_exits(path)
+        config = authors_config(config_json, state)
+        preprocessor = read_json(path / "preprocessor_config.json", absent=True)
+        if preprocessor:
+            config = _preprocessed(config, preprocessor)
+        return _model(config, names.saved(state), names.authors, path)
     if path.suffix == ".safetensors":
-        state, metadata = _read_safetensors(path)
+        state, metadata = read_safetensors(path)
         config = _own_config(_parsed(metadata.get(_FORMAT)), path)
     else:
-        content = _read_pickle(path)
+        content = read_pickle(path)
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            raise CheckpointError(
-                f"{path} is not an LGViT checkpoint: expected a file of `lgvit-edge train` or an "
-                "authors' directory. A backbone without exits is where training starts; run: "
-                f"lgvit-edge train --weights {path} --data DIR --out model.pt"
-            )
+            raise _no_exits(path)
         config = _own_config(content, path)
         found = content.get("state")
-        if not _is_state(found):
+        if not is_state(found):
             raise CheckpointError(f"{path}: expected a state dict of tensors under 'state'")
         state = found
-    with torch.device("meta"):  # for its names only: a configuration may claim any size
-        own = {name: Source((name,)) for name in LGViT(config).state_dict()}
-    return _model(config, state, own, path)
+    return _model(config, state, names.own, path)
+
+
+def load_model(path: str | Path, *, arch: str | None = None) -> LGViT:
+    """An LGViT with its exits, or a plain backbone without any, whichever is there.
+
+    Raises:
+        CheckpointError: neither.
+    """
+    path = Path(path)
+    return load_checkpoint(path) if _has_exits(path) else load_backbone(path, arch=arch)
+
+
+def _no_exits(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is not an LGViT checkpoint: expected a file of `lgvit-edge train` or an "
+        "authors' directory. A backbone without exits is where training starts; run: "
+        f"lgvit-edge train --backbone {path} --data DIR --out model.pt"
+    )
 
 
 def load_backbone(path: str | Path, *, arch: str | None = None) -> LGViT:
-    """A plain ViT or DeiT as an LGViT without exits, in eval mode: where training starts.
+    """A plain ViT, DeiT or Swin as an LGViT without exits, in eval mode: where training starts.
 
-    Reads Hugging Face directories and timm state dicts. Family and size are inferred from names
-    and shapes; ``arch`` (``lgvit_edge.config.ARCHITECTURES``) overrides, for timm, what they
-    cannot tell.
+    Reads folders of Hugging Face and timm, and timm state dicts. Family and size come from
+    ``config.json`` or are inferred from names and shapes; ``arch``
+    (``lgvit_edge.architectures.ARCHITECTURES``) overrides, for timm, what they cannot tell.
 
     Raises:
         CheckpointError: missing, damaged, not such a backbone, or its shapes do not fit.
     """
     path = Path(path)
+    written: dict[str, Any] = {}
     if path.is_dir():
-        config_json, state = _read_directory(path)
-        config = huggingface_config(config_json, state, _preprocessor(path))
-        return _model(config, state, names.huggingface(config, config.family), path)
-    if path.suffix == ".safetensors":
-        content: Any = _read_safetensors(path)[0]
+        written, state = read_folder(path)
+        if "architecture" not in written:  # which is what timm calls it
+            preprocessor = read_json(path / "preprocessor_config.json", absent=True)
+            state = names.saved(state)
+            config = huggingface_config(written, state, preprocessor)
+            return _model(config, state, lambda m: names.huggingface(m, config.family), path)
     else:
-        content = _read_pickle(path)
-    wrapped = isinstance(content, dict) and isinstance(content.get("model"), dict)
-    state = content["model"] if wrapped else content  # DeiT's authors wrap theirs
-    if not _is_state(state):
-        raise CheckpointError(f"{path}: expected a state dict of tensors")
+        content = read_safetensors(path)[0] if path.suffix == ".safetensors" else read_pickle(path)
+        wrapped = isinstance(content, dict) and isinstance(content.get("model"), dict)
+        found = content["model"] if wrapped else content  # DeiT's and Swin's authors wrap theirs
+        if not is_state(found):
+            raise CheckpointError(f"{path}: expected a state dict of tensors")
+        state = found
+    if any(name.startswith(("vit.", "deit.", "swin.")) for name in state):
+        raise CheckpointError(
+            f"{path} is named as Hugging Face does, which needs config.json: give the folder that "
+            "holds both"
+        )
     try:
-        config = timm_config(state, arch)
-    except (IndexError, TypeError) as error:  # sizes were read off tensors of another rank
+        config = timm_config(state, arch, written)
+    except (IndexError, TypeError, ValueError) as error:  # sizes read off tensors of another rank
+        if isinstance(error, LGViTEdgeError):
+            raise
         raise CheckpointError(f"{path}: its tensors are not those of a ViT ({error})") from None
-    return _model(config, state, names.timm(config), path)
+    return _model(config, state, lambda m: names.timm(m, state), path)
+
+
+def _preprocessed(config: LGViTConfig, preprocessor: dict[str, Any]) -> LGViTConfig:
+    try:
+        return config.replace(preprocess=huggingface_preprocess(preprocessor, config))
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def save_checkpoint(model: LGViT, path: str | Path) -> None:
@@ -116,6 +161,25 @@ def save_checkpoint(model: LGViT, path: str | Path) -> None:
         raise CheckpointError(f"cannot write {path}: {error}") from None
 
 
+def _has_exits(path: Path) -> bool:
+    """Whether this is for ``load_checkpoint``; whatever cannot be read is not."""
+    try:
+        if path.is_dir():
+            config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+            return isinstance(config, dict) and "highway_type" in config
+        if path.suffix == ".safetensors":
+            with path.open("rb") as file:
+                (length,) = struct.unpack("<Q", file.read(8))
+                header = json.loads(file.read(min(length, _MAX_HEADER)))
+            return _FORMAT in header.get("__metadata__", {})
+        content = torch.load(path, map_location="meta", weights_only=True)
+        return isinstance(content, dict) and content.get("format") == _FORMAT
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, struct.error):
+        return False
+    except pickle.UnpicklingError:
+        return False
+
+
 def _parsed(text: str | None) -> Any:
     try:
         return json.loads(text or "null")
@@ -139,11 +203,12 @@ def _own_config(header: Any, path: Path) -> LGViTConfig:
 
 
 def _model(
-    config: LGViTConfig, state: dict[str, Tensor], sources: dict[str, Source], path: Path
+    config: LGViTConfig, state: State, naming: Callable[[LGViT], dict[str, Source]], path: Path
 ) -> LGViT:
     """Check every name and shape, then copy."""
     with torch.device("meta"):  # no memory is spent before the weights are known to fit
         model = LGViT(config)
+    sources = naming(model)
     faults, found = [], {}
     for name, target in model.state_dict().items():
         if name not in sources:
@@ -203,73 +268,3 @@ def _gather(source: Source, state: dict[str, Tensor]) -> Tensor | None:
     if tensors[0].shape[0] % 3:
         return None
     return tensors[0].chunk(3)[source.part].contiguous()
-
-
-def _read_directory(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}/config.json cannot be read: {error}") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path}/config.json: expected an object")
-    for name in _WEIGHT_FILES:
-        if (path / name).is_file():
-            file = path / name
-            state = _read_safetensors(file)[0] if name.endswith("tensors") else _read_pickle(file)
-            if not _is_state(state):
-                raise CheckpointError(f"{file}: expected a state dict of tensors")
-            return config, state
-    raise CheckpointError(f"{path}: expected {' or '.join(_WEIGHT_FILES)} beside config.json")
-
-
-def _preprocessor(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((path / "preprocessor_config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}/preprocessor_config.json cannot be read: {error}") from None
-    return found if isinstance(found, dict) else {}
-
-
-def _is_state(state: object) -> TypeGuard[dict[str, Tensor]]:
-    return isinstance(state, dict) and all(
-        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
-    )
-
-
-def _read_pickle(path: Path) -> Any:
-    _require_file(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"{path} was refused: it is damaged or holds more than tensors and plain types "
-            f"({reason[:200]})"
-        ) from None
-    except Exception as error:  # damaged bytes make the unpickler raise nearly anything
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(
-            f"{path} cannot be read, it is truncated or not a checkpoint ({reason[:200]})"
-        ) from None
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    _require_file(path)
-    package = require("safetensors", extra="export")
-    try:
-        with package.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata
-    except Exception as error:  # damaged bytes make the reader raise nearly anything
-        raise CheckpointError(
-            f"{path} cannot be read, it is truncated or not a safetensors file ({error})"
-        ) from None
-
-
-def _require_file(path: Path) -> None:
-    if not path.is_file():
-        raise CheckpointError(f"no such checkpoint: {path}")
-    if path.stat().st_size == 0:
-        raise CheckpointError(f"{path} is empty")

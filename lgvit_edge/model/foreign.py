@@ -1,4 +1,4 @@
-"""Configurations of checkpoints that others wrote: authors' and Hugging Face's JSON, timm's shapes.
+"""Configurations of checkpoints that others wrote: the authors' and Hugging Face's JSON.
 
 Nothing is evaluated: the authors' strings such as "[4,5,6]" are parsed as JSON.
 """
@@ -6,80 +6,171 @@ Nothing is evaluated: the authors' strings such as "[4,5,6]" are parsed as JSON.
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from torch import Tensor
 
-from lgvit_edge._schema import from_json
-from lgvit_edge.config import ExitConfig, LGViTConfig, architecture
+from lgvit_edge.config import HEAD_SIZES, ExitConfig, LGViTConfig
 from lgvit_edge.errors import CheckpointError, ConfigError
-from lgvit_edge.image_spec import IMAGENET_PREPROCESS, Preprocess, usual_resize
+from lgvit_edge.image_spec import usual_resize
+from lgvit_edge.model.processor import huggingface_preprocess
 
+_BACKBONES = {"ViT": "vit", "DeiT": "deit", None: "swin"}
 # The authors' "LGViT" by number of exits; other heads come one per name.
-_AUTHORS_LGVIT = {
+_LGVIT = {
     2: ("conv1_1", "attention_r2"),
     4: ("conv1_1", "conv2_1", "attention_r2", "attention_r3"),
     6: ("conv1_1", "conv2_1", "attention_r2", "attention_r2", "attention_r3", "attention_r3"),
     8: ("conv1_1",) * 2 + ("conv2_1",) * 2 + ("attention_r2",) * 2 + ("attention_r3",) * 2,
 }
+# And of a Swin, by stage: its heads in the order of the stage's exits.
+_LGVIT_SWIN = {
+    1: ("conv1_1",) * 18,
+    2: ("conv1_1", "conv2_1", "conv2_1", "attention_r1", "attention_r1", "attention_r2"),
+    3: ("attention_r2",),
+}
+# What the authors call the other heads.
+_HEADS = {"linear": "mlp", "vit": "encoder", "self_attention": "attention", "conv_normal": "conv"}
+_SWIN_TYPES = ("LGViT", "linear", "vit")
 
 
-def authors_config(raw: dict[str, Any]) -> LGViTConfig:
-    """The authors' ``config.json`` of a ViT or DeiT LGViT.
+def authors_config(raw: dict[str, Any], state: dict[str, Tensor]) -> LGViTConfig:
+    """The authors' ``config.json`` of an LGViT.
+
+    Args:
+        raw: ``config.json``.
+        state: the weights, which tell how wide an encoder head is.
 
     Raises:
-        CheckpointError: not such a file, or one of a kind that is not supported.
+        CheckpointError: not such a file, or one that contradicts itself.
     """
-    kind = raw.get("backbone")
-    if kind not in ("ViT", "DeiT"):
+    kind, model_type = raw.get("backbone"), raw.get("model_type")
+    known = isinstance(kind, str | None) and kind in _BACKBONES
+    if not known or (kind is None) != (model_type == "swin"):
         raise CheckpointError(
-            'expected an LGViT config.json with backbone "ViT" or "DeiT", found backbone '
-            f"{kind!r}, model_type {raw.get('model_type')!r}"
+            'expected an LGViT config.json with backbone "ViT" or "DeiT", or model_type "swin" and '
+            f"no backbone; found backbone {kind!r}, model_type {model_type!r}"
         )
-    positions = raw.get("position_exits")
-    if isinstance(positions, str):
-        try:
-            positions = json.loads(positions)
-        except (ValueError, RecursionError):
-            pass  # reported below with what was found
-    if not isinstance(positions, list) or not all(type(p) is int for p in positions):
-        raise CheckpointError(
-            f'config.json: position_exits must be a list such as "[4,5,6]", found {positions!r}'
-        )
-    if raw.get("num_early_exits", len(positions)) != len(positions):
-        raise CheckpointError(
-            f"config.json: num_early_exits {raw['num_early_exits']!r} but position_exits "
-            f"{positions}"
-        )
-    highway = raw.get("highway_type")
-    names = _AUTHORS_LGVIT.get(len(positions)) if highway == "LGViT" else None
-    if names is None:
-        names = (str(highway),) * len(positions)
+    family = _BACKBONES[kind]
     try:
-        exits = tuple(_authors_exit(b, n) for b, n in zip(positions, names, strict=True))
-        return _transformer(raw, "vit" if kind == "ViT" else "deit", exits=exits)
+        config = transformer(raw, family)
+        if family == "swin":
+            exits = _swin_exits(raw, config)
+        else:
+            blocks = _list(raw, "position_exits", "[4,5,6]")
+            if raw.get("num_early_exits", len(blocks)) != len(blocks):
+                raise ConfigError(_miscounted(raw["num_early_exits"], blocks))
+            highway = raw.get("highway_type")
+            names = _LGVIT.get(len(blocks)) if highway == "LGViT" else None
+            exits = [
+                _exit(block, name)
+                for block, name in zip(blocks, names or [highway] * len(blocks), strict=True)
+            ]
+        return config.replace(exits=tuple(_widened(exit, state, family) for exit in exits))
     except ConfigError as error:
         raise CheckpointError(f"config.json: {error}") from None
 
 
-def _authors_exit(block: int, name: str) -> ExitConfig:
+def _list(raw: dict[str, Any], name: str, example: str) -> list[Any]:
+    """A list like ``example``, which the authors wrote as a string; never evaluated."""
+    value = raw.get(name)
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            pass  # reported below with what was found
+    rows = value if isinstance(value, list) else [None]
+    if not (all(map(_numbers, rows)) if example.startswith("[[") else _numbers(value)):
+        raise ConfigError(f'{name} must be a list such as "{example}", found {_short(value)}')
+    return rows
+
+
+def _numbers(value: object) -> bool:
+    return isinstance(value, list) and all(type(v) is int for v in value)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def _miscounted(count: object, positions: list[Any]) -> str:
+    return f"num_early_exits {_short(count)} but position_exits {_short(positions)}"
+
+
+def _swin_exits(raw: dict[str, Any], config: LGViTConfig) -> list[ExitConfig]:
+    """Exits whose positions are local to their stage."""
+    stages, highway = _list(raw, "position_exits", "[[],[2],[3,6],[1]]"), raw.get("highway_type")
+    if len(stages) != len(config.depths):
+        raise ConfigError(
+            f"position_exits of a swin must be one list per stage, {len(config.depths)} of them, "
+            f"found {_short(stages)}"
+        )
+    if highway not in _SWIN_TYPES:
+        raise ConfigError(
+            f"highway_type of a swin must be one of {', '.join(_SWIN_TYPES)}, found "
+            f"{_short(highway)}"
+        )
+    counts = _list(raw, "num_early_exits", "[0,1,2,1]") if "num_early_exits" in raw else None
+    if counts not in (None, [len(stage) for stage in stages]):
+        raise ConfigError(_miscounted(counts, stages))
+    exits, before = [], 0
+    for stage, (places, depth) in enumerate(zip(stages, config.depths, strict=True)):
+        if not all(1 <= place <= depth for place in places):
+            raise ConfigError(
+                f"position_exits of stage {stage + 1} must lie in its blocks 1..{depth}, found "
+                f"{_short(places)}"
+            )
+        names: tuple[object, ...] = (highway,) * len(places)
+        if highway == "LGViT":
+            names = _LGVIT_SWIN.get(stage, ())[: len(places)]
+        if len(names) < len(places):
+            raise ConfigError(
+                f"the authors' LGViT has {len(_LGVIT_SWIN.get(stage, ()))} exits at most in stage "
+                f"{stage + 1}, found {len(places)}"
+            )
+        exits += [_exit(before + p, name) for p, name in zip(places, names, strict=True)]
+        before += depth
+    return exits
+
+
+def _exit(block: int, name: object) -> ExitConfig:
     if name == "conv1_1":
         return ExitConfig(block, "lph", kernel=3)
     if name == "conv2_1":
         return ExitConfig(block, "lph", kernel=0)
-    window = name.removeprefix("attention_r")
-    if name.startswith("attention_r") and window.isdecimal() and len(window) == 1:
-        return ExitConfig(block, "gah", window=int(window))
-    raise CheckpointError(
-        f"config.json: highway_type {name!r} is not supported; expected LGViT (2, 4, 6 or 8 "
-        "exits), conv1_1, conv2_1 or attention_rS"
+    if isinstance(name, str):
+        if name in _HEADS:
+            return ExitConfig(block, _HEADS[name])
+        window = name.removeprefix("attention_r")
+        if name.startswith("attention_r") and window.isdecimal() and len(window) == 1:
+            return ExitConfig(block, "gah", window=int(window))
+    raise ConfigError(
+        f"highway_type {_short(name)} is not supported; expected LGViT (2, 4, 6 or 8 exits), "
+        f"conv1_1, conv2_1, attention_rS, {', '.join(_HEADS)}"
     )
+
+
+def _widened(exit: ExitConfig, state: dict[str, Tensor], family: str) -> ExitConfig:
+    """The exit with the width of its encoder, which only the weights tell.
+
+    In a Swin the authors' encoder is a DeiT's with its own MLP, 3072 wide whatever the stage.
+    """
+    if HEAD_SIZES[exit.head] != "width" or family != "swin":
+        return exit
+    widths = {
+        len(tensor)
+        for name, tensor in state.items()
+        if ".highway." in name and name.endswith(".layer.intermediate.dense.bias")
+    }
+    return ExitConfig(exit.block, exit.head, width=widths.pop()) if len(widths) == 1 else exit
 
 
 def huggingface_config(
     raw: dict[str, Any], state: dict[str, Tensor], preprocessor: dict[str, Any]
 ) -> LGViTConfig:
-    """A Hugging Face ``config.json`` of a plain ViT or DeiT classifier.
+    """A Hugging Face ``config.json`` of a plain ViT, DeiT or Swin classifier.
 
     Args:
         raw: ``config.json``.
@@ -90,135 +181,84 @@ def huggingface_config(
         CheckpointError: not such a file.
     """
     family = raw.get("model_type")
-    if family not in ("vit", "deit"):
-        raise CheckpointError(f"expected config.json with model_type vit or deit, found {family!r}")
+    if not isinstance(family, str) or family not in _BACKBONES.values():
+        raise CheckpointError(
+            f"expected config.json with model_type vit, deit or swin, found {family!r}"
+        )
     try:
-        classifiers = 2 if "cls_classifier.weight" in state else 1
-        config = _transformer(raw, family, classifiers=classifiers)
-        return config.replace(preprocess=_preprocess(preprocessor, config))
+        config = transformer(raw, family, 2 if "cls_classifier.weight" in state else 1)
+        return config.replace(preprocess=huggingface_preprocess(preprocessor, config))
     except ConfigError as error:
         raise CheckpointError(f"config.json: {error}") from None
 
 
-_RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+def transformer(raw: dict[str, Any], family: str, classifiers: int | None = None) -> LGViTConfig:
+    """A backbone's configuration in Hugging Face's words; absent ones have its defaults.
 
-
-def _preprocess(raw: dict[str, Any], config: LGViTConfig) -> Preprocess:
-    usual = IMAGENET_PREPROCESS if config.family == "deit" else Preprocess()
-    size = raw.get("size")
-    if isinstance(size, dict):
-        size = size.get("shortest_edge", size.get("height"))
-    fields = {
-        "resize": size if type(size) is int else usual_resize(config.image_size),
-        "interpolation": _RESAMPLE.get(raw.get("resample", -1), usual.interpolation),
-        "mean": raw.get("image_mean", usual.mean),
-        "std": raw.get("image_std", usual.std),
-    }
-    return from_json(Preprocess, fields, where="preprocessor_config.json", error=ConfigError)
-
-
-def _transformer(
-    raw: dict[str, Any],
-    family: str,
-    *,
-    exits: tuple[ExitConfig, ...] = (),
-    classifiers: int | None = None,
-) -> LGViTConfig:
-    labels = raw.get("id2label")
-    names: tuple[str, ...] = ()
-    if isinstance(labels, dict):
-        try:
-            names = tuple(str(labels[key]) for key in sorted(labels, key=int))
-        except ValueError:
-            raise ConfigError("id2label must map class numbers to names") from None
+    Raises:
+        ConfigError: with everything that is wrong.
+    """
+    names = _labels(raw)
     size = raw.get("image_size", 224)
-    tokens = 2 if family == "deit" else 1
     if raw.get("hidden_act", "gelu") != "gelu":
         raise ConfigError(f"hidden_act must be gelu, found {raw['hidden_act']!r}")
+    tokens = {"vit": 1, "deit": 2, "swin": 0}[family]
     fields = {
         "family": family,
         "image_size": size,
+        "num_classes": raw.get("num_labels", len(names) or 2),
+        "prefix_tokens": tokens,
+        "classifiers": classifiers or max(tokens, 1),
+        "qkv_bias": raw.get("qkv_bias", True),
+        # Placeholders such as LABEL_0 are no names.
+        "labels": [] if all(n.startswith("LABEL_") for n in names) else list(names),
+        "preprocess": {"resize": usual_resize(size) if type(size) is int and size > 0 else 256},
+        **(_swin(raw) if family == "swin" else _vit(raw)),
+    }
+    return LGViTConfig.from_json(fields)
+
+
+def _labels(raw: dict[str, Any]) -> tuple[str, ...]:
+    labels = raw.get("id2label")
+    if not isinstance(labels, dict):
+        return ()
+    try:
+        return tuple(str(labels[key]) for key in sorted(labels, key=int))
+    except ValueError:
+        raise ConfigError("id2label must map class numbers to names") from None
+
+
+def _vit(raw: dict[str, Any]) -> dict[str, Any]:
+    return {
         "patch_size": raw.get("patch_size", 16),
         "hidden_size": raw.get("hidden_size", 768),
         "num_blocks": raw.get("num_hidden_layers", 12),
         "num_heads": raw.get("num_attention_heads", 12),
         "intermediate_size": raw.get("intermediate_size", 3072),
-        "num_classes": raw.get("num_labels", len(names) or 2),
-        "prefix_tokens": tokens,
-        "classifiers": classifiers or tokens,
         "layer_norm_eps": raw.get("layer_norm_eps", 1e-12),
-        "qkv_bias": raw.get("qkv_bias", True),
-        # Placeholders such as LABEL_0 are no names.
-        "labels": [] if all(n.startswith("LABEL_") for n in names) else list(names),
-        "preprocess": {"resize": usual_resize(size) if type(size) is int else 256},
     }
-    config = LGViTConfig.from_json(fields)
-    return config.replace(exits=exits)
 
 
-def timm_config(state: dict[str, Tensor], arch: str | None) -> LGViTConfig:
-    """The configuration that a timm state dict's names and shapes imply, or ``arch`` names.
-
-    Shapes do not tell the number of attention heads, the family of a model with one prefix token,
-    or the preprocessing: published sizes have 64 numbers per head, a distillation token means
-    DeiT, and ViT's preprocessing is assumed unless ``arch`` says ``deit-...``.
-
-    Raises:
-        CheckpointError: not a timm ViT or DeiT, or a size that only ``arch`` could explain.
-    """
-    needed = ("cls_token", "pos_embed", "patch_embed.proj.weight", "head.weight")
-    missing = [name for name in needed if name not in state]
-    if missing:
-        raise CheckpointError(
-            f"expected a timm ViT or DeiT state dict, but {', '.join(missing)} is missing; "
-            f"found {', '.join(sorted(state)[:4])}..."
-        )
-    dim = state["cls_token"].shape[-1]
-    patch = state["patch_embed.proj.weight"].shape[-1]
-    tokens = 2 if "dist_token" in state else 1
-    side = round((state["pos_embed"].shape[1] - tokens) ** 0.5)
-    depth = len({k.split(".")[1] for k in state if k.startswith("blocks.")})
-    mlp = state.get("blocks.0.mlp.fc1.weight")
-    classes = state["head.weight"].shape[0]
-    try:
-        if arch is not None:
-            named = architecture(arch, num_classes=classes, image_size=side * patch)
-            if (named.hidden_size, named.num_blocks) != (dim, depth):
-                raise CheckpointError(
-                    f"{arch} has hidden size {named.hidden_size} and {named.num_blocks} blocks, "
-                    f"the weights have {dim} and {depth}"
-                )
-            return named.replace(
-                prefix_tokens=tokens, classifiers=tokens, qkv_bias=_has_qkv_bias(state)
-            )
-        if dim % 64:
-            raise CheckpointError(
-                f"the number of attention heads cannot be told from hidden size {dim}; "
-                "name the architecture with --arch"
-            )
-        return LGViTConfig(
-            family="deit" if tokens == 2 else "vit",
-            image_size=side * patch,
-            patch_size=patch,
-            hidden_size=dim,
-            num_blocks=depth,
-            num_heads=dim // 64,
-            intermediate_size=4 * dim if mlp is None else mlp.shape[0],
-            num_classes=classes,
-            prefix_tokens=tokens,
-            classifiers=tokens,
-            qkv_bias=_has_qkv_bias(state),
-            preprocess=_scaled(IMAGENET_PREPROCESS if tokens == 2 else Preprocess(), side * patch),
-        )
-    except ConfigError as error:
-        raise CheckpointError(f"the weights' shapes do not fit together: {error}") from None
-
-
-def _has_qkv_bias(state: dict[str, Tensor]) -> bool:
-    return "blocks.0.attn.qkv.bias" in state
-
-
-def _scaled(preprocess: Preprocess, image_size: int) -> Preprocess:
-    return Preprocess(
-        usual_resize(image_size), preprocess.interpolation, preprocess.mean, preprocess.std
-    )
+def _swin(raw: dict[str, Any]) -> dict[str, Any]:
+    dim, ratio = raw.get("embed_dim", 96), raw.get("mlp_ratio", 4.0)
+    depths, heads = raw.get("depths", [2, 2, 6, 2]), raw.get("num_heads", [3, 6, 12, 24])
+    if raw.get("use_absolute_embeddings", False):
+        raise ConfigError("use_absolute_embeddings is not supported: expected false")
+    number = isinstance(ratio, (int, float)) and not isinstance(ratio, bool)
+    width = ratio * dim if number and type(dim) is int and math.isfinite(ratio) else 0.0
+    if width < 1 or width != int(width):
+        raise ConfigError(f"mlp_ratio {ratio!r} of embed_dim {dim!r} must be a whole number")
+    for name, values in (("depths", depths), ("num_heads", heads)):
+        if not (_numbers(values) and values):
+            raise ConfigError(f"{name} must be a list such as [2, 2, 6, 2], found {_short(values)}")
+    return {
+        "patch_size": raw.get("patch_size", 4),
+        "hidden_size": dim,
+        "num_blocks": sum(depths),
+        "num_heads": heads[0],
+        "intermediate_size": int(width),
+        "layer_norm_eps": raw.get("layer_norm_eps", 1e-5),
+        "depths": depths,
+        "stage_heads": heads,
+        "window_size": raw.get("window_size", 7),
+    }

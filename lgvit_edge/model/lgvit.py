@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor, nn
 
 from lgvit_edge.config import LGViTConfig
 from lgvit_edge.errors import ConfigError
-from lgvit_edge.model.backbone import Backbone
-from lgvit_edge.model.heads import ExitHead
+from lgvit_edge.model.backbone import FAMILIES, Backbone
+from lgvit_edge.model.heads import exit_head
 
 
 class LGViT(nn.Module):
@@ -22,10 +24,9 @@ class LGViT(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = Backbone(config)
-        self.heads = nn.ModuleList(ExitHead(config, exit) for exit in config.exits)
+        self.heads = nn.ModuleList(exit_head(config, exit) for exit in config.exits)
         self.apply(_initialise)
-        for parameter in (self.backbone.embedding.prefix, self.backbone.embedding.position):
-            nn.init.trunc_normal_(parameter, std=0.02)
+        self.backbone.embedding.reset()
 
     def with_exits(self, blocks: list[int]) -> LGViT:
         """The same model with only the exits after these blocks; modules are shared.
@@ -46,6 +47,27 @@ class LGViT(nn.Module):
         model.heads = nn.ModuleList(self.heads[i] for i in kept)
         return model.train(self.training)
 
+    def resized(self, image_size: int) -> LGViT:
+        """The same model for images of another size; what does not depend on it is shared.
+
+        Positions are interpolated (ViT, DeiT); a Swin keeps its windows. Resizing before the crop
+        grows with the crop.
+
+        Raises:
+            ConfigError: the size does not fit the patches or the exits.
+        """
+        old = self.config
+        scaled = round(old.preprocess.resize * image_size / old.image_size)
+        preprocess = dataclasses.replace(old.preprocess, resize=max(scaled, image_size))
+        config = old.replace(image_size=image_size, preprocess=preprocess)
+        with torch.device("meta"):
+            model = LGViT(config)
+        family, state = FAMILIES[config.family], self.state_dict()
+        for name, tensor in self.backbone.state_dict().items():
+            state[f"backbone.{name}"] = family.resized(name, tensor, old, config)
+        model.load_state_dict(state, assign=True)
+        return model.requires_grad_(True).train(self.training)
+
     def forward(self, pixel_values: Tensor) -> Tensor:
         """The baseline: normalised ``[B, 3, H, W] float32 -> logits [B, C] float32``."""
         return self.backbone(pixel_values)  # type: ignore[no-any-return]
@@ -63,7 +85,10 @@ class LGViT(nn.Module):
         return torch.stack([*logits, self.backbone.final(states[-1])], dim=1)
 
     def hidden_states(self, pixel_values: Tensor) -> list[Tensor]:
-        """The embedding (index 0) and the output of blocks 1..L, each ``[B, T, D]``."""
+        """The embedding (index 0) and the output of blocks 1..L, each ``[B, T, D]``.
+
+        T and D of a Swin change from stage to stage: ``LGViTConfig.hidden_shape``.
+        """
         states = [self.backbone.embedding(pixel_values)]
         for block in self.backbone.blocks:
             states.append(block(states[-1]))

@@ -11,16 +11,26 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lgvit_edge.config import LGViTConfig
+from lgvit_edge.config import BlockConfig, LGViTConfig
+from lgvit_edge.model.backbone import FAMILIES
+
+_PRODUCTS = (torch.ops.aten.bmm, torch.ops.aten.baddbmm)  # layers are mm, addmm, convolution
 
 
-def count_macs(module: nn.Module, example: torch.Tensor) -> int:
-    """MACs of ``module(example)``, without computing it."""
+def count_macs(module: nn.Module, example: torch.Tensor, *, attention: bool = True) -> int:
+    """MACs of ``module(example)``, without computing it.
+
+    Args:
+        module: a segment, a baseline, or a part of one.
+        example: its input.
+        attention: whether products of two activations count, as in attention.
+    """
     with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad():
         counter = FlopCounterMode(display=False)
         with counter:
             module(fake.from_tensor(example))
-    return int(counter.get_total_flops()) // 2
+    flops = counter.get_flop_counts()["Global"]
+    return sum(n for op, n in flops.items() if attention or op not in _PRODUCTS) // 2
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -29,7 +39,16 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def block_macs(config: LGViTConfig) -> list[int]:
-    """MACs of each of the L blocks: ``T D (4 D + 2 I) + 2 T^2 D`` for MLP width I."""
-    tokens, dim = config.grid**2 + config.prefix_tokens, config.hidden_size
-    one = tokens * dim * (4 * dim + 2 * config.intermediate_size) + 2 * tokens**2 * dim
-    return [one] * config.num_blocks
+    """MACs of each of the L blocks, with the patch merging that opens a Swin's stage."""
+    counted: dict[BlockConfig, int] = {}
+    family = FAMILIES[config.family]
+    for number, sizes in enumerate(config.blocks, 1):
+        if sizes in counted:
+            continue
+        with torch.device("meta"):
+            block = family.block(sizes, config)
+            tokens, dim = config.hidden_shape(number)
+            if sizes.merges:
+                tokens, dim = sizes.merges**2, sizes.dim // 2
+            counted[sizes] = count_macs(block, torch.zeros(1, tokens, dim))
+    return [counted[sizes] for sizes in config.blocks]

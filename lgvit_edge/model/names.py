@@ -1,11 +1,20 @@
-"""What others call our parameters: the authors' LGViT, Hugging Face and timm."""
+"""What others call our parameters: the authors' LGViT, Hugging Face and timm.
+
+Each says what it calls our modules; a parameter goes by its module's name. Transformers 5 renames
+modules in memory and saves them under their old names: ``saved`` undoes that first.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from lgvit_edge.config import LGViTConfig
+from lgvit_edge.model.heads import ExitHead, Names
+from lgvit_edge.model.lgvit import LGViT
 
 
 @dataclass(frozen=True)
@@ -21,104 +30,165 @@ class Source:
     part: int | None = None
 
 
-# Present in foreign files, read by nothing we compute.
-IGNORED = (".pooler.dense.", "num_batches_tracked", "mask_token")
+# Present in foreign files, read by nothing we compute: poolers behind no exit, counters, constants,
+# what the authors' training leaves behind, and heads of a Swin's third stage without an exit, where
+# their code always makes six.
+_IGNORED = re.compile(
+    r"\.pooler\.dense\.|num_batches_tracked$|mask_token$|relative_position_index$|attn_mask$"
+    r"|^layernorm\.|^downsampling_r\d\.|^swin\.encoder\.layers\.2\.highway\.[1-5]\."
+)
+_BLOCK: Names = {
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "attention.proj": "attention.output.dense",
+    "fc1": "intermediate.dense",
+    "fc2": "output.dense",
+}
+_TIMM_BLOCK: Names = {
+    "norm1": "norm1",
+    "norm2": "norm2",
+    "attention.query": ("attn.qkv", 0),
+    "attention.key": ("attn.qkv", 1),
+    "attention.value": ("attn.qkv", 2),
+    "attention.table": "attn.relative_position_bias_table",
+    "attention.proj": "attn.proj",
+    "fc1": "mlp.fc1",
+    "fc2": "mlp.fc2",
+}
+_RENAMED = tuple(
+    (re.compile(pattern), name)
+    for pattern, name in (
+        (r"^(vit|deit)\.layers\.", r"\1.encoder.layer."),
+        (r"^(swin\..*\.attention)\.([qkv])_proj\.", r"\1.self.\2_proj."),
+        (r"^((?:vit|deit)\..*\.attention)\.([qkv])_proj\.", r"\1.attention.\2_proj."),
+        (r"\.q_proj\.", ".query."),
+        (r"\.k_proj\.", ".key."),
+        (r"\.v_proj\.", ".value."),
+        (r"\.attention\.o_proj\.", ".attention.output.dense."),
+        (r"\.attention\.relative_position_bias\.", ".attention.self."),
+        (r"^((?:vit|deit|swin)\..*)\.mlp\.fc1\.", r"\1.intermediate.dense."),
+        (r"^((?:vit|deit|swin)\..*)\.mlp\.fc2\.", r"\1.output.dense."),
+    )
+)
 
 
-def huggingface(config: LGViTConfig, prefix: str) -> dict[str, Source]:
-    """Our names to Hugging Face's for a backbone; ``prefix`` is ``vit`` or ``deit``."""
-    tokens = ("cls_token", "distillation_token")[: config.prefix_tokens]
-    pairs = {
-        "backbone.embedding.prefix": tuple(f"{prefix}.embeddings.{t}" for t in tokens),
-        "backbone.embedding.position": (f"{prefix}.embeddings.position_embeddings",),
-        **_both("backbone.embedding.patch", f"{prefix}.embeddings.patch_embeddings.projection"),
-        **_both("backbone.final.norm", f"{prefix}.layernorm"),
+def saved(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A Hugging Face state dict under the names that are saved, whichever it came with."""
+    found = {}
+    for name, tensor in state.items():
+        for pattern, replacement in _RENAMED:
+            name = pattern.sub(replacement, name)
+        found[name] = tensor
+    return found
+
+
+def own(model: LGViT) -> dict[str, Source]:
+    """Our own names."""
+    return {name: Source((name,)) for name in model.state_dict()}
+
+
+def huggingface(model: LGViT, prefix: str) -> dict[str, Source]:
+    """Our names to Hugging Face's for a backbone; ``prefix`` is ``vit``, ``deit`` or ``swin``."""
+    config = model.config
+    inner = "self" if config.depths else "attention"
+    parts = {f"attention.{p}": f"attention.{inner}.{p}" for p in ("query", "key", "value")}
+    block = {
+        **_BLOCK,
+        **parts,
+        "attention.table": f"attention.{inner}.relative_position_bias_table",
     }
-    for i in range(config.num_blocks):
-        ours, theirs = f"backbone.blocks.{i}", f"{prefix}.encoder.layer.{i}"
-        for part in ("query", "key", "value"):
-            source = f"{theirs}.attention.attention.{part}"
-            pairs |= _both(f"{ours}.attention.{part}", source, bias=config.qkv_bias)
-        pairs |= _both(f"{ours}.attention.proj", f"{theirs}.attention.output.dense")
-        pairs |= _both(f"{ours}.norm1", f"{theirs}.layernorm_before")
-        pairs |= _both(f"{ours}.norm2", f"{theirs}.layernorm_after")
-        pairs |= _both(f"{ours}.fc1", f"{theirs}.intermediate.dense")
-        pairs |= _both(f"{ours}.fc2", f"{theirs}.output.dense")
-    pairs |= _classifiers(config, "backbone.final.classifier", "")
-    return {ours: Source(theirs) for ours, theirs in pairs.items()}
-
-
-def authors(config: LGViTConfig) -> dict[str, Source]:
-    """Our names to those of the authors' LGViT (ViT and DeiT)."""
-    sources = huggingface(config, "deit")
-    for k, exit in enumerate(config.exits):
-        ours, theirs = f"heads.{k}.body", f"deit.encoder.highway.{k}.mlp"
-        pairs: dict[str, tuple[str, ...]] = {}
-        if exit.head == "lph":
-            pairs |= _both(f"{ours}.expand", f"{theirs}.conv1.0")
-            pairs |= _norm(f"{ours}.expand_norm", f"{theirs}.conv1.2")
-            pairs |= _both(f"{ours}.project", f"{theirs}.conv2.0")
-            pairs |= _norm(f"{ours}.project_norm", f"{theirs}.conv2.1")
-            if exit.kernel:
-                pairs |= _both(f"{ours}.depthwise", f"{theirs}.proj")
-                pairs |= _norm(f"{ours}.depthwise_norm", f"{theirs}.proj_bn")
-        else:
-            pairs |= _both(f"{ours}.proj", f"{theirs}.proj")
-            for part, name in enumerate(("query", "key", "value")):
-                sources[f"{ours}.{name}.weight"] = Source((f"{theirs}.qkv.weight",), part)
-        pairs |= _classifiers(config, f"heads.{k}.classifier", f"deit.encoder.highway.{k}.")
-        sources |= {name: Source(names) for name, names in pairs.items()}
-    return sources
-
-
-def timm(config: LGViTConfig) -> dict[str, Source]:
-    """Our names to timm's for a backbone."""
-    tokens = ("cls_token", "dist_token")[: config.prefix_tokens]
-    heads = ("head", "head_dist")[: config.classifiers]
-    pairs = {
-        "backbone.embedding.prefix": tokens,
-        "backbone.embedding.position": ("pos_embed",),
-        **_both("backbone.embedding.patch", "patch_embed.proj"),
-        **_both("backbone.final.norm", "norm"),
+    names: Names = {
+        "backbone.embedding.patch": f"{prefix}.embeddings.patch_embeddings.projection",
+        "backbone.embedding.norm": f"{prefix}.embeddings.norm",
+        "backbone.embedding.position": f"{prefix}.embeddings.position_embeddings",
+        "backbone.final.norm": f"{prefix}.layernorm",
     }
-    for j, head in enumerate(heads):
-        pairs |= _both(f"backbone.final.classifier.linears.{j}", head)
-    sources = {}
-    for i in range(config.num_blocks):
-        ours, theirs = f"backbone.blocks.{i}", f"blocks.{i}"
-        pairs |= _both(f"{ours}.attention.proj", f"{theirs}.attn.proj")
-        for name in ("norm1", "norm2"):
-            pairs |= _both(f"{ours}.{name}", f"{theirs}.{name}")
-        for name in ("fc1", "fc2"):
-            pairs |= _both(f"{ours}.{name}", f"{theirs}.mlp.{name}")
-        for part, name in enumerate(("query", "key", "value")):
-            for kind in ("weight", "bias") if config.qkv_bias else ("weight",):
-                source = Source((f"{theirs}.attn.qkv.{kind}",), part)
-                sources[f"{ours}.attention.{name}.{kind}"] = source
-    return sources | {ours: Source(theirs) for ours, theirs in pairs.items()}
+    for i, (stage, place) in enumerate(_places(config)):
+        theirs = f"{prefix}.encoder.layer.{i}"
+        if config.depths:
+            theirs = f"{prefix}.encoder.layers.{stage}.blocks.{place}"
+            names[f"backbone.blocks.{i}.merge"] = f"{prefix}.encoder.layers.{stage - 1}.downsample"
+        names |= _within(f"backbone.blocks.{i}", block, theirs)
+    finals = ["cls_classifier", "distillation_classifier"]
+    names |= _finals(finals if config.classifiers == 2 else ["classifier"])
+    tokens = [f"{prefix}.embeddings.{t}" for t in ("cls_token", "distillation_token")]
+    return _sources(model, names, tokens)
 
 
-def unexpected(state: dict[str, object], used: Iterator[str]) -> list[str]:
+def authors(model: LGViT) -> dict[str, Source]:
+    """Our names to those of the authors' LGViT."""
+    config = model.config
+    prefix = "swin" if config.depths else "deit"
+    names: Names = {}
+    counts = [0] * len(config.depths)
+    for k, (exit, head) in enumerate(zip(config.exits, model.heads, strict=True)):
+        assert isinstance(head, ExitHead)
+        theirs = f"{prefix}.encoder.highway.{k}"
+        if config.depths:  # numbered anew in each stage
+            stage = _places(config)[exit.block - 1][0]
+            theirs = f"{prefix}.encoder.layers.{stage}.highway.{counts[stage]}"
+            counts[stage] += 1
+        names |= _within(f"heads.{k}", head.authors(), theirs)
+    return huggingface(model, prefix) | _sources(model, names, [])
+
+
+def timm(model: LGViT, state: Iterable[str]) -> dict[str, Source]:
+    """Our names to timm's for a backbone; ``state`` tells older Swins from newer ones."""
+    config, found = model.config, set(state)
+    names: Names = {
+        "backbone.embedding.patch": "patch_embed.proj",
+        "backbone.embedding.norm": "patch_embed.norm",
+        "backbone.embedding.position": "pos_embed",
+        "backbone.final.norm": "norm",
+    }
+    # timm once merged at the end of a stage, like Swin's authors, and now at the start of the next.
+    late = "layers.0.downsample.norm.weight" in found
+    for i, (stage, place) in enumerate(_places(config)):
+        theirs = f"layers.{stage}.blocks.{place}" if config.depths else f"blocks.{i}"
+        names[f"backbone.blocks.{i}.merge"] = f"layers.{stage - late}.downsample"
+        names |= _within(f"backbone.blocks.{i}", _TIMM_BLOCK, theirs)
+    head = "head.fc" if "head.fc.weight" in found else "head"
+    names |= _finals([head, "head_dist"])
+    return _sources(model, names, ["cls_token", "dist_token"])
+
+
+def unexpected(state: Iterable[str], used: Iterator[str]) -> list[str]:
     """Foreign names that nothing reads and nobody may overlook."""
     known = set(used)
-    return sorted(k for k in state if k not in known and not any(i in k for i in IGNORED))
+    return sorted(k for k in state if k not in known and not _IGNORED.search(k))
 
 
-def _both(ours: str, theirs: str, *, bias: bool = True) -> dict[str, tuple[str, ...]]:
-    kinds = ("weight", "bias") if bias else ("weight",)
-    return {f"{ours}.{kind}": (f"{theirs}.{kind}",) for kind in kinds}
+def _places(config: LGViTConfig) -> list[tuple[int, int]]:
+    """Stage and place in it of every block, from 0; one stage where there are none."""
+    depths = config.depths or (config.num_blocks,)
+    return [(stage, place) for stage, depth in enumerate(depths) for place in range(depth)]
 
 
-def _norm(ours: str, theirs: str) -> dict[str, tuple[str, ...]]:
-    kinds = ("weight", "bias", "running_mean", "running_var")
-    return {f"{ours}.{kind}": (f"{theirs}.{kind}",) for kind in kinds}
+def _within(ours: str, names: Names, theirs: str) -> Names:
+    return {
+        f"{ours}.{key}": f"{theirs}.{name}"
+        if isinstance(name, str)
+        else (f"{theirs}.{name[0]}", name[1])
+        for key, name in names.items()
+    }
 
 
-def _classifiers(config: LGViTConfig, ours: str, theirs: str) -> dict[str, tuple[str, ...]]:
-    names = ("classifier",)
-    if config.classifiers == 2:
-        names = ("cls_classifier", "distillation_classifier")  # type: ignore[assignment]
-    pairs: dict[str, tuple[str, ...]] = {}
-    for j, name in enumerate(names):
-        pairs |= _both(f"{ours}.linears.{j}", f"{theirs}{name}")
-    return pairs
+def _finals(theirs: list[str]) -> Names:
+    return {f"backbone.final.classifier.linears.{j}": name for j, name in enumerate(theirs)}
+
+
+def _sources(model: LGViT, names: Names, tokens: list[str]) -> dict[str, Source]:
+    """The source of every parameter that is in ``names``, itself or a module it is in."""
+    sources = {}
+    for name in model.state_dict():
+        if name == "backbone.embedding.prefix" and tokens:
+            sources[name] = Source(tuple(tokens[: model.config.prefix_tokens]))
+        parts = name.split(".")
+        for count in range(len(parts), 0, -1):
+            theirs = names.get(".".join(parts[:count]))
+            if theirs is None or parts[-1] == "num_batches_tracked":
+                continue
+            text, part = (theirs, None) if isinstance(theirs, str) else theirs
+            sources[name] = Source((".".join([text, *parts[count:]]),), part)
+            break
+    return sources

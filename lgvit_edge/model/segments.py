@@ -1,7 +1,8 @@
 """Cutting a trained LGViT into what is exported: one module per segment, and the baseline.
 
-Segments borrow the trained sub-modules; only exit heads (see ``heads``) and the patch embedding
-are rewritten, into forms that compute the same with less. The training model never hears of it.
+Segments borrow the trained sub-modules; only exit heads (see ``heads``), windowed attention and the
+patch embedding are rewritten, into forms that compute the same with less. The training model never
+hears of it.
 """
 
 from __future__ import annotations
@@ -59,16 +60,15 @@ def cut(model: LGViT, *, input: str = "uint8", cast_first: bool = False) -> list
     Raises:
         ConfigError: ``input`` is neither.
     """
-    embedding = _embedding(model, input, cast_first)
-    blocks, segments, first = list(model.backbone.blocks), [], 1
+    segments, first = [], 1
     stops = [*zip(model.config.exits, model.heads, strict=True), (None, model.backbone.final)]
     for index, (exit, head) in enumerate(stops):
-        last = exit.block if exit else len(blocks)
-        chosen = blocks[first - 1 : last]
-        steps = [embedding, *chosen] if index == 0 else chosen
+        last = exit.block if exit else model.config.num_blocks
+        embedding = None if index else _embedding(model, input, cast_first)
         tail = head.deployed() if isinstance(head, ExitHead) else head
-        module = _SegmentModule(steps, tail, final=exit is None).eval()
-        trained = [*chosen, head, *([model.backbone.embedding] if index == 0 else [])]
+        module = _SegmentModule(embedding, _deployed(model, first, last), tail, exit is None).eval()
+        trained = [*model.backbone.blocks[first - 1 : last], head]
+        trained += [] if index else [model.backbone.embedding]
         parameters = sum(count_parameters(part) for part in trained)
         segments.append(Segment(index, first, last, exit, module, parameters))
         first = last + 1
@@ -77,8 +77,9 @@ def cut(model: LGViT, *, input: str = "uint8", cast_first: bool = False) -> list
 
 def baseline(model: LGViT, *, input: str = "uint8", cast_first: bool = False) -> nn.Module:
     """The backbone without exits, ``image -> logits [B, C]``; arguments as for ``cut``."""
-    steps = [_embedding(model, input, cast_first), *model.backbone.blocks]
-    return _SegmentModule(steps, model.backbone.final, final=True).eval()
+    blocks = _deployed(model, 1, model.config.num_blocks)
+    embedding = _embedding(model, input, cast_first)
+    return _SegmentModule(embedding, blocks, model.backbone.final, True).eval()
 
 
 def example_input(
@@ -86,24 +87,40 @@ def example_input(
 ) -> Tensor:
     """A zero input of the right shape for ``segment`` (None: the baseline)."""
     if segment:
-        tokens = config.grid**2 + config.prefix_tokens
-        return torch.zeros(batch, tokens, config.hidden_size)
+        return torch.zeros(batch, *config.hidden_shape(config.exits[segment - 1].block))
     side = config.image_size
     if input == "uint8":
         return torch.zeros(batch, side, side, 3, dtype=torch.uint8)
     return torch.zeros(batch, 3, side, side)
 
 
+def _deployed(model: LGViT, first: int, last: int) -> dict[int, nn.Module]:
+    """Blocks ``first`` to ``last``, 1-based and inclusive, by number."""
+    blocks = enumerate(model.backbone.blocks, 1)
+    return {i: block.deployed() for i, block in blocks if first <= i <= last}  # type: ignore[operator]
+
+
 class _SegmentModule(nn.Module):
-    def __init__(self, steps: list[nn.Module], tail: nn.Module, *, final: bool) -> None:
+    """Parameters keep the number of their block in their names: ``blocks.5.fc1.weight``."""
+
+    def __init__(
+        self,
+        embedding: nn.Module | None,
+        blocks: dict[int, nn.Module],
+        tail: nn.Module,
+        final: bool,
+    ) -> None:
         super().__init__()
-        self.steps = nn.ModuleList(steps)
+        self.embedding = embedding
+        self.blocks = nn.ModuleDict({str(number): block for number, block in blocks.items()})
         self.tail = tail
         self.final = final
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        for step in self.steps:
-            x = step(x)
+        if self.embedding is not None:
+            x = self.embedding(x)
+        for block in self.blocks.values():
+            x = block(x)
         logits: Tensor = self.tail(x)
         return logits if self.final else (x, logits)
 
@@ -111,7 +128,10 @@ class _SegmentModule(nn.Module):
 def _embedding(model: LGViT, input: str, cast_first: bool) -> nn.Module:
     if input not in INPUTS:
         raise ConfigError(f"input must be one of {', '.join(INPUTS)}, found {input!r}")
-    return FrameEmbedding(model, cast_first) if input == "uint8" else model.backbone.embedding
+    if input == "uint8":
+        return FrameEmbedding(model, cast_first)
+    embedding: nn.Module = model.backbone.embedding
+    return embedding
 
 
 class FrameEmbedding(nn.Module):
@@ -152,7 +172,9 @@ class FrameEmbedding(nn.Module):
         patches = patches.to(self.weight.dtype)
         if self.scale != 1.0:
             patches = patches * self.scale
-        return self.embedding.assemble(functional.linear(patches, self.weight, self.bias))
+        embedded = functional.linear(patches, self.weight, self.bias)
+        assembled: Tensor = self.embedding.assemble(embedded)
+        return assembled
 
     def scale_input(self, scale: float) -> None:
         """Scale pixels down and weights up; exact where ``scale`` is a power of two."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -96,8 +97,8 @@ class HiddenCache:
 
 def _check_memory(model: LGViT, images: int) -> None:
     config = model.config
-    tokens = config.grid**2 + config.prefix_tokens
-    needed = 2 * images * (config.num_exits + 1) * tokens * config.hidden_size
+    blocks = [*(exit.block for exit in config.exits), config.num_blocks]
+    needed = 2 * images * sum(math.prod(config.hidden_shape(block)) for block in blocks)
     if not hasattr(os, "sysconf"):  # Windows: let it try
         return
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

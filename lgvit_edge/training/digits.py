@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from lgvit_edge._optional import require
-from lgvit_edge.config import LGViTConfig, plan_exits
+from lgvit_edge.config import LGViTConfig
 from lgvit_edge.image_spec import Preprocess
 from lgvit_edge.model import LGViT
+from lgvit_edge.placement import plan_exits
 from lgvit_edge.training.data import ArrayDataset
 from lgvit_edge.training.settings import TrainingConfig
 

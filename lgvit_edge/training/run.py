@@ -7,9 +7,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lgvit_edge.config import ExitConfig, plan_exits
+from lgvit_edge.config import ExitConfig
 from lgvit_edge.errors import UsageError
 from lgvit_edge.model import LGViT, block_macs
+from lgvit_edge.placement import plan_exits
 from lgvit_edge.training.data import ImageFolder, class_names
 from lgvit_edge.training.loop import train
 from lgvit_edge.training.output import check_output
@@ -27,6 +28,8 @@ def train_from_folder(
     out: str | Path,
     weights: str | Path | None = None,
     exits: str | None = None,
+    heads: str | None = None,
+    image_size: int | None = None,
     stage: str = "both",
     val: str | Path | None = None,
     config: TrainingConfig | None = None,
@@ -41,6 +44,8 @@ def train_from_folder(
         out: ``.pt`` or ``.safetensors``.
         weights: a checkpoint for the architecture; None starts at random.
         exits: as ``plan_exits`` reads them; default: those of the checkpoint, else 8 uniform.
+        heads: kind of the exit heads, as ``default_heads`` reads it; default: ``lgvit``.
+        image_size: side of the network's input, where it is not the backbone's.
         stage: ``1``, ``2`` or ``both``.
         val: one sub-folder per class; default: ``data/val`` where ``data/train`` is used.
         config: settings of the training.
@@ -73,7 +78,10 @@ def train_from_folder(
     )
     if random_start:
         console.print(f"no --weights: {backbone} starts from random weights (seed {config.seed})")
-    model = _prepare(start, exits, classes, stage, config.seed, console)
+    if image_size is not None and image_size != start.config.image_size:
+        start = start.resized(image_size)
+    wanted = _exits(start, exits, heads)
+    model = _prepare(start, wanted, classes, stage, config.seed, console)
     check_output(Path(out), model)
     size, spec = model.config.image_size, model.config.preprocess
     train_set = ImageFolder(
@@ -104,7 +112,7 @@ def _folders(data: Path, val: Path | None) -> tuple[Path, Path | None]:
 
 def _prepare(
     start: LGViT,
-    exits: str | None,
+    wanted: tuple[ExitConfig, ...],
     classes: Sequence[str],
     stage: str,
     seed: int,
@@ -126,7 +134,6 @@ def _prepare(
             markup=False,
         )
     labels = config.labels if stage == "2" and config.labels else tuple(classes)
-    wanted = _exits(start, exits)
     if wanted == config.exits and same_classes:
         start.config = config.replace(labels=labels)
         return start
@@ -138,7 +145,9 @@ def _prepare(
     return attach_exits(start, wanted, num_classes=count, labels=labels, seed=seed)
 
 
-def _exits(start: LGViT, text: str | None) -> tuple[ExitConfig, ...]:
-    if text is None and start.config.exits:
-        return start.config.exits
-    return plan_exits(text or DEFAULT_EXITS, block_macs(start.config))
+def _exits(start: LGViT, text: str | None, heads: str | None) -> tuple[ExitConfig, ...]:
+    config = start.config
+    if text is None and heads is None and config.exits:
+        return config.exits
+    macs = block_macs(config)
+    return plan_exits(text or DEFAULT_EXITS, macs, heads=heads or "lgvit", family=config.family)

@@ -115,13 +115,16 @@ class StageTwo:
     ) -> None:
         self.model, self.config, self.batches, self.cache = model, config, batches, cache
         exits = model.config.exits
+        # Stages of a Swin differ in shape, so its heads' features cannot be compared: like the
+        # authors' code for it, only predictions are distilled.
+        self.by_features = not model.config.depths
         device = next(model.parameters()).device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.aligners = nn.ModuleDict(
                 {
                     str(m): Align(model.config, exits[m])
-                    for m in losses.first_and_last_of_each(exits)
+                    for m in (losses.first_and_last_of_each(exits) if self.by_features else ())
                 }
             ).to(device)
 
@@ -154,12 +157,13 @@ class StageTwo:
         for head, hidden in zip(self.model.heads, states.exits, strict=True):
             feature = head.features(hidden)  # type: ignore[operator]
             features.append(feature)
-            logits.append(head.classify(hidden, feature.mean(dim=1)))  # type: ignore[operator]
+            logits.append(head.classify(hidden, feature))  # type: ignore[operator]
         last = states.last[:, prefix:]
         aligned = {int(m): align(last) for m, align in self.aligners.items()}
+        comparable = exits if self.by_features else ()
         loss = losses.total(
             losses.heterogeneous(features, aligned),
-            losses.homogeneous(features, exits, gram=config.gram),
+            losses.homogeneous(features, comparable, gram=config.gram),
             losses.prediction(
                 logits,
                 states.teacher,

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import pickle
-import struct
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from lgvit_edge.config import ARCHITECTURES, ExitConfig, LGViTConfig, architecture
+from lgvit_edge.architectures import ARCHITECTURES, architecture
+from lgvit_edge.config import ExitConfig, LGViTConfig
 from lgvit_edge.errors import UsageError
-from lgvit_edge.model import LGViT, load_backbone, load_checkpoint
-
-_OURS = "lgvit-edge"
-_MAX_HEADER = 100_000_000  # bytes; what safetensors itself accepts
+from lgvit_edge.model import LGViT, load_model
 
 
 def attach_exits(
@@ -77,7 +72,7 @@ def load_start(backbone: str, weights: Path | None, *, num_classes: int, seed: i
     if backbone in ARCHITECTURES:
         if weights is None:
             return seeded(architecture(backbone, num_classes=num_classes), seed)
-        model = _load(weights, backbone)
+        model = load_model(weights, arch=backbone)
         _check_architecture(model.config, backbone, weights)
         return model
     path = Path(backbone)
@@ -91,11 +86,7 @@ def load_start(backbone: str, weights: Path | None, *, num_classes: int, seed: i
             f"--backbone {backbone} is a checkpoint already; give its architecture with "
             "--weights, or leave --weights out"
         )
-    return _load(path, None)
-
-
-def _load(path: Path, arch: str | None) -> LGViT:
-    return load_checkpoint(path) if _has_exits(path) else load_backbone(path, arch=arch)
+    return load_model(path)
 
 
 def _check_architecture(found: LGViTConfig, name: str, weights: Path) -> None:
@@ -107,22 +98,3 @@ def _check_architecture(found: LGViTConfig, name: str, weights: Path) -> None:
     ]
     if differing:
         raise UsageError(f"{weights} is no {name}: expected {'; '.join(differing)}")
-
-
-def _has_exits(path: Path) -> bool:
-    """Whether this is for ``load_checkpoint``; whatever cannot be read is not."""
-    try:
-        if path.is_dir():
-            config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-            return isinstance(config, dict) and "highway_type" in config
-        if path.suffix == ".safetensors":
-            with path.open("rb") as file:
-                (length,) = struct.unpack("<Q", file.read(8))
-                header = json.loads(file.read(min(length, _MAX_HEADER)))
-            return _OURS in header.get("__metadata__", {})
-        content = torch.load(path, map_location="meta", weights_only=True)
-        return isinstance(content, dict) and content.get("format") == _OURS
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, struct.error):
-        return False
-    except pickle.UnpicklingError:
-        return False

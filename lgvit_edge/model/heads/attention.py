@@ -1,0 +1,102 @@
+"""The attention head: full multi-head self-attention over the patch tokens (paper Table 3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lgvit_edge.config import ExitConfig, LGViTConfig
+from lgvit_edge.model.block import Attention
+from lgvit_edge.model.heads.base import ExitHead, Names, body_head, linear
+
+
+class AttentionBody(Attention):
+    """Self-attention (Eq. 4) over the patch tokens, no residual."""
+
+    residual = False
+    authors: Names = {
+        "query": "mlp.attention.query",
+        "key": "mlp.attention.key",
+        "value": "mlp.attention.value",
+        "proj": "mlp.output.dense",
+    }
+
+    def features(self, patches: Tensor) -> Tensor:
+        """``[B, N, D] -> [B, N, D]``."""
+        return self.forward(patches)
+
+    def pooled(self, prefix: int) -> nn.Module:
+        """``[B, prefix + N, D] -> [B, 1, D]``: the features' mean."""
+        return _Pooled(self, prefix)
+
+    def folded(self) -> nn.Module:
+        """``[B, N, D] -> [B, N, D]``."""
+        return self
+
+
+class _Pooled(nn.Module):
+    def __init__(self, body: AttentionBody, prefix: int) -> None:
+        super().__init__()
+        self.prefix, self.mean = prefix, MeanAttention(body)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        mean: Tensor = self.mean(hidden[:, self.prefix :])
+        return mean
+
+
+class MeanAttention(nn.Module):
+    """The mean over tokens of self-attention, ``[B, N, D] -> [B, 1, D]``.
+
+    The mean over queries is taken on the attention weights. With w_h [N] those of head h, the mean
+    is the projection of ``w_h X W_h`` over heads: the tokens X are weighed first, so that the value
+    projection W_h sees one row per head. Few tokens are left in a GAH and operators cost more than
+    arithmetic, so query and key are one product.
+    """
+
+    @torch.no_grad()
+    def __init__(self, attention: Attention) -> None:
+        super().__init__()
+        self.heads, dim = attention.heads, attention.query.in_features
+        scale = (dim // self.heads) ** -0.5
+        self.query_key = _stacked(attention.query, attention.key, scale)
+        self.values = nn.Parameter(per_head(attention.value.weight, self.heads))
+        self.softmax = nn.Softmax(dim=-1)
+        self.proj = after_value(attention)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, N, D] -> [B, 1, D]``."""
+        _, tokens, dim = x.shape
+        split = self.query_key(x).reshape(-1, tokens, 2, self.heads, dim // self.heads)
+        q, k = split.permute(2, 0, 3, 1, 4).unbind(0)
+        weights = self.softmax(q @ k.transpose(-2, -1)).mean(dim=2)  # [B, heads, N]
+        heads = (weights @ x)[:, :, None] @ self.values  # [B, heads, 1, D / heads]
+        mean: Tensor = self.proj(heads.reshape(-1, 1, dim))
+        return mean
+
+
+def _stacked(query: nn.Linear, key: nn.Linear, scale: float) -> nn.Linear:
+    """Query, scaled, and key as one layer."""
+    bias: Tensor | None = query.bias
+    if bias is not None:
+        bias = torch.cat([bias * scale, key.bias])
+    return linear(torch.cat([query.weight * scale, key.weight]), bias)
+
+
+def per_head(weight: Tensor, heads: int) -> Tensor:
+    """``[D, D] -> [heads, D, D / heads]``: the projection each head applies to a row."""
+    dim = len(weight)
+    return weight.reshape(heads, dim // heads, dim).transpose(1, 2).contiguous()
+
+
+def after_value(attention: Attention) -> nn.Linear:
+    """The output projection with the value's bias in its own: attention weights add up to 1."""
+    proj = attention.proj
+    bias: Tensor | None = attention.value.bias
+    return proj if bias is None else linear(proj.weight, proj.bias + proj.weight @ bias)
+
+
+def head(config: LGViTConfig, exit: ExitConfig) -> ExitHead:
+    """An attention head with as many attention heads as the block before it."""
+    sizes = config.blocks[exit.block - 1]
+    body = AttentionBody(sizes.dim, sizes.num_heads, qkv_bias=config.qkv_bias)
+    return body_head(config, exit, body)

@@ -1,0 +1,199 @@
+"""What exit heads share: a body that turns patch tokens into features, and a way to logits.
+
+With prefix tokens (ViT, DeiT) the mean feature is added to each of them and classified. Everything
+after a body's last non-linearity is then linear, so the deployed form takes the mean first and the
+remaining layers act on one vector instead of N tokens. Without (Swin), features are normed,
+averaged and classified: a norm stands before the mean, and only the body's own are folded.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lgvit_edge.config import ExitConfig, LGViTConfig
+from lgvit_edge.model.classifier import Classifier, MeanClassifier
+
+# What the authors call a module of ours, within an exit's own names; a number takes that third.
+Names = dict[str, "str | tuple[str, int]"]
+
+
+class Body(Protocol):
+    """Features of patch tokens.
+
+    Attributes:
+        residual: whether the input is part of the features.
+        authors: what the authors call the body's modules.
+    """
+
+    residual: bool
+    authors: Names
+
+    def features(self, patches: Tensor) -> Tensor:
+        """``[B, N, D] -> [B, N', D]``."""
+
+    def pooled(self, prefix: int) -> nn.Module:
+        """``[B, prefix + N, D] -> [B, 1, D]``: the features' mean, residual left out."""
+
+    def folded(self) -> nn.Module:
+        """``[B, N, D] -> [B, N', D]``: the features as they are exported."""
+
+
+class ExitHead(nn.Module):
+    """One exit: a block's output in, logits out."""
+
+    def features(self, hidden: Tensor) -> Tensor:
+        """F_m of Eqs. 9 to 11, ``[B, T, D] -> [B, N', D]``."""
+        raise NotImplementedError
+
+    def classify(self, hidden: Tensor, features: Tensor) -> Tensor:
+        """``[B, T, D], [B, N', D] -> logits [B, C]``."""
+        raise NotImplementedError
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``[B, T, D] -> logits [B, C]``."""
+        return self.classify(hidden, self.features(hidden))
+
+    def deployed(self) -> nn.Module:
+        """The head as it is shipped, ``[B, T, D] -> logits [B, C]``."""
+        return self
+
+    def authors(self) -> Names:
+        """What the authors call this head's modules."""
+        raise NotImplementedError
+
+
+def body_head(config: LGViTConfig, exit: ExitConfig, body: nn.Module) -> ExitHead:
+    """A head around ``body``, in the form of the backbone's family."""
+    if config.prefix_tokens:
+        return TokenHead(config, body)
+    return MeanHead(config, config.blocks[exit.block - 1].dim, body)
+
+
+class TokenHead(ExitHead):
+    """Mean feature plus prefix token, classified: ViT and DeiT."""
+
+    body: Body
+
+    def __init__(self, config: LGViTConfig, body: nn.Module) -> None:
+        super().__init__()
+        self.prefix_tokens, self.patches = config.prefix_tokens, config.grid**2
+        self.body = body  # type: ignore[assignment]
+        self.classifier = Classifier(config.hidden_size, config.num_classes, config.classifiers)
+
+    def features(self, hidden: Tensor) -> Tensor:
+        """F_m of Eqs. 9 to 11, ``[B, T, D] -> [B, N', D]``."""
+        return self.body.features(hidden[:, self.prefix_tokens :])
+
+    def classify(self, hidden: Tensor, features: Tensor) -> Tensor:
+        """``[B, T, D], [B, N', D] -> logits [B, C]``: the mean feature is added to each token."""
+        tokens = hidden[:, : len(self.classifier.linears)]
+        logits: Tensor = self.classifier(tokens + features.mean(dim=1, keepdim=True))
+        return logits
+
+    def deployed(self) -> nn.Module:
+        """The head as it is shipped, ``[B, T, D] -> logits [B, C]``."""
+        return _DeployedTokenHead(self)
+
+    def authors(self) -> Names:
+        """What the authors call this head's modules."""
+        return {**_within("body", self.body.authors), **classifier_names(self.classifier)}
+
+
+class _DeployedTokenHead(nn.Module):
+    """Classified tokens, the residual's mean and the body's mean in one sum, then the classifier.
+
+    Row j of ``select`` picks prefix token j and, where the body has a residual, adds the mean of
+    the patches.
+    """
+
+    select: Tensor
+
+    def __init__(self, head: TokenHead) -> None:
+        super().__init__()
+        self.classifier, prefix = head.classifier, head.prefix_tokens
+        rows = torch.eye(len(head.classifier.linears), prefix + head.patches)[None]
+        if head.body.residual:
+            rows = rows + mean_row(prefix, head.patches)
+        self.register_buffer("select", rows)
+        self.body = head.body.pooled(prefix)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.select @ hidden + self.body(hidden))
+        return logits
+
+
+class MeanHead(ExitHead):
+    """Features normed, averaged and classified: Swin."""
+
+    body: Body
+
+    def __init__(self, config: LGViTConfig, dim: int, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body  # type: ignore[assignment]
+        self.readout = MeanClassifier(dim, config.num_classes, eps=config.layer_norm_eps)
+
+    def features(self, hidden: Tensor) -> Tensor:
+        """F_m of Eqs. 9 to 11, ``[B, N, D] -> [B, N', D]``."""
+        return self.body.features(hidden)
+
+    def classify(self, hidden: Tensor, features: Tensor) -> Tensor:
+        """``[B, N, D], [B, N', D] -> logits [B, C]``; ``hidden`` is not read."""
+        logits: Tensor = self.readout(features)
+        return logits
+
+    def deployed(self) -> nn.Module:
+        """The head as it is shipped, ``[B, N, D] -> logits [B, C]``."""
+        return nn.Sequential(self.body.folded(), self.readout)
+
+    def authors(self) -> Names:
+        """What the authors call this head's modules."""
+        return {
+            **_within("body", self.body.authors),
+            "readout.norm": "classifier.layernorm",
+            "readout.classifier.linears.0": "classifier.classifier",
+        }
+
+
+def _within(name: str, names: Names) -> Names:
+    return {f"{name}.{ours}": theirs for ours, theirs in names.items()}
+
+
+def classifier_names(classifier: Classifier, ours: str = "classifier") -> Names:
+    """The authors' names of classifiers on prefix tokens."""
+    theirs = ["cls_classifier", "distillation_classifier"]
+    if len(classifier.linears) == 1:
+        theirs = ["classifier"]
+    return {f"{ours}.linears.{j}": name for j, name in enumerate(theirs)}
+
+
+def mean_row(prefix: int, patches: int) -> Tensor:
+    """``[1, 1, prefix + patches]``: times the tokens it is the mean of the patches."""
+    row = torch.full((1, 1, prefix + patches), 1 / patches)
+    row[..., :prefix] = 0
+    return row
+
+
+def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """The inference-time BatchNorm as ``scale * x + shift``, each ``[D]``."""
+    mean, var = norm.running_mean, norm.running_var
+    assert mean is not None and var is not None  # our norms always track statistics
+    scale = norm.weight / torch.sqrt(var + norm.eps)
+    return scale, norm.bias - mean * scale
+
+
+def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A linear layer with these weights."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    layer.weight = nn.Parameter(weight)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias)
+    return layer
+
+
+def as_image(tokens: Tensor, grid: int) -> Tensor:
+    """``[B, grid^2, D] -> [B, D, grid, grid]``."""
+    image: Tensor = tokens.transpose(1, 2).unflatten(2, (grid, grid))
+    return image

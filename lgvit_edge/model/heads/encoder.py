@@ -1,0 +1,101 @@
+"""The encoder head: one more encoder block, then an MLP head (ViT-EE)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lgvit_edge.config import GAH_HEADS, BlockConfig, ExitConfig, LGViTConfig
+from lgvit_edge.model.block import Attention, Block
+from lgvit_edge.model.heads import mlp
+from lgvit_edge.model.heads.attention import after_value, per_head
+from lgvit_edge.model.heads.base import ExitHead, Names
+
+_SWIN_EPS = 1e-12  # the authors' block in a Swin's head is a DeiT's
+
+
+class EncoderHead(ExitHead):
+    """A block in which every token sees every other, then the family's MLP head."""
+
+    def __init__(self, block: Block, readout: ExitHead, prefix_tokens: int) -> None:
+        super().__init__()
+        self.block, self.readout, self.prefix_tokens = block, readout, prefix_tokens
+
+    def features(self, hidden: Tensor) -> Tensor:
+        """``[B, T, D] -> [B, T, D]``."""
+        encoded: Tensor = self.block(hidden)
+        return encoded
+
+    def classify(self, hidden: Tensor, features: Tensor) -> Tensor:
+        """``[B, T, D], [B, T, D] -> logits [B, C]``; ``hidden`` is not read."""
+        return self.readout.classify(features, features)
+
+    def deployed(self) -> nn.Module:
+        """The head as it is shipped: where only prefix tokens are read, only they are computed."""
+        if not self.prefix_tokens:
+            return self
+        return nn.Sequential(_PrefixBlock(self.block, self.prefix_tokens), self.readout)
+
+    def authors(self) -> Names:
+        """What the authors call this head's modules."""
+        block = {
+            "block.attention.query": "layer.attention.attention.query",
+            "block.attention.key": "layer.attention.attention.key",
+            "block.attention.value": "layer.attention.attention.value",
+            "block.attention.proj": "layer.attention.output.dense",
+            "block.norm1": "layer.layernorm_before",
+            "block.norm2": "layer.layernorm_after",
+            "block.fc1": "layer.intermediate.dense",
+            "block.fc2": "layer.output.dense",
+        }
+        readout = {
+            f"readout.{ours}": f"classifier.{theirs}"
+            for ours, theirs in self.readout.authors().items()
+        }
+        return {**block, **readout}
+
+
+class _PrefixBlock(nn.Module):
+    """The block's output at the prefix tokens, ``[B, T, D] -> [B, prefix, D]``.
+
+    One or two queries do not need keys and values of all T tokens: with q_h the query of head h,
+    its scores are ``(q_h K_h) X^T``, and its output ``(w_h X) V_h``, X being the normed tokens. The
+    key's bias adds the same to all scores of a query, which the softmax takes out again.
+    """
+
+    @torch.no_grad()
+    def __init__(self, block: Block, prefix: int) -> None:
+        super().__init__()
+        attention = block.attention
+        assert isinstance(attention, Attention)
+        self.block, self.prefix, self.heads = block, prefix, attention.heads
+        dim = attention.query.in_features
+        self.scale = (dim // self.heads) ** -0.5
+        keys = per_head(attention.key.weight, self.heads).transpose(1, 2).contiguous()
+        self.query, self.keys = attention.query, nn.Parameter(keys)  # [heads, D / heads, D]
+        self.values = nn.Parameter(per_head(attention.value.weight, self.heads))
+        self.softmax, self.proj = nn.Softmax(dim=-1), after_value(attention)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        block, count, dim = self.block, self.prefix, hidden.shape[-1]
+        x = block.norm1(hidden)  # [B, T, D]
+        query = self.query(x[:, :count]) * self.scale
+        split = query.reshape(-1, count, self.heads, dim // self.heads).transpose(1, 2)
+        scores = (split @ self.keys) @ x[:, None].transpose(-2, -1)  # [B, heads, prefix, T]
+        heads = (self.softmax(scores) @ x[:, None]) @ self.values  # [B, heads, prefix, D / heads]
+        tokens = hidden[:, :count] + self.proj(heads.transpose(1, 2).reshape(-1, count, dim))
+        encoded: Tensor = tokens + block.fc2(block.gelu(block.fc1(block.norm2(tokens))))
+        return encoded
+
+
+def head(config: LGViTConfig, exit: ExitConfig) -> ExitHead:
+    """An encoder head: the backbone's own block again, in a Swin one of 8 attention heads."""
+    sizes, eps = config.blocks[exit.block - 1], config.layer_norm_eps
+    heads = sizes.num_heads
+    if config.family == "swin":
+        heads, eps = GAH_HEADS, _SWIN_EPS
+    width = exit.width or sizes.intermediate_size
+    plain = BlockConfig(sizes.dim, sizes.grid, heads, width)
+    attention = Attention(sizes.dim, heads, qkv_bias=config.qkv_bias)
+    block = Block(plain, attention, eps=eps, merge=None)
+    return EncoderHead(block, mlp.head(config, exit), config.prefix_tokens)

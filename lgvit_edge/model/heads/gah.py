@@ -1,0 +1,86 @@
+"""The global aggregation head, GAH (paper Eqs. 3 and 4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lgvit_edge.config import GAH_HEADS, ExitConfig, LGViTConfig
+from lgvit_edge.model.block import Attention
+from lgvit_edge.model.heads.attention import MeanAttention
+from lgvit_edge.model.heads.base import ExitHead, Names, body_head
+
+
+class GlobalAggregation(Attention):
+    """Feature convergence with window s (Eq. 3), then 8-head self-attention (Eq. 4).
+
+    ``average`` averages each s x s window as the paper writes; the authors' code, the default,
+    keeps pixels 0, s, 2s...
+    """
+
+    residual = False
+    authors: Names = {
+        "query": ("mlp.qkv", 0),
+        "key": ("mlp.qkv", 1),
+        "value": ("mlp.qkv", 2),
+        "proj": "mlp.proj",
+    }
+
+    def __init__(self, dim: int, grid: int, window: int, *, average: bool) -> None:
+        super().__init__(dim, GAH_HEADS, qkv_bias=False)
+        self.grid, self.window, self.average = grid, window, average
+
+    def features(self, patches: Tensor) -> Tensor:
+        """``[B, N, D] -> [B, N', D]``, N' = ceil(H/s)^2 subsampled or floor(H/s)^2 averaged."""
+        return self.forward(self.converge(patches))
+
+    def converge(self, patches: Tensor) -> Tensor:
+        """PFC (Eq. 3), ``[B, N, D] -> [B, N', D]``."""
+        if self.average:
+            return average_windows(patches, self.grid, self.window)
+        return patches.index_select(1, self.kept().to(patches.device))
+
+    def kept(self) -> Tensor:
+        """Tokens that subsampling keeps, ``[N']``."""
+        places = torch.arange(self.grid**2).reshape(self.grid, self.grid)
+        return places[:: self.window, :: self.window].flatten()
+
+    def pooled(self, prefix: int) -> nn.Module:
+        """``[B, prefix + N, D] -> [B, 1, D]``: the features' mean."""
+        return nn.Sequential(_Converge(self, prefix), MeanAttention(self))
+
+    def folded(self) -> nn.Module:
+        """``[B, N, D] -> [B, N', D]``."""
+        return nn.Sequential(_Converge(self, 0), self)  # as a module it is the attention alone
+
+
+def average_windows(patches: Tensor, grid: int, window: int) -> Tensor:
+    """The mean of each whole window, ``[B, grid^2, D] -> [B, floor(grid / window)^2, D]``."""
+    kept, dim = grid // window, patches.shape[-1]
+    image = patches.reshape(-1, grid, grid, dim)[:, : kept * window, : kept * window]
+    windows = image.reshape(-1, kept, window, kept, window, dim)
+    return windows.mean(dim=(2, 4)).flatten(1, 2)
+
+
+class _Converge(nn.Module):
+    """PFC on tokens with a prefix; subsampling is one gather of constant places."""
+
+    kept: Tensor
+
+    def __init__(self, body: GlobalAggregation, prefix: int) -> None:
+        super().__init__()
+        self.prefix, self.grid, self.window = prefix, body.grid, body.window
+        self.average = body.average
+        self.register_buffer("kept", prefix + body.kept().to(body.proj.weight.device))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        if self.average:
+            return average_windows(hidden[:, self.prefix :], self.grid, self.window)
+        return hidden.index_select(1, self.kept)
+
+
+def head(config: LGViTConfig, exit: ExitConfig) -> ExitHead:
+    """A GAH."""
+    sizes = config.blocks[exit.block - 1]
+    body = GlobalAggregation(sizes.dim, sizes.grid, exit.window, average=config.gah_average)
+    return body_head(config, exit, body)
