@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
@@ -88,6 +89,7 @@ def export(
     from lgvit_edge._optional import require
 
     require("torch", extra="export")
+    from lgvit_edge.benchmarks.environment import peak_memory_mb
     from lgvit_edge.export import ExportOptions, export_bundle
 
     if jetpack is not None and target != "jetson":
@@ -123,6 +125,7 @@ def export(
     model = _model(ckpt, arch, exits, heads, image_size)
     if labels is not None:
         model.config = model.config.replace(labels=read_labels(labels, model.config.num_classes))
+    start = time.perf_counter()
     with progress_bar("exporting") as progress:
         manifest = export_bundle(
             model,
@@ -133,6 +136,7 @@ def export(
             progress=lambda text, done, total: progress(done, total, text),
         )
     _report(out, manifest, sum(p.numel() for p in model.parameters()))
+    say(f"took {time.perf_counter() - start:.0f} s, peak memory {peak_memory_mb() / 1e3:.2f} GB")
     if target == "rtx" and engines:
         say(f"compiling its engines; if that is interrupted: lgvit-edge build {quote(str(out))}")
         build(out, capability=capability)

@@ -17,7 +17,7 @@ from lgvit_edge.image_spec import Preprocess
 
 FAMILIES = ("vit", "deit", "swin")
 GAH_HEADS = 8  # attention heads of every GAH, as the authors chose
-_LIMIT = 65_536  # no width, depth or side of a real model comes near
+MAX_SIZE = 65_536  # no width, depth or side of a real model comes near
 
 # The kinds of head, and the field of ``ExitConfig`` that holds each one's size.
 HEAD_SIZES: dict[str, str | None] = {
@@ -63,8 +63,8 @@ class ExitConfig:
             raise ConfigError(f"an lph kernel must be 0 or odd, found {self.kernel}")
         if self.head == "gah" and self.window < 1:
             raise ConfigError(f"a gah window must be at least 1, found {self.window}")
-        if not 0 <= self.width <= _LIMIT:
-            raise ConfigError(f"an encoder width must be 0..{_LIMIT}, found {self.width}")
+        if not 0 <= self.width <= MAX_SIZE:
+            raise ConfigError(f"an encoder width must be 0..{MAX_SIZE}, found {self.width}")
 
     @property
     def size(self) -> int | None:
@@ -148,12 +148,12 @@ class LGViTConfig:
     def __post_init__(self) -> None:
         """Report every contradiction at once."""
         faults = [
-            f"{name} must be 1..{_LIMIT}, found {getattr(self, name)}"
+            f"{name} must be 1..{MAX_SIZE}, found {getattr(self, name)}"
             for name in (
                 "image_size patch_size hidden_size num_blocks num_heads intermediate_size "
                 "num_classes"
             ).split()
-            if not 1 <= getattr(self, name) <= _LIMIT
+            if not 1 <= getattr(self, name) <= MAX_SIZE
         ]
         # Each step relies on what the one before has found to be sound.
         for check in (self._contradictions, self._stage_contradictions, self._exit_contradictions):

@@ -20,7 +20,7 @@ from lgvit_edge._optional import require
 from lgvit_edge.config import LGViTConfig
 from lgvit_edge.errors import CheckpointError, ConfigError, LGViTEdgeError
 from lgvit_edge.model import names
-from lgvit_edge.model.foreign import authors_config, huggingface_config
+from lgvit_edge.model.foreign import attached, authors_config, huggingface_config
 from lgvit_edge.model.inferred import timm_config
 from lgvit_edge.model.lgvit import LGViT
 from lgvit_edge.model.names import Source
@@ -55,9 +55,9 @@ def load_checkpoint(path: str | Path) -> LGViT:
             raise _no_exits(path)
         config = authors_config(config_json, state)
         preprocessor = read_json(path / "preprocessor_config.json", absent=True)
-        if preprocessor:
-            config = _preprocessed(config, preprocessor)
-        return _model(config, names.saved(state), names.authors, path)
+        config = _preprocessed(config, preprocessor)
+        state = attached(names.saved(state), config_json, config)
+        return _model(config, state, names.authors, path)
     if path.suffix == ".safetensors":
         state, metadata = read_safetensors(path)
         config = _own_config(_parsed(metadata.get(_FORMAT)), path)
@@ -265,6 +265,6 @@ def _gather(source: Source, state: dict[str, Tensor]) -> Tensor | None:
         return torch.cat(tensors, dim=1)
     if source.part is None:
         return tensors[0]
-    if tensors[0].shape[0] % 3:
+    if tensors[0].ndim == 0 or tensors[0].shape[0] % 3:
         return None
     return tensors[0].chunk(3)[source.part].contiguous()

@@ -6,12 +6,11 @@ Nothing is evaluated: the authors' strings such as "[4,5,6]" are parsed as JSON.
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 from torch import Tensor
 
-from lgvit_edge.config import HEAD_SIZES, ExitConfig, LGViTConfig
+from lgvit_edge.config import HEAD_SIZES, MAX_SIZE, ExitConfig, LGViTConfig
 from lgvit_edge.errors import CheckpointError, ConfigError
 from lgvit_edge.image_spec import usual_resize
 from lgvit_edge.model.processor import huggingface_preprocess
@@ -33,6 +32,7 @@ _LGVIT_SWIN = {
 # What the authors call the other heads.
 _HEADS = {"linear": "mlp", "vit": "encoder", "self_attention": "attention", "conv_normal": "conv"}
 _SWIN_TYPES = ("LGViT", "linear", "vit")
+_LAYERS = "swin.encoder.layers"
 
 
 def authors_config(raw: dict[str, Any], state: dict[str, Tensor]) -> LGViTConfig:
@@ -50,13 +50,13 @@ def authors_config(raw: dict[str, Any], state: dict[str, Tensor]) -> LGViTConfig
     if not known or (kind is None) != (model_type == "swin"):
         raise CheckpointError(
             'expected an LGViT config.json with backbone "ViT" or "DeiT", or model_type "swin" and '
-            f"no backbone; found backbone {kind!r}, model_type {model_type!r}"
+            f"no backbone; found backbone {_short(kind)}, model_type {_short(model_type)}"
         )
     family = _BACKBONES[kind]
     try:
         config = transformer(raw, family)
         if family == "swin":
-            exits = _swin_exits(raw, config)
+            exits = _swin_exits(raw, config, state)
         else:
             blocks = _list(raw, "position_exits", "[4,5,6]")
             if raw.get("num_early_exits", len(blocks)) != len(blocks):
@@ -67,7 +67,7 @@ def authors_config(raw: dict[str, Any], state: dict[str, Tensor]) -> LGViTConfig
                 _exit(block, name)
                 for block, name in zip(blocks, names or [highway] * len(blocks), strict=True)
             ]
-        return config.replace(exits=tuple(_widened(exit, state, family) for exit in exits))
+        return config.replace(exits=tuple(exits))
     except ConfigError as error:
         raise CheckpointError(f"config.json: {error}") from None
 
@@ -99,7 +99,9 @@ def _miscounted(count: object, positions: list[Any]) -> str:
     return f"num_early_exits {_short(count)} but position_exits {_short(positions)}"
 
 
-def _swin_exits(raw: dict[str, Any], config: LGViTConfig) -> list[ExitConfig]:
+def _swin_exits(
+    raw: dict[str, Any], config: LGViTConfig, state: dict[str, Tensor]
+) -> list[ExitConfig]:
     """Exits whose positions are local to their stage."""
     stages, highway = _list(raw, "position_exits", "[[],[2],[3,6],[1]]"), raw.get("highway_type")
     if len(stages) != len(config.depths):
@@ -130,7 +132,14 @@ def _swin_exits(raw: dict[str, Any], config: LGViTConfig) -> list[ExitConfig]:
                 f"the authors' LGViT has {len(_LGVIT_SWIN.get(stage, ()))} exits at most in stage "
                 f"{stage + 1}, found {len(places)}"
             )
-        exits += [_exit(before + p, name) for p, name in zip(places, names, strict=True)]
+        for k, (place, name) in enumerate(zip(places, names, strict=True)):
+            exit, head = _exit(before + place, name), f"{_LAYERS}.{stage}.highway.{k}"
+            if HEAD_SIZES[exit.head] == "width":
+                # The authors' encoder here is a DeiT's, 3072 wide whatever the stage.
+                bias = state.get(f"{head}.layer.intermediate.dense.bias")
+                width = bias.numel() if bias is not None else 0
+                exit = ExitConfig(exit.block, exit.head, width=width)
+            exits.append(exit)
         before += depth
     return exits
 
@@ -152,19 +161,16 @@ def _exit(block: int, name: object) -> ExitConfig:
     )
 
 
-def _widened(exit: ExitConfig, state: dict[str, Tensor], family: str) -> ExitConfig:
-    """The exit with the width of its encoder, which only the weights tell.
-
-    In a Swin the authors' encoder is a DeiT's with its own MLP, 3072 wide whatever the stage.
-    """
-    if HEAD_SIZES[exit.head] != "width" or family != "swin":
-        return exit
-    widths = {
-        len(tensor)
-        for name, tensor in state.items()
-        if ".highway." in name and name.endswith(".layer.intermediate.dense.bias")
-    }
-    return ExitConfig(exit.block, exit.head, width=widths.pop()) if len(widths) == 1 else exit
+def attached(
+    state: dict[str, Tensor], raw: dict[str, Any], config: LGViTConfig
+) -> dict[str, Tensor]:
+    """The weights without heads that no exit has: the authors make six in a Swin's third stage."""
+    if not config.depths or raw.get("highway_type") != "LGViT" or len(config.depths) < 3:
+        return state
+    first, end = sum(config.depths[:2]), sum(config.depths[:3])
+    count = sum(first < exit.block <= end for exit in config.exits)
+    surplus = tuple(f"{_LAYERS}.2.highway.{k}." for k in range(count, len(_LGVIT_SWIN[2])))
+    return {name: tensor for name, tensor in state.items() if not name.startswith(surplus)}
 
 
 def huggingface_config(
@@ -183,7 +189,7 @@ def huggingface_config(
     family = raw.get("model_type")
     if not isinstance(family, str) or family not in _BACKBONES.values():
         raise CheckpointError(
-            f"expected config.json with model_type vit, deit or swin, found {family!r}"
+            f"expected config.json with model_type vit, deit or swin, found {_short(family)}"
         )
     try:
         config = transformer(raw, family, 2 if "cls_classifier.weight" in state else 1)
@@ -201,7 +207,8 @@ def transformer(raw: dict[str, Any], family: str, classifiers: int | None = None
     names = _labels(raw)
     size = raw.get("image_size", 224)
     if raw.get("hidden_act", "gelu") != "gelu":
-        raise ConfigError(f"hidden_act must be gelu, found {raw['hidden_act']!r}")
+        raise ConfigError(f"hidden_act must be gelu, found {_short(raw['hidden_act'])}")
+    known = type(size) is int and 0 < size <= MAX_SIZE // 2
     tokens = {"vit": 1, "deit": 2, "swin": 0}[family]
     fields = {
         "family": family,
@@ -212,7 +219,7 @@ def transformer(raw: dict[str, Any], family: str, classifiers: int | None = None
         "qkv_bias": raw.get("qkv_bias", True),
         # Placeholders such as LABEL_0 are no names.
         "labels": [] if all(n.startswith("LABEL_") for n in names) else list(names),
-        "preprocess": {"resize": usual_resize(size) if type(size) is int and size > 0 else 256},
+        "preprocess": {"resize": usual_resize(size) if known else 256},
         **(_swin(raw) if family == "swin" else _vit(raw)),
     }
     return LGViTConfig.from_json(fields)
@@ -223,9 +230,12 @@ def _labels(raw: dict[str, Any]) -> tuple[str, ...]:
     if not isinstance(labels, dict):
         return ()
     try:
-        return tuple(str(labels[key]) for key in sorted(labels, key=int))
+        names = {int(key): str(name) for key, name in labels.items()}
     except ValueError:
-        raise ConfigError("id2label must map class numbers to names") from None
+        names = {}
+    if sorted(names) != list(range(len(labels))):
+        raise ConfigError("id2label must map class numbers to names, from 0 on")
+    return tuple(names[i] for i in range(len(names)))
 
 
 def _vit(raw: dict[str, Any]) -> dict[str, Any]:
@@ -244,10 +254,11 @@ def _swin(raw: dict[str, Any]) -> dict[str, Any]:
     depths, heads = raw.get("depths", [2, 2, 6, 2]), raw.get("num_heads", [3, 6, 12, 24])
     if raw.get("use_absolute_embeddings", False):
         raise ConfigError("use_absolute_embeddings is not supported: expected false")
+    if type(dim) is not int or not 1 <= dim <= MAX_SIZE:
+        raise ConfigError(f"embed_dim {_short(dim)} must be a whole number in 1..{MAX_SIZE}")
     number = isinstance(ratio, (int, float)) and not isinstance(ratio, bool)
-    width = ratio * dim if number and type(dim) is int and math.isfinite(ratio) else 0.0
-    if width < 1 or width != int(width):
-        raise ConfigError(f"mlp_ratio {ratio!r} of embed_dim {dim!r} must be a whole number")
+    if not number or not 0 < ratio <= MAX_SIZE or ratio * dim != int(ratio * dim):
+        raise ConfigError(f"mlp_ratio {_short(ratio)} must make a whole number of embed_dim {dim}")
     for name, values in (("depths", depths), ("num_heads", heads)):
         if not (_numbers(values) and values):
             raise ConfigError(f"{name} must be a list such as [2, 2, 6, 2], found {_short(values)}")
@@ -256,7 +267,7 @@ def _swin(raw: dict[str, Any]) -> dict[str, Any]:
         "hidden_size": dim,
         "num_blocks": sum(depths),
         "num_heads": heads[0],
-        "intermediate_size": int(width),
+        "intermediate_size": int(ratio * dim),
         "layer_norm_eps": raw.get("layer_norm_eps", 1e-5),
         "depths": depths,
         "stage_heads": heads,

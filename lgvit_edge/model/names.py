@@ -31,11 +31,10 @@ class Source:
 
 
 # Present in foreign files, read by nothing we compute: poolers behind no exit, counters, constants,
-# what the authors' training leaves behind, and heads of a Swin's third stage without an exit, where
-# their code always makes six.
+# and what the authors' training leaves behind.
 _IGNORED = re.compile(
     r"\.pooler\.dense\.|num_batches_tracked$|mask_token$|relative_position_index$|attn_mask$"
-    r"|^layernorm\.|^downsampling_r\d\.|^swin\.encoder\.layers\.2\.highway\.[1-5]\."
+    r"|^layernorm\.|^downsampling_r\d\."
 )
 _BLOCK: Names = {
     "norm1": "layernorm_before",

@@ -12,6 +12,8 @@ from lgvit_edge.image_spec import IMAGENET_PREPROCESS, Preprocess, usual_resize
 
 _RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
+_PILLOW = {name: number for number, name in _RESAMPLE.items()}
+
 
 def usual_preprocess(family: str, image_size: int) -> Preprocess:
     """What a family's published weights were trained with."""
@@ -41,12 +43,18 @@ def huggingface_preprocess(raw: dict[str, Any], config: LGViTConfig) -> Preproce
             f"{where} makes images of {final} x {final}, the model takes {config.image_size}"
         )
     factor = raw.get("rescale_factor", 1 / 255) if raw.get("do_rescale", True) else 1.0
-    if not isinstance(factor, (int, float)) or abs(factor * 255 - 1) > 1e-3:
+    if not isinstance(factor, (int, float)) or not 0.00391 < factor < 0.00393:
         raise ConfigError(f"{where}: pixels must be scaled by 1/255 before they are normalised")
+    resample = raw.get("resample", _PILLOW[usual.interpolation])
+    if type(resample) is not int or resample not in _RESAMPLE:
+        raise ConfigError(
+            f"{where}: resample must be 0 (nearest), 2 (bilinear) or 3 (bicubic), found "
+            f"{str(resample)[:60]!r}"
+        )
     normalised = raw.get("do_normalize", True)
     fields = {
         "resize": side,
-        "interpolation": _RESAMPLE.get(raw.get("resample", -1), usual.interpolation),
+        "interpolation": _RESAMPLE[resample],
         "mean": raw.get("image_mean", usual.mean) if normalised else (0.0, 0.0, 0.0),
         "std": raw.get("image_std", usual.std) if normalised else (1.0, 1.0, 1.0),
         "squash": squash,
@@ -57,8 +65,8 @@ def huggingface_preprocess(raw: dict[str, Any], config: LGViTConfig) -> Preproce
 def _side(raw: dict[str, Any], name: str) -> int:
     size = raw.get(name)
     if isinstance(size, dict):
-        sides = {size.get(key) for key in ("shortest_edge", "height", "width") if key in size}
-        size = sides.pop() if len(sides) == 1 else size
+        sides = [size[key] for key in ("shortest_edge", "height", "width") if key in size]
+        size = sides[0] if sides and all(side == sides[0] for side in sides) else size
     if type(size) is not int:
         raise ConfigError(
             f"preprocessor_config.json: {name} must be one number, a shortest_edge, or height and "

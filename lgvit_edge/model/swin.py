@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lgvit_edge.config import BlockConfig, LGViTConfig
+from lgvit_edge.errors import ConfigError
 from lgvit_edge.model.block import Block, merge_heads, split_heads
 
 _EPS = 1e-5  # of the norms of embedding and merging, whatever the configuration says of the others
@@ -211,12 +212,12 @@ def table_for(table: Tensor, window: int) -> Tensor:
     """The rows of a bias table for windows of another size, ``[(2 w - 1)^2, heads]``.
 
     Raises:
-        ValueError: the table's windows are smaller.
+        ConfigError: the table's windows are smaller.
     """
     side = round(len(table) ** 0.5)
     start = (side + 1) // 2 - window
     if start < 0:
-        raise ValueError(
+        raise ConfigError(
             f"a table of {side} x {side} positions is too small for windows of {window}"
         )
     middle = slice(start, start + 2 * window - 1)

@@ -42,8 +42,8 @@ def _shards(folder: Path, name: str) -> State:
         raise CheckpointError(f"{folder / name}: expected a weight_map of file names")
     state: State = {}
     for file in sorted(set(places.values())):
-        if Path(file).name != file or file in (".", ".."):
-            raise CheckpointError(f"{folder / name}: {file!r} is no name of a file beside it")
+        if Path(file).name != file or file in (".", "..") or len(file) > 255:
+            raise CheckpointError(f"{folder / name}: {file[:99]!r} is no name of a file beside it")
         state |= _state(folder / file)
     missing = sorted(set(places) - set(state))
     if missing:

@@ -1,0 +1,153 @@
+"""Weights in shards: read as one, and every way an index can be wrong."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lgvit_edge.errors import CheckpointError
+from lgvit_edge.model import load_backbone, load_checkpoint
+
+HERE = Path(__file__).parent
+eq = SimpleNamespace(**runpy.run_path(str(HERE / "equations.py")))
+foreign = SimpleNamespace(**runpy.run_path(str(HERE / "foreign_states.py")))
+State = dict[str, Tensor]
+HEADS, EPS = foreign.HEADS, foreign.EPS
+
+BIN, SAFE = "pytorch_model.bin", "model.safetensors"
+both_formats = pytest.mark.parametrize("weights", [BIN, SAFE])
+
+
+@pytest.fixture(scope="module")
+def state() -> State:
+    return foreign.huggingface_state(  # type: ignore[no-any-return]
+        "vit", tokens=1, classifiers=foreign.ONE, depth=2
+    ).state
+
+
+def write_shards(folder: Path, state: State, weights: str, count: int = 3) -> dict[str, Any]:
+    """Every third tensor in the same shard; returns the index."""
+    folder.mkdir()
+    config = foreign.HF_CONFIG | {"model_type": "vit", "num_hidden_layers": 2}
+    (folder / "config.json").write_text(json.dumps(config))
+    stem, suffix = weights.rsplit(".", 1)
+    places = {
+        name: f"{stem}-{i % count + 1:05}-of-{count:05}.{suffix}" for i, name in enumerate(state)
+    }
+    for file in sorted(set(places.values())):
+        part = {name: state[name] for name in state if places[name] == file}
+        (torch.save if weights == BIN else save_file)(part, folder / file)
+    index = {"metadata": {"total_size": 1}, "weight_map": places}
+    (folder / f"{weights}.index.json").write_text(json.dumps(index))
+    return index
+
+
+@both_formats
+def test_shards_are_one_model(tmp_path: Path, state: State, weights: str) -> None:
+    write_shards(tmp_path / "vit", state, weights)
+    model, pixels = load_backbone(tmp_path / "vit"), foreign.random_pixels(foreign.IMAGE)
+    last = eq.hidden_states(state, pixels, "vit", heads=HEADS, depth=2, eps=EPS)[-1]
+    normed = eq.layer_norm(state, "vit.layernorm", last, EPS)
+    with torch.no_grad():
+        eq.assert_reproduced(model(pixels), eq.linear(state, "classifier", normed[:, 0]))
+
+
+def test_an_authors_directory_may_be_in_shards(tmp_path: Path) -> None:
+    make = foreign.huggingface_state("deit", tokens=1, classifiers=foreign.ONE, depth=2)
+    foreign.add_exit(make, 0, "linear", foreign.ONE)
+    write_shards(tmp_path / "authors", make.state, BIN)
+    config = foreign.HF_CONFIG | {"num_hidden_layers": 2, "model_type": "deit", "backbone": "ViT"}
+    config |= {"highway_type": "linear", "position_exits": "[1]", "num_early_exits": 1}
+    (tmp_path / "authors" / "config.json").write_text(json.dumps(config))
+    model, pixels = load_checkpoint(tmp_path / "authors"), foreign.random_pixels(foreign.IMAGE)
+    states = eq.hidden_states(make.state, pixels, "deit", heads=HEADS, depth=2, eps=EPS)
+    expected = eq.exit_logits(make.state, 0, "linear", states[1], tokens=1, heads=HEADS, eps=EPS)
+    with torch.no_grad():
+        eq.assert_reproduced(model.exit_logits(pixels)[:, 0], expected)
+
+
+@both_formats
+def test_a_missing_shard_is_named(tmp_path: Path, state: State, weights: str) -> None:
+    index = write_shards(tmp_path / "vit", state, weights)
+    file = sorted(set(index["weight_map"].values()))[1]
+    (tmp_path / "vit" / file).unlink()
+    with pytest.raises(CheckpointError, match=f"no such checkpoint: .*{file}"):
+        load_backbone(tmp_path / "vit")
+
+
+@both_formats
+def test_a_damaged_shard_is_named(tmp_path: Path, state: State, weights: str) -> None:
+    index = write_shards(tmp_path / "vit", state, weights)
+    file = tmp_path / "vit" / sorted(set(index["weight_map"].values()))[2]
+    file.write_bytes(file.read_bytes()[:300])
+    with pytest.raises(CheckpointError, match=file.name):
+        load_backbone(tmp_path / "vit")
+
+
+@both_formats
+def test_a_tensor_in_no_shard_is_named(tmp_path: Path, state: State, weights: str) -> None:
+    index = write_shards(tmp_path / "vit", state, weights)
+    index["weight_map"]["vit.lost"] = next(iter(index["weight_map"].values()))
+    (tmp_path / "vit" / f"{weights}.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"index\.json lists vit\.lost, found in no shard"):
+        load_backbone(tmp_path / "vit")
+
+
+def test_a_tensor_the_index_forgets_is_no_secret(tmp_path: Path, state: State) -> None:
+    index = write_shards(tmp_path / "vit", state | {"vit.extra": torch.zeros(1)}, BIN)
+    del index["weight_map"]["vit.extra"]
+    (tmp_path / "vit" / f"{BIN}.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"unexpected vit\.extra"):
+        load_backbone(tmp_path / "vit")
+
+
+@pytest.mark.parametrize("name", ["../evil", "../evil.bin", "sub/evil.bin", "/evil.bin", "..", "."])
+def test_shards_lie_beside_their_index(tmp_path: Path, state: State, name: str) -> None:
+    index = write_shards(tmp_path / "vit", state, BIN)
+    (tmp_path / "vit" / "sub").mkdir()
+    for place in (tmp_path / "evil", tmp_path / "evil.bin", tmp_path / "vit" / "sub" / "evil.bin"):
+        torch.save(state, place)
+    index["weight_map"] = dict.fromkeys(state, name)
+    (tmp_path / "vit" / f"{BIN}.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=rf"{name!r} is no name of a file beside it"):
+        load_backbone(tmp_path / "vit")
+
+
+@pytest.mark.parametrize("name", ["", "nul\0byte.bin", "config.json", "x" * 5000, "missing.bin"])
+def test_shards_that_are_no_weights(tmp_path: Path, state: State, name: str) -> None:
+    index = write_shards(tmp_path / "vit", state, BIN)
+    index["weight_map"]["classifier.bias"] = name
+    (tmp_path / "vit" / f"{BIN}.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError):
+        load_backbone(tmp_path / "vit")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "expected an object"),
+        ("{}", "expected a weight_map of file names"),
+        ('{"weight_map": []}', "expected a weight_map of file names"),
+        ('{"weight_map": {"a": 3}}', "expected a weight_map of file names"),
+        ('{"weight_map": {"a": ["b.bin"]}}', "expected a weight_map of file names"),
+        ('{"weight_map": {"a": null}}', "expected a weight_map of file names"),
+        ('{"weight_map": {}}', r"missing vit\.embeddings"),
+    ],
+)
+@both_formats
+def test_an_index_of_another_form(
+    tmp_path: Path, state: State, weights: str, text: str, message: str
+) -> None:
+    write_shards(tmp_path / "vit", state, weights)
+    (tmp_path / "vit" / f"{weights}.index.json").write_text(text)
+    with pytest.raises(CheckpointError, match=message):
+        load_backbone(tmp_path / "vit")
