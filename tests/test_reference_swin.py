@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from lgvit_edge.errors import CheckpointError, ConfigError
+from lgvit_edge.errors import CheckpointError
 from lgvit_edge.model import LGViT, load_backbone, load_checkpoint
 from lgvit_edge.model.segments import baseline, cut
 
@@ -294,15 +295,27 @@ def test_resized(tmp_path: Path, size: int) -> None:
         eq.assert_reproduced(model(pixels), eq.swin_linear(state, "swin", last, EPS, "classifier"))
 
 
-def test_a_table_for_smaller_windows_does_not_grow(tmp_path: Path) -> None:
+def test_tables_of_windows_that_grow_are_interpolated(tmp_path: Path) -> None:
     sizes = SHAPES["padded"]
     state = foreign.swin_state(**sizes).state
     folder = foreign.write_directory(
         tmp_path / "swin", config_of(sizes), state, "pytorch_model.bin"
     )
     model = load_backbone(folder)
-    with pytest.raises(ConfigError, match="window"):
-        model.resized(128)
+    larger = model.resized(128)
+    grown = [
+        (old.attention.table, new.attention.table, block.window)
+        for old, new, block in zip(
+            model.backbone.blocks, larger.backbone.blocks, larger.config.blocks, strict=True
+        )
+        if len(old.attention.table) < len(new.attention.table)
+    ]
+    assert grown
+    for old, new, window in grown:
+        side = round(len(old) ** 0.5)
+        square = old.T.reshape(1, -1, side, side)
+        wanted = functional.interpolate(square, size=(2 * window - 1,) * 2, mode="bicubic")
+        assert torch.equal(new, wanted.reshape(wanted.shape[1], -1).T)
 
 
 # Weights that do not fit.

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lgvit_edge.config import BlockConfig, LGViTConfig
-from lgvit_edge.errors import ConfigError
 from lgvit_edge.model.block import Block, merge_heads, split_heads
 
 _EPS = 1e-5  # of the norms of embedding and merging, whatever the configuration says of the others
@@ -199,26 +198,19 @@ def block(sizes: BlockConfig, config: LGViTConfig) -> Block:
 def resized(name: str, tensor: Tensor, old: LGViTConfig, new: LGViTConfig) -> Tensor:
     """A backbone's parameter for another image size.
 
-    Windows keep their size, and with it their tables, unless a map is smaller than a window: the
-    relative positions that are left are then the middle of the table.
+    Windows keep their size, and with it their tables, unless a map is, or was, smaller than a
+    window: of a smaller one the relative positions are the middle of the table, for a larger one
+    they are interpolated (bicubic, as Swin's authors do).
     """
     if not name.endswith(".attention.table"):
         return tensor
-    number = int(name.split(".")[1])
-    return table_for(tensor, new.blocks[number].window)
-
-
-def table_for(table: Tensor, window: int) -> Tensor:
-    """The rows of a bias table for windows of another size, ``[(2 w - 1)^2, heads]``.
-
-    Raises:
-        ConfigError: the table's windows are smaller.
-    """
-    side = round(len(table) ** 0.5)
-    start = (side + 1) // 2 - window
-    if start < 0:
-        raise ConfigError(
-            f"a table of {side} x {side} positions is too small for windows of {window}"
-        )
-    middle = slice(start, start + 2 * window - 1)
-    return table.reshape(side, side, -1)[middle, middle].flatten(0, 1)
+    window = new.blocks[int(name.split(".")[1])].window
+    side, wanted = round(len(tensor) ** 0.5), 2 * window - 1
+    positions = tensor.T.unflatten(1, (side, side))[None]  # [1, heads, side, side]
+    if wanted > side:
+        positions = functional.interpolate(positions, size=(wanted, wanted), mode="bicubic")
+    else:
+        first = (side - wanted) // 2
+        middle = slice(first, first + wanted)
+        positions = positions[..., middle, middle]
+    return positions.flatten(2)[0].T.contiguous()
