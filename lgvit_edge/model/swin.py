@@ -213,4 +213,5 @@ def resized(name: str, tensor: Tensor, old: LGViTConfig, new: LGViTConfig) -> Te
         first = (side - wanted) // 2
         middle = slice(first, first + wanted)
         positions = positions[..., middle, middle]
-    return positions.flatten(2)[0].T.contiguous()
+    table: Tensor = positions.flatten(2)[0].T.contiguous()
+    return table
