@@ -30,6 +30,10 @@ def inspect(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"no such checkpoint or bundle: {path}")
     if (path / MANIFEST).is_file():
         return _bundle(path)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise CheckpointError(
+            f"{path} is neither a bundle nor a checkpoint: expected {MANIFEST} or config.json in it"
+        )
     return _checkpoint(path)
 
 

@@ -568,7 +568,7 @@ def test_a_huggingface_model_of_another_kind(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="model_type vit, deit or swin, found 'bert'"):
         load_backbone(directory(tmp_path, {"model_type": "bert"}))
     (tmp_path / "authors" / "config.json").write_text('{"model_type": "vit", "num_labels": -1}')
-    with pytest.raises(CheckpointError, match=r"config\.json: config: num_classes must be 1"):
+    with pytest.raises(CheckpointError, match=r"config\.json: num_classes must be 1"):
         load_backbone(tmp_path / "authors")
 
 

@@ -136,7 +136,7 @@ def test_labels_are_put_into_the_bundle(checkpoint: Path, tmp_path: Path) -> Non
         (("predict", "--engines", "{out}", "{empty}"), 1, "no images in"),
         (("predict", "--engines", "{out}", "x.png", "--policy", "fixed:9"), 2, "an exit in 1..4"),
         (("info", "nowhere"), 1, "no such checkpoint or bundle"),
-        (("info", "{empty}"), 1, "config.json cannot be read"),
+        (("info", "{empty}"), 1, "is neither a bundle nor a checkpoint: expected manifest.json"),
         (("frobnicate",), 2, "No such command"),
     ],
 )

@@ -69,7 +69,11 @@ def authors_config(raw: dict[str, Any], state: dict[str, Tensor]) -> LGViTConfig
             ]
         return config.replace(exits=tuple(exits))
     except ConfigError as error:
-        raise CheckpointError(f"config.json: {error}") from None
+        raise _wrong(error) from None
+
+
+def _wrong(error: ConfigError) -> CheckpointError:
+    return CheckpointError(f"config.json: {str(error).replace('config: ', '')}")
 
 
 def _list(raw: dict[str, Any], name: str, example: str) -> list[Any]:
@@ -195,7 +199,7 @@ def huggingface_config(
         config = transformer(raw, family, 2 if "cls_classifier.weight" in state else 1)
         return config.replace(preprocess=huggingface_preprocess(preprocessor, config))
     except ConfigError as error:
-        raise CheckpointError(f"config.json: {error}") from None
+        raise _wrong(error) from None
 
 
 def transformer(raw: dict[str, Any], family: str, classifiers: int | None = None) -> LGViTConfig:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -92,10 +93,11 @@ def read_pickle(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
+        # The rest of what PyTorch says is advice to trust the file.
+        found = re.search(r"unsupported (?:global|class)[:\w. ]*", str(error), re.IGNORECASE)
+        reason = f" ({found[0][:200]})" if found else ""
         raise CheckpointError(
-            f"{path} was refused: it is damaged or holds more than tensors and plain types "
-            f"({reason[:200]})"
+            f"{path} was refused: it is damaged or holds more than tensors and plain types{reason}"
         ) from None
     except Exception as error:  # damaged bytes make the unpickler raise nearly anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
