@@ -17,6 +17,7 @@ from torch import nn
 
 from lgvit_edge.config import ExitConfig, LGViTConfig
 from lgvit_edge.export import ExportOptions, export_bundle
+from lgvit_edge.export.coverage import randomised
 from lgvit_edge.image_spec import Preprocess
 from lgvit_edge.model import LGViT
 
@@ -61,6 +62,27 @@ def make_tiny_config() -> LGViTConfig:
     )
 
 
+def make_tiny_swin() -> LGViTConfig:
+    """Three stages with an exit in each of the first two: [256, 8], then [64, 16] tokens."""
+    return LGViTConfig(
+        family="swin",
+        image_size=32,
+        patch_size=2,
+        hidden_size=8,
+        num_blocks=5,
+        num_heads=2,
+        intermediate_size=16,
+        num_classes=5,
+        prefix_tokens=0,
+        depths=(2, 2, 1),
+        stage_heads=(2, 2, 4),
+        window_size=4,
+        exits=(ExitConfig(2, "lph", kernel=3), ExitConfig(3, "gah", window=2)),
+        labels=tuple("abcde"),
+        preprocess=Preprocess(resize=32),
+    )
+
+
 @pytest.fixture
 def tiny_config() -> LGViTConfig:
     return make_tiny_config()
@@ -87,8 +109,27 @@ def exported_model() -> LGViT:
 
 
 @pytest.fixture(scope="session")
-def rtx_bundles(tmp_path_factory: pytest.TempPathFactory, exported_model: LGViT) -> Path:
-    """For TensorRT, no engines yet: ``fp32``, ``fp16`` (batches 1 to 8), ``fixed`` (fp16, 1)."""
+def swin_model() -> LGViT:
+    """The model inside ``swin_bundle``; do not change it."""
+    return randomised(LGViT(make_tiny_swin()))
+
+
+@pytest.fixture(scope="session")
+def swin_bundle(tmp_path_factory: pytest.TempPathFactory, swin_model: LGViT) -> Path:
+    """For TensorRT, float32, batches 1 to 8, no engines; do not change it."""
+    out = tmp_path_factory.mktemp("swin") / "out"
+    export_bundle(swin_model, out, ExportOptions(target="rtx", precision="fp32", batch=(1, 4, 8)))
+    return out
+
+
+@pytest.fixture(scope="session")
+def rtx_bundles(
+    tmp_path_factory: pytest.TempPathFactory, exported_model: LGViT, swin_bundle: Path
+) -> Path:
+    """For TensorRT, no engines yet.
+
+    ``fp32``, ``fp16`` (batches 1 to 8), ``fixed`` (fp16, 1), ``swin`` (fp32, 1 to 8).
+    """
     root = tmp_path_factory.mktemp("bundles")
     for name, precision, batch in (
         ("fp32", "fp32", (1, 4, 8)),
@@ -97,6 +138,7 @@ def rtx_bundles(tmp_path_factory: pytest.TempPathFactory, exported_model: LGViT)
     ):
         options = ExportOptions(target="rtx", precision=precision, batch=batch)
         export_bundle(exported_model, root / name, options)
+    shutil.copytree(swin_bundle, root / "swin")
     return root
 
 

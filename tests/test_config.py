@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import json
 import sys
 from collections.abc import Callable
@@ -15,111 +14,7 @@ from lgvit_edge.architectures import ARCHITECTURES, architecture
 from lgvit_edge.config import ExitConfig, LGViTConfig
 from lgvit_edge.errors import ConfigError
 from lgvit_edge.image_spec import Preprocess
-from lgvit_edge.placement import default_heads, plan_exits
-
-EQUAL = [100] * 12
-
-
-def blocks(text: str, macs: list[int] | None = None) -> list[int]:
-    return [exit.block for exit in plan_exits(text, macs or EQUAL)]
-
-
-# Where exits go.
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("uniform:8", [4, 5, 6, 7, 8, 9, 10, 11]),  # the paper's
-        ("uniform:4", [4, 6, 8, 10]),  # the paper's
-        ("uniform:2", [4, 8]),
-        ("uniform:1", [4]),
-        ("uniform:11", list(range(1, 12))),
-        ("4,6,8,10", [4, 6, 8, 10]),
-        (" 4, 6 ", [4, 6]),
-        ("11", [11]),
-        ("none", []),
-    ],
-)
-def test_exits_of_twelve_equal_blocks(text: str, expected: list[int]) -> None:
-    assert blocks(text) == expected
-
-
-@pytest.mark.parametrize(
-    ("macs", "text", "expected"),
-    [
-        # A third of 1200 is spent within the first block, two thirds within the second.
-        ([500, 300, 100, 100, 100, 100], "uniform:2", [1, 2]),
-        ([100, 100, 100, 100, 300, 500], "uniform:2", [4, 5]),
-        # The targets crowd in the first block: exits move on, one per block.
-        ([1000, 1, 1, 1, 1, 1], "uniform:3", [1, 2, 3]),
-        # They crowd in the last: room is left for all, none after the final block.
-        ([1, 1, 1, 1, 1, 1000], "uniform:3", [3, 4, 5]),
-    ],
-)
-def test_exits_of_unequal_blocks(macs: list[int], text: str, expected: list[int]) -> None:
-    assert blocks(text, macs) == expected
-
-
-def test_uniform_exits_are_sorted_and_in_range_whatever_the_costs() -> None:
-    for macs in itertools.product([1, 7, 50], repeat=5):
-        for count in range(1, 5):
-            found = blocks(f"uniform:{count}", list(macs))
-            assert found == sorted(set(found))
-            assert len(found) == count
-            assert 1 <= found[0] and found[-1] <= 4
-
-
-FORM = "exits must be uniform:M, shallow:M, .* or a list of blocks such as 4,6,8,10; found"
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", f"{FORM} ''"),
-        ("eight", f"{FORM} 'eight'"),
-        ("uniform", f"{FORM} 'uniform'"),
-        ("uniform:", f"{FORM} 'uniform:'"),
-        ("uniform:x", f"{FORM} 'uniform:x'"),
-        ("uniform:2.5", f"{FORM} 'uniform:2.5'"),
-        ("4,,6", f"{FORM} '4,,6'"),
-        ("4;6", f"{FORM} '4;6'"),
-        ("None", f"{FORM} 'None'"),
-        ("__import__('os')", FORM),
-        ("uniform:" + "9" * 5000, FORM),
-        ("uniform:0", r"uniform:M needs 1 <= M <= 11 here, found M = 0"),
-        ("uniform:12", r"uniform:M needs 1 <= M <= 11 here, found M = 12"),
-        ("uniform:-1", r"found M = -1"),
-        ("6,4", r"exits must be sorted blocks in 1\.\.11 .* found '6,4'"),
-        ("4,4", r"exits must be sorted blocks"),
-        ("0,4", r"exits must be sorted blocks"),
-        ("-1", r"exits must be sorted blocks"),
-        ("4,12", r"\(block 12 ends in the final classifier\), found '4,12'"),
-    ],
-)
-def test_exits_that_are_refused(text: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        plan_exits(text, EQUAL)
-
-
-@pytest.mark.parametrize(
-    ("count", "kernels", "windows"),
-    [
-        (8, [3, 3, 0, 0], [2, 2, 3, 3]),  # the authors'
-        (4, [3, 0], [2, 3]),
-        (2, [3], [2]),
-        (1, [3], []),
-        (3, [3, 0], [2]),
-        (6, [3, 3, 0], [2, 2, 3]),
-    ],
-)
-def test_default_heads(count: int, kernels: list[int], windows: list[int]) -> None:
-    exits = default_heads(range(1, count + 1))
-    assert [e.block for e in exits] == list(range(1, count + 1))
-    assert [e.head for e in exits] == ["lph"] * len(kernels) + ["gah"] * len(windows)
-    assert [e.kernel for e in exits if e.head == "lph"] == kernels
-    assert [e.window for e in exits if e.head == "gah"] == windows
-
+from lgvit_edge.placement import default_heads
 
 # What a configuration refuses.
 
@@ -191,6 +86,72 @@ def test_contradictions_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         tiny_config.replace(**changes)
+
+
+SWIN = LGViTConfig(
+    family="swin",
+    image_size=40,
+    patch_size=4,
+    hidden_size=16,
+    num_blocks=4,
+    num_heads=2,
+    intermediate_size=32,
+    num_classes=5,
+    prefix_tokens=0,
+    depths=(2, 2),
+    stage_heads=(2, 4),
+    window_size=4,
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prefix_tokens": 1}, "no prefix_tokens and one classifier, found 1 and 1"),
+        ({"classifiers": 2}, "no prefix_tokens and one classifier, found 0 and 2"),
+        ({"depths": ()}, r"1 to 8 stages of at least one block, 4 in all, found depths \[\]"),
+        ({"depths": (2, 3)}, r"4 in all, found depths \[2, 3\]"),
+        ({"depths": (4, 0)}, r"stages of at least one block, 4 in all, found depths \[4, 0\]"),
+        ({"stage_heads": (2,)}, r"stage_heads per stage, 2 in the first, found \[2\]"),
+        ({"stage_heads": (4, 8)}, r"2 in the first, found \[4, 8\]"),
+        ({"stage_heads": (2, 5)}, r"widths \[16, 32\] are not multiples of stage_heads \[2, 5\]"),
+        ({"stage_heads": (2, 0)}, r"are not multiples of stage_heads \[2, 0\]"),
+        ({"window_size": 0}, r"window_size must be 1\.\.256, found 0"),
+        (
+            {"family": "vit", "prefix_tokens": 1},
+            r"a Swin's, found \[2, 2\], \[2, 4\] and 4 in a vit",
+        ),
+        (
+            {"exits": (ExitConfig(3, "gah", window=6),)},
+            "gah windows must fit the 5 x 5 tokens after block 3",
+        ),
+        (
+            {
+                **{"hidden_size": 12, "stage_heads": (2, 4)},
+                "exits": (ExitConfig(2, "encoder"), ExitConfig(3, "gah", window=1)),
+            },
+            "encoder has 8 attention heads, but hidden_size 12 after block 2",
+        ),
+    ],
+)
+def test_contradictions_of_a_swin_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SWIN.replace(**changes)
+
+
+def test_blocks_of_a_swin_have_the_sizes_of_their_stage() -> None:
+    found = [(b.dim, b.grid, b.num_heads, b.window, b.shift, b.merges) for b in SWIN.blocks]
+    assert found == [
+        (16, 10, 2, 4, 0, 0),
+        (16, 10, 2, 4, 2, 0),
+        (32, 5, 4, 4, 0, 10),
+        (32, 5, 4, 4, 2, 0),
+    ]
+    # A map no larger than a window is one window, and is not shifted.
+    whole = [(b.grid, b.window, b.shift) for b in SWIN.replace(window_size=5).blocks]
+    assert whole == [(10, 5, 0), (10, 5, 2), (5, 5, 0), (5, 5, 0)]
+    assert [SWIN.hidden_shape(block) for block in (2, 3)] == [(100, 16), (25, 32)]
+    assert LGViTConfig.from_json(json.loads(json.dumps(SWIN.to_json()))) == SWIN
 
 
 def test_contradictions_are_reported_together(tiny_config: LGViTConfig) -> None:

@@ -1,83 +1,19 @@
-"""The model, its deployed forms, and what they cost."""
+"""The model: its segments, its exits, and other image sizes."""
 
 from __future__ import annotations
 
-import itertools
-import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lgvit_edge.architectures import architecture
 from lgvit_edge.config import ExitConfig, LGViTConfig
 from lgvit_edge.errors import ConfigError
+from lgvit_edge.export.coverage import randomised
 from lgvit_edge.image_spec import Preprocess
-from lgvit_edge.model import (
-    LGViT,
-    baseline,
-    block_macs,
-    count_macs,
-    count_parameters,
-    cut,
-    example_input,
-    vit,
-)
-from lgvit_edge.model.heads import ExitHead, exit_head
-from lgvit_edge.model.heads.gah import GlobalAggregation
-from lgvit_edge.placement import default_heads
-from lgvit_edge.preprocess import to_float
-
-EVERY_HEAD = (
-    ExitConfig(1, "lph", kernel=0),
-    ExitConfig(2, "lph", kernel=3),
-    ExitConfig(4, "lph", kernel=5),
-    ExitConfig(5, "gah", window=1),
-    ExitConfig(6, "gah", window=2),
-    ExitConfig(7, "gah", window=3),
-)
-# 5 x 5 tokens: no window but 1 divides the grid.
-EVERY = LGViTConfig(
-    family="vit",
-    image_size=20,
-    patch_size=4,
-    hidden_size=16,
-    num_blocks=8,
-    num_heads=2,
-    intermediate_size=24,
-    num_classes=5,
-    exits=EVERY_HEAD,
-    preprocess=Preprocess(resize=22, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
-)
-
-
-def randomised(config: LGViTConfig, seed: int = 20) -> LGViT:
-    """Every number random, BatchNorm statistics too: fresh norms are identities and hide errors."""
-    generator = torch.Generator().manual_seed(seed)
-    model = LGViT(config)
-
-    def normal(tensor: Tensor | None, mean: float, std: float) -> None:
-        if tensor is not None:
-            tensor.copy_(mean + std * torch.randn(tensor.shape, generator=generator))
-
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d)):
-                normal(module.weight, 0.0, module.weight[0].numel() ** -0.5)
-                normal(module.bias, 0.0, 0.3)
-            elif isinstance(module, (nn.LayerNorm, nn.BatchNorm2d)):
-                normal(module.weight, 1.0, 0.2)
-                normal(module.bias, 0.0, 0.3)
-            if isinstance(module, nn.BatchNorm2d):
-                normal(module.running_mean, 0.0, 0.5)
-                assert module.running_var is not None
-                module.running_var.copy_(
-                    0.5 + 1.5 * torch.rand(module.running_var.shape, generator=generator)
-                )
-        normal(model.backbone.embedding.prefix, 0.0, 0.5)
-        normal(model.backbone.embedding.position, 0.0, 0.5)
-    return model.eval()
+from lgvit_edge.model import LGViT, baseline, cut, example_input
 
 
 def frames(count: int, side: int) -> np.ndarray:
@@ -88,80 +24,6 @@ def close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-# Segments and baseline compute what the model computes.
-
-
-def chained(model: LGViT, image: Tensor, input: str) -> Tensor:
-    """All exits' logits, one segment after the other: ``[B, M + 1, C]``."""
-    *segments, last = cut(model, input=input)
-    x, logits = image, []
-    for segment in segments:
-        x, each = segment.module(x)
-        logits.append(each)
-    return torch.stack([*logits, last.module(x)], dim=1)
-
-
-@pytest.mark.parametrize(
-    ("family", "lph_residual", "gah_average"),
-    list(itertools.product(["vit", "deit"], [True, False], [True, False])),
-)
-def test_chained_segments_equal_exit_logits(
-    family: str, lph_residual: bool, gah_average: bool
-) -> None:
-    tokens = 2 if family == "deit" else 1
-    config = EVERY.replace(
-        family=family,
-        prefix_tokens=tokens,
-        classifiers=tokens,
-        lph_residual=lph_residual,
-        gah_average=gah_average,
-    )
-    model = randomised(config)
-    images = frames(3, config.image_size)
-    normalised = torch.from_numpy(to_float(images, config.preprocess))
-    with torch.no_grad():
-        expected = model.exit_logits(normalised)
-        assert expected.shape == (3, 7, 5)
-        assert (expected[:, 1:] - expected[:, :-1]).abs().amax(dim=(0, 2)).min() > 0.1
-        close(chained(model, torch.from_numpy(images), "uint8"), expected)
-        close(chained(model, normalised, "float32"), expected)
-        close(baseline(model)(torch.from_numpy(images)), expected[:, -1])
-        close(baseline(model, input="float32")(normalised), expected[:, -1])
-        close(model(normalised), expected[:, -1])
-
-
-@pytest.mark.parametrize("grid", [4, 6, 7])
-def test_chained_segments_equal_exit_logits_on_other_grids(grid: int) -> None:
-    config = EVERY.replace(image_size=4 * grid, preprocess=Preprocess(resize=40))
-    model = randomised(config)
-    images = frames(2, config.image_size)
-    with torch.no_grad():
-        expected = model.exit_logits(torch.from_numpy(to_float(images, config.preprocess)))
-        close(chained(model, torch.from_numpy(images), "uint8"), expected)
-
-
-def test_two_prefix_tokens_with_one_classifier() -> None:
-    """Hugging Face's plain DeiT: the distillation token attends but is not classified."""
-    config = EVERY.replace(family="deit", prefix_tokens=2, classifiers=1)
-    model = randomised(config)
-    images = frames(2, config.image_size)
-    with torch.no_grad():
-        expected = model.exit_logits(torch.from_numpy(to_float(images, config.preprocess)))
-        close(chained(model, torch.from_numpy(images), "uint8"), expected)
-
-
-def test_the_flags_change_what_they_name_and_nothing_else() -> None:
-    model = randomised(EVERY)
-    pixels = torch.randn(2, 3, 20, 20, generator=torch.Generator().manual_seed(1))
-    paper = LGViT(EVERY.replace(lph_residual=False, gah_average=True)).eval()
-    paper.load_state_dict(model.state_dict())
-    with torch.no_grad():
-        ours, theirs = model.exit_logits(pixels), paper.exit_logits(pixels)
-    changed = (ours - theirs).abs().amax(dim=(0, 2)) > 1e-3
-    # A window of 1 averages nothing; the final classifier has no head.
-    assert changed.tolist() == [True, True, True, False, True, True, False]
-
-
 def test_fewer_exits_answer_as_before(tiny_model: LGViT) -> None:
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     fewer = tiny_model.with_exits([1, 3])
@@ -170,33 +32,6 @@ def test_fewer_exits_answer_as_before(tiny_model: LGViT) -> None:
     assert [exit.block for exit in fewer.config.exits] == [1, 3]
     with pytest.raises(ConfigError, match=r"after blocks \[1, 2, 3\], found \[1, 9\]"):
         tiny_model.with_exits([1, 9])
-
-
-def test_deployed_heads_equal_the_mean_of_their_features() -> None:
-    model = randomised(EVERY.replace(family="deit", prefix_tokens=2, classifiers=2))
-    hidden = torch.randn(3, 27, 16, generator=torch.Generator().manual_seed(2))
-    with torch.no_grad():
-        for head in model.heads:
-            assert isinstance(head, ExitHead)
-            features = head.features(hidden)
-            expected = head.classify(hidden, features)
-            close(head.deployed()(hidden), expected)
-            close(head(hidden), expected)
-            residual = hidden[:, 2:].mean(dim=1) if head.body.residual else 0
-            close(head.body.pooled(2)(hidden)[:, 0] + residual, features.mean(dim=1))
-
-
-def test_convergence_averages_or_subsamples_windows() -> None:
-    patches = torch.arange(25.0).reshape(1, 25, 1).expand(1, 25, 16)
-    for average, window, expected in [
-        (False, 2, [0.0, 2, 4, 10, 12, 14, 20, 22, 24]),
-        (False, 3, [0.0, 3, 15, 18]),
-        (True, 2, [3.0, 5, 13, 15]),  # rows and columns 0..3; what is left over falls away
-        (True, 3, [6.0]),
-        (True, 1, list(range(25))),
-    ]:
-        body = GlobalAggregation(16, 5, window, average=average)
-        assert body.converge(patches)[0, :, 0].tolist() == expected
 
 
 def test_segments_say_which_blocks_and_head_they_hold(tiny_model: LGViT) -> None:
@@ -212,7 +47,7 @@ def test_segments_say_which_blocks_and_head_they_hold(tiny_model: LGViT) -> None
 
 
 def test_a_model_without_exits_is_one_segment(tiny_model: LGViT) -> None:
-    plain = randomised(tiny_model.config.replace(exits=()))
+    plain = randomised(LGViT(tiny_model.config.replace(exits=())))
     (only,) = cut(plain)
     images = torch.from_numpy(frames(1, 32))
     assert (only.first_block, only.last_block, only.head) == (1, 4, "final")
@@ -251,128 +86,108 @@ def test_hidden_states_are_the_embedding_and_each_block(tiny_model: LGViT) -> No
         close(tiny_model.backbone.blocks[2](states[2]), states[3])
 
 
-# Multiply-accumulates.
+# Other image sizes.
 
-T, D, MLP = 197, 192, 768
+SWIN = LGViTConfig(
+    family="swin",
+    image_size=32,
+    patch_size=2,
+    hidden_size=16,
+    num_blocks=4,
+    num_heads=2,
+    intermediate_size=32,
+    num_classes=5,
+    prefix_tokens=0,
+    depths=(2, 2),
+    stage_heads=(2, 4),
+    window_size=4,
+    exits=(ExitConfig(2, "lph", kernel=3), ExitConfig(3, "gah", window=2)),
+    preprocess=Preprocess(resize=36),
+)
 
 
-def test_macs_of_a_block_are_the_hand_formula() -> None:
-    config = architecture("vit-tiny")
-    by_hand = (
-        3 * T * D * D  # query, key, value
-        + 2 * T * T * D  # the two products of attention
-        + T * D * D  # output
-        + 2 * T * D * MLP
-    )
-    assert count_macs(vit.block(config.blocks[0], config), torch.zeros(1, T, D)) == by_hand
-    assert block_macs(config) == [by_hand] * 12
+def positions(model: LGViT) -> Tensor:
+    found = model.backbone.embedding.position
+    assert isinstance(found, Tensor)
+    return found
+
+
+def test_positions_are_interpolated_and_prefix_tokens_keep_theirs(tiny_model: LGViT) -> None:
+    with torch.no_grad():
+        ramp = torch.arange(4.0).repeat_interleave(4)  # one value per row of patches
+        positions(tiny_model)[0, 1:] = ramp[:, None]
+        positions(tiny_model)[0, 0] = 7.0
+    larger = tiny_model.resized(64)
+    grown = positions(larger)[0]
+    assert grown.shape == (1 + 8 * 8, 32) and (grown[0] == 7).all()
+    rows = grown[1:, 0].reshape(8, 8)
+    assert torch.allclose(rows, rows[:, :1].expand(8, 8), atol=1e-5)
+    assert (rows[1:, 0] > rows[:-1, 0]).all() and -0.5 < rows.min() and rows.max() < 3.5
+    assert (larger.config.image_size, larger.config.preprocess.resize) == (64, 64)
+    assert larger.exit_logits(torch.zeros(1, 3, 64, 64)).shape == (1, 4, 5)
+
+
+@pytest.mark.parametrize("family", ["vit", "swin"])
+def test_what_does_not_depend_on_the_size_is_shared(tiny_model: LGViT, family: str) -> None:
+    model = tiny_model if family == "vit" else randomised(LGViT(SWIN))
+    larger, differing = model.resized(64).state_dict(), set()
+    for name, tensor in model.state_dict().items():
+        if larger[name].data_ptr() != tensor.data_ptr():
+            differing.add(name)
+    assert differing == ({"backbone.embedding.position"} if family == "vit" else set())
+    assert not model.resized(64).training and model.train().resized(64).training
+
+
+def test_a_swin_of_another_size_keeps_its_windows() -> None:
+    """On a map of four times the area the first rows see what they saw: windows of 4 x 4."""
+    model = randomised(LGViT(SWIN))
+    larger = model.resized(64)
+    assert {block.window for block in larger.config.blocks} == {4}
+    assert larger.config.preprocess.resize == 72
+    pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    tiled = pixels.repeat(1, 1, 2, 2)
+    with torch.no_grad():
+        # The first block has no shift, so that its windows never look across a seam.
+        small, large = model.hidden_states(pixels)[1], larger.hidden_states(tiled)[1]
+        corner = large.reshape(1, 32, 32, 16)[:, :16, :16].flatten(1, 2)
+        close(corner, small)
+        close(larger.resized(32).exit_logits(pixels), model.exit_logits(pixels))
+
+
+def test_a_swin_on_a_map_smaller_than_its_windows_keeps_the_middle_of_their_tables() -> None:
+    model = randomised(LGViT(SWIN))
+    small = model.resized(12)  # maps of 6 and 3
+    assert [block.window for block in small.config.blocks] == [4, 4, 3, 3]
+    table, cut_out = (m.backbone.blocks[3].attention.table for m in (model, small))
+    assert table.shape == (49, 4) and cut_out.shape == (25, 4)
+    assert torch.equal(cut_out.reshape(5, 5, 4), table.reshape(7, 7, 4)[1:6, 1:6])
+    assert small.exit_logits(torch.zeros(2, 3, 12, 12)).shape == (2, 3, 5)
+
+
+def test_tables_of_windows_that_were_cut_grow_again() -> None:
+    small = randomised(LGViT(SWIN)).resized(12)
+    with torch.no_grad():
+        # Downwards one step a row, the same for all columns.
+        ramp = torch.arange(5.0).repeat_interleave(5)
+        small.backbone.blocks[3].attention.table[:] = ramp[:, None]  # type: ignore
+    large = small.resized(32)
+    assert [block.window for block in large.config.blocks] == [4] * 4
+    grown = large.backbone.blocks[3].attention.table  # type: ignore[union-attr]
+    assert grown.shape == (49, 4)
+    rows = grown.detach().reshape(7, 7, 4)[:, :, 0]
+    assert torch.allclose(rows, rows[:, :1].expand(7, 7), atol=1e-5)
+    assert (rows[1:, 0] > rows[:-1, 0]).all() and float(rows[3, 0]) == pytest.approx(2.0)
+    assert large.exit_logits(torch.zeros(2, 3, 32, 32)).shape == (2, 3, 5)
 
 
 @pytest.mark.parametrize(
-    ("name", "giga"), [("vit-base", 17.56), ("vit-tiny", 1.25), ("deit-tiny", 1.25)]
+    ("config", "size", "message"),
+    [
+        ({}, 33, "image_size 33 is not a multiple of patch_size 2"),
+        ({}, 4, "gah windows must fit the 1 x 1 tokens after block 3"),
+        ({"exits": (ExitConfig(1, "lph", kernel=5),)}, 4, "lph kernels must fit the 2 x 2 tokens"),
+    ],
 )
-def test_macs_of_published_backbones(name: str, giga: float) -> None:
-    config = architecture(name)
-    with torch.device("meta"):
-        module = baseline(LGViT(config), input="float32")
-    found = count_macs(module, example_input(config, None, input="float32").to("meta"))
-    width = config.hidden_size
-    assert found == 196 * 768 * width + sum(block_macs(config)) + width * 1000
-    assert round(found / 1e9, 2) == giga
-
-
-def test_normalising_inside_the_network_costs_no_macs(tiny_model: LGViT) -> None:
-    config = tiny_model.config
-    uint8, float32 = (
-        count_macs(baseline(tiny_model, input=i), example_input(config, None, input=i))
-        for i in ("uint8", "float32")
-    )
-    assert uint8 == float32
-
-
-class Features(nn.Module):
-    """The paper's form of a head's body."""
-
-    def __init__(self, head: ExitHead) -> None:
-        super().__init__()
-        self.head = head
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.head.features(hidden)
-
-
-N, C = 196, 1000
-
-
-@pytest.mark.parametrize("kernel", [0, 3, 5])
-def test_macs_of_lph(kernel: int) -> None:
-    head = exit_head(architecture("vit-tiny"), ExitConfig(4, "lph", kernel=kernel)).eval()
-    hidden = torch.zeros(1, T, D)
-    # Paper Eq. 7.
-    assert count_macs(Features(head), hidden) == 2 * N * D**2 + N * D * kernel**2
-    # Deployed, the first projection sees the prefix too, the second one vector, and means are
-    # products with a row: of the patches, and without a kernel of what they became.
-    means = T * D if kernel else 2 * T * D  # the first also picks the class token
-    deployed = T * D**2 + N * D * kernel**2 + means + D**2 + D * C
-    assert count_macs(head.deployed(), hidden) == deployed
-
-
-@pytest.mark.parametrize("window", [1, 2, 3])
-@pytest.mark.parametrize("average", [False, True])
-def test_macs_of_gah(window: int, average: bool) -> None:
-    config = architecture("vit-tiny").replace(gah_average=average)
-    head = exit_head(config, ExitConfig(9, "gah", window=window)).eval()
-    side = 14 // window if average else math.ceil(14 / window)
-    kept = side**2
-    hidden = torch.zeros(1, T, D)
-    # Paper Eq. 7.
-    assert count_macs(Features(head), hidden) == 4 * kept * D**2 + 2 * kept**2 * D
-    # Deployed, the tokens are weighed per head before the value projection, which sees one row
-    # per head; the projection sees one row, and the class token is picked by a product.
-    deployed = 2 * kept * D**2 + kept**2 * D + 8 * kept * D + D**2 + D**2 + D * C + T * D
-    assert count_macs(head.deployed(), hidden) == deployed
-
-
-def test_macs_of_segments_add_up(tiny_model: LGViT) -> None:
-    config = tiny_model.config
-    whole = count_macs(baseline(tiny_model), example_input(config, None))
-    segments = [count_macs(s.module, example_input(config, s.index)) for s in cut(tiny_model)]
-    hidden = torch.zeros(1, 17, 32)
-    heads = [count_macs(head.deployed(), hidden) for head in tiny_model.heads]
-    assert sum(segments) == whole + sum(heads)
-
-
-def test_macs_scale_with_the_batch(tiny_model: LGViT) -> None:
-    one, four = (
-        count_macs(baseline(tiny_model), example_input(tiny_model.config, None, batch=b))
-        for b in (1, 4)
-    )
-    assert four == 4 * one
-
-
-# Parameters.
-
-
-@pytest.mark.parametrize(
-    ("name", "parameters"), [("deit-tiny", 5_717_416), ("vit-base", 86_567_656)]
-)
-def test_parameters_of_published_backbones(name: str, parameters: int) -> None:
-    with torch.device("meta"):
-        assert count_parameters(LGViT(architecture(name))) == parameters
-
-
-@pytest.mark.parametrize("input", ["uint8", "float32"])
-def test_parameters_of_segments_add_up(input: str) -> None:
-    model = randomised(EVERY)
-    assert sum(s.parameters for s in cut(model, input=input)) == count_parameters(model)
-
-
-def test_parameters_of_the_default_heads() -> None:
-    config = architecture("vit-tiny").replace(exits=default_heads([4, 6, 8, 10]))
-    with torch.device("meta"):
-        heads = [count_parameters(head) for head in LGViT(config).heads]
-    classifier, norm, point = D * C + C, 2 * D, D**2 + D
-    lph3 = 2 * point + 9 * D + D + 3 * norm + classifier
-    lph0 = 2 * point + 2 * norm + classifier
-    gah = 3 * D**2 + point + classifier
-    assert heads == [lph3, lph0, gah, gah]
+def test_sizes_that_do_not_fit(config: dict[str, Any], size: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        LGViT(SWIN.replace(**config)).resized(size)

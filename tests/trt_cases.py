@@ -34,7 +34,7 @@ FAKE = fake_cuda.load()
 RTX = os.environ["TRT_MODULE"] == "tensorrt_rtx"
 LIBRARY = "tensorrt-rtx" if RTX else "tensorrt"
 VERSION = os.environ["TRT_VERSION"]
-BUNDLES = Path(os.environ["TRT_BUNDLES"])  # fp32 and fp16, batches 1 to 8; fixed: batch 1
+BUNDLES = Path(os.environ["TRT_BUNDLES"])  # fp32, fp16 and swin, batches 1 to 8; fixed: batch 1
 sys.path.insert(0, os.environ.get("TRT_FOLDER", ""))
 TRT = trt_standin.install(
     importlib.import_module(os.environ["TRT_BINDINGS"]), os.environ["TRT_MODULE"], VERSION
@@ -61,7 +61,7 @@ def fresh() -> Iterator[None]:
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Bundles with engines; do not change them, take ``bundle``."""
     root = tmp_path_factory.mktemp("compiled")
-    for name in ("fp32", "fp16", "fixed"):
+    for name in ("fp32", "fp16", "fixed", "swin"):
         build_engines(copied(name, root), library=LIBRARY)
     return root
 
@@ -106,7 +106,7 @@ def plan(bundle: Path, name: str) -> dict[str, object]:
 # The chain.
 
 
-@pytest.mark.parametrize("name", ["fp32", "fp16", "fixed"])
+@pytest.mark.parametrize("name", ["fp32", "fp16", "fixed", "swin"])
 @pytest.mark.parametrize(("graphs", "speculate"), WAYS)
 def test_every_exit_equals_onnx_runtime_bit_for_bit(
     name: str, graphs: bool, speculate: bool, compiled: Path
@@ -148,6 +148,28 @@ def test_rows_that_exit_leave_the_batch(
                 assert a.confidence == pytest.approx(b.confidence, abs=2e-3)
                 seen.add(a.exit)
         assert len(seen) >= 3
+
+
+@pytest.mark.parametrize(("graphs", "speculate"), WAYS)
+def test_rows_of_a_swin_leave_the_batch_whatever_its_stage(
+    graphs: bool, speculate: bool, compiled: Path
+) -> None:
+    """Its hidden states shrink from segment to segment, and with them what a kept row is."""
+    with (
+        open_trt(compiled / "swin", cuda_graphs=graphs, speculate=speculate) as trt,
+        Session.open(compiled / "swin", backend="onnxruntime") as ort,
+    ):
+        assert plan(compiled / "swin", "segment_1")["profile"] == [[n, 256, 8] for n in (1, 4, 8)]
+        assert plan(compiled / "swin", "segment_2")["profile"] == [[n, 64, 16] for n in (1, 4, 8)]
+        images = frames(8) + frames(3)
+        logits = np.exp(ort.exit_logits(images))
+        confidences = np.sort((logits.max(-1) / logits.sum(-1))[:, :-1], axis=0)
+        trt.policy = ort.policy = policy.Confidence(tuple(map(float, confidences[5])))
+        pairs = list(zip(trt.predict_batch(images), ort.predict_batch(images), strict=True))
+        assert {a.exit for a, _ in pairs} == {1, 2, 3}
+        for a, b in pairs:
+            assert (a.exit, a.class_index) == (b.exit, b.class_index)
+            assert a.confidence == pytest.approx(b.confidence, abs=1e-5)
 
 
 def test_one_frame_after_the_other_keeps_nothing_of_the_last(bundle: Path) -> None:

@@ -29,7 +29,7 @@ def count_macs(module: nn.Module, example: torch.Tensor, *, attention: bool = Tr
         counter = FlopCounterMode(display=False)
         with counter:
             module(fake.from_tensor(example))
-    flops = counter.get_flop_counts()["Global"]
+    flops = counter.get_flop_counts().get("Global", {})
     return sum(n for op, n in flops.items() if attention or op not in _PRODUCTS) // 2
 
 

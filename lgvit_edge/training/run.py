@@ -147,7 +147,9 @@ def _prepare(
 
 def _exits(start: LGViT, text: str | None, heads: str | None) -> tuple[ExitConfig, ...]:
     config = start.config
-    if text is None and heads is None and config.exits:
-        return config.exits
+    if text is None and config.exits:
+        if heads is None:
+            return config.exits
+        text = ",".join(str(exit.block) for exit in config.exits)
     macs = block_macs(config)
     return plan_exits(text or DEFAULT_EXITS, macs, heads=heads or "lgvit", family=config.family)
