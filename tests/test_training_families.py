@@ -22,6 +22,7 @@ from lgvit_edge.image_spec import Preprocess
 from lgvit_edge.model import LGViT, load_checkpoint, save_checkpoint
 from lgvit_edge.training import TrainingConfig, evaluate, train_from_folder
 from lgvit_edge.training.data import ImageFolder
+from lgvit_edge.training.optimise import adamw
 from lgvit_edge.training.start import seeded
 
 SPEC = Preprocess(resize=32)
@@ -144,6 +145,14 @@ def test_every_family_trains_every_kind_of_head(
     assert {exit.head for exit in model.config.exits} == kinds
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
     assert changed(model, load_checkpoint(folder.parent / "out.pt")) == set()
+
+
+def test_no_decay_on_a_swins_bias_tables() -> None:
+    model = seeded(SWIN, 0)
+    decayed, plain = adamw(model.named_parameters(), weight_decay=0.1).param_groups
+    tables = {id(block.attention.table) for block in model.backbone.blocks}
+    assert tables <= {id(p) for p in plain["params"]}
+    assert not tables & {id(p) for p in decayed["params"]}
 
 
 def test_other_heads_stand_where_the_checkpoint_has_its_exits(

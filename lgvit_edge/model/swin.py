@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lgvit_edge.config import BlockConfig, LGViTConfig
-from lgvit_edge.model.block import Block, merge_heads, split_heads
+from lgvit_edge.model.block import Attention, Block, merge_heads, split_heads
 
 _EPS = 1e-5  # of the norms of embedding and merging, whatever the configuration says of the others
 _MASKED = -100.0  # what Swin adds to the score of tokens that are no neighbours
@@ -69,18 +69,12 @@ class PatchMerging(nn.Module):
         return merged
 
 
-class WindowAttention(nn.Module):
+class WindowAttention(Attention):
     """Self-attention inside w x w windows, with a learnt bias per relative position."""
 
     def __init__(self, config: BlockConfig, *, qkv_bias: bool) -> None:
-        super().__init__()
-        dim = config.dim
+        super().__init__(config.dim, config.num_heads, qkv_bias=qkv_bias)
         self.sizes = config
-        self.query = nn.Linear(dim, dim, bias=qkv_bias)
-        self.key = nn.Linear(dim, dim, bias=qkv_bias)
-        self.value = nn.Linear(dim, dim, bias=qkv_bias)
-        self.softmax = nn.Softmax(dim=-1)
-        self.proj = nn.Linear(dim, dim)
         self.table = nn.Parameter(torch.zeros((2 * config.window - 1) ** 2, config.num_heads))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,16 +97,14 @@ class WindowAttention(nn.Module):
         if len(there) > sizes.grid**2:
             x = functional.pad(x, (0, 0, 0, 1))  # the row of zeros that padding reads
         windows = x.index_select(1, there).reshape(-1, area, dim)
-        q, k, v = (
-            split_heads(f(windows), sizes.num_heads) for f in (self.query, self.key, self.value)
-        )
-        scores = (q * (dim // sizes.num_heads) ** -0.5) @ k.transpose(-2, -1)
+        scores = self.scores(windows)
         count = len(there) // area
         if len(bias) > 1:
             scores = scores.reshape(-1, count, *bias.shape[1:]) + bias
             scores = scores.reshape(-1, *bias.shape[1:])
         else:
             scores = scores + bias
+        v = split_heads(self.value(windows), self.heads)
         mixed: Tensor = self.proj(merge_heads(self.softmax(scores) @ v))
         return mixed.reshape(-1, count * area, dim).index_select(1, back)
 

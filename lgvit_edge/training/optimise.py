@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-_EMBEDDINGS = ("embedding.prefix", "embedding.position")
+_EMBEDDINGS = ("embedding.prefix", "embedding.position", "attention.table")
 
 
 def learning_rate(step: int, steps: int, *, peak: float, warmup: float) -> float:
