@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from lgvit_edge import __version__, cli_build, cli_export
+from lgvit_edge import __version__, cli_build, cli_export, cli_train
 from lgvit_edge._terminal import console, progress_bar, say, table
 from lgvit_edge.arguments import (
     AsJson,
@@ -21,8 +21,6 @@ from lgvit_edge.arguments import (
     CudaGraphs,
     Device,
     Engines,
-    Heads,
-    ImageSize,
     PolicyText,
     Speculate,
     Threads,
@@ -65,75 +63,7 @@ def _root(
         raise typer.Exit
 
 
-@app.command()
-def train(
-    data: Annotated[
-        Path, typer.Option(help="Image folder: a sub-folder per class, or train/ and val/.")
-    ],
-    out: Annotated[Path, typer.Option(help="Checkpoint to write, .pt or .safetensors.")] = Path(
-        "model.pt"
-    ),
-    backbone: Annotated[
-        str, typer.Option(help="An architecture such as deit-tiny, or a checkpoint's path.")
-    ] = "vit-tiny",
-    weights: Annotated[
-        Path | None, typer.Option(help="Weights for the architecture: a timm state dict.")
-    ] = None,
-    val: Annotated[Path | None, typer.Option(help="Validation images.")] = None,
-    exits: Annotated[
-        str | None,
-        typer.Option(
-            help="uniform:M, shallow:M, middle:M, deep:M, or blocks as 4,6,8,10. "
-            "Default: uniform:8."
-        ),
-    ] = None,
-    heads: Heads = None,
-    image_size: ImageSize = None,
-    stage: Annotated[str, typer.Option(help="1 (backbone), 2 (exits) or both.")] = "both",
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each stage.")] = 50,
-    batch_size: Annotated[int, typer.Option(min=2)] = 64,
-    lr: Annotated[
-        float, typer.Option(help="Peak learning rate. Few images and epochs want 1e-3.")
-    ] = 5e-5,
-    cache: Annotated[
-        bool, typer.Option(help="Stage 2: run the frozen backbone once and keep its outputs.")
-    ] = False,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 2,
-    seed: Annotated[int, typer.Option()] = 777,
-    resume: Annotated[bool, typer.Option(help="Go on where an interrupted run stopped.")] = True,
-) -> None:
-    """Train an LGViT from a backbone and a folder of images."""
-    from lgvit_edge._optional import require
-
-    require("torch", extra="train")
-    from lgvit_edge.training.run import train_from_folder
-    from lgvit_edge.training.settings import TrainingConfig
-
-    config = TrainingConfig(
-        epochs=(epochs, epochs),
-        lr=(lr, lr),
-        batch_size=batch_size,
-        cache=cache,
-        workers=workers,
-        seed=seed,
-    )
-    train_from_folder(
-        data,
-        backbone=backbone,
-        out=out,
-        weights=weights,
-        exits=exits,
-        heads=heads,
-        image_size=image_size,
-        stage=stage,
-        val=val,
-        config=config,
-        resume=resume,
-        console=console,
-    )
-    say(f"next: lgvit-edge export --ckpt {out} --target cpu --out out/")
-
-
+app.command()(cli_train.train)
 app.command()(cli_export.export)
 app.command()(cli_build.build)
 

@@ -16,25 +16,48 @@ from torch.nn import functional
 from lgvit_edge.config import GLOBAL_HEADS, LOCAL_HEADS, ExitConfig
 
 
+def kl_loss(
+    student: Tensor, teacher: Tensor, *, temperature: float = 2, per: str = "image"
+) -> Tensor:
+    """Kullback-Leibler divergence of softened predictions, times T^2.
+
+    Eq. 14 leaves T^2 out and the authors' code has it: without it the gradient would shrink by T^2
+    and gamma would mean something else for every T.
+
+    Args:
+        student: logits ``[B, C]``.
+        teacher: logits ``[B, C]``.
+        temperature: T, which softens both distributions.
+        per: ``image`` averages over images, as a divergence is defined; ``class`` divides by C as
+            well, as the authors' code does: with many classes the term is small.
+    """
+    log_student = functional.log_softmax(student / temperature, dim=-1)
+    log_teacher = functional.log_softmax(teacher / temperature, dim=-1)
+    kl = functional.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+    return temperature**2 * kl / (student.shape[-1] if per == "class" else 1)
+
+
 def kd_loss(
-    student: Tensor, teacher: Tensor, labels: Tensor, *, gamma: float = 0.3, temperature: float = 2
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    *,
+    gamma: float = 0.3,
+    temperature: float = 2,
+    kl: str = "image",
 ) -> Tensor:
     """Vanilla knowledge distillation, Eq. 14.
-
-    The KL term is multiplied by T^2, which Eq. 14 leaves out and the authors' code has: without it
-    its gradient would shrink by T^2 and gamma would mean something else for every T.
 
     Args:
         student: logits ``[B, C]`` of an exit.
         teacher: logits ``[B, C]`` of the final classifier.
         labels: ``[B]``.
         gamma: share of the KL term.
-        temperature: T, which softens both distributions.
+        temperature: as in ``kl_loss``.
+        kl: ``per`` of ``kl_loss``.
     """
-    log_student = functional.log_softmax(student / temperature, dim=-1)
-    log_teacher = functional.log_softmax(teacher / temperature, dim=-1)
-    kl = functional.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
-    return (1 - gamma) * functional.cross_entropy(student, labels) + gamma * temperature**2 * kl
+    imitation = kl_loss(student, teacher, temperature=temperature, per=kl)
+    return (1 - gamma) * functional.cross_entropy(student, labels) + gamma * imitation
 
 
 def prediction(
@@ -45,6 +68,7 @@ def prediction(
     *,
     gamma: float = 0.3,
     temperature: float = 2,
+    kl: str = "image",
     which: str = "all",
 ) -> Tensor:
     """Prediction distillation, Eq. 13: the sum of Eq. 14 over exits.
@@ -56,11 +80,13 @@ def prediction(
         exits: the M exits.
         gamma: as in ``kd_loss``.
         temperature: as in ``kd_loss``.
+        kl: as in ``kd_loss``.
         which: ``all`` exits, or as the ``paper`` writes the last LPH and the last GAH.
     """
     chosen = range(len(exits)) if which == "all" else sorted(last_of_each(exits))
     losses = [
-        kd_loss(logits[m], teacher, labels, gamma=gamma, temperature=temperature) for m in chosen
+        kd_loss(logits[m], teacher, labels, gamma=gamma, temperature=temperature, kl=kl)
+        for m in chosen
     ]
     return torch.stack(losses).sum() if losses else teacher.new_zeros(())
 

@@ -9,8 +9,10 @@ from typing import Any
 
 from lgvit_edge._schema import to_json
 from lgvit_edge.errors import UsageError
+from lgvit_edge.training.schemes import SCHEMES
 
 PREDICTION_EXITS = ("all", "paper")
+KL = ("image", "class")
 DEVICES = ("auto", "cpu", "cuda")
 # What changes how fast the same numbers are computed, not which.
 _SPEED_ONLY = ("workers", "device")
@@ -30,10 +32,13 @@ class TrainingConfig:
         warmup: share of each stage's steps in which the rate rises linearly; then a cosine to 0.
         weight_decay: AdamW's, on weights of two or more dimensions (no norm, bias or embedding).
         clip: largest norm of the gradient; 0 leaves it alone.
+        scheme: how losses become one, of ``lgvit_edge.training.schemes.SCHEMES``.
         gamma: share of the distillation term in Eq. 14.
         temperature: T of Eq. 14.
         alpha: weight of the heterogeneous loss in Eq. 15.
         beta: weight of the homogeneous loss in Eq. 15.
+        kl: ``image`` averages the KL term of Eq. 14 over images; ``class`` divides by the number of
+            classes as well, as the authors' code does.
         prediction_exits: ``all`` applies Eq. 14 at every exit, as the authors' code does;
             ``paper`` only at exits M/2 and M, as Eq. 13 is written, which leaves the classifiers
             of all other exits untrained.
@@ -54,10 +59,12 @@ class TrainingConfig:
     warmup: float = 0.05
     weight_decay: float = 0.05
     clip: float = 1.0
+    scheme: str = "lgvit"
     gamma: float = 0.3
     temperature: float = 2.0
     alpha: float = 0.01
     beta: float = 0.01
+    kl: str = "image"
     prediction_exits: str = "all"
     gram: str = "mean"
     cache: bool = False
@@ -87,6 +94,12 @@ class TrainingConfig:
             (_finite(self.alpha), "alpha must be >= 0", "alpha"),
             (_finite(self.beta), "beta must be >= 0", "beta"),
             (
+                self.scheme in SCHEMES,
+                f"scheme must be one of {', '.join(SCHEMES)}",
+                "scheme",
+            ),
+            (self.kl in KL, f"kl must be one of {', '.join(KL)}", "kl"),
+            (
                 self.gram in ("mean", "sum"),
                 "gram must be one of mean, sum",
                 "gram",
@@ -111,6 +124,11 @@ class TrainingConfig:
     def replace(self, **changes: Any) -> TrainingConfig:
         """A copy with some fields changed, validated again."""
         return dataclasses.replace(self, **changes)
+
+    @property
+    def imitation(self) -> dict[str, Any]:
+        """What losses need to know of distilled predictions."""
+        return {"gamma": self.gamma, "temperature": self.temperature, "kl": self.kl}
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the result, as plain JSON types."""

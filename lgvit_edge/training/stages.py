@@ -15,6 +15,7 @@ from lgvit_edge.training import losses
 from lgvit_edge.training.align import Align
 from lgvit_edge.training.batches import Batch, Batches
 from lgvit_edge.training.cache import HiddenCache, HiddenStates, hidden_states
+from lgvit_edge.training.schemes import SCHEMES
 from lgvit_edge.training.settings import TrainingConfig
 
 
@@ -58,16 +59,17 @@ class Stage(Protocol):
 
 
 class StageOne:
-    """Backbone and final classifier, the exits on every other step.
+    """The whole model, by the scheme's joint loss.
 
-    Even steps train on the final loss alone, odd steps on all losses weighted by depth: the
-    authors' ``alternating_weighted``.
+    Where the scheme alternates, even steps train on the final loss alone. The paper's weighs by
+    depth as well: the authors' ``alternating_weighted``.
     """
 
     number = 1
 
     def __init__(self, model: LGViT, config: TrainingConfig, batches: Batches) -> None:
         self.model, self.config, self.batches = model, config, batches
+        self.scheme = SCHEMES[config.scheme]
         self.aligners = nn.ModuleDict()
 
     def parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
@@ -84,25 +86,30 @@ class StageOne:
         for step, batch in enumerate(
             self.batches.shuffled((self.config.seed, self.number, epoch)), first
         ):
-            yield self.step(batch, with_exits=step % 2 == 1)
+            yield self.step(batch, with_exits=step % 2 == 1 or not self.scheme.alternates)
 
     def step(self, batch: Batch, *, with_exits: bool) -> Step:
-        """The final loss, or all losses weighted by depth."""
+        """The final loss, or the scheme's of all classifiers."""
         model, exits = self.model, self.model.config.exits
         if not (with_exits and exits):
             logits = model(batch.images)
             return Step(functional.cross_entropy(logits, batch.labels), logits, batch.labels)
         *early, logits = model.exit_logits(batch.images).unbind(dim=1)
-        loss = losses.weighted_exits(
-            [functional.cross_entropy(e, batch.labels) for e in early],
-            functional.cross_entropy(logits, batch.labels),
+        loss = self.scheme.joint(
+            early,
+            logits,
+            batch.labels,
             [*(e.block for e in exits), model.config.num_blocks],
+            **self.config.imitation,
         )
         return Step(loss, logits, batch.labels)
 
 
 class StageTwo:
-    """Heads and their aligners, by Eqs. 9 to 15; backbone and final classifier are frozen."""
+    """Heads; backbone and final classifier are frozen.
+
+    The paper's scheme trains them and their aligners by Eqs. 9 to 15, its rivals by their own loss.
+    """
 
     number = 2
 
@@ -117,7 +124,8 @@ class StageTwo:
         exits = model.config.exits
         # Stages of a Swin differ in shape, so its heads' features cannot be compared: like the
         # authors' code for it, only predictions are distilled.
-        self.by_features = not model.config.depths
+        self.scheme = SCHEMES[config.scheme]
+        self.by_features = self.scheme.features and not model.config.depths
         device = next(model.parameters()).device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -150,18 +158,31 @@ class StageTwo:
             yield self.step(hidden_states(self.model, batch))
 
     def step(self, states: HiddenStates) -> Step:
-        """Eq. 15 on what the frozen blocks gave."""
-        config, exits = self.config, self.model.config.exits
-        prefix = self.model.config.prefix_tokens
+        """The scheme's loss on what the frozen blocks gave."""
+        model = self.model.config
         features, logits = [], []
         for head, hidden in zip(self.model.heads, states.exits, strict=True):
             feature = head.features(hidden)  # type: ignore[operator]
             features.append(feature)
             logits.append(head.classify(hidden, feature))  # type: ignore[operator]
-        last = states.last[:, prefix:]
+        if self.scheme.features:
+            loss = self._distilled(states, features, logits)
+        else:
+            blocks = [*(exit.block for exit in model.exits), model.num_blocks]
+            loss = self.scheme.heads(
+                logits, states.teacher, states.labels, blocks, **self.config.imitation
+            )
+        return Step(loss, torch.cat(logits), states.labels.repeat(len(logits)))
+
+    def _distilled(
+        self, states: HiddenStates, features: list[Tensor], logits: list[Tensor]
+    ) -> Tensor:
+        """Eq. 15."""
+        config, exits = self.config, self.model.config.exits
+        last = states.last[:, self.model.config.prefix_tokens :]
         aligned = {int(m): align(last) for m, align in self.aligners.items()}
         comparable = exits if self.by_features else ()
-        loss = losses.total(
+        return losses.total(
             losses.heterogeneous(features, aligned),
             losses.homogeneous(features, comparable, gram=config.gram),
             losses.prediction(
@@ -169,11 +190,9 @@ class StageTwo:
                 states.teacher,
                 states.labels,
                 exits,
-                gamma=config.gamma,
-                temperature=config.temperature,
                 which=config.prediction_exits,
+                **config.imitation,
             ),
             alpha=config.alpha,
             beta=config.beta,
         )
-        return Step(loss, torch.cat(logits), states.labels.repeat(len(logits)))

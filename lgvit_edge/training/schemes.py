@@ -1,0 +1,102 @@
+"""Training schemes: the paper's own and its rivals (paper Tables 4 and 6).
+
+What differs is how the losses of the exits and of the final classifier become one. In stage 1 that
+trains the whole model, in stage 2, where the backbone is frozen, the heads alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lgvit_edge.training import losses
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One way to train.
+
+    Attributes:
+        alternates: every other step of stage 1 trains on the final loss alone (BERxiT).
+        by_depth: losses are weighted by their block (SDN), else alike.
+        predictions: exits imitate the final classifier's predictions as well.
+        features: stage 2 is the paper's, Eq. 15.
+    """
+
+    alternates: bool = False
+    by_depth: bool = False
+    predictions: bool = False
+    features: bool = False
+
+    def joint(
+        self,
+        exits: Sequence[Tensor],
+        final: Tensor,
+        labels: Tensor,
+        blocks: Sequence[int],
+        *,
+        gamma: float,
+        temperature: float,
+        kl: str,
+    ) -> Tensor:
+        """The loss of all exits and the final classifier, a scalar.
+
+        Args:
+            exits: logits ``[B, C]`` of the M exits.
+            final: logits ``[B, C]``.
+            labels: ``[B]``.
+            blocks: of the M exits, then L.
+            gamma: share of the imitation, where there is any.
+            temperature: T, which softens what is imitated.
+            kl: see ``losses.kl_loss``.
+        """
+        crosses = [functional.cross_entropy(logits, labels) for logits in exits]
+        weights = list(blocks) if self.by_depth else [1] * len(blocks)
+        cross = losses.weighted_exits(crosses, functional.cross_entropy(final, labels), weights)
+        return self._imitated(cross, exits, final, gamma, temperature, kl)
+
+    def heads(
+        self,
+        exits: Sequence[Tensor],
+        final: Tensor,
+        labels: Tensor,
+        blocks: Sequence[int],
+        *,
+        gamma: float,
+        temperature: float,
+        kl: str,
+    ) -> Tensor:
+        """The same of the exits alone; arguments as for ``joint``."""
+        weights = blocks[: len(exits)] if self.by_depth else [1] * len(exits)
+        crosses = [functional.cross_entropy(logits, labels) for logits in exits]
+        weighted = torch.stack([w * loss for w, loss in zip(weights, crosses, strict=True)])
+        cross = weighted.sum() / sum(weights)
+        return self._imitated(cross, exits, final, gamma, temperature, kl)
+
+    def _imitated(
+        self,
+        cross: Tensor,
+        exits: Sequence[Tensor],
+        final: Tensor,
+        gamma: float,
+        temperature: float,
+        kl: str,
+    ) -> Tensor:
+        if not self.predictions:
+            return cross
+        teacher = final.detach()  # it learns from labels, not from its pupils
+        imitation = [losses.kl_loss(e, teacher, temperature=temperature, per=kl) for e in exits]
+        return (1 - gamma) * cross + gamma * torch.stack(imitation).mean()
+
+
+SCHEMES = {
+    "lgvit": Scheme(alternates=True, by_depth=True, features=True),
+    "normal": Scheme(),
+    "weighted": Scheme(by_depth=True),
+    "distillation": Scheme(predictions=True),
+    "alternating": Scheme(alternates=True),
+}
