@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lgvit_edge import engines, jetson
-from lgvit_edge._files import replacing
+from lgvit_edge._files import locked, replacing
 from lgvit_edge._tensorrt import TensorRT
 from lgvit_edge.bundle import ENGINES, Bundle, open_bundle
 from lgvit_edge.engines import Build, EngineSpec
@@ -248,27 +247,17 @@ def _read(path: Path) -> bytes:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Keep a second build out; the lock goes with the process, however it ends."""
-    import fcntl
-
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
+        with locked(folder):
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    _tidy(folder)
+    except BlockingIOError:
+        raise BuildError(f"another build is writing {folder}; wait for it") from None
     except OSError as error:
-        raise BuildError(f"cannot write {folder}: {error.strerror}") from error
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BuildError(f"another build is writing {folder}; wait for it") from None
-        try:
-            yield
-        except OSError as error:
-            raise BuildError(f"cannot write {folder}: {error.strerror or error}") from error
-        finally:
-            with contextlib.suppress(OSError):
-                _tidy(folder)
-    finally:
-        os.close(handle)
+        raise BuildError(f"cannot write {folder}: {error.strerror or error}") from error
 
 
 def _tidy(folder: Path) -> None:

@@ -127,6 +127,13 @@ def train(
             help="Stage 2: run the frozen backbone once and keep its outputs.",
         ),
     ] = False,
+    cache_features: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=_IMAGES,
+            help="The same in this folder, for this training and later ones; float16.",
+        ),
+    ] = None,
     cache_views: Annotated[
         int,
         typer.Option(
@@ -181,6 +188,7 @@ def train(
         stage=stage,
         val=val,
         config=config,
+        features=cache_features,
         resume=resume,
         console=console,
     )

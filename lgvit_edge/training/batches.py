@@ -71,7 +71,7 @@ class Batches:
 
     def __len__(self) -> int:
         """Batches per epoch."""
-        return len(self._sampler)
+        return len(_bounds(len(self.dataset), self._sampler.batch_size))
 
     def shuffled(self, key: Key) -> Iterator[Batch]:
         """One epoch of augmented images in random order, both decided by ``key``."""
@@ -80,6 +80,10 @@ class Batches:
     def ordered(self, key: Key | None = None) -> Iterator[Batch]:
         """One epoch in order: as at inference, or augmented as ``key`` decides."""
         return self._run(np.arange(len(self.dataset)), key)
+
+    def some(self, indices: np.ndarray[Any, Any], key: Key | None = None) -> Iterator[Batch]:
+        """These images in this order, as ``ordered``."""
+        return self._run(indices, key)
 
     def _run(self, order: np.ndarray[Any, Any], key: Key | None) -> Iterator[Batch]:
         self._sampler.order, self._sampler.key = order, key
@@ -115,15 +119,15 @@ class _Sampler:
     """Yields lists of (index, key); ``order`` and ``key`` are set before each epoch."""
 
     def __init__(self, count: int, batch_size: int) -> None:
-        self.bounds = _bounds(count, batch_size)
+        self.batch_size = batch_size
         self.order = np.arange(count)
         self.key: Key | None = None
 
     def __len__(self) -> int:
-        return len(self.bounds)
+        return len(_bounds(len(self.order), self.batch_size))
 
     def __iter__(self) -> Iterator[list[tuple[int, Key | None]]]:
-        for a, b in self.bounds:
+        for a, b in _bounds(len(self.order), self.batch_size):
             yield [(int(i), self.key) for i in self.order[a:b]]
 
 

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -40,6 +41,14 @@ def hidden_states(model: LGViT, batch: Batch) -> HiddenStates:
     states = model.hidden_states(batch.images)
     exits = [states[exit.block] for exit in model.config.exits]
     return HiddenStates(exits, states[-1], model.backbone.final(states[-1]), batch.labels)
+
+
+class StoredStates(Protocol):
+    """Hidden states computed before."""
+
+    def shuffled(self, epoch: int, batch_size: int, key: Key) -> Iterator[HiddenStates]:
+        """One epoch in random order."""
+        ...
 
 
 class HiddenCache:

@@ -17,7 +17,7 @@ from torch import nn
 from lgvit_edge.errors import DataError, TrainingError, UsageError
 from lgvit_edge.model import LGViT, save_checkpoint
 from lgvit_edge.training.batches import Batches
-from lgvit_edge.training.cache import HiddenCache
+from lgvit_edge.training.cache import HiddenCache, StoredStates
 from lgvit_edge.training.data import Dataset
 from lgvit_edge.training.evaluate import accuracy_table, evaluate
 from lgvit_edge.training.optimise import adamw, learning_rate
@@ -31,6 +31,7 @@ from lgvit_edge.training.resume import (
 )
 from lgvit_edge.training.settings import TrainingConfig
 from lgvit_edge.training.stages import Stage, StageOne, StageTwo
+from lgvit_edge.training.store import FeatureStore
 
 _SHOWN = 0.05  # weight of the newest step in the smoothed loss and accuracy of the bar
 
@@ -43,6 +44,7 @@ def train(
     *,
     stages: Sequence[int] = (1, 2),
     out: str | Path,
+    features: str | Path | None = None,
     resume: bool = True,
     console: Console | None = None,
 ) -> LGViT:
@@ -59,6 +61,8 @@ def train(
         config: settings.
         stages: 1, 2 or both.
         out: ``.pt`` or ``.safetensors``, written when all is done.
+        features: a folder in which stage 2 keeps the frozen blocks' outputs (float16), computed
+            once; later trainings of the same backbone on the same images find them there.
         resume: continue from ``<out>.resume`` when it is there.
         console: where progress goes; default: standard error.
 
@@ -74,13 +78,16 @@ def train(
     """
     out = Path(out)
     stages = tuple(stages)
+    if features is not None:
+        config = config.replace(cache=True)
     _check(model, train_set, val_set, stages)
     check_output(out, model)
     console = console or Console(stderr=True)
     identity = fingerprint(model, train_set, config, stages)
     done = read_progress(resume_path(out), identity) if resume else None
     model = copy.deepcopy(model).to(_device(config))
-    run = _Run(model, train_set, val_set, config, out, identity, console)
+    folder = None if features is None else Path(features)
+    run = _Run(model, train_set, val_set, config, out, identity, console, folder)
     try:
         for number in stages:
             if done is not None and number < done.stage:
@@ -140,6 +147,7 @@ class _Run:
     out: Path
     identity: dict[str, str]
     console: Console
+    features: Path | None
     saved: str = ""  # how far the resume file got
     reported: set[int] = field(default_factory=set)
 
@@ -191,13 +199,32 @@ class _Run:
     def _make(self, number: int, batches: Batches) -> Stage:
         if number == 1:
             return StageOne(self.model, self.config, batches)
-        cache = None
-        if self.config.cache:
+        cache: StoredStates | None = None
+        if self.features is not None:
+            cache = self._stored(self.features, batches)
+        elif self.config.cache:
             with self.console.status("computing the frozen blocks once"):
                 cache = HiddenCache(
                     self.model, batches, views=self.config.cache_views, seed=self.config.seed
                 )
         return StageTwo(self.model, self.config, batches, cache)
+
+    def _stored(self, folder: Path, batches: Batches) -> FeatureStore:
+        config = self.config
+        store = FeatureStore(
+            folder, self.model, batches, views=config.cache_views, seed=config.seed
+        )
+        self.console.print(
+            f"features of {store.images} images take {store.bytes / 1e9:.2f} GB in {folder}",
+            soft_wrap=True,
+        )
+        with _bar(self.console) as bar:
+            task = bar.add_task("frozen blocks", total=None, shown="")
+            made = store.fill(lambda done, total: bar.update(task, completed=done, total=total))
+        self._report_unreadable(batches)
+        if not made:
+            self.console.print("all of them were there")
+        return store
 
     def _save(self, stage: Stage, optimizer: torch.optim.Optimizer, epoch: int, step: int) -> None:
         progress = Progress(

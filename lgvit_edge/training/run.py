@@ -33,6 +33,7 @@ def train_from_folder(
     stage: str = "both",
     val: str | Path | None = None,
     config: TrainingConfig | None = None,
+    features: str | Path | None = None,
     resume: bool = True,
     console: Console | None = None,
 ) -> LGViT:
@@ -49,6 +50,7 @@ def train_from_folder(
         stage: ``1``, ``2`` or ``both``.
         val: one sub-folder per class; default: ``data/val`` where ``data/train`` is used.
         config: settings of the training.
+        features: a folder for the frozen blocks' outputs, see ``train``.
         resume: continue from ``<out>.resume`` when it is there.
         console: where progress goes; default: standard error.
 
@@ -97,6 +99,7 @@ def train_from_folder(
         config,
         stages=STAGES[stage],
         out=out,
+        features=features,
         resume=resume,
         console=console,
     )

@@ -14,7 +14,7 @@ from lgvit_edge.model import LGViT
 from lgvit_edge.training import losses
 from lgvit_edge.training.align import Align
 from lgvit_edge.training.batches import Batch, Batches
-from lgvit_edge.training.cache import HiddenCache, HiddenStates, hidden_states
+from lgvit_edge.training.cache import HiddenStates, StoredStates, hidden_states
 from lgvit_edge.training.schemes import SCHEMES
 from lgvit_edge.training.settings import TrainingConfig
 
@@ -118,7 +118,7 @@ class StageTwo:
         model: LGViT,
         config: TrainingConfig,
         batches: Batches,
-        cache: HiddenCache | None = None,
+        cache: StoredStates | None = None,
     ) -> None:
         self.model, self.config, self.batches, self.cache = model, config, batches, cache
         exits = model.config.exits
