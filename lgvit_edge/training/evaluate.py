@@ -1,29 +1,32 @@
-"""Accuracy at every exit."""
+"""Accuracy at every exit, and what it is worth."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from rich.table import Table
-from torch import Tensor
 
 from lgvit_edge._terminal import table
 from lgvit_edge.config import LGViTConfig
 from lgvit_edge.errors import DataError
-from lgvit_edge.model import LGViT
+from lgvit_edge.model import LGViT, baseline, count_macs, cut, example_input
 from lgvit_edge.training.batches import Batches
+from lgvit_edge.training.curves import Labels, Logits, summary
 from lgvit_edge.training.data import Dataset
 
 
 @torch.no_grad()
-def evaluate(
+def all_logits(
     model: LGViT, dataset: Dataset, batch_size: int = 64, *, workers: int = 0
-) -> list[float]:
-    """Top-1 accuracy 0..1 of every exit, the final classifier last, on images as at inference.
+) -> tuple[Logits, Labels]:
+    """Logits of every exit, the final classifier last, on images as at inference.
 
     Images that cannot be read are left out.
 
     Returns:
-        M + 1 numbers.
+        ``[n, M + 1, C] float32`` and ``[n] int64``.
 
     Raises:
         DataError: not one image could be read.
@@ -34,18 +37,37 @@ def evaluate(
     )
     training = model.training
     model.eval()
-    correct: Tensor | int = 0
-    seen = 0
+    logits, labels = [], []
     try:
         for batch in batches.ordered():
-            predicted = model.exit_logits(batch.images).argmax(dim=-1)  # [B, M + 1]
-            correct = correct + (predicted == batch.labels[:, None]).sum(dim=0)
-            seen += len(batch.labels)
+            logits.append(model.exit_logits(batch.images).cpu().numpy())
+            labels.append(batch.labels.cpu().numpy())
     finally:
         model.train(training)
-    if not isinstance(correct, Tensor):
+    if not labels:
         raise DataError("expected images to evaluate on, found none that can be read")
-    return [int(c) / seen for c in correct]
+    return np.concatenate(logits), np.concatenate(labels)
+
+
+def evaluate(
+    model: LGViT, dataset: Dataset, batch_size: int = 64, *, workers: int = 0
+) -> list[float]:
+    """Top-1 accuracy 0..1 of every exit, the final classifier last; as ``all_logits``.
+
+    Returns:
+        M + 1 numbers.
+    """
+    logits, labels = all_logits(model, dataset, batch_size, workers=workers)
+    return [float(a) for a in (logits.argmax(axis=-1) == labels[:, None]).mean(axis=0)]
+
+
+def worth(model: LGViT, logits: Logits, labels: Labels) -> dict[str, Any]:
+    """``curves.summary`` of a model's logits."""
+    config = model.config
+    macs = [count_macs(s.module, example_input(config, s.index)) for s in cut(model)]
+    whole = count_macs(baseline(model), example_input(config, None))
+    blocks = [*(exit.block for exit in config.exits), config.num_blocks]
+    return summary(logits, labels, macs, whole, blocks)
 
 
 def accuracy_table(config: LGViTConfig, accuracies: list[float]) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +20,9 @@ from lgvit_edge.model import LGViT, save_checkpoint
 from lgvit_edge.training.batches import Batches
 from lgvit_edge.training.cache import HiddenCache, StoredStates
 from lgvit_edge.training.data import Dataset
-from lgvit_edge.training.evaluate import accuracy_table, evaluate
+from lgvit_edge.training.history import COLUMNS, Mean, Row, log_path, write_log
 from lgvit_edge.training.optimise import adamw, learning_rate
+from lgvit_edge.training.outcome import measure, picture_of
 from lgvit_edge.training.output import check_output
 from lgvit_edge.training.resume import (
     Progress,
@@ -97,6 +99,7 @@ def train(
         console.print(run.how_to_continue(), soft_wrap=True)
         raise
     model = model.cpu().requires_grad_(True).eval()
+    picture_of(run.history, log_path(out), console)
     save_checkpoint(model, out)
     resume_path(out).unlink(missing_ok=True)
     console.print(f"wrote {out}", soft_wrap=True)
@@ -149,6 +152,7 @@ class _Run:
     console: Console
     features: Path | None
     saved: str = ""  # how far the resume file got
+    history: list[Row] = field(default_factory=list)
     reported: set[int] = field(default_factory=set)
 
     def stage(self, number: int, done: Progress | None) -> None:
@@ -169,6 +173,7 @@ class _Run:
             stage.aligners.load_state_dict(done.aligners)
             optimizer.load_state_dict(done.optimizer)
             first, step = done.epoch, done.step
+            self.history = done.history
             self._remember(number, first)
             self.console.print(f"continuing after {self.saved}")
         epochs = self.config.epochs[number - 1]
@@ -176,10 +181,12 @@ class _Run:
         with _bar(self.console) as bar:
             task = bar.add_task(f"stage {number}", total=steps, completed=step, shown="")
             shown = _Shown()
+            rate = 0.0
             for epoch in range(first, epochs):
                 stage.start()
                 # The schedule follows the epochs, whatever images had to be skipped.
                 step = epoch * len(batches)
+                begun, losses, accuracies = time.monotonic(), Mean(), Mean()
                 for result in stage.steps(epoch, step):
                     rate = learning_rate(
                         step,
@@ -190,9 +197,15 @@ class _Run:
                     loss = _update(stage, optimizer, result.loss, rate, self.config.clip)
                     accuracy = (result.logits.argmax(-1) == result.labels).float().mean()
                     shown.add(loss, float(accuracy))
+                    losses.add(loss)
+                    accuracies.add(float(accuracy), len(result.labels))
                     step += 1
                     bar.update(task, completed=step, shown=f"epoch {epoch + 1}/{epochs}  {shown}")
                 self._report_unreadable(batches)
+                row = (number, epoch + 1, step, rate, losses.value, accuracies.value)
+                seconds = time.monotonic() - begun
+                self.history.append(dict(zip(COLUMNS, (*row, seconds), strict=True)))
+                write_log(self.history, log_path(self.out))
                 self._save(stage, optimizer, epoch + 1, step)
         self._measure(number)
 
@@ -234,6 +247,7 @@ class _Run:
             self.model.state_dict(),
             stage.aligners.state_dict(),
             optimizer.state_dict(),
+            self.history,
         )
         write_progress(resume_path(self.out), progress, self.identity)
         self._remember(stage.number, epoch)
@@ -245,12 +259,9 @@ class _Run:
         if self.val_set is None:
             self.console.print("no validation images, so no accuracy of the exits; add --val DIR")
             return
-        with self.console.status("measuring accuracy"):
-            accuracies = evaluate(
-                self.model, self.val_set, self.config.batch_size, workers=self.config.workers
-            )
         self.console.print(f"after stage {number}, {len(self.val_set)} validation images:")
-        self.console.print(accuracy_table(self.model.config, accuracies))
+        size, workers = self.config.batch_size, self.config.workers
+        measure(self.model, self.val_set, self.out, self.console, batch_size=size, workers=workers)
 
     def _report_unreadable(self, batches: Batches) -> None:
         new = {i: why for i, why in batches.unreadable.items() if i not in self.reported}

@@ -17,10 +17,11 @@ from lgvit_edge._schema import to_json
 from lgvit_edge.errors import TrainingError
 from lgvit_edge.model import LGViT
 from lgvit_edge.training.data import Dataset
+from lgvit_edge.training.history import Row
 from lgvit_edge.training.settings import TrainingConfig
 
 _FORMAT = "lgvit-edge-resume"
-_VERSION = 1  # 1: fingerprint, stage, epoch, step, model, aligners, optimizer
+_VERSION = 2  # 1: fingerprint, stage, epoch, step, model, aligners, optimizer. 2: history
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Progress:
         model: state dict.
         aligners: state dict.
         optimizer: state dict.
+        history: a row per epoch, of both stages.
     """
 
     stage: int
@@ -44,6 +46,7 @@ class Progress:
     model: dict[str, Tensor]
     aligners: dict[str, Tensor]
     optimizer: dict[str, Any]
+    history: list[Row]
 
 
 def resume_path(out: Path) -> Path:
