@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lgvit_edge import bundle
 from lgvit_edge._optional import require
+from lgvit_edge._terminal import held_interrupts
 from lgvit_edge.errors import ExportError, UsageError
 from lgvit_edge.export import agreement, quantize
 from lgvit_edge.export.graph import WeightStore, export_graph
@@ -161,8 +162,14 @@ def export_bundle(
         )
     for name, extra in (("onnx", "export"), ("onnxscript", "export"), ("onnxruntime", "cpu")):
         require(name, extra=extra)
-    with bundle.writing(Path(out)) as staging:
-        manifest = _Export(model.eval(), staging, options, images, calibration, progress).run()
+    with bundle.writing(Path(out)) as staging, held_interrupts() as check:
+
+        def step(text: str, done: int, total: int) -> None:
+            check()
+            progress(text, done, total)
+
+        manifest = _Export(model.eval(), staging, options, images, calibration, step).run()
+        check()
         bundle.finish(staging, manifest)
     return manifest
 

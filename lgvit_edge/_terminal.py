@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import signal
+import threading
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
@@ -26,6 +28,36 @@ def table(*headers: str, numbers: tuple[str, ...] = ()) -> Table:
     for header in numbers:
         made.add_column(header, justify="right", no_wrap=True)
     return made
+
+
+@contextlib.contextmanager
+def held_interrupts() -> Iterator[Callable[[], None]]:
+    """Hold Ctrl-C back until the function that is yielded gets called; a second one is obeyed.
+
+    Raised in the middle of PyTorch's exporter, KeyboardInterrupt now and then meets native code
+    that aborts the process, and nothing is tidied up. Other threads and handlers are left alone.
+    """
+    caught = 0
+
+    def hold(*_: object) -> None:
+        nonlocal caught
+        caught += 1
+        if caught > 1:
+            raise KeyboardInterrupt
+
+    def check() -> None:
+        if caught:
+            raise KeyboardInterrupt
+
+    here = threading.current_thread() is threading.main_thread()
+    if not here or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield check
+        return
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextlib.contextmanager

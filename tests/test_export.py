@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import onnx
 import pytest
 import torch
 
+from lgvit_edge._terminal import held_interrupts
 from lgvit_edge.bundle import WEIGHTS, open_bundle
 from lgvit_edge.config import LGViTConfig
 from lgvit_edge.errors import ExportError, ParityError, UsageError
@@ -214,6 +216,38 @@ def test_ctrl_c_leaves_nothing(
     save_checkpoint(exported_model, tmp_path / "model.pt")
     interrupt(["export", "--ckpt", "model.pt"], ".out.*.partial/segments/*.onnx")
     assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[Callable[[], None]]:
+    """Press it; whatever handler the test run came with is put back."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield lambda: os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_waits_for_a_safe_place_and_a_second_one_does_not(
+    ctrl_c: Callable[[], None],
+) -> None:
+    with held_interrupts() as check:
+        check()
+        ctrl_c()
+        with pytest.raises(KeyboardInterrupt):
+            check()
+        with pytest.raises(KeyboardInterrupt):
+            ctrl_c()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_applications_own_handler_of_ctrl_c_stays(ctrl_c: Callable[[], None]) -> None:
+    pressed: list[int] = []
+    signal.signal(signal.SIGINT, lambda *_: pressed.append(1))
+    with held_interrupts() as check:
+        ctrl_c()
+        check()
+    assert pressed == [1]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/shm"), reason="needs a small file system")
