@@ -120,7 +120,7 @@ def test_without_matplotlib_there_are_numbers_and_the_command(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     said = trained(tmp_path / "model.pt")
     assert {p.suffix for p in tmp_path.iterdir()} == {".pt", ".csv", ".json"}
-    assert "no picture: " in said and "pip install 'lgvit-edge[report]'" in said
+    assert "no picture: " in said and "pip install 'lgvit-edge[train]'" in said
 
 
 def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:

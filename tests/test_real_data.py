@@ -34,7 +34,7 @@ def test_deit_tiny_still_classifies_imagenet(data_root: Path, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_vit_tiny_still_classifies_tiny_imagenet(data_root: Path, tmp_path: Path) -> None:
-    """5 images a class; 69.2 % of all 5,000, and three standard errors around it."""
+    """2 or 3 images a class; 69.2 % of all 5,000, and three standard errors around it."""
     weights = data_root / "weights" / "vit_tiny_patch16_224_tinyimagenet200_fp32.pth"
     backbone = load_backbone(weights)
     exits = plan_exits("6", block_macs(backbone.config))
@@ -42,7 +42,7 @@ def test_vit_tiny_still_classifies_tiny_imagenet(data_root: Path, tmp_path: Path
     images = find_images(data_root / "data" / "tiny-imagenet-200" / "val", num_classes=200)
     with Session.open(tmp_path / "out") as session:
         right = 0
-        for image in images[::5]:
+        for image in images[::10]:
             prepared = session.prepare([load_rgb(image.path)])
             right += int(session.baseline_logits(prepared)[0].argmax()) == image.class_index
-    assert right / 1000 == pytest.approx(0.692, abs=0.044)
+    assert right / 500 == pytest.approx(0.692, abs=0.062)

@@ -129,7 +129,7 @@ def draw(found: dict[str, Any], path: Path, *, title: str) -> None:
         MissingDependency: matplotlib is not installed.
         OSError: the file cannot be written.
     """
-    figure_module = require("matplotlib.figure", extra="report")
+    figure_module = require("matplotlib.figure", extra="train")
     figure = figure_module.Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     final = 100 * found["accuracy"][-1]

@@ -43,7 +43,7 @@ def draw_log(rows: Sequence[Row], path: Path) -> None:
         MissingDependency: matplotlib is not installed.
         OSError: the file cannot be written.
     """
-    figure: Any = require("matplotlib.figure", extra="report").Figure
+    figure: Any = require("matplotlib.figure", extra="train").Figure
     stages = sorted({int(row["stage"]) for row in rows})
     made = figure(figsize=(4.5 * len(stages), 3.6), layout="constrained")
     for axes, stage in zip(made.subplots(1, len(stages), squeeze=False)[0], stages, strict=True):
