@@ -134,7 +134,8 @@ def draw(found: dict[str, Any], path: Path, *, title: str) -> None:
     axes = figure.subplots()
     final = 100 * found["accuracy"][-1]
     axes.axhline(final, color="0.6", linewidth=1, linestyle="--")
-    axes.annotate(f"without exits {final:.1f} %", (1, final), color="0.4", fontsize=8, va="bottom")
+    place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
+    axes.annotate(f"without exits {final:.1f} %", (0.99, final), color="0.4", fontsize=8, **place)
     for marker, (name, points) in zip("os^D", found["policies"].items(), strict=True):
         ordered = sorted(points, key=lambda point: point["macs"])
         speed_ups = [point["macs"] for point in ordered]
