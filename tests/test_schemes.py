@@ -59,8 +59,9 @@ IMITATION = 4 * (kl(0, 1) + kl(0.5, 1)) / 2  # T = 2 halves the gaps; T^2 = 4
 )
 def test_losses_by_hand(scheme: str, joint: float, heads: float) -> None:
     found = SCHEMES[scheme]
-    assert float(found.joint(EXITS, FINAL, LABELS, BLOCKS, **HOW)) == pytest.approx(joint, rel=1e-6)
-    assert float(found.heads(EXITS, FINAL, LABELS, BLOCKS, **HOW)) == pytest.approx(heads, rel=1e-6)
+    for whole, wanted in ((True, joint), (False, heads)):
+        loss = found.loss(EXITS, FINAL, LABELS, BLOCKS, joint=whole, **HOW)
+        assert float(loss) == pytest.approx(wanted, rel=1e-6)
 
 
 def test_the_authors_kl_is_divided_by_the_number_of_classes() -> None:
@@ -77,8 +78,9 @@ def test_the_authors_kl_is_divided_by_the_number_of_classes() -> None:
 def test_imitation_teaches_the_exits_and_not_the_final_classifier() -> None:
     exits = [e.clone().requires_grad_() for e in EXITS]
     final = FINAL.clone().requires_grad_()
-    scheme = SCHEMES["distillation"]
-    scheme.joint(exits, final, LABELS, BLOCKS, gamma=1.0, temperature=2.0, kl="image").backward()
+    how = {**HOW, "gamma": 1.0}
+    loss = SCHEMES["distillation"].loss(exits, final, LABELS, BLOCKS, joint=True, **how)
+    loss.backward()
     assert all(e.grad is not None and e.grad.abs().max() > 0 for e in exits)
     assert final.grad is None or not final.grad.abs().max() > 0
 

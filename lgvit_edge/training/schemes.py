@@ -32,60 +32,34 @@ class Scheme:
     predictions: bool = False
     features: bool = False
 
-    def joint(
+    def loss(
         self,
         exits: Sequence[Tensor],
         final: Tensor,
         labels: Tensor,
         blocks: Sequence[int],
         *,
+        joint: bool,
         gamma: float,
         temperature: float,
         kl: str,
     ) -> Tensor:
-        """The loss of all exits and the final classifier, a scalar.
+        """One scalar of what all classifiers said.
 
         Args:
             exits: logits ``[B, C]`` of the M exits.
             final: logits ``[B, C]``.
             labels: ``[B]``.
             blocks: of the M exits, then L.
+            joint: whether the final classifier learns too, or the exits alone.
             gamma: share of the imitation, where there is any.
             temperature: T, which softens what is imitated.
             kl: see ``losses.kl_loss``.
         """
-        crosses = [functional.cross_entropy(logits, labels) for logits in exits]
-        weights = list(blocks) if self.by_depth else [1] * len(blocks)
-        cross = losses.weighted_exits(crosses, functional.cross_entropy(final, labels), weights)
-        return self._imitated(cross, exits, final, gamma, temperature, kl)
-
-    def heads(
-        self,
-        exits: Sequence[Tensor],
-        final: Tensor,
-        labels: Tensor,
-        blocks: Sequence[int],
-        *,
-        gamma: float,
-        temperature: float,
-        kl: str,
-    ) -> Tensor:
-        """The same of the exits alone; arguments as for ``joint``."""
-        weights = blocks[: len(exits)] if self.by_depth else [1] * len(exits)
-        crosses = [functional.cross_entropy(logits, labels) for logits in exits]
-        weighted = torch.stack([w * loss for w, loss in zip(weights, crosses, strict=True)])
-        cross = weighted.sum() / sum(weights)
-        return self._imitated(cross, exits, final, gamma, temperature, kl)
-
-    def _imitated(
-        self,
-        cross: Tensor,
-        exits: Sequence[Tensor],
-        final: Tensor,
-        gamma: float,
-        temperature: float,
-        kl: str,
-    ) -> Tensor:
+        learning = [*exits, final] if joint else exits
+        *crosses, last = (functional.cross_entropy(logits, labels) for logits in learning)
+        weights = list(blocks[: len(learning)]) if self.by_depth else [1] * len(learning)
+        cross = losses.weighted_exits(crosses, last, weights)
         if not self.predictions:
             return cross
         teacher = final.detach()  # it learns from labels, not from its pupils

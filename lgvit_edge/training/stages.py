@@ -95,11 +95,12 @@ class StageOne:
             logits = model(batch.images)
             return Step(functional.cross_entropy(logits, batch.labels), logits, batch.labels)
         *early, logits = model.exit_logits(batch.images).unbind(dim=1)
-        loss = self.scheme.joint(
+        loss = self.scheme.loss(
             early,
             logits,
             batch.labels,
             [*(e.block for e in exits), model.config.num_blocks],
+            joint=True,
             **self.config.imitation,
         )
         return Step(loss, logits, batch.labels)
@@ -169,8 +170,13 @@ class StageTwo:
             loss = self._distilled(states, features, logits)
         else:
             blocks = [*(exit.block for exit in model.exits), model.num_blocks]
-            loss = self.scheme.heads(
-                logits, states.teacher, states.labels, blocks, **self.config.imitation
+            loss = self.scheme.loss(
+                logits,
+                states.teacher,
+                states.labels,
+                blocks,
+                joint=False,
+                **self.config.imitation,
             )
         return Step(loss, torch.cat(logits), states.labels.repeat(len(logits)))
 
