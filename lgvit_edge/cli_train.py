@@ -139,12 +139,19 @@ def train(
         typer.Option(
             rich_help_panel=_IMAGES,
             min=0,
-            help="With --cache: augmented copies; 0: images as they are.",
+            help="With a cache: augmented copies of each image; 0: as they are.",
         ),
     ] = 0,
     workers: Annotated[
         int, typer.Option(rich_help_panel=_IMAGES, min=0, help="Processes that decode images.")
     ] = 2,
+    precision: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=_IMAGES,
+            help="fp32, or bf16 for mixed precision: faster where the processor has it.",
+        ),
+    ] = "fp32",
     seed: Annotated[int, typer.Option(help=f"Of everything random, {_AUTHORS}.")] = 777,
     resume: Annotated[bool, typer.Option(help="Go on where an interrupted run stopped.")] = True,
 ) -> None:
@@ -154,6 +161,7 @@ def train(
     require("torch", extra="train")
     from lgvit_edge.training.run import train_from_folder
     from lgvit_edge.training.settings import TrainingConfig
+    from lgvit_edge.training.team import join
 
     config = TrainingConfig(
         epochs=(epochs, epochs),
@@ -175,6 +183,7 @@ def train(
         cache=cache,
         cache_views=cache_views,
         workers=workers,
+        precision=precision,
         seed=seed,
     )
     train_from_folder(
@@ -192,4 +201,5 @@ def train(
         resume=resume,
         console=console,
     )
-    say(f"next: lgvit-edge export --ckpt {out} --target cpu --out out/")
+    if join(config.device).leads:
+        say(f"next: lgvit-edge export --ckpt {out} --target cpu --out out/")

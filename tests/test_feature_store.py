@@ -71,7 +71,8 @@ def model() -> LGViT:
 def opened(tmp_path: Path, model: LGViT) -> Callable[..., FeatureStore]:
     def open(views: int = 0, model: LGViT = model, seed: int = 1) -> FeatureStore:
         batches = Batches(images(), CONFIG.preprocess, batch_size=4)
-        return FeatureStore(tmp_path / "features", model, batches, views=views, seed=seed)
+        config = FAST.replace(cache_views=views, seed=seed)
+        return FeatureStore(tmp_path / "features", model, batches, config)
 
     return open
 
@@ -83,7 +84,7 @@ def test_an_epoch_from_disk_is_an_epoch_from_memory(
     found = opened(views)
     assert found.fill() == 4 * max(views, 1)
     batches = Batches(images(), CONFIG.preprocess, batch_size=4)
-    expected = HiddenCache(model, batches, views=views, seed=1)
+    expected = HiddenCache(model, batches, FAST.replace(cache_views=views, seed=1))
     for epoch in range(2):
         pairs = list(
             zip(found.shuffled(epoch, 8, (7,)), expected.shuffled(epoch, 8, (7,)), strict=True)
@@ -152,6 +153,41 @@ def test_features_of_something_else_are_refused(
             opened()
 
 
+def test_views_of_another_augmentation_are_refused(model: LGViT, tmp_path: Path) -> None:
+    batches = Batches(images(), CONFIG.preprocess, batch_size=4)
+    for views, refused in ((0, ()), (1, ("augmentation",))):
+        folder = tmp_path / str(views)
+        config = FAST.replace(cache_views=views)
+        FeatureStore(folder, model, batches, config).fill()
+        for change in ({"min_crop": 0.5}, {"flip": False}, {"seed": 3}):
+            other = config.replace(**change)
+            if refused:
+                with pytest.raises(TrainingError, match="of another augmentation; give"):
+                    FeatureStore(folder, model, batches, other)
+            else:
+                assert FeatureStore(folder, model, batches, other).fill() == 0
+        with pytest.raises(TrainingError, match="of another precision; give"):
+            FeatureStore(folder, model, batches, config.replace(precision="bf16"))
+
+
+def test_a_folder_of_more_blocks_serves_exits_elsewhere(model: LGViT, tmp_path: Path) -> None:
+    batches = Batches(images(), CONFIG.preprocess, batch_size=4)
+    shallow = model.with_exits([1])
+    assert FeatureStore(tmp_path, model, batches, FAST).fill() == 4
+    whole = FeatureStore(tmp_path, model, batches, FAST)
+    part = FeatureStore(tmp_path, shallow, batches, FAST)
+    assert (whole.fill(), part.fill(), part.bytes) == (0, 0, whole.bytes)
+    for a, b in zip(part.shuffled(0, 8, (7,)), whole.shuffled(0, 8, (7,)), strict=True):
+        assert len(a.exits) == 1
+        assert torch.equal(a.exits[0], b.exits[0])
+    other = tmp_path / "other"
+    assert FeatureStore(other, shallow, batches, FAST).fill() == 4
+    with pytest.raises(TrainingError, match=r"features of another blocks \(1, 3\); give another"):
+        FeatureStore(other, model, batches, FAST)
+    assert FeatureStore(tmp_path / "more", shallow, batches, FAST, blocks=[2]).fill() == 4
+    assert FeatureStore(tmp_path / "more", model, batches, FAST).fill() == 0
+
+
 def test_heads_do_not_matter_to_features(opened: Callable[..., FeatureStore]) -> None:
     opened().fill()
     again = seeded(CONFIG, 0).eval()
@@ -173,7 +209,7 @@ def test_a_folder_that_cannot_be_made(model: LGViT, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     batches = Batches(images(), CONFIG.preprocess, batch_size=4)
     with pytest.raises(TrainingError, match="cannot keep features in|cannot be used"):
-        FeatureStore(tmp_path / "file", model, batches, views=0, seed=1).fill()
+        FeatureStore(tmp_path / "file", model, batches, FAST).fill()
 
 
 def test_two_trainings_at_once(opened: Callable[..., FeatureStore], tmp_path: Path) -> None:

@@ -39,6 +39,8 @@ ABSENT_ON_DEVICES = [
 ]
 # Scripts for a workstation that take ONNX graphs apart; even they do without torch.
 GRAPH_SCRIPTS = {"lgvit_edge.benchmarks.overhead"}
+# A script for a workstation that trains.
+TRAINING_SCRIPTS = {"lgvit_edge.benchmarks.study"}
 
 
 def run(
@@ -140,7 +142,7 @@ def deployed_modules(package: Path) -> list[str]:
         name = ".".join(["lgvit_edge", *(part for part in parts if part != "__init__")])
         if parts[0] in WORKSTATION_ONLY and name not in BUILDER:
             continue
-        if name not in GRAPH_SCRIPTS:
+        if name not in GRAPH_SCRIPTS | TRAINING_SCRIPTS:
             names.append(name)
     return names
 

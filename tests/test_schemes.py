@@ -141,8 +141,33 @@ def test_stage_two_reaches_the_heads_alone(scheme: str) -> None:
     stage = StageTwo(model, TrainingConfig(scheme=scheme), None, None)  # type: ignore[arg-type]
     assert bool(len(stage.aligners)) == (scheme == "lgvit")
     stage.start()
-    result = stage.step(hidden_states(model, batch()))
+    result = stage.step(hidden_states(model, batch(), stage.config))
     assert reached(model, result.loss) == {"heads"}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_mixed_precision_computes_nearly_the_same(scheme: str) -> None:
+    losses: dict[str, list[torch.Tensor]] = {}
+    for precision in ("fp32", "bf16"):
+        torch.manual_seed(0)
+        model = LGViT(TINY)
+        config = TrainingConfig(scheme=scheme, precision=precision)
+        one = StageOne(model, config, None)  # type: ignore[arg-type]
+        two = StageTwo(model, config, None, None)  # type: ignore[arg-type]
+        one.start()
+        steps = [one.step(batch(), with_exits=True)]
+        two.start()
+        steps.append(two.step(hidden_states(model, batch(), config)))
+        for step in steps:
+            step.loss.backward()
+        losses[precision] = [step.loss.detach() for step in steps]
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        assert {p.grad.dtype for p in model.heads.parameters() if p.grad is not None} == {
+            torch.float32
+        }
+    exact, mixed = (torch.stack(losses[p]) for p in ("fp32", "bf16"))
+    torch.testing.assert_close(mixed, exact, rtol=2e-2, atol=2e-2)
+    assert not torch.equal(mixed, exact)
 
 
 def test_schemes_and_forms_of_kl_that_do_not_exist() -> None:

@@ -209,6 +209,6 @@ def test_the_teacher_is_the_final_classifier_through_the_final_norm() -> None:
 
     model = LGViT(tiny()).eval()
     batch = next(batches(model.config).ordered())
-    states = hidden_states(model, batch)
+    states = hidden_states(model, batch, TrainingConfig())
     torch.testing.assert_close(states.teacher, model(batch.images).detach())
     assert [s.shape for s in states.exits] == [(4, 17, 16)] * 4

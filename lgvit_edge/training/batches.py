@@ -18,8 +18,10 @@ from torch.utils import data as torch_data
 from lgvit_edge.errors import DataError
 from lgvit_edge.image_spec import Preprocess
 from lgvit_edge.training.data import Dataset
+from lgvit_edge.training.team import Team
 
 Key = tuple[int, ...]
+ALONE = Team(torch.device("cpu"))
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,18 @@ class Batches:
         *,
         batch_size: int,
         workers: int = 0,
-        device: torch.device | str = "cpu",
+        team: Team = ALONE,
     ) -> None:
-        """Start nothing: workers start with the first epoch."""
-        self.dataset, self.device = dataset, torch.device(device)
+        """Start nothing: workers start with the first epoch.
+
+        Args:
+            dataset: images and labels.
+            preprocess: how they are normalised.
+            batch_size: images per step, of all processes together.
+            workers: processes that decode; 0 decodes in this one.
+            team: ``shuffled`` yields this process's share of every batch.
+        """
+        self.dataset, self.device, self.team = dataset, team.device, team
         self.unreadable: dict[int, str] = {}
         self._sampler = _Sampler(len(dataset), batch_size)
         self._loader: torch_data.DataLoader[Any] = torch_data.DataLoader(
@@ -71,11 +81,11 @@ class Batches:
 
     def __len__(self) -> int:
         """Batches per epoch."""
-        return len(_bounds(len(self.dataset), self._sampler.batch_size))
+        return len(_bounds(len(self.dataset), self._sampler.batch_size, self.team.size))
 
     def shuffled(self, key: Key) -> Iterator[Batch]:
         """One epoch of augmented images in random order, both decided by ``key``."""
-        return self._run(_permutation(len(self.dataset), key), key)
+        return self._run(_permutation(len(self.dataset), key), key, self.team)
 
     def ordered(self, key: Key | None = None) -> Iterator[Batch]:
         """One epoch in order: as at inference, or augmented as ``key`` decides."""
@@ -85,32 +95,40 @@ class Batches:
         """These images in this order, as ``ordered``."""
         return self._run(indices, key)
 
-    def _run(self, order: np.ndarray[Any, Any], key: Key | None) -> Iterator[Batch]:
-        self._sampler.order, self._sampler.key = order, key
+    def _run(
+        self, order: np.ndarray[Any, Any], key: Key | None, team: Team = ALONE
+    ) -> Iterator[Batch]:
+        self._sampler.order, self._sampler.key, self._sampler.team = order, key, team
         for frames, indices, faults in self._loader:
             self.unreadable.update(faults)
             if not indices:
-                continue
+                if team.size == 1:
+                    continue
+                raise DataError(  # the other processes would wait for this one for ever
+                    f"a process can read none of its {len(faults)} images of a batch, such as: "
+                    f"{next(iter(faults.values()))}; remove them, or train with one process"
+                )
             images = torch.from_numpy(frames).to(self.device).permute(0, 3, 1, 2)
             normalised = images.to(torch.float32) * self._scale + self._offset
             labels = torch.from_numpy(self.dataset.labels[indices]).to(self.device)
             yield Batch(normalised, labels, torch.tensor(indices))
 
 
-def shuffled_indices(count: int, batch_size: int, key: Key) -> Iterator[Tensor]:
+def shuffled_indices(count: int, batch_size: int, key: Key, team: Team = ALONE) -> Iterator[Tensor]:
     """The indices that ``Batches.shuffled`` would take, for images that are cached."""
     order = torch.from_numpy(_permutation(count, key))
-    return (order[a:b] for a, b in _bounds(count, batch_size))
+    return (team.share(order[a:b]) for a, b in _bounds(count, batch_size, team.size))
 
 
 def _permutation(count: int, key: Key) -> np.ndarray[Any, Any]:
     return np.random.default_rng(key).permutation(count)
 
 
-def _bounds(count: int, batch_size: int) -> list[tuple[int, int]]:
+def _bounds(count: int, batch_size: int, processes: int = 1) -> list[tuple[int, int]]:
     starts = list(range(0, count, batch_size))
-    # A last batch of one image would give BatchNorm nothing to learn from.
-    if len(starts) > 1 and count - starts[-1] == 1:
+    # A last batch of one image would give BatchNorm nothing to learn from, and every process needs
+    # a row. Its images join the batch before.
+    if len(starts) > 1 and count - starts[-1] < max(2, processes):
         starts.pop()
     return list(zip(starts, [*starts[1:], count], strict=True))
 
@@ -122,13 +140,14 @@ class _Sampler:
         self.batch_size = batch_size
         self.order = np.arange(count)
         self.key: Key | None = None
+        self.team = ALONE
 
     def __len__(self) -> int:
-        return len(_bounds(len(self.order), self.batch_size))
+        return len(_bounds(len(self.order), self.batch_size, self.team.size))
 
     def __iter__(self) -> Iterator[list[tuple[int, Key | None]]]:
-        for a, b in _bounds(len(self.order), self.batch_size):
-            yield [(int(i), self.key) for i in self.order[a:b]]
+        for a, b in _bounds(len(self.order), self.batch_size, self.team.size):
+            yield [(int(i), self.key) for i in self.team.share(self.order[a:b])]
 
 
 class _Items(torch_data.Dataset[Any]):

@@ -14,6 +14,7 @@ from torch import Tensor
 from lgvit_edge.errors import TrainingError
 from lgvit_edge.model import LGViT
 from lgvit_edge.training.batches import Batch, Batches, Key, shuffled_indices
+from lgvit_edge.training.settings import TrainingConfig
 
 _SHARE_OF_MEMORY = 0.5
 
@@ -36,11 +37,28 @@ class HiddenStates:
 
 
 @torch.no_grad()
-def hidden_states(model: LGViT, batch: Batch) -> HiddenStates:
+def frozen(model: LGViT, images: Tensor, config: TrainingConfig) -> tuple[list[Tensor], Tensor]:
+    """Outputs of the embedding and all blocks, ``[B, T, D]`` each, and the final logits ``[B, C]``.
+
+    In float32 whatever precision they were computed in.
+    """
+    with config.autocast(images.device):
+        states = model.hidden_states(images)
+        logits = model.backbone.final(states[-1])
+    return [state.float() for state in states], logits.float()
+
+
+def hidden_states(model: LGViT, batch: Batch, config: TrainingConfig) -> HiddenStates:
     """Run the backbone once for all exits."""
-    states = model.hidden_states(batch.images)
+    states, teacher = frozen(model, batch.images, config)
     exits = [states[exit.block] for exit in model.config.exits]
-    return HiddenStates(exits, states[-1], model.backbone.final(states[-1]), batch.labels)
+    return HiddenStates(exits, states[-1], teacher, batch.labels)
+
+
+def view_keys(config: TrainingConfig) -> list[Key | None]:
+    """What decides the augmentation of each cached copy; None is the image as at inference."""
+    views = range(config.cache_views)
+    return [(config.seed, 0, view) for view in views] if views else [None]
 
 
 class StoredStates(Protocol):
@@ -54,29 +72,29 @@ class StoredStates(Protocol):
 class HiddenCache:
     """Hidden states of all images in memory, in float16."""
 
-    def __init__(self, model: LGViT, batches: Batches, *, views: int, seed: int) -> None:
+    def __init__(self, model: LGViT, batches: Batches, config: TrainingConfig) -> None:
         """Run the backbone over the dataset.
 
         Args:
             model: its backbone is frozen from here on.
             batches: of the training images.
-            views: augmented copies of every image; 0 for the images as at inference.
-            seed: of the augmentation.
+            config: ``cache_views``, ``seed`` and ``precision`` are read.
 
         Raises:
             TrainingError: the states would not fit into half of this machine's memory.
         """
-        _check_memory(model, len(batches.dataset) * max(views, 1))
-        keys: list[Key | None] = [(seed, 0, view) for view in range(views)]
-        keys = keys or [None]
+        keys = view_keys(config)
+        _check_memory(model, len(batches.dataset) * len(keys))
         self.device = next(model.parameters()).device
         model.eval()
-        self._views = [self._compute(model, batches, key) for key in keys]
+        self._views = [self._compute(model, batches, config, key) for key in keys]
 
-    def _compute(self, model: LGViT, batches: Batches, key: Key | None) -> HiddenStates:
+    def _compute(
+        self, model: LGViT, batches: Batches, config: TrainingConfig, key: Key | None
+    ) -> HiddenStates:
         count, stored, filled = len(batches.dataset), list[Tensor](), 0
         for batch in batches.ordered(key):
-            s = hidden_states(model, batch)
+            s = hidden_states(model, batch, config)
             rows = [*(t.half().cpu() for t in (*s.exits, s.last)), s.teacher, s.labels]
             # Filled in place: joining a list of batches would need twice the memory.
             stored = stored or [t.new_empty((count, *t.shape[1:])) for t in rows]

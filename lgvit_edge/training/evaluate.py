@@ -15,6 +15,7 @@ from lgvit_edge.model import LGViT, baseline, count_macs, cut, example_input
 from lgvit_edge.training.batches import Batches
 from lgvit_edge.training.curves import Labels, Logits, summary
 from lgvit_edge.training.data import Dataset
+from lgvit_edge.training.team import Team
 
 
 @torch.no_grad()
@@ -33,7 +34,7 @@ def all_logits(
     """
     device = next(model.parameters()).device
     batches = Batches(
-        dataset, model.config.preprocess, batch_size=batch_size, workers=workers, device=device
+        dataset, model.config.preprocess, batch_size=batch_size, workers=workers, team=Team(device)
     )
     training = model.training
     model.eval()

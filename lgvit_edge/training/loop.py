@@ -11,19 +11,18 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 from torch import nn
 
 from lgvit_edge.errors import DataError, TrainingError, UsageError
 from lgvit_edge.model import LGViT, save_checkpoint
 from lgvit_edge.training.batches import Batches
 from lgvit_edge.training.cache import HiddenCache, StoredStates
+from lgvit_edge.training.checks import check_output, check_task
 from lgvit_edge.training.data import Dataset
 from lgvit_edge.training.history import COLUMNS, Mean, Row, log_path, write_log
 from lgvit_edge.training.optimise import adamw, learning_rate
 from lgvit_edge.training.outcome import measure, picture_of
-from lgvit_edge.training.output import check_output
+from lgvit_edge.training.progress import Smoothed, bar
 from lgvit_edge.training.resume import (
     Progress,
     fingerprint,
@@ -32,10 +31,9 @@ from lgvit_edge.training.resume import (
     write_progress,
 )
 from lgvit_edge.training.settings import TrainingConfig
-from lgvit_edge.training.stages import Stage, StageOne, StageTwo
+from lgvit_edge.training.stages import Stage, StageOne, StageTwo, Step
 from lgvit_edge.training.store import FeatureStore
-
-_SHOWN = 0.05  # weight of the newest step in the smoothed loss and accuracy of the bar
+from lgvit_edge.training.team import Team, join
 
 
 def train(
@@ -54,7 +52,8 @@ def train(
 
     After every epoch ``<out>.resume`` is replaced. The same call continues from it and ends with
     the same weights as if it had never been interrupted: bit for bit on a CPU, with the same
-    number of threads.
+    number of threads. Started by ``accelerate launch``, its processes share every batch; the first
+    one writes and speaks.
 
     Args:
         model: where to start; left as it is.
@@ -82,14 +81,20 @@ def train(
     stages = tuple(stages)
     if features is not None:
         config = config.replace(cache=True)
-    _check(model, train_set, val_set, stages)
-    check_output(out, model)
-    console = console or Console(stderr=True)
+    team = join(config.device)
+    _check_team(team, config, features)
+    check_task(model, train_set, val_set, stages)
+    if team.leads:
+        check_output(out, model)
+    console = (console or Console(stderr=True)) if team.leads else Console(quiet=True)
     identity = fingerprint(model, train_set, config, stages)
-    done = read_progress(resume_path(out), identity) if resume else None
-    model = copy.deepcopy(model).to(_device(config))
+    done = None
+    if resume and team.leads:
+        done = read_progress(resume_path(out), identity)
+    done = team.from_leader(done)
+    model = copy.deepcopy(model).to(team.device)
     folder = None if features is None else Path(features)
-    run = _Run(model, train_set, val_set, config, out, identity, console, folder)
+    run = _Run(model, train_set, val_set, config, out, identity, console, folder, team)
     try:
         for number in stages:
             if done is not None and number < done.stage:
@@ -99,44 +104,26 @@ def train(
         console.print(run.how_to_continue(), soft_wrap=True)
         raise
     model = model.cpu().requires_grad_(True).eval()
-    picture_of(run.history, log_path(out), console)
-    save_checkpoint(model, out)
-    resume_path(out).unlink(missing_ok=True)
-    console.print(f"wrote {out}", soft_wrap=True)
+    if team.leads:
+        picture_of(run.history, log_path(out), console)
+        save_checkpoint(model, out)
+        resume_path(out).unlink(missing_ok=True)
+        console.print(f"wrote {out}", soft_wrap=True)
+    team.wait()
     return model
 
 
-def _check(
-    model: LGViT, train_set: Dataset, val_set: Dataset | None, stages: tuple[int, ...]
-) -> None:
-    if stages not in ((1,), (2,), (1, 2)):
-        raise UsageError(f"stages must be (1,), (2,) or (1, 2), found {stages}")
-    config = model.config
-    if 2 in stages and not config.exits:
-        raise UsageError("stage 2 trains exit heads: expected exits, found none")
-    for dataset, what in ((train_set, "training"), (val_set, "validation")):
-        if dataset is not None and len(dataset.classes) != config.num_classes:
-            raise DataError(
-                f"expected {config.num_classes} classes as the model has, found "
-                f"{len(dataset.classes)} among the {what} images"
-            )
-    side = config.image_size
-    for index in range(len(train_set)):
-        try:
-            shape = train_set.image(index, None).shape
-        except DataError:
-            continue
-        if shape != (side, side, 3):
-            raise DataError(f"expected images [{side}, {side}, 3], found {list(shape)}")
-        return
-    raise DataError(f"expected training images, found none of {len(train_set)} that can be read")
-
-
-def _device(config: TrainingConfig) -> torch.device:
-    available = torch.cuda.is_available()
-    if config.device == "cuda" and not available:
-        raise UsageError("device cuda was asked for, but PyTorch finds no GPU; use device cpu")
-    return torch.device("cuda" if available and config.device != "cpu" else "cpu")
+def _check_team(team: Team, config: TrainingConfig, features: str | Path | None) -> None:
+    if team.size > config.batch_size // 2:
+        raise UsageError(
+            f"batch_size is of all processes together: expected at least {2 * team.size} for "
+            f"{team.size} processes, found {config.batch_size}"
+        )
+    if team.size > 1 and config.cache and features is None:
+        raise UsageError(
+            f"--cache would keep all features in each of {team.size} processes; keep them in a "
+            "folder, which they share: --cache-features DIR"
+        )
 
 
 @dataclass
@@ -151,6 +138,7 @@ class _Run:
     identity: dict[str, str]
     console: Console
     features: Path | None
+    team: Team
     saved: str = ""  # how far the resume file got
     history: list[Row] = field(default_factory=list)
     reported: set[int] = field(default_factory=set)
@@ -162,11 +150,12 @@ class _Run:
             self.model.config.preprocess,
             batch_size=self.config.batch_size,
             workers=self.config.workers,
-            device=_device(self.config),
+            team=self.team,
         )
         if done is not None:
             self.model.load_state_dict(done.model)
         stage = self._make(number, batches)
+        self.team.synchronise(self.model, stage.aligners)
         optimizer = adamw(stage.parameters(), weight_decay=self.config.weight_decay)
         first, step = 0, 0
         if done is not None:
@@ -178,9 +167,9 @@ class _Run:
             self.console.print(f"continuing after {self.saved}")
         epochs = self.config.epochs[number - 1]
         steps = epochs * len(batches)
-        with _bar(self.console) as bar:
-            task = bar.add_task(f"stage {number}", total=steps, completed=step, shown="")
-            shown = _Shown()
+        with bar(self.console) as shown:
+            task = shown.add_task(f"stage {number}", total=steps, completed=step, shown="")
+            recent = Smoothed()
             rate = 0.0
             for epoch in range(first, epochs):
                 stage.start()
@@ -194,20 +183,23 @@ class _Run:
                         peak=self.config.lr[number - 1],
                         warmup=self.config.warmup,
                     )
-                    loss = _update(stage, optimizer, result.loss, rate, self.config.clip)
-                    accuracy = (result.logits.argmax(-1) == result.labels).float().mean()
-                    shown.add(loss, float(accuracy))
+                    loss, accuracy, rows = self._update(stage, optimizer, result, rate)
+                    recent.add(loss, accuracy)
                     losses.add(loss)
-                    accuracies.add(float(accuracy), len(result.labels))
+                    accuracies.add(accuracy, rows)
                     step += 1
-                    bar.update(task, completed=step, shown=f"epoch {epoch + 1}/{epochs}  {shown}")
+                    text = f"epoch {epoch + 1}/{epochs}  {recent}"
+                    shown.update(task, completed=step, shown=text)
                 self._report_unreadable(batches)
                 row = (number, epoch + 1, step, rate, losses.value, accuracies.value)
                 seconds = time.monotonic() - begun
                 self.history.append(dict(zip(COLUMNS, (*row, seconds), strict=True)))
-                write_log(self.history, log_path(self.out))
-                self._save(stage, optimizer, epoch + 1, step)
-        self._measure(number)
+                if self.team.leads:
+                    write_log(self.history, log_path(self.out))
+                    self._save(stage, optimizer, epoch + 1, step)
+        if self.team.leads:
+            self._measure(number)
+        self.team.wait()
 
     def _make(self, number: int, batches: Batches) -> Stage:
         if number == 1:
@@ -217,27 +209,52 @@ class _Run:
             cache = self._stored(self.features, batches)
         elif self.config.cache:
             with self.console.status("computing the frozen blocks once"):
-                cache = HiddenCache(
-                    self.model, batches, views=self.config.cache_views, seed=self.config.seed
-                )
+                cache = HiddenCache(self.model, batches, self.config)
         return StageTwo(self.model, self.config, batches, cache)
 
     def _stored(self, folder: Path, batches: Batches) -> FeatureStore:
-        config = self.config
-        store = FeatureStore(
-            folder, self.model, batches, views=config.cache_views, seed=config.seed
-        )
+        store = FeatureStore(folder, self.model, batches, self.config)
         self.console.print(
             f"features of {store.images} images take {store.bytes / 1e9:.2f} GB in {folder}",
             soft_wrap=True,
         )
-        with _bar(self.console) as bar:
-            task = bar.add_task("frozen blocks", total=None, shown="")
-            made = store.fill(lambda done, total: bar.update(task, completed=done, total=total))
+        made = 0
+        if self.team.leads_machine:
+            with bar(self.console) as shown:
+                task = shown.add_task("frozen blocks", total=None, shown="")
+                made = store.fill(
+                    lambda done, total: shown.update(task, completed=done, total=total)
+                )
+        self.team.wait()
+        if not self.team.leads_machine:
+            store.attach()
         self._report_unreadable(batches)
         if not made:
             self.console.print("all of them were there")
         return store
+
+    def _update(
+        self, stage: Stage, optimizer: torch.optim.Optimizer, result: Step, rate: float
+    ) -> tuple[float, float, int]:
+        """One step; the batch's loss and accuracy, and how many answers that is."""
+        rows, right = len(result.labels), result.logits.argmax(-1) == result.labels
+        whole = self.team.sum(rows)
+        loss = result.loss * (rows / whole)  # the sum over processes is the batch's mean
+        value, correct = self.team.sum(float(loss.detach())), self.team.sum(float(right.sum()))
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the loss of stage {stage.number} became {value}; start again with a lower --lr"
+            )
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        trained = [p for _, p in stage.parameters()]
+        self.team.sum_gradients(trained)
+        if self.config.clip:
+            nn.utils.clip_grad_norm_(trained, self.config.clip)
+        optimizer.step()
+        return value, correct / whole, int(whole)
 
     def _save(self, stage: Stage, optimizer: torch.optim.Optimizer, epoch: int, step: int) -> None:
         progress = Progress(
@@ -285,52 +302,3 @@ class _Run:
             f"interrupted; {resume_path(self.out)} holds {self.saved}. "
             "Run the same command again to continue"
         )
-
-
-def _update(
-    stage: Stage,
-    optimizer: torch.optim.Optimizer,
-    loss: torch.Tensor,
-    rate: float,
-    clip: float,
-) -> float:
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        raise TrainingError(
-            f"the loss of stage {stage.number} became {value}; start again with a lower --lr"
-        )
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    if clip:
-        nn.utils.clip_grad_norm_([p for _, p in stage.parameters()], clip)
-    optimizer.step()
-    return value
-
-
-class _Shown:
-    """Smoothed loss and accuracy."""
-
-    def __init__(self) -> None:
-        self.loss = self.accuracy = math.nan
-
-    def add(self, loss: float, accuracy: float) -> None:
-        if math.isnan(self.loss):
-            self.loss, self.accuracy = loss, accuracy
-        self.loss += _SHOWN * (loss - self.loss)
-        self.accuracy += _SHOWN * (accuracy - self.accuracy)
-
-    def __str__(self) -> str:
-        return f"loss {self.loss:.3f}  accuracy {100 * self.accuracy:.1f} %"
-
-
-def _bar(console: Console) -> Bar:
-    return Bar(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[shown]}"),
-        TimeRemainingColumn(),
-        console=console,
-    )

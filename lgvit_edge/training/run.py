@@ -11,11 +11,12 @@ from lgvit_edge.config import ExitConfig
 from lgvit_edge.errors import UsageError
 from lgvit_edge.model import LGViT, block_macs
 from lgvit_edge.placement import plan_exits
+from lgvit_edge.training.checks import check_output
 from lgvit_edge.training.data import ImageFolder, class_names
 from lgvit_edge.training.loop import train
-from lgvit_edge.training.output import check_output
 from lgvit_edge.training.settings import TrainingConfig
 from lgvit_edge.training.start import attach_exits, load_start
+from lgvit_edge.training.team import join
 
 STAGES = {"1": (1,), "2": (2,), "both": (1, 2)}
 DEFAULT_EXITS = "uniform:8"
@@ -61,7 +62,8 @@ def train_from_folder(
         TrainingError: training cannot go on.
     """
     config = config or TrainingConfig()
-    console = console or Console(stderr=True)
+    team = join(config.device)
+    console = (console or Console(stderr=True)) if team.leads else Console(quiet=True)
     if stage not in STAGES:
         raise UsageError(f"--stage must be one of {', '.join(STAGES)}, found {stage!r}")
     train_folder, val_folder = _folders(Path(data), None if val is None else Path(val))
@@ -84,7 +86,8 @@ def train_from_folder(
         start = start.resized(image_size)
     wanted = _exits(start, exits, heads)
     model = _prepare(start, wanted, classes, stage, config.seed, console)
-    check_output(Path(out), model)
+    if team.leads:
+        check_output(Path(out), model)
     size, spec = model.config.image_size, model.config.preprocess
     train_set = ImageFolder(
         train_folder, size=size, preprocess=spec, min_crop=config.min_crop, flip=config.flip

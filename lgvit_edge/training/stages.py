@@ -92,9 +92,13 @@ class StageOne:
         """The final loss, or the scheme's of all classifiers."""
         model, exits = self.model, self.model.config.exits
         if not (with_exits and exits):
-            logits = model(batch.images)
+            with self.config.autocast(batch.images.device):
+                logits = model(batch.images)
+            logits = logits.float()
             return Step(functional.cross_entropy(logits, batch.labels), logits, batch.labels)
-        *early, logits = model.exit_logits(batch.images).unbind(dim=1)
+        with self.config.autocast(batch.images.device):
+            everything = model.exit_logits(batch.images)
+        *early, logits = everything.float().unbind(dim=1)
         loss = self.scheme.loss(
             early,
             logits,
@@ -156,16 +160,17 @@ class StageTwo:
                 yield self.step(states)
             return
         for batch in self.batches.shuffled(key):
-            yield self.step(hidden_states(self.model, batch))
+            yield self.step(hidden_states(self.model, batch, self.config))
 
     def step(self, states: HiddenStates) -> Step:
         """The scheme's loss on what the frozen blocks gave."""
         model = self.model.config
         features, logits = [], []
-        for head, hidden in zip(self.model.heads, states.exits, strict=True):
-            feature = head.features(hidden)  # type: ignore[operator]
-            features.append(feature)
-            logits.append(head.classify(hidden, feature))  # type: ignore[operator]
+        with self.config.autocast(states.last.device):
+            for head, hidden in zip(self.model.heads, states.exits, strict=True):
+                feature = head.features(hidden)  # type: ignore[operator]
+                features.append(feature.float())
+                logits.append(head.classify(hidden, feature).float())  # type: ignore[operator]
         if self.scheme.features:
             loss = self._distilled(states, features, logits)
         else:
@@ -186,7 +191,9 @@ class StageTwo:
         """Eq. 15."""
         config, exits = self.config, self.model.config.exits
         last = states.last[:, self.model.config.prefix_tokens :]
-        aligned = {int(m): align(last) for m, align in self.aligners.items()}
+        with config.autocast(last.device):
+            targets = {int(m): align(last) for m, align in self.aligners.items()}
+        aligned = {m: target.float() for m, target in targets.items()}
         comparable = exits if self.by_features else ()
         return losses.total(
             losses.heterogeneous(features, aligned),

@@ -25,10 +25,11 @@ from lgvit_edge._schema import to_json
 from lgvit_edge.errors import TrainingError
 from lgvit_edge.model import LGViT
 from lgvit_edge.training.batches import Batches, Key, shuffled_indices
-from lgvit_edge.training.cache import HiddenStates
+from lgvit_edge.training.cache import HiddenStates, frozen, view_keys
+from lgvit_edge.training.settings import TrainingConfig
 
 _INDEX = "features.json"
-_VERSION = 1  # 1: identity, arrays, checksums by chunk
+_VERSION = 2  # 1: identity, checksums by chunk. 2: blocks beside the identity
 _CHUNK = 512  # images between two checksums
 _MARGIN = 200_000_000  # bytes of disk left to others
 Progress = Callable[[int, int], None]
@@ -43,7 +44,13 @@ class FeatureStore:
     """
 
     def __init__(
-        self, folder: str | Path, model: LGViT, batches: Batches, *, views: int, seed: int
+        self,
+        folder: str | Path,
+        model: LGViT,
+        batches: Batches,
+        config: TrainingConfig,
+        *,
+        blocks: Sequence[int] = (),
     ) -> None:
         """Look at what is there; nothing is computed or written yet.
 
@@ -51,68 +58,74 @@ class FeatureStore:
             folder: made if it is missing.
             model: its backbone is frozen from here on.
             batches: of the training images.
-            views: augmented copies of every image; 0 for the images as at inference.
-            seed: of the augmentation.
+            config: ``cache_views``, ``seed``, ``precision``, ``min_crop`` and ``flip`` are read.
+            blocks: more than this model's exits read, for other trainings from the same folder.
 
         Raises:
             TrainingError: the folder holds features of another backbone or of other images, or
-                there is too little room.
+                not those of all blocks.
         """
         self.folder, self.model, self.batches = Path(folder), model, batches
-        self.keys: list[Key | None] = [(seed, 0, view) for view in range(views)]
-        self.keys = self.keys or [None]
+        self.config, self.keys = config, view_keys(config)
         self.images = len(batches.dataset)
         self.device = next(model.parameters()).device
-        config = model.config
-        self.blocks = [*(exit.block for exit in config.exits), config.num_blocks]
+        shape = model.config
+        self.blocks = [*(exit.block for exit in shape.exits), shape.num_blocks]
+        stored, self._sums = self._read_index({*self.blocks, *blocks})
+        self._stored = stored
         rows = len(self.keys) * self.images
         shapes: dict[str, tuple[str, tuple[int, ...]]]
-        shapes = {f"block_{b}": ("<f2", config.hidden_shape(b)) for b in sorted(set(self.blocks))}
-        shapes |= {"teacher": ("<f4", (config.num_classes,)), "valid": ("|u1", ())}
+        shapes = {f"block_{b}": ("<f2", shape.hidden_shape(b)) for b in stored}
+        shapes |= {"teacher": ("<f4", (shape.num_classes,)), "valid": ("|u1", ())}
         self._shapes = {name: (kind, (rows, *tail)) for name, (kind, tail) in shapes.items()}
         sizes = [np.dtype(k).itemsize * math.prod(s) for k, s in self._shapes.values()]
         self.bytes = sum(sizes)
-        self._identity = self._describe(seed)
-        self._sums: dict[str, dict[str, int]] = self._read_index()
         self._arrays: dict[str, NDArray[Any]] = {}
 
-    def _describe(self, seed: int) -> dict[str, Any]:
-        """What must be the same for stored features to be of use."""
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for stored features to be of use, blocks aside."""
         digest = hashlib.sha256()
         for name, tensor in self.model.backbone.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().numpy())
-        config = self.model.config
+        shape, config = self.model.config, self.config
+        views = config.cache_views
         return {
             "backbone": digest.hexdigest(),
             "images": self.batches.dataset.fingerprint(),
-            "preprocessing": to_json(config.preprocess),
-            "image size": config.image_size,
-            "blocks": sorted(set(self.blocks)),
-            "views": len(self.keys) if self.keys != [None] else 0,
-            "seed": seed,
+            "preprocessing": to_json(shape.preprocess),
+            "image size": shape.image_size,
+            "precision": config.precision,
+            "views": views,
+            # Views differ by these; images as at inference do not.
+            "augmentation": [config.seed, config.min_crop, config.flip] if views else None,
         }
 
-    def _read_index(self) -> dict[str, dict[str, int]]:
+    def _read_index(self, blocks: set[int]) -> tuple[list[int], dict[str, dict[str, int]]]:
+        """Blocks that are stored there or shall be, and checksums by chunk."""
         path = self.folder / _INDEX
+        self._described = self._identity()
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             if found["version"] != _VERSION:
                 raise ValueError(f"version {found['version']}")
             then, sums = dict(found["identity"]), dict(found["checksums"])
+            there = [int(block) for block in found["blocks"]]
         except FileNotFoundError:
-            return {}
+            return sorted(blocks), {}
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise TrainingError(
                 f"{path} cannot be used ({error}); delete {self.folder} to compute it again"
             ) from None
-        other = [name for name, value in self._identity.items() if then.get(name) != value]
+        other = [name for name, value in self._described.items() if then.get(name) != value]
+        if not blocks <= set(there):
+            other.append(f"blocks ({', '.join(map(str, there))})")
         if other:
             raise TrainingError(
                 f"{self.folder} holds features of another {', '.join(other)}; give another folder, "
                 f"or compute them again after: rm -r '{self.folder}'"
             )
-        return sums
+        return there, sums
 
     def check_room(self) -> None:
         """Before anything is computed.
@@ -159,12 +172,16 @@ class FeatureStore:
             raise TrainingError("expected training images, found none that can be read")
         return made
 
-    def _fill(self, progress: Progress) -> int:
+    def attach(self) -> None:
+        """Read what another process has filled."""
         self._arrays = {name: self._map(name) for name in self._shapes}
+
+    def _fill(self, progress: Progress) -> int:
+        self.attach()
         made, chunks = 0, list(self._chunks())
         for done, (key, first, images) in enumerate(chunks):
             progress(done, len(chunks))
-            if self._sums.get(str(first)) != self._checksums(first, len(images)):
+            if not self._intact(first, len(images)):
                 self._compute(key, first, images)
                 made += 1
         progress(len(chunks), len(chunks))
@@ -183,44 +200,61 @@ class FeatureStore:
                 images = np.arange(first, min(first + _CHUNK, self.images))
                 yield key, view * self.images + first, images
 
-    @torch.no_grad()
     def _compute(self, key: Key | None, first: int, images: NDArray[np.int64]) -> None:
         self.model.eval()
         self._arrays["valid"][first : first + len(images)] = 0
         for batch in self.batches.some(images, key):
             rows = batch.indices.numpy() - images[0] + first
-            states = self.model.hidden_states(batch.images)
-            for block in set(self.blocks):
+            states, teacher = frozen(self.model, batch.images, self.config)
+            for block in self._stored:
                 self._arrays[f"block_{block}"][rows] = states[block].half().cpu().numpy()
-            teacher = self.model.backbone.final(states[-1])
             self._arrays["teacher"][rows] = teacher.cpu().numpy()
             self._arrays["valid"][rows] = 1
         for array in self._arrays.values():
             array.flush()  # type: ignore[attr-defined]  # all are memory maps
-        self._sums[str(first)] = self._checksums(first, len(images))
-        record = {"version": _VERSION, "identity": self._identity, "checksums": self._sums}
+        self._sums[str(first)] = {
+            name: self._checksum(name, first, len(images)) for name in self._arrays
+        }
+        record = {
+            "version": _VERSION,
+            "identity": self._described,
+            "blocks": self._stored,
+            "checksums": self._sums,
+        }
         write_json(self.folder / _INDEX, record)
 
-    def _checksums(self, first: int, count: int) -> dict[str, int]:
-        return {
-            name: zlib.crc32(array[first : first + count].tobytes())
-            for name, array in self._arrays.items()
-        }
+    def _intact(self, first: int, count: int) -> bool:
+        """Whether what this model reads of a chunk is as it was written."""
+        read = {"teacher", "valid", *(f"block_{block}" for block in self.blocks)}
+        known = self._sums.get(str(first), {})
+        return all(known.get(name) == self._checksum(name, first, count) for name in read)
+
+    def _checksum(self, name: str, first: int, count: int) -> int:
+        return zlib.crc32(self._arrays[name][first : first + count].tobytes())
 
     def shuffled(self, epoch: int, batch_size: int, key: Key) -> Iterator[HiddenStates]:
         """One epoch in random order; epochs take the views in turn."""
-        offset = self.images * (epoch % len(self.keys))
-        valid = np.flatnonzero(self._arrays["valid"][offset : offset + self.images])
-        labels = self.batches.dataset.labels
-        for places in shuffled_indices(len(valid), batch_size, key):
-            images = valid[places.numpy()]
-            exits = [self._rows(f"block_{b}", images + offset) for b in self.blocks[:-1]]
-            yield HiddenStates(
-                exits,
-                self._rows(f"block_{self.blocks[-1]}", images + offset),
-                self._rows("teacher", images + offset),
-                torch.from_numpy(labels[images]).to(self.device),
-            )
+        first = self.images * (epoch % len(self.keys))
+        valid = self._valid(first)
+        for places in shuffled_indices(len(valid), batch_size, key, self.batches.team):
+            yield self._states(valid[places], first)
 
-    def _rows(self, name: str, rows: Sequence[int] | NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(self._arrays[name][rows]).to(self.device).float()
+    def ordered(self, batch_size: int) -> Iterator[HiddenStates]:
+        """The first view of every image, in order."""
+        for images in self._valid(0).split(batch_size):
+            yield self._states(images, 0)
+
+    def _valid(self, first: int) -> Tensor:
+        """Images that could be read, of the view that begins at a row."""
+        return torch.from_numpy(np.flatnonzero(self._arrays["valid"][first : first + self.images]))
+
+    def _states(self, images: Tensor, first: int) -> HiddenStates:
+        rows = images + first
+        *exits, last = (self._rows(f"block_{block}", rows) for block in self.blocks)
+        labels = self.batches.dataset.labels[images.numpy()]
+        teacher = self._rows("teacher", rows)
+        return HiddenStates(exits, last, teacher, torch.from_numpy(labels).to(self.device))
+
+    def _rows(self, name: str, rows: Tensor) -> Tensor:
+        stored = torch.from_numpy(self._arrays[name])
+        return stored.index_select(0, rows).to(self.device).float()

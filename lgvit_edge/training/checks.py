@@ -1,4 +1,4 @@
-"""Finding out before training, not after, that its result could not be written."""
+"""Finding out before training, not after, what would make it fail."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 
 from lgvit_edge._optional import require
-from lgvit_edge.errors import TrainingError, UsageError
+from lgvit_edge.errors import DataError, TrainingError, UsageError
 from lgvit_edge.model import LGViT, count_parameters
+from lgvit_edge.training.data import Dataset
 
 _SUFFIXES = (".pt", ".safetensors")
 # The checkpoint, and twice (while it is replaced) the file to resume from: weights and two moments.
@@ -46,3 +47,35 @@ def check_output(out: Path, model: LGViT) -> None:
             f"{folder}: training needs {needed / 1e6:.0f} MB of free disk, "
             f"found {free / 1e6:.0f} MB"
         )
+
+
+def check_task(
+    model: LGViT, train_set: Dataset, val_set: Dataset | None, stages: tuple[int, ...]
+) -> None:
+    """Check that a model and images go together.
+
+    Raises:
+        UsageError: the stages do not exist, or the model has nothing that they train.
+        DataError: classes or sizes differ, or not one training image can be read.
+    """
+    if stages not in ((1,), (2,), (1, 2)):
+        raise UsageError(f"stages must be (1,), (2,) or (1, 2), found {stages}")
+    config = model.config
+    if 2 in stages and not config.exits:
+        raise UsageError("stage 2 trains exit heads: expected exits, found none")
+    for dataset, what in ((train_set, "training"), (val_set, "validation")):
+        if dataset is not None and len(dataset.classes) != config.num_classes:
+            raise DataError(
+                f"expected {config.num_classes} classes as the model has, found "
+                f"{len(dataset.classes)} among the {what} images"
+            )
+    side = config.image_size
+    for index in range(len(train_set)):
+        try:
+            shape = train_set.image(index, None).shape
+        except DataError:
+            continue
+        if shape != (side, side, 3):
+            raise DataError(f"expected images [{side}, {side}, 3], found {list(shape)}")
+        return
+    raise DataError(f"expected training images, found none of {len(train_set)} that can be read")

@@ -1,0 +1,158 @@
+"""Several processes that train one model, as ``accelerate launch`` starts them.
+
+Every process holds the whole model and takes its share of every batch. Gradients and the statistics
+of BatchNorms are those of the whole batch, so the numbers are a single process's up to rounding,
+however many there are.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+
+from lgvit_edge._optional import require
+from lgvit_edge.errors import UsageError
+
+T = TypeVar("T")
+# Others wait while one computes features or measures; the usual 30 minutes would end that.
+_PATIENCE = datetime.timedelta(days=2)
+# What torchrun (and so accelerate) and MPI's launchers tell their processes.
+_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes of a training, seen from one of them; alone unless said.
+
+    Attributes:
+        device: of this process.
+        rank: 0..size - 1 over all machines; 0 leads: it alone writes and speaks.
+        size: processes over all machines.
+        leads_machine: whether it is the first on its machine.
+    """
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+    leads_machine: bool = True
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+    def share(self, rows: Any) -> Any:
+        """This process's rows of a batch."""
+        return rows[self.rank :: self.size]
+
+    def sum(self, value: float) -> float:
+        """The sum of a number over processes."""
+        if self.size == 1:
+            return value
+        total = torch.tensor(value, dtype=torch.float64, device=self.device)
+        distributed.all_reduce(total)
+        return float(total)
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace every gradient by its sum over processes."""
+        if self.size == 1:
+            return
+        # The same on every process: what receives a gradient follows from the step alone.
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        distributed.all_reduce(flat)
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def from_leader(self, value: T) -> T:
+        """What process 0 has; the others' ``value`` does not matter."""
+        if self.size == 1:
+            return value
+        values = [value]
+        distributed.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            distributed.barrier()
+
+    def synchronise(self, *modules: nn.Module) -> None:
+        """Let BatchNorms learn from whole batches."""
+        if self.size == 1:
+            return
+        for module in modules:
+            for part in module.modules():
+                if type(part) is nn.BatchNorm2d:
+                    part.__class__ = _WholeBatchNorm2d
+
+
+def join(device: str) -> Team:
+    """The team this process was started in.
+
+    Args:
+        device: ``auto``, ``cpu`` or ``cuda``.
+
+    Raises:
+        UsageError: ``cuda`` was asked for and there is none.
+        MissingDependency: started as one of several, and accelerate is not installed.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device cuda was asked for, but PyTorch finds no GPU; use device cpu")
+    on_cpu = device == "cpu" or not torch.cuda.is_available()
+    if all(int(os.environ.get(name, "1")) == 1 for name in _SIZES):
+        return Team(torch.device("cpu" if on_cpu else "cuda"))
+    accelerate = require("accelerate", extra="train")
+    state = accelerate.PartialState(cpu=on_cpu, timeout=_PATIENCE)
+    return Team(state.device, state.process_index, state.num_processes, state.is_local_main_process)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over processes, through which gradients flow to all of them."""
+
+    @staticmethod
+    def forward(context: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        return _Sum.forward(context, *gradients)
+
+
+_sum: Callable[[Tensor], Tensor] = _Sum.apply
+
+
+class _WholeBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm over the rows of all processes; PyTorch's own runs on GPUs only."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        x, dims = input.float(), (0, 2, 3)
+        count = x.new_tensor([x.numel() / x.shape[1]])
+        sums = _sum(torch.cat([x.sum(dims), count]))
+        count = sums[-1].detach()
+        mean = sums[:-1] / count
+        centred = x - mean[:, None, None]
+        variance = _sum(centred.square().sum(dims)) / count
+        self._remember(mean.detach(), variance.detach() * count / (count - 1))
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        whole: Tensor = centred * scale[:, None, None] + self.bias[:, None, None]
+        return whole.to(input.dtype)
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, variance: Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None and self.momentum is not None
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance, self.momentum)

@@ -1,0 +1,124 @@
+"""Training by several processes: the numbers of one."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lgvit_edge.config import ExitConfig, LGViTConfig
+from lgvit_edge.errors import DataError, UsageError
+from lgvit_edge.image_spec import Preprocess
+from lgvit_edge.model import load_model, save_checkpoint
+from lgvit_edge.training import ArrayDataset, TrainingConfig
+from lgvit_edge.training.batches import Batches, shuffled_indices
+from lgvit_edge.training.loop import _check_team
+from lgvit_edge.training.start import seeded
+from lgvit_edge.training.team import Team
+
+CONFIG = LGViTConfig(
+    family="vit",
+    image_size=16,
+    patch_size=4,
+    hidden_size=16,
+    num_blocks=3,
+    num_heads=2,
+    intermediate_size=32,
+    num_classes=2,
+    exits=(ExitConfig(1, "lph", kernel=3), ExitConfig(2, "gah", window=2)),
+    preprocess=Preprocess(resize=16),
+)
+# The launcher's flag for several processes, of which each takes a GPU where there is one.
+LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+LAUNCH += ["--main_process_port", "0"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(9):
+            pixels = rng.integers(0, 256, (16, 16, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / name / f"{i}.png")
+    save_checkpoint(seeded(CONFIG, 0).eval(), tmp_path / "start.pt")
+    return tmp_path
+
+
+def start(folder: Path, out: str, launcher: list[str]) -> subprocess.Popen[str]:
+    options = "-m lgvit_edge train --data data --val data --backbone start.pt --epochs 2 --lr 1e-3"
+    options += f" --batch-size 5 --workers 0 --cache-features features-{out} --out {out}.pt"
+    return subprocess.Popen(
+        [sys.executable, *launcher, *options.split()],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def test_two_processes_learn_what_one_learns(folder: Path) -> None:
+    running = {
+        name: start(folder, name, [] if name == "one" else LAUNCH) for name in ("one", "two")
+    }
+    said = {name: process.communicate(timeout=300)[0] for name, process in running.items()}
+    assert [process.returncode for process in running.values()] == [0, 0], said
+    assert said["two"].count("wrote two.pt") == said["two"].count("next: ") == 1, said["two"]
+    rows = {}
+    for name in running:
+        with (folder / f"{name}.log.csv").open() as file:
+            rows[name] = [
+                [float(row[c]) for c in ("stage", "step", "loss", "accuracy")]
+                for row in csv.DictReader(file)
+            ]
+    assert len(rows["one"]) == 4
+    np.testing.assert_allclose(rows["two"], rows["one"], rtol=1e-4)
+    # Weights that no loss depends on (a bias that the next norm takes away) follow rounding alone,
+    # so answers are compared, not weights.
+    pixels = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        one, two = (load_model(folder / f"{name}.pt").exit_logits(pixels) for name in running)
+    torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-3)
+
+
+def team(rank: int, size: int) -> Team:
+    return Team(torch.device("cpu"), rank, size)
+
+
+@pytest.mark.parametrize(("count", "steps"), [(16, 4), (17, 4), (18, 4), (19, 5)])
+def test_processes_share_every_batch(count: int, steps: int) -> None:
+    shares = [list(shuffled_indices(count, 4, (1,), team(rank, 3))) for rank in range(3)]
+    assert [len(share) for share in shares] == [steps] * 3
+    assert all(len(rows) for share in shares for rows in share)
+    assert sorted(torch.cat([rows for share in shares for rows in share]).tolist()) == list(
+        range(count)
+    )
+
+
+def test_a_process_that_can_read_nothing_stops_instead_of_keeping_others_waiting() -> None:
+    class Broken(ArrayDataset):
+        def image(self, index: int, rng: np.random.Generator | None) -> np.ndarray:
+            raise DataError(f"image {index} is damaged")
+
+    images = Broken(np.zeros((4, 16, 16, 3), np.uint8), np.array([0, 1, 0, 1]))
+    batches = Batches(images, CONFIG.preprocess, batch_size=4, team=team(1, 2))
+    with pytest.raises(DataError, match=r"none of its 2 images of a batch, such as: image \d is"):
+        next(batches.shuffled((1,)))
+
+
+def test_settings_that_do_not_fit_several_processes() -> None:
+    with pytest.raises(UsageError, match="expected at least 8 for 4 processes, found 6"):
+        _check_team(team(0, 4), TrainingConfig(batch_size=6), None)
+    with pytest.raises(UsageError, match="in each of 2 processes; .* --cache-features DIR"):
+        _check_team(team(0, 2), TrainingConfig(cache=True), None)
+    _check_team(team(0, 2), TrainingConfig(cache=True), "features")
+    _check_team(team(0, 1), TrainingConfig(cache=True), None)
