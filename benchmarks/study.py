@@ -142,7 +142,7 @@ class Study:
         for store in stores:
             say(f"features of {store.images} images take {store.bytes / 1e9:.1f} GB")
             with progress_bar("frozen blocks") as shown:
-                store.fill(lambda done, total: shown("frozen blocks", done, total))
+                store.fill(shown)
 
     def _features(self, model: LGViT, blocks: set[int]) -> FeatureStore:
         return self._store("features", model, self.train, self.config, blocks)
@@ -219,7 +219,7 @@ def main(
     weights: Annotated[Path, typer.Option(help="Of the trained backbone.")],
     out: Annotated[Path, typer.Option(help="Folder for results, checkpoints, features.")],
     backbone: Annotated[str, typer.Option(help="Its architecture.")] = "vit-tiny",
-    epochs: Annotated[int, typer.Option(min=1, help="Of every training.")] = 6,
+    epochs: Annotated[int, typer.Option(min=1, help="Of every training.")] = 5,
     only: Annotated[str, typer.Option(help="Tables by number, as 1,3; default: all.")] = "1,3,4,7",
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "bf16",
 ) -> None:
@@ -231,7 +231,7 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     # Crops of at least a quarter leave training images about as hard for this backbone as new ones.
     config = TrainingConfig(
-        epochs=(epochs, epochs), lr=(1e-3, 1e-3), cache_views=1, min_crop=0.25, precision=precision
+        epochs=(epochs, epochs), lr=(4e-3, 4e-3), cache_views=1, min_crop=0.25, precision=precision
     )
     start = load_start(backbone, weights, num_classes=0, seed=config.seed).eval()
     size, spec = start.config.image_size, start.config.preprocess

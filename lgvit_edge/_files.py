@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import re
@@ -15,9 +16,13 @@ from typing import Any
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a path beside ``path`` to write to; rename it over ``path`` when the body succeeds.
 
+    What a killed process left of the same file goes as well.
+
     Raises:
         OSError: as writing does; nothing is left behind.
     """
+    for left in leftovers(path, "partial"):
+        left.unlink(missing_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
@@ -26,6 +31,18 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def leftovers(path: Path, kind: str) -> list[Path]:
+    """What processes that are no more left beside ``path``, as ``.NAME.PID.KIND``."""
+    if not Path("/proc").exists():  # no telling which processes are
+        return []
+    found = []
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.{kind}"):
+        pid = left.name.split(".")[-2]
+        if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
+            found.append(left)
+    return found
 
 
 @contextlib.contextmanager

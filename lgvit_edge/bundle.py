@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lgvit_edge._files import leftovers
 from lgvit_edge.errors import BundleError, ExportError
 from lgvit_edge.manifest import FileSpec, Manifest
 
@@ -174,12 +175,8 @@ def _may_replace(root: Path) -> bool:
 
 def _remove_abandoned(root: Path) -> None:
     """Clear what killed exports of the same bundle left beside it."""
-    for pattern in (f".{root.name}.*.partial", f".{root.name}.*.old"):
-        for path in root.parent.glob(pattern):
-            pid = path.name.split(".")[-2]
-            if not pid.isdecimal() or Path(f"/proc/{pid}").exists() or not Path("/proc").exists():
-                continue
-            if path.suffix == ".old" and not root.exists():
-                path.rename(root)  # killed between the two renames: this is the only copy
-            else:
-                shutil.rmtree(path, ignore_errors=True)
+    for path in leftovers(root, "partial") + leftovers(root, "old"):
+        if path.suffix == ".old" and not root.exists():
+            path.rename(root)  # killed between the two renames: this is the only copy
+        else:
+            shutil.rmtree(path, ignore_errors=True)

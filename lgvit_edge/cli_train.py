@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from lgvit_edge._terminal import console, say
 from lgvit_edge.arguments import Heads, ImageSize
+from lgvit_edge.errors import UsageError
+
+N = TypeVar("N", int, float)
 
 _AUTHORS = "as the authors have it"
+_BOTH = "; stage 1's and stage 2's as A,B"
 _OPTIMISER, _DISTILLATION, _IMAGES = "Optimiser", "Distillation", "Images and speed"
 
 
@@ -44,17 +48,17 @@ def train(
     stage: Annotated[
         str, typer.Option(help="1 (whole model), 2 (exits, backbone frozen) or both.")
     ] = "both",
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each stage.")] = 50,
+    epochs: Annotated[str, typer.Option(help=f"Epochs of each stage{_BOTH}.")] = "50",
     batch_size: Annotated[
         int, typer.Option(rich_help_panel=_OPTIMISER, min=2, help=f"Images per step, {_AUTHORS}.")
     ] = 64,
     lr: Annotated[
-        float,
+        str,
         typer.Option(
             rich_help_panel=_OPTIMISER,
-            help=f"Peak learning rate, {_AUTHORS}. Few images and epochs want 1e-3.",
+            help=f"Peak learning rate, {_AUTHORS}{_BOTH}. Few images and epochs want 1e-4,4e-3.",
         ),
-    ] = 5e-5,
+    ] = "5e-5",
     warmup: Annotated[
         float,
         typer.Option(
@@ -164,8 +168,8 @@ def train(
     from lgvit_edge.training.team import join
 
     config = TrainingConfig(
-        epochs=(epochs, epochs),
-        lr=(lr, lr),
+        epochs=_pair("--epochs", epochs, int),
+        lr=_pair("--lr", lr, float),
         batch_size=batch_size,
         warmup=warmup,
         weight_decay=weight_decay,
@@ -203,3 +207,15 @@ def train(
     )
     if join(config.device).leads:
         say(f"next: lgvit-edge export --ckpt {out} --target cpu --out out/")
+
+
+def _pair(option: str, text: str, kind: type[N]) -> tuple[N, N]:
+    """Stage 1's value and stage 2's, from one or two numbers."""
+    try:
+        first, *rest = (kind(part) for part in text.split(","))
+        (second,) = rest or [first]
+    except ValueError:
+        raise UsageError(
+            f"{option}: expected a number, or stage 1's and stage 2's as A,B; found {text!r}"
+        ) from None
+    return first, second

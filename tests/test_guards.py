@@ -39,8 +39,8 @@ ABSENT_ON_DEVICES = [
 ]
 # Scripts for a workstation that take ONNX graphs apart; even they do without torch.
 GRAPH_SCRIPTS = {"lgvit_edge.benchmarks.overhead"}
-# A script for a workstation that trains.
-TRAINING_SCRIPTS = {"lgvit_edge.benchmarks.study"}
+# Scripts for a workstation that train.
+TRAINING_SCRIPTS = {"lgvit_edge.benchmarks.study", "lgvit_edge.benchmarks.epochs"}
 
 
 def run(

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from torch import nn
 
 from lgvit_edge.errors import DataError, TrainingError, UsageError
 from lgvit_edge.model import LGViT, save_checkpoint
@@ -156,7 +155,13 @@ class _Run:
             self.model.load_state_dict(done.model)
         stage = self._make(number, batches)
         self.team.synchronise(self.model, stage.aligners)
-        optimizer = adamw(stage.parameters(), weight_decay=self.config.weight_decay)
+        stage.start()
+        optimizer = adamw(
+            stage.parameters(),
+            weight_decay=self.config.weight_decay,
+            clip=self.config.clip,
+            scales=self.team.mean_scales(stage.scales()),
+        )
         first, step = 0, 0
         if done is not None:
             stage.aligners.load_state_dict(done.aligners)
@@ -249,10 +254,7 @@ class _Run:
             group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        trained = [p for _, p in stage.parameters()]
-        self.team.sum_gradients(trained)
-        if self.config.clip:
-            nn.utils.clip_grad_norm_(trained, self.config.clip)
+        self.team.sum_gradients(p for _, p in stage.parameters())
         optimizer.step()
         return value, correct / whole, int(whole)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 _EMBEDDINGS = ("embedding.prefix", "embedding.position", "attention.table")
+_SMALLEST = 1e-2  # of an input's scale, relative to the mean of a layer's inputs
 
 
 def learning_rate(step: int, steps: int, *, peak: float, warmup: float) -> float:
@@ -27,22 +28,100 @@ def learning_rate(step: int, steps: int, *, peak: float, warmup: float) -> float
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
 
 
+class AdamW(torch.optim.AdamW):
+    """AdamW as if every layer read inputs of root mean square 1, with clipped gradients.
+
+    An exit head reads a block's output as it is, without a norm: some features of a ViT are a
+    hundred times larger than others, and single tokens ten times larger again. A step of one size
+    for all weights is then too large for some and too small for most. So a weight is updated as its
+    product with its input's scale, which changes how fast a head learns and not what it can.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], *, clip: float) -> None:
+        super().__init__(groups, lr=0.0)
+        self.clip = clip
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One update; gradients are changed."""
+        scaled = [
+            (weight, scale.to(weight.device))
+            for group in self.param_groups
+            for weight, scale in zip(group["params"], group["scales"], strict=True)
+            if scale is not None and weight.grad is not None
+        ]
+        for weight, scale in scaled:
+            weight.grad.div_(scale)
+            weight.mul_(scale)
+        if self.clip:
+            everything = [weight for group in self.param_groups for weight in group["params"]]
+            nn.utils.clip_grad_norm_(everything, self.clip)
+        super().step(closure)
+        for weight, scale in scaled:
+            weight.div_(scale)
+
+
 def adamw(
-    parameters: Iterable[tuple[str, nn.Parameter]], *, weight_decay: float
-) -> torch.optim.AdamW:
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    *,
+    weight_decay: float,
+    clip: float = 0.0,
+    scales: Mapping[nn.Parameter, Tensor] | None = None,
+) -> AdamW:
     """The optimizer; its rate is set before every step.
 
     Args:
         parameters: names and parameters to train.
         weight_decay: on weights of two or more dimensions that are no embedding.
+        clip: largest norm of all gradients together; 0 leaves them alone.
+        scales: of the inputs of some weights, see ``input_scales``.
     """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in parameters:
         flat = parameter.ndim < 2 or name.endswith(_EMBEDDINGS)
         (plain if flat else decayed).append(parameter)
+    scales = scales or {}
     groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        {"params": group, "weight_decay": decay, "scales": [scales.get(p) for p in group]}
+        for group, decay in ((decayed, weight_decay), (plain, 0.0))
+        if group
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0)
+    return AdamW(groups, clip=clip)
+
+
+@torch.no_grad()
+def input_scales(module: nn.Module, run: Callable[[], object]) -> dict[nn.Parameter, Tensor]:
+    """Root mean square of what each linear and convolutional layer reads, by its weight.
+
+    Args:
+        module: holds the layers; depthwise convolutions are left out.
+        run: computes them once, on a batch.
+
+    Returns:
+        Scales that broadcast against the weight, over its inputs.
+    """
+    found: dict[nn.Parameter, Tensor] = {}
+
+    def read(layer: nn.Module, inputs: tuple[Tensor]) -> None:
+        assert isinstance(layer, (nn.Linear, nn.Conv2d))
+        x = inputs[0].float()
+        axis = 1 if isinstance(layer, nn.Conv2d) else x.ndim - 1
+        scale = x.square().mean([d for d in range(x.ndim) if d != axis]).sqrt()
+        # A feature that is always 0 would get steps without bounds.
+        scale = scale.clamp(min=_SMALLEST * float(scale.mean()) + 1e-12)
+        assert isinstance(layer.weight, nn.Parameter)
+        found[layer.weight] = scale.view(1, -1, *[1] * (layer.weight.ndim - 2))
+
+    layers = [
+        layer
+        for layer in module.modules()
+        if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
+    ]
+    hooks = [layer.register_forward_pre_hook(read) for layer in layers]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found

@@ -15,6 +15,7 @@ from lgvit_edge.training import losses
 from lgvit_edge.training.align import Align
 from lgvit_edge.training.batches import Batch, Batches
 from lgvit_edge.training.cache import HiddenStates, StoredStates, hidden_states
+from lgvit_edge.training.optimise import input_scales
 from lgvit_edge.training.schemes import SCHEMES
 from lgvit_edge.training.settings import TrainingConfig
 
@@ -53,6 +54,10 @@ class Stage(Protocol):
         """Set modes and what may receive gradients."""
         ...
 
+    def scales(self) -> dict[nn.Parameter, Tensor]:
+        """Of the inputs of weights that read unnormalised features, see ``input_scales``."""
+        ...
+
     def steps(self, epoch: int, first: int) -> Iterator[Step]:
         """The steps of one epoch; ``first`` is the number of the first in the stage, from 0."""
         ...
@@ -80,6 +85,10 @@ class StageOne:
         """Train everything."""
         self.model.requires_grad_(True)
         self.model.train()
+
+    def scales(self) -> dict[nn.Parameter, Tensor]:
+        """None: the backbone that learns too has norms."""
+        return {}
 
     def steps(self, epoch: int, first: int) -> Iterator[Step]:
         """Losses of one epoch."""
@@ -152,25 +161,42 @@ class StageTwo:
         self.model.heads.requires_grad_(True).train()
         self.aligners.train()
 
+    def scales(self) -> dict[nn.Parameter, Tensor]:
+        """Of all heads' inputs in the first batch, with norms as in training."""
+        states = next(self._epoch(0), None)
+        if states is None:  # not one image can be read, and the first epoch will say so
+            return {}
+        kept = {name: tensor.clone() for name, tensor in self.model.heads.state_dict().items()}
+        found = input_scales(self.model.heads, lambda: self._heads(states))
+        self.model.heads.load_state_dict(kept)  # running statistics have not begun
+        return found
+
     def steps(self, epoch: int, first: int) -> Iterator[Step]:
         """Losses of one epoch; ``first`` does not matter."""
+        return (self.step(states) for states in self._epoch(epoch))
+
+    def _epoch(self, epoch: int) -> Iterator[HiddenStates]:
         key = (self.config.seed, self.number, epoch)
         if self.cache is not None:
-            for states in self.cache.shuffled(epoch, self.config.batch_size, key):
-                yield self.step(states)
+            yield from self.cache.shuffled(epoch, self.config.batch_size, key)
             return
         for batch in self.batches.shuffled(key):
-            yield self.step(hidden_states(self.model, batch, self.config))
+            yield hidden_states(self.model, batch, self.config)
 
-    def step(self, states: HiddenStates) -> Step:
-        """The scheme's loss on what the frozen blocks gave."""
-        model = self.model.config
+    def _heads(self, states: HiddenStates) -> tuple[list[Tensor], list[Tensor]]:
+        """F_m and logits of every exit, in float32."""
         features, logits = [], []
         with self.config.autocast(states.last.device):
             for head, hidden in zip(self.model.heads, states.exits, strict=True):
                 feature = head.features(hidden)  # type: ignore[operator]
                 features.append(feature.float())
                 logits.append(head.classify(hidden, feature).float())  # type: ignore[operator]
+        return features, logits
+
+    def step(self, states: HiddenStates) -> Step:
+        """The scheme's loss on what the frozen blocks gave."""
+        model = self.model.config
+        features, logits = self._heads(states)
         if self.scheme.features:
             loss = self._distilled(states, features, logits)
         else:

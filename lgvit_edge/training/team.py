@@ -71,6 +71,14 @@ class Team:
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 
+    def mean_scales(self, scales: dict[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
+        """Root mean squares over all processes' rows, which are alike in number."""
+        if self.size > 1:
+            for scale in scales.values():
+                distributed.all_reduce(scale.square_())
+                scale.div_(self.size).sqrt_()
+        return scales
+
     def from_leader(self, value: T) -> T:
         """What process 0 has; the others' ``value`` does not matter."""
         if self.size == 1:
