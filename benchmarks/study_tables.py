@@ -33,6 +33,7 @@ class Case:
         exits: as ``train --exits``.
         scheme: as ``train --scheme``.
         policy: of ``lgvit_edge.policy``.
+        kl: as ``train --kl``.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Case:
     exits: str
     scheme: str
     policy: str
+    kl: str = "image"
 
     @property
     def learned_by(self) -> str:
@@ -49,7 +51,8 @@ class Case:
     @property
     def training(self) -> str:
         """Name of the checkpoint; rows that differ in their policy alone share it."""
-        return f"{self.heads}-{self.exits.replace(':', '')}-{self.learned_by}"
+        name = f"{self.heads}-{self.exits.replace(':', '')}-{self.learned_by}"
+        return name if self.kl == "image" else f"{name}-{self.kl}"
 
 
 @dataclass(frozen=True)
