@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 
 from lgvit_edge.cli import app
 from lgvit_edge.config import ExitConfig, LGViTConfig
-from lgvit_edge.errors import ConfigError
+from lgvit_edge.errors import ConfigError, UsageError
 from lgvit_edge.image_spec import Preprocess
 from lgvit_edge.model import LGViT, load_checkpoint, save_checkpoint
 from lgvit_edge.training import TrainingConfig, evaluate, train_from_folder
@@ -104,10 +105,12 @@ def test_the_command_trains_a_swin_with_the_heads_asked_for(
     out = tmp_path / "model.pt"
     done = command(
         *("train", "--data", folder, "--backbone", saved(SWIN), "--out", out),
-        *("--heads", "mlp", "--exits", "middle:2", "--epochs", 1, "--batch-size", 4),
-        *("--lr", "1e-3", "--workers", 0),
+        *("--heads", "mlp", "--exits", "middle:2", "--epochs", "2,1", "--batch-size", 4),
+        *("--lr", "1e-3,4e-3", "--workers", 0),
     )
     assert done.exit_code == 0 and "export --ckpt" in done.stdout
+    with (tmp_path / "model.log.csv").open() as file:
+        assert [row["stage"] for row in csv.DictReader(file)] == ["1", "1", "2"]
     model = load_checkpoint(out)
     assert model.config.exits == (ExitConfig(2, "mlp"), ExitConfig(3, "mlp"))
     assert model.config.labels == ("class0", "class1", "class2")
@@ -118,6 +121,15 @@ def test_the_command_trains_a_swin_with_the_heads_asked_for(
     assert all(
         not torch.equal(start[name], found[name]) for name in start if name.endswith(".table")
     )
+
+
+@pytest.mark.parametrize("option", ["--epochs", "--lr"])
+@pytest.mark.parametrize("text", ["few", "1,2,3", "1,", ""])
+def test_values_that_are_no_pair(option: str, text: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=f"{option}: expected a number, or .* as A,B; found '{text}'"
+    ):
+        command("train", "--data", tmp_path, option, text)
 
 
 def test_stage_two_changes_only_a_swins_heads(
