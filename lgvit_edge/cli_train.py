@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -11,7 +12,7 @@ from lgvit_edge._terminal import console, say
 from lgvit_edge.arguments import Heads, ImageSize
 from lgvit_edge.errors import UsageError
 
-N = TypeVar("N", int, float)
+N = TypeVar("N")
 
 _AUTHORS = "as the authors have it"
 _BOTH = "; stage 1's and stage 2's as A,B"
@@ -31,7 +32,13 @@ def train(
     weights: Annotated[
         Path | None, typer.Option(help="Weights for the architecture: a timm state dict.")
     ] = None,
-    val: Annotated[Path | None, typer.Option(help="Validation images.")] = None,
+    val: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR|SHARE",
+            help="Validation images: a folder, or the share of the training images to set aside.",
+        ),
+    ] = None,
     exits: Annotated[
         str | None,
         typer.Option(
@@ -199,7 +206,7 @@ def train(
         heads=heads,
         image_size=image_size,
         stage=stage,
-        val=val,
+        val=_val(val),
         config=config,
         features=cache_features,
         resume=resume,
@@ -209,13 +216,23 @@ def train(
         say(f"next: lgvit-edge export --ckpt {out} --target cpu --out out/")
 
 
-def _pair(option: str, text: str, kind: type[N]) -> tuple[N, N]:
+def _pair(option: str, text: str, kind: Callable[[str], N]) -> tuple[N, N]:
     """Stage 1's value and stage 2's, from one or two numbers."""
     try:
-        first, *rest = (kind(part) for part in text.split(","))
-        (second,) = rest or [first]
+        values = [kind(part) for part in text.split(",")]
+        first, second = values * 2 if len(values) == 1 else values
     except ValueError:
         raise UsageError(
             f"{option}: expected a number, or stage 1's and stage 2's as A,B; found {text!r}"
         ) from None
     return first, second
+
+
+def _val(text: str | None) -> str | float | None:
+    """A number is a share, unless a folder has that name."""
+    if text is None or Path(text).exists():
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        return text

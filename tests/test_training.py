@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -398,6 +399,30 @@ def test_new_classes_and_exits(folder: Path, checkpoint: Path, tmp_path: Path) -
     )
     assert model.config.num_classes == 4 and [e.block for e in model.config.exits] == [1, 3]
     assert "has 3 classes, the images 4" in said(console)
+
+
+def test_a_share_of_the_images_is_set_aside(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
+    whole = ImageFolder(folder, size=32, preprocess=SPEC)
+    rest, aside = whole.split(0.25, seed=1)
+    assert len(rest) + len(aside) == len(whole) and len(aside) == 3
+    assert sorted([*rest.paths, *aside.paths]) == sorted(whole.paths)
+    assert set(aside.labels) == set(rest.labels) == {0, 1, 2}
+    again, other = (whole.split(0.25, seed)[1].paths for seed in (1, 2))
+    assert again == aside.paths != other
+    assert [len(part) for part in whole.split(0.999, 1)] == [3, 9]
+    console, out = quiet(), tmp_path / "m.pt"
+    train_from_folder(
+        folder, backbone=str(checkpoint), out=out, val=0.25, config=FAST, console=console
+    )
+    assert "3 images set aside for validation, 9 to train" in said(console)
+    assert json.loads((tmp_path / "m.eval.json").read_text())["images"] == 3
+    for share in (0.0, 1.0, -1.0, 2.0):
+        with pytest.raises(UsageError, match="--val: expected a folder or a share between 0 and 1"):
+            train_from_folder(folder, backbone=str(checkpoint), out=out, val=share, config=FAST)
+    for image in list((folder / "class1").iterdir())[1:]:
+        image.unlink()
+    with pytest.raises(DataError, match="at least two images of each class .* one of 'class1'"):
+        train_from_folder(folder, backbone=str(checkpoint), out=out, val=0.5, config=FAST)
 
 
 def test_stage_two_needs_the_same_classes_and_a_backbone(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from collections.abc import Sequence
@@ -101,6 +102,33 @@ class ImageFolder:
         self.labels = np.array(
             [number[name] for name, paths in found.items() for _ in paths], np.int64
         )
+
+    def split(self, share: float, seed: int) -> tuple[ImageFolder, ImageFolder]:
+        """Two folders that share no image: the rest, and about ``share`` of every class.
+
+        Args:
+            share: 0..1; of every class at least one image is set aside, and one is left.
+            seed: decides which.
+
+        Raises:
+            DataError: a class has a single image.
+        """
+        rng, aside = np.random.default_rng(seed), np.zeros(len(self), bool)
+        for label in np.unique(self.labels):
+            own = rng.permutation(np.flatnonzero(self.labels == label))
+            if len(own) < 2:
+                raise DataError(
+                    f"{self.folder}: expected at least two images of each class to set some "
+                    f"aside, found one of {self.classes[label]!r}; give a folder: --val DIR"
+                )
+            aside[own[: min(max(round(share * len(own)), 1), len(own) - 1)]] = True
+        return self._part(~aside), self._part(aside)
+
+    def _part(self, chosen: NDArray[np.bool_]) -> ImageFolder:
+        part = copy.copy(self)
+        part.paths = [path for path, taken in zip(self.paths, chosen, strict=True) if taken]
+        part.labels = self.labels[chosen]
+        return part
 
     def __len__(self) -> int:
         return len(self.paths)

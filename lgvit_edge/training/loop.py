@@ -276,7 +276,9 @@ class _Run:
 
     def _measure(self, number: int) -> None:
         if self.val_set is None:
-            self.console.print("no validation images, so no accuracy of the exits; add --val DIR")
+            self.console.print(
+                "no validation images, so no accuracy of the exits; add --val DIR or 0.1"
+            )
             return
         self.console.print(f"after stage {number}, {len(self.val_set)} validation images:")
         size, workers = self.config.batch_size, self.config.workers

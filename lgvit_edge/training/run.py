@@ -32,7 +32,7 @@ def train_from_folder(
     heads: str | None = None,
     image_size: int | None = None,
     stage: str = "both",
-    val: str | Path | None = None,
+    val: str | Path | float | None = None,
     config: TrainingConfig | None = None,
     features: str | Path | None = None,
     resume: bool = True,
@@ -49,7 +49,8 @@ def train_from_folder(
         heads: kind of the exit heads, as ``default_heads`` reads it; default: ``lgvit``.
         image_size: side of the network's input, where it is not the backbone's.
         stage: ``1``, ``2`` or ``both``.
-        val: one sub-folder per class; default: ``data/val`` where ``data/train`` is used.
+        val: one sub-folder per class; or the share 0..1 of the training images that is set aside;
+            default: ``data/val`` where ``data/train`` is used.
         config: settings of the training.
         features: a folder for the frozen blocks' outputs, see ``train``.
         resume: continue from ``<out>.resume`` when it is there.
@@ -66,7 +67,7 @@ def train_from_folder(
     console = (console or Console(stderr=True)) if team.leads else Console(quiet=True)
     if stage not in STAGES:
         raise UsageError(f"--stage must be one of {', '.join(STAGES)}, found {stage!r}")
-    train_folder, val_folder = _folders(Path(data), None if val is None else Path(val))
+    train_folder, val_folder = _folders(Path(data), val)
     classes = class_names(train_folder)
     random_start = weights is None and not Path(backbone).exists()
     if random_start and stage == "2":
@@ -93,7 +94,10 @@ def train_from_folder(
         train_folder, size=size, preprocess=spec, min_crop=config.min_crop, flip=config.flip
     )
     val_set = None
-    if val_folder is not None:
+    if isinstance(val, float):
+        train_set, val_set = train_set.split(val, config.seed)
+        console.print(f"{len(val_set)} images set aside for validation, {len(train_set)} to train")
+    elif val_folder is not None:
         val_set = ImageFolder(val_folder, size=size, preprocess=spec, classes=classes)
     return train(
         model,
@@ -108,12 +112,15 @@ def train_from_folder(
     )
 
 
-def _folders(data: Path, val: Path | None) -> tuple[Path, Path | None]:
+def _folders(data: Path, val: str | Path | float | None) -> tuple[Path, Path | None]:
+    if isinstance(val, float) and not 0 < val < 1:
+        raise UsageError(f"--val: expected a folder or a share between 0 and 1, found {val}")
+    folder = None if val is None or isinstance(val, float) else Path(val)
     if not (data / "train").is_dir():
-        return data, val
+        return data, folder
     if val is None and (data / "val").is_dir():
-        val = data / "val"
-    return data / "train", val
+        folder = data / "val"
+    return data / "train", folder
 
 
 def _prepare(
