@@ -120,7 +120,7 @@ def _epoch(
         stage.parameters(),
         weight_decay=config.weight_decay,
         clip=config.clip,
-        scales=stage.scales(),
+        scales=stage.scales(batches.team.total),
     )
     for group in optimizer.param_groups:
         group["lr"] = config.lr[1]

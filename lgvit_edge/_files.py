@@ -46,11 +46,11 @@ def leftovers(path: Path, kind: str) -> list[Path]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Make ``folder`` and keep other processes out; the lock goes with the process.
 
     Raises:
-        BlockingIOError: another process holds it.
+        BlockingIOError: another process holds it, unless it is waited for.
         OSError: as writing does.
     """
     import fcntl
@@ -58,7 +58,8 @@ def locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Not flock, which processes forked meanwhile (workers) would go on holding.
+        fcntl.lockf(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:
         os.close(handle)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -178,3 +179,33 @@ def interrupt(tmp_path: Path) -> Callable[[list[str], str], str]:
 @pytest.fixture
 def bundle_copy(tmp_path: Path, bundle: Path) -> Path:
     return Path(shutil.copytree(bundle, tmp_path / "bundle"))
+
+
+@pytest.fixture
+def lock_elsewhere() -> Callable[[Path], contextlib.AbstractContextManager[Callable[[], None]]]:
+    """Another process holds a lock file; the context gives what makes it let go."""
+
+    @contextlib.contextmanager
+    def held(path: Path) -> Iterator[Callable[[], None]]:
+        script = "import fcntl, sys; file = open(sys.argv[1], 'w'); "
+        script += "fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB); print('held'); input()"
+        process = subprocess.Popen(
+            [sys.executable, "-u", "-c", script, str(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+
+        def release() -> None:
+            process.kill()
+            process.wait()
+
+        try:
+            yield release
+        finally:
+            release()
+            process.communicate()
+
+    return held

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import collections
-import fcntl
 import io
 import json
-import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -212,14 +212,37 @@ def test_a_folder_that_cannot_be_made(model: LGViT, tmp_path: Path) -> None:
         FeatureStore(tmp_path / "file", model, batches, FAST).fill()
 
 
-def test_two_trainings_at_once(opened: Callable[..., FeatureStore], tmp_path: Path) -> None:
+def test_two_trainings_at_once(
+    opened: Callable[..., FeatureStore], tmp_path: Path, lock_elsewhere: Callable[[Path], Any]
+) -> None:
     (tmp_path / "features").mkdir()
-    handle = os.open(tmp_path / "features" / ".lock", os.O_CREAT | os.O_RDWR)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    with pytest.raises(TrainingError, match="another training computes the features .*; wait"):
-        opened().fill()
-    os.close(handle)
+    with lock_elsewhere(tmp_path / "features" / ".lock"):
+        with pytest.raises(TrainingError, match="another training computes the features .*; wait"):
+            opened().fill()
     assert opened().fill() == 4
+
+
+def test_workers_do_not_keep_the_folder_locked(
+    model: LGViT, tmp_path: Path, lock_elsewhere: Callable[[Path], Any]
+) -> None:
+    batches = Batches(images(), CONFIG.preprocess, batch_size=4, workers=1)
+    store = FeatureStore(tmp_path, model, batches, FAST)
+    assert store.fill() == 4  # the worker was started meanwhile, and lives on
+    with lock_elsewhere(tmp_path / ".lock"):
+        pass
+    assert store.unreadable == 1
+
+
+def test_another_machine_waits_and_finds_all(
+    opened: Callable[..., FeatureStore], tmp_path: Path, lock_elsewhere: Callable[[Path], Any]
+) -> None:
+    first, second = opened(), opened()  # both see an empty folder
+    first.fill()
+    with lock_elsewhere(tmp_path / "features" / ".lock") as release:
+        timer = threading.Timer(0.3, release)
+        timer.start()
+        assert second.fill(wait=True) == 0
+        timer.join()
 
 
 def test_training_from_disk_learns_what_training_from_memory_learns(

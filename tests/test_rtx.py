@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -268,15 +269,12 @@ def test_engines_do_not_run_without_a_gpu(rtx: Path) -> None:
     assert done.returncode == 1 and "lgvit-edge doctor" in done.stderr
 
 
-def test_two_builds_at_once(rtx_copy: Path) -> None:
+def test_two_builds_at_once(rtx_copy: Path, lock_elsewhere: Callable[[Path], Any]) -> None:
     """The first has not finished an engine yet; the second must leave its folder alone."""
-    import fcntl
-
     (folder,) = (rtx_copy / "engines").iterdir()
     for path in folder.iterdir():
         path.unlink()
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with lock_elsewhere(folder / ".lock"):
         with pytest.raises(BuildError, match="another build is writing .*wait for it"):
             build_engines(rtx_copy)
     assert (folder / ".lock").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from lgvit_edge.training import ArrayDataset, TrainingConfig
 from lgvit_edge.training.batches import Batches, shuffled_indices
 from lgvit_edge.training.loop import _check_team
 from lgvit_edge.training.start import seeded
-from lgvit_edge.training.team import Team
+from lgvit_edge.training.team import Team, join
 
 CONFIG = LGViTConfig(
     family="vit",
@@ -115,10 +116,40 @@ def test_a_process_that_can_read_nothing_stops_instead_of_keeping_others_waiting
         next(batches.shuffled((1,)))
 
 
+def images(count: int) -> ArrayDataset:
+    return ArrayDataset(np.zeros((count, 16, 16, 3), np.uint8), np.arange(count) % 2, classes="ab")
+
+
 def test_settings_that_do_not_fit_several_processes() -> None:
     with pytest.raises(UsageError, match="expected at least 8 for 4 processes, found 6"):
-        _check_team(team(0, 4), TrainingConfig(batch_size=6), None)
+        _check_team(team(0, 4), TrainingConfig(batch_size=6), images(20), None)
     with pytest.raises(UsageError, match="in each of 2 processes; .* --cache-features DIR"):
-        _check_team(team(0, 2), TrainingConfig(cache=True), None)
-    _check_team(team(0, 2), TrainingConfig(cache=True), "features")
-    _check_team(team(0, 1), TrainingConfig(cache=True), None)
+        _check_team(team(0, 2), TrainingConfig(cache=True), images(20), None)
+    with pytest.raises(DataError, match="at least 8 training images for 4 processes, found 7"):
+        _check_team(team(0, 4), TrainingConfig(), images(7), None)
+    _check_team(team(0, 2), TrainingConfig(cache=True), images(4), "features")
+    _check_team(team(0, 1), TrainingConfig(cache=True), images(1), None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "how"),
+    [
+        ("WORLD_SIZE", "2", "cannot join the other processes .WORLD_SIZE=2.: .*; start them with"),
+        ("WORLD_SIZE", "two", "cannot join the other processes .WORLD_SIZE=two."),
+        ("PMI_SIZE", "2", "cannot join|do not meet; start them with accelerate launch"),
+    ],
+)
+def test_processes_that_do_not_find_each_other(name: str, value: str, how: str) -> None:
+    script = "from lgvit_edge.training.team import join; join('cpu')"
+    environment = {**os.environ, name: value}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=100
+    )
+    assert re.search(f"UsageError: .*{how}", done.stderr), done.stderr
+
+
+def test_a_gpu_that_is_not_there() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UsageError, match="PyTorch finds no GPU; use device cpu"):
+        join("cuda")

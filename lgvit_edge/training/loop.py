@@ -81,7 +81,7 @@ def train(
     if features is not None:
         config = config.replace(cache=True)
     team = join(config.device)
-    _check_team(team, config, features)
+    _check_team(team, config, train_set, features)
     check_task(model, train_set, val_set, stages)
     if team.leads:
         check_output(out, model)
@@ -103,6 +103,7 @@ def train(
         console.print(run.how_to_continue(), soft_wrap=True)
         raise
     model = model.cpu().requires_grad_(True).eval()
+    team.separate(model)
     if team.leads:
         picture_of(run.history, log_path(out), console)
         save_checkpoint(model, out)
@@ -112,7 +113,14 @@ def train(
     return model
 
 
-def _check_team(team: Team, config: TrainingConfig, features: str | Path | None) -> None:
+def _check_team(
+    team: Team, config: TrainingConfig, train_set: Dataset, features: str | Path | None
+) -> None:
+    if team.size > 1 and len(train_set) < 2 * team.size:
+        raise DataError(
+            f"expected at least {2 * team.size} training images for {team.size} processes, found "
+            f"{len(train_set)}"
+        )
     if team.size > config.batch_size // 2:
         raise UsageError(
             f"batch_size is of all processes together: expected at least {2 * team.size} for "
@@ -160,7 +168,7 @@ class _Run:
             stage.parameters(),
             weight_decay=self.config.weight_decay,
             clip=self.config.clip,
-            scales=self.team.mean_scales(stage.scales()),
+            scales=stage.scales(self.team.total),
         )
         first, step = 0, 0
         if done is not None:
@@ -224,18 +232,23 @@ class _Run:
             soft_wrap=True,
         )
         made = 0
-        if self.team.leads_machine:
+        if self.team.leads:
             with bar(self.console) as shown:
                 task = shown.add_task("frozen blocks", total=None, shown="")
                 made = store.fill(
                     lambda done, total: shown.update(task, completed=done, total=total)
                 )
         self.team.wait()
+        if self.team.leads_machine and not self.team.leads:
+            store.fill(wait=True)  # finds all where machines share the folder
+        self.team.wait()
         if not self.team.leads_machine:
             store.attach()
         self._report_unreadable(batches)
         if not made:
-            self.console.print("all of them were there")
+            left_out = f", but for {store.unreadable} images that cannot be read"
+            said = f"all of them were there{left_out if store.unreadable else ''}"
+            self.console.print(said)
         return store
 
     def _update(

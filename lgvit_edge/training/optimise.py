@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 _EMBEDDINGS = ("embedding.prefix", "embedding.position", "attention.table")
+Total = Callable[[Tensor], Tensor]
 _SMALLEST = 1e-2  # of an input's scale, relative to the mean of a layer's inputs
 
 
@@ -91,12 +92,15 @@ def adamw(
 
 
 @torch.no_grad()
-def input_scales(module: nn.Module, run: Callable[[], object]) -> dict[nn.Parameter, Tensor]:
+def input_scales(
+    module: nn.Module, run: Callable[[], object], total: Total = lambda values: values
+) -> dict[nn.Parameter, Tensor]:
     """Root mean square of what each linear and convolutional layer reads, by its weight.
 
     Args:
         module: holds the layers; depthwise convolutions are left out.
         run: computes them once, on a batch.
+        total: the sum over all processes that compute parts of the batch.
 
     Returns:
         Scales that broadcast against the weight, over its inputs.
@@ -107,7 +111,9 @@ def input_scales(module: nn.Module, run: Callable[[], object]) -> dict[nn.Parame
         assert isinstance(layer, (nn.Linear, nn.Conv2d))
         x = inputs[0].float()
         axis = 1 if isinstance(layer, nn.Conv2d) else x.ndim - 1
-        scale = x.square().mean([d for d in range(x.ndim) if d != axis]).sqrt()
+        squares = x.square().sum([d for d in range(x.ndim) if d != axis])
+        sums = total(torch.cat([squares, squares.new_tensor([x.numel() / x.shape[axis]])]))
+        scale = (sums[:-1] / sums[-1]).sqrt()
         # A feature that is always 0 would get steps without bounds.
         scale = scale.clamp(min=_SMALLEST * float(scale.mean()) + 1e-12)
         assert isinstance(layer.weight, nn.Parameter)

@@ -15,7 +15,7 @@ from lgvit_edge.training import losses
 from lgvit_edge.training.align import Align
 from lgvit_edge.training.batches import Batch, Batches
 from lgvit_edge.training.cache import HiddenStates, StoredStates, hidden_states
-from lgvit_edge.training.optimise import input_scales
+from lgvit_edge.training.optimise import Total, input_scales
 from lgvit_edge.training.schemes import SCHEMES
 from lgvit_edge.training.settings import TrainingConfig
 
@@ -54,7 +54,7 @@ class Stage(Protocol):
         """Set modes and what may receive gradients."""
         ...
 
-    def scales(self) -> dict[nn.Parameter, Tensor]:
+    def scales(self, total: Total) -> dict[nn.Parameter, Tensor]:
         """Of the inputs of weights that read unnormalised features, see ``input_scales``."""
         ...
 
@@ -86,7 +86,7 @@ class StageOne:
         self.model.requires_grad_(True)
         self.model.train()
 
-    def scales(self) -> dict[nn.Parameter, Tensor]:
+    def scales(self, total: Total) -> dict[nn.Parameter, Tensor]:
         """None: the backbone that learns too has norms."""
         return {}
 
@@ -161,13 +161,13 @@ class StageTwo:
         self.model.heads.requires_grad_(True).train()
         self.aligners.train()
 
-    def scales(self) -> dict[nn.Parameter, Tensor]:
+    def scales(self, total: Total) -> dict[nn.Parameter, Tensor]:
         """Of all heads' inputs in the first batch, with norms as in training."""
         states = next(self._epoch(0), None)
         if states is None:  # not one image can be read, and the first epoch will say so
             return {}
         kept = {name: tensor.clone() for name, tensor in self.model.heads.state_dict().items()}
-        found = input_scales(self.model.heads, lambda: self._heads(states))
+        found = input_scales(self.model.heads, lambda: self._heads(states), total)
         self.model.heads.load_state_dict(kept)  # running statistics have not begun
         return found
 

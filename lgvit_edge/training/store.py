@@ -146,11 +146,12 @@ class FeatureStore:
                 f"expected {needed / 1e9:.1f} GB of free disk, found {free / 1e9:.1f} GB"
             )
 
-    def fill(self, progress: Progress = lambda done, total: None) -> int:
+    def fill(self, progress: Progress = lambda done, total: None, *, wait: bool = False) -> int:
         """Compute what is missing or damaged.
 
         Args:
             progress: called with chunks done and chunks in all.
+            wait: for another process that fills the same folder.
 
         Returns:
             How many chunks were computed.
@@ -160,7 +161,8 @@ class FeatureStore:
         """
         self.check_room()
         try:
-            with locked(self.folder):
+            with locked(self.folder, wait=wait):
+                _, self._sums = self._read_index(set(self._stored))
                 made = self._fill(progress)
         except BlockingIOError:
             raise TrainingError(
@@ -171,6 +173,11 @@ class FeatureStore:
         if not self._arrays["valid"].any():
             raise TrainingError("expected training images, found none that can be read")
         return made
+
+    @property
+    def unreadable(self) -> int:
+        """Images of which there are no features, once filled."""
+        return self.images - len(self._valid(0))
 
     def attach(self) -> None:
         """Read what another process has filled."""

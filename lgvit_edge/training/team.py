@@ -8,6 +8,7 @@ however many there are.
 from __future__ import annotations
 
 import datetime
+import functools
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,9 +21,10 @@ from lgvit_edge._optional import require
 from lgvit_edge.errors import UsageError
 
 T = TypeVar("T")
-# Others wait while one computes features or measures; the usual 30 minutes would end that.
+# Others wait while one computes features or measures; the usual minutes would end that.
 _PATIENCE = datetime.timedelta(days=2)
 # What torchrun (and so accelerate) and MPI's launchers tell their processes.
+_LAUNCH = "start them with accelerate launch --multi_gpu --num_processes N -m lgvit_edge train"
 _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
@@ -35,12 +37,14 @@ class Team:
         rank: 0..size - 1 over all machines; 0 leads: it alone writes and speaks.
         size: processes over all machines.
         leads_machine: whether it is the first on its machine.
+        waiting: the group in which processes wait long for one of them.
     """
 
     device: torch.device
     rank: int = 0
     size: int = 1
     leads_machine: bool = True
+    waiting: Any = None
 
     @property
     def leads(self) -> bool:
@@ -71,13 +75,9 @@ class Team:
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 
-    def mean_scales(self, scales: dict[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
-        """Root mean squares over all processes' rows, which are alike in number."""
-        if self.size > 1:
-            for scale in scales.values():
-                distributed.all_reduce(scale.square_())
-                scale.div_(self.size).sqrt_()
-        return scales
+    def total(self, values: Tensor) -> Tensor:
+        """The sum of tensors over processes."""
+        return values if self.size == 1 else _sum(values)
 
     def from_leader(self, value: T) -> T:
         """What process 0 has; the others' ``value`` does not matter."""
@@ -90,7 +90,7 @@ class Team:
     def wait(self) -> None:
         """Until all processes are here."""
         if self.size > 1:
-            distributed.barrier()
+            distributed.barrier(group=self.waiting)
 
     def synchronise(self, *modules: nn.Module) -> None:
         """Let BatchNorms learn from whole batches."""
@@ -101,6 +101,12 @@ class Team:
                 if type(part) is nn.BatchNorm2d:
                     part.__class__ = _WholeBatchNorm2d
 
+    def separate(self, module: nn.Module) -> None:
+        """Undo ``synchronise``."""
+        for part in module.modules():
+            if isinstance(part, _WholeBatchNorm2d):
+                part.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
+
 
 def join(device: str) -> Team:
     """The team this process was started in.
@@ -109,17 +115,36 @@ def join(device: str) -> Team:
         device: ``auto``, ``cpu`` or ``cuda``.
 
     Raises:
-        UsageError: ``cuda`` was asked for and there is none.
+        UsageError: ``cuda`` was asked for and there is none, or the others cannot be found.
         MissingDependency: started as one of several, and accelerate is not installed.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("device cuda was asked for, but PyTorch finds no GPU; use device cpu")
     on_cpu = device == "cpu" or not torch.cuda.is_available()
-    if all(int(os.environ.get(name, "1")) == 1 for name in _SIZES):
+    started = {name: os.environ[name] for name in _SIZES if os.environ.get(name, "1") != "1"}
+    if not started:
         return Team(torch.device("cpu" if on_cpu else "cuda"))
     accelerate = require("accelerate", extra="train")
-    state = accelerate.PartialState(cpu=on_cpu, timeout=_PATIENCE)
-    return Team(state.device, state.process_index, state.num_processes, state.is_local_main_process)
+    how = ", ".join(f"{name}={value}" for name, value in started.items())
+    try:
+        state = accelerate.PartialState(cpu=on_cpu)
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(f"cannot join the other processes ({how}): {error}; {_LAUNCH}") from None
+    if state.num_processes == 1:  # each would believe to be alone, and write the same files
+        raise UsageError(f"started as one of several processes ({how}) that do not meet; {_LAUNCH}")
+    return Team(
+        state.device,
+        state.process_index,
+        state.num_processes,
+        state.is_local_main_process,
+        _waiting(),
+    )
+
+
+@functools.cache
+def _waiting() -> Any:
+    """On the CPU, so that a wait costs nothing; other collectives keep their usual patience."""
+    return distributed.new_group(backend="gloo", timeout=_PATIENCE)
 
 
 class _Sum(torch.autograd.Function):
