@@ -10,6 +10,7 @@ again.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ from lgvit_edge.benchmarks.study_tables import (
     on,
     tables,
 )
-from lgvit_edge.errors import UsageError
+from lgvit_edge.errors import DataError, UsageError
 from lgvit_edge.export.exporter import ExportOptions, export_bundle
 from lgvit_edge.labelled import LabelledImage, evenly
 from lgvit_edge.model import (
@@ -119,22 +120,34 @@ class Study:
     out: Path
 
     def model(self, case: Case) -> LGViT:
-        """The case's heads, trained unless they are there."""
+        """The case's heads, trained unless they are there.
+
+        Raises:
+            UsageError: they are there, but of a study with other settings.
+        """
         checkpoint = self.out / f"{case.training}.pt"
+        rate = RATES.get(case.heads, RATE)
+        config = self.config.replace(scheme=case.learned_by, kl=case.kl, lr=(rate, rate))
+        settings = self.out / f"{case.training}.json"
         if checkpoint.is_file():
+            then = json.loads(settings.read_text()) if settings.is_file() else None
+            if then != config.identity():
+                raise UsageError(
+                    f"{checkpoint} was trained with other settings ({then}); give another folder: "
+                    "--out"
+                )
             return load_model(checkpoint)
         say(f"training {case.training}")
-        rate = RATES.get(case.heads, RATE)
-        trained = train(
+        write_json(settings, config.identity())
+        return train(
             self._fresh(case),
             self.train,
             None,
-            self.config.replace(scheme=case.learned_by, kl=case.kl, lr=(rate, rate)),
+            config,
             stages=(2,),
             out=checkpoint,
             features=self.out / "features",
         )
-        return trained
 
     def _fresh(self, case: Case) -> LGViT:
         config = self.backbone.config
@@ -146,14 +159,15 @@ class Study:
     def keep_features(self, cases: Sequence[Case]) -> None:
         """Run the backbone once for the exits of all cases."""
         blocks = {exit.block for case in cases for exit in self._fresh(case).config.exits}
-        stores = (self._features(self.backbone, blocks), self._val_features(self.backbone, blocks))
-        for store in stores:
+        val = self._val_features(self.backbone, blocks)
+        for store in (self._store("features", self.backbone, self.train, self.config, blocks), val):
             say(f"features of {store.images} images take {store.bytes / 1e9:.1f} GB")
             with progress_bar("frozen blocks") as shown:
                 store.fill(shown)
-
-    def _features(self, model: LGViT, blocks: set[int]) -> FeatureStore:
-        return self._store("features", model, self.train, self.config, blocks)
+        if val.unreadable:  # halves would no longer be those that wall clock is measured on
+            raise DataError(
+                f"{self.val.folder}: {val.unreadable} images cannot be read; remove them"
+            )
 
     def _val_features(self, model: LGViT, blocks: set[int]) -> FeatureStore:
         plain = self.config.replace(cache_views=0, precision="fp32")
@@ -196,6 +210,8 @@ class Study:
         if at_speedup:
             at_speedup |= self._wall_clock(case, model, at_speedup["policy"])
         return {
+            "baseline": {"accuracy_all": found.accuracies[-1], "macs": found.baseline},
+            "curve": curve(case.policy, reporting),
             "parameters": count_parameters(model),
             "blocks": found.blocks.tolist(),
             "accuracies": reporting.accuracies,
@@ -205,8 +221,9 @@ class Study:
 
     def _wall_clock(self, case: Case, model: LGViT, policy: dict[str, Any]) -> dict[str, Any]:
         """Of the exported chain on some of the reporting images."""
-        bundle = self.out / "bundles" / case.training
-        if not (bundle / "manifest.json").is_file():
+        bundle, checkpoint = self.out / "bundles" / case.training, self.out / f"{case.training}.pt"
+        manifest = bundle / "manifest.json"
+        if not manifest.is_file() or manifest.stat().st_mtime < checkpoint.stat().st_mtime:
             bundle.parent.mkdir(exist_ok=True)
             export_bundle(model, bundle, ExportOptions())
         pairs = zip(self.val.paths, self.val.labels, strict=True)
@@ -223,9 +240,11 @@ class Study:
 
 def main(
     data: Annotated[Path, typer.Option(help="train/ and val/, a sub-folder per class.")],
-    weights: Annotated[Path, typer.Option(help="Of the trained backbone.")],
     out: Annotated[Path, typer.Option(help="Folder for results, checkpoints, features.")],
-    backbone: Annotated[str, typer.Option(help="Its architecture.")] = "vit-tiny",
+    weights: Annotated[Path | None, typer.Option(help="Of the trained backbone.")] = None,
+    backbone: Annotated[
+        str, typer.Option(help="Its architecture, or a checkpoint's path.")
+    ] = "vit-tiny",
     epochs: Annotated[int, typer.Option(min=1, help="Of every training.")] = 5,
     only: Annotated[str, typer.Option(help="Tables by number, as 1,3,4,7,kl.")] = "1,3,4,7,kl",
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "bf16",
@@ -235,6 +254,10 @@ def main(
     if unknown := set(wanted) - set(TABLES):
         raise UsageError(f"--only: expected some of {', '.join(TABLES)}; found {unknown.pop()!r}")
     chosen = {TABLES[name][0]: TABLES[name][1] for name in wanted}
+    if weights is None and not Path(backbone).exists():
+        raise UsageError(
+            "heads learn on a trained backbone: expected --weights or a checkpoint as --backbone"
+        )
     out.mkdir(parents=True, exist_ok=True)
     # Crops of at least a quarter leave training images about as hard for this backbone as new ones.
     config = TrainingConfig(
@@ -266,27 +289,28 @@ def _record(study: Study, chosen: dict[str, tuple[Case, ...]]) -> dict[str, Any]
             key = (case.training, case.policy)
             known[key] = known.get(key) or study.row(case)
             rows[title].append({**dataclasses.asdict(case), **known[key]})
-    everything = {case.name: case for cases in chosen.values() for case in cases}
-    curves = {
-        name: curve(case.policy, study.measured(study.model(case)).half(1))
-        for name, case in everything.items()
-        if case in next(iter(chosen.values()))
+    first = next(iter(rows.values()))
+    curves = {row["name"]: row["curve"] for row in first}
+    base = {
+        "accuracy": first[0]["accuracies"][-1],
+        "parameters": count_parameters(study.backbone),
+        **first[0]["baseline"],
     }
-    found = study.measured(study.model(next(iter(everything.values()))))
-    reporting = found.half(1)
+    for row in [row for table in rows.values() for row in table]:
+        del row["curve"], row["baseline"]
+    half = len(study.val) // 2
     return {
-        "baseline": {
-            "accuracy": reporting.accuracies[-1],
-            "accuracy_all": found.accuracies[-1],
-            "macs": found.baseline,
-            "parameters": count_parameters(study.backbone),
-        },
+        "baseline": base,
         "conditions": {
-            "training": {k: v for k, v in study.config.identity().items() if k != "lr"},
+            "training": {
+                name: value
+                for name, value in study.config.identity().items()
+                if name not in ("lr", "scheme", "kl", "cache")
+            },
             "learning_rates": {"others": RATE, **RATES},
             "training_images": len(study.train),
-            "tuning": len(found.labels) - len(reporting.labels),
-            "reporting": len(reporting.labels),
+            "tuning": len(study.val) - half,
+            "reporting": half,
             "speed_up": SPEED_UP,
             "drop": DROP,
         },

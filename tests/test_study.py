@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from lgvit_edge.benchmarks import study
 from lgvit_edge.benchmarks.study_tables import Case, Measured, choose, curve, draw, on, tables
+from lgvit_edge.config import LGViTConfig
+from lgvit_edge.errors import DataError, UsageError
+from lgvit_edge.image_spec import Preprocess
+from lgvit_edge.model import save_checkpoint
 from lgvit_edge.policy import Confidence, Never, Patience, from_json
+from lgvit_edge.training.start import seeded
 
 
 def logits_of(answers: list[list[tuple[int, float]]]) -> np.ndarray:
@@ -105,3 +113,64 @@ def test_the_table() -> None:
 def test_the_picture(tmp_path: Path) -> None:
     draw(record(None), tmp_path / "study.png")
     assert (tmp_path / "study.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Images of two classes, and a backbone of three blocks."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 8), ("val", 6)):
+        for label, name in enumerate("ab"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 156, (16, 16, 3)) + 50 * label
+                image = Image.fromarray(pixels.astype(np.uint8))
+                image.save(tmp_path / part / name / f"{i}.png")
+    config = LGViTConfig(
+        family="vit",
+        image_size=16,
+        patch_size=4,
+        hidden_size=16,
+        num_blocks=3,
+        num_heads=2,
+        intermediate_size=32,
+        num_classes=2,
+        preprocess=Preprocess(resize=16),
+    )
+    save_checkpoint(seeded(config, 0).eval(), tmp_path / "start.pt")
+    return tmp_path
+
+
+def test_the_whole_study(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(**options: Any) -> None:
+        settings = {"data": folder, "out": folder / "out", "backbone": str(folder / "start.pt")}
+        study.main(**{**settings, "epochs": 1, "only": "kl", "precision": "fp32", **options})
+
+    cases = tuple(
+        Case(kl, "mlp", "2", "lgvit", policy, kl)
+        for kl, policy in (("image", "confidence"), ("class", "patience"))
+    )
+    monkeypatch.setattr(study, "TABLES", {"kl": ("KL", cases)})
+    monkeypatch.setattr(study, "_MEASURED", 4)
+    run()
+    made = json.loads((folder / "out" / "study.json").read_text())
+    assert made["conditions"]["reporting"] == made["conditions"]["tuning"] == 6
+    assert made["conditions"]["training_images"] == 16
+    assert [row["name"] for row in made["tables"]["KL"]] == ["image", "class"]
+    assert all(len(row["accuracies"]) == 2 for row in made["tables"]["KL"])
+    assert set(made["curves"]) == {"image", "class"}
+    assert "## KL" in (folder / "out" / "study.md").read_text()
+    assert (folder / "out" / "study.png").exists()
+    checkpoints = {p: p.stat().st_mtime_ns for p in (folder / "out").glob("*.pt")}
+    assert {path.name for path in checkpoints} == {"mlp-2-lgvit.pt", "mlp-2-lgvit-class.pt"}
+    run()
+    assert all(path.stat().st_mtime_ns == then for path, then in checkpoints.items())
+    with pytest.raises(UsageError, match=r"lgvit\.pt was trained with other settings .*--out"):
+        run(epochs=2)
+    with pytest.raises(UsageError, match="a trained backbone: expected --weights or a checkpoint"):
+        run(backbone="vit-tiny")
+    with pytest.raises(UsageError, match="--only: expected some of kl; found '9'"):
+        run(only="9")
+    (folder / "val" / "a" / "0.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="val: 1 images cannot be read; remove them"):
+        run(out=folder / "other")

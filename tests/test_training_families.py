@@ -106,8 +106,9 @@ def test_the_command_trains_a_swin_with_the_heads_asked_for(
     done = command(
         *("train", "--data", folder, "--backbone", saved(SWIN), "--out", out),
         *("--heads", "mlp", "--exits", "middle:2", "--epochs", "2,1", "--batch-size", 4),
-        *("--lr", "1e-3,4e-3", "--workers", 0),
+        *("--lr", "1e-3,4e-3", "--workers", 0, "--val", "0.3"),
     )
+    assert (tmp_path / "model.eval.json").exists()
     assert done.exit_code == 0 and "export --ckpt" in done.stdout
     with (tmp_path / "model.log.csv").open() as file:
         assert [row["stage"] for row in csv.DictReader(file)] == ["1", "1", "2"]
