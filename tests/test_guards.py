@@ -40,7 +40,7 @@ ABSENT_ON_DEVICES = [
 # Scripts for a workstation that take ONNX graphs apart; even they do without torch.
 GRAPH_SCRIPTS = {"lgvit_edge.benchmarks.overhead"}
 # Scripts for a workstation that train.
-TRAINING_SCRIPTS = {"lgvit_edge.benchmarks.study", "lgvit_edge.benchmarks.epochs"}
+TRAINING_SCRIPTS = {f"lgvit_edge.benchmarks.{name}" for name in ("study", "study_rows", "epochs")}
 
 
 def run(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lgvit_edge.benchmarks import study
+from lgvit_edge.benchmarks import study, study_rows
 from lgvit_edge.benchmarks.study_tables import Case, Measured, choose, curve, draw, on, tables
 from lgvit_edge.config import LGViTConfig
 from lgvit_edge.errors import DataError, UsageError
@@ -151,7 +151,7 @@ def test_the_whole_study(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for kl, policy in (("image", "confidence"), ("class", "patience"))
     )
     monkeypatch.setattr(study, "TABLES", {"kl": ("KL", cases)})
-    monkeypatch.setattr(study, "_MEASURED", 4)
+    monkeypatch.setattr(study_rows, "_MEASURED", 4)
     run()
     made = json.loads((folder / "out" / "study.json").read_text())
     assert made["conditions"]["reporting"] == made["conditions"]["tuning"] == 6
