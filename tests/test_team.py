@@ -91,6 +91,56 @@ def test_two_processes_learn_what_one_learns(folder: Path) -> None:
     torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-3)
 
 
+# Five rows, one of them an outlier, shared unevenly; everything against one process.
+SHARED = """
+import copy, sys
+import torch
+from torch import distributed, nn
+from lgvit_edge.training.optimise import input_scales
+from lgvit_edge.training.team import Team
+
+rank = int(sys.argv[1])
+distributed.init_process_group("gloo", f"file://{sys.argv[2]}", rank=rank, world_size=2)
+team = Team(torch.device("cpu"), rank, 2)
+torch.manual_seed(0)
+first, second = nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(6, 5, 3)
+network = nn.Sequential(first, nn.BatchNorm2d(6), nn.GELU(), second, nn.BatchNorm2d(5))
+for norm in (network[1], network[4]):
+    nn.init.normal_(norm.weight)
+alone = copy.deepcopy(network)
+x, target = torch.randn(5, 4, 6, 6), torch.randn(5, 5, 4, 4)
+x[0] *= 20
+scales = [input_scales(alone[0], lambda: alone[0](x))[alone[0].weight]]
+(alone(x) - target).square().mean().backward()
+x, target = team.share(x), team.share(target)
+scales += [input_scales(network[0], lambda: network[0](x), team.total)[network[0].weight]]
+torch.testing.assert_close(*scales)
+team.synchronise(network)
+((network(x) - target).square().mean() * len(x) / 5).backward()
+team.sum_gradients(network.parameters())
+for one, two in zip(alone.parameters(), network.parameters(), strict=True):
+    torch.testing.assert_close(two.grad, one.grad, rtol=1e-4, atol=1e-6)
+for one, two in zip(alone.buffers(), network.buffers(), strict=True):
+    torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
+team.separate(network)
+assert {type(part) for part in network.modules()} == {type(part) for part in alone.modules()}
+"""
+
+
+def test_norms_gradients_and_scales_are_those_of_the_whole_batch(tmp_path: Path) -> None:
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", SHARED, str(rank), str(tmp_path / "meet")],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            text=True,
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=100)[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0], said
+
+
 def team(rank: int, size: int) -> Team:
     return Team(torch.device("cpu"), rank, size)
 
