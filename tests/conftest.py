@@ -12,15 +12,18 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from lgvit_edge.config import ExitConfig, LGViTConfig
 from lgvit_edge.export import ExportOptions, export_bundle
 from lgvit_edge.export.coverage import randomised
 from lgvit_edge.image_spec import Preprocess
-from lgvit_edge.model import LGViT
+from lgvit_edge.model import LGViT, save_checkpoint
+from lgvit_edge.training.start import seeded
 
 
 def random_model(config: LGViTConfig, seed: int = 0) -> LGViT:
@@ -209,3 +212,28 @@ def lock_elsewhere() -> Callable[[Path], contextlib.AbstractContextManager[Calla
             process.communicate()
 
     return held
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """``data/``, images of two classes, dark and bright, and ``start.pt``, an LGViT for them."""
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(("cat", "dog")):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(32):
+            pixels = rng.integers(0, 156, (16, 16, 3)) + 50 * label
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "data" / name / f"{i}.png")
+    config = LGViTConfig(
+        family="vit",
+        image_size=16,
+        patch_size=4,
+        hidden_size=16,
+        num_blocks=3,
+        num_heads=2,
+        intermediate_size=32,
+        num_classes=2,
+        exits=(ExitConfig(1, "lph", kernel=3), ExitConfig(2, "gah", window=2)),
+        preprocess=Preprocess(resize=16),
+    )
+    save_checkpoint(seeded(config, 0).eval(), tmp_path / "start.pt")
+    return tmp_path

@@ -10,44 +10,13 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-
-from lgvit_edge.config import ExitConfig, LGViTConfig
-from lgvit_edge.image_spec import Preprocess
-from lgvit_edge.model import save_checkpoint
-from lgvit_edge.training.start import seeded
 
 # Figures are given for ten; each costs a start of Python.
 KILLS = int(os.environ.get("LGVIT_EDGE_KILLS", "3"))
-CONFIG = LGViTConfig(
-    family="vit",
-    image_size=16,
-    patch_size=4,
-    hidden_size=16,
-    num_blocks=3,
-    num_heads=2,
-    intermediate_size=32,
-    num_classes=2,
-    exits=(ExitConfig(1, "lph", kernel=3), ExitConfig(2, "gah", window=2)),
-    preprocess=Preprocess(resize=16),
-)
 OPTIONS = "--data data --val data --backbone start.pt --epochs 12 --lr 1e-3 --batch-size 8"
 EPOCHS = 24  # of both stages
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    for label, name in enumerate(("cat", "dog")):
-        (tmp_path / "data" / name).mkdir(parents=True)
-        for i in range(32):
-            pixels = rng.integers(0, 156, (16, 16, 3)) + 50 * label
-            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "data" / name / f"{i}.png")
-    save_checkpoint(seeded(CONFIG, 0).eval(), tmp_path / "start.pt")
-    return tmp_path
 
 
 def start(folder: Path, out: str, features: str) -> subprocess.Popen[str]:

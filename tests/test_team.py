@@ -12,46 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from lgvit_edge.config import ExitConfig, LGViTConfig
 from lgvit_edge.errors import DataError, UsageError
 from lgvit_edge.image_spec import Preprocess
-from lgvit_edge.model import load_model, save_checkpoint
+from lgvit_edge.model import load_model
 from lgvit_edge.training import ArrayDataset, TrainingConfig
 from lgvit_edge.training.batches import Batches, shuffled_indices
 from lgvit_edge.training.loop import _check_team
-from lgvit_edge.training.start import seeded
 from lgvit_edge.training.team import Team, join
 
-CONFIG = LGViTConfig(
-    family="vit",
-    image_size=16,
-    patch_size=4,
-    hidden_size=16,
-    num_blocks=3,
-    num_heads=2,
-    intermediate_size=32,
-    num_classes=2,
-    exits=(ExitConfig(1, "lph", kernel=3), ExitConfig(2, "gah", window=2)),
-    preprocess=Preprocess(resize=16),
-)
 # The launcher's flag for several processes, of which each takes a GPU where there is one.
 LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
 LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
 LAUNCH += ["--main_process_port", "0"]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    for name in ("cat", "dog"):
-        (tmp_path / "data" / name).mkdir(parents=True)
-        for i in range(9):
-            pixels = rng.integers(0, 256, (16, 16, 3), np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "data" / name / f"{i}.png")
-    save_checkpoint(seeded(CONFIG, 0).eval(), tmp_path / "start.pt")
-    return tmp_path
 
 
 def start(folder: Path, out: str, launcher: list[str]) -> subprocess.Popen[str]:
@@ -161,7 +134,7 @@ def test_a_process_that_can_read_nothing_stops_instead_of_keeping_others_waiting
             raise DataError(f"image {index} is damaged")
 
     images = Broken(np.zeros((4, 16, 16, 3), np.uint8), np.array([0, 1, 0, 1]))
-    batches = Batches(images, CONFIG.preprocess, batch_size=4, team=team(1, 2))
+    batches = Batches(images, Preprocess(resize=16), batch_size=4, team=team(1, 2))
     with pytest.raises(DataError, match=r"none of its 2 images of a batch, such as: image \d is"):
         next(batches.shuffled((1,)))
 

@@ -168,7 +168,8 @@ class _Run:
             stage.parameters(),
             weight_decay=self.config.weight_decay,
             clip=self.config.clip,
-            scales=stage.scales(self.team.total),
+            # They come back with the optimizer's state.
+            scales=stage.scales(self.team.total) if done is None else None,
         )
         first, step = 0, 0
         if done is not None:
