@@ -175,7 +175,7 @@ def _record(
             "opset": manifest.opset,
             "input": manifest.input,
             "batch": list(manifest.batch),
-            "manifest_sha256": session.manifest_sha256,
+            "identity": manifest.identity,
         },
         **summarise(samples, manifest, shares),
         "unstable": instability(samples, start["running"], start["cores"]),

@@ -79,12 +79,7 @@ def judge(
     wanted: Logits, found: Logits, images: Sequence[LabelledImage], policy: Policy
 ) -> Agreement:
     """Compare decisions; ``wanted`` and ``found`` are ``[n, M + 1, C] float32``."""
-    rows = np.arange(len(images))
-    leaves = [policy.select(logits) for logits in (wanted, found)]
-    answers = [
-        logits[rows, exits - 1].argmax(axis=-1)
-        for logits, exits in zip((wanted, found), leaves, strict=True)
-    ]
+    (leaves, answers), (found_leaves, found_answers) = map(policy.replay, (wanted, found))
     change = np.abs(
         [confidence(found[:, i]) - confidence(wanted[:, i]) for i in range(wanted.shape[1])]
     )
@@ -94,8 +89,8 @@ def judge(
         policy=policy.to_json(),
         accuracy=_accuracy(found, images),
         reference_accuracy=_accuracy(wanted, images),
-        same_exit=float((leaves[0] == leaves[1]).mean()),
-        same_label=float((answers[0] == answers[1]).mean()),
+        same_exit=float((leaves == found_leaves).mean()),
+        same_label=float((answers == found_answers).mean()),
         confidence_change=tuple(float(c) for c in change.mean(axis=1)),
     )
 

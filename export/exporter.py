@@ -34,7 +34,15 @@ from lgvit_edge.manifest import (
     SegmentSpec,
     TensorSpec,
 )
-from lgvit_edge.model import LGViT, Segment, baseline, count_macs, count_parameters, cut
+from lgvit_edge.model import (
+    LGViT,
+    Segment,
+    baseline,
+    count_macs,
+    count_parameters,
+    cut,
+    head_macs,
+)
 from lgvit_edge.model.segments import INPUTS, example_input
 from lgvit_edge.policy import Confidence, Policy
 from lgvit_edge.preprocess import load_rgb, network_input
@@ -211,7 +219,13 @@ class _Export:
             spec = self._graph(name, segment.module, segment, segment.parameters)
             gaps.append(check.segment(segment.index, self.staging / name, spec, segment.module))
             segments.append(
-                SegmentSpec(spec, segment.first_block, segment.last_block, segment.head)
+                SegmentSpec(
+                    spec,
+                    segment.first_block,
+                    segment.last_block,
+                    segment.head,
+                    head_macs(config, segment),
+                )
             )
         self.progress("baseline", self.steps - 2, self.steps)
         module = baseline(self.model, input=options.input, cast_first=gpu)

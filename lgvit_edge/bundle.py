@@ -14,6 +14,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -22,9 +24,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lgvit_edge._files import leftovers
+from lgvit_edge._files import leftovers, replacing
 from lgvit_edge.errors import BundleError, ExportError
-from lgvit_edge.manifest import FileSpec, Manifest
+from lgvit_edge.manifest import SCHEMA_VERSION, FileSpec, Manifest
+from lgvit_edge.operating_point import OperatingPoint
 
 MANIFEST = "manifest.json"
 BASELINE = "baseline.onnx"
@@ -124,6 +127,38 @@ def finish(staging: Path, manifest: Manifest) -> None:
         file.write(manifest.dumps())
         file.flush()
         os.fsync(file.fileno())
+
+
+def add_points(root: Path, identity: str, points: dict[str, OperatingPoint]) -> None:
+    """Write operating points into a bundle's manifest; its graphs and engines stay as they are.
+
+    Points of other names are kept.
+
+    Args:
+        root: the bundle.
+        identity: of the manifest the points were found with.
+        points: by name.
+
+    Raises:
+        BundleError: the bundle is another by now, or cannot be written.
+    """
+    folder = os.open(root, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # two runs must not lose each other's points
+        manifest = open_bundle(root, verify=False).manifest
+        if manifest.identity != identity:
+            raise BundleError(
+                f"{root} was exported again meanwhile: the points are not its own; run tune again"
+            )
+        added = dataclasses.replace(
+            manifest, schema_version=SCHEMA_VERSION, points=manifest.points | points
+        )
+        with replacing(root / MANIFEST) as partial:
+            partial.write_text(added.dumps(), encoding="utf-8")
+    except OSError as error:
+        raise BundleError(f"cannot write {root / MANIFEST}: {error.strerror or error}") from None
+    finally:
+        os.close(folder)
 
 
 def describe(staging: Path, name: str) -> FileSpec:

@@ -42,6 +42,7 @@ def _bundle(path: Path) -> dict[str, Any]:
     manifest = bundle.manifest
     rows = [
         _row(i, s.first_block, s.last_block, s.head, s.spec.macs, s.spec.parameters)
+        | ({} if s.head_macs is None else {"head_macs": s.head_macs})
         for i, s in enumerate(manifest.segments)
     ]
     return {
@@ -58,6 +59,7 @@ def _bundle(path: Path) -> dict[str, Any]:
         "input": manifest.input,
         "batch": list(manifest.batch),
         "policy": manifest.policy,
+        "points": to_json(manifest.points),
         "parity": max(manifest.parity.max_difference),
         "bytes": sum(p.stat().st_size for p in path.rglob("*") if p.is_file()),
         "versions": manifest.versions,
@@ -89,13 +91,14 @@ def _engines(folder: Path, build: Build | BundleError, bundle: Bundle) -> dict[s
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
-    torch = require("torch", extra="export")
+    require("torch", extra="export")
     from lgvit_edge.model import (
         baseline,
         count_macs,
         count_parameters,
         cut,
         example_input,
+        head_macs,
         load_model,
     )
 
@@ -116,8 +119,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         if exit is not None:
             name = HEAD_SIZES[exit.head]
             row |= {} if name is None else {name: exit.size}
-            hidden = torch.zeros(1, *config.hidden_shape(exit.block))
-            row["head_macs"] = count_macs(segment.module.tail, hidden)  # type: ignore[arg-type]
+            row["head_macs"] = head_macs(config, segment)
         rows.append(row)
     image = example_input(config, None)
     whole, products = (count_macs(baseline(model), image, attention=a) for a in (True, False))

@@ -6,20 +6,23 @@ in its ``TensorSpec``, and everyone reads it there.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lgvit_edge._schema import from_json, to_json
 from lgvit_edge.errors import BundleError
 from lgvit_edge.image_spec import Preprocess
+from lgvit_edge.operating_point import OperatingPoint, check_name
 
 # History: 1 - first version. 2 - half and int8 precision: islands, calibration, agreement.
-# 3 - preprocessing may squash images, which version 2 never does.
-SCHEMA_VERSION = 3
-_READABLE = (2, 3)
+# 3 - preprocessing may squash images, which version 2 never does. 4 - operating points, MACs of
+# heads, temperatures in policies.
+SCHEMA_VERSION = 4
+_READABLE = (2, 3, 4)
 TARGETS = ("cpu", "jetson", "rtx")
 DTYPES = ("uint8", "float16", "float32")
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -116,12 +119,15 @@ class SegmentSpec:
         first_block: 1-based, inclusive.
         last_block: 1-based, inclusive; the exit follows it.
         head: one of ``lgvit_edge.config.HEAD_SIZES``, or ``final``.
+        head_macs: the head's part of the MACs; None in the last segment, whose classifier the
+            baseline has too, and in bundles of earlier versions.
     """
 
     spec: GraphSpec
     first_block: int
     last_block: int
     head: str
+    head_macs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -226,9 +232,14 @@ class Manifest:
     fp32_islands: tuple[str, ...]
     calibration: Calibration | None
     agreement: Agreement | None
+    points: dict[str, OperatingPoint] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse chains that do not fit together."""
+        for name, point in self.points.items():
+            check_name(name)
+            if len(point.shares) != len(self.segments):
+                raise ValueError(f"point {name!r} must have one share per exit and the final one")
         low, usual, high = self.batch
         logits = {s.spec.logits.shape[1:] for s in self.segments} | {self.baseline.logits.shape[1:]}
         checks = [
@@ -325,6 +336,12 @@ class Manifest:
         """Every file the manifest vouches for."""
         graphs = [segment.spec.graph for segment in self.segments]
         return [*graphs, self.baseline.graph, *self.weights, self.parity.samples]
+
+    @property
+    def identity(self) -> str:
+        """Hash of what is computed: the same whatever the policy and the operating points."""
+        parts = [to_json(self.files()), to_json(self.preprocess), self.input, self.image_size]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def dumps(self) -> str:
         """JSON text."""

@@ -3,11 +3,14 @@
 A policy is an immutable rule. ``start`` gives a tracker for one batch of images, which sees the
 logits of one exit after the other. Every rule is applied per sample (a maximum over the batch would
 let one image decide for all). The final classifier always stops.
+
+Thresholds and temperatures are one number, or one per exit. Logits are divided by the temperature
+before a score is taken of them: above 1 it calms an overconfident exit; well below 1 the score
+looks at the first two classes alone, which ranks images better by how likely they are right.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,130 +18,146 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge.errors import UsageError
+from lgvit_edge.policy_base import (
+    Mask,
+    PerExit,
+    Policy,
+    Tracker,
+    check_count,
+    check_range,
+    per_exit,
+)
 from lgvit_edge.scores import Floats, confidence, entropy
 
-Mask = NDArray[np.bool_]
-Thresholds = float | tuple[float, ...]
+__all__ = [
+    "Confidence",
+    "Ensemble",
+    "Entropy",
+    "FixedExit",
+    "Never",
+    "Patience",
+    "PatientConfidence",
+    "POLICIES",
+    "Policy",
+    "Tracker",
+    "from_json",
+    "parse",
+]
 
 
-class Tracker(ABC):
-    """A policy's state for the images still in the chain."""
+class _Levels:
+    """Thresholds and temperatures of a chain's exits."""
 
-    @abstractmethod
-    def step(self, exit: int, logits: Floats) -> Mask:
-        """Which rows stop at ``exit`` (1-based), given its logits ``[B, C] float32``."""
+    def __init__(self, threshold: PerExit, temperature: PerExit, exits: int) -> None:
+        self.thresholds = per_exit(threshold, exits)
+        self.scales: tuple[float, ...] | None = None
+        if temperature != 1.0:  # the usual case costs nothing between two segments
+            self.scales = tuple(1 / t for t in per_exit(temperature, exits, "temperature"))
 
-    def keep(self, rows: NDArray[np.intp]) -> None:  # noqa: B027 - most policies remember nothing
-        """Forget all rows but these."""
+    def scaled(self, exit: int, logits: Floats) -> Floats:
+        return logits if self.scales is None else logits * np.float32(self.scales[exit - 1])
 
-
-class Policy(ABC):
-    """When to stop. Subclasses are frozen dataclasses."""
-
-    name: str
-
-    @abstractmethod
-    def start(self, exits: int) -> Tracker:
-        """A tracker for a new batch in a chain with ``exits`` exits before the final one.
-
-        Raises:
-            UsageError: per-exit thresholds do not match ``exits``, or there is no such exit.
-        """
-
-    def select(self, logits: Floats) -> NDArray[np.intp]:
-        """Replay the policy on all exits' logits.
-
-        Args:
-            logits: ``[B, M + 1, C] float32``.
-
-        Returns:
-            The exit each image takes, ``[B]``, in 1..M + 1.
-        """
-        count, total = logits.shape[:2]
-        tracker = self.start(total - 1)
-        chosen = np.full(count, total, np.intp)
-        rows = np.arange(count)
-        for exit in range(1, total):
-            stop = tracker.step(exit, logits[rows, exit - 1])
-            chosen[rows[stop]] = exit
-            going = np.flatnonzero(~stop)
-            rows = rows[going]
-            tracker.keep(going)
-        return chosen
-
-    def to_json(self) -> dict[str, Any]:
-        """``from_json`` reads it back."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
-        return {
-            "name": self.name,
-            **{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()},
-        }
+    def confident(self, exit: int, logits: Floats) -> Mask:
+        return confidence(self.scaled(exit, logits)) > self.thresholds[exit - 1]
 
 
-def _per_exit(value: Thresholds, exits: int) -> tuple[float, ...]:
-    if not isinstance(value, tuple):
-        return (float(value),) * exits
-    if len(value) != exits:
-        raise UsageError(
-            f"expected one threshold or {exits}, one per exit before the final classifier; "
-            f"found {len(value)}"
-        )
-    return value
-
-
-def _check_thresholds(value: Thresholds, low: float, high: float) -> None:
-    for number in value if isinstance(value, tuple) else (value,):
-        is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
-        if not is_number or not low <= number <= high:
-            raise UsageError(f"a threshold must be in {low:g}..{high:g}, found {number!r}")
+def _check_temperature(value: PerExit) -> None:
+    check_range(value, 0.01, 100.0, "temperature")
 
 
 @dataclass(frozen=True)
 class Confidence(Policy):
-    """Stop when the confidence (Eq. 16) is greater than the threshold, one or one per exit."""
+    """Stop when the confidence (Eq. 16) is greater than the threshold."""
 
-    threshold: Thresholds = 0.8
+    threshold: PerExit = 0.8
+    temperature: PerExit = 1.0
     name = "confidence"
 
     def __post_init__(self) -> None:
         """Refuse what is no probability."""
-        _check_thresholds(self.threshold, 0.0, 1.0)
+        check_range(self.threshold, 0.0, 1.0)
+        _check_temperature(self.temperature)
 
     def start(self, exits: int) -> Tracker:
         """See ``Policy.start``."""
-        return _ConfidenceTracker(_per_exit(self.threshold, exits))
+        return _ConfidenceTracker(_Levels(self.threshold, self.temperature, exits))
 
 
 class _ConfidenceTracker(Tracker):
-    def __init__(self, thresholds: tuple[float, ...]) -> None:
-        self.thresholds = thresholds
+    def __init__(self, levels: _Levels) -> None:
+        self.levels = levels
 
     def step(self, exit: int, logits: Floats) -> Mask:
-        return confidence(logits) > self.thresholds[exit - 1]
+        return self.levels.confident(exit, logits)
 
 
 @dataclass(frozen=True)
 class Entropy(Policy):
-    """Stop when the entropy, in nats, is below the threshold, one or one per exit."""
+    """Stop when the entropy, in nats, is below the threshold."""
 
-    threshold: Thresholds = 0.6
+    threshold: PerExit = 0.6
+    temperature: PerExit = 1.0
     name = "entropy"
 
     def __post_init__(self) -> None:
         """Refuse what is no entropy."""
-        _check_thresholds(self.threshold, 0.0, 1000.0)  # log C is never near
+        check_range(self.threshold, 0.0, 1000.0)  # log C is never near
+        _check_temperature(self.temperature)
 
     def start(self, exits: int) -> Tracker:
         """See ``Policy.start``."""
-        return _EntropyTracker(_per_exit(self.threshold, exits))
+        return _EntropyTracker(_Levels(self.threshold, self.temperature, exits))
 
 
 class _EntropyTracker(Tracker):
-    def __init__(self, thresholds: tuple[float, ...]) -> None:
-        self.thresholds = thresholds
+    def __init__(self, levels: _Levels) -> None:
+        self.levels = levels
 
     def step(self, exit: int, logits: Floats) -> Mask:
-        return entropy(logits) < self.thresholds[exit - 1]
+        levels = self.levels
+        return entropy(levels.scaled(exit, logits)) < levels.thresholds[exit - 1]
+
+
+@dataclass(frozen=True)
+class Ensemble(Policy):
+    """Logits add up over the exits, each step back weighed ``decay`` times less.
+
+    ``z_m = logits_m + decay * z_(m-1)``; stop when the confidence of ``z_m`` is greater than the
+    threshold, and answer the class of ``z_m``. A class that exit after exit finds likely gathers
+    evidence; the deepest answer, too, is of several classifiers and not of the last alone. With
+    ``decay`` 0 it is ``Confidence``.
+    """
+
+    threshold: PerExit = 0.8
+    decay: float = 0.5
+    temperature: PerExit = 1.0
+    name = "ensemble"
+
+    def __post_init__(self) -> None:
+        """Refuse what is no probability and weights that grow backwards."""
+        check_range(self.threshold, 0.0, 1.0)
+        check_range((self.decay,), 0.0, 1.0, "decay")  # one for all exits
+        _check_temperature(self.temperature)
+
+    def start(self, exits: int) -> Tracker:
+        """See ``Policy.start``."""
+        levels = _Levels(self.threshold, self.temperature, exits)
+        return _EnsembleTracker(levels, np.float32(self.decay))
+
+
+class _EnsembleTracker(_ConfidenceTracker):
+    def __init__(self, levels: _Levels, decay: np.float32) -> None:
+        super().__init__(levels)
+        self.decay = decay
+        self.sum: Floats | None = None
+
+    def combine(self, logits: Floats) -> Floats:
+        self.sum = logits if self.sum is None else logits + self.decay * self.sum
+        return self.sum
+
+    def keep(self, rows: NDArray[np.intp]) -> None:
+        if self.sum is not None:
+            self.sum = self.sum[rows]
 
 
 @dataclass(frozen=True)
@@ -154,7 +173,7 @@ class Patience(Policy):
 
     def __post_init__(self) -> None:
         """Refuse counts below 1."""
-        _check_count("patience", self.patience)
+        check_count("patience", self.patience)
 
     def start(self, exits: int) -> Tracker:
         """See ``Policy.start``."""
@@ -165,38 +184,40 @@ class Patience(Policy):
 class PatientConfidence(Policy):
     """PCEE: stop when this many consecutive exits are each more confident than the threshold."""
 
-    threshold: Thresholds = 0.5
+    threshold: PerExit = 0.5
     patience: int = 2
+    temperature: PerExit = 1.0
     name = "patient_confidence"
 
     def __post_init__(self) -> None:
         """Refuse what is no probability and counts below 1."""
-        _check_thresholds(self.threshold, 0.0, 1.0)
-        _check_count("patience", self.patience)
+        check_range(self.threshold, 0.0, 1.0)
+        check_count("patience", self.patience)
+        _check_temperature(self.temperature)
 
     def start(self, exits: int) -> Tracker:
         """See ``Policy.start``."""
-        return _PatienceTracker(self.patience, _per_exit(self.threshold, exits))
+        return _PatienceTracker(self.patience, _Levels(self.threshold, self.temperature, exits))
 
 
 class _PatienceTracker(Tracker):
     """Counts consecutive exits that agree with the one before, or that are confident."""
 
-    def __init__(self, patience: int, thresholds: tuple[float, ...] | None) -> None:
-        self.patience, self.thresholds = patience, thresholds
+    def __init__(self, patience: int, levels: _Levels | None) -> None:
+        self.patience, self.levels = patience, levels
         self.count: NDArray[np.intp] | None = None
         self.last: NDArray[np.intp] | None = None
 
     def step(self, exit: int, logits: Floats) -> Mask:
         if self.count is None:
             self.count = np.zeros(len(logits), np.intp)
-        if self.thresholds is None:
+        if self.levels is None:
             prediction = logits.argmax(axis=-1)
             agrees = self.last is not None and prediction == self.last
             self.count = np.where(agrees, self.count + 1, 1)
             self.last = prediction
         else:
-            confident = confidence(logits) > self.thresholds[exit - 1]
+            confident = self.levels.confident(exit, logits)
             self.count = np.where(confident, self.count + 1, 0)
         return self.count >= self.patience
 
@@ -205,11 +226,6 @@ class _PatienceTracker(Tracker):
             self.count = self.count[rows]
         if self.last is not None:
             self.last = self.last[rows]
-
-
-def _check_count(name: str, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UsageError(f"{name} must be a whole number of at least 1, found {value!r}")
 
 
 @dataclass(frozen=True)
@@ -221,7 +237,7 @@ class FixedExit(Policy):
 
     def __post_init__(self) -> None:
         """Refuse counts below 1."""
-        _check_count("exit", self.exit)
+        check_count("exit", self.exit)
 
     def start(self, exits: int) -> Tracker:
         """See ``Policy.start``."""
@@ -254,7 +270,8 @@ class Never(Policy):
 
 
 POLICIES: dict[str, type[Policy]] = {
-    p.name: p for p in (Confidence, Entropy, Patience, PatientConfidence, FixedExit, Never)
+    p.name: p
+    for p in (Confidence, Entropy, Ensemble, Patience, PatientConfidence, FixedExit, Never)
 }
 
 
@@ -278,7 +295,8 @@ def from_json(data: Any) -> Policy:
 def parse(text: str) -> Policy:
     """A policy as typed: its name, then its parameters after colons.
 
-    For instance ``confidence:0.8``, ``entropy:0.6,0.5``, ``patience:2``,
+    For instance ``confidence:0.8``, ``confidence:0.8:0.5`` (at temperature 0.5),
+    ``entropy:0.6,0.5``, ``ensemble:0.9:0.5`` (decay 0.5), ``patience:2``,
     ``patient_confidence:0.5:2``, ``fixed:3`` or ``never``.
 
     Raises:
@@ -289,17 +307,17 @@ def parse(text: str) -> Policy:
     parameters = fields(kind) if kind else ()  # type: ignore[arg-type]
     if kind is None or len(arguments) > len(parameters):
         raise UsageError(
-            f"expected a policy such as confidence:0.8, entropy:0.6, patience:2, "
-            f"patient_confidence:0.5:2, fixed:3 or never; found {text!r}"
+            f"expected a policy such as confidence:0.8, entropy:0.6, ensemble:0.9:0.5, "
+            f"patience:2, patient_confidence:0.5:2, fixed:3 or never; found {text!r}"
         )
     try:
         values: dict[str, Any] = {}
         for field, argument in zip(parameters, arguments, strict=False):
-            if field.name == "threshold":
+            if isinstance(field.default, int):
+                values[field.name] = int(argument)
+            else:
                 numbers = tuple(float(part) for part in argument.split(","))
                 values[field.name] = numbers if len(numbers) > 1 else numbers[0]
-            else:
-                values[field.name] = int(argument)
     except ValueError:
         raise UsageError(f"{text!r}: {argument!r} is not a number") from None
     return kind(**values)

@@ -2,6 +2,7 @@
 
 from lgvit_edge.policy import (
     Confidence,
+    Ensemble,
     Entropy,
     FixedExit,
     Never,
@@ -9,11 +10,13 @@ from lgvit_edge.policy import (
     PatientConfidence,
     Policy,
 )
-from lgvit_edge.runtime.session import Result, Session
+from lgvit_edge.runtime.result import Result
+from lgvit_edge.runtime.session import Session
 from lgvit_edge.runtime.trt_chain import TensorRTOptions
 
 __all__ = [
     "Confidence",
+    "Ensemble",
     "Entropy",
     "FixedExit",
     "Never",

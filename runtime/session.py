@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -14,44 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge import policy as policies
-from lgvit_edge.bundle import ENGINES, MANIFEST, Bundle, open_bundle, sha256
+from lgvit_edge.bundle import Bundle, open_bundle
 from lgvit_edge.engines import graphs_of
-from lgvit_edge.errors import BackendError, BundleError, ParityError, UsageError
-from lgvit_edge.gpu import find_gpu
+from lgvit_edge.errors import BundleError, ParityError, UsageError
 from lgvit_edge.manifest import Manifest
 from lgvit_edge.policy import Policy
 from lgvit_edge.preprocess import network_input
+from lgvit_edge.runtime.backends import BACKENDS, best_backend, chain_opener
 from lgvit_edge.runtime.chain import Chain
+from lgvit_edge.runtime.result import Result
 from lgvit_edge.scores import confidence as confidence_of
 from lgvit_edge.scores import difference
 
 if TYPE_CHECKING:
     from lgvit_edge.runtime.trt_chain import TensorRTOptions
-
-BACKENDS = ("tensorrt", "onnxruntime")
-
-
-@dataclass(frozen=True)
-class Result:
-    """What one image got.
-
-    Attributes:
-        class_index: predicted class, 0..C - 1.
-        label: its name, or the index as text where the bundle has no names.
-        confidence: its probability at the exit taken, 0..1.
-        exit: exit taken, 1..M + 1; M + 1 is the final classifier.
-        block: block after which that exit lies.
-        latency_ms: from decoded frame to label; in a batch, until this image's exit.
-        network_ms: the part of it spent in the chain and the policy.
-    """
-
-    class_index: int
-    label: str
-    confidence: float
-    exit: int
-    block: int
-    latency_ms: float
-    network_ms: float
 
 
 class Session:
@@ -69,6 +43,7 @@ class Session:
         self._blocks = [segment.last_block for segment in bundle.manifest.segments]
         self._exits = len(self._blocks) - 1
         self._baseline: Chain | None = None
+        self._point: str | None = None
         self.policy = policy
 
     @classmethod
@@ -78,6 +53,7 @@ class Session:
         *,
         backend: str | None = None,
         policy: Policy | None = None,
+        point: str | None = None,
         threads: int | None = None,
         thread_pool: str = "global",
         device: str | None = None,
@@ -90,6 +66,7 @@ class Session:
             backend: one of ``BACKENDS``; None for ``tensorrt`` where the bundle has engines and
                 this machine a GPU, else ``onnxruntime``.
             policy: what stops the chain; None for the manifest's.
+            point: the name of an operating point that ``lgvit-edge tune`` found, instead.
             threads: CPU threads (onnxruntime); None for one per core this process may use.
             thread_pool: (onnxruntime) ``global`` is fastest and makes ONNX Runtime demand
                 ``use_per_session_threads = False`` of every other session in this process;
@@ -100,47 +77,33 @@ class Session:
         Raises:
             BundleError: missing, damaged, unsafe or of another schema version.
             BackendError: the backend or device cannot run here, or no engine fits this GPU.
-            UsageError: an argument means nothing, or the policy does not fit the exits.
+            UsageError: an argument means nothing, the policy does not fit the exits, or there is
+                no such point.
         """
+        if policy is not None and point is not None:
+            raise UsageError("give a policy or an operating point, not both")
         if backend not in (None, *BACKENDS):
             raise UsageError(f"backend must be one of {', '.join(BACKENDS)}, found {backend!r}")
         bundle = open_bundle(path)
         if policy is None:
-            try:
-                policy = policies.from_json(bundle.manifest.policy)
-                policy.start(len(bundle.manifest.segments) - 1)
-            except UsageError as error:
-                raise BundleError(f"manifest.policy: {error}") from None
+            policy = _from_manifest(bundle.manifest, point)
         policy.start(len(bundle.manifest.segments) - 1)  # before anything is loaded
-        chosen = backend or _best_backend(bundle)
-        if chosen == "tensorrt":
-            from lgvit_edge.runtime.trt_chain import TensorRTChain
-
-            return cls(bundle, policy, lambda names: TensorRTChain(bundle, names, options=tensorrt))
-        from lgvit_edge.runtime.ort_chain import OrtChain
-
-        def open_chain(names: list[str]) -> Chain:
-            graphs = graphs_of(bundle)
-            return OrtChain(
-                bundle.root,
-                [graphs[name] for name in names],
-                max_batch=bundle.manifest.batch[2],
-                threads=threads,
-                thread_pool=thread_pool,
-                device=device,
-            )
-
-        return cls(bundle, policy, open_chain)
+        opener = chain_opener(
+            bundle,
+            backend or best_backend(bundle),
+            threads=threads,
+            thread_pool=thread_pool,
+            device=device,
+            tensorrt=tensorrt,
+        )
+        session = cls(bundle, policy, opener)
+        session._point = point
+        return session
 
     @property
     def manifest(self) -> Manifest:
         """What the bundle says about itself."""
         return self._bundle.manifest
-
-    @property
-    def manifest_sha256(self) -> str:
-        """Identity of the bundle: its manifest names the hash of every file."""
-        return sha256(self._bundle.root / MANIFEST)
 
     @property
     def policy(self) -> Policy:
@@ -154,7 +117,23 @@ class Session:
     @policy.setter
     def policy(self, policy: Policy) -> None:
         policy.start(self._exits)
-        self._policy = policy
+        self._policy, self._point = policy, None
+
+    @property
+    def point(self) -> str | None:
+        """Name of the operating point in use; may be set at any time.
+
+        None while another policy is. The points are those the bundle had when it was opened.
+
+        Raises:
+            UsageError: on setting, when there is no such point.
+        """
+        return self._point
+
+    @point.setter
+    def point(self, name: str) -> None:
+        self.policy = _from_manifest(self.manifest, name)
+        self._point = name
 
     def predict(self, frame: NDArray[np.uint8]) -> Result:
         """Classify one frame, ``uint8`` RGB ``[H, W, 3]`` of any size.
@@ -207,7 +186,7 @@ class Session:
         rows = np.arange(count)
         chain.start(images)
         for exit in range(1, self._exits + 2):
-            logits = chain.step()
+            logits = tracker.combine(chain.step())
             final = exit > self._exits
             stop = np.ones(len(rows), np.bool_) if final else tracker.step(exit, logits)
             for place in np.flatnonzero(stop).tolist():
@@ -225,10 +204,10 @@ class Session:
         chain, tracker, last = self._chain, self._policy.start(self._exits), self._exits + 1
         chain.start(images)
         exit = 1
-        logits = chain.step()
+        logits = tracker.combine(chain.step())
         while exit < last and not tracker.step(exit, logits)[0]:
             exit += 1
-            logits = chain.step()
+            logits = tracker.combine(chain.step())
         return self._result(logits[0], exit, start, began)
 
     def exit_logits(self, frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
@@ -327,15 +306,17 @@ class Session:
         )
 
 
-def _best_backend(bundle: Bundle) -> str:
-    """TensorRT where there are engines and a GPU; warns when there are and they do not fit."""
-    if not (bundle.root / ENGINES).is_dir() or find_gpu() is None:
-        return "onnxruntime"
-    from lgvit_edge.runtime.trt_engine import choose_build
-
+def _from_manifest(manifest: Manifest, point: str | None) -> Policy:
+    """The policy of an operating point, or the bundle's own."""
+    where, data = "manifest.policy", manifest.policy
+    if point is not None:
+        if point not in manifest.points:
+            known = ", ".join(manifest.points) or "none; run: lgvit-edge tune"
+            raise UsageError(f"no operating point {point!r}; this bundle has {known}")
+        where, data = f"manifest.points.{point}.policy", manifest.points[point].policy
     try:
-        choose_build(bundle)
-    except (BackendError, BundleError) as error:
-        warnings.warn(f"running on ONNX Runtime, because {error}", stacklevel=3)
-        return "onnxruntime"
-    return "tensorrt"
+        policy = policies.from_json(data)
+        policy.start(len(manifest.segments) - 1)
+    except UsageError as error:
+        raise BundleError(f"{where}: {error}") from None
+    return policy

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from lgvit_edge.benchmarks import measure_exits, measure_images, print_report
 from lgvit_edge.benchmarks.record import Sample, instability, percentiles, summarise
-from lgvit_edge.bundle import open_bundle, sha256
+from lgvit_edge.bundle import open_bundle
 from lgvit_edge.errors import DataError, UsageError
 from lgvit_edge.labelled import LabelledImage
 from lgvit_edge.policy import Confidence
@@ -115,8 +115,8 @@ def test_accuracy_is_counted_on_the_exit_taken(bundle: Path, images: list[Labell
     assert record["accuracy"] == pytest.approx(right / 6)
     assert sum(row["count"] for row in record["exits"]) == record["samples"] == 6
     assert len(record["raw"]["latency_ms"]) == 6
-    assert record["bundle"]["manifest_sha256"] == sha256(bundle / "manifest.json")
-    assert record["policy"] == {"name": "confidence", "threshold": 0.25}
+    assert record["bundle"]["identity"] == open_bundle(bundle).manifest.identity
+    assert record["policy"] == Confidence(0.25).to_json()
     needed = "env bundle baseline latency_ms exits speedup efficiency accuracy baseline_accuracy"
     assert set(needed.split()) | {"samples", "command"} <= set(record)
     assert {"mean", "p50", "p90", "p95", "p99"} == set(record["baseline"]["latency_ms"])

@@ -13,11 +13,11 @@ import pytest
 from rich.console import Console
 
 from lgvit_edge.config import ExitConfig, LGViTConfig
+from lgvit_edge.curves import draw, summary, sweep
 from lgvit_edge.errors import TrainingError
 from lgvit_edge.image_spec import Preprocess
 from lgvit_edge.policy import Confidence
 from lgvit_edge.training import TrainingConfig, train
-from lgvit_edge.training.curves import draw, summary, sweep
 from lgvit_edge.training.data import ArrayDataset
 from lgvit_edge.training.history import COLUMNS, write_log
 from lgvit_edge.training.start import seeded

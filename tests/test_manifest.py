@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from lgvit_edge._schema import to_json
 from lgvit_edge.errors import BundleError
 from lgvit_edge.image_spec import Preprocess
 from lgvit_edge.manifest import (
@@ -21,6 +23,8 @@ from lgvit_edge.manifest import (
     SegmentSpec,
     TensorSpec,
 )
+from lgvit_edge.operating_point import Guarantee, OperatingPoint
+from lgvit_edge.policy import Confidence
 
 HASH = "0123456789abcdef" * 4
 Data = dict[str, Any]
@@ -98,11 +102,11 @@ def test_what_it_says_about_the_chain() -> None:
 # Not a manifest of ours.
 
 
-@pytest.mark.parametrize("version", [None, 0, 1, 4, 99, "2", [1], {"v": 1}, -1])
+@pytest.mark.parametrize("version", [None, 0, 1, 5, 99, "2", [1], {"v": 1}, -1])
 def test_unknown_schema_versions_are_refused(data: Data, version: object) -> None:
     data["schema_version"] = version
     data["from the future"] = True  # an unknown version is the first thing to say
-    with pytest.raises(BundleError, match=r"expected manifest schema version 3, found .*pip insta"):
+    with pytest.raises(BundleError, match=r"expected manifest schema version 4, found .*pip insta"):
         loads(data)
 
 
@@ -115,7 +119,7 @@ def test_a_version_of_another_type_is_no_version(data: Data, version: object) ->
 def test_a_manifest_without_a_version(data: Data) -> None:
     del data["schema_version"]
     for value in (data, {}, [], "manifest", None, 3):
-        with pytest.raises(BundleError, match="schema version 3, found None"):
+        with pytest.raises(BundleError, match="schema version 4, found None"):
             loads(value)
 
 
@@ -251,7 +255,7 @@ def test_every_missing_key_is_named(data: Data) -> None:
         for key in path[:-1]:
             at = at[key]
         del at[path[-1]]
-        if path[0] == "preprocess" and len(path) == 2:
+        if (path[0] == "preprocess" and len(path) == 2) or path[-1] in ("points", "head_macs"):
             continue  # those have defaults
         with pytest.raises(BundleError, match=f"missing key '{path[-1]}'"):
             loads(hostile)
@@ -347,5 +351,76 @@ def test_a_shape_whose_size_takes_forever_to_compute(data: Data) -> None:
 
 def test_a_manifest_of_version_2_is_read(data: Data) -> None:
     data["schema_version"] = 2
-    del data["preprocess"]["squash"]
-    assert loads(data).preprocess.squash is False
+    del data["preprocess"]["squash"], data["points"]
+    for segment in data["segments"]:
+        del segment["head_macs"]
+    read = loads(data)
+    assert read.preprocess.squash is False
+    assert read.points == {} and read.segments[0].head_macs is None
+
+
+POINT = OperatingPoint(
+    policy=Confidence(0.7).to_json(),
+    accuracy=0.8,
+    baseline_accuracy=0.81,
+    macs=10.0,
+    macs_speedup=1.5,
+    latency_ms=4.0,
+    baseline_latency_ms=6.0,
+    shares=(0.5, 0.25, 0.25),
+    images=100,
+    data_sha256="0" * 64,
+    device="cpu",
+    goal="--max-drop 0.01",
+    guarantee=Guarantee(0.01, 0.05, 500, 1, "1" * 64),
+)
+
+
+def test_operating_points_are_kept_and_change_nothing_that_is_computed(data: Data) -> None:
+    plain = loads(data)
+    tuned = dataclasses.replace(plain, points={"balanced": POINT})
+    again = Manifest.loads(tuned.dumps())
+    assert again.points["balanced"] == POINT
+    assert again.points["balanced"].wall_clock_speedup == 1.5
+    assert again.identity == plain.identity
+    data["preprocess"]["mean"] = [0.1, 0.1, 0.1]
+    assert loads(data).identity != plain.identity
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shares": [0.5, 0.5]}, "point 'p' must have one share per exit"),
+        ({"accuracy": 1.2}, "accuracy and shares must lie in 0..1"),
+        ({"latency_ms": -1}, "latencies and speed-up must be positive"),
+        ({"macs": float("inf")}, "latencies and speed-up must be positive"),
+        ({"guarantee": {}}, "missing key 'risk'"),
+    ],
+)
+def test_operating_points_that_are_refused(data: Data, change: Data, message: str) -> None:
+    data["points"] = {"p": to_json(POINT) | change}
+    with pytest.raises(BundleError, match=message):
+        loads(data)
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a b", "-p", "x" * 65, "<b>"])
+def test_names_of_points_that_are_refused(data: Data, name: str) -> None:
+    data["points"] = {name: to_json(POINT)}
+    with pytest.raises(BundleError, match="the name of an operating point must be letters"):
+        loads(data)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"risk": 0.0}, "risk and delta must lie between 0 and 1"),
+        ({"delta": 1.0}, "risk and delta must lie between 0 and 1"),
+        ({"errors": 501}, "errors must be a part of the images"),
+    ],
+)
+def test_guarantees_that_are_refused(data: Data, change: Data, message: str) -> None:
+    point = to_json(POINT)
+    point["guarantee"] |= change
+    data["points"] = {"p": point}
+    with pytest.raises(BundleError, match=message):
+        loads(data)

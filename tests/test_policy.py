@@ -14,6 +14,7 @@ from lgvit_edge.errors import UsageError
 from lgvit_edge.policy import (
     POLICIES,
     Confidence,
+    Ensemble,
     Entropy,
     FixedExit,
     Never,
@@ -40,7 +41,7 @@ def sequence(*exits: list[list[float]]) -> Floats:
 
 
 def select(policy: Policy, all_logits: Floats) -> list[int]:
-    return policy.select(all_logits).tolist()
+    return policy.replay(all_logits)[0].tolist()
 
 
 # Confidence, entropy and log-softmax.
@@ -189,6 +190,50 @@ def test_patient_confidence_does_not_ask_for_agreement() -> None:
     assert select(Patience(2), x) == [3]
 
 
+# Temperatures and ensembles.
+
+
+def test_a_temperature_divides_the_logits() -> None:
+    x = np.array([[[2.0, 1.0, -9.0], [0.0, 0.0, 0.0]], [[1.0, 0.5, 0.5], [0.0, 0.0, 0.0]]])
+    x = x.astype(np.float32)
+    scores = confidence(x[:, 0] / 2)
+    between = float(scores.mean())
+    assert select(Confidence(between, temperature=2.0), x) == [1, 2]
+    high = float(scores.max()) * 1.0001
+    assert select(Confidence(high, temperature=2.0), x) == [2, 2]
+    assert select(Confidence(high), x) == [1, 2]  # undivided, the first is surer than that
+    per_exit = Confidence(high, temperature=(2.0,))
+    assert select(per_exit, x) == [2, 2]
+    assert select(PatientConfidence(between, 1, 2.0), x) == [1, 2]
+    calm = float(entropy(x[:, 0] / 2).mean())
+    assert select(Entropy(calm, 2.0), x) == [1, 2]
+
+
+def test_temperatures_must_match_the_exits() -> None:
+    for kind in (Confidence, Entropy, PatientConfidence, Ensemble):
+        with pytest.raises(UsageError, match="expected one temperature or 3, .* found 2"):
+            kind(0.5, temperature=(1.0, 2.0)).start(3)
+
+
+def test_an_ensemble_adds_logits_up_by_hand() -> None:
+    """Two exits lean to class 1, unsure; together they are sure, against the final classifier."""
+    x = np.array([[[0.0, 1.0], [0.0, 1.0], [1.0, 0.0]]], np.float32)
+    once, twice = (1 / (1 + math.exp(-z)) for z in (1.0, 1.5))  # 1 + 0.5 * 1
+    assert Ensemble(once - 0.01).replay(x)[0].tolist() == [1]
+    for threshold, exit, answer in ((once, 2, 1), (twice + 0.001, 3, 0)):
+        found = Ensemble(threshold).replay(x)
+        assert [part.tolist() for part in found] == [[exit], [answer]]
+    # With a decay of 1 all that was said counts alike: 1 + 1 - 1 for class 1 at the end.
+    assert Ensemble(1.0, 1.0).replay(x)[1].tolist() == [1]
+
+
+def test_an_ensemble_without_memory_is_confidence() -> None:
+    x = np.random.default_rng(1).normal(0, 2, (50, 5, 4)).astype(np.float32)
+    expected = Confidence(0.6).replay(x)
+    found = Ensemble(0.6, decay=0.0).replay(x)
+    assert all((a == b).all() for a, b in zip(found, expected, strict=True))
+
+
 def test_fixed_and_never() -> None:
     x = np.zeros((2, 4, 3), np.float32)
     for exit in (1, 2, 3, 4):
@@ -223,6 +268,11 @@ SOME = [
     Patience(2),
     Patience(3),
     PatientConfidence(0.5, 2),
+    Confidence(0.97, temperature=0.5),
+    Entropy(0.4, temperature=(1.0, 0.9, 0.8, 0.7, 0.6)),
+    PatientConfidence(0.8, 2, temperature=0.5),
+    Ensemble(0.95),
+    Ensemble((0.99, 0.99, 0.98, 0.97, 0.96), 0.3, 0.7),
     FixedExit(3),
     FixedExit(6),
     Never(),
@@ -235,7 +285,8 @@ def test_select_is_stepping_each_image_alone(policy: Policy) -> None:
     expected = []
     for row in x:
         tracker = policy.start(5)
-        stops = (m for m in range(1, 6) if tracker.step(m, row[None, m - 1])[0])
+        seen = [tracker.combine(row[None, m - 1]) for m in range(1, 6)]
+        stops = (m for m in range(1, 6) if tracker.step(m, seen[m - 1])[0])
         expected.append(next(stops, 6))
     assert select(policy, x) == expected
     if not isinstance(policy, (FixedExit, Never)):
@@ -267,6 +318,7 @@ def test_json_names_the_parameters() -> None:
         "name": "patient_confidence",
         "threshold": [0.5, 0.6],
         "patience": 3,
+        "temperature": 1.0,
     }
     assert from_json({"name": "confidence"}) == Confidence(0.8)
 
@@ -278,6 +330,10 @@ def test_json_names_the_parameters() -> None:
         ("confidence:0.9", Confidence(0.9)),
         ("confidence:1", Confidence(1.0)),
         ("entropy:0.6,0.5", Entropy((0.6, 0.5))),
+        ("confidence:0.8:0.5", Confidence(0.8, 0.5)),
+        ("entropy:0.6:0.5,2", Entropy(0.6, (0.5, 2.0))),
+        ("ensemble:0.9:0.25:0.5", Ensemble(0.9, 0.25, 0.5)),
+        ("patient_confidence:0.5:3:2", PatientConfidence(0.5, 3, 2.0)),
         ("patience:3", Patience(3)),
         ("patient_confidence:0.5:2", PatientConfidence(0.5, 2)),
         ("patient_confidence:0.5,0.6", PatientConfidence((0.5, 0.6), 2)),
@@ -309,6 +365,9 @@ FORM = "expected a policy such as confidence:0.8, .* or never; found"
         ("confidence:nan", r"a threshold must be in 0\.\.1, found nan"),
         ("confidence:0.5,-1", r"a threshold must be in 0\.\.1, found -1\.0"),
         ("entropy:-0.1", r"a threshold must be in 0\.\.1000, found -0\.1"),
+        ("confidence:0.8:0", r"a temperature must be in 0\.01\.\.100, found 0"),
+        ("ensemble:0.8:1.5", r"a decay must be in 0\.\.1, found 1\.5"),
+        ("ensemble:0.8:0.5,0.4", r"a decay must be in 0\.\.1, found \(0\.5, 0\.4\)"),
         ("patience:0", "patience must be a whole number of at least 1, found 0"),
         ("patient_confidence:0.5:-2", "patience must be a whole number of at least 1, found -2"),
         ("fixed:0", "exit must be a whole number of at least 1, found 0"),
@@ -319,7 +378,10 @@ def test_typed_policies_that_are_refused(text: str, message: str) -> None:
         parse(text)
 
 
-NAMES = "name must be one of confidence, entropy, patience, patient_confidence, fixed, never, found"
+NAMES = (
+    "name must be one of confidence, entropy, ensemble, patience, patient_confidence, fixed, "
+    "never, found"
+)
 
 
 @pytest.mark.parametrize(
@@ -333,7 +395,7 @@ NAMES = "name must be one of confidence, entropy, patience, patient_confidence, 
         ({"name": "os.system"}, f"{NAMES} 'os.system'"),
         (
             {"name": "confidence", "patience": 1, "evil": 2},
-            r"policy confidence has no evil, patience; it has \['threshold'\]",
+            r"policy confidence has no evil, patience; it has \['temperature', 'threshold'\]",
         ),
         ({"name": "confidence", "threshold": "0.8"}, "a threshold must be .* found '0.8'"),
         ({"name": "confidence", "threshold": True}, "a threshold must be .* found True"),

@@ -17,6 +17,7 @@ from lgvit_edge.benchmarks.host import decision_cost
 from lgvit_edge.errors import BackendError, BundleError, DataError, UsageError
 from lgvit_edge.runtime import (
     Confidence,
+    Ensemble,
     Entropy,
     FixedExit,
     Never,
@@ -44,6 +45,7 @@ POLICIES: list[Policy] = [
     Entropy(1.4),
     Patience(2),
     PatientConfidence(0.25, 2),
+    Ensemble(0.4, 0.5),
     FixedExit(2),
     FixedExit(4),
     Never(),
@@ -55,14 +57,19 @@ def test_chain_stops_where_the_policy_says(session: Session, policy: Policy) -> 
     images = frames(11)
     logits = session.exit_logits(images)
     session.policy = policy
-    expected = policy.select(logits)
+    expected, classes = policy.replay(logits)
+    decided = logits
+    if isinstance(policy, Ensemble):
+        decided = logits.copy()
+        for exit in range(1, logits.shape[1]):
+            decided[:, exit] += policy.decay * decided[:, exit - 1]
     one_by_one = [session.predict(frame) for frame in images]
     together = session.predict_batch(images)  # 11 frames in batches of at most 4
     for found in (one_by_one, together):
         assert [r.exit for r in found] == expected.tolist()
         for row, result in enumerate(found):
-            at_exit = logits[row, result.exit - 1]
-            assert result.class_index == at_exit.argmax()
+            at_exit = decided[row, result.exit - 1]
+            assert result.class_index == at_exit.argmax() == classes[row]
             odds = np.exp(at_exit - at_exit.max())
             assert result.confidence == pytest.approx(odds.max() / odds.sum(), abs=1e-5)
             assert result.block == session.manifest.segments[result.exit - 1].last_block
@@ -209,7 +216,7 @@ def _edit(bundle: Path, change: Any) -> None:
 
 def test_an_unknown_schema_version_is_refused(bundle_copy: Path) -> None:
     _edit(bundle_copy, lambda m: m.update(schema_version=99))
-    with pytest.raises(BundleError, match="schema version 3, found 99"):
+    with pytest.raises(BundleError, match="schema version 4, found 99"):
         Session.open(bundle_copy)
 
 

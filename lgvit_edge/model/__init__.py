@@ -3,7 +3,7 @@
 from lgvit_edge.model.checkpoints import load_backbone, load_checkpoint, load_model, save_checkpoint
 from lgvit_edge.model.lgvit import LGViT
 from lgvit_edge.model.macs import block_macs, count_macs, count_parameters
-from lgvit_edge.model.segments import Segment, baseline, cut, example_input
+from lgvit_edge.model.segments import Segment, baseline, cut, example_input, head_macs
 
 __all__ = [
     "LGViT",
@@ -14,6 +14,7 @@ __all__ = [
     "count_parameters",
     "cut",
     "example_input",
+    "head_macs",
     "load_backbone",
     "load_checkpoint",
     "load_model",

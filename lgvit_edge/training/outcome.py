@@ -8,9 +8,9 @@ from pathlib import Path
 from rich.console import Console
 
 from lgvit_edge._files import write_json
+from lgvit_edge.curves import draw
 from lgvit_edge.errors import MissingDependency, TrainingError
 from lgvit_edge.model import LGViT
-from lgvit_edge.training.curves import draw
 from lgvit_edge.training.data import Dataset
 from lgvit_edge.training.evaluate import accuracy_table, all_logits, worth
 from lgvit_edge.training.history import Row, draw_log

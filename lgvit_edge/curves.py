@@ -14,13 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge._optional import require
-from lgvit_edge.policy import Confidence, Entropy, Patience, PatientConfidence, Policy
+from lgvit_edge.policy import (
+    Confidence,
+    Ensemble,
+    Entropy,
+    Patience,
+    PatientConfidence,
+    Policy,
+)
 
 Logits = NDArray[np.float32]
 Labels = NDArray[np.int64]
 NAMES = {
     "confidence": "confidence",
     "entropy": "entropy",
+    "ensemble": "ensemble of exits",
     "patience": "patience (PABEE)",
     "patient_confidence": "patience and confidence (PCEE)",
 }
@@ -56,6 +64,7 @@ def policies(exits: int) -> dict[str, list[Policy]]:
     return {
         "confidence": [Confidence(t) for t in levels],
         "entropy": [Entropy(t) for t in reversed(nats)],
+        "ensemble": [Ensemble(t) for t in levels],
         "patience": [Patience(n) for n in range(1, exits + 1)],
         "patient_confidence": [PatientConfidence(t, 2) for t in levels],
     }
@@ -88,8 +97,8 @@ def _point(
     baseline: int,
     blocks: NDArray[np.int64],
 ) -> Point:
-    taken = policy.select(logits) - 1
-    answers = logits[np.arange(len(labels)), taken].argmax(axis=-1)
+    exits, answers = policy.replay(logits)
+    taken = exits - 1
     shares = np.bincount(taken, minlength=logits.shape[1]) / len(labels)
     return Point(
         policy.to_json(),
@@ -136,7 +145,7 @@ def draw(found: dict[str, Any], path: Path, *, title: str) -> None:
     axes.axhline(final, color="0.6", linewidth=1, linestyle="--")
     place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
     axes.annotate(f"without exits {final:.1f} %", (0.99, final), color="0.4", fontsize=8, **place)
-    for marker, (name, points) in zip("os^D", found["policies"].items(), strict=True):
+    for marker, (name, points) in zip("osv^D", found["policies"].items(), strict=True):
         ordered = sorted(points, key=lambda point: point["macs"])
         speed_ups = [point["macs"] for point in ordered]
         accuracies = [100 * point["accuracy"] for point in ordered]
