@@ -19,8 +19,8 @@ from rich.console import Console
 from lgvit_edge._files import write_json
 from lgvit_edge._terminal import say, table
 from lgvit_edge.arguments import Commands, exit_status
-from lgvit_edge.benchmarks.environment import environment
 from lgvit_edge.benchmarks.measure import command_line
+from lgvit_edge.environment import environment
 from lgvit_edge.labelled import evenly
 from lgvit_edge.model import LGViT, block_macs
 from lgvit_edge.placement import plan_exits

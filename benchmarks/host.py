@@ -20,9 +20,9 @@ from rich.console import Console
 
 from lgvit_edge._files import write_json
 from lgvit_edge.arguments import Commands, exit_status
-from lgvit_edge.benchmarks.environment import environment
 from lgvit_edge.benchmarks.measure import command_line
 from lgvit_edge.bundle import open_bundle
+from lgvit_edge.environment import environment
 from lgvit_edge.policy import Confidence, Policy
 from lgvit_edge.runtime import Session
 

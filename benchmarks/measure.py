@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lgvit_edge.benchmarks.environment import environment, peak_memory_mb
 from lgvit_edge.benchmarks.record import Sample, instability, raw, summarise
+from lgvit_edge.environment import environment, peak_memory_mb
 from lgvit_edge.errors import DataError, UsageError
 from lgvit_edge.labelled import LabelledImage
 from lgvit_edge.policy import FixedExit
@@ -59,7 +59,8 @@ def measure_images(
     if not samples:
         raise DataError(f"none of {len(images)} images could be decoded, such as {skipped[0]}")
     record = _record(session, samples, start)
-    return record | {"skipped": skipped, "policy": session.policy.to_json()}
+    used = {"policy": session.policy.to_json(), "point": session.point}
+    return record | used | {"skipped": skipped}
 
 
 def measure_exits(

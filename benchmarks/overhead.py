@@ -25,9 +25,9 @@ from lgvit_edge._optional import require
 from lgvit_edge._terminal import table
 from lgvit_edge._threads import join_pool, open_session
 from lgvit_edge.arguments import Commands, exit_status
-from lgvit_edge.benchmarks.environment import environment, load_average
 from lgvit_edge.benchmarks.measure import command_line
 from lgvit_edge.bundle import WEIGHTS, Bundle, open_bundle
+from lgvit_edge.environment import environment, load_average
 from lgvit_edge.errors import UsageError
 from lgvit_edge.runtime import FixedExit, Session
 

@@ -18,7 +18,6 @@ import typer
 from lgvit_edge._files import replacing, write_json
 from lgvit_edge._terminal import say
 from lgvit_edge.arguments import Commands, exit_status
-from lgvit_edge.benchmarks.environment import environment
 from lgvit_edge.benchmarks.measure import command_line
 from lgvit_edge.benchmarks.study_rows import DROP, RATE, RATES, SPEED_UP, Study
 from lgvit_edge.benchmarks.study_tables import (
@@ -26,6 +25,7 @@ from lgvit_edge.benchmarks.study_tables import (
     draw,
     tables,
 )
+from lgvit_edge.environment import environment
 from lgvit_edge.errors import UsageError
 from lgvit_edge.model import (
     count_parameters,

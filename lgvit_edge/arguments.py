@@ -18,9 +18,13 @@ Engines = Annotated[Path, typer.Option(help="The bundle `lgvit-edge export` wrot
 PolicyText = Annotated[
     str | None,
     typer.Option(
-        help="confidence:0.8, entropy:0.6, patience:2, patient_confidence:0.5:2, fixed:3 or "
-        "never; thresholds may be lists, one per exit. Default: the bundle's own."
+        help="confidence:0.8, entropy:0.6, ensemble:0.9:0.5, patience:2, "
+        "patient_confidence:0.5:2, fixed:3 or never; thresholds may be lists, one per exit. "
+        "Default: the bundle's own."
     ),
+]
+PointName = Annotated[
+    str | None, typer.Option("--point", help="An operating point of `lgvit-edge tune`, by name.")
 ]
 Threads = Annotated[int | None, typer.Option(help="CPU threads. Default: one per core.")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda. Default: the best one here.")]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from lgvit_edge import __version__, cli_build, cli_export, cli_train
+from lgvit_edge import __version__, cli_build, cli_export, cli_train, cli_tune
 from lgvit_edge._terminal import console, progress_bar, say, table
 from lgvit_edge.arguments import (
     AsJson,
@@ -21,6 +21,7 @@ from lgvit_edge.arguments import (
     CudaGraphs,
     Device,
     Engines,
+    PointName,
     PolicyText,
     Speculate,
     Threads,
@@ -66,6 +67,7 @@ def _root(
 app.command()(cli_train.train)
 app.command()(cli_export.export)
 app.command()(cli_build.build)
+app.command()(cli_tune.tune)
 
 
 @app.command()
@@ -78,6 +80,7 @@ def bench(
         Path | None, typer.Option(help="For a flat folder: lines FILE CLASS.")
     ] = None,
     policy: PolicyText = None,
+    point: PointName = None,
     samples: Annotated[
         int | None, typer.Option(min=1, help="Images to measure, spread evenly. Default: all.")
     ] = None,
@@ -109,7 +112,7 @@ def bench(
         raise UsageError("--mix is for runs without --data, where exits are forced")
     how = TensorRTOptions(wait=wait, cuda_graphs=cuda_graphs, speculate=speculate)
     with (
-        _session(engines, policy, threads, device, backend, how) as session,
+        _session(engines, policy, point, threads, device, backend, how) as session,
         progress_bar("measuring") as progress,
     ):
         if data is None:
@@ -135,6 +138,7 @@ def predict(
     engines: Engines,
     images: Annotated[list[Path], typer.Argument(help="Image files or folders of them.")],
     policy: PolicyText = None,
+    point: PointName = None,
     threads: Threads = None,
     device: Device = None,
     backend: Backend = None,
@@ -155,7 +159,7 @@ def predict(
     how = TensorRTOptions(wait=wait, cuda_graphs=cuda_graphs, speculate=speculate)
     rows: list[dict[str, Any]] = []
     failures: list[str] = []
-    with _session(engines, policy, threads, device, backend, how) as session:
+    with _session(engines, policy, point, threads, device, backend, how) as session:
         for file in files:
             try:
                 frame = load_rgb(file)
@@ -224,6 +228,7 @@ def demo(
 def _session(
     engines: Path,
     policy: str | None,
+    point: str | None,
     threads: int | None,
     device: str | None,
     backend: str | None,
@@ -236,6 +241,7 @@ def _session(
         engines,
         backend=backend,
         policy=None if policy is None else policies.parse(policy),
+        point=point,
         threads=threads,
         device=device,
         tensorrt=tensorrt,

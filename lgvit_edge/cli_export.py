@@ -89,7 +89,7 @@ def export(
     from lgvit_edge._optional import require
 
     require("torch", extra="export")
-    from lgvit_edge.benchmarks.environment import peak_memory_mb
+    from lgvit_edge.environment import peak_memory_mb
     from lgvit_edge.export import ExportOptions, export_bundle
 
     if jetpack is not None and target != "jetson":

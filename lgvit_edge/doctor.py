@@ -75,7 +75,7 @@ def _version(name: str) -> str | None:
 
 
 def _machine() -> dict[str, Any]:
-    from lgvit_edge.benchmarks.environment import environment
+    from lgvit_edge.environment import environment
 
     found = environment()
     found.pop("packages")

@@ -10,6 +10,7 @@
     │   ├── ParityError       an exported graph disagrees with PyTorch
     │   └── BuildError        an engine could not be compiled, or is not what was asked for
     ├── TrainingError         training cannot go on
+    ├── TuningError           no operating point is what was asked for
     └── BackendError          a backend cannot run here
         └── MissingDependency a package of an optional extra is not installed
 
@@ -58,6 +59,10 @@ class BuildError(ExportError):
 
 class TrainingError(LGViTEdgeError):
     """Training cannot go on."""
+
+
+class TuningError(LGViTEdgeError):
+    """No operating point is what was asked for."""
 
 
 class BackendError(LGViTEdgeError):

@@ -39,7 +39,7 @@ class Guarantee:
         delta: how often such a certificate may be wrong, 0..1.
         images: that it was certified on; neither the search nor the report used them.
         errors: of these, how many the chain got wrong and the baseline right.
-        data_sha256: of those images.
+        data_sha256: over the content of the image files they were taken from, in order.
     """
 
     risk: float
@@ -70,7 +70,7 @@ class OperatingPoint:
         baseline_latency_ms: mean, measured in the same run.
         shares: of the images per exit, the final classifier last.
         images: how many these figures are from.
-        data_sha256: over the content of those image files, in order.
+        data_sha256: over the content of the image files they were taken from, in order.
         device: where times were measured.
         goal: what was asked for.
         guarantee: a bound on wrong answers, where one was asked for.

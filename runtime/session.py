@@ -225,6 +225,28 @@ class Session:
                 logits[first : first + len(images), exit] = self._chain.step()
         return logits
 
+    def timed_exits(
+        self, images: NDArray[Any], policy: Policy
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Run all segments on one prepared image, deciding at every exit and obeying at none.
+
+        Returns:
+            Logits ``[M + 1, C] float32``, yours, and what each segment took with the decision at
+            its end, ``[M + 1]`` in ms.
+        """
+        chain, tracker = self._chain, policy.start(self._exits)
+        logits = np.empty((self._exits + 1, self.manifest.num_classes), np.float32)
+        ends = np.empty(self._exits + 2)
+        ends[0] = time.perf_counter()
+        chain.start(images)
+        for exit in range(1, self._exits + 2):
+            found = tracker.combine(chain.step())
+            if exit <= self._exits:
+                tracker.step(exit, found)
+            ends[exit] = time.perf_counter()
+            logits[exit - 1] = found[0]
+        return logits, np.diff(ends) * 1e3
+
     def baseline_logits(self, images: NDArray[Any]) -> NDArray[np.float32]:
         """The baseline on prepared input, ``-> [B, C] float32``, yours; loaded on first use."""
         if self._baseline is None:

@@ -1,0 +1,7 @@
+"""Finding operating points on the device at hand, and how sure one can be of them."""
+
+from lgvit_edge.tuning.collect import collect, device_of
+from lgvit_edge.tuning.goals import Goal
+from lgvit_edge.tuning.tune import Tuned, TuneOptions, tune
+
+__all__ = ["Goal", "TuneOptions", "Tuned", "collect", "device_of", "tune"]

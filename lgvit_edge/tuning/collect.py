@@ -1,0 +1,116 @@
+"""Running every image once through all exits, each segment timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lgvit_edge.environment import cpu_name
+from lgvit_edge.errors import DataError
+from lgvit_edge.labelled import LabelledImage, content_hash
+from lgvit_edge.policy import Confidence
+from lgvit_edge.preprocess import load_rgb
+from lgvit_edge.runtime import Session
+from lgvit_edge.tuning.recording import DONE, UNREADABLE, Recording, describe, recording
+
+Progress = Callable[[int, int], None]
+_WARM_UP = 10
+_BLOCK = 8  # images the chain, then the baseline, sees in a row
+_BASELINE_IMAGES = 400  # enough for a mean; all would double the time
+
+
+def collect(
+    session: Session,
+    images: Sequence[LabelledImage],
+    path: Path,
+    *,
+    progress: Progress = lambda done, total: None,
+) -> Recording:
+    """Run the images that ``path`` does not have yet.
+
+    Args:
+        session: its policy plays no part.
+        images: with a class each.
+        path: the file of logits, made if it is missing.
+        progress: called with images done and images in all.
+
+    Raises:
+        DataError: the file is of another run, an image has no class, or none can be read.
+    """
+    labels = [image.class_index for image in images if image.class_index is not None]
+    if len(labels) != len(images):
+        raise DataError(
+            "images without classes tell nothing about accuracy: expected one sub-folder per "
+            "class, or --labels FILE with lines FILE CLASS"
+        )
+    about = describe(
+        session.manifest, content_hash(image.path for image in images), device_of(session)
+    )
+    with recording(path, session.manifest, labels, about) as kept:
+        todo = kept.missing
+        runner = _Runner(session, kept, max(1, len(images) // _BASELINE_IMAGES))
+        for first in range(0, len(todo), _BLOCK):
+            progress(len(images) - len(todo) + first, len(images))
+            rows = todo[first : first + _BLOCK]
+            runner.run(rows, [images[row].path for row in rows])
+        if not len(kept.usable):
+            raise DataError(f"none of {len(images)} images could be decoded")
+        return kept
+
+
+def device_of(session: Session) -> str:
+    """Where times are measured: processor or GPU, backend, threads."""
+    runtime: dict[str, Any] = session.describe()
+    where = runtime["device"] if runtime["device"] != "cpu" else cpu_name()
+    return f"{where}, {runtime['backend']} {runtime['version']}, {runtime['threads']} threads"
+
+
+class _Runner:
+    def __init__(self, session: Session, kept: Recording, every: int) -> None:
+        self.session, self.kept, self.every = session, kept, every
+        self.blocks = 0
+
+    def run(self, rows: np.ndarray[Any, Any], paths: Sequence[Path]) -> None:
+        """A few images through the chain, then, now and then, through the baseline."""
+        frames = []
+        for row, path in zip(rows, paths, strict=True):
+            try:
+                frames.append((row, load_rgb(path)))
+            except DataError:
+                self.kept.rows["state"][row] = UNREADABLE
+        if frames and not self.blocks:
+            for _ in range(_WARM_UP):
+                self._baseline(frames[0][1])
+                self._chain(frames[0][1])
+        with_baseline = self.blocks % self.every == 0
+        if with_baseline and self.blocks // self.every % 2:
+            self._baselines(frames)
+        for row, frame in frames:
+            logits, prepare, segments = self._chain(frame)
+            record = self.kept.rows[row]
+            record["logits"], record["prepare_ms"], record["segment_ms"] = logits, prepare, segments
+        if with_baseline and not self.blocks // self.every % 2:
+            self._baselines(frames)
+        for row, _ in frames:
+            self.kept.rows["state"][row] = DONE
+        self.blocks += bool(frames)
+
+    def _baselines(self, frames: list[tuple[Any, Any]]) -> None:
+        for row, frame in frames:
+            self.kept.rows["baseline_ms"][row] = self._baseline(frame)
+
+    def _chain(self, frame: Any) -> tuple[Any, float, Any]:
+        start = time.perf_counter()
+        images = self.session.prepare([frame])
+        prepared = time.perf_counter()
+        logits, segments = self.session.timed_exits(images, Confidence(1.0))
+        return logits, (prepared - start) * 1e3, segments
+
+    def _baseline(self, frame: Any) -> float:
+        start = time.perf_counter()
+        self.session.baseline_logits(self.session.prepare([frame])).argmax()
+        return (time.perf_counter() - start) * 1e3

@@ -1,0 +1,96 @@
+"""What an image costs by the exit it takes: measured milliseconds, and MACs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lgvit_edge.manifest import Manifest
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Mean cost per image of each part of the chain, and of the baseline beside it.
+
+    Attributes:
+        prepare_ms: from decoded frame to network input; the baseline needs it too.
+        segment_ms: of segments 0..M, each with the decision at its end.
+        baseline_ms: from decoded frame to label, the preparation included.
+        segment_macs: of segments 0..M.
+        head_macs: the heads' part of it, M numbers; None where the bundle does not say.
+        baseline_macs: of the model without exits.
+    """
+
+    prepare_ms: float
+    segment_ms: tuple[float, ...]
+    baseline_ms: float
+    segment_macs: tuple[int, ...]
+    head_macs: tuple[int, ...] | None
+    baseline_macs: int
+
+    @property
+    def ms(self) -> Floats:
+        """From decoded frame to label by the exit taken, ``[M + 1]``."""
+        return self.prepare_ms + np.cumsum(self.segment_ms)
+
+    @property
+    def macs(self) -> Floats:
+        """MACs by the exit taken, ``[M + 1]``."""
+        return np.cumsum(self.segment_macs, dtype=np.float64)
+
+    @property
+    def head_ms(self) -> Floats | None:
+        """An estimate of what each head costs, ``[M]``; None where the bundle has no MACs of heads.
+
+        What the whole chain takes beyond the baseline, shared out by the heads' MACs: nobody can
+        time a head inside a graph.
+        """
+        if self.head_macs is None:
+            return None
+        beyond = max(0.0, sum(self.segment_ms) + self.prepare_ms - self.baseline_ms)
+        weights = np.array(self.head_macs, np.float64)
+        return np.asarray(beyond * weights / max(weights.sum(), 1.0))
+
+    def without(self, exits: list[int]) -> Costs:
+        """Costs of a chain that was exported without these exits, 1-based.
+
+        Raises:
+            ValueError: the MACs of heads are not known.
+        """
+        heads = self.head_ms
+        if heads is None or self.head_macs is None:
+            raise ValueError("the bundle does not say what its heads cost")
+        ms, macs = [], []
+        carried_ms, carried_macs = 0.0, 0
+        for i, (time, work) in enumerate(zip(self.segment_ms, self.segment_macs, strict=True)):
+            if i + 1 in exits:  # its blocks go to the next segment, its head goes
+                carried_ms += time - float(heads[i])
+                carried_macs += work - self.head_macs[i]
+                continue
+            ms.append(time + carried_ms)
+            macs.append(work + carried_macs)
+            carried_ms, carried_macs = 0.0, 0
+        kept = tuple(m for i, m in enumerate(self.head_macs, 1) if i not in exits)
+        return Costs(
+            self.prepare_ms, tuple(ms), self.baseline_ms, tuple(macs), kept, self.baseline_macs
+        )
+
+
+def costs_of(
+    manifest: Manifest, prepare_ms: float, segment_ms: Floats, baseline_ms: float
+) -> Costs:
+    """Measured times beside what the manifest says of MACs."""
+    heads = [segment.head_macs for segment in manifest.segments[:-1]]
+    known = tuple(macs for macs in heads if macs is not None)
+    return Costs(
+        prepare_ms,
+        tuple(float(ms) for ms in segment_ms),
+        baseline_ms,
+        tuple(segment.spec.macs for segment in manifest.segments),
+        known if len(known) == len(heads) else None,
+        manifest.baseline.macs,
+    )
