@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from lgvit_edge.benchmarks.record import Sample, instability, raw, summarise
 from lgvit_edge.environment import environment, peak_memory_mb
 from lgvit_edge.errors import DataError, UsageError
-from lgvit_edge.labelled import LabelledImage
+from lgvit_edge.labelled import LabelledImage, content_hash
 from lgvit_edge.policy import FixedExit
 from lgvit_edge.preprocess import load_rgb
-from lgvit_edge.runtime import Session
+from lgvit_edge.runtime import Result, Session
 
 Progress = Callable[[int, int], None]
+Watch = Callable[[LabelledImage, Result], None]
 _WARM_UP = 10
 _BLOCK = 8  # frames the chain, then the baseline, sees in a row
 Frame = NDArray[np.uint8]
@@ -31,10 +32,17 @@ def measure_images(
     images: Sequence[LabelledImage],
     *,
     progress: Progress = lambda done, total: None,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Bench the session's policy on real images.
 
     Files that cannot be decoded are left out and listed under ``skipped``.
+
+    Args:
+        session: its policy is measured.
+        images: with or without a class.
+        progress: called with images done and images in all.
+        watch: called with each image and what the chain said of it, between measurements.
 
     Returns:
         Every figure and the raw timings, as JSON.
@@ -44,23 +52,33 @@ def measure_images(
     """
     samples: list[Sample] = []
     skipped: list[str] = []
+    seen = content_hash(image.path for image in images)
     start = environment()
     for first in range(0, len(images), _BLOCK):
         progress(first, len(images))
-        block = []
+        block, read = [], []
         for image in images[first : first + _BLOCK]:
             try:
                 block.append((load_rgb(image.path), image.class_index))
+                read.append(image)
             except DataError:
                 skipped.append(str(image.path))
         if block and not samples:
             _warm_up(session, block[0][0])
-        samples += _measure(session, block, chain_first=first // _BLOCK % 2 == 0)
+        measured, results = _measure(session, block, chain_first=first // _BLOCK % 2 == 0)
+        samples += measured
+        for image, result in zip(read, results, strict=True):
+            if watch is not None:
+                watch(image, result)
     if not samples:
         raise DataError(f"none of {len(images)} images could be decoded, such as {skipped[0]}")
     record = _record(session, samples, start)
-    used = {"policy": session.policy.to_json(), "point": session.point}
-    return record | used | {"skipped": skipped}
+    return record | {
+        "policy": session.policy.to_json(),
+        "point": session.point,
+        "skipped": skipped,
+        "images_sha256": seen,
+    }
 
 
 def measure_exits(
@@ -102,7 +120,7 @@ def measure_exits(
                 progress(first * exits + exit, rounds * exits)
                 session.policy = FixedExit(exit)
                 block = frames[: min(_BLOCK, rounds - first)]
-                samples += _measure(session, block, chain_first=first // _BLOCK % 2 == 0)
+                samples += _measure(session, block, chain_first=first // _BLOCK % 2 == 0)[0]
     finally:
         session.policy = policy
     return _record(session, samples, start, shares=shares) | {"mix": shares.tolist()}
@@ -110,7 +128,7 @@ def measure_exits(
 
 def _measure(
     session: Session, block: Sequence[tuple[Frame, int | None]], *, chain_first: bool
-) -> list[Sample]:
+) -> tuple[list[Sample], list[Result]]:
     """The chain on a few frames, then the baseline on the same, or the other way round.
 
     In turn, so that both see the same drift of the machine; a few at a time, because neither
@@ -123,7 +141,7 @@ def _measure(
     else:
         bases = [_baseline(session, frame) for frame in frames]
         results = [session.predict(frame) for frame in frames]
-    return [
+    samples = [
         Sample(
             exit=result.exit,
             correct=None if label is None else result.class_index == label,
@@ -135,6 +153,7 @@ def _measure(
         )
         for (_, label), result, (guess, total, network) in zip(block, results, bases, strict=True)
     ]
+    return samples, results
 
 
 def _baseline(session: Session, frame: Frame) -> tuple[int, float, float]:

@@ -90,6 +90,20 @@ def _fail(message: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
+def check_folders(files: dict[str, Path | None]) -> None:
+    """Refuse files that could not be written, before minutes are spent.
+
+    Args:
+        files: by option.
+
+    Raises:
+        UsageError: the folder of one is missing.
+    """
+    for option, file in files.items():
+        if file is not None and not file.absolute().parent.is_dir():
+            raise UsageError(f"{option}: no such folder: {file.absolute().parent}")
+
+
 def parse_batch(text: str) -> tuple[int, int, int]:
     """``MIN:OPT:MAX``, or one number for all three.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lgvit_edge._terminal import console, progress_bar, say
-from lgvit_edge.arguments import Backend, Device, Engines, Threads
+from lgvit_edge.arguments import Backend, Device, Engines, Threads, check_folders
 from lgvit_edge.errors import UsageError
 from lgvit_edge.operating_point import check_name
 
@@ -94,9 +94,7 @@ def tune(
         raise UsageError("expected --data DIR, or --logits FILE of an earlier run")
     if data is None and (labels or samples):
         raise UsageError("--labels and --samples need --data")
-    for option, file in (("--json", json_file), ("--plot", plot), ("--logits", logits)):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise UsageError(f"{option}: no such folder: {file.absolute().parent}")
+    check_folders({"--json": json_file, "--plot": plot, "--logits": logits})
     if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
         raise UsageError(f"--plot must end in .png, .svg or .pdf, found {plot.name!r}")
     require("optuna", extra="tune")  # before minutes are spent

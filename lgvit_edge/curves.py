@@ -82,29 +82,29 @@ def sweep(
         baseline: MACs of the model without exits.
         blocks: of the M exits, then L.
     """
-    spent = np.cumsum(macs)
     return {
-        name: [_point(p, logits, labels, spent, baseline, np.array(blocks)) for p in settings]
+        name: [point(p, logits, labels, macs, baseline, blocks) for p in settings]
         for name, settings in policies(logits.shape[1] - 1).items()
     }
 
 
-def _point(
+def point(
     policy: Policy,
     logits: Logits,
     labels: Labels,
-    spent: NDArray[np.int64],
+    macs: Sequence[int],
     baseline: int,
-    blocks: NDArray[np.int64],
+    blocks: Sequence[int],
 ) -> Point:
+    """What one policy gives; the other arguments as for ``sweep``."""
     exits, answers = policy.replay(logits)
     taken = exits - 1
     shares = np.bincount(taken, minlength=logits.shape[1]) / len(labels)
     return Point(
         policy.to_json(),
         float((answers == labels).mean()),
-        float(blocks[-1] / (shares @ blocks)),
-        float(baseline / (shares @ spent)),
+        float(blocks[-1] / (shares @ np.array(blocks))),
+        float(baseline / (shares @ np.cumsum(macs))),
         tuple(float(share) for share in shares),
     )
 

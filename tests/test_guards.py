@@ -31,7 +31,10 @@ BUILDER = {
     *(f"lgvit_edge.export.{name}" for name in ("build", "builder", "engine_checks")),
 }
 # Commands for both: they import torch, if at all, inside the commands that need it.
-COMMANDS = {"cli", "cli_build", "cli_export", "cli_train", "demo", "info", "__main__"}
+COMMANDS = {
+    *("cli", "cli_build", "cli_export", "cli_run", "cli_train", "cli_tune"),
+    *("demo", "info", "__main__"),
+}
 # What the extras for a workstation bring, and what must never come along with them.
 ABSENT_ON_DEVICES = [
     *("torch", "torchvision", "onnx", "onnxscript", "onnx_ir", "safetensors"),

@@ -1,0 +1,190 @@
+"""Bench records, or bundles, side by side; unlike conditions are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from lgvit_edge._terminal import table
+from lgvit_edge.bundle import MANIFEST, open_bundle
+from lgvit_edge.errors import DataError, UsageError
+from lgvit_edge.operating_point import OperatingPoint
+
+_MAX_BYTES = 1 << 30
+# What must be the same for times to be compared: where in the record, and what it is called.
+_CONDITIONS = {
+    "processor": ("env", "cpu"),
+    "cores": ("env", "cores"),
+    "clock governor": ("env", "cpu_governor"),
+    "Jetson": ("env", "jetson"),
+    "backend": ("env", "runtime", "backend"),
+    "backend version": ("env", "runtime", "version"),
+    "device": ("env", "runtime", "device"),
+    "threads": ("env", "runtime", "threads"),
+    "precision": ("bundle", "precision"),
+    "image size": ("bundle", "image_size"),
+    "classes": ("bundle", "classes"),
+    "samples": ("samples",),
+    "images": ("images_sha256",),
+    "shares assumed": ("mix",),
+}
+
+
+def compare_records(paths: list[Path], *, force: bool = False) -> dict[str, Any]:
+    """Read records, or the operating points of bundles.
+
+    Args:
+        paths: files that ``bench --json`` wrote, or bundles that were tuned.
+        force: compare unlike ones too.
+
+    Returns:
+        ``rows``, the first being what the others are held against: ``time`` is the mean latency
+        over the first's, ``time_paced`` the same with each over its own baseline, so that a machine
+        that was slower in one run does not tell. ``unlike`` names conditions that differ.
+
+    Raises:
+        DataError: a file is no record, or a bundle has no operating points.
+        UsageError: fewer than two rows, or unlike conditions.
+    """
+    rows = [row for path in paths for row in _rows(path)]
+    if len(rows) < 2:
+        raise UsageError("expected at least two records or operating points to compare")
+    first = rows[0]
+    unlike = sorted(
+        {
+            f"{name} ({first['conditions'][name]} and {row['conditions'][name]})"
+            for row in rows[1:]
+            for name in first["conditions"].keys() & row["conditions"].keys()
+            if first["conditions"][name] != row["conditions"][name]
+        }
+    )
+    kinds = {tuple(sorted(row["conditions"])) for row in rows}
+    if len(kinds) > 1:
+        unlike.append("kind (a bench record and a bundle's operating point)")
+    if unlike and not force:
+        raise UsageError(
+            f"measured under unlike conditions: {'; '.join(unlike)}; measure again under the same, "
+            "or compare all the same with --force"
+        )
+    for row in rows:
+        row["time"] = row["latency_ms"] / first["latency_ms"]
+        pace = first["baseline_ms"] / row["baseline_ms"]
+        row["time_paced"] = row["time"] * pace
+    return {"rows": rows, "unlike": unlike}
+
+
+def parse_share(text: str) -> float:
+    """``5%`` or ``0.05``.
+
+    Raises:
+        UsageError: neither.
+    """
+    try:
+        value = float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 100:
+        raise UsageError(f"--fail-if-slower must be like 5% or 0.05, found {text!r}")
+    return value
+
+
+def print_comparison(found: dict[str, Any], console: Console) -> None:
+    """A row each; what to doubt below."""
+    ratios = ("speed-up", "MACs x", "efficiency", "time", "paced")
+    rows = table("run", numbers=("accuracy", "mean (ms)", "p99", *ratios))
+    for row in found["rows"]:
+        rows.add_row(
+            escape(row["name"]),
+            "-" if row["accuracy"] is None else f"{row['accuracy']:.2%}",
+            f"{row['latency_ms']:.2f}",
+            "-" if row["p99_ms"] is None else f"{row['p99_ms']:.2f}",
+            f"{row['wall_clock']:.2f}x",
+            f"{row['macs']:.2f}",
+            f"{row['wall_clock'] / row['macs']:.3f}",
+            f"{row['time']:.3f}",
+            f"{row['time_paced']:.3f}",
+        )
+    console.print(rows)
+    _say(
+        console,
+        "time: mean latency over the first's; paced: each over its own baseline, which takes out "
+        "how fast the machine was in each run",
+    )
+    for row in found["rows"]:
+        for reason in row["unstable"]:
+            console.print(f"[yellow]{escape(row['name'])}: unstable: {escape(reason)}[/]")
+    for name in found["unlike"]:
+        console.print(f"[yellow]unlike: {escape(name)}[/]", highlight=False)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    if path.is_dir():
+        points = open_bundle(path, verify=False).manifest.points
+        if not points:
+            raise DataError(
+                f"{path} has no operating points; run: lgvit-edge tune --engines {path} "
+                "--data DIR, or compare records of bench --json"
+            )
+        return [_of_point(path, name, point) for name, point in points.items()]
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise ValueError("too large")
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return [_of_record(path, record)]
+    except FileNotFoundError:
+        raise DataError(f"no such record or bundle: {path}") from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(
+            f"{path} is no record of lgvit-edge bench --json ({type(error).__name__}: {error}); "
+            f"a bundle is a folder with {MANIFEST}"
+        ) from None
+
+
+def _of_record(path: Path, record: dict[str, Any]) -> dict[str, Any]:
+    accuracy = record["accuracy"]
+    return {
+        "name": path.stem,
+        "accuracy": None if accuracy is None else float(accuracy),
+        "latency_ms": _positive(record["latency_ms"]["mean"]),
+        "p99_ms": _positive(record["latency_ms"]["p99"]),
+        "baseline_ms": _positive(record["baseline"]["latency_ms"]["mean"]),
+        "wall_clock": _positive(record["speedup"]["wall_clock"]),
+        "macs": _positive(record["speedup"]["macs"]),
+        "unstable": [str(reason) for reason in record["unstable"]],
+        "conditions": {name: _at(record, keys) for name, keys in _CONDITIONS.items()},
+    }
+
+
+def _of_point(path: Path, name: str, point: OperatingPoint) -> dict[str, Any]:
+    return {
+        "name": f"{path.absolute().name}:{name}",
+        "accuracy": point.accuracy,
+        "latency_ms": point.latency_ms,
+        "p99_ms": None,
+        "baseline_ms": point.baseline_latency_ms,
+        "wall_clock": point.wall_clock_speedup,
+        "macs": point.macs_speedup,
+        "unstable": [],
+        "conditions": {"device": point.device, "images": point.data_sha256[:12]},
+    }
+
+
+def _at(record: Any, keys: tuple[str, ...]) -> Any:
+    for key in keys:
+        record = record.get(key) if isinstance(record, dict) else None
+    return record
+
+
+def _positive(value: Any) -> float:
+    number = float(value)
+    if not 0 < number < 1e12:
+        raise ValueError(f"expected a positive number, found {value!r}")
+    return number
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
