@@ -54,17 +54,7 @@ def compare_records(paths: list[Path], *, force: bool = False) -> dict[str, Any]
     if len(rows) < 2:
         raise UsageError("expected at least two records or operating points to compare")
     first = rows[0]
-    unlike = sorted(
-        {
-            f"{name} ({first['conditions'][name]} and {row['conditions'][name]})"
-            for row in rows[1:]
-            for name in first["conditions"].keys() & row["conditions"].keys()
-            if first["conditions"][name] != row["conditions"][name]
-        }
-    )
-    kinds = {tuple(sorted(row["conditions"])) for row in rows}
-    if len(kinds) > 1:
-        unlike.append("kind (a bench record and a bundle's operating point)")
+    unlike = sorted({text for row in rows[1:] for text in _differences(first, row)})
     if unlike and not force:
         raise UsageError(
             f"measured under unlike conditions: {'; '.join(unlike)}; measure again under the same, "
@@ -75,6 +65,22 @@ def compare_records(paths: list[Path], *, force: bool = False) -> dict[str, Any]
         pace = first["baseline_ms"] / row["baseline_ms"]
         row["time_paced"] = row["time"] * pace
     return {"rows": rows, "unlike": unlike}
+
+
+def _differences(first: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    mine, theirs = first["conditions"], other["conditions"]
+    if mine.keys() != theirs.keys():
+        return ["kind (a bench record and a bundle's operating point)"]
+    return [
+        f"{name} ({_short(mine[name])} and {_short(theirs[name])})"
+        for name in mine
+        if mine[name] != theirs[name]
+    ]
+
+
+def _short(value: Any) -> str:
+    text = "unknown" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def parse_share(text: str) -> float:

@@ -32,6 +32,9 @@ PACKAGES = (
     ("onnxscript", "export", "export"),
     ("safetensors", "export", "read and write .safetensors"),
     ("scikit-learn", "train", "the demo's digits"),
+    ("optuna", "tune", "search operating points"),
+    ("matplotlib", "report", "pictures"),
+    ("Jinja2", "report", "the page of bench --report"),
 )
 # Any one of a set is enough. The two builds of onnxruntime even install the same files.
 EITHER = ({"onnxruntime", "onnxruntime-gpu"}, {"pycuda", "cuda-bindings"})

@@ -213,6 +213,29 @@ def print_info(found: dict[str, Any], console: Console) -> None:
                 f"{engines['bytes'] / 1e6:.1f} MB{state}"
             )
     console.print(_segments(found))
+    if found.get("points"):
+        console.print(_points(found["points"]))
+
+
+def _points(points: dict[str, Any]) -> Table:
+    """Operating points, and where their times were measured."""
+    shown = table(
+        *("point", "policy"), numbers=("accuracy", "lost", "MACs x", "mean (ms)", "images")
+    )
+    for name, point in points.items():
+        shown.add_row(
+            name,
+            point["policy"]["name"],
+            f"{point['accuracy']:.2%}",
+            f"{point['baseline_accuracy'] - point['accuracy']:.2%}",
+            f"{point['macs_speedup']:.2f}",
+            f"{point['latency_ms']:.2f}",
+            str(point["images"]),
+        )
+    devices = {point["device"] for point in points.values()}
+    shown.caption = f"times: {'; '.join(sorted(devices))}"
+    shown.caption_justify = "left"
+    return shown
 
 
 def _shape(found: dict[str, Any]) -> str:

@@ -57,7 +57,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_names_every_command() -> None:
     done = run("--help")
     assert done.returncode == 0
-    for command in "train info export build bench predict doctor demo".split():
+    for command in "train info export build tune bench compare predict doctor demo".split():
         assert re.search(rf"\b{command}\b", done.stdout)
 
 

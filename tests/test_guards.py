@@ -39,6 +39,7 @@ COMMANDS = {
 ABSENT_ON_DEVICES = [
     *("torch", "torchvision", "onnx", "onnxscript", "onnx_ir", "safetensors"),
     *("sklearn", "scipy", "transformers", "timm", "pandas"),
+    *("optuna", "matplotlib", "jinja2"),
 ]
 # Scripts for a workstation that take ONNX graphs apart; even they do without torch.
 GRAPH_SCRIPTS = {"lgvit_edge.benchmarks.overhead"}
@@ -129,7 +130,7 @@ def test_import_rules_fire(staged: Path, file: str, line: str, culprit: str) -> 
 
 def test_every_deployed_module_is_under_the_contract() -> None:
     inside = {file.stem for file in (ROOT / "lgvit_edge").glob("*.py")} - {"__init__"}
-    deployed = (inside | {"runtime", "benchmarks"}) - WORKSTATION_ONLY - COMMANDS
+    deployed = (inside | {"runtime", "benchmarks", "tuning"}) - WORKSTATION_ONLY - COMMANDS
     listed = contracts()["deployed"]["source_modules"]
     assert set(listed) == {f"lgvit_edge.{name}" for name in deployed}
 
@@ -167,7 +168,7 @@ for name in {modules!r}:
 
 def test_deployed_modules_import_without_torch(staged: Path) -> None:
     modules = deployed_modules(staged / "lgvit_edge")
-    expected = {"lgvit_edge", "lgvit_edge.cli", "lgvit_edge.runtime", "lgvit_edge.benchmarks"}
+    expected = {f"lgvit_edge.{name}" for name in ("cli", "runtime", "benchmarks", "tuning")}
     assert expected <= set(modules)
     result = import_without(ABSENT_ON_DEVICES, modules, staged)
     assert result.returncode == 0, result.stderr

@@ -28,7 +28,7 @@ def test_the_embedding_example_runs(
 def test_the_commands_and_options_exist() -> None:
     commands = get_command(app).commands  # type: ignore[attr-defined]
     docs = README.parent / "docs"
-    pages = [README, docs / "tensorrt.md", docs / "training.md"]
+    pages = [README, docs / "tensorrt.md", docs / "training.md", docs / "tuning.md"]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     shown = re.findall(r"lgvit-edge (\w+)([^\n|`]*)", text)
     shown = [(name, rest) for name, rest in shown if name in commands]
