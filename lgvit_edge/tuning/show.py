@@ -76,8 +76,8 @@ def _doubts(console: Console, name: str, point: OperatingPoint, found: Tuned) ->
         if lost > asked:
             console.print(
                 f"[yellow]{escape(name)} loses {lost:.2%} on the images to report on, more than "
-                f"the {asked:.2%} asked for, which held on those to tune on with a standard error "
-                "to spare; for a bound that holds, add --risk[/]",
+                f"the {asked:.2%} asked for, which those to tune on allowed with 1.6 standard "
+                "errors to spare; for a bound that holds, add --risk[/]",
                 highlight=False,
                 soft_wrap=True,
             )
