@@ -1,4 +1,4 @@
-"""What ``tune`` finds, checked on kept logits: the front beside the sweep, and the guarantee.
+"""What ``tune`` finds, checked: the front beside the sweep, the guarantee, predicted latencies.
 
 python -m lgvit_edge.benchmarks.points --engines out/ --logits out.logits.npy
 """
@@ -19,7 +19,11 @@ from lgvit_edge.arguments import Engines, exit_status
 from lgvit_edge.benchmarks.measure import command_line
 from lgvit_edge.bundle import open_bundle
 from lgvit_edge.environment import environment
+from lgvit_edge.labelled import evenly, find_images
 from lgvit_edge.manifest import Manifest
+from lgvit_edge.policy import Confidence
+from lgvit_edge.preprocess import load_rgb
+from lgvit_edge.runtime import Session
 from lgvit_edge.tuning import TuneOptions, tune
 from lgvit_edge.tuning.costs import Costs
 from lgvit_edge.tuning.outcome import Images, replay
@@ -30,6 +34,7 @@ from lgvit_edge.tuning.shapes import Scorer
 
 _RISKS = (0.01, 0.02, 0.05)
 _DELTA = 0.05
+_BLOCK = 8  # images in a row, as bench has them
 
 
 def main(
@@ -37,9 +42,13 @@ def main(
     logits: Annotated[Path, typer.Option(help="What `lgvit-edge tune` kept.")],
     splits: Annotated[int, typer.Option(min=1, help="Splits the front is searched on.")] = 5,
     draws: Annotated[int, typer.Option(min=1, help="Sets of images that certify.")] = 500,
+    data: Annotated[
+        Path | None, typer.Option(help="Images to run the bundle's operating points on.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=8, help="Images of --data.")] = 400,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write a record.")] = None,
 ) -> None:
-    """Search on several splits; certify on many draws and count how often the bound is broken."""
+    """Search on several splits; certify on many draws; hold predicted times against measured."""
     manifest = open_bundle(engines).manifest
     kept = read(logits, manifest)
     found = []
@@ -61,11 +70,13 @@ def main(
         )
     console.print(rows)
     say("plain share: how often it is broken by whoever takes the fastest with few enough errors")
+    times = [] if data is None else _latencies(engines, data, samples)
     if json_file is not None:
         record = {
             "env": environment(),
             "gains": found,
             "guarantee": broken,
+            "latencies": times,
             "command": command_line(),
         }
         write_json(json_file, record)
@@ -133,6 +144,46 @@ def _broken(wrong: NDArray[np.bool_], risk: float, draws: int) -> dict[str, Any]
         "broken_without_a_test": plain / draws,
         "mean_certified": sure / draws,
     }
+
+
+def _latencies(engines: Path, data: Path, samples: int) -> list[dict[str, Any]]:
+    """Each point's mean latency, as predicted from timed segments and as measured in turn."""
+    with Session.open(engines) as session, progress_bar("running points") as progress:
+        manifest = session.manifest
+        images = evenly(
+            find_images(data, num_classes=manifest.num_classes, names=manifest.labels), samples
+        )
+        frames = [load_rgb(image.path) for image in images]
+        names = list(manifest.points)
+        segments: list[NDArray[np.float64]] = []
+        prepare: list[float] = []
+        measured: dict[str, list[float]] = {name: [] for name in names}
+        taken: dict[str, list[int]] = {name: [] for name in names}
+        for first in range(0, len(frames), _BLOCK):
+            progress(first, len(frames))
+            block = frames[first : first + _BLOCK]
+            for frame in block:
+                start = time.perf_counter()
+                ready = session.prepare([frame])
+                prepare.append((time.perf_counter() - start) * 1e3)
+                segments.append(session.timed_exits(ready, Confidence(1.0))[1])
+            turn = first // _BLOCK % len(names)  # none always follows the same one
+            for name in names[turn:] + names[:turn]:
+                session.point = name
+                for frame in block:
+                    result = session.predict(frame)
+                    measured[name].append(result.latency_ms)
+                    taken[name].append(result.exit)
+    cost = np.mean(prepare) + np.cumsum(np.mean(segments, axis=0))
+    rows = []
+    shown = table("point", numbers=("predicted (ms)", "measured (ms)", "measured / predicted"))
+    for name in names:
+        predicted = float(cost[np.array(taken[name]) - 1].mean())
+        mean = float(np.mean(measured[name]))
+        rows.append({"point": name, "predicted_ms": predicted, "measured_ms": mean})
+        shown.add_row(name, f"{predicted:.2f}", f"{mean:.2f}", f"{mean / predicted:.3f}")
+    console.print(shown)
+    return rows
 
 
 if __name__ == "__main__":
