@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +112,9 @@ def measure_exits(
     side = session.manifest.image_size
     rng = np.random.default_rng(0)
     frames = [(rng.integers(0, 256, (side, side, 3), np.uint8), None) for _ in range(_BLOCK)]
-    start, policy = environment(), session.policy
+    start = environment()
     samples: list[Sample] = []
-    try:
+    with _keeping_policy(session):
         _warm_up(session, frames[0][0])
         for first in range(0, rounds, _BLOCK):
             for exit in range(1, exits + 1):
@@ -121,8 +122,6 @@ def measure_exits(
                 session.policy = FixedExit(exit)
                 block = frames[: min(_BLOCK, rounds - first)]
                 samples += _measure(session, block, chain_first=first // _BLOCK % 2 == 0)[0]
-    finally:
-        session.policy = policy
     return _record(session, samples, start, shares=shares) | {"mix": shares.tolist()}
 
 
@@ -167,12 +166,24 @@ def _baseline(session: Session, frame: Frame) -> tuple[int, float, float]:
 
 def _warm_up(session: Session, frame: Frame) -> None:
     """Touch every segment and the baseline until buffers, caches and clocks have settled."""
-    policy = session.policy
-    session.policy = FixedExit(len(session.manifest.segments))
-    for _ in range(_WARM_UP):
-        session.predict(frame)
-        _baseline(session, frame)
-    session.policy = policy
+    with _keeping_policy(session):
+        session.policy = FixedExit(len(session.manifest.segments))
+        for _ in range(_WARM_UP):
+            session.predict(frame)
+            _baseline(session, frame)
+
+
+@contextlib.contextmanager
+def _keeping_policy(session: Session) -> Iterator[None]:
+    """Put the policy, or the operating point it is of, back at the end."""
+    policy, point = session.policy, session.point
+    try:
+        yield
+    finally:
+        if point is None:
+            session.policy = policy
+        else:
+            session.point = point
 
 
 def _record(

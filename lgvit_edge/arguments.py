@@ -102,6 +102,8 @@ def check_folders(files: dict[str, Path | None]) -> None:
     for option, file in files.items():
         if file is not None and not file.absolute().parent.is_dir():
             raise UsageError(f"{option}: no such folder: {file.absolute().parent}")
+        if file is not None and file.is_dir():
+            raise UsageError(f"{option}: expected a file, found a folder: {file}")
 
 
 def parse_batch(text: str) -> tuple[int, int, int]:

@@ -9,7 +9,7 @@ import typer
 
 from lgvit_edge._terminal import console, progress_bar, say
 from lgvit_edge.arguments import Backend, Device, Engines, Threads, check_folders
-from lgvit_edge.errors import UsageError
+from lgvit_edge.errors import DataError, UsageError
 from lgvit_edge.operating_point import check_name
 
 if TYPE_CHECKING:
@@ -50,8 +50,9 @@ def tune(
         ),
     ] = None,
     delta: Annotated[
-        float, typer.Option(help="With --risk: how often a certificate may be wrong.")
-    ] = 0.05,
+        float | None,
+        typer.Option(help="With --risk: how often a certificate may be wrong. Default: 0.05."),
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help="Of the operating point. Default: the goal's.")
     ] = None,
@@ -87,7 +88,11 @@ def tune(
     from lgvit_edge.tuning.show import draw, print_tuned, to_record
 
     goal = Goal(max_drop, latency_ms, min_speedup)
-    options = TuneOptions(goal, name, risk, delta, trials, seed)
+    options = TuneOptions(goal, name, risk, 0.05 if delta is None else delta, trials, seed)
+    if delta is not None and risk is None:
+        raise UsageError("--delta needs --risk")
+    if report_labels is not None and report_data is None:
+        raise UsageError("--report-labels needs --report-data")
     if name is not None:
         _check_name(name)
     if data is None and logits is None:
@@ -117,6 +122,13 @@ def tune(
                 report = _collect(session, report_data, report_labels, samples, other)
     if data is None:
         kept = read(main, bundle.manifest)
+        if len(kept.missing):
+            raise DataError(
+                f"{main} holds {len(kept.usable)} of {len(kept.rows)} images, the run was "
+                "interrupted: go on with it, with --data DIR"
+            )
+    if report is not None and report.about["images"] == kept.about["images"]:
+        raise UsageError("--report-data holds the same images as --data")
     with progress_bar("searching") as progress:
         found = search(kept, bundle.manifest, options, report=report, progress=progress)
     add_points(engines, bundle.manifest.identity, found.points)
@@ -126,9 +138,7 @@ def tune(
         say(f"record: {json_file}")
     if plot is not None:
         with replacing(plot) as partial:
-            drawn = partial.with_name(f"{partial.name}{plot.suffix}")  # which says the format
-            draw(found, drawn)
-            drawn.rename(partial)
+            draw(found, partial, plot.suffix[1:])
         say(f"picture: {plot}")
 
 

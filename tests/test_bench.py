@@ -75,7 +75,7 @@ def test_instability_says_why() -> None:
 def test_forced_exits_measure_every_exit(bundle: Path) -> None:
     with Session.open(bundle) as session:
         record = measure_exits(session, rounds=3)
-        assert session.policy == Confidence(0.8)
+        assert session.policy == Confidence(0.8) and session.point is None
     assert [row["count"] for row in record["exits"]] == [3, 3, 3, 3]
     assert [row["block"] for row in record["exits"]] == [1, 2, 3, 4]
     assert record["accuracy"] is None and record["mix"] == [0.25] * 4

@@ -156,7 +156,7 @@ def test_bench_and_predict_run_at_a_point(
     status, said = command("bench", *at, "--data", photos, "--samples", 5, "--json", file)
     assert status == 0, said
     record = json.loads(file.read_text())
-    assert "point" in record and record["policy"] == tuned.manifest.points["fast"].policy
+    assert record["point"] == "fast" and record["policy"] == tuned.manifest.points["fast"].policy
     status, said = command("predict", *at, photos / "a" / "00.png", "--json")
     assert status == 0 and 1 <= json.loads(said)[0]["exit"] <= 4
     for name in ("bench", "predict"):
@@ -273,6 +273,32 @@ def test_only_what_is_missing_is_run(
     assert (kept.rows["state"] == DONE).all()
 
 
+def test_labels_that_were_corrected_are_taken(
+    session: Session, images: list[LabelledImage], tmp_path: Path
+) -> None:
+    file = tmp_path / "k.npy"
+    collect(session, images, file)
+    wrong = [dataclasses.replace(image, class_index=0) for image in images]
+    assert (collect(session, wrong, file).rows["label"] == 0).all()
+    assert collect(session, images, file).rows["label"].tolist() == [i.class_index for i in images]
+
+
+def test_a_file_that_was_begun_is_made_again_and_anothers_is_not_touched(
+    session: Session, images: list[LabelledImage], tmp_path: Path
+) -> None:
+    file = tmp_path / "k.npy"
+    collect(session, images, file)
+    right = np.load(file)["logits"]
+    Path(f"{file}.json").unlink()  # what is written last
+    np.lib.format.open_memmap(file, mode="r+")["state"] = DONE
+    np.lib.format.open_memmap(file, mode="r+")["logits"] = 7
+    assert (collect(session, images, file).rows["logits"] == right).all()
+    np.save(tmp_path / "mine.npy", np.arange(5))
+    with pytest.raises(DataError, match="no such file: .*mine.npy.json"):
+        collect(session, images, tmp_path / "mine.npy")
+    assert np.load(tmp_path / "mine.npy").tolist() == [0, 1, 2, 3, 4]
+
+
 def test_an_interrupted_command_goes_on(
     bundle_copy: Path, photos: Path, tmp_path: Path, interrupt: Callable[[list[str], str], str]
 ) -> None:
@@ -344,9 +370,15 @@ def here(
         ("junk", b"junk", about),
         ("torn", content, about[:100]),
         ("list", content, "[]"),
+        ("header", content.replace(b"'descr'", b"'desc\\'", 1), about),
+        ("deep", content, "[" * 100_000),
+        ("half", content, about),
     ):
         (tmp_path / f"{name}.npy").write_bytes(data)
         (tmp_path / f"{name}.npy.json").write_text(text)
+    half = np.lib.format.open_memmap(tmp_path / "half.npy", mode="r+")
+    half["state"][::2] = TO_DO
+    half.flush()
     np.save(tmp_path / "shape.npy", np.zeros(100, record_type(3, 5)))
     (tmp_path / "shape.npy.json").write_text(about)
     (tmp_path / "bare.npy").write_bytes(content)
@@ -380,15 +412,19 @@ def here(
         ("--data photos --logits list.npy", 1, "list.npy holds no logits that can be used"),
         ("--logits bare.npy", 1, "no such file: bare.npy.json; run: lgvit-edge tune with --data"),
         ("--logits new.npy", 1, "no such file: new.npy.json; run: lgvit-edge tune with --data"),
-        ("--data photos --logits folder.npy", 1, "cannot write folder.npy: Is a directory"),
+        (
+            "--data photos --logits folder.npy",
+            2,
+            "--logits: expected a file, found a folder",
+        ),
         ("--data flat", 1, "images without classes tell nothing about accuracy: .* or --labels"),
         ("--data flat --labels same.txt --logits new.npy", 1, "50 images .* are of one class"),
         ("--data more", 1, "labels do not match the model's: 1 of 6 folders .* such as 'zebra'"),
         ("--data nowhere", 1, "no such folder: nowhere"),
         ("--data photos --logits new.npy --samples 30", 1, "at least 20 .* found 15 to tune on"),
         ("--logits kept.npy --risk 0.01", 1, "50 images to certify on certify nothing .* 299 "),
-        ("--logits kept.npy --latency-ms 1e-5", 1, "impossible: --latency-ms 1e-05; .* takes 0"),
-        ("--logits kept.npy --min-speedup 1e4", 1, "impossible: --min-speedup 10000; .*x faster"),
+        ("--logits kept.npy --latency-ms 1e-5", 1, "impossible: --latency-ms 1e-05; .* takes "),
+        ("--logits kept.npy --min-speedup 1e4", 1, "impossible: --min-speedup 10000; .*x "),
         ("--logits kept.npy --json no/x.json", 2, "--json: no such folder: .*/no"),
         ("--logits kept.npy --plot no/x.png", 2, "--plot: no such folder: .*/no"),
         ("--data photos --logits no/x.npy", 2, "--logits: no such folder: .*/no"),
@@ -399,6 +435,13 @@ def here(
         ("--max-drop 0.1", 2, "expected --data DIR, or --logits FILE of an earlier run"),
         ("--logits kept.npy --samples 50", 2, "--labels and --samples need --data"),
         ("--logits kept.npy --labels same.txt", 2, "--labels and --samples need --data"),
+        ("--logits kept.npy --delta 0.1", 2, "--delta needs --risk"),
+        ("--logits kept.npy --report-labels same.txt", 2, "--report-labels needs --report-data"),
+        ("--data photos --logits kept.npy --report-data photos", 2, "holds the same images as --d"),
+        ("--logits half.npy", 1, "half.npy holds 50 of 100 images, .* go on with it, with --data"),
+        ("--logits header.npy", 1, "header.npy holds no logits that can be used"),
+        ("--logits deep.npy", 1, "deep.npy holds no logits that can be used"),
+        ("--logits nowhere.npy", 1, "no such file: .*; run: lgvit-edge tune with --data"),
         ("--logits kept.npy --name x", 2, "--name names one point: give a goal"),
         ("--logits kept.npy --max-drop 0.1 --name a/b", 2, "--name: .* must be letters, .* 'a/b'"),
         ("--logits kept.npy --trials 0", 2, "Invalid value for '--trials'"),

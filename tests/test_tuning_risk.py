@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
+import time
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -73,13 +73,17 @@ def test_a_p_value_is_the_exact_tail(images: int, risk: float) -> None:
 
 def test_more_errors_are_less_surprising() -> None:
     values = [p_value(k, 200, 0.05) for k in range(201)]
-    assert values == sorted(values) and 0 < values[0] < 1e-4 and values[-1] == 1
+    assert (np.diff(values) >= -1e-12).all() and 0 < values[0] < 1e-4 and values[-1] == 1
     assert p_value(3, 400, 0.05) < p_value(3, 200, 0.05) < p_value(3, 200, 0.01)
 
 
 def test_many_images_are_no_trouble() -> None:
     # As scipy.stats.binom.cdf has it.
     assert p_value(500, 50_000, 0.01) == pytest.approx(0.511891271851574, rel=1e-8)
+    start = time.monotonic()
+    assert (images_needed(0.049, 0.05, 0.05) or 0) > 100_000
+    assert images_needed(0.2999, 0.3, 0.05) is None  # millions
+    assert time.monotonic() - start < 5
     assert p_value(433, 50_000, 0.01) == pytest.approx(0.001140576594550, rel=1e-8)
     for errors, risk in ((0, 0.5), (0, 1e-9), (49_999, 1e-9), (25_000, 0.999), (10, 0.01)):
         assert 0 <= p_value(errors, 50_000, risk) <= 1
@@ -236,14 +240,13 @@ def certify(manifest: Manifest, count: int, risk: float, **options: object) -> T
 
 
 def test_too_few_images_to_certify_on_say_how_many_would_do(manifest: Manifest) -> None:
-    nothing = r"images to certify on certify nothing at --risk {} --delta 0\.05: the most careful"
+    nothing = r"{} images to certify on certify nothing at --risk {} --delta 0\.05: {} .*half of"
     for count, risk, message in (
-        (100, 0.01, "50 .* gets 0 of them wrong .* without any error 299 would be needed"),
-        (1000, 0.02, "500 .* gets 7 of them .* 149 would be needed, .* 1799 images would do"),
+        (100, 0.01, "even without a single error 299 would be needed"),
+        (1000, 0.02, "the most careful point gets 7 of them .* 149 would .* 1799 images would do"),
     ):
-        with pytest.raises(TuningError, match=nothing.format(risk)) as refused:
+        with pytest.raises(TuningError, match=nothing.format(count // 2, risk, message)):
             certify(manifest, count, risk)
-        assert re.search(message, str(refused.value))
 
 
 def test_errors_beyond_the_risk_no_number_of_images_mends(manifest: Manifest) -> None:

@@ -45,7 +45,7 @@ class Goal:
             value = getattr(self, name)
             if value is not None and not 0 < value < 1e9:
                 option = name.replace("_", "-")
-                raise UsageError(f"--{option} must be more than 0, found {value:g}")
+                raise UsageError(f"--{option} must be above 0 and below 1e9, found {value:g}")
 
     @property
     def text(self) -> str:
@@ -59,7 +59,7 @@ class Goal:
     @property
     def name(self) -> str:
         """Of the operating point, unless the user names it."""
-        return self.text.removeprefix("--").replace(" ", "-")
+        return self.text.removeprefix("--").replace(" ", "-").replace("+", "")
 
     def choose(self, points: Sequence[Outcome], baseline: float, costs: Costs) -> Outcome:
         """The best of these points.
@@ -90,7 +90,7 @@ class Goal:
         fastest = min(points, key=lambda p: p.latency_ms)
         raise TuningError(
             f"impossible: {self.text}; of what may be chosen, the fastest point takes "
-            f"{fastest.latency_ms:.2f} ms, {costs.baseline_ms / fastest.latency_ms:.2f}x faster "
-            f"than the baseline's {costs.baseline_ms:.2f} ms (reading and resizing the image: "
+            f"{fastest.latency_ms:.2f} ms and the baseline {costs.baseline_ms:.2f} ms, "
+            f"{costs.baseline_ms / fastest.latency_ms:.2f}x (reading and resizing the image: "
             f"{costs.prepare_ms:.2f} ms)"
         )

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
+import tokenize
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,16 +102,16 @@ def recording(
             raise DataError(
                 f"another run fills {path}: wait for it, or name another file with --logits"
             ) from None
-        if os.fstat(handle).st_size:
-            found = read(path, manifest)
-            _compare(path, found.about, about)
+        if os.fstat(handle).st_size and not _unfinished(path, kind):
+            _compare(path, read(path, manifest).about, about)
         else:
-            found = _create(path, handle, kind, labels, about)
-        writable = np.lib.format.open_memmap(path, mode="r+")
+            _create(path, handle, kind, len(labels), about)
+        rows = np.lib.format.open_memmap(path, mode="r+")
+        rows["label"] = labels  # which may have been corrected since
         try:
-            yield Recording(path, writable, about)
+            yield Recording(path, rows, about)
         finally:
-            writable.flush()
+            rows.flush()
     finally:
         os.close(handle)
 
@@ -124,40 +125,58 @@ def read(path: Path, manifest: Manifest) -> Recording:
     kind = record_type(len(manifest.segments), manifest.num_classes)
     try:
         about = json.loads(_beside(path).read_text(encoding="utf-8"))
-        rows = np.lib.format.open_memmap(path, mode="r")
-        if about.get("version") != _VERSION or rows.ndim != 1 or not len(rows):
-            raise ValueError("of another version, or empty")
+        rows = _map(path)
+        known = isinstance(about, dict) and about.get("version") == _VERSION
+        if not known or not isinstance(about.get("device"), str) or rows.ndim != 1:
+            raise ValueError("of another version")
     except FileNotFoundError as error:
         raise DataError(
             f"no such file: {error.filename}; run: lgvit-edge tune with --data"
         ) from None
-    except (OSError, ValueError, AttributeError, EOFError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"{path} holds no logits that can be used ({error}); remove it to run the images again"
         ) from None
-    if about.get("bundle") != manifest.identity or rows.dtype != kind:
+    if about.get("bundle") != manifest.identity or rows.dtype != kind or "images" not in about:
         raise DataError(_other(path, "bundle"))
     return Recording(path, rows, about)
 
 
-def _create(
-    path: Path, handle: int, kind: np.dtype[Any], labels: Sequence[int], about: dict[str, Any]
-) -> Recording:
+def _map(path: Path) -> NDArray[Any]:
     try:
-        write_json(_beside(path), about)
-        rows = np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=(len(labels),))
+        return np.lib.format.open_memmap(path, mode="r")
+    except (SyntaxError, TypeError, EOFError, tokenize.TokenError) as error:  # a damaged header
+        raise ValueError(str(error)) from None
+
+
+def _unfinished(path: Path, kind: np.dtype[Any]) -> bool:
+    """Whether an interrupted run began to make the file; another's is never taken for that."""
+    if _beside(path).exists():
+        return False
+    try:
+        return bool(_map(path).dtype == kind)
+    except (OSError, ValueError):
+        return False
+
+
+def _create(
+    path: Path, handle: int, kind: np.dtype[Any], count: int, about: dict[str, Any]
+) -> None:
+    """Make the file, all to do; what describes it comes last, and makes it one."""
+    try:
+        rows = np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=(count,))
         # The room, now: writing to a memory map on a full disk kills the process without a word.
         os.posix_fallocate(handle, 0, os.fstat(handle).st_size)
+        rows["baseline_ms"] = np.nan
+        rows.flush()
+        write_json(_beside(path), about)
     except OSError as error:
         remove(path)
-        size = len(labels) * kind.itemsize
+        size = count * kind.itemsize
         raise DataError(
             f"cannot keep {size / 1e6:.0f} MB of logits in {path}: {error.strerror}; name a file "
             "elsewhere with --logits"
         ) from None
-    rows["label"], rows["baseline_ms"] = labels, np.nan
-    rows.flush()
-    return Recording(path, rows, about)
 
 
 def remove(path: Path) -> None:

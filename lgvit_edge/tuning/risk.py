@@ -13,22 +13,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
+_MOST = 1_000_000
+
 
 def p_value(errors: int, images: int, risk: float) -> float:
     """Probability of at most this many errors where each image errs with probability ``risk``."""
     if errors >= images:
         return 1.0
-    log_p, log_q = math.log(risk), math.log1p(-risk)
-    terms = [
-        math.lgamma(images + 1)
-        - math.lgamma(k + 1)
-        - math.lgamma(images - k + 1)
-        + k * log_p
-        + (images - k) * log_q
-        for k in range(errors + 1)
-    ]
-    top = max(terms)
-    return min(1.0, math.exp(top) * sum(math.exp(term - top) for term in terms))
+    # Logarithms of the binomial's terms, each from the one before it.
+    k = np.arange(1, errors + 1, dtype=np.float64)
+    steps = np.log((images - k + 1) / k) + math.log(risk) - math.log1p(-risk)
+    terms = images * math.log1p(-risk) + np.concatenate([[0.0], np.cumsum(steps)])
+    top = float(terms.max())
+    return min(1.0, math.exp(top) * float(np.exp(terms - top).sum()))
 
 
 def certified(errors: Sequence[int], images: int, risk: float, delta: float) -> int:
@@ -52,7 +51,7 @@ def images_needed(share: float, risk: float, delta: float) -> int | None:
     """How many images would certify a policy whose share of errors stays what it is.
 
     Returns:
-        The number, or None where the share is not below the risk: no number would do.
+        The number, or None where no number up to a million would do.
     """
     if share >= risk:
         return None
@@ -63,7 +62,7 @@ def images_needed(share: float, risk: float, delta: float) -> int | None:
     high = math.ceil(math.log(delta) / math.log1p(-risk))  # without a single error
     while not enough(high):
         high *= 2
-        if high > 100_000_000:  # so close to the risk that it is no help to know
+        if high > _MOST:  # the share lies so close to the risk that it is no help to know
             return None
     low = high // 2
     while high - low > 1:  # rounding makes single steps uneven; a number that is enough is found

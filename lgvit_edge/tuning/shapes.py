@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge.policy import Confidence, Ensemble, Entropy, Patience, PatientConfidence, Policy
-from lgvit_edge.policy_base import PerExit
+from lgvit_edge.policy_base import PerExit, per_exit
 from lgvit_edge.scores import confidence, entropy
 from lgvit_edge.tuning.costs import Costs
 from lgvit_edge.tuning.outcome import Images
@@ -107,7 +107,9 @@ class Scorer:
             scores = self._score(shape)
             if thresholds is None:
                 thresholds = sign * self._thresholds(scores, shape)
-            taken = [self._taken(scores > sign * row, shape.patience) for row in thresholds]
+            # In float32, as the policies compare.
+            levels = (sign * thresholds).astype(np.float32)
+            taken = [self._taken(scores > row, shape.patience) for row in levels]
         rows = np.arange(len(self.images))
         hits = np.array([right[rows, exits].mean() for exits in taken])
         wrong = [(self.baseline_right & ~right[rows, exits]).mean() for exits in taken]
@@ -128,7 +130,7 @@ class Scorer:
         held = stops
         for back in range(1, patience):
             before = np.zeros_like(stops)
-            before[:, back:] = stops[:, :-back] if back < self.exits else False
+            before[:, back:] = stops[:, :-back]
             held = held & before
         return np.where(held.any(axis=1), held.argmax(axis=1), self.exits)
 
@@ -138,7 +140,7 @@ class Scorer:
         key = (kind, shape.temperature, shape.decay)
         if key not in self._scores:
             sums, _ = self._summed(shape.decay)
-            by_exit = np.broadcast_to(np.array(shape.temperature, np.float32), (self.exits,))
+            by_exit = per_exit(shape.temperature, self.exits, "temperature")
             columns = [sums[:, m] * np.float32(1 / t) for m, t in enumerate(by_exit)]
             scored = [-entropy(c) if kind == "entropy" else confidence(c) for c in columns]
             self._scores[key] = np.stack(scored, axis=1)

@@ -73,7 +73,7 @@ def _doubts(console: Console, name: str, point: OperatingPoint, found: Tuned) ->
     lost = point.baseline_accuracy - point.accuracy
     if point.goal.startswith("--max-drop"):
         asked = float(point.goal.split()[1])
-        if lost > asked:
+        if lost > asked + 1e-9:
             console.print(
                 f"[yellow]{escape(name)} loses {lost:.2%} on the images to report on, more than "
                 f"the {asked:.2%} asked for, which those to tune on allowed with 1.6 standard "
@@ -151,8 +151,13 @@ def _exits(console: Console, found: Tuned, manifest: Manifest, bundle: Path) -> 
         )
 
 
-def draw(found: Tuned, path: Path) -> None:
+def draw(found: Tuned, path: Path, kind: str) -> None:
     """Accuracy over mean latency: the front, the single-threshold sweep and the points.
+
+    Args:
+        found: what to draw.
+        path: of the file.
+        kind: ``png``, ``svg`` or ``pdf``.
 
     Raises:
         MissingDependency: matplotlib is not installed.
@@ -181,7 +186,7 @@ def draw(found: Tuned, path: Path) -> None:
     axes.set_title(f"{found.images['report']} images the search has not seen", fontsize=10)
     axes.legend(fontsize=8, loc="lower right")
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, format=kind, dpi=150)
 
 
 def _say(console: Console, text: str) -> None:

@@ -70,7 +70,8 @@ class Tuned:
 
     Attributes:
         points: by name.
-        front: policies that none is both faster and more accurate than on the tuning images.
+        front: policies that none is both faster and more accurate than on the tuning images, and
+            the whole chain.
         sweep: the same of one confidence threshold for all exits.
         baseline_accuracy: top-1.
         images: how many each part had.
@@ -272,12 +273,16 @@ def _certify(
         following = images_needed(errors[count] / len(images), risk, delta)
     if count < 2:  # the whole chain, which loses nothing and wins nothing
         least = images_needed(0.0, risk, delta)
-        more = f"{following} images would do" if following else "more images would not help"
+        why = f"even without a single error {least} would be needed"
+        if count == 1:
+            more = f"{following} images would do" if following else "more images would not help"
+            why = (
+                f"the most careful point gets {errors[count]} of them wrong that the baseline gets "
+                f"right; without any error {least} would be needed, at its share of errors {more}"
+            )
         raise TuningError(
             f"{len(images)} images to certify on certify nothing at --risk {risk:g} --delta "
-            f"{delta:g}: the most careful point gets {errors[count]} of them wrong that the "
-            f"baseline gets right; without any error {least} would be needed, at its share of "
-            f"errors {more}"
+            f"{delta:g}: {why} (half of the images given certify)"
         )
     guarantee = {
         "risk": risk,
