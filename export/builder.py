@@ -115,6 +115,7 @@ class EngineBuilder:
                 # does not wait.
                 progress("stopping")
                 job.finished.wait()
+                thread.join()
             raise
         if job.error is not None:
             raise job.error
@@ -159,6 +160,7 @@ class _Job:
         self.cancelled = False
         self.finished = threading.Event()
         self.can_cancel = hasattr(self.module, "IProgressMonitor")
+        self.parser: Any = None
         self.plan: bytes | None = None
         self.error: BaseException | None = None
 
@@ -166,8 +168,10 @@ class _Job:
         try:
             self.plan = self._build()
         except BaseException as error:  # handed to the thread that asked
-            self.error = error
+            # But for a cancelled job's, whose traceback would take TensorRT's objects along.
+            self.error = None if self.cancelled else error
         finally:
+            self.parser = None
             self.finished.set()
 
     def parse(self) -> tuple[Any, Any]:

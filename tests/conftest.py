@@ -172,7 +172,7 @@ def interrupt(tmp_path: Path) -> Callable[[list[str], str], str]:
             time.sleep(0.005)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
-        assert process.returncode == 130
+        assert process.returncode == 130, said
         assert "interrupted" in said and "Traceback" not in said
         return said
 

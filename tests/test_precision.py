@@ -250,7 +250,7 @@ def test_agreement_is_recorded(tmp_path: Path, exported_model: LGViT, photos: Pa
     export_bundle(exported_model, tmp_path / "out", options, images=images)
     found = open_bundle(tmp_path / "out").manifest.agreement
     assert found is not None
-    assert found.images == 30 and found.policy == {"name": "confidence", "threshold": 0.6}
+    assert found.images == 30 and found.policy == Confidence(0.6).to_json()
     assert found.same_exit >= 0.9 and found.accuracy is not None
     assert len(found.confidence_change) == 4
     assert all(0 < change < 0.01 for change in found.confidence_change)
