@@ -224,15 +224,16 @@ class _Maker:
 
 
 def _split(kept: Recording, options: TuneOptions, report: Recording | None) -> dict[str, Images]:
-    names = {"tune": 2, "report": 2} if options.risk is None else None
-    names = names or {"tune": 1, "certify": 2, "report": 1}
-    if report is not None:
-        names = {"tune": 1} | ({} if options.risk is None else {"certify": 1})
+    shares = {"tune": 1}
+    if options.risk is not None:
+        shares["certify"] = 2 if report is None else 1
+    if report is None:
+        shares["report"] = 1
     rows = np.random.default_rng(options.seed).permutation(kept.usable)
-    ends = np.cumsum([0, *names.values()]) * len(rows) // sum(names.values())
+    ends = np.cumsum([0, *shares.values()]) * len(rows) // sum(shares.values())
     parts = {
         name: _images(kept, np.sort(rows[first:last]))
-        for name, first, last in zip(names, ends, ends[1:], strict=False)
+        for name, first, last in zip(shares, ends, ends[1:], strict=False)
     }
     if report is not None:
         parts["report"] = _images(report, report.usable)
