@@ -27,13 +27,10 @@ PointName = Annotated[
     str | None, typer.Option("--point", help="An operating point of `lgvit-edge tune`, by name.")
 ]
 Threads = Annotated[int | None, typer.Option(help="CPU threads. Default: one per core.")]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda; openvino: cpu, gpu or npu.")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda. Default: the best one here.")]
 Backend = Annotated[
     str | None,
-    typer.Option(
-        help="tensorrt, onnxruntime or openvino. Default: tensorrt where engines and a GPU are, "
-        "else onnxruntime."
-    ),
+    typer.Option(help="tensorrt or onnxruntime. Default: tensorrt where engines and a GPU are."),
 ]
 Wait = Annotated[str, typer.Option(help="tensorrt: spin (soonest, burns a core), block or hybrid.")]
 CudaGraphs = Annotated[bool, typer.Option(help="tensorrt: replay recorded segments.")]

@@ -23,7 +23,6 @@ from lgvit_edge.jetson import Jetson, detect, explain_import_error, preflight, t
 PACKAGES = (
     ("onnxruntime", "cpu", "run bundles on the CPU"),
     ("onnxruntime-gpu", "gpu", "run bundles on an NVIDIA GPU"),
-    ("openvino", "openvino", "run bundles"),
     ("tensorrt", "tensorrt", "build and run engines"),
     ("tensorrt-rtx", "rtx", "engines for RTX GPUs"),
     ("pycuda", "pycuda", "run engines"),
@@ -62,7 +61,6 @@ def examine(root: Path = Path("/")) -> dict[str, Any]:
         "backends": [
             _onnxruntime("cpu", driver, jetson),
             _onnxruntime("cuda", driver, jetson),
-            _openvino(),
             _engines("tensorrt", "build", driver, jetson),
             _engines("tensorrt", "run", driver, jetson),
             _engines("tensorrt-rtx", "build", driver, jetson),
@@ -123,16 +121,6 @@ def _onnxruntime(device: str, driver: bool, jetson: Jetson | None) -> dict[str, 
     if not driver:
         note = "no NVIDIA driver here"
     return {"name": name, "runs": False, "note": note}
-
-
-def _openvino() -> dict[str, Any]:
-    try:
-        openvino = require("openvino", extra="openvino")
-    except MissingDependency as error:
-        return {"name": "openvino", "runs": False, "note": str(error)}
-    devices = ", ".join(openvino.Core().available_devices).lower()
-    number = openvino.__version__.split("-")[0]
-    return {"name": "openvino", "runs": bool(devices), "note": f"openvino {number} on {devices}"}
 
 
 def _engines(name: str, task: str, driver: bool, jetson: Jetson | None) -> dict[str, Any]:

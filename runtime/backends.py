@@ -15,7 +15,7 @@ from lgvit_edge.runtime.chain import Chain
 if TYPE_CHECKING:
     from lgvit_edge.runtime.trt_chain import TensorRTOptions
 
-BACKENDS = ("tensorrt", "onnxruntime", "openvino")
+BACKENDS = ("tensorrt", "onnxruntime")
 
 
 def chain_opener(
@@ -32,19 +32,9 @@ def chain_opener(
         from lgvit_edge.runtime.trt_chain import TensorRTChain
 
         return lambda names: TensorRTChain(bundle, names, options=tensorrt)
-    graphs = graphs_of(bundle)
-    if backend == "openvino":
-        from lgvit_edge.runtime.ov_chain import OpenVINOChain
-
-        return lambda names: OpenVINOChain(
-            bundle.root,
-            [graphs[name] for name in names],
-            max_batch=bundle.manifest.batch[2],
-            threads=threads,
-            device=device,
-        )
     from lgvit_edge.runtime.ort_chain import OrtChain
 
+    graphs = graphs_of(bundle)
     return lambda names: OrtChain(
         bundle.root,
         [graphs[name] for name in names],

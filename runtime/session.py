@@ -67,13 +67,11 @@ class Session:
                 this machine a GPU, else ``onnxruntime``.
             policy: what stops the chain; None for the manifest's.
             point: the name of an operating point that ``lgvit-edge tune`` found, instead.
-            threads: CPU threads (onnxruntime, openvino); None for one per core this process may
-                use.
+            threads: CPU threads (onnxruntime); None for one per core this process may use.
             thread_pool: (onnxruntime) ``global`` is fastest and makes ONNX Runtime demand
                 ``use_per_session_threads = False`` of every other session in this process;
                 ``private`` leaves them alone.
-            device: ``cpu`` or ``cuda`` (onnxruntime), ``cpu``, ``gpu`` or ``npu`` (openvino); None
-                for the best one here.
+            device: ``cpu`` or ``cuda`` (onnxruntime); None for the best one here.
             tensorrt: how the tensorrt backend waits, records and speculates.
 
         Raises:
