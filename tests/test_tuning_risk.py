@@ -188,7 +188,11 @@ def test_a_searched_path_keeps_to_the_risk_on_a_population() -> None:
     options = TuneOptions(risk=bound, delta=delta)
     for rows, count, found in list(zip(draws, counts, errors, strict=True))[:5]:
         sure, guarantee, more = _certify(
-            curves, world.part(rows), options, recorded(views(1, 0)), COSTS
+            curves,
+            Images(world.logits[rows], world.labels[rows]),
+            options,
+            recorded(views(1, 0)),
+            COSTS,
         )
         assert sure == path[:count] and guarantee["images"] == 1000
         assert more == images_needed(found[count] / 1000, bound, delta)

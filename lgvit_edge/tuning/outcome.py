@@ -46,10 +46,6 @@ class Images:
         """Top-1 of the baseline, 0..1."""
         return float(self.baseline_right.mean())
 
-    def part(self, rows: NDArray[np.intp]) -> Images:
-        """Some of the images."""
-        return Images(self.logits[rows], self.labels[rows])
-
 
 @dataclass(frozen=True)
 class Outcome:

@@ -171,18 +171,13 @@ def _create(
         rows.flush()
         write_json(_beside(path), about)
     except OSError as error:
-        remove(path)
+        path.unlink(missing_ok=True)
+        _beside(path).unlink(missing_ok=True)
         size = count * kind.itemsize
         raise DataError(
             f"cannot keep {size / 1e6:.0f} MB of logits in {path}: {error.strerror}; name a file "
             "elsewhere with --logits"
         ) from None
-
-
-def remove(path: Path) -> None:
-    """Delete the file and what describes it."""
-    path.unlink(missing_ok=True)
-    _beside(path).unlink(missing_ok=True)
 
 
 def _beside(path: Path) -> Path:

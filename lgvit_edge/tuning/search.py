@@ -16,7 +16,7 @@ import numpy as np
 from lgvit_edge._optional import require
 from lgvit_edge.policy import Never, Policy
 from lgvit_edge.tuning.calibration import temperatures
-from lgvit_edge.tuning.outcome import Images, Outcome, front, outcome
+from lgvit_edge.tuning.outcome import front
 from lgvit_edge.tuning.shapes import Curve, Scorer, Shape
 
 Progress = Callable[[int, int], None]
@@ -111,8 +111,3 @@ def policies_by(curves: list[Curve], worth: Callable[[Curve], Any]) -> list[Poli
         made = by_curve.setdefault(id(curve), curve.policies())
         found.append(made[i])
     return [*found, Never()]
-
-
-def outcomes(policies: list[Policy], images: Images, scorer: Scorer) -> list[Outcome]:
-    """What policies give on other images."""
-    return [outcome(policy, images, scorer.costs) for policy in policies]

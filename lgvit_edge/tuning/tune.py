@@ -254,7 +254,7 @@ def _split(kept: Recording, options: TuneOptions, report: Recording | None) -> d
 
 
 def _images(kept: Recording, rows: NDArray[np.intp]) -> Images:
-    return Images(np.array(kept.rows["logits"][rows]), kept.rows["label"][rows].astype(np.intp))
+    return Images(kept.rows["logits"][rows], kept.rows["label"][rows].astype(np.intp))
 
 
 def _certify(
