@@ -27,10 +27,20 @@ PointName = Annotated[
     str | None, typer.Option("--point", help="An operating point of `lgvit-edge tune`, by name.")
 ]
 Threads = Annotated[int | None, typer.Option(help="CPU threads. Default: one per core.")]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda. Default: the best one here.")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda; openvino: cpu, gpu or npu.")]
 Backend = Annotated[
+    str,
+    typer.Option(
+        help="tensorrt, onnxruntime or openvino. auto: tensorrt where engines and a GPU are, else "
+        "the fastest installed, measured once per bundle and machine."
+    ),
+]
+Hint = Annotated[
     str | None,
-    typer.Option(help="tensorrt or onnxruntime. Default: tensorrt where engines and a GPU are."),
+    typer.Option(
+        help="openvino: compute in f32, bf16 or f16. Default: the fastest within the bundle's "
+        "tolerance."
+    ),
 ]
 Wait = Annotated[str, typer.Option(help="tensorrt: spin (soonest, burns a core), block or hybrid.")]
 CudaGraphs = Annotated[bool, typer.Option(help="tensorrt: replay recorded segments.")]

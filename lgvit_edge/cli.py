@@ -68,11 +68,16 @@ def info(
 
 
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
-    """Show what is installed, what can run here and what to install."""
+def doctor(
+    engines: Annotated[
+        Path | None, typer.Option(help="A bundle: measure anew which backend is fastest for it.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what is installed, what can run here, what to install, and what backends were chosen."""
     from lgvit_edge.doctor import examine, print_examination
 
-    found = examine()
+    found = examine(engines=engines)
     if as_json:
         print(json.dumps(found, indent=1))
     else:

@@ -18,6 +18,7 @@ from lgvit_edge.arguments import (
     CudaGraphs,
     Device,
     Engines,
+    Hint,
     PointName,
     PolicyText,
     Speculate,
@@ -51,7 +52,8 @@ def bench(
     ] = None,
     threads: Threads = None,
     device: Device = None,
-    backend: Backend = None,
+    backend: Backend = "auto",
+    hint: Hint = None,
     wait: Wait = "hybrid",
     cuda_graphs: CudaGraphs = True,
     speculate: Speculate = False,
@@ -80,7 +82,7 @@ def bench(
         check_report()
     how = TensorRTOptions(wait=wait, cuda_graphs=cuda_graphs, speculate=speculate)
     with (
-        _session(engines, policy, point, threads, device, backend, how) as session,
+        _session(engines, policy, point, threads, device, backend, hint, how) as session,
         progress_bar("measuring") as progress,
     ):
         manifest, images, gallery = session.manifest, None, None
@@ -145,7 +147,8 @@ def predict(
     point: PointName = None,
     threads: Threads = None,
     device: Device = None,
-    backend: Backend = None,
+    backend: Backend = "auto",
+    hint: Hint = None,
     wait: Wait = "hybrid",
     cuda_graphs: CudaGraphs = True,
     speculate: Speculate = False,
@@ -163,7 +166,7 @@ def predict(
     how = TensorRTOptions(wait=wait, cuda_graphs=cuda_graphs, speculate=speculate)
     rows: list[dict[str, Any]] = []
     failures: list[str] = []
-    with _session(engines, policy, point, threads, device, backend, how) as session:
+    with _session(engines, policy, point, threads, device, backend, hint, how) as session:
         for file in files:
             try:
                 frame = load_rgb(file)
@@ -198,7 +201,8 @@ def _session(
     point: str | None,
     threads: int | None,
     device: str | None,
-    backend: str | None,
+    backend: str,
+    hint: str | None,
     tensorrt: TensorRTOptions,
 ) -> Iterator[Any]:
     from lgvit_edge import policy as policies
@@ -211,6 +215,7 @@ def _session(
         point=point,
         threads=threads,
         device=device,
+        hint=hint,
         tensorrt=tensorrt,
     ) as session:
         yield session

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lgvit_edge._terminal import console, progress_bar, say
-from lgvit_edge.arguments import Backend, Device, Engines, Threads, check_folders
+from lgvit_edge.arguments import Backend, Device, Engines, Hint, Threads, check_folders
 from lgvit_edge.errors import DataError, UsageError
 from lgvit_edge.operating_point import check_name
 
@@ -70,7 +70,8 @@ def tune(
     seed: Annotated[int, typer.Option(min=0, help="Of the split and the search.")] = 0,
     threads: Threads = None,
     device: Device = None,
-    backend: Backend = None,
+    backend: Backend = "auto",
+    hint: Hint = None,
     plot: Annotated[
         Path | None, typer.Option(help="Also draw accuracy over time (.png, .svg, .pdf).")
     ] = None,
@@ -115,7 +116,9 @@ def tune(
     if data is not None or report_data is not None:
         from lgvit_edge.runtime import Session
 
-        with Session.open(engines, backend=backend, threads=threads, device=device) as session:
+        with Session.open(
+            engines, backend=backend, threads=threads, device=device, hint=hint
+        ) as session:
             if data is not None:
                 kept = _collect(session, data, labels, samples, main)
             if report_data is not None:

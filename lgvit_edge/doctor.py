@@ -15,14 +15,18 @@ from rich.console import Console
 from lgvit_edge import __version__
 from lgvit_edge._optional import require
 from lgvit_edge._terminal import table
+from lgvit_edge.bundle import open_bundle
 from lgvit_edge.errors import MissingDependency
 from lgvit_edge.gpu import find_gpu
 from lgvit_edge.jetson import Jetson, detect, explain_import_error, preflight, try_import
+from lgvit_edge.runtime.backends import ChainOptions
+from lgvit_edge.runtime.choice import OVERRIDE, choose, known_choices
 
 # Distribution, extra that installs it, what it is for.
 PACKAGES = (
     ("onnxruntime", "cpu", "run bundles on the CPU"),
     ("onnxruntime-gpu", "gpu", "run bundles on an NVIDIA GPU"),
+    ("openvino", "openvino", "run bundles"),
     ("tensorrt", "tensorrt", "build and run engines"),
     ("tensorrt-rtx", "rtx", "engines for RTX GPUs"),
     ("pycuda", "pycuda", "run engines"),
@@ -40,12 +44,19 @@ PACKAGES = (
 EITHER = ({"onnxruntime", "onnxruntime-gpu"}, {"pycuda", "cuda-bindings"})
 
 
-def examine(root: Path = Path("/")) -> dict[str, Any]:
+def examine(root: Path = Path("/"), engines: Path | None = None) -> dict[str, Any]:
     """Everything ``print_examination`` shows, as JSON.
 
     Args:
         root: where the system's files lie, for tests.
+        engines: a bundle whose fastest backend is measured anew first.
+
+    Raises:
+        BundleError: it is none.
+        BackendError: nothing here can run it.
     """
+    if engines is not None:
+        choose(open_bundle(engines), "auto", ChainOptions(), afresh=True)
     jetson = detect(root)
     signs = ("proc/driver/nvidia/version", "dev/nvhost-gpu", "dev/nvgpu")
     driver = jetson is not None or any(os.path.exists(root / sign) for sign in signs)
@@ -61,12 +72,14 @@ def examine(root: Path = Path("/")) -> dict[str, Any]:
         "backends": [
             _onnxruntime("cpu", driver, jetson),
             _onnxruntime("cuda", driver, jetson),
+            _openvino(),
             _engines("tensorrt", "build", driver, jetson),
             _engines("tensorrt", "run", driver, jetson),
             _engines("tensorrt-rtx", "build", driver, jetson),
             _engines("tensorrt-rtx", "run", driver, jetson),
         ],
         "jetson": None if jetson is None else _jetson(jetson),
+        "choices": [vars(choice) for choice in known_choices()],
     }
 
 
@@ -121,6 +134,16 @@ def _onnxruntime(device: str, driver: bool, jetson: Jetson | None) -> dict[str, 
     if not driver:
         note = "no NVIDIA driver here"
     return {"name": name, "runs": False, "note": note}
+
+
+def _openvino() -> dict[str, Any]:
+    try:
+        openvino = require("openvino", extra="openvino")
+    except MissingDependency as error:
+        return {"name": "openvino", "runs": False, "note": str(error)}
+    devices = ", ".join(openvino.Core().available_devices).lower()
+    number = openvino.__version__.split("-")[0]
+    return {"name": "openvino", "runs": bool(devices), "note": f"openvino {number} on {devices}"}
 
 
 def _engines(name: str, task: str, driver: bool, jetson: Jetson | None) -> dict[str, Any]:
@@ -198,6 +221,7 @@ def print_examination(found: dict[str, Any], console: Console) -> None:
         )
     if found["jetson"]:
         _print_jetson(found["jetson"], console)
+    _print_choices(found["choices"], console)
     if not any(row["runs"] for row in found["backends"]):
         console.print("nothing can run a bundle here; run: pip install 'lgvit-edge\\[cpu]'")
 
@@ -221,6 +245,23 @@ def _print_jetson(found: dict[str, Any], console: Console) -> None:
             lines.append(f"  {finding['cure']}")
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_choices(choices: list[dict[str, Any]], console: Console) -> None:
+    """What ``backend="auto"`` has measured here."""
+    if chosen := os.environ.get(OVERRIDE):
+        console.print(f"{OVERRIDE} makes every session run on {_plain(chosen)}")
+    if not choices:
+        return
+    made = table("bundle", "auto runs it on", "ms per image, measured", "when (UTC)")
+    for choice in choices:
+        name = " ".join(filter(None, (choice["backend"], choice["hint"])))
+        times = ", ".join(f"{n} {ms:.2f}" for n, ms in sorted(choice["measured"].items()))
+        refused = [f"{n}: {_plain(why)}" for n, why in choice["refused"].items()]
+        made.add_row(
+            _plain(choice["bundle"]), name, "\n".join([times, *refused]), choice["date"][:16]
+        )
+    console.print(made)
 
 
 def _plain(text: str) -> str:

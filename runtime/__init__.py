@@ -10,8 +10,10 @@ from lgvit_edge.policy import (
     PatientConfidence,
     Policy,
 )
-from lgvit_edge.runtime.result import Result
+from lgvit_edge.runtime.pace import TargetRate
+from lgvit_edge.runtime.result import Pace, Result
 from lgvit_edge.runtime.session import Session
+from lgvit_edge.runtime.stats import Statistics
 from lgvit_edge.runtime.trt_chain import TensorRTOptions
 
 __all__ = [
@@ -20,10 +22,13 @@ __all__ = [
     "Entropy",
     "FixedExit",
     "Never",
+    "Pace",
     "Patience",
     "PatientConfidence",
     "Policy",
     "Result",
     "Session",
+    "Statistics",
+    "TargetRate",
     "TensorRTOptions",
 ]

@@ -6,6 +6,7 @@ on first use, in which one segment's output address is the next one's input.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ class OrtChain:
         self._max_batch = max_batch
         self._graphs = graphs
         try:
-            self._sessions = [self._load(root / graph.graph.file, graph) for graph in graphs]
+            self._sessions = self._load_all(root)
         except _CudaFails:
             if device == "cuda":
                 raise BackendError(
@@ -94,7 +95,7 @@ class OrtChain:
                     "lgvit-edge doctor"
                 ) from None
             self._device = "cpu"
-            self._sessions = [self._load(root / graph.graph.file, graph) for graph in graphs]
+            self._sessions = self._load_all(root)
         self._allocate()
         # Per batch size: what each step needs, bound on first use.
         self._plans: dict[int, list[tuple[Any, Any, NDArray[np.float32]] | None]] = {}
@@ -151,6 +152,11 @@ class OrtChain:
         self._plans.clear()
         self._plan = []
         self._sessions.clear()
+
+    def _load_all(self, root: Path) -> list[Any]:
+        """On several cores at once: loading and optimizing a graph uses one."""
+        with ThreadPoolExecutor(min(self._threads, len(self._graphs))) as pool:
+            return list(pool.map(lambda g: self._load(root / g.graph.file, g), self._graphs))
 
     def _load(self, path: Path, graph: GraphSpec) -> Any:
         providers = [_PROVIDERS[d] for d in ("cuda", "cpu") if d in (self._device, "cpu")]

@@ -3,6 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Why ``TargetRate`` chose the operating point that an image met.
+
+    Attributes:
+        point: name of the operating point.
+        level: its place, 1 the most accurate.
+        levels: how many there are.
+        load: what segments take at present over what they took when the session was warmed up.
+        expected_ms: mean time of a frame at this point and load.
+        budget_ms: mean time of a frame that keeps the rate.
+    """
+
+    point: str
+    level: int
+    levels: int
+    load: float
+    expected_ms: float
+    budget_ms: float
+
+    def __str__(self) -> str:
+        """One line for a log."""
+        return (
+            f"point {self.point} (level {self.level} of {self.levels}): {self.expected_ms:.1f} ms "
+            f"expected of {self.budget_ms:.1f} at load {self.load:.2f}"
+        )
 
 
 @dataclass(frozen=True)
@@ -17,6 +46,9 @@ class Result:
         block: block after which that exit lies.
         latency_ms: from decoded frame to label; in a batch, until this image's exit.
         network_ms: the part of it spent in the chain and the policy.
+        stopped: what ended it: ``policy``, ``final`` (the chain was at its end), or ``deadline``.
+        late: whether it took longer than the deadline it was given.
+        pace: the operating point it met and why, under ``TargetRate``.
     """
 
     class_index: int
@@ -26,3 +58,12 @@ class Result:
     block: int
     latency_ms: float
     network_ms: float
+    stopped: str = "policy"
+    late: bool = False
+    pace: Pace | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain types, for logs."""
+        row = dict(vars(self))
+        row["pace"] = None if self.pace is None else dict(vars(self.pace))
+        return row

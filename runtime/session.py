@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -13,16 +15,19 @@ from numpy.typing import NDArray
 
 from lgvit_edge import policy as policies
 from lgvit_edge.bundle import Bundle, open_bundle
-from lgvit_edge.engines import graphs_of
-from lgvit_edge.errors import BundleError, ParityError, UsageError
+from lgvit_edge.errors import BackendError, BundleError, UsageError
 from lgvit_edge.manifest import Manifest
-from lgvit_edge.policy import Policy
+from lgvit_edge.policy import Confidence, Policy
 from lgvit_edge.preprocess import network_input
-from lgvit_edge.runtime.backends import BACKENDS, best_backend, chain_opener
+from lgvit_edge.runtime.backends import ChainOptions, chain_opener, segment_names
 from lgvit_edge.runtime.chain import Chain
+from lgvit_edge.runtime.choice import choose
+from lgvit_edge.runtime.pace import TargetRate
+from lgvit_edge.runtime.parity import check_parity
 from lgvit_edge.runtime.result import Result
-from lgvit_edge.scores import confidence as confidence_of
-from lgvit_edge.scores import difference
+from lgvit_edge.runtime.stats import Recorder, Statistics
+from lgvit_edge.runtime.stream import run_streams
+from lgvit_edge.runtime.walk import Walk
 
 if TYPE_CHECKING:
     from lgvit_edge.runtime.trt_chain import TensorRTOptions
@@ -31,7 +36,12 @@ if TYPE_CHECKING:
 class Session:
     """An early-exit chain, ready to predict.
 
-    Not thread-safe: the chain's buffers serve one call at a time. Open one session per thread.
+    Any thread may call, several at once: a lock lets one image or batch into the chain at a time,
+    while others are resized. For images in parallel, open a session per thread.
+
+    Attributes:
+        hooks: each is called with every ``Result``, in the thread that predicts; what it raises
+            comes out of the prediction.
     """
 
     def __init__(
@@ -39,11 +49,15 @@ class Session:
     ) -> None:
         """Use ``Session.open``."""
         self._bundle, self._open_chain = bundle, open_chain
-        self._chain = open_chain([name for name in graphs_of(bundle) if name != "baseline"])
-        self._blocks = [segment.last_block for segment in bundle.manifest.segments]
-        self._exits = len(self._blocks) - 1
+        self._chain = open_chain(segment_names(bundle))
+        self._walk = Walk(self._chain, bundle.manifest)
+        self._exits = len(bundle.manifest.segments) - 1
         self._baseline: Chain | None = None
+        self._lock, self._closed = threading.RLock(), False
+        self._recorder = Recorder(self._exits + 1)
+        self._rate: TargetRate | None = None
         self._point: str | None = None
+        self.hooks: list[Callable[[Result], None]] = []
         self.policy = policy
 
     @classmethod
@@ -51,28 +65,37 @@ class Session:
         cls,
         path: str | Path,
         *,
-        backend: str | None = None,
+        backend: str = "auto",
         policy: Policy | None = None,
         point: str | None = None,
         threads: int | None = None,
         thread_pool: str = "global",
         device: str | None = None,
+        hint: str | None = None,
         tensorrt: TensorRTOptions | None = None,
+        warm_up: bool = False,
     ) -> Session:
         """Open a bundle and load its segments.
 
         Args:
             path: the directory ``lgvit-edge export`` wrote.
-            backend: one of ``BACKENDS``; None for ``tensorrt`` where the bundle has engines and
-                this machine a GPU, else ``onnxruntime``.
+            backend: ``tensorrt``, ``onnxruntime`` or ``openvino``; ``auto`` for ``tensorrt`` where
+                the bundle has engines and this machine a GPU, else for the fastest one installed,
+                measured when a bundle is first opened on a machine (seconds) and remembered.
+                ``LGVIT_EDGE_BACKEND`` takes the place of ``auto``.
             policy: what stops the chain; None for the manifest's.
             point: the name of an operating point that ``lgvit-edge tune`` found, instead.
-            threads: CPU threads (onnxruntime); None for one per core this process may use.
+            threads: CPU threads (onnxruntime, openvino); None for one per core this process may
+                use.
             thread_pool: (onnxruntime) ``global`` is fastest and makes ONNX Runtime demand
                 ``use_per_session_threads = False`` of every other session in this process;
                 ``private`` leaves them alone.
-            device: ``cpu`` or ``cuda`` (onnxruntime); None for the best one here.
+            device: ``cpu`` or ``cuda`` (onnxruntime), ``cpu``, ``gpu`` or ``npu`` (openvino); None
+                for the best one here.
+            hint: (openvino) ``f32``, ``bf16`` or ``f16``: what float32 graphs are computed in; None
+                for the fastest whose logits stay within the bundle's tolerance here.
             tensorrt: how the tensorrt backend waits, records and speculates.
+            warm_up: see ``warm_up``; else the first predictions are slower than those to come.
 
         Raises:
             BundleError: missing, damaged, unsafe or of another schema version.
@@ -82,21 +105,15 @@ class Session:
         """
         if policy is not None and point is not None:
             raise UsageError("give a policy or an operating point, not both")
-        if backend not in (None, *BACKENDS):
-            raise UsageError(f"backend must be one of {', '.join(BACKENDS)}, found {backend!r}")
+        options = ChainOptions(threads, thread_pool, device, hint, tensorrt)
         bundle = open_bundle(path)
         if policy is None:
             policy = _from_manifest(bundle.manifest, point)
         policy.start(len(bundle.manifest.segments) - 1)  # before anything is loaded
-        opener = chain_opener(
-            bundle,
-            backend or best_backend(bundle),
-            threads=threads,
-            thread_pool=thread_pool,
-            device=device,
-            tensorrt=tensorrt,
-        )
-        session = cls(bundle, policy, opener)
+        name, options = choose(bundle, backend, options)
+        session = cls(bundle, policy, chain_opener(bundle, name, options))
+        if warm_up:
+            session.warm_up()
         session._point = point
         return session
 
@@ -117,7 +134,13 @@ class Session:
     @policy.setter
     def policy(self, policy: Policy) -> None:
         policy.start(self._exits)
-        self._policy, self._point = policy, None
+        with self._lock:
+            rate = policy if isinstance(policy, TargetRate) else None
+            if rate is not None:
+                if not self._walk.clock.calibrated:
+                    self.warm_up()
+                rate.attach(self.manifest, self._walk.clock.exit_ms())
+            self._policy, self._rate, self._point = policy, rate, None
 
     @property
     def point(self) -> str | None:
@@ -135,13 +158,26 @@ class Session:
         self.policy = _from_manifest(self.manifest, name)
         self._point = name
 
-    def predict(self, frame: NDArray[np.uint8]) -> Result:
+    def predict(self, frame: NDArray[np.uint8], *, deadline_ms: float | None = None) -> Result:
         """Classify one frame, ``uint8`` RGB ``[H, W, 3]`` of any size.
+
+        Args:
+            frame: the image.
+            deadline_ms: from this call to the answer: no segment is begun that may end later, by
+                what segments take at present (``clock.MISS``). At least exit 1 answers, late where
+                even that takes longer (``Result.late``). The first call with a deadline warms the
+                session up, unless that was done.
 
         Raises:
             DataError: the frame is of another type or shape.
+            UsageError: the deadline is not a positive number.
+            BackendError: the session is closed.
         """
-        return self.predict_batch([frame])[0]
+        start = time.perf_counter()
+        images = self.prepare([frame])
+        if deadline_ms is not None and not 0 < deadline_ms < float("inf"):
+            raise UsageError(f"deadline_ms must be a positive number, found {deadline_ms!r}")
+        return self.run(images, starts=[start], deadline_ms=deadline_ms)[0]
 
     def predict_batch(self, frames: Sequence[NDArray[np.uint8]]) -> list[Result]:
         """Classify frames together; those that exit leave the batch.
@@ -150,13 +186,60 @@ class Session:
 
         Raises:
             DataError: a frame is of another type or shape.
+            BackendError: the session is closed.
         """
         results: list[Result] = []
-        for first in range(0, len(frames), self._chain.max_batch):
+        for first in range(0, len(frames), self.max_batch):
             start = time.perf_counter()
-            images = self.prepare(frames[first : first + self._chain.max_batch])
-            results += self.run(images, start=start)
+            images = self.prepare(frames[first : first + self.max_batch])
+            results += self.run(images, starts=[start] * len(images))
         return results
+
+    def stream(
+        self,
+        frames: Iterable[NDArray[np.uint8]],
+        *,
+        batch: int | None = None,
+        ahead: int | None = None,
+    ) -> Iterator[Result]:
+        """Classify frames as they come, in their order, for throughput.
+
+        A thread reads and resizes up to ``ahead`` frames while the network computes; batches are
+        of what has been read by then.
+
+        Args:
+            frames: ``uint8`` RGB ``[H, W, 3]`` each; a camera, a generator of files.
+            batch: the largest; None for the bundle's largest.
+            ahead: frames read before they are needed; None for two batches.
+
+        Raises:
+            DataError: a frame is of another type or shape; what ``frames`` raises comes through
+                likewise, after the results of the frames before it.
+            UsageError: ``batch`` or ``ahead`` are below 1.
+            BackendError: the session is closed.
+        """
+        for _, result in self.streams({"frames": frames}, batch=batch, ahead=ahead):
+            yield result
+
+    def streams(
+        self,
+        sources: Mapping[str, Iterable[NDArray[np.uint8]]],
+        *,
+        batch: int | None = None,
+        ahead: int | None = None,
+    ) -> Iterator[tuple[str, Result]]:
+        """Several cameras into one session: a thread reads each, batches mix them.
+
+        Args:
+            sources: by name; arguments and errors otherwise as for ``stream``.
+            batch: the largest; None for the bundle's largest.
+            ahead: frames read before they are needed, of all sources together.
+
+        Returns:
+            The source's name with each result; those of one source are in its order.
+        """
+        size = self.max_batch if batch is None else min(batch, self.max_batch)
+        return run_streams(self, sources, batch=size, ahead=2 * size if ahead is None else ahead)
 
     def prepare(self, frames: Sequence[NDArray[np.uint8]]) -> NDArray[Any]:
         """Frames to network input, as the manifest says.
@@ -170,59 +253,63 @@ class Session:
         manifest = self.manifest
         return network_input(frames, manifest.preprocess, manifest.image_size, manifest.input)
 
-    def run(self, images: NDArray[Any], *, start: float | None = None) -> list[Result]:
+    def run(
+        self,
+        images: NDArray[Any],
+        *,
+        starts: Sequence[float] | None = None,
+        deadline_ms: float | None = None,
+    ) -> list[Result]:
         """The chain alone, on prepared input.
 
         Args:
             images: what ``prepare`` returns, at most the largest batch.
-            start: ``time.perf_counter()`` at which latency begins; default now.
+            starts: ``time.perf_counter()`` at which each image's latency begins; default now.
+            deadline_ms: as for ``predict``; for one image.
+
+        Raises:
+            BackendError: the session is closed.
         """
         began = time.perf_counter()
-        start = began if start is None else start
-        if len(images) == 1:
-            return [self._run_one(images, start, began)]
-        chain, tracker, count = self._chain, self._policy.start(self._exits), len(images)
-        results: list[Result | None] = [None] * count
-        rows = np.arange(count)
-        chain.start(images)
-        for exit in range(1, self._exits + 2):
-            logits = tracker.combine(chain.step())
-            final = exit > self._exits
-            stop = np.ones(len(rows), np.bool_) if final else tracker.step(exit, logits)
-            for place in np.flatnonzero(stop).tolist():
-                results[rows[place]] = self._result(logits[place], exit, start, began)
-            going = np.flatnonzero(~stop)
-            if not len(going):
-                break
-            rows = rows[going]
-            tracker.keep(going)
-            chain.keep(going)
-        return [result for result in results if result is not None]
-
-    def _run_one(self, images: NDArray[Any], start: float, began: float) -> Result:
-        """``run`` for a batch of one, the usual case on a device: no rows to keep track of."""
-        chain, tracker, last = self._chain, self._policy.start(self._exits), self._exits + 1
-        chain.start(images)
-        exit = 1
-        logits = tracker.combine(chain.step())
-        while exit < last and not tracker.step(exit, logits)[0]:
-            exit += 1
-            logits = tracker.combine(chain.step())
-        return self._result(logits[0], exit, start, began)
+        with self._lock:
+            self._check_open()
+            count, rate = len(images), self._rate
+            starts = [began] * count if starts is None else starts
+            if deadline_ms is not None and not self._walk.clock.calibrated:
+                self.warm_up()
+            if count == 1:
+                results = [self._walk.one(images, self._policy, starts[0], deadline_ms)]
+            else:
+                results = self._walk.many(images, self._policy, starts)
+            if rate is not None:
+                network = max(result.network_ms for result in results) / count
+                frame = max(result.latency_ms for result in results) / count
+                pace = rate.pace
+                rate.observe([result.exit for result in results], frame, network)
+                results = [dataclasses.replace(result, pace=pace) for result in results]
+            for result in results:
+                self._recorder.add(result)
+        for hook in self.hooks:
+            for result in results:
+                hook(result)
+        return results
 
     def exit_logits(self, frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """Every exit's logits, ``[B, M + 1, C] float32``; nothing stops early.
 
         Raises:
             DataError: a frame is of another type or shape.
+            BackendError: the session is closed.
         """
         shape = (len(frames), self._exits + 1, self.manifest.num_classes)
         logits = np.empty(shape, np.float32)
-        for first in range(0, len(frames), self._chain.max_batch):
-            images = self.prepare(frames[first : first + self._chain.max_batch])
-            self._chain.start(images)
-            for exit in range(self._exits + 1):
-                logits[first : first + len(images), exit] = self._chain.step()
+        for first in range(0, len(frames), self.max_batch):
+            images = self.prepare(frames[first : first + self.max_batch])
+            with self._lock:
+                self._check_open()
+                self._chain.start(images)
+                for exit in range(self._exits + 1):
+                    logits[first : first + len(images), exit] = self._chain.step()
         return logits
 
     def timed_exits(
@@ -233,70 +320,82 @@ class Session:
         Returns:
             Logits ``[M + 1, C] float32``, yours, and what each segment took with the decision at
             its end, ``[M + 1]`` in ms.
+
+        Raises:
+            BackendError: the session is closed.
         """
-        chain, tracker = self._chain, policy.start(self._exits)
-        logits = np.empty((self._exits + 1, self.manifest.num_classes), np.float32)
-        ends = np.empty(self._exits + 2)
-        ends[0] = time.perf_counter()
-        chain.start(images)
-        for exit in range(1, self._exits + 2):
-            found = tracker.combine(chain.step())
-            if exit <= self._exits:
-                tracker.step(exit, found)
-            ends[exit] = time.perf_counter()
-            logits[exit - 1] = found[0]
-        return logits, np.diff(ends) * 1e3
+        with self._lock:
+            self._check_open()
+            return self._walk.timed(images, policy)
 
     def baseline_logits(self, images: NDArray[Any]) -> NDArray[np.float32]:
-        """The baseline on prepared input, ``-> [B, C] float32``, yours; loaded on first use."""
-        if self._baseline is None:
-            self._baseline = self._open_chain(["baseline"])
-        self._baseline.start(images)
-        return self._baseline.step().copy()
+        """The baseline on prepared input, ``-> [B, C] float32``, yours; loaded on first use.
+
+        Raises:
+            BackendError: the session is closed.
+        """
+        with self._lock:
+            baseline = self._open_baseline()
+            baseline.start(images)
+            return baseline.step().copy()
 
     def check_parity(self) -> float:
-        """Run the bundle's own samples through every exit and the baseline.
-
-        One by one, as ``predict`` does, and in the largest batches.
-
-        Returns:
-            The largest difference from PyTorch's logits, absolute, or relative where one is
-            larger than 1.
+        """See ``parity.check_parity``; the baseline is checked too.
 
         Raises:
             ParityError: beyond the tolerance the bundle was exported with; names the segment.
+            BackendError: the session is closed.
         """
-        parity = self.manifest.parity
-        with np.load(self._bundle.path(parity.samples), allow_pickle=False) as samples:
-            images, expected = samples["images"], samples["logits"]
-        gaps = [0.0]
+        with self._lock:
+            return check_parity(self._bundle, self._chain, self._open_baseline())
 
-        def check(who: str, logits: NDArray[np.float32], wanted: NDArray[np.float32]) -> None:
-            gaps.append(difference(logits, wanted))
-            if gaps[-1] > parity.tolerance:
-                raise ParityError(
-                    f"{who} diverges from PyTorch on this device: max |difference| "
-                    f"{gaps[-1]:.3g}, tolerance {parity.tolerance:g}; do not run it here"
-                )
+    def warm_up(self, runs: int = 10) -> float:
+        """Run the whole chain a few times, so that buffers and clocks have settled.
 
-        for size in sorted({1, self._chain.max_batch}):
-            for first in range(0, len(images), size):
-                rows = slice(first, first + size)
-                self._chain.start(images[rows])
-                for index in range(self._exits + 1):
-                    check(f"segment {index}", self._chain.step(), expected[rows, index])
-                check("the baseline", self.baseline_logits(images[rows]), expected[rows, -1])
-        return max(gaps)
+        Deadlines and ``TargetRate`` go by what the segments take here.
+
+        Args:
+            runs: at least 1.
+
+        Returns:
+            Median ms of the whole chain.
+
+        Raises:
+            BackendError: the session is closed.
+        """
+        side = self.manifest.image_size
+        frame = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+        images = self.prepare([frame])
+        with self._lock:
+            self._check_open()
+            policy = Confidence(1.0)  # decides everywhere, and for nobody
+            times = np.stack([self._walk.timed(images, policy)[1] for _ in range(runs + 2)])[2:]
+            self._walk.clock.calibrate(times)
+        return float(np.median(times.sum(axis=1)))
+
+    @property
+    def max_batch(self) -> int:
+        """Largest batch that runs at once."""
+        return self._chain.max_batch
+
+    @property
+    def stats(self) -> Statistics:
+        """What the session has done so far."""
+        with self._lock:
+            return self._recorder.snapshot()
 
     def describe(self) -> dict[str, Any]:
         """Backend, version, device and threads, for records."""
         return self._chain.describe()
 
     def close(self) -> None:
-        """Free the backend's memory; the session is of no use afterwards."""
-        self._chain.close()
-        if self._baseline is not None:
-            self._baseline.close()
+        """Free the backend's memory, once what other threads run is done; may be called again."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._chain.close()
+                if self._baseline is not None:
+                    self._baseline.close()
 
     def __enter__(self) -> Session:
         """Return the session itself."""
@@ -311,21 +410,15 @@ class Session:
         """Close."""
         self.close()
 
-    def _result(self, logits: NDArray[np.float32], exit: int, start: float, began: float) -> Result:
-        """The answer from one row of logits, ``[C]``, timed now."""
-        index = int(logits.argmax())
-        confidence = float(confidence_of(logits[None])[0])
-        now = time.perf_counter()
-        labels = self.manifest.labels
-        return Result(
-            class_index=index,
-            label=labels[index] if labels else str(index),
-            confidence=confidence,
-            exit=exit,
-            block=self._blocks[exit - 1],
-            latency_ms=(now - start) * 1e3,
-            network_ms=(now - began) * 1e3,
-        )
+    def _open_baseline(self) -> Chain:
+        self._check_open()
+        if self._baseline is None:
+            self._baseline = self._open_chain(["baseline"])
+        return self._baseline
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BackendError("the session is closed; open another one")
 
 
 def _from_manifest(manifest: Manifest, point: str | None) -> Policy:

@@ -26,6 +26,13 @@ from lgvit_edge.model import LGViT, save_checkpoint
 from lgvit_edge.training.start import seeded
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test measures backends unless it means to, and none sees or leaves a cache of the user."""
+    os.environ["LGVIT_EDGE_BACKEND"] = "onnxruntime"
+    os.environ["LGVIT_EDGE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 def random_model(config: LGViTConfig, seed: int = 0) -> LGViT:
     """Random weights, norms included: fresh norms are identities and would hide mistakes."""
     torch.manual_seed(seed)

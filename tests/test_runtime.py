@@ -172,7 +172,7 @@ def test_no_frames_give_no_results(session: Session) -> None:
 
 
 def test_arguments_that_mean_nothing(bundle: Path) -> None:
-    with pytest.raises(UsageError, match="one of tensorrt, onnxruntime, found 'cuda'"):
+    with pytest.raises(UsageError, match="one of auto, tensorrt, onnxruntime, openvino, found"):
         Session.open(bundle, backend="cuda")
     with pytest.raises(UsageError, match="threads must be at least 1"):
         Session.open(bundle, threads=0)
