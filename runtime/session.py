@@ -40,6 +40,7 @@ class Session:
     while others are resized. For images in parallel, open a session per thread.
 
     Attributes:
+        chain: the segments, for benchmarks; whoever runs it holds the session alone.
         hooks: each is called with every ``Result``, in the thread that predicts; what it raises
             comes out of the prediction.
     """
@@ -49,8 +50,8 @@ class Session:
     ) -> None:
         """Use ``Session.open``."""
         self._bundle, self._open_chain = bundle, open_chain
-        self._chain = open_chain(segment_names(bundle))
-        self._walk = Walk(self._chain, bundle.manifest)
+        self.chain = open_chain(segment_names(bundle))
+        self._walk = Walk(self.chain, bundle.manifest)
         self._exits = len(bundle.manifest.segments) - 1
         self._baseline: Chain | None = None
         self._lock, self._closed = threading.RLock(), False
@@ -307,9 +308,9 @@ class Session:
             images = self.prepare(frames[first : first + self.max_batch])
             with self._lock:
                 self._check_open()
-                self._chain.start(images)
+                self.chain.start(images)
                 for exit in range(self._exits + 1):
-                    logits[first : first + len(images), exit] = self._chain.step()
+                    logits[first : first + len(images), exit] = self.chain.step()
         return logits
 
     def timed_exits(
@@ -347,7 +348,7 @@ class Session:
             BackendError: the session is closed.
         """
         with self._lock:
-            return check_parity(self._bundle, self._chain, self._open_baseline())
+            return check_parity(self._bundle, self.chain, self._open_baseline())
 
     def warm_up(self, runs: int = 10) -> float:
         """Run the whole chain a few times, so that buffers and clocks have settled.
@@ -376,7 +377,7 @@ class Session:
     @property
     def max_batch(self) -> int:
         """Largest batch that runs at once."""
-        return self._chain.max_batch
+        return self.chain.max_batch
 
     @property
     def stats(self) -> Statistics:
@@ -386,14 +387,14 @@ class Session:
 
     def describe(self) -> dict[str, Any]:
         """Backend, version, device and threads, for records."""
-        return self._chain.describe()
+        return self.chain.describe()
 
     def close(self) -> None:
         """Free the backend's memory, once what other threads run is done; may be called again."""
         with self._lock:
             if not self._closed:
                 self._closed = True
-                self._chain.close()
+                self.chain.close()
                 if self._baseline is not None:
                     self._baseline.close()
 

@@ -43,8 +43,10 @@ ABSENT_ON_DEVICES = [
 ]
 # Scripts for a workstation that take ONNX graphs apart; even they do without torch.
 GRAPH_SCRIPTS = {"lgvit_edge.benchmarks.overhead"}
-# Scripts for a workstation that train.
-TRAINING_SCRIPTS = {f"lgvit_edge.benchmarks.{name}" for name in ("study", "study_rows", "epochs")}
+# Scripts for a workstation that train, or run PyTorch as a rival.
+TRAINING_SCRIPTS = {
+    f"lgvit_edge.benchmarks.{name}" for name in ("study", "study_rows", "epochs", "rivals")
+}
 
 
 def run(

@@ -78,7 +78,7 @@ def test_chain_stops_where_the_policy_says(session: Session, policy: Policy) -> 
 
 def test_rows_that_exit_leave_the_batch(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     images = frames(4)
-    chain = session._chain
+    chain = session.chain
     sizes = []
     step = chain.step
 
