@@ -1,7 +1,7 @@
 """Segments on OpenVINO.
 
-One compiled model per segment; each (segment, batch size) has a request whose tensors lie on the
-chain's own buffers: what one segment writes, the next one reads, and nothing is copied.
+One compiled model and one request per segment, whose tensors lie on the chain's own buffers: what
+one segment writes, the next one reads, and nothing is copied.
 """
 
 from __future__ import annotations
@@ -85,11 +85,12 @@ class OpenVINOChain:
         with ThreadPoolExecutor(min(self._threads, len(graphs))) as pool:
             self._models = list(pool.map(lambda graph: self._load(core, root, graph), graphs))
         self._allocate()
-        # Per batch size and segment: request, logits. The tensors are kept because OpenVINO does
-        # not hold the arrays they lie on.
-        self._plans: dict[int, list[tuple[Any, NDArray[np.float32]] | None]] = {}
-        self._tensors: list[Any] = []
-        self._plan: list[tuple[Any, NDArray[np.float32]] | None] = []
+        self._requests = [model.create_infer_request() for model in self._models]
+        # Tensors by batch size and segment, kept because OpenVINO does not hold the arrays they lie
+        # on; and the size each request has its tensors for. A request for every size would hold
+        # memory for each.
+        self._tensors: dict[tuple[int, int], list[Any]] = {}
+        self._bound = [0] * len(graphs)
         self._batch = self._next = 0
 
     @property
@@ -99,27 +100,24 @@ class OpenVINOChain:
 
     def start(self, images: NDArray[Any]) -> None:
         """See ``Chain.start``."""
-        self._next = 0
-        self._resize(len(images))
+        self._next, self._batch = 0, len(images)
         np.copyto(self._buffers[0][: self._batch], images)
 
     def step(self) -> NDArray[np.float32]:
         """See ``Chain.step``."""
-        index = self._next
-        planned = self._plan[index]
-        if planned is None:
-            planned = self._plan[index] = self._bind(index, self._batch)
-        request, logits = planned
+        index, batch = self._next, self._batch
+        if self._bound[index] != batch:
+            self._bind(index, batch)
         # Computes in this thread; start_async and wait hand over to another and back, which took
         # 50 to 80 microseconds more. Without sharing, infer would copy every output.
-        request.infer(share_outputs=True)
+        self._requests[index].infer(share_outputs=True)
         self._next = index + 1
-        return logits
+        return self._logits[index][:batch]
 
     def keep(self, rows: NDArray[np.intp]) -> None:
         """See ``Chain.keep``."""
         if len(rows) < self._batch:
-            self._resize(len(rows))
+            self._batch = len(rows)
             buffer = self._buffers[self._next]
             buffer[: self._batch] = buffer[rows]
 
@@ -135,10 +133,9 @@ class OpenVINOChain:
 
     def close(self) -> None:
         """See ``Chain.close``."""
-        self._plans.clear()
-        self._plan = []
-        self._tensors.clear()
+        self._requests.clear()  # before what they hold on to
         self._models.clear()
+        self._tensors.clear()
 
     def _load(self, core: Any, root: Path, graph: GraphSpec) -> Any:
         settings: dict[str, Any] = {
@@ -187,25 +184,19 @@ class OpenVINOChain:
             self._buffers.append(before if before is not None and fits else fresh)
         self._logits = [np.zeros(g.logits.for_batch(self._max_batch), "f4") for g in self._graphs]
 
-    def _resize(self, batch: int) -> None:
-        if batch != self._batch:
-            self._batch = batch
-            self._plan = self._plans.setdefault(batch, [None] * len(self._graphs))
-
-    def _bind(self, index: int, batch: int) -> tuple[Any, NDArray[np.float32]]:
-        request = self._models[index].create_infer_request()
-        logits = self._logits[index][:batch]
-        request.set_input_tensor(0, self._tensor(self._buffers[index][:batch]))
-        last = len(self._graphs[index].outputs) - 1
-        if last:
-            request.set_output_tensor(0, self._tensor(self._buffers[index + 1][:batch]))
-        request.set_output_tensor(last, self._tensor(logits))
-        return request, logits
-
-    def _tensor(self, array: NDArray[Any]) -> Any:
-        tensor = self._ov.Tensor(array, shared_memory=True)
-        self._tensors.append(tensor)
-        return tensor
+    def _bind(self, index: int, batch: int) -> None:
+        request, last = self._requests[index], len(self._graphs[index].outputs) - 1
+        tensors = self._tensors.get((index, batch))
+        if tensors is None:
+            arrays = [self._buffers[index], self._logits[index]]
+            if last:
+                arrays.insert(1, self._buffers[index + 1])
+            tensors = [self._ov.Tensor(array[:batch], shared_memory=True) for array in arrays]
+            self._tensors[index, batch] = tensors
+        request.set_input_tensor(0, tensors[0])
+        for place, tensor in enumerate(tensors[1:]):
+            request.set_output_tensor(place, tensor)
+        self._bound[index] = batch
 
 
 def _open_core(device: str | None) -> tuple[Any, str]:

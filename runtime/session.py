@@ -175,9 +175,9 @@ class Session:
             BackendError: the session is closed.
         """
         start = time.perf_counter()
-        images = self.prepare([frame])
         if deadline_ms is not None and not 0 < deadline_ms < float("inf"):
             raise UsageError(f"deadline_ms must be a positive number, found {deadline_ms!r}")
+        images = self.prepare([frame])
         return self.run(images, starts=[start], deadline_ms=deadline_ms)[0]
 
     def predict_batch(self, frames: Sequence[NDArray[np.uint8]]) -> list[Result]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import json
 import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.main import get_command
 
 from lgvit_edge.cli import app
+from lgvit_edge.runtime import Session
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -25,10 +29,31 @@ def test_the_embedding_example_runs(
     assert names["logits"].shape == (1, 4, 5)  # type: ignore[attr-defined]
 
 
+def test_the_examples_of_the_runtime_run(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(bundle, tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    page = README.parent / "docs" / "runtime.md"
+    first, *others = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    frames = [np.zeros((48, 64, 3), np.uint8)] * 3
+    log = io.StringIO()
+    names = {"frame": frames[0], "frames": frames, "gate": frames, "yard": frames, "log": log}
+    exec(first, names | {"json": json})
+    with Session.open("out/", warm_up=True) as session:
+        names |= {"session": session, "json": json}
+        for code in others:
+            exec(code, names)
+        assert session.stats.images == 1 + 1 + 3 + 6 + 2
+        session.predict(frames[0])
+    assert json.loads(log.getvalue())["label"] in "abcde"
+
+
 def test_the_commands_and_options_exist() -> None:
     commands = get_command(app).commands  # type: ignore[attr-defined]
     docs = README.parent / "docs"
-    pages = [README, docs / "tensorrt.md", docs / "training.md", docs / "tuning.md"]
+    names = ("runtime", "tensorrt", "training", "tuning")
+    pages = [README, *(docs / f"{name}.md" for name in names)]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     shown = re.findall(r"lgvit-edge (\w+)([^\n|`]*)", text)
     shown = [(name, rest) for name, rest in shown if name in commands]
