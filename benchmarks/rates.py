@@ -141,7 +141,7 @@ def _draw(
     bottom.invert_yaxis()
     for axis in (top, bottom):
         axis.axvspan(*steps, color="C1", alpha=0.12)
-    bottom.text(np.mean(steps), max(names), "competing load", ha="center", va="bottom", fontsize=8)
+    top.text(np.mean(steps), 0, "competing load", ha="center", va="bottom", fontsize=8)
     figure.savefig(path, format="png", dpi=110)
     pyplot.close(figure)
 

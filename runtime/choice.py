@@ -80,7 +80,8 @@ def choose(
         backend = os.environ.get(OVERRIDE, "auto")
     if backend not in (*BACKENDS, "auto"):
         raise UsageError(f"backend must be one of auto, {', '.join(BACKENDS)}, found {backend!r}")
-    if backend == "auto" and options.device is None and tensorrt_runs(bundle):
+    free = options.device is None and options.hint is None
+    if backend == "auto" and free and tensorrt_runs(bundle):
         backend = "tensorrt"
     found = list(_candidates(backend, options))
     if len(found) > 1:
