@@ -30,7 +30,7 @@ from lgvit_edge.bundle import Bundle, open_bundle
 from lgvit_edge.config import ExitConfig
 from lgvit_edge.environment import environment, load_average
 from lgvit_edge.errors import UsageError
-from lgvit_edge.model import LGViT, load_checkpoint
+from lgvit_edge.model import LGViT, count_parameters, load_checkpoint
 from lgvit_edge.preprocess import to_float
 from lgvit_edge.runtime import FixedExit, Session
 
@@ -119,14 +119,24 @@ def _chain(session: Session, images: NDArray[np.uint8]) -> Run:
 def _model(bundle: Bundle, arch: str | None, ckpt: Path | None) -> LGViT:
     if (arch is None) == (ckpt is None):
         raise UsageError("expected --arch NAME or --ckpt MODEL")
+    manifest = bundle.manifest
     if ckpt is not None:
-        return load_checkpoint(ckpt).eval()
-    exits = [
-        ExitConfig(s.last_block, s.head, **_kind(i))
-        for i, s in enumerate(bundle.manifest.segments[:-1])
-    ]
-    config = architecture(str(arch), num_classes=bundle.manifest.num_classes)
-    return LGViT(config.replace(exits=tuple(exits))).eval()
+        model = load_checkpoint(ckpt)
+        model = model.with_exits([s.last_block for s in manifest.segments[:-1]])
+    else:
+        exits = [
+            ExitConfig(s.last_block, s.head, **_kind(i))
+            for i, s in enumerate(manifest.segments[:-1])
+        ]
+        config = architecture(str(arch), num_classes=manifest.num_classes)
+        model = LGViT(config.replace(exits=tuple(exits)))
+    expected, found = manifest.baseline.parameters, count_parameters(model.backbone)
+    if expected != found:
+        raise UsageError(
+            f"expected the model of {bundle.root}, whose baseline has {expected} parameters, "
+            f"found one with {found}: give its own --arch or --ckpt"
+        )
+    return model.eval()
 
 
 def _kind(index: int) -> dict[str, int]:

@@ -72,6 +72,8 @@ def test_rivals_are_timed_in_turn(
     assert "PyTorch eager" in capsys.readouterr().out
     with pytest.raises(UsageError, match="expected --arch NAME or --ckpt MODEL"):
         rivals.main(single, None, None, **options)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="whose baseline has .* parameters, found one with"):
+        rivals.main(single, "vit-tiny", None, **options)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="and 4 shares, found 2"):
         rivals.main(single, "vit-base", None, "1,2", 2, None)
 
