@@ -123,18 +123,18 @@ class TargetRate(Policy):
             budget_ms=self.budget_ms,
         )
 
-    def observe(self, exits: Sequence[int], frame_ms: float, network_ms: float) -> None:
+    def observe(self, exits: Sequence[int], network_ms: float, prepare_ms: float) -> None:
         """See what frames took, and choose the next one's level.
 
         Args:
             exits: that the images took; more than one for a batch.
-            frame_ms: per image, from decoded frame to label.
-            network_ms: the part of it spent in the chain.
+            network_ms: per image, spent in the chain.
+            prepare_ms: per image, spent before it in the same thread.
         """
         spent = sum(self._exit_ms[exit - 1] for exit in exits) / len(exits)
         self._load += (network_ms / spent - self._load) * _QUICK
         self._hardness += (spent / self._levels[self._level].cost - self._hardness) * _SLOW
-        self._prepare_ms += (frame_ms - network_ms - self._prepare_ms) * _QUICK
+        self._prepare_ms += (prepare_ms - self._prepare_ms) * _QUICK
         self._since += 1
         if self._expected(self._level) > self.budget_ms:
             if self._tried and self._since <= _SOON:

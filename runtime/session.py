@@ -21,7 +21,6 @@ from lgvit_edge.policy import Confidence, Policy
 from lgvit_edge.preprocess import network_input
 from lgvit_edge.runtime.backends import ChainOptions, chain_opener, segment_names
 from lgvit_edge.runtime.chain import Chain
-from lgvit_edge.runtime.choice import choose
 from lgvit_edge.runtime.pace import TargetRate
 from lgvit_edge.runtime.parity import check_parity
 from lgvit_edge.runtime.result import Result
@@ -106,6 +105,8 @@ class Session:
         """
         if policy is not None and point is not None:
             raise UsageError("give a policy or an operating point, not both")
+        from lgvit_edge.runtime.choice import choose  # importing the runtime stays quick
+
         options = ChainOptions(threads, thread_pool, device, hint, tensorrt)
         bundle = open_bundle(path)
         if policy is None:
@@ -178,7 +179,8 @@ class Session:
         if deadline_ms is not None and not 0 < deadline_ms < float("inf"):
             raise UsageError(f"deadline_ms must be a positive number, found {deadline_ms!r}")
         images = self.prepare([frame])
-        return self.run(images, starts=[start], deadline_ms=deadline_ms)[0]
+        spent = (time.perf_counter() - start) * 1e3
+        return self.run(images, starts=[start], deadline_ms=deadline_ms, prepare_ms=spent)[0]
 
     def predict_batch(self, frames: Sequence[NDArray[np.uint8]]) -> list[Result]:
         """Classify frames together; those that exit leave the batch.
@@ -193,7 +195,8 @@ class Session:
         for first in range(0, len(frames), self.max_batch):
             start = time.perf_counter()
             images = self.prepare(frames[first : first + self.max_batch])
-            results += self.run(images, starts=[start] * len(images))
+            spent = (time.perf_counter() - start) * 1e3
+            results += self.run(images, starts=[start] * len(images), prepare_ms=spent)
         return results
 
     def stream(
@@ -260,6 +263,7 @@ class Session:
         *,
         starts: Sequence[float] | None = None,
         deadline_ms: float | None = None,
+        prepare_ms: float = 0.0,
     ) -> list[Result]:
         """The chain alone, on prepared input.
 
@@ -267,11 +271,16 @@ class Session:
             images: what ``prepare`` returns, at most the largest batch.
             starts: ``time.perf_counter()`` at which each image's latency begins; default now.
             deadline_ms: as for ``predict``; for one image.
+            prepare_ms: spent on ``images`` before this call, which a frame rate has to pay too;
+                nothing where another thread prepares them meanwhile.
 
         Raises:
+            UsageError: a deadline for several images.
             BackendError: the session is closed.
         """
         began = time.perf_counter()
+        if deadline_ms is not None and len(images) != 1:
+            raise UsageError(f"a deadline is for one image, found {len(images)}")
         with self._lock:
             self._check_open()
             count, rate = len(images), self._rate
@@ -284,9 +293,8 @@ class Session:
                 results = self._walk.many(images, self._policy, starts)
             if rate is not None:
                 network = max(result.network_ms for result in results) / count
-                frame = max(result.latency_ms for result in results) / count
                 pace = rate.pace
-                rate.observe([result.exit for result in results], frame, network)
+                rate.observe([result.exit for result in results], network, prepare_ms / count)
                 results = [dataclasses.replace(result, pace=pace) for result in results]
             for result in results:
                 self._recorder.add(result)
