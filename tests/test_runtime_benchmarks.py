@@ -59,6 +59,8 @@ def test_rivals_are_timed_in_turn(
     from lgvit_edge.benchmarks import rivals
 
     save_checkpoint(exported_model, tmp_path / "model.pt")
+    narrow = exported_model.config.replace(intermediate_size=64)
+    save_checkpoint(LGViT(narrow).eval(), tmp_path / "other.pt")
     options = {"mix": "40,30,20,10", "rounds": 2, "json_file": tmp_path / "r.json"}
     rivals.main(single, None, tmp_path / "model.pt", **options)  # type: ignore[arg-type]
     record = json.loads((tmp_path / "r.json").read_text())
@@ -73,7 +75,7 @@ def test_rivals_are_timed_in_turn(
     with pytest.raises(UsageError, match="expected --arch NAME or --ckpt MODEL"):
         rivals.main(single, None, None, **options)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="whose baseline has .* parameters, found one with"):
-        rivals.main(single, "vit-tiny", None, **options)  # type: ignore[arg-type]
+        rivals.main(single, None, tmp_path / "other.pt", **options)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="and 4 shares, found 2"):
         rivals.main(single, "vit-base", None, "1,2", 2, None)
 
