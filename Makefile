@@ -17,7 +17,7 @@ BIN := $(abspath $(VENV))/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench dev format links clean
+.PHONY: help demo test check map bench dev format links clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -36,10 +36,13 @@ check: $(VENV)/.dev links ## lint, format, types and import rules
 	cd $(LINKS) && PYTHONPATH=. $(BIN)/lint-imports --config $(CURDIR)/pyproject.toml \
 		--cache-dir $(CURDIR)/build/import_linter_cache
 
+map: $(VENV)/.dev links ## modules per folder, imports between folders, circles
+	@cd $(LINKS) && PYTHONPATH=. $(BIN)/python $(CURDIR)/tools/import_map.py
+
 bench: $(VENV)/.demo ## measure the demo's bundle: overhead of cutting, host costs, bench
 	@test -f $(BUNDLE)/manifest.json || $(MAKE) demo
-	$(BIN)/python -m lgvit_edge.benchmarks.overhead --engines $(BUNDLE)
-	$(BIN)/python -m lgvit_edge.benchmarks.host --engines $(BUNDLE)
+	$(BIN)/python -m lgvit_edge.benchmarks.experiments.overhead --engines $(BUNDLE)
+	$(BIN)/python -m lgvit_edge.benchmarks.experiments.host --engines $(BUNDLE)
 	$(BIN)/lgvit-edge bench --engines $(BUNDLE) $(BENCH_ARGS)
 
 dev: $(VENV)/.dev links ## everything a contributor needs

@@ -1,6 +1,6 @@
 """Measuring what the chain wins over the baseline, and reporting it."""
 
 from lgvit_edge.benchmarks.measure import measure_exits, measure_images
-from lgvit_edge.benchmarks.report import print_report
+from lgvit_edge.benchmarks.report.terminal import print_report
 
 __all__ = ["measure_exits", "measure_images", "print_report"]

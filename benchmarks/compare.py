@@ -9,10 +9,10 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from lgvit_edge._terminal import table
-from lgvit_edge.bundle import MANIFEST, open_bundle
+from lgvit_edge._support.terminal import table
+from lgvit_edge.bundle.directory import MANIFEST, open_bundle
+from lgvit_edge.bundle.points import OperatingPoint
 from lgvit_edge.errors import DataError, UsageError
-from lgvit_edge.operating_point import OperatingPoint
 
 _MAX_BYTES = 1 << 30
 # What must be the same for times to be compared: where in the record, and what it is called.

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge.benchmarks.record import Sample, instability, raw, summarise
-from lgvit_edge.environment import environment, peak_memory_mb
 from lgvit_edge.errors import DataError, UsageError
-from lgvit_edge.labelled import LabelledImage, content_hash
-from lgvit_edge.policy import FixedExit
-from lgvit_edge.preprocess import load_rgb
+from lgvit_edge.images.labelled import LabelledImage, content_hash
+from lgvit_edge.images.preprocess import load_rgb
+from lgvit_edge.machine.environment import environment, peak_memory_mb
+from lgvit_edge.policies import FixedExit
 from lgvit_edge.runtime import Result, Session
 
 Progress = Callable[[int, int], None]

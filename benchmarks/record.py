@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lgvit_edge.manifest import Manifest
+from lgvit_edge.bundle.manifest import Manifest
 
 _WARM_SPREAD, _DRIFT = 0.25, 0.10  # beyond these a run's figures should not be trusted
 

@@ -9,17 +9,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lgvit_edge.export.build import build_engines
-    from lgvit_edge.export.builder import BuilderOptions
-    from lgvit_edge.export.exporter import ExportOptions, export_bundle
+    from lgvit_edge.export.bundle import ExportOptions, export_bundle
+    from lgvit_edge.export.tensorrt.build import build_engines
+    from lgvit_edge.export.tensorrt.builder import BuilderOptions
 
 __all__ = ["BuilderOptions", "ExportOptions", "build_engines", "export_bundle"]
 
 _HOMES = {
-    "BuilderOptions": "lgvit_edge.export.builder",
-    "ExportOptions": "lgvit_edge.export.exporter",
-    "build_engines": "lgvit_edge.export.build",
-    "export_bundle": "lgvit_edge.export.exporter",
+    "BuilderOptions": "lgvit_edge.export.tensorrt.builder",
+    "ExportOptions": "lgvit_edge.export.bundle",
+    "build_engines": "lgvit_edge.export.tensorrt.build",
+    "export_bundle": "lgvit_edge.export.bundle",
 }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lgvit_edge._optional import require
+from lgvit_edge._support.optional import require
 from lgvit_edge.errors import ExportError
 
 _INLINE_BYTES = 4096  # shapes and scalars stay in the graph, where every optimiser looks

@@ -1,6 +1,6 @@
 """The torch-free runtime: open a bundle, predict, stop after the first confident exit."""
 
-from lgvit_edge.policy import (
+from lgvit_edge.policies import (
     Confidence,
     Ensemble,
     Entropy,
@@ -10,11 +10,11 @@ from lgvit_edge.policy import (
     PatientConfidence,
     Policy,
 )
-from lgvit_edge.runtime.pace import TargetRate
+from lgvit_edge.runtime.backends.tensorrt import TensorRTOptions
 from lgvit_edge.runtime.result import Pace, Result
 from lgvit_edge.runtime.session import Session
 from lgvit_edge.runtime.stats import Statistics
-from lgvit_edge.runtime.trt_chain import TensorRTOptions
+from lgvit_edge.runtime.target_rate import TargetRate
 
 __all__ = [
     "Confidence",

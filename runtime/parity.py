@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from lgvit_edge.bundle import Bundle
+from lgvit_edge.bundle.directory import Bundle
 from lgvit_edge.errors import ParityError
-from lgvit_edge.runtime.chain import Chain
-from lgvit_edge.scores import difference
+from lgvit_edge.policies.scores import difference
+from lgvit_edge.runtime.backends.base import Chain
 
 
 def check_parity(bundle: Bundle, chain: Chain, baseline: Chain | None) -> float:

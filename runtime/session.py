@@ -13,23 +13,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lgvit_edge import policy as policies
-from lgvit_edge.bundle import Bundle, open_bundle
+from lgvit_edge import policies
+from lgvit_edge.bundle.directory import Bundle, open_bundle
+from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.errors import BackendError, BundleError, UsageError
-from lgvit_edge.manifest import Manifest
-from lgvit_edge.policy import Confidence, Policy
-from lgvit_edge.preprocess import network_input
-from lgvit_edge.runtime.backends import ChainOptions, chain_opener, segment_names
-from lgvit_edge.runtime.chain import Chain
-from lgvit_edge.runtime.pace import TargetRate
+from lgvit_edge.images.preprocess import network_input
+from lgvit_edge.policies import Confidence, Policy
+from lgvit_edge.runtime.backends.base import Chain
+from lgvit_edge.runtime.backends.registry import ChainOptions, chain_opener, segment_names
 from lgvit_edge.runtime.parity import check_parity
 from lgvit_edge.runtime.result import Result
+from lgvit_edge.runtime.runner import Walk
 from lgvit_edge.runtime.stats import Recorder, Statistics
-from lgvit_edge.runtime.stream import run_streams
-from lgvit_edge.runtime.walk import Walk
+from lgvit_edge.runtime.streams import run_streams
+from lgvit_edge.runtime.target_rate import TargetRate
 
 if TYPE_CHECKING:
-    from lgvit_edge.runtime.trt_chain import TensorRTOptions
+    from lgvit_edge.runtime.backends.tensorrt import TensorRTOptions
 
 
 class Session:
@@ -105,7 +105,7 @@ class Session:
         """
         if policy is not None and point is not None:
             raise UsageError("give a policy or an operating point, not both")
-        from lgvit_edge.runtime.choice import choose  # importing the runtime stays quick
+        from lgvit_edge.runtime.selection import choose  # importing the runtime stays quick
 
         options = ChainOptions(threads, thread_pool, device, hint, tensorrt)
         bundle = open_bundle(path)

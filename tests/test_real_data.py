@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from lgvit_edge.architecture.placement import plan_exits
 from lgvit_edge.export import export_bundle
-from lgvit_edge.labelled import find_images
+from lgvit_edge.images.labelled import find_images
+from lgvit_edge.images.preprocess import load_rgb
 from lgvit_edge.model import block_macs, load_backbone
-from lgvit_edge.placement import plan_exits
-from lgvit_edge.preprocess import load_rgb
 from lgvit_edge.runtime import Session
 from lgvit_edge.training import attach_exits
 

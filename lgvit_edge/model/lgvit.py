@@ -7,9 +7,9 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from lgvit_edge.config import LGViTConfig
+from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.errors import ConfigError
-from lgvit_edge.model.backbone import FAMILIES, Backbone
+from lgvit_edge.model.backbones.backbone import FAMILIES, Backbone
 from lgvit_edge.model.heads import exit_head
 
 

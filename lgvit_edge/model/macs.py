@@ -11,8 +11,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lgvit_edge.config import BlockConfig, LGViTConfig
-from lgvit_edge.model.backbone import FAMILIES
+from lgvit_edge.architecture.config import BlockConfig, LGViTConfig
+from lgvit_edge.model.backbones.backbone import FAMILIES
 
 _PRODUCTS = (torch.ops.aten.bmm, torch.ops.aten.baddbmm)  # layers are mm, addmm, convolution
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lgvit_edge.config import ExitConfig, LGViTConfig
+from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
 from lgvit_edge.errors import ConfigError
 from lgvit_edge.model.heads import ExitHead
 from lgvit_edge.model.lgvit import LGViT

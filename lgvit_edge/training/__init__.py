@@ -1,6 +1,6 @@
 """Training an LGViT: data, the paper's losses, and the two stages."""
 
-from lgvit_edge.training.data import ArrayDataset, Dataset, ImageFolder
+from lgvit_edge.training.data.datasets import ArrayDataset, Dataset, ImageFolder
 from lgvit_edge.training.evaluate import accuracy_table, evaluate
 from lgvit_edge.training.loop import train
 from lgvit_edge.training.run import train_from_folder

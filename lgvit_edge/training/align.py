@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lgvit_edge.config import ExitConfig, LGViTConfig
+from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
 
 
 class Align(nn.Module):

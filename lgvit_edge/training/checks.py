@@ -6,10 +6,10 @@ import os
 import shutil
 from pathlib import Path
 
-from lgvit_edge._optional import require
+from lgvit_edge._support.optional import require
 from lgvit_edge.errors import DataError, TrainingError, UsageError
 from lgvit_edge.model import LGViT, count_parameters
-from lgvit_edge.training.data import Dataset
+from lgvit_edge.training.data.datasets import Dataset
 
 _SUFFIXES = (".pt", ".safetensors")
 # The checkpoint, and twice (while it is replaced) the file to resume from: weights and two moments.

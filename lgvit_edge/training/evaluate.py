@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from lgvit_edge._terminal import table
-from lgvit_edge.config import LGViTConfig
-from lgvit_edge.curves import Labels, Logits, summary
+from lgvit_edge._support.terminal import table
+from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.errors import DataError
 from lgvit_edge.model import LGViT, baseline, count_macs, cut, example_input
-from lgvit_edge.training.batches import Batches
-from lgvit_edge.training.data import Dataset
+from lgvit_edge.policies.curves import Labels, Logits, summary
+from lgvit_edge.training.data.batches import Batches
+from lgvit_edge.training.data.datasets import Dataset
 from lgvit_edge.training.team import Team
 
 

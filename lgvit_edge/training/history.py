@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lgvit_edge._files import replacing
-from lgvit_edge._optional import require
+from lgvit_edge._support.files import replacing
+from lgvit_edge._support.optional import require
 from lgvit_edge.errors import TrainingError
 
 COLUMNS = ("stage", "epoch", "step", "lr", "loss", "accuracy", "seconds")

@@ -14,14 +14,15 @@ from rich.console import Console
 
 from lgvit_edge.errors import DataError, TrainingError, UsageError
 from lgvit_edge.model import LGViT, save_checkpoint
-from lgvit_edge.training.batches import Batches
-from lgvit_edge.training.cache import HiddenCache, StoredStates
 from lgvit_edge.training.checks import check_output, check_task
-from lgvit_edge.training.data import Dataset
+from lgvit_edge.training.data.batches import Batches
+from lgvit_edge.training.data.datasets import Dataset
+from lgvit_edge.training.features.states import HiddenCache, StoredStates
+from lgvit_edge.training.features.store import FeatureStore
 from lgvit_edge.training.history import COLUMNS, Mean, Row, log_path, write_log
-from lgvit_edge.training.optimise import adamw, learning_rate
-from lgvit_edge.training.outcome import measure, picture_of
+from lgvit_edge.training.optimiser import adamw, learning_rate
 from lgvit_edge.training.progress import Smoothed, bar
+from lgvit_edge.training.report import measure, picture_of
 from lgvit_edge.training.resume import (
     Progress,
     fingerprint,
@@ -31,7 +32,6 @@ from lgvit_edge.training.resume import (
 )
 from lgvit_edge.training.settings import TrainingConfig
 from lgvit_edge.training.stages import Stage, StageOne, StageTwo, Step
-from lgvit_edge.training.store import FeatureStore
 from lgvit_edge.training.team import Team, join
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lgvit_edge.config import GLOBAL_HEADS, LOCAL_HEADS, ExitConfig
+from lgvit_edge.architecture.config import GLOBAL_HEADS, LOCAL_HEADS, ExitConfig
 
 
 def kl_loss(

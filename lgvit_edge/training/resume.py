@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lgvit_edge._files import replacing
-from lgvit_edge._schema import to_json
+from lgvit_edge._support.files import replacing
+from lgvit_edge.bundle.codec import to_json
 from lgvit_edge.errors import TrainingError
 from lgvit_edge.model import LGViT
-from lgvit_edge.training.data import Dataset
+from lgvit_edge.training.data.datasets import Dataset
 from lgvit_edge.training.history import Row
 from lgvit_edge.training.settings import TrainingConfig
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lgvit_edge.config import ExitConfig
+from lgvit_edge.architecture.config import ExitConfig
+from lgvit_edge.architecture.placement import plan_exits
 from lgvit_edge.errors import UsageError
 from lgvit_edge.model import LGViT, block_macs
-from lgvit_edge.placement import plan_exits
 from lgvit_edge.training.checks import check_output
-from lgvit_edge.training.data import ImageFolder, class_names
+from lgvit_edge.training.data.datasets import ImageFolder, class_names
 from lgvit_edge.training.loop import train
 from lgvit_edge.training.settings import TrainingConfig
 from lgvit_edge.training.start import attach_exits, load_start

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lgvit_edge._schema import to_json
+from lgvit_edge.bundle.codec import to_json
 from lgvit_edge.errors import UsageError
 from lgvit_edge.training.schemes import SCHEMES
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from lgvit_edge.architectures import ARCHITECTURES, architecture
-from lgvit_edge.config import ExitConfig, LGViTConfig
+from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
+from lgvit_edge.architecture.published import ARCHITECTURES, architecture
 from lgvit_edge.errors import UsageError
 from lgvit_edge.model import LGViT, load_model
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
-from lgvit_edge._optional import require
+from lgvit_edge._support.optional import require
 from lgvit_edge.errors import UsageError
 
 T = TypeVar("T")

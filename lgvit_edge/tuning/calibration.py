@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from lgvit_edge.scores import log_softmax
+from lgvit_edge.policies.scores import log_softmax
 from lgvit_edge.tuning.outcome import Images
 
 _BINS = 15

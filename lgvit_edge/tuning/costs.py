@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lgvit_edge.manifest import Manifest
+from lgvit_edge.bundle.manifest import Manifest
 
 Floats = NDArray[np.float64]
 

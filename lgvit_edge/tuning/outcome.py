@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lgvit_edge.policy import Policy
+from lgvit_edge.policies import Policy
 from lgvit_edge.tuning.costs import Costs
 
 T = TypeVar("T")

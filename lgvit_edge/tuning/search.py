@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from lgvit_edge._optional import require
-from lgvit_edge.policy import Never, Policy
+from lgvit_edge._support.optional import require
+from lgvit_edge.policies import Never, Policy
 from lgvit_edge.tuning.calibration import temperatures
 from lgvit_edge.tuning.outcome import front
 from lgvit_edge.tuning.shapes import Curve, Scorer, Shape

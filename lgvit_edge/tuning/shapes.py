@@ -12,9 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lgvit_edge.policy import Confidence, Ensemble, Entropy, Patience, PatientConfidence, Policy
-from lgvit_edge.policy_base import PerExit, per_exit
-from lgvit_edge.scores import confidence, entropy
+from lgvit_edge.policies import (
+    Confidence,
+    Ensemble,
+    Entropy,
+    Patience,
+    PatientConfidence,
+    Policy,
+)
+from lgvit_edge.policies.base import PerExit, per_exit
+from lgvit_edge.policies.scores import confidence, entropy
 from lgvit_edge.tuning.costs import Costs
 from lgvit_edge.tuning.outcome import Images
 
@@ -31,7 +38,7 @@ class Shape:
     """A policy but for the level of its thresholds.
 
     Attributes:
-        name: as in ``lgvit_edge.policy.POLICIES``.
+        name: as in ``lgvit_edge.policies.rules.POLICIES``.
         temperature: one, or one per exit.
         decay: of an ensemble.
         slope: how much higher, as a share of all scores, the last exit's threshold lies than the

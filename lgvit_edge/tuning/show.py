@@ -10,10 +10,10 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from lgvit_edge._optional import require
-from lgvit_edge._terminal import table
-from lgvit_edge.manifest import Manifest
-from lgvit_edge.operating_point import ASSUMPTION, OperatingPoint
+from lgvit_edge._support.optional import require
+from lgvit_edge._support.terminal import table
+from lgvit_edge.bundle.manifest import Manifest
+from lgvit_edge.bundle.points import ASSUMPTION, OperatingPoint
 from lgvit_edge.tuning.outcome import Line, Outcome
 from lgvit_edge.tuning.tune import DROPS, Tuned
 

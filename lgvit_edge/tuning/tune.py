@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lgvit_edge.bundle.manifest import Manifest
+from lgvit_edge.bundle.points import Guarantee, OperatingPoint
 from lgvit_edge.errors import DataError, TuningError, UsageError
-from lgvit_edge.manifest import Manifest
-from lgvit_edge.operating_point import Guarantee, OperatingPoint
-from lgvit_edge.policy import Policy
+from lgvit_edge.policies import Policy
 from lgvit_edge.tuning.calibration import calibration_errors, temperatures
+from lgvit_edge.tuning.certify import certified, images_needed
 from lgvit_edge.tuning.costs import Costs
 from lgvit_edge.tuning.goals import USUAL, Goal
 from lgvit_edge.tuning.outcome import Images, Line, Outcome, outcome
-from lgvit_edge.tuning.pruning import Pruning, prune
-from lgvit_edge.tuning.recording import Recording
-from lgvit_edge.tuning.risk import certified, images_needed
+from lgvit_edge.tuning.prune import Pruning, prune
+from lgvit_edge.tuning.record import Recording
 from lgvit_edge.tuning.search import SWEEP, policies_by, search
 from lgvit_edge.tuning.shapes import Curve, Scorer, Shape
 

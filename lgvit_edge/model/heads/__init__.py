@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lgvit_edge.config import ExitConfig, LGViTConfig
+from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
 from lgvit_edge.model.heads import attention, conv, encoder, gah, lph, mlp
 from lgvit_edge.model.heads.base import ExitHead, Names
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lgvit_edge.config import ExitConfig, LGViTConfig
-from lgvit_edge.model.block import Attention
+from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
+from lgvit_edge.model.backbones.block import Attention
 from lgvit_edge.model.heads.base import ExitHead, Names, body_head, linear
 
 

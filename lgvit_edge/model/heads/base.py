@@ -13,8 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from lgvit_edge.config import ExitConfig, LGViTConfig
-from lgvit_edge.model.classifier import Classifier, MeanClassifier
+from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
+from lgvit_edge.model.backbones.classifier import Classifier, MeanClassifier
 
 # What the authors call a module of ours, within an exit's own names; a number takes that third.
 Names = dict[str, "str | tuple[str, int]"]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lgvit_edge.config import ExitConfig, LGViTConfig
+from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
 from lgvit_edge.model.heads.base import ExitHead, Names, affine, as_image, body_head
 
 

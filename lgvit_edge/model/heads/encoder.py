@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lgvit_edge.config import GAH_HEADS, BlockConfig, ExitConfig, LGViTConfig
-from lgvit_edge.model.block import Attention, Block
+from lgvit_edge.architecture.config import GAH_HEADS, BlockConfig, ExitConfig, LGViTConfig
+from lgvit_edge.model.backbones.block import Attention, Block
 from lgvit_edge.model.heads import mlp
 from lgvit_edge.model.heads.attention import after_value, per_head
 from lgvit_edge.model.heads.base import ExitHead, Names

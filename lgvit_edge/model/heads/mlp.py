@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lgvit_edge.config import ExitConfig, LGViTConfig
-from lgvit_edge.model.classifier import Classifier, MeanClassifier, TokenClassifier
+from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
+from lgvit_edge.model.backbones.classifier import Classifier, MeanClassifier, TokenClassifier
 from lgvit_edge.model.heads.base import ExitHead, Names, classifier_names
 
 

@@ -1,0 +1,222 @@
+"""Every family with every kind of head, through the whole pipeline, as one table.
+
+``python -m lgvit_edge.benchmarks.experiments.coverage`` makes a model of each with random weights,
+norms and statistics included, holds its deployed form and its exported graphs on ONNX Runtime, and
+OpenVINO where it is installed, against ``LGViT.exit_logits``, and lets TensorRT-RTX compile them in
+float32 and float16, which needs no GPU. A difference beyond the tolerance, or a graph that does not
+compile, is named and the exit status is 1.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from torch import nn
+
+from lgvit_edge._support.files import write_json
+from lgvit_edge._support.optional import require
+from lgvit_edge._support.terminal import console, progress_bar, say, table
+from lgvit_edge.architecture.config import LGViTConfig
+from lgvit_edge.architecture.placement import HEADS, default_heads
+from lgvit_edge.architecture.published import architecture
+from lgvit_edge.bundle.directory import open_bundle
+from lgvit_edge.errors import LGViTEdgeError, MissingDependency
+from lgvit_edge.export.bundle import ExportOptions, export_bundle
+from lgvit_edge.export.checks.parity import TOLERANCE, sample_images
+from lgvit_edge.export.tensorrt.build import build_engines
+from lgvit_edge.model import LGViT, cut
+from lgvit_edge.policies.scores import difference
+
+ARCHITECTURES = ("vit-tiny", "deit-tiny-distilled", "swin-tiny")
+COLUMNS = ("PyTorch", "ONNX Runtime", "OpenVINO", "RTX fp32", "ONNX Runtime fp16", "RTX fp16")
+ABSENT = "not installed"
+Cell = float | str  # a difference, or words
+
+
+@dataclass(frozen=True)
+class Row:
+    """One family with one kind of head.
+
+    Attributes:
+        family: ``vit``, ``deit`` or ``swin``.
+        heads: ``lgvit`` or a kind of head.
+        cells: by column: the largest difference in the logits of any exit, or what happened.
+        failed: columns that are not as they should be.
+    """
+
+    family: str
+    heads: str
+    cells: dict[str, Cell]
+    failed: tuple[str, ...]
+
+
+def cover(configs: Sequence[LGViTConfig], work: Path) -> Iterator[Row]:
+    """Put every configuration through the pipeline.
+
+    Args:
+        configs: with exits.
+        work: an empty directory; what is written there is large and may go.
+    """
+    for config in configs:
+        model = randomised(LGViT(config))
+        cells: dict[str, Cell] = {"PyTorch": _deployed(model)}
+        for precision in ("fp32", "fp16"):
+            out = work / precision
+            suffix = "" if precision == "fp32" else " fp16"
+            cells[f"ONNX Runtime{suffix}"] = _tried(_exported, model, out, precision)
+            if precision == "fp32":
+                cells["OpenVINO"] = _tried(_openvino, out)
+            cells[f"RTX {precision}"] = _tried(_compiled, out)
+        failed = [name for name in COLUMNS if not _good(name, cells[name])]
+        kinds = sorted({exit.head for exit in config.exits})
+        heads = "lgvit" if kinds == ["gah", "lph"] else "+".join(kinds)
+        yield Row(config.family, heads, {name: cells[name] for name in COLUMNS}, tuple(failed))
+
+
+def _good(name: str, cell: Cell) -> bool:
+    if isinstance(cell, float):
+        return cell <= TOLERANCE["fp16" if name.endswith("fp16") else "fp32"]
+    return cell == ABSENT or (name.startswith("RTX") and cell.endswith("built"))
+
+
+def _tried(step: Callable[..., Cell], *arguments: Any) -> Cell:
+    try:
+        return step(*arguments)
+    except MissingDependency:
+        return ABSENT
+    except LGViTEdgeError as error:
+        return f"failed: {error}"
+
+
+def _deployed(model: LGViT) -> float:
+    frames, pixels = sample_images(model.config, "uint8")
+    hidden: Any = torch.from_numpy(frames)
+    logits = []
+    with torch.no_grad():
+        expected = model.exit_logits(pixels).numpy()
+        for segment in cut(model):
+            output = segment.module(hidden)
+            hidden, found = output if isinstance(output, tuple) else (None, output)
+            logits.append(found.numpy())
+    return float(difference(np.stack(logits, axis=1), expected))
+
+
+def _exported(model: LGViT, out: Path, precision: str) -> float:
+    options = ExportOptions(target="rtx", precision=precision)
+    return max(export_bundle(model, out, options).parity.max_difference)
+
+
+def _compiled(out: Path) -> str:
+    built = build_engines(out)
+    return f"{len(built.build.engines)} built"
+
+
+def _openvino(out: Path) -> float:
+    """The chain of a float32 bundle on OpenVINO's CPU plugin, against the bundle's own samples."""
+    openvino = require("openvino", extra="openvino")
+    bundle = open_bundle(out)
+    core = openvino.Core()
+    chain = [
+        core.compile_model(
+            bundle.path(segment.spec.graph), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+        )
+        for segment in bundle.manifest.segments
+    ]
+    with np.load(bundle.path(bundle.manifest.parity.samples)) as samples:
+        pairs = list(zip(samples["images"], samples["logits"], strict=True))
+    worst = 0.0
+    for image, expected in pairs:
+        hidden: Any = image[None]
+        for compiled, wanted in zip(chain, expected, strict=True):
+            *rest, logits = compiled([hidden]).to_tuple()
+            hidden = rest[0] if rest else None
+            worst = max(worst, float(difference(logits, wanted[None])))
+    return worst
+
+
+@torch.no_grad()
+def randomised(model: LGViT, seed: int = 0) -> LGViT:
+    """Random weights, norms and statistics: fresh ones are near identities and hide mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            module.weight.normal_(0, module.weight[0].numel() ** -0.5, generator=generator)
+            if module.bias is not None:
+                module.bias.normal_(0, 0.2, generator=generator)
+        elif isinstance(module, (nn.LayerNorm, nn.BatchNorm2d)):
+            module.weight.uniform_(0.5, 1.5, generator=generator)
+            module.bias.normal_(0, 0.2, generator=generator)
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None and module.running_var is not None
+            module.running_mean.normal_(0, 0.3, generator=generator)
+            module.running_var.uniform_(0.5, 1.5, generator=generator)
+    for name, parameter in model.backbone.named_parameters():
+        if name in ("embedding.prefix", "embedding.position") or name.endswith("attention.table"):
+            parameter.normal_(0, 0.5, generator=generator)
+    return model.eval()
+
+
+def published() -> list[LGViTConfig]:
+    """The smallest published backbone of each family, with two exits of each kind of head."""
+    configs = []
+    for name in ARCHITECTURES:
+        plain = architecture(name)
+        # In a Swin the first reads the tokens before a patch merging.
+        blocks = [4, 9]
+        for heads in HEADS:
+            exits = default_heads(blocks, heads=heads, family=plain.family)
+            configs.append(plain.replace(exits=exits))
+    return configs
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table as it stands in the results."""
+    lines = ["| family | heads | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
+    for row in rows:
+        cells = [
+            _words(row.cells[name]) + ("" if name not in row.failed else " **failed**")
+            for name in COLUMNS
+        ]
+        lines.append(f"| {row.family} | {row.heads} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _words(cell: Cell) -> str:
+    return f"{cell:.1e}" if isinstance(cell, float) else cell
+
+
+def main(
+    out: Annotated[Path | None, typer.Option(help="Also write the table here, .md.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="And the rows here.")] = None,
+) -> None:
+    """Put every family with every kind of head through export and build, and print a table."""
+    configs, rows = published(), list[Row]()
+    with tempfile.TemporaryDirectory() as work, progress_bar("covering") as progress:
+        progress(0, len(configs))
+        for row in cover(configs, Path(work)):
+            rows.append(row)
+            progress(len(rows), len(configs), f"{row.family} {row.heads}")
+    shown = table("family", "heads", numbers=COLUMNS)
+    for row in rows:
+        shown.add_row(row.family, row.heads, *(_words(row.cells[name]) for name in COLUMNS))
+    console.print(shown)
+    if out is not None:
+        out.write_text(markdown(rows), encoding="utf-8")
+    if json_file is not None:
+        write_json(json_file, [vars(row) for row in rows])
+    bad = [f"{row.family} {row.heads}: {name}" for row in rows for name in row.failed]
+    if bad:
+        say("failed: " + "; ".join(bad))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

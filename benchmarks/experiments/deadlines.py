@@ -1,0 +1,126 @@
+"""Are deadlines kept while other programs compute, and what does it cost in accuracy?
+
+``python -m lgvit_edge.benchmarks.experiments.deadlines --engines out/ --data DIR`` answers real
+images one by one beside a competing load: at several deadlines, and for comparison with none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from lgvit_edge._support.files import write_json
+from lgvit_edge._support.terminal import console, progress_bar, table
+from lgvit_edge.benchmarks.experiments.competitor import competing
+from lgvit_edge.benchmarks.measure import command_line
+from lgvit_edge.cli.options import (
+    Backend,
+    Commands,
+    Engines,
+    PolicyText,
+    exit_status,
+    parse_numbers,
+)
+from lgvit_edge.images.labelled import LabelledImage, evenly, find_images
+from lgvit_edge.images.preprocess import load_rgb
+from lgvit_edge.machine.environment import environment
+from lgvit_edge.policies import parse
+from lgvit_edge.runtime import Session
+from lgvit_edge.runtime.deadlines import MISS
+
+
+def main(
+    engines: Engines,
+    data: Annotated[Path, typer.Option(help="Images: a sub-folder per class.")],
+    deadlines: Annotated[
+        str, typer.Option(help="As multiples of the whole chain's time on the idle machine.")
+    ] = "1,1.5,2,3",
+    frames: Annotated[int, typer.Option(min=100, help="For each deadline.")] = 2000,
+    load: Annotated[int, typer.Option(min=0, help="Processes that compete.")] = 1,
+    policy: PolicyText = None,
+    backend: Backend = "auto",
+    json_file: Annotated[Path | None, typer.Option("--json")] = None,
+) -> None:
+    """Answer frames under load at several deadlines; report late answers and accuracy."""
+    start = environment()
+    chosen = None if policy is None else parse(policy)
+    factors = parse_numbers(deadlines) or []
+    rows = []
+    with Session.open(engines, backend=backend, policy=chosen) as session:
+        whole = session.warm_up(30)
+        manifest = session.manifest
+        images = evenly(
+            find_images(data, num_classes=manifest.num_classes, names=manifest.labels), frames
+        )
+        with progress_bar("under load") as progress, competing(load):
+            runs = [None, *(factor * whole for factor in factors)]
+            for number, deadline in enumerate(runs):
+                rows.append(
+                    _run(
+                        session,
+                        images,
+                        frames,
+                        deadline,
+                        lambda done, n=number: progress(n * frames + done, len(runs) * frames),
+                    )
+                )
+        env = start | {"runtime": session.describe()}
+    console.print(
+        f"{frames} frames each, {load} competing process(es), {env['runtime']['backend']}; the "
+        f"whole chain takes {whole:.1f} ms on the idle machine; a segment may exceed what is "
+        f"expected of it in {MISS:.1%} of its runs",
+        highlight=False,
+    )
+    shown = table(
+        "deadline (ms)", numbers=("late", "p50 (ms)", "p99", "p99.9", "mean exit", "accuracy")
+    )
+    for row in rows:
+        name = "none" if row["deadline_ms"] is None else f"{row['deadline_ms']:.1f}"
+        times = [f"{row[key]:.1f}" for key in ("p50", "p99", "p99_9")]
+        late = "" if row["late"] is None else f"{row['late']:.2%}"
+        shown.add_row(name, late, *times, f"{row['mean_exit']:.2f}", f"{row['accuracy']:.2%}")
+    console.print(shown)
+    if json_file is not None:
+        record = {"env": env, "whole_chain_ms": whole, "load": load, "rows": rows}
+        write_json(json_file, record | {"command": command_line()})
+
+
+def _run(
+    session: Session,
+    images: Sequence[LabelledImage],
+    frames: int,
+    deadline: float | None,
+    progress: Any,
+) -> dict[str, Any]:
+    late, right, exits, times = 0, 0, [], []
+    for number in range(frames):
+        image = images[number % len(images)]
+        result = session.predict(load_rgb(image.path), deadline_ms=deadline)
+        late += result.late
+        right += result.class_index == image.class_index
+        exits.append(result.exit)
+        times.append(result.latency_ms)
+        if number % 50 == 0:
+            progress(number)
+    p50, p99, p99_9 = np.percentile(times, [50, 99, 99.9])
+    return {
+        "deadline_ms": deadline,
+        "late": None if deadline is None else late / frames,
+        "p50": float(p50),
+        "p99": float(p99),
+        "p99_9": float(p99_9),
+        "mean_exit": float(np.mean(exits)),
+        "accuracy": right / frames,
+        "raw": {"exit": exits, "latency_ms": np.round(times, 3).tolist()},
+    }
+
+
+if __name__ == "__main__":
+    app = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
+    app.command()(main)
+    with exit_status():
+        app()

@@ -1,0 +1,100 @@
+"""One command for the owner of a Jetson or an RTX card: everything a record of it needs.
+
+``python -m lgvit_edge.benchmarks.experiments.device --engines out/ --json device.json`` checks the
+engines against PyTorch's samples, benches the chain against the baseline at every exit, and
+compares the ways of running it (CUDA graphs or kernel by kernel, the three waits, speculation) in
+turn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from lgvit_edge._support.files import write_json
+from lgvit_edge._support.terminal import console, progress_bar, say, table
+from lgvit_edge.benchmarks.measure import measure_exits
+from lgvit_edge.benchmarks.report.terminal import print_report
+from lgvit_edge.cli.options import Commands, exit_status
+from lgvit_edge.errors import UsageError
+from lgvit_edge.runtime import FixedExit, Session, TensorRTOptions
+
+# The first is the default, which the others are compared with.
+WAYS = {
+    "graphs, hybrid wait": TensorRTOptions(),
+    "graphs, spin": TensorRTOptions(wait="spin"),
+    "graphs, block": TensorRTOptions(wait="block"),
+    "kernel by kernel": TensorRTOptions(cuda_graphs=False),
+    "graphs, speculation": TensorRTOptions(speculate=True),
+}
+_WARM_UP = 5
+
+
+def main(
+    engines: Annotated[Path, typer.Option(help="A bundle with engines for this GPU.")],
+    rounds: Annotated[int, typer.Option(min=4, help="Measurements of each exit.")] = 50,
+    json_file: Annotated[Path | None, typer.Option("--json", help="The record to write.")] = None,
+) -> None:
+    """Check, bench and compare the ways of running the TensorRT chain."""
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise UsageError(f"--json: no such folder: {json_file.absolute().parent}")
+    with Session.open(engines, backend="tensorrt") as session:
+        parity = session.check_parity()
+        with progress_bar("measuring") as progress:
+            bench = measure_exits(session, rounds=rounds, progress=progress)
+    print_report(bench, console)
+    with progress_bar("comparing") as progress:
+        ways = compare(engines, rounds, progress)
+    exits = range(1, 1 + len(ways[next(iter(ways))]))
+    shown = table("median (ms)", numbers=tuple(f"exit {exit}" for exit in exits))
+    for name, times in ways.items():
+        shown.add_row(name, *(f"{ms:.3f}" for ms in times))
+    console.print(shown)
+    say(f"max |difference| from PyTorch's samples: {parity:.2g}")
+    if json_file is not None:
+        write_json(json_file, {"parity": parity, "ways_median_ms": ways, "bench": bench})
+        say(f"record: {json_file}; add how the device was set up (power mode, clocks, cooling)")
+
+
+def compare(engines: Path, rounds: int, progress: Any) -> dict[str, list[float]]:
+    """Median milliseconds of the chain stopped at each exit, by way of running it."""
+    with contextlib.ExitStack() as stack:
+        sessions = {
+            name: stack.enter_context(Session.open(engines, backend="tensorrt", tensorrt=way))
+            for name, way in WAYS.items()
+        }
+        first = next(iter(sessions.values()))
+        side, exits = first.manifest.image_size, len(first.manifest.segments)
+        frame = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+        images = first.prepare([frame])
+        times: dict[str, list[list[float]]] = {n: [[] for _ in range(exits)] for n in sessions}
+        names = list(sessions)
+        for done in range(_WARM_UP + rounds):
+            progress(done, _WARM_UP + rounds)
+            for exit in range(exits):
+                first_name = done % len(names)  # none always follows the same one
+                for name in names[first_name:] + names[:first_name]:
+                    session = sessions[name]
+                    session.policy = FixedExit(exit + 1)
+                    start = time.perf_counter()
+                    session.run(images)
+                    elapsed = (time.perf_counter() - start) * 1e3
+                    if done >= _WARM_UP:
+                        times[name][exit].append(elapsed)
+                    if WAYS[name].speculate:  # nothing of it may run into the next one's time
+                        session.policy = FixedExit(exits)
+                        session.run(images)
+    return {name: [statistics.median(t) for t in found] for name, found in times.items()}
+
+
+if __name__ == "__main__":
+    app = typer.Typer(cls=Commands, add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    with exit_status():
+        app()

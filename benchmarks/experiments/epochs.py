@@ -1,0 +1,142 @@
+"""An epoch of stage 2 from kept features against one that runs the frozen backbone.
+
+``python -m lgvit_edge.benchmarks.experiments.epochs --data tiny-imagenet-200/train --weights
+vit_tiny.pth`` trains the same heads in turn on the same images, both ways, and compares times and
+losses.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+
+from lgvit_edge._support.files import write_json
+from lgvit_edge._support.terminal import say, table
+from lgvit_edge.architecture.placement import plan_exits
+from lgvit_edge.benchmarks.measure import command_line
+from lgvit_edge.cli.options import Commands, exit_status
+from lgvit_edge.images.labelled import evenly
+from lgvit_edge.machine.environment import environment
+from lgvit_edge.model import LGViT, block_macs
+from lgvit_edge.training import TrainingConfig
+from lgvit_edge.training.data.batches import Batches
+from lgvit_edge.training.data.datasets import ImageFolder
+from lgvit_edge.training.features.states import StoredStates
+from lgvit_edge.training.features.store import FeatureStore
+from lgvit_edge.training.optimiser import adamw
+from lgvit_edge.training.stages import StageTwo
+from lgvit_edge.training.start import attach_exits, load_start
+
+
+class _Plain(ImageFolder):
+    """Images as at inference in training too, so that both ways see the same."""
+
+    def image(self, index: int, rng: np.random.Generator | None) -> Any:
+        return super().image(index, None)
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="A sub-folder per class.")],
+    weights: Annotated[Path, typer.Option(help="Of the trained backbone.")],
+    backbone: Annotated[str, typer.Option(help="Its architecture.")] = "vit-tiny",
+    images: Annotated[int, typer.Option(min=64, help="How many, spread over classes.")] = 1280,
+    rounds: Annotated[int, typer.Option(min=1, help="Epochs of each kind.")] = 3,
+    heads: Annotated[str, typer.Option(help="Kinds of heads, by comma.")] = "lgvit,mlp",
+    json_file: Annotated[Path | None, typer.Option("--json")] = None,
+) -> None:
+    """Time an epoch of stage 2 both ways."""
+    start = load_start(backbone, weights, num_classes=0, seed=0).eval()
+    folder = _Plain(data, size=start.config.image_size, preprocess=start.config.preprocess)
+    kept = evenly(range(len(folder)), images)
+    folder.paths, folder.labels = [folder.paths[i] for i in kept], folder.labels[list(kept)]
+    shown = table(
+        "heads", "precision", numbers=("backbone (s)", "kept (s)", "ratio", "loss differs by")
+    )
+    record: dict[str, Any] = {"images": len(folder), "rows": [], "env": environment()}
+    for kind in heads.split(","):
+        config = start.config
+        exits = plan_exits("uniform:8", block_macs(config), heads=kind, family=config.family)
+        for precision in ("fp32", "bf16"):
+            settings = TrainingConfig(precision=precision, lr=(1e-3, 1e-3))
+            row = _compare(attach_exits(start, exits), folder, settings, rounds)
+            record["rows"].append({"heads": kind, "precision": precision, **row})
+            shown.add_row(
+                kind,
+                precision,
+                f"{statistics.median(row['backbone_s']):.1f}",
+                f"{statistics.median(row['kept_s']):.1f}",
+                f"{row['ratio']:.2f}",
+                f"{row['loss_difference']:.1e}",
+            )
+    console = Console(highlight=False)
+    console.print(
+        f"{len(folder)} images, {record['env']['cpu']}; medians of {rounds} epochs in turn"
+    )
+    console.print(shown)
+    if json_file is not None:
+        write_json(json_file, record | {"command": command_line()})
+        say(f"wrote {json_file}")
+
+
+def _compare(
+    model: LGViT, folder: ImageFolder, config: TrainingConfig, rounds: int
+) -> dict[str, Any]:
+    batches = Batches(folder, model.config.preprocess, batch_size=config.batch_size, workers=2)
+    with tempfile.TemporaryDirectory() as kept:
+        store = FeatureStore(kept, model, batches, config)
+        store.fill()
+        states = model.state_dict()
+        start = {name: tensor.clone() for name, tensor in states.items()}
+        times: dict[str, list[float]] = {"backbone": [], "kept": []}
+        losses: dict[str, list[float]] = {}
+        for _ in range(rounds):
+            for way, cache in (("backbone", None), ("kept", store)):
+                model.load_state_dict(start)
+                seconds, losses[way] = _epoch(model, config, batches, cache)
+                times[way].append(seconds)
+    medians = {way: statistics.median(seconds) for way, seconds in times.items()}
+    pairs = zip(losses["backbone"], losses["kept"], strict=True)
+    return {
+        "backbone_s": times["backbone"],
+        "kept_s": times["kept"],
+        "ratio": medians["backbone"] / medians["kept"],
+        "loss_difference": max(abs(a - b) / abs(a) for a, b in pairs),
+    }
+
+
+def _epoch(
+    model: LGViT, config: TrainingConfig, batches: Batches, cache: StoredStates | None
+) -> tuple[float, list[float]]:
+    """Seconds, and the loss of every step."""
+    stage = StageTwo(model, config, batches, cache)
+    stage.start()
+    optimizer = adamw(
+        stage.parameters(),
+        weight_decay=config.weight_decay,
+        clip=config.clip,
+        scales=stage.scales(batches.team.total),
+    )
+    for group in optimizer.param_groups:
+        group["lr"] = config.lr[1]
+    losses = []
+    begun = time.perf_counter()
+    for step in stage.steps(0, 0):
+        optimizer.zero_grad()
+        step.loss.backward()
+        optimizer.step()
+        losses.append(float(step.loss.detach()))
+    return time.perf_counter() - begun, losses
+
+
+if __name__ == "__main__":
+    app = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
+    app.command()(main)
+    with exit_status():
+        app()

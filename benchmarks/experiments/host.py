@@ -1,0 +1,119 @@
+"""What the host adds: importing the runtime, opening a bundle, deciding at an exit.
+
+``python -m lgvit_edge.benchmarks.experiments.host --engines out/``
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+
+from lgvit_edge._support.files import write_json
+from lgvit_edge.benchmarks.measure import command_line
+from lgvit_edge.bundle.directory import open_bundle
+from lgvit_edge.cli.options import Commands, exit_status
+from lgvit_edge.machine.environment import environment
+from lgvit_edge.policies import Confidence, Policy
+from lgvit_edge.runtime import Session
+
+_IMPORT = """
+import time; start = time.perf_counter()
+import lgvit_edge.runtime
+print(time.perf_counter() - start)
+"""
+_OPEN = """
+import sys, time, numpy as np; start = time.perf_counter()
+from lgvit_edge.runtime import Session
+Session.open(sys.argv[1]).predict(np.zeros((480, 640, 3), np.uint8))
+print(time.perf_counter() - start)
+"""
+
+
+def main(
+    engines: Annotated[Path, typer.Option(help="The bundle to measure.")],
+    runs: Annotated[int, typer.Option(min=1)] = 5,
+    json_file: Annotated[Path | None, typer.Option("--json")] = None,
+) -> None:
+    """Time import, opening to the first prediction, and one exit decision for 1000 classes."""
+    record: dict[str, Any] = {
+        "env": environment(),
+        "import_s": _in_new_processes(_IMPORT, runs),
+        "open_to_first_prediction_s": _in_new_processes(_OPEN, runs, str(engines)),
+        "decision_us": decision_cost(engines, Confidence(0.999)) * 1e6,
+        "command": command_line(),
+    }
+    console = Console(highlight=False)
+    for name in ("import_s", "open_to_first_prediction_s"):
+        times = record[name]
+        console.print(f"{name}: median {statistics.median(times):.3f} of {len(times)} processes")
+    console.print(f"decision_us: {record['decision_us']:.1f} (1000 classes, batch 1, median)")
+    if json_file is not None:
+        write_json(json_file, record)
+
+
+def decision_cost(engines: Path, policy: Policy, *, classes: int = 1000) -> float:
+    """Seconds per exit of everything but the network, batch 1: median of many passes."""
+    bundle = open_bundle(engines)
+    manifest = dataclasses.replace(bundle.manifest, labels=())
+    logits = np.random.default_rng(0).normal(size=(1, classes)).astype(np.float32)
+    bundle = dataclasses.replace(bundle, manifest=manifest)
+    session = Session(bundle, policy, lambda names: ScriptedChain(logits))
+    image = np.zeros((1, 1), np.uint8)
+    times = []
+    for _ in range(2000):
+        start = time.perf_counter()
+        session.run(image)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times) / len(manifest.segments)
+
+
+class ScriptedChain:
+    """A chain that answers at once, so that only the host's share is timed."""
+
+    max_batch = 1
+
+    def __init__(self, logits: NDArray[np.float32]) -> None:
+        """Answer every step with ``logits``."""
+        self._logits = logits
+
+    def start(self, images: NDArray[Any]) -> None:
+        """See ``Chain.start``."""
+
+    def step(self) -> NDArray[np.float32]:
+        """See ``Chain.step``."""
+        return self._logits
+
+    def keep(self, rows: NDArray[np.intp]) -> None:
+        """See ``Chain.keep``."""
+
+    def describe(self) -> dict[str, Any]:
+        """See ``Chain.describe``."""
+        return {"backend": "scripted"}
+
+    def close(self) -> None:
+        """See ``Chain.close``."""
+
+
+def _in_new_processes(code: str, runs: int, *arguments: str) -> list[float]:
+    command = [sys.executable, "-c", code, *arguments]
+    return [
+        float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        for _ in range(runs)
+    ]
+
+
+if __name__ == "__main__":
+    app = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
+    app.command()(main)
+    with exit_status():
+        app()

@@ -1,0 +1,188 @@
+"""Chain against one graph: what cutting costs.
+
+``python -m lgvit_edge.benchmarks.experiments.overhead --engines out/`` times, for every exit m, the
+chain stopped there and one ONNX graph that holds the same blocks and heads 1..m, in turn on the
+same input, and the whole chain against the baseline.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+
+from lgvit_edge._support.files import write_json
+from lgvit_edge._support.optional import require
+from lgvit_edge._support.terminal import table
+from lgvit_edge.benchmarks.measure import command_line
+from lgvit_edge.bundle.directory import WEIGHTS, Bundle, open_bundle
+from lgvit_edge.cli.options import Commands, exit_status
+from lgvit_edge.errors import UsageError
+from lgvit_edge.machine.environment import environment, load_average
+from lgvit_edge.runtime import FixedExit, Session
+from lgvit_edge.runtime.backends.ort_pool import join_pool, open_session
+
+
+def main(
+    engines: Annotated[Path, typer.Option(help="The bundle to measure.")],
+    rounds: Annotated[int, typer.Option(min=4)] = 40,
+    threads: Annotated[int, typer.Option(min=1)] = 2,
+    json_file: Annotated[Path | None, typer.Option("--json")] = None,
+) -> None:
+    """Time the chain against one graph with the same blocks and heads, at every exit."""
+    if open_bundle(engines, verify=False).manifest.precision != "fp32":
+        raise UsageError("the comparison takes fp32 bundles: export one with --precision fp32")
+    console, start = Console(), environment()
+    with Session.open(engines, backend="onnxruntime", threads=threads, device="cpu") as session:
+        rows = measure(session, open_bundle(engines, verify=False), rounds, threads)
+        env = start | {"runtime": session.describe(), "load_average_end": load_average()}
+    shown = table("exit", numbers=("chain (ms)", "one graph (ms)", "overhead", "p25", "p75"))
+    for row in rows["exits"]:
+        figures = [row["chain_ms"], row["one_graph_ms"]]
+        ratios = [row["overhead"], row["overhead_p25"], row["overhead_p75"]]
+        shown.add_row(
+            str(row["exit"]), *(f"{f:.2f}" for f in figures), *(f"{r:.3f}" for r in ratios)
+        )
+    console.print(shown)
+    whole = rows["whole"]
+    console.print(
+        f"whole chain {whole['chain_ms']:.2f} ms, baseline {whole['baseline_ms']:.2f} ms: "
+        f"{whole['time_ratio']:.3f}x the time for {whole['macs_ratio']:.3f}x the MACs",
+        highlight=False,
+    )
+    if json_file is not None:
+        record = {"env": env, "rounds": rounds, **rows, "command": command_line()}
+        write_json(json_file, record)
+
+
+def measure(session: Session, bundle: Bundle, rounds: int, threads: int) -> dict[str, Any]:
+    """Medians, and quartiles of the ratio chain / one graph over rounds measured pairwise."""
+    manifest = session.manifest
+    rng = np.random.default_rng(0)
+    side = manifest.image_size
+    images = session.prepare([rng.integers(0, 256, (side, side, 3), np.uint8)])
+    exits = range(1, len(manifest.segments) + 1)
+    with tempfile.TemporaryDirectory(dir=bundle.root.absolute().parent) as folder:
+        graphs = [_one_graph(bundle, m, Path(folder)) for m in exits]
+        runs = [_runner(path, images, threads) for path in graphs]
+
+    def chain(exit: int) -> Callable[[], object]:
+        policy = FixedExit(exit)
+
+        def run() -> object:
+            session.policy = policy
+            return session.run(images)
+
+        return run
+
+    chains = [chain(exit) for exit in exits]
+    times = {exit: _interleaved(chains[exit - 1], runs[exit - 1], rounds) for exit in exits}
+    whole = _interleaved(chains[-1], lambda: session.baseline_logits(images), rounds)
+    spent = manifest.cumulative_macs(len(exits))
+    return {
+        "exits": [{"exit": exit, **_compare(*times[exit])} for exit in exits],
+        "whole": {
+            "chain_ms": float(np.median(whole[0])),
+            "baseline_ms": float(np.median(whole[1])),
+            "time_ratio": float(np.median(whole[0] / whole[1])),
+            "macs_ratio": spent / manifest.baseline.macs,
+        },
+    }
+
+
+def _compare(chain: NDArray[np.float64], one: NDArray[np.float64]) -> dict[str, Any]:
+    low, middle, high = np.percentile(chain / one, [25, 50, 75])
+    return {
+        "chain_ms": float(np.median(chain)),
+        "one_graph_ms": float(np.median(one)),
+        "overhead": float(middle),
+        "overhead_p25": float(low),
+        "overhead_p75": float(high),
+        "raw_ms": np.round([chain, one], 4).tolist(),
+    }
+
+
+def _interleaved(
+    first: Callable[[], object], second: Callable[[], object], rounds: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Milliseconds of both, in turn; who begins alternates, so that neither profits from it."""
+    for _ in range(3):
+        first(), second()
+    times = np.empty((rounds, 2))
+    for i in range(rounds):
+        order = ((0, first), (1, second)) if i % 2 == 0 else ((1, second), (0, first))
+        for column, run in order:
+            start = time.perf_counter()
+            run()
+            times[i, column] = (time.perf_counter() - start) * 1e3
+    return times[:, 0], times[:, 1]
+
+
+def _one_graph(bundle: Bundle, exit: int, folder: Path) -> Path:
+    """Segments 0..exit - 1 joined into one graph with all their logits as outputs."""
+    onnx, compose = require("onnx", extra="export"), require("onnx.compose", extra="export")
+    weights = folder / Path(WEIGHTS).name
+    if not weights.exists():
+        try:
+            os.link(bundle.root / WEIGHTS, weights)
+        except OSError:
+            shutil.copyfile(bundle.root / WEIGHTS, weights)
+    joined: Any = None
+    hidden = ""
+    for index, segment in enumerate(bundle.manifest.segments[:exit]):
+        path = bundle.path(segment.spec.graph)
+        model = onnx.load(path, load_external_data=False)
+        model = compose.add_prefix(model, f"s{index}_")
+        source = f"s{index}_{segment.spec.inputs[0].name}"
+        if joined is None:
+            joined = model.graph
+        else:
+            joined = compose.merge_graphs(joined, model.graph, io_map=[(hidden, source)])
+        hidden = f"s{index}_{segment.spec.outputs[0].name}"
+    whole = onnx.helper.make_model(
+        joined, opset_imports=model.opset_import, ir_version=model.ir_version
+    )
+    path = folder / f"one_graph_{exit}.onnx"
+    onnx.save(whole, path)
+    return path
+
+
+def _runner(path: Path, images: NDArray[Any], threads: int) -> Callable[[], object]:
+    """The graph with everything bound beforehand: its best form."""
+    ort = require("onnxruntime", extra="cpu")
+    providers = ["CPUExecutionProvider"]
+    size = join_pool(ort, threads)
+    session, _ = open_session(ort, str(path), size, shared=True, providers=providers)
+    binding = session.io_binding()
+    source = np.empty_like(images)
+    binding.bind_input(
+        session.get_inputs()[0].name, "cpu", 0, source.dtype, source.shape, source.ctypes.data
+    )
+    outputs = []
+    for output in session.get_outputs():
+        array = np.empty((1, *output.shape[1:]), np.float32)
+        outputs.append(array)
+        binding.bind_output(output.name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+
+    def run() -> object:
+        np.copyto(source, images)
+        session.run_with_iobinding(binding)
+        return outputs[-1].argmax()
+
+    return run
+
+
+if __name__ == "__main__":
+    app = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
+    app.command()(main)
+    with exit_status():
+        app()

@@ -1,0 +1,154 @@
+"""Does ``TargetRate`` keep its rate when another program starts and ends, and does it hold still?
+
+``python -m lgvit_edge.benchmarks.experiments.rates --engines out/ --data DIR --plot rate.png``
+plays a camera: frames come at a fixed rate, a third of the way a competing load begins, later it
+ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from lgvit_edge._support.files import replacing, write_json
+from lgvit_edge._support.optional import require
+from lgvit_edge._support.terminal import console, progress_bar
+from lgvit_edge.benchmarks.experiments.competitor import competing
+from lgvit_edge.benchmarks.measure import command_line
+from lgvit_edge.cli.options import Backend, Commands, Engines, check_folders, exit_status
+from lgvit_edge.images.labelled import evenly, find_images
+from lgvit_edge.images.preprocess import load_rgb
+from lgvit_edge.machine.environment import environment
+from lgvit_edge.runtime import Session, TargetRate
+
+_SETTLED = 30  # frames after a step, within which the level should be found
+
+
+def main(
+    engines: Engines,
+    data: Annotated[Path, typer.Option(help="Images: a sub-folder per class.")],
+    fps: Annotated[float, typer.Option(min=0.1)],
+    frames: Annotated[int, typer.Option(min=180, help="A third of them under load.")] = 600,
+    load: Annotated[int, typer.Option(min=1, help="Processes that compete.")] = 2,
+    backend: Backend = "auto",
+    plot: Annotated[Path | None, typer.Option(help="FILE.png")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json")] = None,
+) -> None:
+    """Step the load up and down under a fixed frame rate."""
+    check_folders({"--plot": plot, "--json": json_file})
+    start = environment()
+    with Session.open(engines, backend=backend, warm_up=True) as session:
+        session.warm_up(50)
+        rate = TargetRate(fps)
+        session.policy = rate
+        rows = _play(session, data, fps, frames, load)
+        env = start | {"runtime": session.describe()}
+    steps = (frames // 3, 2 * frames // 3)
+    found = summarise(rows, steps, 1e3 / fps)
+    for name, part in found.items():
+        console.print(
+            f"{name}: {part['mean_ms']:.1f} ms a frame of {1e3 / fps:.1f}, "
+            f"{part['changes']} changes of level, the last at frame {part['last_change']} of it; "
+            f"levels {part['levels']}; accuracy {part['accuracy']:.1%}",
+            highlight=False,
+        )
+    if plot is not None:
+        with replacing(plot) as partial:
+            _draw(rows, steps, fps, rate.budget_ms, partial)
+    if json_file is not None:
+        record = {"env": env, "fps": fps, "load": load, "parts": found, "raw": rows}
+        write_json(json_file, record | {"command": command_line()})
+
+
+def _play(session: Session, data: Path, fps: float, frames: int, load: int) -> dict[str, list[Any]]:
+    manifest = session.manifest
+    images = evenly(
+        find_images(data, num_classes=manifest.num_classes, names=manifest.labels), frames
+    )
+    images = [images[i] for i in np.random.default_rng(0).permutation(len(images))]
+    rows: dict[str, list[Any]] = {
+        name: [] for name in ("latency_ms", "level", "point", "expected_ms", "correct")
+    }
+    with contextlib.ExitStack() as stack, progress_bar("playing") as progress:
+        due = time.perf_counter()
+        for number in range(frames):
+            if number == frames // 3:
+                stack.enter_context(competing(load))
+            if number == 2 * frames // 3:
+                stack.close()
+            image = images[number % len(images)]
+            frame = load_rgb(image.path)
+            time.sleep(max(0.0, due - time.perf_counter()))
+            due = max(due, time.perf_counter()) + 1 / fps  # a camera drops what nobody fetches
+            result = session.predict(frame)
+            assert result.pace is not None
+            rows["latency_ms"].append(round(result.latency_ms, 3))
+            rows["level"].append(result.pace.level)
+            rows["point"].append(result.pace.point)
+            rows["expected_ms"].append(round(result.pace.expected_ms, 3))
+            rows["correct"].append(result.class_index == image.class_index)
+            if number % 20 == 0:
+                progress(number, frames)
+    return rows
+
+
+def summarise(
+    rows: dict[str, list[Any]], steps: tuple[int, int], frame_ms: float
+) -> dict[str, dict[str, Any]]:
+    """Each third: its mean time once settled, and how often and when the level changed."""
+    ends = [0, *steps, len(rows["level"])]
+    found = {}
+    for name, first, last in zip(("calm", "loaded", "calm again"), ends, ends[1:], strict=False):
+        levels = rows["level"][first:last]
+        changes = [i for i in range(1, len(levels)) if levels[i] != levels[i - 1]]
+        settled = np.array(rows["latency_ms"][first + _SETTLED : last])
+        found[name] = {
+            "mean_ms": float(settled.mean()),
+            "share_within_frame": float((settled <= frame_ms).mean()),
+            "changes": len(changes),
+            "last_change": changes[-1] if changes else 0,
+            "levels": sorted(set(levels[_SETTLED:])),
+            "accuracy": float(np.mean(rows["correct"][first:last])),
+        }
+    return found
+
+
+def _draw(
+    rows: dict[str, list[Any]], steps: tuple[int, int], fps: float, budget: float, path: Path
+) -> None:
+    matplotlib = require("matplotlib", extra="report")
+    matplotlib.use("agg")
+    pyplot = require("matplotlib.pyplot", extra="report")
+    figure, (top, bottom) = pyplot.subplots(
+        2, 1, figsize=(8, 5), sharex=True, height_ratios=(3, 2), layout="constrained"
+    )
+    latency = np.array(rows["latency_ms"])
+    mean = np.convolve(latency, np.ones(15) / 15, mode="valid")
+    top.plot(latency, ".", color="0.75", markersize=3, label="a frame")
+    top.plot(np.arange(len(mean)) + 14, mean, color="C0", label="mean of 15 frames")
+    top.axhline(1e3 / fps, color="C3", linewidth=1, label=f"time between frames at {fps:g} fps")
+    top.axhline(budget, color="C3", linewidth=1, linestyle=":", label="budget")
+    top.set(ylabel="latency (ms)", ylim=(0, max(2e3 / fps, float(np.percentile(latency, 99)))))
+    top.legend(loc="upper right", fontsize=8)
+    names = dict(sorted({(lv, p) for lv, p in zip(rows["level"], rows["point"], strict=True)}))
+    bottom.step(range(len(latency)), rows["level"], color="C2", where="post")
+    bottom.set(xlabel="frame", ylabel="operating point", yticks=list(names))
+    bottom.set_yticklabels([names[level] for level in names])
+    bottom.invert_yaxis()
+    for axis in (top, bottom):
+        axis.axvspan(*steps, color="C1", alpha=0.12)
+    top.text(np.mean(steps), 0, "competing load", ha="center", va="bottom", fontsize=8)
+    figure.savefig(path, format="png", dpi=110)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    app = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
+    app.command()(main)
+    with exit_status():
+        app()

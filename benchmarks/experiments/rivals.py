@@ -1,0 +1,216 @@
+"""Our chains against every other way to run an early-exit ViT on a CPU, in one interleaved run.
+
+``python -m lgvit_edge.benchmarks.experiments.rivals --engines out/ --arch vit-base`` forces a mix
+of exits on: the chain on ONNX Runtime and on OpenVINO, PyTorch eager (a loop over blocks that
+leaves at the first confident exit), and one ONNX graph with a nested ``If`` per exit on ONNX
+Runtime; beside them each library's baseline without exits. Needs the export extra: the rivals are
+built here.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from numpy.typing import NDArray
+
+from lgvit_edge._support.files import write_json
+from lgvit_edge._support.terminal import console, progress_bar, table
+from lgvit_edge.architecture.config import ExitConfig
+from lgvit_edge.architecture.published import architecture
+from lgvit_edge.benchmarks.experiments.if_graph import IfGraph
+from lgvit_edge.benchmarks.measure import command_line
+from lgvit_edge.bundle.directory import Bundle, open_bundle
+from lgvit_edge.cli.options import Commands, Engines, exit_status, parse_numbers
+from lgvit_edge.errors import UsageError
+from lgvit_edge.images.preprocess import to_float
+from lgvit_edge.machine.cpu import available_cores
+from lgvit_edge.machine.environment import environment, load_average
+from lgvit_edge.model import LGViT, count_parameters, load_checkpoint
+from lgvit_edge.runtime import FixedExit, Session
+
+PEERS_MIX = "43.3,15.6,9.4,8.9,11.4,5.0,2.4,0.9,3.1"  # at 0.80, see the results' README
+_BURST = 3  # runs in a row, the first left out: it finds its weights pushed out of the caches
+_REST = 0.02  # seconds in which the thread pools of the one before stop spinning
+
+Run = Callable[[int], object]  # stops at an exit, 1-based
+
+
+def main(
+    engines: Engines,
+    arch: Annotated[str | None, typer.Option(help="Of the bundle, for PyTorch.")] = None,
+    ckpt: Annotated[Path | None, typer.Option(help="Or the checkpoint it came from.")] = None,
+    mix: Annotated[str, typer.Option(help="Share of images per exit.")] = PEERS_MIX,
+    rounds: Annotated[int, typer.Option(min=2)] = 10,
+    json_file: Annotated[Path | None, typer.Option("--json")] = None,
+) -> None:
+    """Time every way at every exit, in turn."""
+    bundle = open_bundle(engines)
+    exits = len(bundle.manifest.segments)
+    shares = np.array(parse_numbers(mix), np.float64)
+    if len(shares) != exits or bundle.manifest.batch[2] != 1:
+        raise UsageError(f"expected a bundle of batch 1 and {exits} shares, found {len(shares)}")
+    start, threads = environment(), available_cores()
+    torch.set_num_threads(threads)
+    side = bundle.manifest.image_size
+    images = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), np.uint8)
+    with (
+        Session.open(engines, backend="onnxruntime", device="cpu") as ours,
+        Session.open(engines, backend="openvino", device="cpu", hint="f32") as vino,
+        tempfile.TemporaryDirectory(dir=bundle.root.absolute().parent) as folder,
+    ):
+        sides: dict[str, Run] = {
+            "chain, ONNX Runtime": _chain(ours, images),
+            "chain, OpenVINO": _chain(vino, images),
+            "If graph, ONNX Runtime": IfGraph(bundle, Path(folder), images, threads),
+            "PyTorch eager": eager(_model(bundle, arch, ckpt), images),
+        }
+        baselines: dict[str, Run] = {
+            "ONNX Runtime": lambda _: ours.baseline_logits(images),
+            "OpenVINO": lambda _: vino.baseline_logits(images),
+        }
+        with progress_bar("in turn") as progress:
+            times = _in_turn(sides, baselines, exits, rounds, progress)
+    rows = _summary(times, baselines, bundle, shares / shares.sum())
+    _show(rows, shares)
+    if json_file is not None:
+        raw = {n: [np.round(t, 3).tolist() for t in per_exit] for n, per_exit in times.items()}
+        env = start | {"threads": threads, "load_average_end": load_average()}
+        env["torch"] = torch.__version__
+        record = {"env": env, "mix": shares.tolist(), "rows": rows, "raw_ms": raw}
+        write_json(json_file, record | {"command": command_line()})
+
+
+def eager(model: LGViT, images: NDArray[np.uint8]) -> Run:
+    """PyTorch's own early exit; thresholds are set so that it leaves where it is told."""
+    backbone, spec = model.backbone, model.config.preprocess
+    heads = {e.block: h for e, h in zip(model.config.exits, model.heads, strict=True)}
+    pixels = torch.from_numpy(to_float(images, spec))
+
+    @torch.inference_mode()
+    def run(exit: int) -> object:
+        x, taken = backbone.embedding(pixels), 0
+        for number, block in enumerate(backbone.blocks, 1):
+            x = block(x)
+            if number in heads:
+                logits = heads[number](x)
+                taken += 1
+                threshold = -1.0 if taken == exit else 2.0
+                if torch.softmax(logits, dim=-1).max().item() > threshold:
+                    return logits.argmax().item()
+        return backbone.final(x).argmax().item()
+
+    return run
+
+
+def _chain(session: Session, images: NDArray[np.uint8]) -> Run:
+    def run(exit: int) -> object:
+        session.policy = FixedExit(exit)
+        return session.run(images)
+
+    return run
+
+
+def _model(bundle: Bundle, arch: str | None, ckpt: Path | None) -> LGViT:
+    if (arch is None) == (ckpt is None):
+        raise UsageError("expected --arch NAME or --ckpt MODEL")
+    manifest = bundle.manifest
+    if ckpt is not None:
+        model = load_checkpoint(ckpt)
+        model = model.with_exits([s.last_block for s in manifest.segments[:-1]])
+    else:
+        exits = [
+            ExitConfig(s.last_block, s.head, **_kind(i))
+            for i, s in enumerate(manifest.segments[:-1])
+        ]
+        config = architecture(str(arch), num_classes=manifest.num_classes)
+        model = LGViT(config.replace(exits=tuple(exits)))
+    expected, found = manifest.baseline.parameters, count_parameters(model.backbone)
+    if expected != found:
+        raise UsageError(
+            f"expected the model of {bundle.root}, whose baseline has {expected} parameters, "
+            f"found one with {found}: give its own --arch or --ckpt"
+        )
+    return model.eval()
+
+
+def _kind(index: int) -> dict[str, int]:
+    """Sizes of the paper's eight heads."""
+    return ({"kernel": 3}, {"kernel": 0}, {"window": 2}, {"window": 3})[index // 2]
+
+
+def _in_turn(
+    sides: dict[str, Run],
+    baselines: dict[str, Run],
+    exits: int,
+    rounds: int,
+    progress: Callable[[int, int], None],
+) -> dict[str, list[list[float]]]:
+    """Milliseconds per side and exit; the order turns round, so that none profits from it."""
+    everyone = [*sides.items(), *((f"baseline, {n}", run) for n, run in baselines.items())]
+    times: dict[str, list[list[float]]] = {name: [[] for _ in range(exits)] for name, _ in everyone}
+    for _, run in everyone:
+        for exit in (1, exits):
+            run(exit)
+    for round_ in range(rounds):
+        for exit in range(1, exits + 1):
+            progress(round_ * exits + exit, rounds * exits)
+            turn = (round_ + exit) % len(everyone)
+            for name, run in everyone[turn:] + everyone[:turn]:
+                time.sleep(_REST)
+                for burst in range(_BURST):
+                    start = time.perf_counter()
+                    run(exit)
+                    if burst:
+                        times[name][exit - 1].append((time.perf_counter() - start) * 1e3)
+    return times
+
+
+def _summary(
+    times: dict[str, list[list[float]]],
+    baselines: dict[str, Run],
+    bundle: Bundle,
+    shares: NDArray[np.float64],
+) -> list[dict[str, Any]]:
+    spent = [bundle.manifest.cumulative_macs(e) for e in range(1, len(shares) + 1)]
+    macs = bundle.manifest.baseline.macs / float(np.dot(shares, spent))
+    rows = []
+    for name, per_exit in times.items():
+        medians = np.array([np.median(t) for t in per_exit])
+        row: dict[str, Any] = {"name": name, "mean_ms": float(np.dot(shares, medians))}
+        row["exit_ms"] = medians.tolist()
+        library = name.partition(", ")[2]
+        if not name.startswith("baseline") and library in baselines:
+            # Pairs of the same round and exit have seen the same machine.
+            base = [np.median(t) for t in times[f"baseline, {library}"]]
+            row["wall_clock"] = float(np.dot(shares, base)) / row["mean_ms"]
+            row["macs"] = macs
+            row["efficiency"] = row["wall_clock"] / macs
+        rows.append(row)
+    return rows
+
+
+def _show(rows: list[dict[str, Any]], shares: NDArray[np.float64]) -> None:
+    shown = table(
+        "", numbers=("mean (ms)", "exit 1", "last exit", "wall x", "MACs x", "efficiency")
+    )
+    for row in sorted(rows, key=lambda r: r["mean_ms"]):
+        figures = [row["mean_ms"], row["exit_ms"][0], row["exit_ms"][-1]]
+        ratios = [f"{row[k]:.2f}" if k in row else "" for k in ("wall_clock", "macs")]
+        efficiency = f"{row['efficiency']:.3f}" if "efficiency" in row else ""
+        shown.add_row(row["name"], *(f"{f:.1f}" for f in figures), *ratios, efficiency)
+    console.print(shown)
+    console.print(f"mix: {', '.join(f'{s:g}' for s in shares)}", highlight=False)
+
+
+if __name__ == "__main__":
+    app = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
+    app.command()(main)
+    with exit_status():
+        app()

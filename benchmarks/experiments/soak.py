@@ -1,0 +1,123 @@
+"""Does a session that runs for days stay as it was? Memory and latency over many predictions.
+
+``python -m lgvit_edge.benchmarks.experiments.soak --engines out/`` predicts on images of changing
+sizes, some with deadlines, some in batches, some from a stream, and fits lines through memory and
+latency.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+from lgvit_edge._support.files import write_json
+from lgvit_edge._support.terminal import console, progress_bar
+from lgvit_edge.benchmarks.measure import command_line
+from lgvit_edge.cli.options import Backend, Commands, Engines, exit_status
+from lgvit_edge.machine.environment import environment, load_average
+from lgvit_edge.runtime import FixedExit, Result, Session
+
+_CHUNK = 1000  # images between two looks at the memory
+_WARM_UP = 0.1  # of all images, before the lines begin: allocators still reach their level
+
+
+def main(
+    engines: Engines,
+    images: Annotated[int, typer.Option(min=20_000)] = 200_000,
+    backend: Backend = "auto",
+    json_file: Annotated[Path | None, typer.Option("--json")] = None,
+) -> None:
+    """Predict many times; report growth in memory and drift in latency with 95 % intervals."""
+    start = environment()
+    with Session.open(engines, backend=backend, warm_up=True) as session:
+        rows = run(session, images)
+        env = start | {"runtime": session.describe(), "load_average_end": load_average()}
+    done, memory, latency = rows[int(len(rows) * _WARM_UP) :].T
+    found: dict[str, Any] = {
+        "memory_kb_per_1000": line(done / 1000, memory * 1024),
+        "latency_us_per_1000": line(done / 1000, latency * 1000),
+        "memory_mb": [float(memory[0]), float(memory[-1])],
+        "median_latency_ms": [float(np.median(half)) for half in np.array_split(latency, 2)],
+    }
+    growth, drift = found["memory_kb_per_1000"], found["latency_us_per_1000"]
+    console.print(
+        f"{images} images on {env['runtime']['backend']}: memory "
+        f"{memory[0]:.1f} MB -> {memory[-1]:.1f} MB, {growth['slope']:+.3f} kB per 1000 images "
+        f"(95 %: {growth['low']:+.3f} to {growth['high']:+.3f})",
+        f"median latency of exit 1: {found['median_latency_ms'][0]:.3f} ms in the first half, "
+        f"{found['median_latency_ms'][1]:.3f} in the second; {drift['slope']:+.3f} us per 1000 "
+        f"(95 %: {drift['low']:+.3f} to {drift['high']:+.3f})",
+        sep="\n",
+        highlight=False,
+    )
+    if json_file is not None:
+        raw = {"done": done.tolist(), "memory_mb": memory.tolist(), "latency_ms": latency.tolist()}
+        write_json(json_file, {"env": env, **found, "raw": raw, "command": command_line()})
+
+
+def run(session: Session, images: int) -> NDArray[np.float64]:
+    """Images done, resident MB and the median latency of exit 1 then, ``[looks, 3]``.
+
+    Nothing here grows: the rows have their place from the start.
+    """
+    rng = np.random.default_rng(0)
+    side = session.manifest.image_size
+    frames = [
+        rng.integers(0, 256, (side + 8 * (i % 5), side + 16 * (i % 3), 3), np.uint8)
+        for i in range(64)
+    ]
+    policy = session.policy
+    seen: list[Result] = []
+    session.hooks.append(lambda result: seen.append(result) if len(seen) < 8 else None)
+    rows = np.zeros((images // _CHUNK, 3))
+    with progress_bar("predicting") as progress:
+        for row in range(len(rows)):
+            for i in range(_CHUNK - 150):
+                session.predict(frames[i % 64], deadline_ms=1000.0 if i % 10 == 0 else None)
+            session.predict_batch(frames[:50])
+            for _ in session.stream(iter(frames[:50])):
+                pass
+            seen.clear()
+            session.policy = FixedExit(1)  # the same work each time
+            latency = float(np.median([session.predict(frames[0]).latency_ms for _ in range(50)]))
+            session.policy = policy
+            gc.collect()
+            rows[row] = session.stats.images, resident_mb(), latency
+            if row % 20 == 0:  # the bar remembers each of its steps
+                progress(row, len(rows))
+    return rows
+
+
+def line(x: NDArray[np.float64], y: NDArray[np.float64]) -> dict[str, float]:
+    """Least-squares slope with a 95 % interval from a bootstrap over blocks of ten points.
+
+    Blocks, because neighbours are alike: a machine is slow for a while.
+    """
+    rng = np.random.default_rng(0)
+    blocks = np.array_split(np.arange(len(x)), max(2, len(x) // 10))
+    slopes = []
+    for _ in range(2000):
+        rows = np.concatenate([blocks[i] for i in rng.integers(0, len(blocks), len(blocks))])
+        if np.ptp(x[rows]) > 0:
+            slopes.append(np.polyfit(x[rows], y[rows], 1)[0])
+    low, high = np.percentile(slopes, [2.5, 97.5])
+    return {"slope": float(np.polyfit(x, y, 1)[0]), "low": float(low), "high": float(high)}
+
+
+def resident_mb() -> float:
+    """What of this process lies in memory now."""
+    pages: Any = Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+if __name__ == "__main__":
+    app = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
+    app.command()(main)
+    with exit_status():
+        app()

@@ -1,0 +1,165 @@
+"""What exits, heads, schemes and placements are worth on a frozen backbone, as the paper's tables.
+
+``python -m lgvit_edge.benchmarks.experiments.study --data DIR --weights vit_tiny.pth --out DIR``
+trains the heads of the paper and of its rivals on the same images for the same epochs, from
+features that are computed once, and writes ``study.json``, ``study.md`` and ``study.png``.
+Thresholds are chosen on one half of the validation images and reported on the other. What is there
+already is not trained again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lgvit_edge._support.files import replacing, write_json
+from lgvit_edge._support.terminal import say
+from lgvit_edge.benchmarks.experiments.study_rows import DROP, RATE, RATES, SPEED_UP, Study
+from lgvit_edge.benchmarks.experiments.study_tables import (
+    Case,
+    draw,
+    tables,
+)
+from lgvit_edge.benchmarks.measure import command_line
+from lgvit_edge.cli.options import Commands, exit_status
+from lgvit_edge.errors import UsageError
+from lgvit_edge.machine.environment import environment
+from lgvit_edge.model import (
+    count_parameters,
+)
+from lgvit_edge.training import TrainingConfig
+from lgvit_edge.training.data.datasets import ImageFolder
+from lgvit_edge.training.start import load_start
+
+EXITS = "uniform:8"
+# Table 1: what the rivals attach where, how they train it, and when they stop. A frozen backbone
+# has no loss of its own, so alternating with it (BERxiT) is plain training; and heads that share
+# nothing learn the same whatever their losses weigh, but for clipping.
+METHODS = (
+    Case("LGViT", "lgvit", EXITS, "lgvit", "confidence"),
+    Case("SDN", "mlp", EXITS, "weighted", "confidence"),
+    Case("PABEE", "mlp", EXITS, "normal", "patience"),
+    Case("PCEE", "mlp", EXITS, "normal", "patient_confidence"),
+    Case("BERxiT", "mlp", EXITS, "alternating", "confidence"),
+    Case("ViT-EE", "encoder", "6", "normal", "confidence"),
+)
+HEADS = (
+    Case("MLP", "mlp", EXITS, "lgvit", "confidence"),
+    Case("Conv", "conv", EXITS, "lgvit", "confidence"),
+    Case("Attention", "attention", EXITS, "lgvit", "confidence"),
+    Case("LPH and GAH", "lgvit", EXITS, "lgvit", "confidence"),
+)
+SCHEMES = (
+    Case("normal", "lgvit", EXITS, "normal", "confidence"),
+    Case("distillation", "lgvit", EXITS, "distillation", "confidence"),
+    Case("alternating", "lgvit", EXITS, "alternating", "confidence"),
+    Case("the paper's", "lgvit", EXITS, "lgvit", "confidence"),
+)
+KL = (
+    Case("averaged over images", "mlp", EXITS, "lgvit", "confidence"),
+    Case("over classes as well, as the authors do", "mlp", EXITS, "lgvit", "confidence", "class"),
+)
+PLACEMENTS = tuple(
+    Case(name, "lgvit", f"{name}:4", "lgvit", "confidence")
+    for name in ("shallow", "middle", "deep", "uniform")
+)
+TABLES = {
+    "1": ("Methods (Table 1)", METHODS),
+    "3": ("Heads, the paper's scheme (Table 3)", HEADS),
+    "4": ("Schemes, the paper's heads (Table 4)", SCHEMES),
+    "7": ("Placements of four exits (Table 7)", PLACEMENTS),
+    "kl": ("The KL term of Eq. 14, MLP heads", KL),
+}
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="train/ and val/, a sub-folder per class.")],
+    out: Annotated[Path, typer.Option(help="Folder for results, checkpoints, features.")],
+    weights: Annotated[Path | None, typer.Option(help="Of the trained backbone.")] = None,
+    backbone: Annotated[
+        str, typer.Option(help="Its architecture, or a checkpoint's path.")
+    ] = "vit-tiny",
+    epochs: Annotated[int, typer.Option(min=1, help="Of every training.")] = 5,
+    only: Annotated[str, typer.Option(help="Tables by number, as 1,3,4,7,kl.")] = "1,3,4,7,kl",
+    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "bf16",
+) -> None:
+    """Train the paper's heads and its rivals' on one frozen backbone; write tables and curves."""
+    wanted = only.split(",")
+    if unknown := set(wanted) - set(TABLES):
+        raise UsageError(f"--only: expected some of {', '.join(TABLES)}; found {unknown.pop()!r}")
+    chosen = {TABLES[name][0]: TABLES[name][1] for name in wanted}
+    if weights is None and not Path(backbone).exists():
+        raise UsageError(
+            "heads learn on a trained backbone: expected --weights or a checkpoint as --backbone"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    # Crops of at least a quarter leave training images about as hard for this backbone as new ones.
+    config = TrainingConfig(
+        epochs=(epochs, epochs), cache_views=1, min_crop=0.25, precision=precision
+    )
+    start = load_start(backbone, weights, num_classes=0, seed=config.seed).eval()
+    size, spec = start.config.image_size, start.config.preprocess
+    images = ImageFolder(
+        data / "train", size=size, preprocess=spec, min_crop=config.min_crop, flip=config.flip
+    )
+    val = ImageFolder(data / "val", size=size, preprocess=spec, classes=images.classes)
+    study = Study(start, images, val, config, out)
+    study.keep_features([case for cases in chosen.values() for case in cases])
+    record = _record(study, chosen)
+    write_json(out / "study.json", record)
+    with replacing(out / "study.md") as partial:
+        partial.write_text(tables(record), encoding="utf-8")
+    draw(record, out / "study.png")
+    say(f"wrote {out / 'study.json'}, study.md, study.png")
+
+
+def _record(study: Study, chosen: dict[str, tuple[Case, ...]]) -> dict[str, Any]:
+    rows: dict[str, list[dict[str, Any]]] = {}
+    known: dict[tuple[str, str], dict[str, Any]] = {}  # some stand in several tables
+    for title, cases in chosen.items():
+        rows[title] = []
+        for case in cases:
+            say(f"{title}: {case.name}")
+            key = (case.training, case.policy)
+            known[key] = known.get(key) or study.row(case)
+            rows[title].append({**dataclasses.asdict(case), **known[key]})
+    first = next(iter(rows.values()))
+    curves = {row["name"]: row["curve"] for row in first}
+    base = {
+        "accuracy": first[0]["accuracies"][-1],
+        "parameters": count_parameters(study.backbone),
+        **first[0]["baseline"],
+    }
+    for row in [row for table in rows.values() for row in table]:
+        del row["curve"], row["baseline"]
+    half = len(study.val) // 2
+    return {
+        "baseline": base,
+        "conditions": {
+            "training": {
+                name: value
+                for name, value in study.config.identity().items()
+                if name not in ("lr", "scheme", "kl", "cache")
+            },
+            "learning_rates": {"others": RATE, **RATES},
+            "training_images": len(study.train),
+            "tuning": len(study.val) - half,
+            "reporting": half,
+            "speed_up": SPEED_UP,
+            "drop": DROP,
+        },
+        "tables": rows,
+        "curves": curves,
+        "env": environment(),
+        "command": command_line(),
+    }
+
+
+if __name__ == "__main__":
+    app = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
+    app.command()(main)
+    with exit_status():
+        app()

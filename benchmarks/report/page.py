@@ -1,0 +1,165 @@
+"""A bench record as one self-contained web page: no network, no scripts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lgvit_edge import __version__
+from lgvit_edge._support.files import replacing
+from lgvit_edge._support.optional import require
+from lgvit_edge.benchmarks.report import plots
+from lgvit_edge.benchmarks.report.gallery import Gallery
+from lgvit_edge.bundle.manifest import Manifest
+from lgvit_edge.bundle.points import OperatingPoint
+
+_FAMILIES = {"vit": "ViT", "deit": "DeiT", "swin": "Swin"}
+_TEMPLATE = Path(__file__).with_name("report.html.j2")
+
+
+def check_report() -> None:
+    """Before minutes are spent measuring.
+
+    Raises:
+        MissingDependency: what draws the page is not installed.
+    """
+    for package in ("jinja2", "matplotlib"):
+        require(package, extra="report")
+
+
+def write_page(
+    path: Path, record: dict[str, Any], manifest: Manifest, gallery: Gallery | None
+) -> None:
+    """Write the page, whole or not at all.
+
+    Args:
+        path: of the page.
+        record: of ``measure_images`` or ``measure_exits``, with its ``survey``.
+        manifest: of the bundle.
+        gallery: what watched the run; None where there were no images.
+
+    Raises:
+        MissingDependency: what draws the page is not installed.
+        OSError: it cannot be written.
+    """
+    jinja = require("jinja2", extra="report")
+    # Class names come from strangers: everything is escaped but our own pictures.
+    environment = jinja.Environment(
+        autoescape=True, trim_blocks=True, undefined=jinja.StrictUndefined
+    )
+    text = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+        record=record,
+        title=_title(manifest),
+        subtitle=_subtitle(record),
+        notes=_notes(record),
+        tiles=_tiles(record),
+        plots=_plots(record),
+        points=_points(record, manifest),
+        mistakes=gallery.mistakes() if gallery else [],
+        gallery=gallery.exits() if gallery else [],
+        conditions=_conditions(record),
+        percent=_percent,
+        ms=lambda part, key: "-" if part is None else f"{part[key]:.2f}",
+        number=lambda value, digits: "-" if value is None else f"{value:.{digits}f}",
+    )
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def _title(manifest: Manifest) -> str:
+    exits = len(manifest.segments) - 1
+    return (
+        f"{_FAMILIES[manifest.family]} {manifest.image_size} with {exits} exits, "
+        f"{manifest.precision}: what early exits give"
+    )
+
+
+def _subtitle(record: dict[str, Any]) -> str:
+    runtime = record["env"]["runtime"]
+    where = record["env"]["cpu"] if runtime["device"] == "cpu" else runtime["device"]
+    return (
+        f"{record['samples']} images, {runtime['backend']} {runtime['version']}, {where}, "
+        f"{runtime['threads']} threads, lgvit-edge {__version__}"
+    )
+
+
+def _notes(record: dict[str, Any]) -> list[str]:
+    notes = []
+    if "mix" in record:
+        notes.append(
+            "Exits were forced on random frames, in assumed shares: times are real, shares are "
+            "not. With --data DIR the page shows accuracy and real shares."
+        )
+    if record.get("skipped"):
+        notes.append(f"{len(record['skipped'])} files were no images and left out.")
+    surveyed = record["survey"]["images"]
+    if "mix" not in record and surveyed < record["samples"]:
+        notes.append(f"Policies are compared on {surveyed} of the images, spread evenly.")
+    return notes
+
+
+def _tiles(record: dict[str, Any]) -> list[tuple[str, str]]:
+    speedup = record["speedup"]
+    low, high = speedup["wall_clock_95"]
+    base_ms = record["baseline"]["latency_ms"]["mean"]
+    tiles = [
+        (
+            f"{speedup['wall_clock']:.2f}x",
+            f"faster than without exits (95 %: {low:.2f} to {high:.2f})",
+        ),
+        (f"{speedup['macs']:.2f}x", "fewer multiply-accumulates (MACs)"),
+        (f"{record['efficiency']:.3f}", "efficiency: time saved for MACs saved"),
+        (
+            f"{record['latency_ms']['mean']:.2f} ms",
+            f"per image on average; {base_ms:.2f} ms without exits",
+        ),
+    ]
+    if record["accuracy"] is not None:
+        base = _percent(record["baseline_accuracy"])
+        tiles.insert(0, (_percent(record["accuracy"]), f"accuracy; {base} without exits"))
+    return tiles
+
+
+def _plots(record: dict[str, Any]) -> list[plots.Plot]:
+    found = [plots.tradeoff(record)] if "policies" in record["survey"] else []
+    return [*found, plots.latencies(record), plots.departures(record), plots.segments(record)]
+
+
+def _points(record: dict[str, Any], manifest: Manifest) -> list[dict[str, str]]:
+    here = record["survey"].get("points", {})
+    rows = []
+    for name, point in manifest.points.items():
+        now = here.get(name)
+        rows.append(
+            {
+                "name": name,
+                "policy": str(point.policy["name"]),
+                "accuracy": _percent(now and now["accuracy"]),
+                "speedup": "-" if now is None else f"{now['wall_clock']:.2f}x",
+                "then": _percent(point.accuracy),
+                "ms": f"{point.latency_ms:.2f} ms",
+                "guarantee": _guarantee(point),
+            }
+        )
+    return rows
+
+
+def _guarantee(point: OperatingPoint) -> str:
+    bound = point.guarantee
+    if bound is None:
+        return "-"
+    return f"\u2264 {100 * bound.risk:g} % ({100 * (1 - bound.delta):g} % sure)"
+
+
+def _conditions(record: dict[str, Any]) -> list[tuple[str, str]]:
+    env, bundle = record["env"], record["bundle"]
+    flat = {k: v for k, v in env.items() if not isinstance(v, dict)}
+    nested = {k: v for k, v in env.items() if isinstance(v, dict)}
+    rows = [(k.replace("_", " "), str(v)) for k, v in flat.items()]
+    for name, values in [*nested.items(), ("bundle", bundle)]:
+        rows.append((name, ", ".join(f"{k} {v}" for k, v in values.items())))
+    return [*rows, ("policy", str(record["policy"]) if "policy" in record else "forced exits")]
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"

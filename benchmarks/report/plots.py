@@ -1,0 +1,290 @@
+"""The pictures of a report: SVG that takes its colours from the page, in two widths."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lgvit_edge._support.optional import require
+from lgvit_edge.policies.curves import NAMES
+
+# Stand-ins that are replaced by the page's variables, so that a page has one look, light or dark.
+INK, MUTED, GRID = "#010101", "#020202", "#030303"
+SERIES = ("#0a0001", "#0a0002", "#0a0003", "#0a0004", "#0a0005")
+_VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid"} | {
+    colour: f"series-{i}" for i, colour in enumerate(SERIES, 1)
+}
+_WIDE, _NARROW = (7.2, 3.4), (3.5, 3.3)  # inches, at 100 pixels each
+_STYLE = {
+    "svg.fonttype": "path",  # looks the same on every machine, whatever fonts it has
+    "svg.hashsalt": "lgvit-edge",
+    "font.size": 9,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": GRID,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One picture.
+
+    Attributes:
+        title: above it.
+        caption: what it shows and how to read it.
+        alt: the same for who cannot see it, with the figures that matter.
+        wide: SVG for screens and paper.
+        narrow: SVG for phones.
+    """
+
+    title: str
+    caption: str
+    alt: str
+    wide: str
+    narrow: str
+
+
+def plot(
+    name: str,
+    title: str,
+    caption: str,
+    alt: str,
+    paint: Callable[[Any, bool], None],
+    *,
+    narrow: tuple[float, float] = _NARROW,
+) -> Plot:
+    """Draw a picture in both widths.
+
+    Args:
+        name: of letters; tells this picture's parts from those of others on the page.
+        title: see ``Plot``.
+        caption: see ``Plot``.
+        alt: see ``Plot``.
+        paint: called with matplotlib axes and whether they are narrow.
+        narrow: inches of the narrow picture.
+
+    Raises:
+        MissingDependency: matplotlib is not installed.
+    """
+    matplotlib = require("matplotlib", extra="report")
+    figures = require("matplotlib.figure", extra="report")
+
+    def drawn(size: tuple[float, float], is_narrow: bool) -> str:
+        with matplotlib.rc_context(_STYLE):
+            figure = figures.Figure(figsize=size, layout="constrained")
+            paint(figure.subplots(), is_narrow)
+            buffer = io.StringIO()
+            figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        return _themed(buffer.getvalue(), f"{name}-{'n' if is_narrow else 'w'}-")
+
+    return Plot(title, caption, alt, drawn(_WIDE, False), drawn(narrow, True))
+
+
+def _themed(svg: str, prefix: str) -> str:
+    """Inline SVG: colours become variables, ids those of one page, sizes those of their box."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'\bid="', f'id="{prefix}', svg)
+    svg = re.sub(r'href="#', f'href="#{prefix}', svg)
+    svg = svg.replace("url(#", f"url(#{prefix}")
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, f"var(--{variable})")
+    return svg.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1)
+
+
+def tradeoff(record: dict[str, Any]) -> Plot:
+    """Accuracy against speed-up for all policies, the operating points, and what was measured."""
+    found, points = record["survey"]["policies"], record["survey"]["points"]
+    base, mine = record["baseline_accuracy"], record["accuracy"]
+    speed = record["speedup"]["wall_clock"]
+
+    def paint(axes: Any, narrow: bool) -> None:
+        for colour, marker, (name, rows) in zip(SERIES, "osv^D", found.items(), strict=True):
+            ordered = sorted(rows, key=lambda row: row["wall_clock"])
+            axes.plot(
+                [row["wall_clock"] for row in ordered],
+                [100 * row["accuracy"] for row in ordered],
+                color=colour,
+                marker=marker,
+                markersize=3,
+                linewidth=1.2,
+                label=NAMES[name],
+            )
+        for row in points.values():
+            place = (row["wall_clock"], 100 * row["accuracy"])
+            axes.plot(*place, "o", color=INK, markersize=8, fillstyle="none", markeredgewidth=1.5)
+        axes.plot([speed], [100 * mine], "*", color=INK, markersize=12, label="this run, measured")
+        axes.plot([1], [100 * base], "s", color=INK, markersize=6, label="without exits")
+        axes.set_xlabel("speed-up in time, against the model without exits")
+        axes.set_ylabel("accuracy (%)")
+        _name_points(axes, points)
+        if narrow:  # a legend inside would cover the lines
+            axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.2), ncols=1)
+            axes.set_xlabel("speed-up in time")
+        else:
+            axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+
+    named = "; ".join(
+        f"{name}: {100 * row['accuracy']:.1f} % at {row['wall_clock']:.2f}x"
+        for name, row in points.items()
+    )
+    return plot(
+        "tradeoff",
+        "Accuracy against speed-up",
+        "Every policy at many settings, from the logits of all exits and the measured time of each "
+        "segment. Up and to the right is better. Circles are the bundle's operating points, the "
+        "star is what this run measured.",
+        f"Line chart. Without exits {100 * base:.1f} %. This run: {100 * mine:.1f} % at "
+        f"{speed:.2f}x. {named}",
+        paint,
+        narrow=(3.5, 4.6),
+    )
+
+
+def _name_points(axes: Any, points: dict[str, Any]) -> None:
+    """Names in the upper right corner, which a falling curve leaves empty, with lines to them."""
+    if len(points) > 6:
+        return  # the table names them all
+    ordered = sorted(points.items(), key=lambda item: -item[1]["accuracy"])
+    for place, (name, row) in enumerate(ordered):
+        axes.annotate(
+            name if len(name) <= 16 else f"{name[:15]}\u2026",
+            (row["wall_clock"], 100 * row["accuracy"]),
+            xytext=(0.99, 0.97 - 0.08 * place),
+            textcoords="axes fraction",
+            fontsize=8,
+            ha="right",
+            va="center",
+            arrowprops={
+                "arrowstyle": "-",
+                "color": MUTED,
+                "linewidth": 0.7,
+                "relpos": (0, 0.5),
+                "shrinkB": 5,
+            },
+        )
+
+
+def latencies(record: dict[str, Any]) -> Plot:
+    """How long images of each exit take, and the baseline: median, middle half, p95."""
+    raw = record["raw"]
+    taken, ms = np.array(raw["exit"]), np.array(raw["latency_ms"])
+    groups = [(f"exit {e}", ms[taken == e]) for e in sorted(set(raw["exit"]))]
+    groups += [("all exits", ms), ("baseline", np.array(raw["baseline_ms"]))]
+
+    def paint(axes: Any, narrow: bool) -> None:
+        for place, (name, values) in enumerate(groups):
+            p5, p25, p50, p75, p95 = np.percentile(values, [5, 25, 50, 75, 95])
+            colour = {"baseline": SERIES[1], "all exits": SERIES[2]}.get(name, SERIES[0])
+            axes.plot([p5, p95], [place, place], color=colour, linewidth=1.5)
+            axes.barh(place, max(p75 - p25, 1e-9), left=p25, height=0.6, color=colour)
+            axes.plot([p50, p50], [place - 0.3, place + 0.3], color=INK, linewidth=1.5)
+            axes.plot([np.percentile(values, 99)], [place], "|", color=colour, markersize=7)
+        axes.set_yticks(range(len(groups)), [name for name, _ in groups])
+        axes.invert_yaxis()
+        axes.set_xlim(left=0)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("latency, frame to label (ms)" if narrow else _FROM_FRAME)
+
+    told = "; ".join(f"{name} {np.median(values):.2f} ms" for name, values in groups)
+    return plot(
+        "latency",
+        "Latency by exit",
+        "Box: the middle half of the images; line across it: their median; thin line: 5th to 95th "
+        "percentile; tick: 99th.",
+        f"Box chart of medians: {told}",
+        paint,
+    )
+
+
+_FROM_FRAME = "latency from decoded frame to label (ms)"
+
+
+def departures(record: dict[str, Any]) -> Plot:
+    """Where images leave, and how many of them rightly."""
+    rows = record["exits"]
+    labelled = record["accuracy"] is not None
+
+    def paint(axes: Any, narrow: bool) -> None:
+        places = [row["index"] for row in rows]
+        shares = np.array([100 * row["share"] for row in rows])
+        right = shares * np.array([row["accuracy"] or 0 for row in rows])
+        if labelled:
+            axes.bar(places, right, color=SERIES[2], label="answered rightly")
+            axes.bar(places, shares - right, bottom=right, color=SERIES[1], label="wrongly")
+            for row, share in zip(rows, shares, strict=True):
+                if row["accuracy"] is not None and len(rows) <= 14:
+                    text = f"{100 * row['accuracy']:.0f} %"
+                    place = (row["index"], share)
+                    axes.annotate(text, place, ha="center", va="bottom", fontsize=7)
+            _legend_above(axes)
+        else:
+            axes.bar(places, shares, color=SERIES[0])
+        axes.set_xticks(places if len(places) <= 16 else places[:: len(places) // 8])
+        axes.grid(axis="x", visible=False)
+        axes.set_xlabel("exit (the last is the final classifier)")
+        axes.set_ylabel("share of images (%)")
+
+    told = "; ".join(
+        f"exit {row['index']} {row['share']:.1%}"
+        + (f", {row['accuracy']:.1%} right" if row["accuracy"] is not None else "")
+        for row in rows
+    )
+    caption = "Above each bar: how many of the images that leave there are answered rightly."
+    if not labelled:
+        caption = "Exits were forced, or the images have no classes: nothing is said of accuracy."
+    return plot("departures", "Where images leave", caption, f"Bar chart: {told}", paint)
+
+
+def segments(record: dict[str, Any]) -> Plot:
+    """What each segment costs: its share of the baseline in time, beside that in MACs."""
+    rows = record["survey"]["segments"]
+    base_ms = record["baseline"]["network_ms"]["mean"]
+    base_macs = record["baseline"]["macs"]
+    ms = [100 * row["ms"] / base_ms for row in rows]
+    macs = [100 * row["macs"] / base_macs for row in rows]
+
+    def paint(axes: Any, narrow: bool) -> None:
+        places = np.arange(len(rows))
+        axes.bar(places - 0.2, ms, 0.4, color=SERIES[0], label="time, measured")
+        axes.bar(places + 0.2, macs, 0.4, color=SERIES[3], label="MACs")
+        axes.set_xticks(places if len(rows) <= 16 else places[:: len(rows) // 8])
+        axes.grid(axis="x", visible=False)
+        axes.set_xlabel("segment (blocks up to an exit, and its head)")
+        axes.set_ylabel("% of baseline" if narrow else "share of the baseline (%)")
+        _legend_above(axes)
+
+    told = "; ".join(f"{i}: {t:.1f} % of time, {m:.1f} % of MACs" for i, (t, m) in _pairs(ms, macs))
+    return plot(
+        "segments",
+        "Cost of each segment",
+        f"All segments together take {sum(ms):.0f} % of the baseline's time and {sum(macs):.0f} % "
+        "of its MACs: what goes beyond 100 % is the price of the exits.",
+        f"Bar chart by segment, share of the baseline. {told}",
+        paint,
+    )
+
+
+def _legend_above(axes: Any) -> None:
+    """Where no bar can reach it."""
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+
+
+def _pairs(a: list[float], b: list[float]) -> Any:
+    return enumerate(zip(a, b, strict=True))

@@ -1,0 +1,85 @@
+"""A bench record as tables in a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from lgvit_edge._support.terminal import table
+
+
+def print_report(record: dict[str, Any], console: Console) -> None:
+    """Headline, latencies, exits, and what to doubt."""
+    speedup, base = record["speedup"], record["baseline"]
+    runtime = record["env"]["runtime"]
+    console.print(
+        f"[bold]{record['samples']} images[/], {runtime['backend']} {runtime['version']} on "
+        f"{runtime['device']}, {runtime['threads']} threads, {record['bundle']['precision']}, "
+        f"{record['env']['cpu']}",
+        highlight=False,
+    )
+    columns = ("mean", "p50", "p90", "p95", "p99")
+    latencies = table("latency (ms)", numbers=(*columns, "network p50"))
+    for name, part in (("baseline", base), ("early exit", record)):
+        figures = [f"{part['latency_ms'][k]:.2f}" for k in columns]
+        latencies.add_row(name, *figures, f"{part['network_ms']['p50']:.2f}")
+    console.print(latencies)
+    console.print(_exits(record))
+    low, high = speedup["wall_clock_95"]
+    console.print(
+        f"speed-up: layers {speedup['layers']:.2f}x, MACs {speedup['macs']:.2f}x, "
+        f"[bold]wall clock {speedup['wall_clock']:.2f}x[/] (95 %: {low:.2f} to {high:.2f}); "
+        f"[bold]efficiency {record['efficiency']:.3f}[/] (network alone "
+        f"{record['network_efficiency']:.3f})",
+        highlight=False,
+    )
+    console.print(
+        f"throughput {record['throughput_per_s']:.1f} images/s, peak memory "
+        f"{record['env']['peak_memory_mb']:.0f} MB (chain and baseline together)",
+        highlight=False,
+    )
+    if record["accuracy"] is not None:
+        console.print(
+            f"accuracy: early exit [bold]{record['accuracy']:.2%}[/], baseline "
+            f"{record['baseline_accuracy']:.2%}",
+            highlight=False,
+        )
+    elif "mix" in record:
+        console.print(
+            "exits were forced on random frames, in the shares shown; for accuracy and real "
+            "shares add --data DIR",
+            highlight=False,
+        )
+    if skipped := record.get("skipped"):
+        left_out = f"{len(skipped)} files were no images and left out, such as {skipped[0]}"
+        console.print(f"[yellow]{escape(left_out)}[/]")
+    for reason in record["unstable"]:
+        console.print(f"[yellow]unstable: {reason}[/]", highlight=False)
+
+
+def _exits(record: dict[str, Any]) -> Table:
+    labelled = record["accuracy"] is not None
+    accuracy = ("accuracy",) if labelled else ()
+    rest = ("p50 (ms)", "MACs (M)", "MACs x", "wall x", "efficiency")
+    exits = table("exit", "block", "head", numbers=("share", *accuracy, *rest))
+    for row in record["exits"]:
+        cells = [str(row["index"]), str(row["block"]), row["head"], f"{row['share']:.1%}"]
+        if labelled:
+            cells.append(_or_dash(row["accuracy"], ".1%"))
+        latency = row["latency_ms"]
+        cells += [
+            _or_dash(latency and latency["p50"], ".2f"),
+            f"{row['macs'] / 1e6:,.0f}",
+            f"{row['macs_speedup']:.2f}",
+            _or_dash(row["wall_clock"], ".2f"),
+            _or_dash(row["efficiency"], ".3f"),
+        ]
+        exits.add_row(*cells)
+    return exits
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

@@ -1,0 +1,375 @@
+"""``export_bundle``: a trained model in, a verified bundle out."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lgvit_edge._support.optional import require
+from lgvit_edge._support.terminal import held_interrupts
+from lgvit_edge.bundle import directory as bundle
+from lgvit_edge.bundle.manifest import (
+    PRECISIONS,
+    SCHEMA_VERSION,
+    TARGETS,
+    Agreement,
+    Calibration,
+    GraphSpec,
+    Manifest,
+    Parity,
+    SegmentSpec,
+    TensorSpec,
+)
+from lgvit_edge.errors import ExportError, UsageError
+from lgvit_edge.export import int8 as quantize
+from lgvit_edge.export.checks import agreement
+from lgvit_edge.export.checks.parity import ChainCheck, reference_logits, sample_images
+from lgvit_edge.export.graph import WeightStore, export_graph
+from lgvit_edge.export.half import ISLANDS, halve
+from lgvit_edge.images.labelled import LabelledImage, content_hash, evenly
+from lgvit_edge.images.preprocess import load_rgb, network_input
+from lgvit_edge.model import (
+    LGViT,
+    Segment,
+    baseline,
+    count_macs,
+    count_parameters,
+    cut,
+    head_macs,
+)
+from lgvit_edge.model.segments import INPUTS, example_input
+from lgvit_edge.policies import Confidence, Policy
+
+OPSETS = range(17, 24)  # below 17 there is no LayerNormalization operator
+DEFAULT_PRECISION = {"cpu": "fp32", "jetson": "fp16", "rtx": "fp16"}
+_FEWEST = 8  # images to calibrate on
+_BATCH = 16  # calibration images at a time
+_CHOICE = 64  # of them, to choose blocks: each image goes through the model ten times
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How to export.
+
+    Attributes:
+        target: what the bundle is for.
+        precision: of the graphs; None for the target's usual one.
+        fp32_islands: what stays in float32 inside half-precision graphs, of ``ISLANDS``.
+        input: ``uint8`` NHWC RGB normalised inside segment 0, or ``float32`` NCHW.
+        batch: smallest, usual and largest batch; 1, 1, 1 fixes it at one image.
+        opset: ONNX operator set; None for the precision's usual one.
+        policy: the bundle's policy unless the user sets another.
+        tolerance: largest difference from PyTorch; None for the precision's own.
+    """
+
+    target: str = "cpu"
+    precision: str | None = None
+    fp32_islands: tuple[str, ...] = ()
+    input: str = "uint8"
+    batch: tuple[int, int, int] = (1, 1, 1)
+    opset: int | None = None
+    policy: Policy = Confidence(0.8)
+    tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        """Fill in what depends on other options, and report every fault at once."""
+        if self.precision is None:
+            object.__setattr__(self, "precision", DEFAULT_PRECISION.get(self.target, "fp32"))
+        if self.opset is None:  # scales in float16 came with 19
+            object.__setattr__(self, "opset", 20 if self.precision == "int8" else 18)
+        low, usual, high = self.batch
+        checks = [
+            (self.target in TARGETS, f"target must be one of {', '.join(TARGETS)}: {self.target}"),
+            (
+                self.precision in PRECISIONS,
+                f"precision must be one of {', '.join(PRECISIONS)}: {self.precision}",
+            ),
+            (
+                not set(self.fp32_islands) - set(ISLANDS),
+                f"what stays in fp32 must be among {', '.join(ISLANDS)}: "
+                f"{', '.join(self.fp32_islands)}",
+            ),
+            (
+                not self.fp32_islands or self.precision != "fp32",
+                "everything is in fp32 already: --keep-fp32 is for fp16 and int8",
+            ),
+            (self.input in INPUTS, f"input must be one of {', '.join(INPUTS)}: {self.input}"),
+            (
+                low == 1 <= usual <= high <= 4096,
+                "batch must be 1:OPT:MAX with 1 <= OPT <= MAX <= 4096 (images that exit leave "
+                f"the batch, so every size down to 1 occurs): {low}:{usual}:{high}",
+            ),
+            (
+                self.opset in OPSETS,
+                f"opset must be {OPSETS[0]}..{OPSETS[-1]}: {self.opset}",
+            ),
+            (
+                self.precision != "int8" or self.opset in (19, 20),
+                f"int8 needs opset 19 or 20 (scales in float16 came with 19, and ONNX Runtime's "
+                f"quantizer writes invalid graphs from 21 on): {self.opset}",
+            ),
+        ]
+        faults = [fault for good, fault in checks if not good]
+        if faults:
+            raise UsageError("; ".join(faults))
+
+    @property
+    def batch_size(self) -> int:
+        """The batch dimension in tensor shapes: 1, or -1 where it varies."""
+        return 1 if self.batch[2] == 1 else -1
+
+
+def export_bundle(
+    model: LGViT,
+    out: str | Path,
+    options: ExportOptions | None = None,
+    *,
+    images: Sequence[LabelledImage] = (),
+    calibration: Sequence[Path] = (),
+    progress: Progress = lambda text, done, total: None,
+) -> Manifest:
+    """Export every segment and the baseline, check each against PyTorch, write the bundle.
+
+    Args:
+        model: in eval mode, with at least one exit.
+        out: the bundle's directory; an older bundle there is replaced at the very end.
+        options: how.
+        images: compared with float32 before anything is written; see ``agreement``.
+        calibration: image files from which int8 scales are taken.
+        progress: called with what is being done, steps done and steps in all.
+
+    Raises:
+        UsageError: the model has no exits, or the policy does not fit them.
+        ExportError: a graph cannot be exported, or the directory cannot be written.
+        ParityError: a graph disagrees with PyTorch, or decides otherwise on ``images``; names the
+            segment.
+        DataError: an image cannot be read.
+        MissingDependency: a package of the ``export`` or ``cpu`` extra is missing.
+    """
+    options = options or ExportOptions()
+    if not model.config.exits:
+        raise UsageError("the model has no exits; run: lgvit-edge train to add and train them")
+    options.policy.start(model.config.num_exits)
+    if (options.precision == "int8") != bool(calibration):
+        raise UsageError(
+            "int8 scales are taken from images: add --calib DIR with some like the camera's"
+            if options.precision == "int8"
+            else f"--calib is for --precision int8, found {options.precision}"
+        )
+    if 0 < len(calibration) < _FEWEST:
+        raise UsageError(
+            f"int8 scales need at least {_FEWEST} images, better 128; found {len(calibration)}"
+        )
+    for name, extra in (("onnx", "export"), ("onnxscript", "export"), ("onnxruntime", "cpu")):
+        require(name, extra=extra)
+    with bundle.writing(Path(out)) as staging, held_interrupts() as check:
+
+        def step(text: str, done: int, total: int) -> None:
+            check()
+            progress(text, done, total)
+
+        manifest = _Export(model.eval(), staging, options, images, calibration, step).run()
+        check()
+        bundle.finish(staging, manifest)
+    return manifest
+
+
+class _Export:
+    def __init__(
+        self,
+        model: LGViT,
+        staging: Path,
+        options: ExportOptions,
+        images: Sequence[LabelledImage],
+        calibration: Sequence[Path],
+        progress: Progress,
+    ) -> None:
+        self.model, self.staging, self.options, self.images = model, staging, options, images
+        self.calibration = calibration
+        self.progress = progress
+        self.store = WeightStore(staging / bundle.WEIGHTS)
+        self.steps = model.config.num_exits + 3  # segments, baseline, manifest
+        assert options.precision is not None and options.opset is not None  # filled in
+        self.precision, self.opset = options.precision, options.opset
+        # int8 layers lie between float ones: half precision on GPUs, single on CPUs.
+        self.half = self.precision != "fp32" and options.target != "cpu"
+        self.half = self.half or self.precision == "fp16"
+        self.limits: dict[int, quantize.Limits] = {}
+
+    def run(self) -> Manifest:
+        options, config = self.options, self.model.config
+        if self.precision == "int8":
+            self.limits = self._calibrate()
+        images, pixels = sample_images(config, options.input)
+        expected = reference_logits(self.model, pixels)
+        check = ChainCheck(images, expected, self.precision, options.tolerance)
+        segments, gaps = [], []
+        gpu = options.target != "cpu"
+        for segment in cut(self.model, input=options.input, cast_first=gpu):
+            self.progress(f"segment {segment.index}", segment.index, self.steps)
+            name = bundle.segment_file(segment.index)
+            spec = self._graph(name, segment.module, segment, segment.parameters)
+            gaps.append(check.segment(segment.index, self.staging / name, spec, segment.module))
+            segments.append(
+                SegmentSpec(
+                    spec,
+                    segment.first_block,
+                    segment.last_block,
+                    segment.head,
+                    head_macs(config, segment),
+                )
+            )
+        self.progress("baseline", self.steps - 2, self.steps)
+        module = baseline(self.model, input=options.input, cast_first=gpu)
+        parameters = count_parameters(self.model.backbone)
+        whole = self._graph(bundle.BASELINE, module, None, parameters)
+        check.baseline(self.staging / bundle.BASELINE, whole, images)
+        agreed = self._agreement([segment.spec for segment in segments])
+        self.progress("manifest", self.steps - 1, self.steps)
+        np.savez(self.staging / bundle.PARITY, images=images, logits=expected)
+        parity = Parity(bundle.describe(self.staging, bundle.PARITY), check.tolerance, tuple(gaps))
+        return self._manifest(segments, whole, parity, agreed)
+
+    def _calibrate(self) -> dict[int, quantize.Limits]:
+        spec, size = self.model.config.preprocess, self.model.config.image_size
+        count = len(self.calibration)
+
+        def batches(largest: int | None = None) -> Iterator[Tensor]:
+            paths = evenly(self.calibration, largest)
+            for first in range(0, len(paths), _BATCH):
+                self.progress("calibrating", first, len(paths))
+                frames = [load_rgb(path) for path in paths[first : first + _BATCH]]
+                yield torch.from_numpy(network_input(frames, spec, size, "float32"))
+
+        limits = quantize.choose(
+            self.model, quantize.calibrate(self.model, batches()), lambda: batches(_CHOICE)
+        )
+        if not limits:
+            raise ExportError(
+                "no block's MLP can be computed in int8 without moving exit decisions on the "
+                f"{count} calibration images; use --precision fp16"
+            )
+        return limits
+
+    def _quantizer(self, segment: Segment | None) -> Callable[[Any], Any] | None:
+        first, last = 1, self.model.config.num_blocks
+        if segment is not None:
+            first, last = segment.first_block, segment.last_block
+        limits = {n: pair for n, pair in self.limits.items() if first <= n <= last}
+        return (lambda model: quantize.quantize(model, limits)) if limits else None
+
+    def _agreement(self, graphs: list[GraphSpec]) -> Agreement | None:
+        if not self.images:
+            return None
+        found = agreement.compare(
+            self.model,
+            self.staging,
+            graphs,
+            self.images,
+            input=self.options.input,
+            policy=self.options.policy,
+            progress=lambda done, total: self.progress("comparing images", done, total),
+        )
+        agreement.gate(found, self.precision)
+        return found
+
+    def _graph(
+        self, name: str, module: torch.nn.Module, segment: Segment | None, parameters: int
+    ) -> GraphSpec:
+        options, config = self.options, self.model.config
+        index = segment.index if segment else None
+        low, _, high = options.batch
+        example = example_input(config, index, input=options.input, batch=1 if high == 1 else 2)
+        if self.half and index:
+            example = example.half()
+        inputs = TensorSpec(
+            "hidden" if index else "image",
+            str(example.dtype).removeprefix("torch."),
+            (options.batch_size, *example.shape[1:]),
+        )
+        logits = TensorSpec("logits", "float32", (options.batch_size, config.num_classes))
+        outputs = (logits,)
+        if segment is not None and segment.exit is not None:
+            shape = (options.batch_size, *config.hidden_shape(segment.exit.block))
+            dtype = "float16" if self.half else "float32"
+            outputs = (TensorSpec("hidden_out", dtype, shape), logits)  # type: ignore[assignment]
+        path = self.staging / name
+        export_graph(
+            halve(module, options.fp32_islands) if self.half else module,
+            example,
+            path,
+            input_name=inputs.name,
+            output_names=[tensor.name for tensor in outputs],
+            opset=self.opset,
+            batch=(low, high),
+            store=self.store,
+            weights_location=str(
+                (self.staging / bundle.WEIGHTS).relative_to(path.parent).as_posix()
+            ),
+            rewrite=self._quantizer(segment),
+        )
+        macs = count_macs(module, example_input(config, index, input=options.input))
+        return GraphSpec(bundle.describe(self.staging, name), (inputs,), outputs, macs, parameters)
+
+    def _calibration(self) -> Calibration | None:
+        if self.precision != "int8":
+            return None
+        return Calibration(
+            len(self.calibration),
+            content_hash(self.calibration),
+            quantize.METHOD,
+            tuple(self.limits),
+        )
+
+    def _manifest(
+        self,
+        segments: list[SegmentSpec],
+        whole: GraphSpec,
+        parity: Parity,
+        agreed: Agreement | None,
+    ) -> Manifest:
+        options, config = self.options, self.model.config
+        try:
+            return Manifest(
+                schema_version=SCHEMA_VERSION,
+                family=config.family,
+                image_size=config.image_size,
+                labels=config.labels,
+                input=options.input,
+                batch=options.batch,
+                preprocess=config.preprocess,
+                segments=tuple(segments),
+                baseline=whole,
+                weights=(bundle.describe(self.staging, bundle.WEIGHTS),),
+                parity=parity,
+                policy=options.policy.to_json(),
+                precision=self.precision,
+                opset=self.opset,
+                target=options.target,
+                versions=_versions(),
+                fp32_islands=options.fp32_islands,
+                calibration=self._calibration(),
+                agreement=agreed,
+            )
+        except ValueError as error:
+            raise ExportError(f"the bundle does not fit together: {error}") from None
+
+
+def _versions() -> dict[str, str]:
+    names = ("lgvit-edge", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,148 @@
+"""Does the exported chain compute what PyTorch computes?
+
+The answer is given graph by graph on ONNX Runtime's CPU, the reference of every other backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lgvit_edge._support.optional import require
+from lgvit_edge.architecture.config import LGViTConfig
+from lgvit_edge.bundle.manifest import GraphSpec
+from lgvit_edge.errors import ParityError
+from lgvit_edge.images.preprocess import to_float
+from lgvit_edge.model import LGViT
+from lgvit_edge.policies.scores import difference
+from lgvit_edge.runtime.backends.ort_pool import join_pool, open_session
+
+SAMPLES = 5
+TOLERANCE = {"fp32": 1e-4, "fp16": 5e-2, "int8": 4.0}  # on logits
+# After 8 blocks of a trained ViT-Tiny PyTorch's own float32 is 6e-4 from float64 in the hidden
+# state, and 1e-5 in the logits that follow: rounding, which the norms take out again.
+# In int8 a hidden state says nothing: a trained ViT's few large channels hang on small changes.
+_HIDDEN_SLACK = {"fp32": 10.0, "fp16": 1.0, "int8": float("inf")}
+
+
+def sample_images(config: LGViTConfig, input: str) -> tuple[NDArray[Any], Tensor]:
+    """Seeded random inputs: for the bundle, and normalised for PyTorch.
+
+    Returns:
+        ``[n, H, W, 3] uint8`` or ``[n, 3, H, W] float32``, and ``[n, 3, H, W] float32``.
+    """
+    side = config.image_size
+    rng = np.random.default_rng(0)
+    # Blocks of one colour with noise on top: white noise alone makes all patches alike.
+    coarse = rng.integers(0, 200, (SAMPLES, -(-side // 8), -(-side // 8), 3))
+    blocks = coarse.repeat(8, axis=1).repeat(8, axis=2)[:, :side, :side]
+    frames = (blocks + rng.integers(0, 56, blocks.shape)).astype(np.uint8)
+    pixels = to_float(frames, config.preprocess)
+    return (frames if input == "uint8" else pixels), torch.from_numpy(pixels)
+
+
+class ChainCheck:
+    """Runs the exported segments beside PyTorch's, one after the other.
+
+    Each graph is run twice: on the input PyTorch's own segment got, so that the first graph that
+    diverges is the one named, and on what the graph before it gave, which is what a chain does;
+    that chain's logits are held against ``LGViT.exit_logits``, where nothing is folded.
+    """
+
+    def __init__(
+        self,
+        images: NDArray[Any],
+        expected: NDArray[np.float32],
+        precision: str,
+        tolerance: float | None = None,
+    ) -> None:
+        """Start at the images.
+
+        Args:
+            images: network input of segment 0.
+            expected: ``[n, M + 1, C] float32`` from ``LGViT.exit_logits``.
+            precision: of the graphs, which decides what may differ.
+            tolerance: on logits, see ``difference``; None for the precision's own.
+        """
+        self._expected, self._slack = expected, _HIDDEN_SLACK[precision]
+        self.tolerance = tolerance or TOLERANCE[precision]
+        self._torch = torch.from_numpy(images)
+        self._chain = images
+
+    def segment(self, index: int, path: Path, graph: GraphSpec, module: nn.Module) -> float:
+        """Check segment ``index`` and move on to the next.
+
+        Returns:
+            The largest difference seen in logits.
+
+        Raises:
+            ParityError: beyond the tolerance, naming the segment and the tensor.
+        """
+        with torch.no_grad():
+            output = module(self._torch)
+        wanted = output if isinstance(output, tuple) else (output,)
+        run = graph_runner(path, graph)
+        worst = 0.0
+        for spec, got, want in zip(graph.outputs, run(self._torch.numpy()), wanted, strict=True):
+            gap = self._check(f"segment {index}", spec.name, got, want.numpy())
+            worst = max(worst, gap if spec is graph.logits else 0.0)
+        *hidden, logits = run(self._chain)
+        expected = self._expected[:, index]
+        gap = self._check(f"the chain up to segment {index}", graph.logits.name, logits, expected)
+        if hidden:
+            self._torch, self._chain = wanted[0], hidden[0]
+        return max(worst, gap)
+
+    def baseline(self, path: Path, graph: GraphSpec, images: NDArray[Any]) -> float:
+        """Check the baseline against the final classifier's logits.
+
+        Raises:
+            ParityError: beyond the tolerance.
+        """
+        (logits,) = graph_runner(path, graph)(images)
+        return self._check("the baseline", graph.logits.name, logits, self._expected[:, -1])
+
+    def _check(self, who: str, tensor: str, got: NDArray[Any], want: NDArray[Any]) -> float:
+        hidden = want.ndim == 3
+        gap = difference(got, want, by_token=hidden)
+        tolerance = self.tolerance * (self._slack if hidden else 1)
+        if gap > tolerance:
+            raise ParityError(
+                f"{who} diverges from PyTorch in {tensor!r}: max |difference| {gap:.3g}, "
+                f"tolerance {tolerance:g}; nothing was written"
+            )
+        return gap
+
+
+def graph_runner(path: Path, graph: GraphSpec) -> Callable[[NDArray[Any]], list[NDArray[Any]]]:
+    """A function running one graph on CPU, row by row where its batch is fixed at 1.
+
+    Inputs are cast to what the graph takes.
+
+    Where the batch varies, rows go in pairs and the odd one alone, so that both are checked.
+    """
+    ort = require("onnxruntime", extra="cpu")
+    threads, providers = join_pool(ort, None), ["CPUExecutionProvider"]
+    session, _ = open_session(ort, str(path), threads, shared=True, providers=providers)
+    name, size = graph.inputs[0].name, 1 if graph.inputs[0].shape[0] == 1 else 2
+
+    def run(inputs: NDArray[Any]) -> list[NDArray[Any]]:
+        inputs = inputs.astype(graph.inputs[0].dtype, copy=False)
+        parts = [inputs[i : i + size] for i in range(0, len(inputs), size)]
+        rows = [session.run(None, {name: part}) for part in parts]
+        return [np.concatenate(part) for part in zip(*rows, strict=True)]
+
+    return run
+
+
+def reference_logits(model: LGViT, pixels: Tensor) -> NDArray[np.float32]:
+    """What PyTorch says at every exit, ``[n, M + 1, C] float32``."""
+    with torch.no_grad():
+        logits: NDArray[np.float32] = model.exit_logits(pixels).numpy()
+    return logits

@@ -1,0 +1,250 @@
+"""int8 for the blocks' MLPs: Q/DQ pairs by ONNX Runtime's static quantizer.
+
+Only ``fc1`` and ``fc2`` are quantized, always both of a block: they are two thirds of its products,
+and int8 projections around half-precision attention were slower, or wrong, on TensorRT as others
+measured. Patch embedding, attention, heads and classifiers stay in the graph's own precision,
+because thresholds are compared with what the heads say.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lgvit_edge._support.optional import require
+from lgvit_edge.model import LGViT
+
+METHOD = "99.999th percentile of |x| per tensor; MLPs whose int8 leaves exit decisions as they are"
+_PERCENTILE = 99.999
+# Where the largest value is this many times the 99.9th percentile, 8 bits would be spent on a few
+# outliers: trained ViTs have such blocks, and quantizing them cost most of the accuracy.
+_MAX_SPREAD = 6.0
+# Of the calibration images' exit decisions, as an average over these thresholds. Half of what the
+# gate allows on other images (``agreement.ALLOWED``).
+_CHANGED_DECISIONS = 0.015
+_THRESHOLDS = [0.5 + 0.05 * i for i in range(10)]
+_OCTAVE = 64  # bins per factor of two, so a limit is known to 1 %
+_LOWEST, _HIGHEST = -20, 20  # exponents of the histogram's range
+_LINEARS = re.compile(r"(?:^|\.)blocks\.(\d+)\.(fc[12])\.bias$")
+
+Limits = dict[str, float]  # by layer, "fc1" and "fc2": the largest |x| that is represented
+
+
+@dataclass
+class _Histogram:
+    """How often each size of |x| was seen, on a logarithmic scale."""
+
+    counts: Tensor
+    top: float = 0.0
+
+    def add(self, x: Tensor) -> None:
+        size = x.detach().abs().flatten()
+        self.top = max(self.top, float(size.max()))
+        places = (size.clamp_min(2.0**_LOWEST).log2() - _LOWEST) * _OCTAVE
+        last = len(self.counts) - 1
+        self.counts += torch.bincount(places.long().clamp_max(last), minlength=last + 1)
+
+    def percentile(self, share: float) -> float:
+        wanted = math.ceil(float(self.counts.sum()) * share / 100)
+        place = int(torch.searchsorted(self.counts.cumsum(0), wanted))
+        return min(self.top, float(2.0 ** ((place + 1) / _OCTAVE + _LOWEST)))
+
+
+def calibrate(model: LGViT, batches: Iterator[Tensor]) -> dict[int, Limits]:
+    """Run images through the float32 model and see how large the MLPs' inputs get.
+
+    Args:
+        model: in eval mode.
+        batches: normalised ``[B, 3, H, W] float32``.
+
+    Returns:
+        Limits of the blocks (1-based) whose MLP can be quantized.
+    """
+    size = (_HIGHEST - _LOWEST) * _OCTAVE
+    seen: dict[tuple[int, str], _Histogram] = {}
+    hooks = []
+    for number, block in enumerate(model.backbone.blocks, 1):
+        for name in ("fc1", "fc2"):
+            histogram = seen[number, name] = _Histogram(torch.zeros(size, dtype=torch.int64))
+            layer = getattr(block, name)
+            hooks.append(
+                layer.register_forward_pre_hook(lambda _, inputs, h=histogram: h.add(inputs[0]))
+            )
+    try:
+        with torch.no_grad():
+            for pixels in batches:
+                model.hidden_states(pixels)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    limits: dict[int, Limits] = {}
+    for number in range(1, len(model.backbone.blocks) + 1):
+        pair = {name: seen[number, name] for name in ("fc1", "fc2")}
+        if all(h.top <= _MAX_SPREAD * h.percentile(99.9) for h in pair.values()):
+            limits[number] = {name: h.percentile(_PERCENTILE) for name, h in pair.items()}
+    return limits
+
+
+def choose(
+    model: LGViT, limits: Mapping[int, Limits], batches: Callable[[], Iterator[Tensor]]
+) -> dict[int, Limits]:
+    """The largest set of blocks whose int8 MLPs leave the exit decisions as they are.
+
+    What 8 bits lose in an early block goes through all that follow, so blocks are taken in the
+    order of how much each moves the confidences, as far as the decisions allow. Int8 is simulated
+    in float32, which differs from the graphs by rounding.
+
+    Args:
+        model: in eval mode.
+        limits: from ``calibrate``.
+        batches: normalised images ``[B, 3, H, W] float32``, anew at each call.
+    """
+    moved = dict.fromkeys(limits, 0.0)
+    wanted = []
+    with torch.no_grad():
+        for pixels in batches():
+            states = model.hidden_states(pixels)
+            wanted.append(_confidences(model, states))
+            for number in limits:
+                with _simulated(model, {number: limits[number]}):
+                    changed = states[:number]
+                    for block in list(model.backbone.blocks)[number - 1 :]:
+                        changed.append(block(changed[-1]))
+                moved[number] += float((_confidences(model, changed) - wanted[-1]).abs().mean())
+        order = sorted(limits, key=lambda number: moved[number])
+        low, high = 0, len(order)  # the answer is in low..high
+        while low < high:
+            count = (low + high + 1) // 2
+            chosen = {number: limits[number] for number in order[:count]}
+            with _simulated(model, chosen):
+                found = [_confidences(model, model.hidden_states(x)) for x in batches()]
+            good = _changed_decisions(torch.cat(wanted), torch.cat(found)) <= _CHANGED_DECISIONS
+            low, high = (count, high) if good else (low, count - 1)
+    return {number: limits[number] for number in sorted(order[:low])}
+
+
+def _confidences(model: LGViT, states: list[Tensor]) -> Tensor:
+    """``[B, M + 1]``, from the hidden states."""
+    logits = [
+        head(states[exit.block]) for head, exit in zip(model.heads, model.config.exits, strict=True)
+    ]
+    stacked = torch.stack([*logits, model.backbone.final(states[-1])], dim=1)
+    return stacked.softmax(dim=-1).amax(dim=-1)
+
+
+def _changed_decisions(wanted: Tensor, found: Tensor) -> float:
+    """Share of images that leave elsewhere, averaged over thresholds: users choose their own."""
+
+    def leaves(confidences: Tensor, threshold: float) -> Tensor:
+        over = confidences > threshold
+        over[:, -1] = True
+        return over.int().argmax(dim=1)
+
+    shares = [(leaves(wanted, t) != leaves(found, t)).float().mean() for t in _THRESHOLDS]
+    return float(torch.stack(shares).mean())
+
+
+class _Simulated(nn.Module):
+    """A linear layer as int8 computes it, weights per output channel, in float32."""
+
+    def __init__(self, linear: nn.Linear, limit: float) -> None:
+        super().__init__()
+        scale = linear.weight.abs().amax(dim=1, keepdim=True) / 127
+        self.weight = (linear.weight / scale).round().clamp(-127, 127) * scale
+        self.bias, self.step = linear.bias, limit / 127
+
+    def forward(self, x: Tensor) -> Tensor:
+        rounded = (x / self.step).round().clamp(-128, 127) * self.step
+        return functional.linear(rounded, self.weight, self.bias)
+
+
+@contextmanager
+def _simulated(model: LGViT, limits: Mapping[int, Limits]) -> Iterator[None]:
+    layers = [
+        (model.backbone.blocks[number - 1], name, limit)
+        for number, pair in limits.items()
+        for name, limit in pair.items()
+    ]
+    linears = [getattr(block, name) for block, name, _ in layers]
+    for (block, name, limit), linear in zip(layers, linears, strict=True):
+        setattr(block, name, _Simulated(linear, limit))
+    try:
+        yield
+    finally:
+        for (block, name, _), linear in zip(layers, linears, strict=True):
+            setattr(block, name, linear)
+
+
+def quantize(model: Any, limits: Mapping[int, Limits]) -> Any:
+    """Put Q/DQ pairs around the MLPs' products.
+
+    The options are those a strongly typed TensorRT parser accepts: symmetric, no quantized bias,
+    no pair at the output.
+
+    Args:
+        model: the ONNX graph, float32 or float16, opset 19 or 20, weights inside.
+        limits: of the blocks in the graph, by number.
+
+    Returns:
+        The quantized graph; scales have the graph's own type.
+    """
+    quantization = require("onnxruntime.quantization", extra="cpu")
+    calibration = require("onnxruntime.quantization.calibrate", extra="cpu")
+    quantizer = require("onnxruntime.quantization.qdq_quantizer", extra="cpu")
+    nodes, ranges = [], {}
+    for node, (number, layer) in _products(model.graph):
+        if number in limits:
+            limit = np.array(limits[number][layer], _numpy_type(model.graph, node.input[1]))
+            nodes.append(node.name)
+            ranges[node.input[0]] = calibration.TensorData(lowest=-limit, highest=limit)
+    method = calibration.CalibrationMethod.MinMax
+    made = quantizer.QDQQuantizer(
+        model,
+        per_channel=True,
+        reduce_range=False,
+        weight_qType=quantization.QuantType.QInt8,
+        activation_qType=quantization.QuantType.QInt8,
+        tensors_range=calibration.TensorsData(method, ranges),
+        nodes_to_quantize=nodes,
+        nodes_to_exclude=[],
+        op_types_to_quantize=["MatMul", "Gemm"],
+        extra_options={
+            "ActivationSymmetric": True,
+            "WeightSymmetric": True,
+            "QuantizeBias": False,
+            "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm", "Conv"],
+        },
+    )
+    return made.quantize_model()
+
+
+def _products(graph: Any) -> Iterator[tuple[Any, tuple[int, str]]]:
+    """Matrix products of blocks' MLPs with the block's number, told by the bias that is added."""
+    makers = {output: node for node in graph.node for output in node.output}
+    for node in graph.node:
+        for name in node.input:
+            found = _LINEARS.search(name)
+            if found is None:
+                continue
+            product = node if node.op_type == "Gemm" else None
+            for other in node.input:
+                maker = makers.get(other)
+                if maker is not None and maker.op_type == "MatMul":
+                    product = maker
+            assert product is not None, f"{name} is added to no product"
+            yield product, (int(found[1]), found[2])
+
+
+def _numpy_type(graph: Any, weight: str) -> Any:
+    onnx = require("onnx", extra="export")
+    kind = next(i.data_type for i in graph.initializer if i.name == weight)
+    return onnx.helper.tensor_dtype_to_np_dtype(kind)

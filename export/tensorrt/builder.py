@@ -1,0 +1,310 @@
+"""One ONNX graph to one TensorRT engine. Never imports torch: this also runs on a Jetson.
+
+Engines are strongly typed wherever the library can: they compute in the types the graph says.
+TensorRT 8 cannot, so there the precision is a flag, and norms and softmax are held in float32.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lgvit_edge.bundle.manifest import GraphSpec
+from lgvit_edge.errors import BuildError, UsageError
+from lgvit_edge.export.tensorrt.checks import check_engine, check_layers, check_tensors
+from lgvit_edge.machine.gpu import find_gpu
+from lgvit_edge.machine.tensorrt import TensorRT
+
+Progress = Callable[[str], None]
+# Where TensorRT 8 may choose, these stay in float32: their sums overflow or lose float16.
+_WEAK_FLOAT = ("NORMALIZATION", "SOFTMAX", "REDUCE", "UNARY")
+
+
+@dataclass(frozen=True)
+class BuilderOptions:
+    """How engines are compiled.
+
+    Attributes:
+        workspace: bytes of scratch memory tactics may use; None for the library's own choice.
+        optimization_level: 0 (quick to build) to 5 (quick to run); None for the library's own.
+        compute_capabilities: GPUs an RTX engine runs on, such as ``8.6``; empty for all usual ones.
+    """
+
+    workspace: int | None = None
+    optimization_level: int | None = None
+    compute_capabilities: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Report what no library takes."""
+        level = self.optimization_level
+        if level is not None and not 0 <= level <= 5:
+            raise UsageError(f"the optimization level must be 0 to 5, found {level}")
+        if self.workspace is not None and self.workspace < 1:
+            raise UsageError(f"the workspace must be at least 1 byte, found {self.workspace}")
+
+
+@dataclass(frozen=True)
+class BuildTask:
+    """One graph to compile.
+
+    Attributes:
+        onnx: the graph's file, weights beside it.
+        graph: what the bundle says about it.
+        dtype: what matrix products are in, those between quantized layers too.
+        quantized: whether some of it is int8.
+        batch: smallest, usual and largest batch.
+    """
+
+    onnx: Path
+    graph: GraphSpec
+    dtype: str
+    quantized: bool
+    batch: tuple[int, int, int]
+
+
+class EngineBuilder:
+    """Compiles graphs with one library; keeps its timing cache between them."""
+
+    def __init__(
+        self, trt: TensorRT, options: BuilderOptions, *, timing_cache: bytes = b""
+    ) -> None:
+        """Prepare.
+
+        Args:
+            trt: the library.
+            options: how.
+            timing_cache: of an earlier run with this GPU and version; never used for RTX, which
+                would have to ask a GPU and could no longer build without one.
+
+        Raises:
+            UsageError: RTX does not know a compute capability, or the library is not RTX.
+        """
+        self._trt, self._options = trt, options
+        self.timing_cache = timing_cache
+        self._capabilities = self._named_capabilities()
+
+    def build(self, task: BuildTask, *, progress: Progress = lambda text: None) -> bytes:
+        """Compile.
+
+        Args:
+            task: what.
+            progress: called with what TensorRT is doing, from another thread.
+
+        Returns:
+            The plan.
+
+        Raises:
+            BuildError: the graph is refused, or the engine is not what was asked for.
+            KeyboardInterrupt: after TensorRT has been stopped.
+        """
+        job = _Job(self, task, progress)
+        # In a thread of its own: while TensorRT works, Python would not see Ctrl-C.
+        thread = threading.Thread(target=job.run, daemon=True)
+        try:
+            thread.start()
+            # An event: Python 3.11's Thread.join, once interrupted, takes the thread for ended.
+            while not job.finished.wait(0.1):
+                pass
+        except KeyboardInterrupt:
+            job.cancelled = True
+            if thread.ident is not None:
+                # To the end of the engine where TensorRT cannot be stopped (8.6); a second Ctrl-C
+                # does not wait.
+                progress("stopping")
+                job.finished.wait()
+                thread.join()
+            raise
+        if job.error is not None:
+            raise job.error
+        assert job.plan is not None  # a job without an error has one
+        return job.plan
+
+    def check(self, task: BuildTask) -> None:
+        """Parse only: is the graph one that would be compiled, in the types asked for?
+
+        Raises:
+            BuildError: it is not.
+        """
+        _Job(self, task, lambda text: None).parse()
+
+    def _named_capabilities(self) -> list[Any]:
+        wanted = self._options.compute_capabilities
+        if not wanted:
+            return []
+        known = getattr(self._trt.module, "ComputeCapability", None)
+        if not self._trt.is_rtx or known is None:
+            raise UsageError(
+                "compute capabilities can be chosen for TensorRT-RTX only: TensorRT compiles for "
+                "the GPU it runs on"
+            )
+        names = {f"{n[2:-1]}.{n[-1]}": n for n in known.__members__ if n.startswith("SM")}
+        unknown = [c for c in wanted if c not in names]
+        if unknown or len(set(wanted)) < len(wanted):
+            raise UsageError(
+                f"TensorRT-RTX {self._trt.version} compiles for compute capabilities "
+                f"{', '.join(names)}; expected some of them, each once, between commas, found "
+                f"{','.join(wanted)!r}"
+            )
+        return [getattr(known, names[c]) for c in wanted]
+
+
+class _Job:
+    """One run of the builder; every object of TensorRT lives in its thread."""
+
+    def __init__(self, owner: EngineBuilder, task: BuildTask, progress: Progress) -> None:
+        self.owner, self.trt, self.module = owner, owner._trt, owner._trt.module
+        self.task, self.progress = task, progress
+        self.cancelled = False
+        self.finished = threading.Event()
+        self.can_cancel = hasattr(self.module, "IProgressMonitor")
+        self.parser: Any = None
+        self.plan: bytes | None = None
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self.plan = self._build()
+        except BaseException as error:  # handed to the thread that asked
+            # But for a cancelled job's, whose traceback would take TensorRT's objects along.
+            self.error = None if self.cancelled else error
+        finally:
+            self.parser = None
+            self.finished.set()
+
+    def parse(self) -> tuple[Any, Any]:
+        """The builder, and the network that the parser made and that is as it should be."""
+        builder = self.trt.make("Builder")
+        network = builder.create_network(self._network_flags())
+        self.parser = parser = self.module.OnnxParser(
+            network, self.trt.logger
+        )  # owns weights: stays
+        if not parser.parse_from_file(str(self.task.onnx)):
+            faults = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+            raise self._failed("its parser refuses the graph", faults)
+        check_tensors(self.trt, network, self.task.graph)
+        if self.trt.strongly_typed:
+            check_layers(self.trt, network, self.task.graph, self.task.dtype, self.task.quantized)
+        return builder, network
+
+    def _build(self) -> bytes:
+        builder, network = self.parse()
+        config = builder.create_builder_config()
+        self._configure(builder, network, config)
+        plan = builder.build_serialized_network(network, config)
+        if plan is None:
+            if self.cancelled:
+                raise KeyboardInterrupt
+            raise self._failed("it cannot compile the graph")
+        if not self.trt.is_rtx:
+            cache = config.get_timing_cache()
+            if cache is not None:
+                self.owner.timing_cache = bytes(cache.serialize())
+        data = bytes(plan)
+        self._inspect(data)
+        return data
+
+    def _network_flags(self) -> int:
+        flags = self.module.NetworkDefinitionCreationFlag
+        # The first is gone in TensorRT 11, the second came with 10.
+        wanted = ("EXPLICIT_BATCH", "STRONGLY_TYPED")
+        return sum(1 << int(getattr(flags, name)) for name in wanted if hasattr(flags, name))
+
+    def _configure(self, builder: Any, network: Any, config: Any) -> None:
+        trt, options = self.module, self.owner._options
+        # A batch-1 chain gains nothing from side streams; they cost memory and break captures.
+        config.max_aux_streams = 0
+        config.clear_flag(trt.BuilderFlag.TF32)  # on by default, and no float32
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector's dtypes
+        if self.trt.is_rtx:  # or its engines could not be recorded as CUDA graphs
+            config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+        if options.workspace is not None:
+            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
+        if options.optimization_level is not None:
+            config.builder_optimization_level = options.optimization_level
+        if self.task.batch[2] > 1:
+            profile = builder.create_optimization_profile()
+            spec = self.task.graph.inputs[0]
+            profile.set_shape(spec.name, *(spec.for_batch(size) for size in self.task.batch))
+            config.add_optimization_profile(profile)
+        if self.owner._capabilities:
+            config.num_compute_capabilities = len(self.owner._capabilities)
+            for i, capability in enumerate(self.owner._capabilities):
+                config.set_compute_capability(capability, i)
+        if not self.trt.is_rtx:
+            cache = config.create_timing_cache(self.owner.timing_cache)
+            if cache is None or not config.set_timing_cache(cache, False):  # of another GPU
+                config.set_timing_cache(config.create_timing_cache(b""), False)
+        if not self.trt.strongly_typed:
+            self._constrain(network, config)
+        if self.can_cancel:
+            self.monitor = _monitor(trt, self)  # TensorRT keeps no reference of its own
+            config.progress_monitor = self.monitor
+
+    def _constrain(self, network: Any, config: Any) -> None:
+        """TensorRT 8: precision by flags, with float32 held where float16 would lose the answer."""
+        trt = self.module
+        if self.task.quantized:
+            raise BuildError(
+                f"{self.task.onnx.name}: TensorRT {self.trt.version} does not read our int8 "
+                "graphs; export with --precision fp16"
+            )
+        # One context per batch size, all on the one profile; later versions always allow it.
+        config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
+        if self.task.dtype == "float32":
+            return
+        config.set_flag(trt.BuilderFlag.FP16)
+        config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+        for i in range(network.num_layers):
+            layer = network.get_layer(i)
+            floats = layer.num_outputs and layer.get_output(0).dtype in (
+                trt.DataType.FLOAT,
+                trt.DataType.HALF,
+            )
+            if layer.type.name in _WEAK_FLOAT and floats:
+                layer.precision = trt.DataType.FLOAT
+
+    def _inspect(self, plan: bytes) -> None:
+        """Ask the engine itself, where there is a GPU to load it."""
+        if find_gpu() is None:
+            return
+        runtime = self.trt.make("Runtime")
+        if self.trt.is_rtx:  # compiled for other GPUs than the one that happens to be here
+            validity, _ = runtime.get_engine_validity(plan)
+            if validity == self.module.EngineValidity.INVALID:
+                return
+        engine = runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise self._failed("the engine it compiled does not load")
+        check_engine(self.trt, engine, self.task.graph, self.task.dtype)
+
+    def _failed(self, what: str, reasons: list[str] | None = None) -> BuildError:
+        logged = self.trt.reason()  # which repeats what the parser says
+        detail = "; ".join(reasons[:3])[:600] if reasons else logged
+        hint = ""
+        if "workspace" in detail.lower() or "memory" in detail.lower():
+            hint = "; give it more memory (--workspace-mb), or close other programs"
+        return BuildError(
+            f"{self.trt.library} {self.trt.version}, {self.task.onnx.name}: {what}: {detail}{hint}"
+        )
+
+
+def _monitor(module: Any, job: _Job) -> Any:
+    """An ``IProgressMonitor`` that reports phases and stops the build when the job is cancelled."""
+
+    class Monitor(module.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            module.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            job.progress(phase_name)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            return not job.cancelled
+
+        def phase_finish(self, phase_name: str) -> None:
+            pass
+
+    return Monitor()

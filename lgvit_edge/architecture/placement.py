@@ -1,0 +1,121 @@
+"""Where exits go, and which heads they get (paper sections 3.3 and A.3)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+from lgvit_edge.architecture.config import HEAD_SIZES, ExitConfig
+from lgvit_edge.errors import ConfigError
+
+HEADS = ("lgvit", *(kind for kind in HEAD_SIZES if HEAD_SIZES[kind] in (None, "width")))
+# Windows of the first and the last GAH. The paper's g runs from 2 to 3; on the smaller maps of a
+# Swin the authors take 1 to 2.
+_WINDOWS = {"vit": (2, 3), "deit": (2, 3), "swin": (1, 2)}
+
+
+def plan_exits(
+    text: str, block_macs: Sequence[int], *, heads: str = "lgvit", family: str = "vit"
+) -> tuple[ExitConfig, ...]:
+    """Exits from what a user types.
+
+    ``uniform:M`` puts the first exit where a third of the MACs are spent and the others so that
+    adjacent exits cost about the same (paper section 3.3). On 12 equal blocks it gives the paper's
+    4..11 for M = 8 and 4, 6, 8, 10 for M = 4. ``shallow:M``, ``middle:M`` and ``deep:M`` put them
+    after blocks that follow each other (Table 7): from block 2, from block L / 2, and up to block
+    L - 1. ``none``, or blocks such as ``4,6,8,10``.
+
+    Args:
+        text: as typed.
+        block_macs: MACs of each of the L blocks.
+        heads: ``lgvit`` for LPHs below and GAHs above, or one kind for all exits.
+        family: of the backbone.
+
+    Raises:
+        ConfigError: not of this form, out of range, or unsorted.
+    """
+    depth = len(block_macs)
+    if text == "none":
+        return ()
+    scheme, _, count = text.partition(":")
+    try:
+        if scheme in _SCHEMES:
+            blocks = _SCHEMES[scheme](_checked(scheme, int(count), depth), block_macs)
+        else:
+            blocks = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(
+            f"exits must be {', '.join(f'{name}:M' for name in _SCHEMES)} or a list of blocks "
+            f"such as 4,6,8,10; found {text!r}"
+        ) from None
+    if blocks != sorted(set(blocks)) or blocks[0] < 1 or blocks[-1] >= depth:
+        raise ConfigError(
+            f"exits must be sorted blocks in 1..{depth - 1} (block {depth} ends in the final "
+            f"classifier), found {text!r}"
+        )
+    return default_heads(blocks, heads=heads, family=family)
+
+
+def _checked(scheme: str, count: int, depth: int) -> int:
+    if not 1 <= count < depth:
+        raise ConfigError(f"{scheme}:M needs 1 <= M <= {depth - 1} here, found M = {count}")
+    return count
+
+
+def _uniform(count: int, block_macs: Sequence[int]) -> list[int]:
+    depth = len(block_macs)
+    spent = list(itertools.accumulate(block_macs))
+    blocks: list[int] = []
+    for i in range(count):
+        target = spent[-1] * (1 + 2 * i / count) / 3
+        nearest = min(range(depth - 1), key=lambda b: abs(spent[b] - target)) + 1
+        # Each block has one exit at most: move on when taken, and leave room for the rest.
+        earliest = blocks[-1] + 1 if blocks else 1
+        blocks.append(min(max(nearest, earliest), depth - count + i))
+    return blocks
+
+
+def _consecutive(count: int, depth: int, first: int) -> list[int]:
+    first = max(1, min(first, depth - count))
+    return list(range(first, first + count))
+
+
+_SCHEMES: dict[str, Callable[[int, Sequence[int]], list[int]]] = {
+    "uniform": _uniform,
+    "shallow": lambda count, macs: _consecutive(count, len(macs), 2),
+    "middle": lambda count, macs: _consecutive(count, len(macs), len(macs) // 2),
+    "deep": lambda count, macs: _consecutive(count, len(macs), len(macs)),
+}
+
+
+def default_heads(
+    blocks: Sequence[int], *, heads: str = "lgvit", family: str = "vit"
+) -> tuple[ExitConfig, ...]:
+    """Heads for exits after ``blocks``.
+
+    ``lgvit``: LPH on the lower half of the exits, GAH on the upper, sizes by depth. The paper's f
+    decreases linearly from 3 to 0, its g increases linearly from 2 to 3 (section 3.3). Rounded to
+    sizes that exist (k in {0, 3}) they give the authors' choice: 3, 3, 0, 0 / 2, 2, 3, 3 for eight
+    exits, 3, 0 / 2, 3 for four, 3 / 2 for two.
+
+    Raises:
+        ConfigError: no such kind of head.
+    """
+    if heads not in HEADS:
+        raise ConfigError(f"heads must be one of {', '.join(HEADS)}, found {heads!r}")
+    if heads != "lgvit":
+        return tuple(ExitConfig(block, heads) for block in blocks)
+    lower = (len(blocks) + 1) // 2
+    upper = len(blocks) - lower
+    smallest, largest = _WINDOWS[family]
+    exits = []
+    for i, block in enumerate(blocks):
+        if i < lower:
+            kernel = 3 * (1 - i / max(lower - 1, 1))
+            exits.append(ExitConfig(block, "lph", kernel=3 if kernel >= 1.5 else 0))
+        else:
+            window = smallest + (largest - smallest) * (i - lower) / max(upper - 1, 1)
+            exits.append(ExitConfig(block, "gah", window=round(window)))
+    return tuple(exits)

@@ -1,0 +1,1 @@
+"""The bundle directory that ``export`` writes: manifest, files, engines, operating points."""

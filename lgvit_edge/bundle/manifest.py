@@ -1,0 +1,369 @@
+"""What a bundle says about itself: ``manifest.json`` as one frozen dataclass tree.
+
+Shared by export, runtime and benchmarks; standard library only. A tensor's name is written once,
+in its ``TensorSpec``, and everyone reads it there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from lgvit_edge.bundle.codec import from_json, to_json
+from lgvit_edge.bundle.points import OperatingPoint, check_name
+from lgvit_edge.errors import BundleError
+from lgvit_edge.images.spec import Preprocess
+
+# History: 1 - first version. 2 - half and int8 precision: islands, calibration, agreement.
+# 3 - preprocessing may squash images, which version 2 never does. 4 - operating points, MACs of
+# heads, temperatures in policies.
+SCHEMA_VERSION = 4
+_READABLE = (2, 3, 4)
+TARGETS = ("cpu", "jetson", "rtx")
+DTYPES = ("uint8", "float16", "float32")
+PRECISIONS = ("fp32", "fp16", "int8")
+_MAX_BYTES = 16 * 1024 * 1024  # a manifest of 1000 classes has 100 KB
+_MAX_ELEMENTS = 2**31
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class FileSpec:
+    """A file of the bundle: relative name with ``/`` separators, and the hash of its content."""
+
+    file: str
+    sha256: str
+
+    def __post_init__(self) -> None:
+        """Refuse names that could leave the bundle."""
+        parts = self.file.split("/")
+        unsafe = "\\" in self.file or ":" in self.file or not self.file.isprintable()
+        if unsafe or any(p in ("", ".", "..") for p in parts):
+            raise ValueError(f"file name {self.file!r} must be relative and stay in the bundle")
+        if not _SHA256.fullmatch(self.sha256):
+            raise ValueError(f"sha256 of {self.file!r} must be 64 hexadecimal digits")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output of a graph.
+
+    Attributes:
+        name: in the graph.
+        dtype: one of ``DTYPES``.
+        shape: -1 first where the batch is dynamic.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse what nobody could allocate."""
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, found {self.dtype!r}")
+        sizes = self.shape[1:] if self.shape[:1] == (-1,) else self.shape
+        # Rank and sides first: the product of a hostile shape would take minutes.
+        small = 1 <= len(self.shape) <= 8 and all(1 <= s <= _MAX_ELEMENTS for s in sizes)
+        if not small or math.prod(sizes) > _MAX_ELEMENTS:
+            raise ValueError(f"tensor {self.name!r} has an impossible shape {list(self.shape)}")
+
+    def for_batch(self, batch: int) -> tuple[int, ...]:
+        """The shape with this many rows."""
+        return (batch, *self.shape[1:])
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One ONNX graph: its file, tensors and cost per image.
+
+    Attributes:
+        graph: the ONNX file.
+        inputs: one tensor, ``image`` or ``hidden``.
+        outputs: ``hidden`` (all but the last segment), then ``logits`` [B, C] float32.
+        macs: multiply-accumulates for one image.
+        parameters: trained numbers.
+    """
+
+    graph: FileSpec
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    macs: int
+    parameters: int
+
+    def __post_init__(self) -> None:
+        """Refuse graphs the chain could not run."""
+        if len(self.inputs) != 1 or len(self.outputs) not in (1, 2):
+            raise ValueError("a graph has one input and one or two outputs")
+        if len(self.logits.shape) != 2 or self.logits.dtype != "float32":
+            raise ValueError("logits must be float32 [B, C]")
+        if self.macs < 1 or self.parameters < 0:
+            raise ValueError("macs and parameters must be counts")
+
+    @property
+    def logits(self) -> TensorSpec:
+        """The classifier's output."""
+        return self.outputs[-1]
+
+
+@dataclass(frozen=True)
+class SegmentSpec:
+    """One segment of the chain.
+
+    Attributes:
+        spec: the graph.
+        first_block: 1-based, inclusive.
+        last_block: 1-based, inclusive; the exit follows it.
+        head: one of ``lgvit_edge.architecture.config.HEAD_SIZES``, or ``final``.
+        head_macs: the head's part of the MACs; None in the last segment, whose classifier the
+            baseline has too, and in bundles of earlier versions.
+    """
+
+    spec: GraphSpec
+    first_block: int
+    last_block: int
+    head: str
+    head_macs: int | None = None
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far ONNX Runtime was from PyTorch at export.
+
+    Attributes:
+        samples: ``images`` and the ``logits`` [n, M + 1, C] float32 PyTorch gave at every exit.
+        tolerance: allowed difference of logits, absolute, or relative where one is larger than 1.
+        max_difference: largest seen in the logits, per segment, in the same measure.
+    """
+
+    samples: FileSpec
+    tolerance: float
+    max_difference: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the int8 scales were taken from.
+
+    Attributes:
+        images: how many.
+        sha256: over the content of the image files, in order.
+        method: how scales follow from what was seen.
+        blocks: whose MLPs are quantized, 1-based.
+    """
+
+    images: int
+    sha256: str
+    method: str
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The exported chain beside the float32 model on real images.
+
+    Attributes:
+        images: how many.
+        sha256: over the content of the image files, in order.
+        policy: the one that decided, as ``lgvit_edge.policies.rules`` writes it.
+        accuracy: top-1 of the final classifier as exported, 0..1; None without labels.
+        reference_accuracy: the same of the float32 model.
+        same_exit: share of images that leave at the same exit.
+        same_label: share of images that get the same answer there.
+        confidence_change: mean |difference| of the confidence, per exit.
+    """
+
+    images: int
+    sha256: str
+    policy: dict[str, Any]
+    accuracy: float | None
+    reference_accuracy: float | None
+    same_exit: float
+    same_label: float
+    confidence_change: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A bundle's ``manifest.json``.
+
+    Attributes:
+        schema_version: of this layout.
+        family: ``vit``, ``deit`` or ``swin``.
+        image_size: side of the network's input, in pixels.
+        labels: class names, or empty.
+        input: ``uint8`` (NHWC RGB, normalised inside segment 0) or ``float32`` (NCHW, normalised).
+        batch: smallest, usual and largest batch.
+        preprocess: from image to input.
+        segments: in order; segment i ends in exit i + 1, the last in the final classifier.
+        baseline: the backbone without exits.
+        weights: files that the graphs read their weights from.
+        parity: the check made at export.
+        policy: what stops the chain unless told otherwise, as ``Policy.to_json`` writes it.
+        precision: of the graphs: ``fp32``, ``fp16``, or ``int8`` for the blocks' linear layers.
+        fp32_islands: what stayed in float32 inside graphs of lower precision.
+        calibration: of int8 scales.
+        agreement: with float32 on real images, where the export was given some.
+        opset: of the graphs.
+        target: what the bundle is for.
+        versions: of everything that wrote it.
+    """
+
+    schema_version: int
+    family: str
+    image_size: int
+    labels: tuple[str, ...]
+    input: str
+    batch: tuple[int, int, int]
+    preprocess: Preprocess
+    segments: tuple[SegmentSpec, ...]
+    baseline: GraphSpec
+    weights: tuple[FileSpec, ...]
+    parity: Parity
+    policy: dict[str, Any]
+    precision: str
+    opset: int
+    target: str
+    versions: dict[str, str]
+    fp32_islands: tuple[str, ...]
+    calibration: Calibration | None
+    agreement: Agreement | None
+    points: dict[str, OperatingPoint] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse chains that do not fit together."""
+        for name, point in self.points.items():
+            check_name(name)
+            if len(point.shares) != len(self.segments):
+                raise ValueError(f"point {name!r} must have one share per exit and the final one")
+        low, usual, high = self.batch
+        logits = {s.spec.logits.shape[1:] for s in self.segments} | {self.baseline.logits.shape[1:]}
+        checks = [
+            (self.input in ("uint8", "float32"), f"input must be uint8 or float32: {self.input!r}"),
+            (self.target in TARGETS, f"target must be one of {TARGETS}: {self.target!r}"),
+            (
+                self.precision in PRECISIONS,
+                f"precision must be one of {PRECISIONS}: {self.precision!r}",
+            ),
+            (
+                1 == low <= usual <= high <= 4096,
+                f"batch must be MIN <= OPT <= MAX, MIN 1: {self.batch}",
+            ),
+            (1 <= len(self.segments) <= 1000, "expected 1 to 1000 segments"),
+            (len(logits) == 1, "segments and baseline must have the same classes"),
+            (
+                len(self.parity.max_difference) == len(self.segments),
+                "parity must have one max_difference per segment",
+            ),
+            (self._batched(), f"tensors must have {'a fixed' if high == 1 else 'a free'} batch"),
+            (self._fed(), "segment 0 and the baseline must take images as the manifest says"),
+            (self._counted(), "segments must cover blocks 1, 2, ... without gaps"),
+            (self._chained(), "each segment's hidden output must be the next one's input"),
+            (
+                len(self.labels) in (0, self.baseline.logits.shape[-1]),
+                f"expected {self.baseline.logits.shape[-1]} labels, found {len(self.labels)}",
+            ),
+            (1 <= self.image_size <= self.preprocess.resize, "image_size must fit resize"),
+        ]
+        faults = [fault for good, fault in checks if not good]
+        if faults:
+            raise ValueError("; ".join(faults))
+
+    def _batched(self) -> bool:
+        size = 1 if self.batch[2] == 1 else -1
+        graphs = [self.baseline, *(segment.spec for segment in self.segments)]
+        return all(t.shape[0] == size for g in graphs for t in (*g.inputs, *g.outputs))
+
+    def _fed(self) -> bool:
+        side = self.image_size
+        image = {"uint8": (side, side, 3), "float32": (3, side, side)}.get(self.input)
+        graphs = [self.baseline, *(segment.spec for segment in self.segments[:1])]
+        return all(
+            (g.inputs[0].dtype, g.inputs[0].shape[1:]) == (self.input, image) for g in graphs
+        )
+
+    def _counted(self) -> bool:
+        ends = [0, *(segment.last_block for segment in self.segments)]
+        starts = [segment.first_block for segment in self.segments]
+        return all(
+            start == before + 1 <= end
+            for start, before, end in zip(starts, ends, ends[1:], strict=False)
+        )
+
+    def _chained(self) -> bool:
+        specs = [segment.spec for segment in self.segments]
+        follows = all(
+            len(a.outputs) == 2
+            and (a.outputs[0].dtype, a.outputs[0].shape) == (b.inputs[0].dtype, b.inputs[0].shape)
+            for a, b in zip(specs, specs[1:], strict=False)
+        )
+        starts = bool(specs) and specs[0].inputs[0].shape[1:] == self.baseline.inputs[0].shape[1:]
+        return follows and starts and len(specs[-1].outputs) == 1
+
+    @property
+    def hidden_dtype(self) -> str:
+        """What the hidden state, and so the arithmetic between quantized layers, is kept in."""
+        outputs = self.segments[0].spec.outputs
+        return outputs[0].dtype if len(outputs) == 2 else "float32"
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return self.baseline.logits.shape[-1]
+
+    @property
+    def num_blocks(self) -> int:
+        """L."""
+        return self.segments[-1].last_block
+
+    def quantized(self, segment: int | None) -> bool:
+        """Whether anything in a segment (None: the baseline) is computed in int8."""
+        blocks = set(self.calibration.blocks) if self.calibration else set()
+        if segment is None:
+            return bool(blocks)
+        found = self.segments[segment]
+        return bool(blocks & set(range(found.first_block, found.last_block + 1)))
+
+    def cumulative_macs(self, exit: int) -> int:
+        """MACs spent by an image that leaves at ``exit`` (1..M + 1)."""
+        return sum(segment.spec.macs for segment in self.segments[:exit])
+
+    def files(self) -> list[FileSpec]:
+        """Every file the manifest vouches for."""
+        graphs = [segment.spec.graph for segment in self.segments]
+        return [*graphs, self.baseline.graph, *self.weights, self.parity.samples]
+
+    @property
+    def identity(self) -> str:
+        """Hash of what is computed: the same whatever the policy and the operating points."""
+        parts = [to_json(self.files()), to_json(self.preprocess), self.input, self.image_size]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def dumps(self) -> str:
+        """JSON text."""
+        return json.dumps(to_json(self), indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def loads(cls, text: str | bytes) -> Manifest:
+        """Parse and validate ``manifest.json``.
+
+        Raises:
+            BundleError: too large, not JSON, of another schema version, or inconsistent.
+        """
+        if len(text) > _MAX_BYTES:
+            raise BundleError(f"manifest.json has {len(text)} bytes, expected {_MAX_BYTES} at most")
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"manifest.json is not JSON: {error}") from None
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if version not in _READABLE:
+            raise BundleError(
+                f"expected manifest schema version {SCHEMA_VERSION}, found {version!r}; "
+                "export the bundle again, or run: pip install --upgrade lgvit-edge"
+            )
+        return from_json(cls, data, where="manifest", error=BundleError)

@@ -1,0 +1,105 @@
+"""Operating points: a policy with its thresholds, and what it was found to give, where."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+ASSUMPTION = (
+    "it holds for images like those it was certified on: drawn alike, in any order (exchangeable), "
+    "not for another camera, place or season"
+)
+
+
+def check_name(name: str) -> None:
+    """Refuse names that would be trouble to type.
+
+    Raises:
+        ValueError: naming what is allowed.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"the name of an operating point must be letters, digits, '-', '_' or '.', 64 at most, "
+            f"found {name[:80]!r}"
+        )
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """A finite-sample bound on what early exits cost (Learn-then-Test).
+
+    With probability at least 1 - ``delta`` over the draw of the images it was certified on, the
+    share of images that the chain gets wrong and the baseline right is at most ``risk``.
+
+    Attributes:
+        risk: the bound, 0..1.
+        delta: how often such a certificate may be wrong, 0..1.
+        images: that it was certified on; neither the search nor the report used them.
+        errors: of these, how many the chain got wrong and the baseline right.
+        data_sha256: over the content of the image files they were taken from, in order.
+    """
+
+    risk: float
+    delta: float
+    images: int
+    errors: int
+    data_sha256: str
+
+    def __post_init__(self) -> None:
+        """Refuse what certifies nothing."""
+        if not (0 < self.risk < 1 and 0 < self.delta < 1):
+            raise ValueError("risk and delta must lie between 0 and 1")
+        if not 0 <= self.errors <= self.images:
+            raise ValueError("errors must be a part of the images")
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """A policy with its thresholds, and what it gives on images the search has not seen.
+
+    Attributes:
+        policy: as ``lgvit_edge.policies.rules`` writes it.
+        accuracy: top-1 of the chain, 0..1.
+        baseline_accuracy: top-1 of the model without exits.
+        macs: per image, on average.
+        macs_speedup: against the baseline.
+        latency_ms: mean from decoded frame to label, from measured segment times.
+        baseline_latency_ms: mean, measured in the same run.
+        shares: of the images per exit, the final classifier last.
+        images: how many these figures are from.
+        data_sha256: over the content of the image files they were taken from, in order.
+        device: where times were measured.
+        goal: what was asked for.
+        guarantee: a bound on wrong answers, where one was asked for.
+    """
+
+    policy: dict[str, Any]
+    accuracy: float
+    baseline_accuracy: float
+    macs: float
+    macs_speedup: float
+    latency_ms: float
+    baseline_latency_ms: float
+    shares: tuple[float, ...]
+    images: int
+    data_sha256: str
+    device: str
+    goal: str
+    guarantee: Guarantee | None
+
+    def __post_init__(self) -> None:
+        """Refuse figures that nothing could measure."""
+        shares = (self.accuracy, self.baseline_accuracy, *self.shares)
+        sizes = (self.macs, self.macs_speedup, self.latency_ms, self.baseline_latency_ms)
+        if not all(0 <= share <= 1 for share in shares):
+            raise ValueError("accuracy and shares must lie in 0..1")
+        if not all(0 < size < math.inf for size in sizes):
+            raise ValueError("MACs, latencies and speed-up must be positive numbers")
+
+    @property
+    def wall_clock_speedup(self) -> float:
+        """Of the mean latency, against the baseline."""
+        return self.baseline_latency_ms / self.latency_ms

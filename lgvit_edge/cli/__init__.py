@@ -1,0 +1,1 @@
+"""The ``lgvit-edge`` command, one module per sub-command: parse, call, print."""

@@ -1,0 +1,56 @@
+"""The ``lgvit-edge`` command: parse, call, print. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from lgvit_edge import __version__
+from lgvit_edge._support.terminal import say
+from lgvit_edge.cli.bench import bench
+from lgvit_edge.cli.build import build
+from lgvit_edge.cli.compare import compare
+from lgvit_edge.cli.demo import demo
+from lgvit_edge.cli.doctor import doctor
+from lgvit_edge.cli.export import export
+from lgvit_edge.cli.info import info
+from lgvit_edge.cli.options import Commands, exit_status
+from lgvit_edge.cli.predict import predict
+from lgvit_edge.cli.train import train
+from lgvit_edge.cli.tune import tune
+
+app = typer.Typer(
+    cls=Commands,
+    help="Early-exit Vision Transformers as engine chains for edge devices.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Run the command line. Exit status 2 for wrong use, 1 for failed work, 130 for Ctrl-C."""
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    if len(arguments) < len(sys.argv) - 1:  # --debug, wherever it was typed
+        app(arguments)
+    else:
+        with exit_status():
+            app(arguments)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    if version:
+        say(f"lgvit-edge {__version__}")
+        raise typer.Exit
+
+
+# In the order of a user's work, which is the order of --help.
+for command in (train, export, build, tune, bench, compare, predict, info, doctor, demo):
+    app.command()(command)

@@ -1,0 +1,104 @@
+"""The ``bench`` command: latency, MACs and accuracy against the baseline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lgvit_edge._support.terminal import console, progress_bar, say
+from lgvit_edge.cli.options import (
+    Backend,
+    CudaGraphs,
+    Device,
+    Engines,
+    Hint,
+    PointName,
+    PolicyText,
+    Speculate,
+    Threads,
+    Wait,
+    check_folders,
+    open_session,
+    parse_numbers,
+)
+from lgvit_edge.errors import UsageError
+
+if TYPE_CHECKING:
+    pass
+
+
+def bench(
+    engines: Engines,
+    data: Annotated[
+        Path | None, typer.Option(help="Images: a sub-folder per class, or a flat folder.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="For a flat folder: lines FILE CLASS.")
+    ] = None,
+    policy: PolicyText = None,
+    point: PointName = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Images to measure, spread evenly. Default: all.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Without --data: runs of each exit.")] = 30,
+    mix: Annotated[
+        str | None, typer.Option(help="Without --data: share of images per exit, comma-separated.")
+    ] = None,
+    threads: Threads = None,
+    device: Device = None,
+    backend: Backend = "auto",
+    hint: Hint = None,
+    wait: Wait = "hybrid",
+    cuda_graphs: CudaGraphs = True,
+    speculate: Speculate = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write the record to this file.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Also write a page to look at: FILE.html.")
+    ] = None,
+) -> None:
+    """Measure latency, MACs and accuracy against the baseline, interleaved in one run."""
+    from lgvit_edge._support.files import write_json
+    from lgvit_edge.benchmarks import measure_exits, measure_images, print_report
+    from lgvit_edge.benchmarks.report.gallery import Gallery
+    from lgvit_edge.benchmarks.report.page import check_report, write_page
+    from lgvit_edge.benchmarks.report.survey import survey
+    from lgvit_edge.images.labelled import evenly, find_images
+    from lgvit_edge.runtime import TensorRTOptions
+
+    if (labels or samples) and data is None:
+        raise UsageError("--labels and --samples need --data")
+    check_folders({"--json": json_file, "--report": report})
+    if mix and data is not None:
+        raise UsageError("--mix is for runs without --data, where exits are forced")
+    if report is not None:
+        check_report()
+    how = TensorRTOptions(wait=wait, cuda_graphs=cuda_graphs, speculate=speculate)
+    with (
+        open_session(engines, policy, point, threads, device, backend, hint, how) as session,
+        progress_bar("measuring") as progress,
+    ):
+        manifest, images, gallery = session.manifest, None, None
+        if data is None:
+            record = measure_exits(
+                session, rounds=rounds, mix=parse_numbers(mix), progress=progress
+            )
+        else:
+            found = find_images(
+                data, num_classes=manifest.num_classes, names=manifest.labels, labels=labels
+            )
+            images = evenly(found, samples)
+            gallery = Gallery(manifest.labels) if report is not None else None
+            record = measure_images(session, images, progress=progress, watch=gallery)
+        if report is not None:
+            record["survey"] = survey(session, images, record, progress=progress)
+    print_report(record, console)
+    if json_file is not None:
+        write_json(json_file, record)
+        say(f"record: {json_file}")
+    if report is not None:
+        write_page(report, record, manifest, gallery)
+        say(f"page: {report}")

@@ -1,0 +1,157 @@
+"""The ``build`` command: compile a bundle's engines and run them on its samples."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lgvit_edge._support.terminal import console, progress_bar, say, table
+from lgvit_edge.bundle.directory import BUILD, ENGINES, open_bundle
+from lgvit_edge.cli.options import AsJson
+from lgvit_edge.errors import BackendError, MissingDependency, ParityError
+
+if TYPE_CHECKING:
+    from lgvit_edge.export.tensorrt.build import Built
+
+Capabilities = Annotated[
+    str | None,
+    typer.Option(
+        "--capability",
+        help="RTX: compute capabilities to compile for, as 8.6,8.9. Default: 8.0 and newer.",
+    ),
+]
+
+
+def build(
+    bundle: Annotated[Path, typer.Argument(help="The bundle `lgvit-edge export` wrote.")],
+    builder: Annotated[
+        str | None,
+        typer.Option(help="tensorrt or tensorrt-rtx. Default: what the bundle's target needs."),
+    ] = None,
+    capability: Capabilities = None,
+    workspace_mb: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Scratch memory tactics may use. Default: a quarter of what a Jetson has free.",
+        ),
+    ] = None,
+    opt_level: Annotated[
+        int | None, typer.Option(min=0, max=5, help="0 builds quickest, 5 runs quickest.")
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Compile all, current or not.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compile a bundle's TensorRT engines, on the device that will run them (RTX: anywhere)."""
+    from lgvit_edge.export import BuilderOptions, build_engines
+
+    options = BuilderOptions(
+        workspace=None if workspace_mb is None else workspace_mb << 20,
+        optimization_level=opt_level,
+        compute_capabilities=parse_capabilities(capability),
+    )
+    _preflight(bundle, builder)
+    with progress_bar("compiling") as progress:
+        built = build_engines(
+            bundle, library=builder, options=options, force=force, progress=progress
+        )
+    verified, why_not = _verify(bundle, built.build.tag)
+    if as_json:
+        found = dataclasses.asdict(built.build) | {
+            "tag": built.build.tag,
+            "compiled": built.compiled,
+            "seconds": round(built.seconds, 2),
+            "max_difference": verified,
+            "not_run": why_not,
+        }
+        print(json.dumps(found, indent=1))
+    else:
+        _print_built(bundle, built, verified, why_not)
+
+
+def parse_capabilities(text: str | None) -> tuple[str, ...]:
+    """``8.6,8.9``; the builder knows which there are."""
+    return () if text is None else tuple(part.strip() for part in text.split(","))
+
+
+def _print_built(bundle: Path, built: Built, verified: float | None, why_not: str) -> None:
+    record = built.build
+    if not built.compiled:
+        say(f"{built.folder}: all {len(record.engines)} engines are current; nothing to do")
+    else:
+        rows = table("engine", "", numbers=("MB", "seconds"))
+        for name, engine in record.engines.items():
+            state = "compiled" if name in built.compiled else "current"
+            rows.add_row(name, state, f"{engine.bytes / 1e6:.1f}", f"{engine.seconds:.1f}")
+        console.print(rows)
+        say(
+            f"{built.folder}: {len(built.compiled)} of {len(record.engines)} engines compiled in "
+            f"{built.seconds:.1f} s with {record.library} {record.version}, {record.precision}"
+        )
+    for warning in record.warnings[:5]:
+        say(f"{record.library} warns: {warning}")
+    if verified is not None:
+        say(
+            "verified on this GPU, segments and baseline, against PyTorch's samples: "
+            f"max |difference| {verified:.2g}"
+        )
+        say(f"next: lgvit-edge bench --engines {quote(str(bundle))}")
+    else:
+        say(
+            f"not run: {why_not}; where they are to run: "
+            f"lgvit-edge bench --engines {quote(str(bundle))} --backend tensorrt"
+        )
+
+
+def _preflight(bundle: Path, builder: str | None) -> None:
+    """On a Jetson: what is known to go wrong, before minutes are spent."""
+    from lgvit_edge.machine import jetson, preflight
+
+    found = jetson.detect()
+    if found is None or builder == "tensorrt-rtx":
+        return
+    findings = preflight.preflight(found)
+    if found.jetpack is not None:
+        manifest = open_bundle(bundle, verify=False).manifest
+        findings += preflight.fits(
+            found.jetpack,
+            opset=manifest.opset,
+            precision=manifest.precision,
+            tensorrt=found.tensorrt,
+        )
+    for finding in findings:
+        if finding.level != "ok":
+            cure = f"; {finding.cure}" if finding.cure else ""
+            print(f"{finding.level}: {finding.text}{cure}", file=sys.stderr)
+    if any(finding.level == "problem" for finding in findings):
+        raise BackendError("this Jetson cannot compile the bundle as it is; see above")
+
+
+def _verify(bundle: Path, tag: str) -> tuple[float | None, str]:
+    """Run the engines just built on the bundle's own samples, or say why that cannot be done."""
+    from lgvit_edge.machine.gpu import find_gpu
+    from lgvit_edge.runtime import Session, TensorRTOptions
+    from lgvit_edge.runtime.backends.tensorrt_engine import choose_build
+
+    if find_gpu() is None:
+        return None, "there is no NVIDIA GPU here"
+    try:
+        choose_build(open_bundle(bundle, verify=False), tag)
+    except BackendError as error:  # compiled for another GPU than the one that happens to be here
+        return None, str(error)
+    try:
+        session = Session.open(bundle, backend="tensorrt", tensorrt=TensorRTOptions(engines=tag))
+    except MissingDependency as error:
+        return None, str(error)
+    try:
+        with session:
+            return session.check_parity(), ""
+    except ParityError:
+        (bundle / ENGINES / tag / BUILD).unlink()  # without it nobody loads them
+        raise

@@ -1,0 +1,279 @@
+"""The ``export`` command: a checkpoint in, a verified bundle out, for RTX with engines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lgvit_edge._support.terminal import console, progress_bar, say, table
+from lgvit_edge.cli.build import Capabilities, build, parse_capabilities
+from lgvit_edge.cli.options import Heads, ImageSize, parse_batch, read_labels
+from lgvit_edge.errors import MissingDependency, UsageError
+
+if TYPE_CHECKING:
+    from lgvit_edge.bundle.manifest import Manifest
+    from lgvit_edge.export import ExportOptions
+    from lgvit_edge.images.labelled import LabelledImage
+    from lgvit_edge.machine.jetson import JetPack
+
+
+def export(
+    ckpt: Annotated[
+        Path | None, typer.Option(help="model.pt, .safetensors, or an authors' directory.")
+    ] = None,
+    target: Annotated[str, typer.Option(help="cpu, jetson or rtx.")] = "cpu",
+    out: Annotated[Path, typer.Option(help="Directory of the bundle.")] = Path("out"),
+    precision: Annotated[
+        str | None,
+        typer.Option(help="fp32, fp16 or int8. Default: fp32 for cpu, fp16 for jetson and rtx."),
+    ] = None,
+    keep_fp32: Annotated[
+        str | None,
+        typer.Option(help="With fp16 and int8: layernorm, softmax or both stay in float32."),
+    ] = None,
+    calib: Annotated[
+        Path | None, typer.Option(help="For int8: a folder of images like the camera's.")
+    ] = None,
+    calib_images: Annotated[
+        int, typer.Option(min=1, help="How many of them, spread evenly.")
+    ] = 128,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Images on which the export must decide as float32 does, or fail."),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="How many of --data, spread evenly.")] = 500,
+    data_labels: Annotated[
+        Path | None, typer.Option(help="For a flat --data folder: lines FILE CLASS.")
+    ] = None,
+    input: Annotated[
+        str, typer.Option(help="uint8 (NHWC, normalised inside) or float32 (NCHW, normalised).")
+    ] = "uint8",
+    batch: Annotated[str, typer.Option(help="MIN:OPT:MAX, or 1.")] = "1",
+    opset: Annotated[
+        int | None, typer.Option(help="ONNX operator set. Default: 18; 20 for int8.")
+    ] = None,
+    jetpack: Annotated[
+        str | None,
+        typer.Option(help="With --target jetson: 6.0, 6, 7.0 or 7, as on the device. Default: 6."),
+    ] = None,
+    policy: Annotated[str, typer.Option(help="The bundle's own exit policy.")] = "confidence:0.8",
+    labels: Annotated[
+        Path | None, typer.Option(help="Class names, one per line, in class order.")
+    ] = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(help="Instead of --ckpt: this architecture with random weights, for timing."),
+    ] = None,
+    exits: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a checkpoint's exits keep those after these blocks, such as 4,8. "
+            "With --arch: uniform:M, shallow:M, middle:M, deep:M or blocks. "
+            "Default: all, and uniform:8."
+        ),
+    ] = None,
+    heads: Heads = None,
+    image_size: ImageSize = None,
+    engines: Annotated[
+        bool, typer.Option(help="With --target rtx: compile the engines too.")
+    ] = True,
+    capability: Capabilities = None,
+) -> None:
+    """Cut a trained LGViT at its exits, export each segment and verify it; for RTX, compile it."""
+    from lgvit_edge import policies
+    from lgvit_edge._support.optional import require
+
+    require("torch", extra="export")
+    from lgvit_edge.export import ExportOptions, export_bundle
+    from lgvit_edge.machine.environment import peak_memory_mb
+
+    if jetpack is not None and target != "jetson":
+        raise UsageError("--jetpack is for --target jetson")
+    if capability is not None and (target != "rtx" or not engines):
+        raise UsageError("--capability is for --target rtx, where engines are compiled")
+    jetpack = jetpack or "6"
+    if target == "jetson" and opset is None:
+        opset = _opset_for(jetpack, precision)
+    options = ExportOptions(
+        target=target,
+        precision=precision,
+        fp32_islands=tuple(keep_fp32.split(",")) if keep_fp32 else (),
+        input=input,
+        batch=parse_batch(batch),
+        opset=opset,
+        policy=policies.parse(policy),
+    )
+    if target == "jetson":
+        _check_jetpack(options, jetpack)
+    if target == "rtx" and engines:
+        from lgvit_edge.export import BuilderOptions
+        from lgvit_edge.export.tensorrt.builder import EngineBuilder
+        from lgvit_edge.machine.tensorrt import TensorRT
+
+        wanted = BuilderOptions(compute_capabilities=parse_capabilities(capability))
+        try:
+            EngineBuilder(TensorRT("tensorrt-rtx"), wanted)
+        except MissingDependency as error:  # say so before the long part
+            raise MissingDependency(
+                f"{error}; or add --no-engines, and later run: lgvit-edge build {quote(str(out))}"
+            ) from error
+    model = _model(ckpt, arch, exits, heads, image_size)
+    if labels is not None:
+        model.config = model.config.replace(labels=read_labels(labels, model.config.num_classes))
+    start = time.perf_counter()
+    with progress_bar("exporting") as progress:
+        manifest = export_bundle(
+            model,
+            out,
+            options,
+            images=_images(data, samples, data_labels, model),
+            calibration=_calibration(calib, calib_images),
+            progress=lambda text, done, total: progress(done, total, text),
+        )
+    _report(out, manifest, sum(p.numel() for p in model.parameters()))
+    say(f"took {time.perf_counter() - start:.0f} s, peak memory {peak_memory_mb() / 1e3:.2f} GB")
+    if target == "rtx" and engines:
+        say(f"compiling its engines; if that is interrupted: lgvit-edge build {quote(str(out))}")
+        build(out, capability=capability)
+    elif target == "jetson":
+        _check_for_jetson(out)
+        say(
+            "engines are compiled on the device itself; next, copy the bundle there and run\n"
+            f"  scp -r {quote(str(out))} USER@JETSON:\n"
+            "  lgvit-edge doctor\n"
+            f"  lgvit-edge build {quote(out.name)}\n"
+            f"  lgvit-edge bench --engines {quote(out.name)}\n"
+            "(how to install there: docs/tensorrt.md)"
+        )
+    elif target == "rtx":
+        say(f"next: lgvit-edge build {quote(str(out))}")
+    else:
+        say(f"next: lgvit-edge bench --engines {quote(str(out))}")
+
+
+def _report(out: Path, manifest: Manifest, parameters: int) -> None:
+    size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
+    worst = max(manifest.parity.max_difference)
+    say(
+        f"{out}: {len(manifest.segments)} segments and the baseline, opset {manifest.opset}, "
+        f"{manifest.precision}, {size / 1e6:.1f} MB ({size / (4 * parameters):.2f}x the weights "
+        "in float32)\n"
+        f"verified against PyTorch: max |difference| {worst:.2g}, "
+        f"tolerance {manifest.parity.tolerance:g}"
+    )
+    found = manifest.agreement
+    if found is None:
+        if manifest.precision == "int8":
+            say("not compared with float32 on real images: add --data DIR")
+        return
+    rows = table("on real images", numbers=("float32", manifest.precision))
+    if found.accuracy is not None and found.reference_accuracy is not None:
+        rows.add_row(
+            "top-1, final classifier", f"{found.reference_accuracy:.2%}", f"{found.accuracy:.2%}"
+        )
+    rows.add_row("same exit", "", f"{found.same_exit:.2%}")
+    rows.add_row("same answer", "", f"{found.same_label:.2%}")
+    for exit, change in enumerate(found.confidence_change, 1):
+        rows.add_row(f"mean change of confidence, exit {exit}", "", f"{change:.4f}")
+    console.print(rows)
+    say(f"compared on {found.images} images")
+
+
+def _jetpack(name: str) -> JetPack:
+    from lgvit_edge.machine.jetson import JETPACKS
+
+    known = [j for j in JETPACKS if name in (str(j.major), *j.name.split("/"), j.name)]
+    if not known:
+        names = ", ".join(name for j in JETPACKS for name in j.name.split("/"))
+        raise UsageError(f"--jetpack: expected one of {names}, found {name!r}")
+    return known[-1]
+
+
+def _opset_for(jetpack: str, precision: str | None) -> int | None:
+    """The usual operator set, or an older one where the device's TensorRT reads no newer."""
+    highest = _jetpack(jetpack).opset
+    return 17 if highest < 18 and precision != "int8" else None
+
+
+def _check_jetpack(options: ExportOptions, jetpack: str) -> None:
+    """Refuse now what the device could not build."""
+    from lgvit_edge.machine.preflight import fits
+
+    assert options.opset is not None and options.precision is not None  # filled in
+    problems = [
+        f"{f.text}; {f.cure}"
+        for f in fits(_jetpack(jetpack), opset=options.opset, precision=options.precision)
+        if f.level == "problem"
+    ]
+    if problems:
+        raise UsageError("; ".join(problems))
+
+
+def _check_for_jetson(out: Path) -> None:
+    """What can be known of a Jetson's engines on a workstation: no more than that they parse."""
+    from lgvit_edge.export.tensorrt.build import check_graphs
+
+    try:
+        version = check_graphs(out)
+    except MissingDependency:
+        say(
+            "not checked with a TensorRT parser: for that, pip install 'lgvit-edge[rtx]' and "
+            "export again"
+        )
+    else:
+        say(
+            f"every graph parses with TensorRT-RTX {version}'s strongly typed parser (a Jetson "
+            "has another version of TensorRT; only a build there is proof)"
+        )
+
+
+def _images(
+    data: Path | None, samples: int, labels: Path | None, model: Any
+) -> Sequence[LabelledImage]:
+    if data is None:
+        return ()
+    from lgvit_edge.images.labelled import evenly, find_images
+
+    config = model.config
+    found = find_images(data, num_classes=config.num_classes, names=config.labels, labels=labels)
+    return evenly(found, samples)
+
+
+def _calibration(folder: Path | None, count: int) -> Sequence[Path]:
+    if folder is None:
+        return ()
+    from lgvit_edge.images.labelled import evenly, unlabelled_images
+
+    return evenly(unlabelled_images(folder), count)
+
+
+def _model(
+    ckpt: Path | None, arch: str | None, exits: str | None, heads: str | None, size: int | None
+) -> Any:
+    if (ckpt is None) == (arch is None):
+        raise UsageError("expected --ckpt MODEL, or --arch NAME for random weights")
+    if ckpt is not None and heads is not None:
+        raise UsageError("--heads is for --arch: a checkpoint has its heads")
+    from lgvit_edge.architecture.placement import plan_exits
+    from lgvit_edge.architecture.published import architecture
+    from lgvit_edge.model import LGViT, block_macs, load_checkpoint
+
+    if ckpt is not None:
+        model = load_checkpoint(ckpt)
+        if size is not None and size != model.config.image_size:
+            model = model.resized(size)
+        if exits is None:
+            return model
+        chosen = plan_exits(exits, block_macs(model.config))
+        return model.with_exits([exit.block for exit in chosen])
+    config = architecture(str(arch), image_size=size or 224)
+    console.print(f"[yellow]{arch} with random weights: good for timing, not for answers[/]")
+    chosen = plan_exits(
+        exits or "uniform:8", block_macs(config), heads=heads or "lgvit", family=config.family
+    )
+    return LGViT(config.replace(exits=chosen)).eval()

@@ -1,0 +1,84 @@
+"""The ``predict`` command: images in, labels out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from lgvit_edge._support.terminal import console, table
+from lgvit_edge.cli.options import (
+    AsJson,
+    Backend,
+    CudaGraphs,
+    Device,
+    Engines,
+    Hint,
+    PointName,
+    PolicyText,
+    Speculate,
+    Threads,
+    Wait,
+    open_session,
+)
+from lgvit_edge.errors import DataError
+
+if TYPE_CHECKING:
+    pass
+
+
+def predict(
+    engines: Engines,
+    images: Annotated[list[Path], typer.Argument(help="Image files or folders of them.")],
+    policy: PolicyText = None,
+    point: PointName = None,
+    threads: Threads = None,
+    device: Device = None,
+    backend: Backend = "auto",
+    hint: Hint = None,
+    wait: Wait = "hybrid",
+    cuda_graphs: CudaGraphs = True,
+    speculate: Speculate = False,
+    as_json: AsJson = False,
+) -> None:
+    """Classify images: label, confidence, exit taken, latency."""
+    import dataclasses
+
+    from lgvit_edge.images.preprocess import list_images, load_rgb
+    from lgvit_edge.runtime import TensorRTOptions
+
+    files = [f for path in images for f in (list_images(path) if path.is_dir() else [path])]
+    if not files:
+        raise DataError(f"no images in {', '.join(map(str, images))}")
+    how = TensorRTOptions(wait=wait, cuda_graphs=cuda_graphs, speculate=speculate)
+    rows: list[dict[str, Any]] = []
+    failures: list[str] = []
+    with open_session(engines, policy, point, threads, device, backend, hint, how) as session:
+        for file in files:
+            try:
+                frame = load_rgb(file)
+            except DataError as error:
+                failures.append(str(error))
+                continue
+            if not rows:
+                session.predict(frame)  # the first prediction pays for lazy set-up
+            rows.append({"image": str(file), **dataclasses.asdict(session.predict(frame))})
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    elif rows:
+        answers = table("image", "label", numbers=("confidence", "exit", "block", "latency (ms)"))
+        for row in rows:
+            answers.add_row(
+                escape(Path(row["image"]).name),
+                escape(row["label"]),
+                f"{row['confidence']:.1%}",
+                str(row["exit"]),
+                str(row["block"]),
+                f"{row['latency_ms']:.2f}",
+            )
+        console.print(answers)
+    if failures:
+        raise DataError("; ".join(failures))

@@ -1,0 +1,173 @@
+"""The ``tune`` command: from images to operating points in the manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lgvit_edge._support.terminal import console, progress_bar, say
+from lgvit_edge.bundle.points import check_name
+from lgvit_edge.cli.options import Backend, Device, Engines, Hint, Threads, check_folders
+from lgvit_edge.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from lgvit_edge.runtime import Session
+    from lgvit_edge.tuning.record import Recording
+
+
+def tune(
+    engines: Engines,
+    data: Annotated[
+        Path | None, typer.Option(help="Labelled images: a sub-folder per class, or a flat folder.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="For a flat folder: lines FILE CLASS.")
+    ] = None,
+    report_data: Annotated[
+        Path | None,
+        typer.Option(help="Other images to report on. Default: a part of --data."),
+    ] = None,
+    report_labels: Annotated[
+        Path | None, typer.Option(help="For a flat --report-data: lines FILE CLASS.")
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(help="Goal: accuracy to give up at most, 0.01 for one point of 100."),
+    ] = None,
+    latency_ms: Annotated[
+        float | None, typer.Option(help="Goal: mean time per image, from decoded frame to label.")
+    ] = None,
+    min_speedup: Annotated[
+        float | None, typer.Option(help="Goal: mean time against the baseline's, 1.8 for 1.8x.")
+    ] = None,
+    risk: Annotated[
+        float | None,
+        typer.Option(
+            help="Certify that at most this share of images is answered wrongly which the baseline "
+            "answers rightly."
+        ),
+    ] = None,
+    delta: Annotated[
+        float | None,
+        typer.Option(help="With --risk: how often a certificate may be wrong. Default: 0.05."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Of the operating point. Default: the goal's.")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Images to run, spread evenly. Default: all.")
+    ] = None,
+    logits: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where logits and times are kept, or were: then no image is run again. "
+            "Default: OUT.logits.npy beside the bundle."
+        ),
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, help="Of each policy, by Optuna.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split and the search.")] = 0,
+    threads: Threads = None,
+    device: Device = None,
+    backend: Backend = "auto",
+    hint: Hint = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Also draw accuracy over time (.png, .svg, .pdf).")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write all that was found to this file.")
+    ] = None,
+) -> None:
+    """Find operating points on this device: without a goal fast, balanced and accurate."""
+    from lgvit_edge._support.files import replacing, write_json
+    from lgvit_edge._support.optional import require
+    from lgvit_edge.bundle.directory import add_points, open_bundle
+    from lgvit_edge.tuning import Goal, TuneOptions
+    from lgvit_edge.tuning import tune as search
+    from lgvit_edge.tuning.record import read
+    from lgvit_edge.tuning.show import draw, print_tuned, to_record
+
+    goal = Goal(max_drop, latency_ms, min_speedup)
+    options = TuneOptions(goal, name, risk, 0.05 if delta is None else delta, trials, seed)
+    if delta is not None and risk is None:
+        raise UsageError("--delta needs --risk")
+    if report_labels is not None and report_data is None:
+        raise UsageError("--report-labels needs --report-data")
+    if name is not None:
+        _check_name(name)
+    if data is None and logits is None:
+        raise UsageError("expected --data DIR, or --logits FILE of an earlier run")
+    if data is None and (labels or samples):
+        raise UsageError("--labels and --samples need --data")
+    check_folders({"--json": json_file, "--plot": plot, "--logits": logits})
+    if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
+        raise UsageError(f"--plot must end in .png, .svg or .pdf, found {plot.name!r}")
+    require("optuna", extra="tune")  # before minutes are spent
+    if plot is not None:
+        require("matplotlib", extra="report")
+    bundle = open_bundle(engines)
+    if len(bundle.manifest.segments) < 2:
+        raise UsageError(f"{engines} has no exits: there is nothing to tune")
+    home = engines.absolute()
+    main = logits or home.with_name(f"{home.name}.logits.npy")
+    other = main.with_name(f"{main.name.removesuffix('.npy')}.report.npy")
+    report: Recording | None = None
+    if data is not None or report_data is not None:
+        from lgvit_edge.runtime import Session
+
+        with Session.open(
+            engines, backend=backend, threads=threads, device=device, hint=hint
+        ) as session:
+            if data is not None:
+                kept = _collect(session, data, labels, samples, main)
+            if report_data is not None:
+                report = _collect(session, report_data, report_labels, samples, other)
+    if data is None:
+        kept = read(main, bundle.manifest)
+        if len(kept.missing):
+            raise DataError(
+                f"{main} holds {len(kept.usable)} of {len(kept.rows)} images, the run was "
+                "interrupted: go on with it, with --data DIR"
+            )
+    if report is not None and report.about["images"] == kept.about["images"]:
+        raise UsageError("--report-data holds the same images as --data")
+    with progress_bar("searching") as progress:
+        found = search(kept, bundle.manifest, options, report=report, progress=progress)
+    add_points(engines, bundle.manifest.identity, found.points)
+    print_tuned(found, engines, bundle.manifest, console)
+    if json_file is not None:
+        write_json(json_file, to_record(found))
+        say(f"record: {json_file}")
+    if plot is not None:
+        with replacing(plot) as partial:
+            draw(found, partial, plot.suffix[1:])
+        say(f"picture: {plot}")
+
+
+def _check_name(name: str) -> None:
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise UsageError(f"--name: {error}") from None
+
+
+def _collect(
+    session: Session, data: Path, labels: Path | None, samples: int | None, file: Path
+) -> Recording:
+    from lgvit_edge.images.labelled import evenly, find_images
+    from lgvit_edge.tuning import collect
+
+    images = find_images(
+        data,
+        num_classes=session.manifest.num_classes,
+        names=session.manifest.labels,
+        labels=labels,
+    )
+    say(f"logits and times are kept in {file}; interrupted, the same command goes on")
+    with progress_bar("all exits") as progress:
+        kept = collect(session, evenly(images, samples), file, progress=progress)
+    unreadable = len(kept.rows) - len(kept.usable)
+    if unreadable:
+        say(f"{unreadable} files were no images and left out")
+    return kept

@@ -1,0 +1,57 @@
+"""The NVIDIA GPU of this machine, asked through its driver: no CUDA toolkit, no package."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+from lgvit_edge.machine.jetson import detect
+
+# CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR
+_ATTRIBUTES = (16, 75, 76)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU.
+
+    Attributes:
+        name: as the driver gives it; on a Jetson the board's, because the driver calls every
+            Orin "Orin".
+        multiprocessors: which differ between cards and boards of one name.
+        compute_capability: such as ``8.7``.
+        driver: newest CUDA version the driver supports, such as ``12.6``.
+    """
+
+    name: str
+    multiprocessors: int
+    compute_capability: str
+    driver: str
+
+
+def find_gpu(index: int = 0) -> Gpu | None:
+    """The GPU ``index``, or None where there is no driver or no such GPU."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, number = ctypes.c_int(), ctypes.c_int()
+    name = ctypes.create_string_buffer(256)
+    if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), index):
+        return None
+    if cuda.cuDeviceGetName(name, len(name), device):
+        return None
+    numbers = []
+    for attribute in _ATTRIBUTES:
+        if cuda.cuDeviceGetAttribute(ctypes.byref(number), attribute, device):
+            return None
+        numbers.append(number.value)
+    multiprocessors, major, minor = numbers
+    if cuda.cuDriverGetVersion(ctypes.byref(number)):
+        return None
+    driver = f"{number.value // 1000}.{number.value % 1000 // 10}"
+    board = detect()
+    shown = board.model if board is not None else None
+    return Gpu(
+        shown or name.value.decode(errors="replace"), multiprocessors, f"{major}.{minor}", driver
+    )

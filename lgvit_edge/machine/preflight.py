@@ -1,0 +1,244 @@
+"""Jetson boards: which JetPack is here, what it can build, and what is known to go wrong on it."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal
+
+from lgvit_edge.machine.jetson import (
+    JETPACKS,
+    JetPack,
+    Jetson,
+    allowed_precisions,
+    highest_opset,
+    numbers,
+)
+
+LOW_MEMORY_GB = 2.0
+
+_APT = "run: sudo apt install tensorrt python3-libnvinfer"
+_REINSTALL = "run: sudo apt install --reinstall tensorrt python3-libnvinfer"
+_VENV = "run: {} -m venv --system-site-packages .venv"
+_UNINSTALL = "run: pip uninstall -y tensorrt tensorrt_cu1{2,3}{,_libs,_bindings}"
+_COMPARE = "compare accuracy: lgvit-edge bench --engines OUT --data DIR"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something a person should know, and what to do about it (empty where it is in order)."""
+
+    level: Literal["ok", "note", "problem"]
+    text: str
+    cure: str = ""
+
+
+def fits(
+    jetpack: JetPack, *, opset: int, precision: str, tensorrt: str | None = None
+) -> list[Finding]:
+    """What stands against building a bundle on a JetPack; empty when nothing does.
+
+    Args:
+        jetpack: where the engines are to be built.
+        opset: of the bundle's graphs.
+        precision: of the bundle's graphs.
+        tensorrt: the version there, where it is not the one JetPack brings.
+    """
+    found = tensorrt or jetpack.tensorrt[0]
+    where = f"TensorRT {found} on JetPack {jetpack.name}"
+    highest = highest_opset(found)
+    if numbers(found) < (8, 6):
+        return [_too_old(where, None)]
+    findings = []
+    if opset > highest and precision in allowed_precisions(found):
+        text = f"{where} reads ONNX up to opset {highest}, the bundle has {opset}"
+        findings.append(Finding("problem", text, f"run: lgvit-edge export ... --opset {highest}"))
+    allowed = allowed_precisions(found)
+    if precision not in allowed:
+        text = f"{where} builds {', '.join(allowed)}, the bundle is {precision}"
+        if precision == "int8":
+            text += " (its float16 scales need opset 19)"
+        findings.append(Finding("problem", text, "run: lgvit-edge export ... --precision fp16"))
+    elif precision == "fp16" and numbers(found) < (10,):
+        text = f"{where} has no strong typing: it chooses precisions itself and may lose accuracy"
+        findings.append(Finding("note", text, _COMPARE))
+    return findings
+
+
+def preflight(jetson: Jetson) -> list[Finding]:
+    """What to know before building engines or measuring here. Tries to import ``tensorrt``."""
+    return [_release(jetson), *_tensorrt(jetson), *_speed(jetson)]
+
+
+def explain_import_error(error: ImportError, jetson: Jetson | None) -> str:
+    """Why ``tensorrt`` or ``tensorrt_rtx`` could not be imported, and what to do about it."""
+    return "; ".join(_import_failure(error, jetson))
+
+
+def try_import(module: str) -> Any:
+    """The module, or the ImportError that says why not."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        return error
+    except Exception as error:  # a broken installation raises anything: OSError, AttributeError
+        return ImportError(f"{type(error).__name__}: {error}")
+
+
+def _release(jetson: Jetson) -> Finding:
+    jetpack = jetson.jetpack
+    oldest, newest = JETPACKS[0].first, JETPACKS[-1].last
+    known = f"{oldest[0]}.{oldest[1]} to {newest[0]}.{newest[1]}"
+    if jetpack is not None:
+        return Finding(
+            "ok",
+            f"JetPack {jetpack.name} (L4T {jetson.l4t}): expect TensorRT {jetpack.tensorrt[0]}, "
+            f"Python {jetpack.python}, ONNX up to opset {jetpack.opset}, "
+            f"{', '.join(jetpack.precisions)}",
+        )
+    if jetson.l4t is None:
+        text = "the release is unknown: /etc/nv_tegra_release is missing or says something else"
+        return Finding("note", text, "run: dpkg-query --show nvidia-l4t-core")
+    text = f"L4T {jetson.l4t} is none of the releases known here ({known})"
+    if numbers(jetson.l4t)[:2] < oldest:
+        return Finding("problem", text, _way_out(jetson.model))
+    cure = f"expect what JetPack {JETPACKS[-1].name} has, and look for a newer lgvit-edge"
+    return Finding("note", text, cure)
+
+
+def _tensorrt(jetson: Jetson) -> Iterator[Finding]:
+    loaded = try_import("tensorrt")
+    error = loaded if isinstance(loaded, ImportError) else None
+    known = _distribution() or jetson.tensorrt
+    found = known if error else str(getattr(loaded, "__version__", None) or known or "")
+    release, jetpack = numbers(found), jetson.jetpack
+    if release and release < (8, 6):
+        yield _too_old(f"TensorRT {found}", jetson.model)
+        return
+    if release >= (11,) and (release < (11, 4, 1) or (jetpack and jetpack.major < 7)):
+        text = f"TensorRT {found} does not support this JetPack (11.0 to 11.4.0 support none): "
+        text += "leave it to the one that JetPack brings"
+        yield Finding("problem", text, _UNINSTALL)
+        return
+    if error is not None:
+        yield Finding("problem", *_import_failure(error, jetson))
+    if not release:
+        return
+    expected = [numbers(each) for each in jetpack.tensorrt] if jetpack else []
+    if jetpack is None or jetpack.major == 5 or release[:2] in expected:
+        if error is None:
+            yield Finding("ok", f"TensorRT {found}")
+        return
+    text = f"TensorRT {found} found, JetPack {jetpack.name} brings {jetpack.tensorrt[0]}"
+    if release[:2] < expected[0] and jetpack.major == 7 and not jetson.dla_compiler:
+        text += "; builds for JetPack 6 load libnvdla_compiler.so, which is not here"
+    if error is None:  # it loads, and only is not what others have tried
+        yield Finding("note", text, _COMPARE)
+    else:
+        from_pip = release[:3] != numbers(jetson.tensorrt)[:3]
+        yield Finding("problem", text, _UNINSTALL if from_pip else _REINSTALL)
+
+
+def _speed(jetson: Jetson) -> Iterator[Finding]:
+    modes = dict(jetson.modes)
+    best = max(modes, key=lambda number: _rank(modes[number]), default=None)
+    if jetson.mode is not None and best is None and jetson.mode != 0:
+        text = f"power mode {jetson.mode}; on most boards 0 is the highest"
+        yield Finding("note", text, "run: sudo nvpmodel -m 0")
+    elif jetson.mode in modes and best is not None:
+        if _rank(modes[jetson.mode]) < _rank(modes[best]):
+            text = f"power mode {modes[jetson.mode]}, the highest is {modes[best]}"
+            yield Finding("note", text, f"run: sudo nvpmodel -m {best}")
+    if jetson.clocks_locked is False:
+        yield Finding("note", "clocks are not locked: timings will move", "run: sudo jetson_clocks")
+    if jetson.available_gb is not None and jetson.available_gb < LOW_MEMORY_GB:
+        text = f"{jetson.available_gb} GB of memory available, building wants {LOW_MEMORY_GB:g}"
+        yield Finding("note", text, "close the desktop (sudo init 3), or add swap")
+
+
+def _import_failure(error: ImportError, jetson: Jetson | None) -> tuple[str, str]:
+    """What is wrong, and the cure."""
+    text, name = str(error), error.name or ""
+    rtx = "tensorrt_rtx" in name + text
+    module = "tensorrt_rtx" if rtx else "tensorrt"
+    extra = "rtx" if rtx else "tensorrt"
+    again = f"run: pip install --force-reinstall 'lgvit-edge[{extra}]'"
+    if jetson is not None and not rtx:
+        again = _REINSTALL
+    if isinstance(error, ModuleNotFoundError) and name in ("", module):
+        if jetson is None:
+            return f"{module} is not installed", f"run: pip install 'lgvit-edge[{extra}]'"
+        if rtx:
+            return (
+                "TensorRT-RTX is not installed and does not support Jetson",
+                "use JetPack's TensorRT",
+            )
+        return _absent_on_jetson(jetson)
+    if name == f"{module}.{module}" or re.search("undefined symbol: _?Py", text):
+        what = f"{module} is here, but built for another Python than this {_python()}"
+        return what, again if jetson is None else _VENV.format("/usr/bin/python3")
+    if "libnvdla_compiler.so" in text:
+        what = "libnvdla_compiler.so is missing: TensorRT built for JetPack 6 loads it, "
+        return what + "JetPack 7.2 does not have it", _REINSTALL
+    if "GLIBC" in text or "undefined symbol" in text:
+        return f"{module} was built for another system or version ({text})", again
+    library = re.search(r"(lib(?:nvinfer|nvonnxparser|tensorrt)\S*?): cannot open shared", text)
+    if library:
+        what = f"{library[1]} is not here: the Python module {module} has no libraries, "
+        return what + "or libraries of another version", again
+    if "numpy" in text.lower():
+        return f"{module} was built for another NumPy ({text})", "run: pip install 'numpy<2'"
+    return f"{module} cannot be imported ({text})", again
+
+
+def _absent_on_jetson(jetson: Jetson) -> tuple[str, str]:
+    if not jetson.pythons:
+        return "the tensorrt module of JetPack is not installed", _APT
+    here = _python()
+    if "" in jetson.pythons or here in jetson.pythons:
+        what = "tensorrt of JetPack lies in /usr/lib/python3*/dist-packages, which this Python "
+        return what + "does not see (a venv needs --system-site-packages)", _VENV.format(
+            "/usr/bin/python3"
+        )
+    built = jetson.pythons[-1]
+    what = f"tensorrt of JetPack is built for Python {built}, this is {here}"
+    if numbers(built) < (3, 10):
+        return f"{what}, and lgvit-edge needs 3.10", _way_out(jetson.model)
+    return what, _VENV.format(f"python{built}")
+
+
+def _too_old(what: str, model: str | None) -> Finding:
+    text = f"{what} has no LayerNormalization, which every bundle uses; 8.6 is the oldest that has"
+    return Finding("problem", text, _way_out(model))
+
+
+def _way_out(model: str | None) -> str:
+    """Of JetPack 5 and older."""
+    container = "use a container with TensorRT 8.6 and Python 3.10"
+    cpu = "run on ONNX Runtime: pip install 'lgvit-edge[cpu]'"
+    if re.search("xavier|jetson-agx", model or "", re.IGNORECASE):
+        return f"Xavier has no newer JetPack than 5: {container}, or {cpu}"
+    who = "" if "orin" in (model or "").lower() else " (Orin; Xavier stays on 5)"
+    return f"flash JetPack 6 or newer{who}, or {container}, or {cpu}"
+
+
+def _distribution() -> str | None:
+    for name in ("tensorrt", "tensorrt_cu13_bindings", "tensorrt_cu12_bindings"):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def _python() -> str:
+    return f"{sys.version_info[0]}.{sys.version_info[1]}"
+
+
+def _rank(mode: str) -> tuple[bool, bool, int]:
+    watts = re.search(r"(\d+)W", mode)
+    return "MAXN" in mode, "SUPER" in mode, int(watts[1]) if watts else 0

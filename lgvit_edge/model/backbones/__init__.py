@@ -1,0 +1,1 @@
+"""Backbones: ViT, DeiT and Swin."""

@@ -1,0 +1,101 @@
+"""The encoder block that all families share, written so that its export graph is clean.
+
+LayerNormalization, Softmax and GELU stay single operators, the query is scaled before the product
+(TensorRT fuses attention only then), and no shape depends on data.
+
+Shapes: B images, T tokens (prefix tokens included), D width.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from lgvit_edge.architecture.config import BlockConfig
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """``[B, T, D] -> [B, heads, T, D / heads]``."""
+    _, tokens, dim = x.shape
+    return x.reshape(-1, tokens, heads, dim // heads).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """``[B, heads, T, d] -> [B, T, heads * d]``."""
+    _, heads, tokens, dim = x.shape
+    return x.transpose(1, 2).reshape(-1, tokens, heads * dim)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention (paper Eq. 4) over ``[B, T, D]``."""
+
+    def __init__(self, dim: int, heads: int, *, qkv_bias: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(dim, dim, bias=qkv_bias)
+        self.key = nn.Linear(dim, dim, bias=qkv_bias)
+        self.value = nn.Linear(dim, dim, bias=qkv_bias)
+        self.softmax = nn.Softmax(dim=-1)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, T, D] -> [B, T, D]``."""
+        v = split_heads(self.value(x), self.heads)
+        mixed: Tensor = self.proj(merge_heads(self.softmax(self.scores(x)) @ v))
+        return mixed
+
+    def scores(self, x: Tensor) -> Tensor:
+        """What the softmax is taken of, ``[B, T, D] -> [B, heads, T, T]``."""
+        scale = (x.shape[-1] // self.heads) ** -0.5
+        q, k = (split_heads(f(x), self.heads) for f in (self.query, self.key))
+        scores: Tensor = (q * scale) @ k.transpose(-2, -1)
+        return scores
+
+    def deployed(self) -> nn.Module:
+        """As it is exported."""
+        return self
+
+
+class SelfAttention(Protocol):
+    """What a block mixes tokens with."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``[B, T, D] -> [B, T, D]``."""
+
+    def deployed(self) -> nn.Module:
+        """A module that computes the same with everything static in constants."""
+
+
+class Block(nn.Module):
+    """One pre-norm encoder block over ``[B, T, D]``, in a Swin with the patch merging before it."""
+
+    def __init__(
+        self, config: BlockConfig, attention: nn.Module, *, eps: float, merge: nn.Module | None
+    ) -> None:
+        super().__init__()
+        dim, width = config.dim, config.intermediate_size
+        self.merge = merge
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
+        self.attention = attention
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self.fc1 = nn.Linear(dim, width)
+        self.gelu = nn.GELU()
+        self.fc2 = nn.Linear(width, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, T, D] -> [B, T, D]``; with a merging ``[B, 4 T, D / 2] -> [B, T, D]``."""
+        if self.merge is not None:
+            x = self.merge(x)
+        attended: Tensor = self.attention(self.norm1(x))
+        x = x + attended
+        mlp: Tensor = self.fc2(self.gelu(self.fc1(self.norm2(x))))
+        return x + mlp
+
+    def deployed(self) -> Block:
+        """A block that computes the same as it is exported, and borrows these parameters."""
+        attention: SelfAttention = self.attention  # type: ignore[assignment]
+        block = copy.copy(self)
+        block._modules = {**self._modules, "attention": attention.deployed()}
+        return block

@@ -1,0 +1,58 @@
+"""What ViT and DeiT have of their own: prefix tokens and learnt positions.
+
+Shapes: B images, N = (H / P)^2 patch tokens, T = N + prefix tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lgvit_edge.architecture.config import BlockConfig, LGViTConfig
+from lgvit_edge.model.backbones.block import Attention, Block
+
+
+class Embedding(nn.Module):
+    """Patch embedding, prefix tokens and position embeddings."""
+
+    def __init__(self, config: LGViTConfig) -> None:
+        super().__init__()
+        dim, patch, prefix = config.hidden_size, config.patch_size, config.prefix_tokens
+        self.patch = nn.Conv2d(3, dim, kernel_size=patch, stride=patch)
+        self.prefix = nn.Parameter(torch.zeros(1, prefix, dim))
+        self.position = nn.Parameter(torch.zeros(1, config.grid**2 + prefix, dim))
+
+    def reset(self) -> None:
+        """Fresh tokens and positions."""
+        nn.init.trunc_normal_(self.prefix, std=0.02)
+        nn.init.trunc_normal_(self.position, std=0.02)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Normalised ``[B, 3, H, W] float -> [B, T, D]``."""
+        return self.assemble(self.patch(pixel_values).flatten(2).transpose(1, 2))
+
+    def assemble(self, patches: Tensor) -> Tensor:
+        """Prefix tokens and positions around embedded patches, ``[B, N, D] -> [B, T, D]``."""
+        prefix = self.prefix.expand(patches.shape[0], -1, -1)
+        return torch.cat([prefix, patches], dim=1) + self.position
+
+
+def block(sizes: BlockConfig, config: LGViTConfig) -> Block:
+    """One encoder block, in which every token sees every other."""
+    attention = Attention(sizes.dim, sizes.num_heads, qkv_bias=config.qkv_bias)
+    return Block(sizes, attention, eps=config.layer_norm_eps, merge=None)
+
+
+def resized(name: str, tensor: Tensor, old: LGViTConfig, new: LGViTConfig) -> Tensor:
+    """A backbone's parameter for another image size: positions are interpolated.
+
+    Bicubic, as Hugging Face does; prefix tokens have no place in the image and keep theirs.
+    """
+    if name != "embedding.position":
+        return tensor
+    prefix, patches = tensor[:, : old.prefix_tokens], tensor[:, old.prefix_tokens :]
+    image = patches.transpose(1, 2).unflatten(2, (old.grid, old.grid))
+    side = (new.grid, new.grid)
+    grown = functional.interpolate(image, size=side, mode="bicubic", align_corners=False)
+    return torch.cat([prefix, grown.flatten(2).transpose(1, 2)], dim=1)

@@ -1,0 +1,243 @@
+"""Labelled images: folders on disk, arrays in memory."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lgvit_edge.errors import DataError
+from lgvit_edge.images.preprocess import SUFFIXES, list_images, load_rgb, resize_crop
+from lgvit_edge.images.spec import Preprocess
+from lgvit_edge.training.data.augment import random_resized_crop, random_shift
+
+
+class Dataset(Protocol):
+    """Labelled images, each of the size the network takes.
+
+    Attributes:
+        classes: names, by label.
+        labels: ``[n] int64``.
+    """
+
+    classes: tuple[str, ...]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """n, the number of images."""
+        ...
+
+    def image(self, index: int, rng: np.random.Generator | None) -> NDArray[np.uint8]:
+        """``[S, S, 3] uint8``: augmented as ``rng`` decides, or without one as at inference.
+
+        Raises:
+            DataError: this image cannot be read.
+        """
+        ...
+
+    def fingerprint(self) -> str:
+        """Differs when images, labels or their order differ."""
+        ...
+
+
+class ImageFolder:
+    """One sub-folder per class, sorted by name; images directly in each."""
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        size: int,
+        preprocess: Preprocess,
+        classes: Sequence[str] | None = None,
+        min_crop: float = 0.08,
+        flip: bool = True,
+    ) -> None:
+        """List the images; none is opened.
+
+        Args:
+            folder: holds one sub-folder per class.
+            size: side of the network's input, in pixels.
+            preprocess: how the network expects its images.
+            classes: names that labels count through (for validation images, those of the
+                training images); default: the sub-folders.
+            min_crop: smallest share of an image that a random crop keeps.
+            flip: mirror every other augmented image.
+
+        Raises:
+            DataError: no such folder, fewer than two classes, a class without images, or a class
+                that ``classes`` does not name.
+        """
+        self.folder = Path(folder)
+        self.size, self.preprocess = size, preprocess
+        self.min_crop, self.flip = min_crop, flip
+        names = class_names(self.folder)
+        self.classes = tuple(classes if classes is not None else names)
+        unknown = [name for name in names if name not in set(self.classes)]
+        if unknown:
+            raise DataError(
+                f"{self.folder}: expected only classes of the training images, "
+                f"found {_shorten(unknown)} as well"
+            )
+        if len(self.classes) < 2:
+            raise DataError(
+                f"{self.folder}: expected at least two classes, one sub-folder each, "
+                f"found only {names[0]!r}"
+            )
+        number = {name: label for label, name in enumerate(self.classes)}
+        found = {name: list_images(self.folder / name) for name in names}
+        empty = [name for name, paths in found.items() if not paths]
+        if empty:
+            raise DataError(
+                f"{self.folder}: expected images ({', '.join(sorted(SUFFIXES))}) directly in "
+                f"every class folder, found none in {_shorten(empty)}"
+            )
+        self.paths = [path for paths in found.values() for path in paths]
+        self.labels = np.array(
+            [number[name] for name, paths in found.items() for _ in paths], np.int64
+        )
+
+    def split(self, share: float, seed: int) -> tuple[ImageFolder, ImageFolder]:
+        """Two folders that share no image: the rest, and about ``share`` of every class.
+
+        Args:
+            share: 0..1; of every class at least one image is set aside, and one is left.
+            seed: decides which.
+
+        Raises:
+            DataError: a class has a single image.
+        """
+        rng, aside = np.random.default_rng(seed), np.zeros(len(self), bool)
+        for label in np.unique(self.labels):
+            own = rng.permutation(np.flatnonzero(self.labels == label))
+            if len(own) < 2:
+                raise DataError(
+                    f"{self.folder}: expected at least two images of each class to set some "
+                    f"aside, found one of {self.classes[label]!r}; give a folder: --val DIR"
+                )
+            aside[own[: min(max(round(share * len(own)), 1), len(own) - 1)]] = True
+        return self._part(~aside), self._part(aside)
+
+    def _part(self, chosen: NDArray[np.bool_]) -> ImageFolder:
+        part = copy.copy(self)
+        part.paths = [path for path, taken in zip(self.paths, chosen, strict=True) if taken]
+        part.labels = self.labels[chosen]
+        return part
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def image(self, index: int, rng: np.random.Generator | None) -> NDArray[np.uint8]:
+        """``[size, size, 3] uint8``: a random crop, or without ``rng`` as at inference.
+
+        Raises:
+            DataError: this image cannot be read.
+        """
+        frame = load_rgb(self.paths[index])
+        if rng is None:
+            return resize_crop(frame, self.preprocess, self.size)
+        return random_resized_crop(
+            frame, self.preprocess, self.size, rng, min_share=self.min_crop, flip=self.flip
+        )
+
+    def fingerprint(self) -> str:
+        """Of names, sizes in bytes and labels: reading every image would take too long."""
+        digest = hashlib.sha256()
+        for path, label in zip(self.paths, self.labels, strict=True):
+            try:
+                size = os.stat(path).st_size
+            except OSError as error:
+                raise DataError(f"cannot read {path}: {error.strerror}") from None
+            digest.update(f"{path.relative_to(self.folder)}\0{size}\0{label}\n".encode())
+        return digest.hexdigest()
+
+
+class ArrayDataset:
+    """Images that are in memory already."""
+
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.int64],
+        *,
+        classes: Sequence[str] = (),
+        shift: int = 0,
+    ) -> None:
+        """Check and keep; nothing is copied.
+
+        Args:
+            images: ``[n, S, S, 3] uint8`` RGB, of the size the network takes.
+            labels: ``[n]``, whole numbers from 0.
+            classes: names by label; default: the numbers.
+            shift: augmented images are moved by up to this many pixels.
+
+        Raises:
+            DataError: shapes or types are others, or a label has no class.
+        """
+        images, labels = np.asarray(images), np.asarray(labels)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+            raise DataError(
+                f"expected images uint8 [n, S, S, 3], found {images.dtype} {list(images.shape)}"
+            )
+        if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+            raise DataError(
+                f"expected {len(images)} whole-numbered labels, found {labels.dtype} "
+                f"{list(labels.shape)}"
+            )
+        if not len(images):
+            raise DataError("expected images, found none")
+        count = len(classes) or int(labels.max()) + 1
+        if labels.min() < 0 or labels.max() >= count:
+            raise DataError(
+                f"expected labels in 0..{count - 1}, found {labels.min()}..{labels.max()}"
+            )
+        self.images, self.labels, self.shift = images, labels.astype(np.int64), shift
+        self.classes = tuple(classes) or tuple(str(c) for c in range(count))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def image(self, index: int, rng: np.random.Generator | None) -> NDArray[np.uint8]:
+        """``[S, S, 3] uint8``, shifted when there is an ``rng``."""
+        frame: NDArray[np.uint8] = self.images[index]
+        return random_shift(frame, rng, pixels=self.shift) if rng and self.shift else frame
+
+    def fingerprint(self) -> str:
+        """Of every pixel and label."""
+        digest = hashlib.sha256(f"{self.images.shape} {self.shift}".encode())
+        digest.update(np.ascontiguousarray(self.images).data)
+        digest.update(np.ascontiguousarray(self.labels).data)
+        return digest.hexdigest()
+
+
+def class_names(folder: Path) -> list[str]:
+    """Names of the sub-folders, sorted.
+
+    Raises:
+        DataError: there are none.
+    """
+    try:
+        entries = [e for e in folder.iterdir() if not e.name.startswith(".")]
+    except FileNotFoundError:
+        raise DataError(
+            f"{folder}: no such folder; expected one sub-folder of images per class"
+        ) from None
+    except OSError as error:
+        raise DataError(f"cannot read {folder}: {error.strerror}") from None
+    names = sorted(e.name for e in entries if e.is_dir())
+    if not names:
+        images = sum(e.suffix.lower() in SUFFIXES for e in entries)
+        found = f"{images} images and no sub-folder" if images else "no sub-folder"
+        raise DataError(f"{folder}: expected one sub-folder of images per class, found {found}")
+    return names
+
+
+def _shorten(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more

@@ -1,0 +1,136 @@
+"""What stage 2 reads of the frozen backbone, per batch or computed once for all images."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lgvit_edge.errors import TrainingError
+from lgvit_edge.model import LGViT
+from lgvit_edge.training.data.batches import Batch, Batches, Key, shuffled_indices
+from lgvit_edge.training.settings import TrainingConfig
+
+_SHARE_OF_MEMORY = 0.5
+
+
+@dataclass(frozen=True)
+class HiddenStates:
+    """Inputs of one step of stage 2.
+
+    Attributes:
+        exits: outputs of the M exits' blocks, each ``[B, T, D] float32``.
+        last: output of block L, ``[B, T, D] float32``; its patch tokens are F_L.
+        teacher: the final classifier's logits, through the final norm, ``[B, C] float32``.
+        labels: ``[B] int64``.
+    """
+
+    exits: list[Tensor]
+    last: Tensor
+    teacher: Tensor
+    labels: Tensor
+
+
+@torch.no_grad()
+def frozen(model: LGViT, images: Tensor, config: TrainingConfig) -> tuple[list[Tensor], Tensor]:
+    """Outputs of the embedding and all blocks, ``[B, T, D]`` each, and the final logits ``[B, C]``.
+
+    In float32 whatever precision they were computed in.
+    """
+    with config.autocast(images.device):
+        states = model.hidden_states(images)
+        logits = model.backbone.final(states[-1])
+    return [state.float() for state in states], logits.float()
+
+
+def hidden_states(model: LGViT, batch: Batch, config: TrainingConfig) -> HiddenStates:
+    """Run the backbone once for all exits."""
+    states, teacher = frozen(model, batch.images, config)
+    exits = [states[exit.block] for exit in model.config.exits]
+    return HiddenStates(exits, states[-1], teacher, batch.labels)
+
+
+def view_keys(config: TrainingConfig) -> list[Key | None]:
+    """What decides the augmentation of each cached copy; None is the image as at inference."""
+    views = range(config.cache_views)
+    return [(config.seed, 0, view) for view in views] if views else [None]
+
+
+class StoredStates(Protocol):
+    """Hidden states computed before."""
+
+    def shuffled(self, epoch: int, batch_size: int, key: Key) -> Iterator[HiddenStates]:
+        """One epoch in random order."""
+        ...
+
+
+class HiddenCache:
+    """Hidden states of all images in memory, in float16."""
+
+    def __init__(self, model: LGViT, batches: Batches, config: TrainingConfig) -> None:
+        """Run the backbone over the dataset.
+
+        Args:
+            model: its backbone is frozen from here on.
+            batches: of the training images.
+            config: ``cache_views``, ``seed`` and ``precision`` are read.
+
+        Raises:
+            TrainingError: the states would not fit into half of this machine's memory.
+        """
+        keys = view_keys(config)
+        _check_memory(model, len(batches.dataset) * len(keys))
+        self.device = next(model.parameters()).device
+        model.eval()
+        self._views = [self._compute(model, batches, config, key) for key in keys]
+
+    def _compute(
+        self, model: LGViT, batches: Batches, config: TrainingConfig, key: Key | None
+    ) -> HiddenStates:
+        count, stored, filled = len(batches.dataset), list[Tensor](), 0
+        for batch in batches.ordered(key):
+            s = hidden_states(model, batch, config)
+            rows = [*(t.half().cpu() for t in (*s.exits, s.last)), s.teacher, s.labels]
+            # Filled in place: joining a list of batches would need twice the memory.
+            stored = stored or [t.new_empty((count, *t.shape[1:])) for t in rows]
+            for whole, part in zip(stored, rows, strict=True):
+                whole[filled : filled + len(part)] = part
+            filled += len(s.labels)
+        if not stored:
+            raise TrainingError("expected training images, found none that can be read")
+        *exits, last, teacher, labels = (whole[:filled] for whole in stored)
+        return HiddenStates(exits, last, teacher, labels)
+
+    def shuffled(self, epoch: int, batch_size: int, key: Key) -> Iterator[HiddenStates]:
+        """One epoch in random order; epochs take the views in turn."""
+        states = self._views[epoch % len(self._views)]
+        for rows in shuffled_indices(len(states.labels), batch_size, key):
+            there = rows.to(states.labels.device)
+            yield HiddenStates(
+                [self._get(t, rows) for t in states.exits],
+                self._get(states.last, rows),
+                states.teacher[there],
+                states.labels[there],
+            )
+
+    def _get(self, states: Tensor, rows: Tensor) -> Tensor:
+        return states[rows].to(self.device).float()
+
+
+def _check_memory(model: LGViT, images: int) -> None:
+    config = model.config
+    blocks = [*(exit.block for exit in config.exits), config.num_blocks]
+    needed = 2 * images * sum(math.prod(config.hidden_shape(block)) for block in blocks)
+    if not hasattr(os, "sysconf"):  # Windows: let it try
+        return
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > _SHARE_OF_MEMORY * memory:
+        raise TrainingError(
+            f"caching {images} images takes {needed / 1e9:.1f} GB, expected at most half of this "
+            f"machine's {memory / 1e9:.1f} GB; train without cache"
+        )

@@ -1,0 +1,267 @@
+"""The frozen backbone's outputs on disk, so that stage 2 runs it once and never again.
+
+One file of float16 per block, memory-mapped, filled chunk by chunk. After every chunk its checksums
+are written: an interrupted run goes on there, and a chunk that was damaged since is computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lgvit_edge._support.files import locked, write_json
+from lgvit_edge.bundle.codec import to_json
+from lgvit_edge.errors import TrainingError
+from lgvit_edge.model import LGViT
+from lgvit_edge.training.data.batches import Batches, Key, shuffled_indices
+from lgvit_edge.training.features.states import HiddenStates, frozen, view_keys
+from lgvit_edge.training.settings import TrainingConfig
+
+_INDEX = "features.json"
+_VERSION = 2  # 1: identity, checksums by chunk. 2: blocks beside the identity
+_CHUNK = 512  # images between two checksums
+_MARGIN = 200_000_000  # bytes of disk left to others
+Progress = Callable[[int, int], None]
+
+
+class FeatureStore:
+    """Hidden states of all images, as ``HiddenCache`` has them, in a folder.
+
+    Attributes:
+        folder: where.
+        bytes: what it takes when it is complete.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        model: LGViT,
+        batches: Batches,
+        config: TrainingConfig,
+        *,
+        blocks: Sequence[int] = (),
+    ) -> None:
+        """Look at what is there; nothing is computed or written yet.
+
+        Args:
+            folder: made if it is missing.
+            model: its backbone is frozen from here on.
+            batches: of the training images.
+            config: ``cache_views``, ``seed``, ``precision``, ``min_crop`` and ``flip`` are read.
+            blocks: more than this model's exits read, for other trainings from the same folder.
+
+        Raises:
+            TrainingError: the folder holds features of another backbone or of other images, or
+                not those of all blocks.
+        """
+        self.folder, self.model, self.batches = Path(folder), model, batches
+        self.config, self.keys = config, view_keys(config)
+        self.images = len(batches.dataset)
+        self.device = next(model.parameters()).device
+        shape = model.config
+        self.blocks = [*(exit.block for exit in shape.exits), shape.num_blocks]
+        stored, self._sums = self._read_index({*self.blocks, *blocks})
+        self._stored = stored
+        rows = len(self.keys) * self.images
+        shapes: dict[str, tuple[str, tuple[int, ...]]]
+        shapes = {f"block_{b}": ("<f2", shape.hidden_shape(b)) for b in stored}
+        shapes |= {"teacher": ("<f4", (shape.num_classes,)), "valid": ("|u1", ())}
+        self._shapes = {name: (kind, (rows, *tail)) for name, (kind, tail) in shapes.items()}
+        sizes = [np.dtype(k).itemsize * math.prod(s) for k, s in self._shapes.values()]
+        self.bytes = sum(sizes)
+        self._arrays: dict[str, NDArray[Any]] = {}
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for stored features to be of use, blocks aside."""
+        digest = hashlib.sha256()
+        for name, tensor in self.model.backbone.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy())
+        shape, config = self.model.config, self.config
+        views = config.cache_views
+        return {
+            "backbone": digest.hexdigest(),
+            "images": self.batches.dataset.fingerprint(),
+            "preprocessing": to_json(shape.preprocess),
+            "image size": shape.image_size,
+            "precision": config.precision,
+            "views": views,
+            # Views differ by these; images as at inference do not.
+            "augmentation": [config.seed, config.min_crop, config.flip] if views else None,
+        }
+
+    def _read_index(self, blocks: set[int]) -> tuple[list[int], dict[str, dict[str, int]]]:
+        """Blocks that are stored there or shall be, and checksums by chunk."""
+        path = self.folder / _INDEX
+        self._described = self._identity()
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if found["version"] != _VERSION:
+                raise ValueError(f"version {found['version']}")
+            then, sums = dict(found["identity"]), dict(found["checksums"])
+            there = [int(block) for block in found["blocks"]]
+        except FileNotFoundError:
+            return sorted(blocks), {}
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise TrainingError(
+                f"{path} cannot be used ({error}); delete {self.folder} to compute it again"
+            ) from None
+        other = [name for name, value in self._described.items() if then.get(name) != value]
+        if not blocks <= set(there):
+            other.append(f"blocks ({', '.join(map(str, there))})")
+        if other:
+            raise TrainingError(
+                f"{self.folder} holds features of another {', '.join(other)}; give another folder, "
+                f"or compute them again after: rm -r '{self.folder}'"
+            )
+        return there, sums
+
+    def check_room(self) -> None:
+        """Before anything is computed.
+
+        Raises:
+            TrainingError: the folder cannot be made, or its disk has too little room.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            there = sum(p.stat().st_blocks * 512 for p in self.folder.iterdir())
+            free = shutil.disk_usage(self.folder).free
+        except OSError as error:
+            raise TrainingError(f"cannot keep features in {self.folder}: {error}") from None
+        needed = self.bytes - there + _MARGIN
+        if free < needed:
+            raise TrainingError(
+                f"{self.folder}: features of {self.images} images take {self.bytes / 1e9:.1f} GB, "
+                f"expected {needed / 1e9:.1f} GB of free disk, found {free / 1e9:.1f} GB"
+            )
+
+    def fill(self, progress: Progress = lambda done, total: None, *, wait: bool = False) -> int:
+        """Compute what is missing or damaged.
+
+        Args:
+            progress: called with chunks done and chunks in all.
+            wait: for another process that fills the same folder.
+
+        Returns:
+            How many chunks were computed.
+
+        Raises:
+            TrainingError: no room, or not one image could be read.
+        """
+        self.check_room()
+        try:
+            with locked(self.folder, wait=wait):
+                _, self._sums = self._read_index(set(self._stored))
+                made = self._fill(progress)
+        except BlockingIOError:
+            raise TrainingError(
+                f"another training computes the features in {self.folder}; wait for it"
+            ) from None
+        except OSError as error:
+            raise TrainingError(f"cannot keep features in {self.folder}: {error}") from None
+        if not self._arrays["valid"].any():
+            raise TrainingError("expected training images, found none that can be read")
+        return made
+
+    @property
+    def unreadable(self) -> int:
+        """Images of which there are no features, once filled."""
+        return self.images - len(self._valid(0))
+
+    def attach(self) -> None:
+        """Read what another process has filled."""
+        self._arrays = {name: self._map(name) for name in self._shapes}
+
+    def _fill(self, progress: Progress) -> int:
+        self.attach()
+        made, chunks = 0, list(self._chunks())
+        for done, (key, first, images) in enumerate(chunks):
+            progress(done, len(chunks))
+            if not self._intact(first, len(images)):
+                self._compute(key, first, images)
+                made += 1
+        progress(len(chunks), len(chunks))
+        return made
+
+    def _map(self, name: str) -> NDArray[Any]:
+        kind, shape = self._shapes[name]
+        path, size = self.folder / name, np.dtype(kind).itemsize * math.prod(shape)
+        fresh = not path.is_file() or path.stat().st_size != size
+        return np.memmap(path, dtype=kind, mode="w+" if fresh else "r+", shape=shape)
+
+    def _chunks(self) -> Iterator[tuple[Key | None, int, NDArray[np.int64]]]:
+        """Augmentation, first row, and images of each chunk."""
+        for view, key in enumerate(self.keys):
+            for first in range(0, self.images, _CHUNK):
+                images = np.arange(first, min(first + _CHUNK, self.images))
+                yield key, view * self.images + first, images
+
+    def _compute(self, key: Key | None, first: int, images: NDArray[np.int64]) -> None:
+        self.model.eval()
+        self._arrays["valid"][first : first + len(images)] = 0
+        for batch in self.batches.some(images, key):
+            rows = batch.indices.numpy() - images[0] + first
+            states, teacher = frozen(self.model, batch.images, self.config)
+            for block in self._stored:
+                self._arrays[f"block_{block}"][rows] = states[block].half().cpu().numpy()
+            self._arrays["teacher"][rows] = teacher.cpu().numpy()
+            self._arrays["valid"][rows] = 1
+        for array in self._arrays.values():
+            array.flush()  # type: ignore[attr-defined]  # all are memory maps
+        self._sums[str(first)] = {
+            name: self._checksum(name, first, len(images)) for name in self._arrays
+        }
+        record = {
+            "version": _VERSION,
+            "identity": self._described,
+            "blocks": self._stored,
+            "checksums": self._sums,
+        }
+        write_json(self.folder / _INDEX, record)
+
+    def _intact(self, first: int, count: int) -> bool:
+        """Whether what this model reads of a chunk is as it was written."""
+        read = {"teacher", "valid", *(f"block_{block}" for block in self.blocks)}
+        known = self._sums.get(str(first), {})
+        return all(known.get(name) == self._checksum(name, first, count) for name in read)
+
+    def _checksum(self, name: str, first: int, count: int) -> int:
+        return zlib.crc32(self._arrays[name][first : first + count].tobytes())
+
+    def shuffled(self, epoch: int, batch_size: int, key: Key) -> Iterator[HiddenStates]:
+        """One epoch in random order; epochs take the views in turn."""
+        first = self.images * (epoch % len(self.keys))
+        valid = self._valid(first)
+        for places in shuffled_indices(len(valid), batch_size, key, self.batches.team):
+            yield self._states(valid[places], first)
+
+    def ordered(self, batch_size: int) -> Iterator[HiddenStates]:
+        """The first view of every image, in order."""
+        for images in self._valid(0).split(batch_size):
+            yield self._states(images, 0)
+
+    def _valid(self, first: int) -> Tensor:
+        """Images that could be read, of the view that begins at a row."""
+        return torch.from_numpy(np.flatnonzero(self._arrays["valid"][first : first + self.images]))
+
+    def _states(self, images: Tensor, first: int) -> HiddenStates:
+        rows = images + first
+        *exits, last = (self._rows(f"block_{block}", rows) for block in self.blocks)
+        labels = self.batches.dataset.labels[images.numpy()]
+        teacher = self._rows("teacher", rows)
+        return HiddenStates(exits, last, teacher, torch.from_numpy(labels).to(self.device))
+
+    def _rows(self, name: str, rows: Tensor) -> Tensor:
+        stored = torch.from_numpy(self._arrays[name])
+        return stored.index_select(0, rows).to(self.device).float()

@@ -1,0 +1,1 @@
+"""What runs segments: ONNX Runtime, OpenVINO, TensorRT."""

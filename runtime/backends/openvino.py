@@ -1,0 +1,224 @@
+"""Segments on OpenVINO.
+
+One compiled model and one request per segment, whose tensors lie on the chain's own buffers: what
+one segment writes, the next one reads, and nothing is copied.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lgvit_edge._support.cache import keep, key_of, ours
+from lgvit_edge._support.optional import require
+from lgvit_edge.bundle.manifest import GraphSpec
+from lgvit_edge.errors import BackendError, BundleError, UsageError
+from lgvit_edge.machine.cpu import available_cores
+
+DEVICES = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
+# Execution hints, and the capability with which a device says that it computes so.
+HINTS = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
+
+
+def available_hints(device: str | None = None) -> list[str]:
+    """The precisions that a device computes in, f32 first.
+
+    Raises:
+        MissingDependency: openvino is not installed.
+        BackendError: the device is not there.
+        UsageError: there is no such device.
+    """
+    core, name = _open_core(device)
+    able = core.get_property(name, "OPTIMIZATION_CAPABILITIES")
+    return [hint for hint, capability in HINTS.items() if capability in able]
+
+
+class OpenVINOChain:
+    """A ``Chain`` of OpenVINO models."""
+
+    def __init__(
+        self,
+        root: Path,
+        graphs: list[GraphSpec],
+        *,
+        max_batch: int,
+        threads: int | None = None,
+        device: str | None = None,
+        hint: str = "f32",
+        cache: Path | None = None,
+    ) -> None:
+        """Compile every graph, or take what was compiled before.
+
+        Args:
+            root: the bundle's directory.
+            graphs: segments in order, or the baseline alone.
+            max_batch: largest batch.
+            threads: of the CPU; by default one per core this process may use.
+            device: ``cpu`` (the default), ``gpu`` or ``npu``.
+            hint: one of ``HINTS``: what float32 graphs are computed in.
+            cache: folder to keep compiled models in; None: nowhere.
+
+        Raises:
+            MissingDependency: openvino is not installed.
+            BackendError: the device is not there, or does not compute in this precision.
+            BundleError: a graph cannot be compiled.
+            UsageError: an argument means nothing.
+        """
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads must be at least 1, found {threads}")
+        if hint not in HINTS:
+            raise UsageError(f"hint must be one of {', '.join(HINTS)}, found {hint!r}")
+        core, self._device = _open_core(device)
+        able = available_hints(device)
+        if hint not in able:
+            raise BackendError(
+                f"this {self._device} computes in {', '.join(able)}, not in {hint}; use hint='f32'"
+            )
+        self._ov, self._hint, self._cache = require("openvino", extra="openvino"), hint, cache
+        self._threads = threads or available_cores()
+        self._max_batch, self._graphs = max_batch, graphs
+        # On several cores at once: compiling uses one each.
+        with ThreadPoolExecutor(min(self._threads, len(graphs))) as pool:
+            self._models = list(pool.map(lambda graph: self._load(core, root, graph), graphs))
+        self._allocate()
+        self._requests = [model.create_infer_request() for model in self._models]
+        # Tensors by batch size and segment, kept because OpenVINO does not hold the arrays they lie
+        # on; and the size each request has its tensors for. A request for every size would hold
+        # memory for each.
+        self._tensors: dict[tuple[int, int], list[Any]] = {}
+        self._bound = [0] * len(graphs)
+        self._batch = self._next = 0
+
+    @property
+    def max_batch(self) -> int:
+        """Largest batch ``start`` takes."""
+        return self._max_batch
+
+    def start(self, images: NDArray[Any]) -> None:
+        """See ``Chain.start``."""
+        self._next, self._batch = 0, len(images)
+        np.copyto(self._buffers[0][: self._batch], images)
+
+    def step(self) -> NDArray[np.float32]:
+        """See ``Chain.step``."""
+        index, batch = self._next, self._batch
+        if self._bound[index] != batch:
+            self._bind(index, batch)
+        # Computes in this thread; start_async and wait hand over to another and back, which took
+        # 50 to 80 microseconds more. Without sharing, infer would copy every output.
+        self._requests[index].infer(share_outputs=True)
+        self._next = index + 1
+        return self._logits[index][:batch]
+
+    def keep(self, rows: NDArray[np.intp]) -> None:
+        """See ``Chain.keep``."""
+        if len(rows) < self._batch:
+            self._batch = len(rows)
+            buffer = self._buffers[self._next]
+            buffer[: self._batch] = buffer[rows]
+
+    def describe(self) -> dict[str, Any]:
+        """See ``Chain.describe``."""
+        return {
+            "backend": "openvino",
+            "version": self._ov.__version__.split("-")[0],
+            "device": self._device.lower(),
+            "threads": self._threads,
+            "hint": self._hint,
+        }
+
+    def close(self) -> None:
+        """See ``Chain.close``."""
+        self._requests.clear()  # before what they hold on to
+        self._models.clear()
+        self._tensors.clear()
+
+    def _load(self, core: Any, root: Path, graph: GraphSpec) -> Any:
+        settings: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            # Left alone, processors with bfloat16 compute float32 graphs in it.
+            "INFERENCE_PRECISION_HINT": self._hint,
+        }
+        if self._device == "CPU":
+            settings |= {"INFERENCE_NUM_THREADS": self._threads, "NUM_STREAMS": "1"}
+            # Each compiled model would pin threads of its own to the same cores.
+            settings |= {"ENABLE_CPU_PINNING": False}
+        blob = None
+        if self._cache is not None:
+            machine = core.get_property(self._device, "FULL_DEVICE_NAME")
+            key = key_of(self._ov.__version__, machine, settings, graph.graph.sha256)
+            blob = self._cache / f"{Path(graph.graph.file).stem}-{key}.blob"
+            if ours(blob):
+                try:
+                    content = np.memmap(blob, np.uint8, "c")
+                    return core.import_model(self._ov.Tensor(content), self._device, settings)
+                except (RuntimeError, ValueError, OSError):
+                    blob.unlink(missing_ok=True)  # damaged: compiled again below
+        path = root / graph.graph.file
+        try:
+            model = core.compile_model(str(path), self._device, settings)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1][:300]
+            raise BundleError(f"{path} cannot be compiled by OpenVINO: {reason}") from None
+        found = [_kind(port) for port in (*model.inputs, *model.outputs)]
+        expected = [(t.dtype, t.shape) for t in (*graph.inputs, *graph.outputs)]
+        if found != expected:
+            raise BundleError(f"{path}: expected tensors {expected}, found {found}")
+        if blob is not None:
+            keep(blob, lambda partial: partial.write_bytes(_bytes(model.export_model())))
+        return model
+
+    def _allocate(self) -> None:
+        """Input, hidden buffers in turn where their shapes allow, logits of each segment."""
+        specs = [self._graphs[0].inputs[0], *(graph.outputs[0] for graph in self._graphs[:-1])]
+        self._buffers: list[NDArray[Any]] = []
+        for i, spec in enumerate(specs):
+            shape = spec.for_batch(self._max_batch)
+            before = self._buffers[i - 2] if i > 2 else None
+            fresh = np.zeros(shape, spec.dtype)
+            fits = before is not None and (before.shape, before.dtype) == (shape, fresh.dtype)
+            self._buffers.append(before if before is not None and fits else fresh)
+        self._logits = [np.zeros(g.logits.for_batch(self._max_batch), "f4") for g in self._graphs]
+
+    def _bind(self, index: int, batch: int) -> None:
+        request, last = self._requests[index], len(self._graphs[index].outputs) - 1
+        tensors = self._tensors.get((index, batch))
+        if tensors is None:
+            arrays = [self._buffers[index], self._logits[index]]
+            if last:
+                arrays.insert(1, self._buffers[index + 1])
+            tensors = [self._ov.Tensor(array[:batch], shared_memory=True) for array in arrays]
+            self._tensors[index, batch] = tensors
+        request.set_input_tensor(0, tensors[0])
+        for place, tensor in enumerate(tensors[1:]):
+            request.set_output_tensor(place, tensor)
+        self._bound[index] = batch
+
+
+def _open_core(device: str | None) -> tuple[Any, str]:
+    """OpenVINO, and its own name of a device that is there."""
+    if device not in (None, *DEVICES):
+        raise UsageError(f"device must be one of {', '.join(DEVICES)}, found {device!r}")
+    core = require("openvino", extra="openvino").Core()
+    name = DEVICES[device or "cpu"]
+    # With several of a kind they are called GPU.0, GPU.1.
+    if not any(found.split(".")[0] == name for found in core.available_devices):
+        raise BackendError(
+            f"OpenVINO finds no {device} here, only {', '.join(core.available_devices).lower()}; "
+            "install its driver, or use device='cpu'"
+        )
+    return core, name
+
+
+def _kind(port: Any) -> tuple[str, tuple[int, ...]]:
+    """Dtype and shape of a model's input or output; compiling renames some."""
+    shape = tuple(d.get_length() if d.is_static else -1 for d in port.get_partial_shape())
+    return np.dtype(port.get_element_type().to_dtype()).name, shape
+
+
+def _bytes(exported: Any) -> bytes:
+    return exported if isinstance(exported, bytes) else bytes(exported.read())

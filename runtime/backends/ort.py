@@ -1,0 +1,244 @@
+"""Segments on ONNX Runtime, CPU or CUDA.
+
+Buffers are allocated once for the largest batch; each (segment, batch size) gets its I/O binding
+on first use, in which one segment's output address is the next one's input.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lgvit_edge._support.optional import require
+from lgvit_edge.bundle.manifest import GraphSpec, TensorSpec
+from lgvit_edge.errors import BackendError, BundleError, UsageError
+from lgvit_edge.machine.cpu import available_cores
+from lgvit_edge.runtime.backends.ort_pool import (
+    join_pool,
+    open_session,
+    refuse_pool,
+)
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+@dataclass
+class _Buffer:
+    """Memory of one tensor for up to ``max_batch`` rows; the first rows are a smaller batch."""
+
+    array: NDArray[Any]
+    device_value: Any = None  # OrtValue on the GPU; then ``array`` is its staging copy
+
+    @property
+    def address(self) -> int:
+        if self.device_value is not None:
+            return int(self.device_value.data_ptr())
+        return self.array.ctypes.data
+
+
+class OrtChain:
+    """A ``Chain`` of ONNX Runtime sessions."""
+
+    def __init__(
+        self,
+        root: Path,
+        graphs: list[GraphSpec],
+        *,
+        max_batch: int,
+        threads: int | None = None,
+        thread_pool: str = "global",
+        device: str | None = None,
+    ) -> None:
+        """Load every graph.
+
+        Args:
+            root: the bundle's directory.
+            graphs: segments in order, or the baseline alone.
+            max_batch: largest batch.
+            threads: intra-op threads; by default one per core this process may use.
+            thread_pool: ``global``, one pool for the process, or ``private``, one per segment.
+            device: ``cpu``, ``cuda``, or None for CUDA where it works and the CPU elsewhere.
+
+        Raises:
+            MissingDependency: onnxruntime is not installed.
+            BackendError: the device is not there, or another session of this process has a pool
+                of another size or kind.
+            BundleError: a graph cannot be loaded or is not what the manifest says.
+            UsageError: ``threads``, ``thread_pool`` or ``device`` mean nothing.
+        """
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads must be at least 1, found {threads}")
+        if thread_pool not in ("global", "private"):
+            raise UsageError(f"thread_pool must be global or private, found {thread_pool!r}")
+        self._ort = require("onnxruntime", extra="cpu")
+        self._device = _choose_device(self._ort, device)
+        self._shared = thread_pool == "global"
+        if self._shared:
+            self._threads = join_pool(self._ort, threads)
+        else:
+            refuse_pool()
+            self._threads = threads or available_cores()
+        self._max_batch = max_batch
+        self._graphs = graphs
+        try:
+            self._sessions = self._load_all(root)
+        except _CudaFails:
+            if device == "cuda":
+                raise BackendError(
+                    "ONNX Runtime's CUDA provider does not start here: its CUDA or cuDNN "
+                    "libraries, or the driver, are missing or of another version; run: "
+                    "lgvit-edge doctor"
+                ) from None
+            self._device = "cpu"
+            self._sessions = self._load_all(root)
+        self._allocate()
+        # Per batch size: what each step needs, bound on first use.
+        self._plans: dict[int, list[tuple[Any, Any, NDArray[np.float32]] | None]] = {}
+        self._plan: list[tuple[Any, Any, NDArray[np.float32]] | None] = []
+        self._batch = self._next = 0
+
+    @property
+    def max_batch(self) -> int:
+        """Largest batch ``start`` takes."""
+        return self._max_batch
+
+    def start(self, images: NDArray[Any]) -> None:
+        """See ``Chain.start``."""
+        self._next = 0
+        self._resize(len(images))
+        np.copyto(self._buffers[0].array[: self._batch], images)
+
+    def step(self) -> NDArray[np.float32]:
+        """See ``Chain.step``."""
+        index = self._next
+        planned = self._plan[index]
+        if planned is None:
+            planned = self._plan[index] = self._bind(index, self._batch)
+        session, binding, logits = planned
+        session.run_with_iobinding(binding)
+        self._next = index + 1
+        return logits
+
+    def keep(self, rows: NDArray[np.intp]) -> None:
+        """See ``Chain.keep``."""
+        if len(rows) == self._batch:
+            return
+        self._resize(len(rows))
+        buffer = self._buffers[self._next]
+        if buffer.device_value is None:
+            buffer.array[: self._batch] = buffer.array[rows]
+        else:  # the rare case, so a round trip over the host instead of a kernel of our own
+            whole = buffer.device_value.numpy()
+            whole[: self._batch] = whole[rows]
+            buffer.device_value.update_inplace(whole)
+
+    def describe(self) -> dict[str, Any]:
+        """See ``Chain.describe``."""
+        return {
+            "backend": "onnxruntime",
+            "version": self._ort.__version__,
+            "device": self._device,
+            "threads": self._threads,
+            "thread_pool": "global" if self._shared else "private",
+        }
+
+    def close(self) -> None:
+        """See ``Chain.close``."""
+        self._plans.clear()
+        self._plan = []
+        self._sessions.clear()
+
+    def _load_all(self, root: Path) -> list[Any]:
+        """On several cores at once: loading and optimizing a graph uses one."""
+        with ThreadPoolExecutor(min(self._threads, len(self._graphs))) as pool:
+            return list(pool.map(lambda g: self._load(root / g.graph.file, g), self._graphs))
+
+    def _load(self, path: Path, graph: GraphSpec) -> Any:
+        providers = [_PROVIDERS[d] for d in ("cuda", "cpu") if d in (self._device, "cpu")]
+        try:
+            session, self._shared = open_session(
+                self._ort, str(path), self._threads, shared=self._shared, providers=providers
+            )
+        except Exception as error:  # onnxruntime has no common base class
+            reason = str(error).strip().splitlines()[0][:300]
+            raise BundleError(f"{path} cannot be loaded by ONNX Runtime: {reason}") from None
+        if session.get_providers()[0] != providers[0]:
+            # ONNX Runtime goes on without CUDA when its libraries fail: the CPU's speed must not
+            # be reported as the GPU's.
+            raise _CudaFails
+        found = [_tensor(t) for t in (*session.get_inputs(), *session.get_outputs())]
+        expected = [(t.name, t.dtype, t.shape) for t in (*graph.inputs, *graph.outputs)]
+        if found != expected:
+            raise BundleError(f"{path}: expected tensors {expected}, found {found}")
+        return session
+
+    def _allocate(self) -> None:
+        """Input, hidden buffers in turn (ping-pong where shapes allow), one logits each."""
+        self._buffers = [self._buffer(self._graphs[0].inputs[0], on_device=False)]
+        for i, graph in enumerate(self._graphs[:-1]):
+            spec = graph.outputs[0]
+            before = self._buffers[i - 1] if i >= 2 else None
+            fits = before is not None and before.array.shape[1:] == spec.shape[1:]
+            fits = fits and before is not None and before.array.dtype == spec.dtype
+            self._buffers.append(before if before is not None and fits else self._buffer(spec))
+        self._logits = [self._buffer(g.logits, on_device=False).array for g in self._graphs]
+
+    def _buffer(self, spec: TensorSpec, *, on_device: bool = True) -> _Buffer:
+        shape = spec.for_batch(self._max_batch)
+        if self._device == "cuda" and on_device:
+            value = self._ort.OrtValue.ortvalue_from_shape_and_type(
+                list(shape), np.dtype(spec.dtype), "cuda", 0
+            )
+            return _Buffer(np.empty((0, *shape[1:]), spec.dtype), value)
+        return _Buffer(np.zeros(shape, spec.dtype))
+
+    def _resize(self, batch: int) -> None:
+        if batch != self._batch:
+            self._batch = batch
+            self._plan = self._plans.setdefault(batch, [None] * len(self._graphs))
+
+    def _bind(self, index: int, batch: int) -> tuple[Any, Any, NDArray[np.float32]]:
+        graph, session = self._graphs[index], self._sessions[index]
+        binding = session.io_binding()
+        source = self._buffers[index]
+        self._bind_tensor(binding.bind_input, graph.inputs[0], source, batch)
+        if len(graph.outputs) == 2:
+            self._bind_tensor(
+                binding.bind_output, graph.outputs[0], self._buffers[index + 1], batch
+            )
+        logits = _Buffer(self._logits[index])
+        self._bind_tensor(binding.bind_output, graph.logits, logits, batch)
+        return session, binding, self._logits[index][:batch]
+
+    def _bind_tensor(self, bind: Any, spec: TensorSpec, buffer: _Buffer, batch: int) -> None:
+        device = "cpu" if buffer.device_value is None else "cuda"
+        shape = list(spec.for_batch(batch))
+        bind(spec.name, device, 0, np.dtype(spec.dtype), shape, buffer.address)
+
+
+class _CudaFails(Exception):
+    """The CUDA provider was asked for and did not start."""
+
+
+def _tensor(found: Any) -> tuple[str, str, tuple[int, ...]]:
+    """Name, dtype and shape of a session's input or output, as a ``TensorSpec`` has them."""
+    kinds = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
+    shape = tuple(size if isinstance(size, int) else -1 for size in found.shape)
+    return found.name, kinds.get(found.type, found.type), shape
+
+
+def _choose_device(ort: Any, device: str | None) -> str:
+    if device not in (None, *_PROVIDERS):
+        raise UsageError(f"device must be one of {', '.join(_PROVIDERS)}, found {device!r}")
+    has_cuda = _PROVIDERS["cuda"] in ort.get_available_providers()
+    if device == "cuda" and not has_cuda:
+        raise BackendError(
+            "this onnxruntime has no CUDA provider; run: pip uninstall onnxruntime && "
+            "pip install 'lgvit-edge[gpu]'"
+        )
+    return device or ("cuda" if has_cuda else "cpu")

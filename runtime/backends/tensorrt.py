@@ -1,0 +1,309 @@
+"""Segments as TensorRT engines on one CUDA stream.
+
+The hidden state never leaves the GPU: segment i writes the buffer that segment i + 1 reads, at
+addresses bound once. All contexts share one scratch buffer, because they run one after the other.
+Per segment and batch size there is one context, for a recorded graph must find it as it was, and
+one CUDA graph: kernels, and the copy of the logits to page-locked memory. The host waits on an
+event, never on the device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lgvit_edge.bundle.builds import graphs_of
+from lgvit_edge.bundle.directory import Bundle
+from lgvit_edge.bundle.manifest import TensorSpec
+from lgvit_edge.errors import BackendError, UsageError
+from lgvit_edge.runtime.backends.tensorrt_engine import (
+    EngineLoader,
+    attach_scratch,
+    choose_build,
+    scratch_size,
+)
+from lgvit_edge.runtime.cuda.api import WAITS, open_cuda
+
+_SPIN_SECONDS = 50e-6  # of a hybrid wait; longer than most segments take to answer
+
+
+@dataclass(frozen=True)
+class TensorRTOptions:
+    """How the TensorRT chain runs.
+
+    Attributes:
+        wait: for a segment's logits: ``spin`` answers soonest and burns a core, ``block`` sleeps,
+            ``hybrid`` spins for 50 microseconds and then sleeps.
+        cuda_graphs: replay recorded segments instead of launching kernel by kernel.
+        speculate: start the next segment before the exit decision is known. An image that goes on
+            gains the time of the decision; after one that leaves, the GPU finishes for nothing.
+        binding: ``pycuda`` or ``cuda-python``; None for pycuda where it works.
+        engines: tag of the build to run; None for the first that fits this GPU.
+    """
+
+    wait: str = "hybrid"
+    cuda_graphs: bool = True
+    speculate: bool = False
+    binding: str | None = None
+    engines: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse unknown waits."""
+        if self.wait not in WAITS:
+            raise UsageError(f"wait must be one of {', '.join(WAITS)}, found {self.wait!r}")
+
+
+class TensorRTChain:
+    """A ``Chain`` of TensorRT engines."""
+
+    def __init__(
+        self, bundle: Bundle, names: list[str], *, options: TensorRTOptions | None = None
+    ) -> None:
+        """Load engines, allocate every buffer and record the graphs of the usual batch sizes.
+
+        Args:
+            bundle: whose engines.
+            names: of the graphs to run, in order: segments, or the baseline alone.
+            options: how.
+
+        Raises:
+            BackendError: no GPU, no build that runs here, out of memory, or CUDA refuses.
+            BundleError: an engine's file is missing or damaged.
+            MissingDependency: no CUDA binding is installed.
+        """
+        self._options = options or TensorRTOptions()
+        graphs = graphs_of(bundle)
+        self._graphs = [graphs[name] for name in names]
+        self._max_batch = bundle.manifest.batch[2]
+        folder, self._build, self._trt = choose_build(bundle, self._options.engines)
+        self._cuda = open_cuda(self._options.binding)
+        self._closed = False
+        self._names = names
+        # By segment and batch size. A graph is None where it is launched kernel by kernel.
+        self._contexts: dict[tuple[int, int], Any] = {}
+        self._recorded: dict[tuple[int, int], Any] = {}
+        self._engines: list[Any] = []
+        self._loader: EngineLoader | None = None
+        try:
+            self._loader = EngineLoader(folder, self._build, self._trt)
+            self._engines = [self._loader.load(name, graphs[name]) for name in names]
+            self._allocate()
+            self._batch = self._next = self._queued = 0
+            self._sizes: list[int] = [0] * len(names)  # the batch each segment was queued with
+            self._rows: NDArray[np.intp] | None = None  # kept of the segment queued last
+            for batch in sorted({1, self._max_batch}):
+                self.warm_up(batch)
+            self._loader.save_cache()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def max_batch(self) -> int:
+        """Largest batch ``start`` takes."""
+        return self._max_batch
+
+    def warm_up(self, batch: int) -> None:
+        """Run every segment once with this batch size, and record its graph."""
+        self._batch = batch
+        for index in range(len(self._graphs)):
+            self._prepare(index)
+
+    def start(self, images: NDArray[Any]) -> None:
+        """See ``Chain.start``.
+
+        Raises:
+            BackendError: the chain is closed.
+        """
+        if self._closed:
+            raise BackendError("the session is closed; open another one")
+        self._batch, self._next, self._queued, self._rows = len(images), 0, 0, None
+        np.copyto(self._image[: self._batch], images)
+
+    def step(self) -> NDArray[np.float32]:
+        """See ``Chain.step``."""
+        index = self._next
+        if self._queued == index:
+            self._queue()
+        size, rows = self._sizes[index], self._rows
+        if self._options.speculate and index + 1 < len(self._graphs):
+            self._queue()
+        self._wait(self._events[index])
+        self._next = index + 1
+        logits = self._logits[index][:size]
+        return logits if rows is None else logits[rows]
+
+    def keep(self, rows: NDArray[np.intp]) -> None:
+        """See ``Chain.keep``.
+
+        Rows are moved when the next segment is queued; if that is already running with all of
+        them, its output is reduced instead.
+        """
+        pending = self._rows
+        if len(rows) < (self._batch if pending is None else len(pending)):
+            self._rows = rows if pending is None else pending[rows]
+
+    def describe(self) -> dict[str, Any]:
+        """See ``Chain.describe``."""
+        return {
+            "backend": "tensorrt",
+            "library": self._trt.library,
+            "version": self._trt.version,
+            "device": self._cuda.device.name,
+            "compute_capability": self._cuda.device.compute_capability,
+            "driver": self._cuda.device.driver,
+            "binding": self._cuda.name,
+            "engines": self._build.tag,
+            "wait": self._options.wait,
+            "cuda_graphs": sum(graph is not None for graph in self._recorded.values()),
+            "speculate": self._options.speculate,
+            "threads": 1,
+        }
+
+    def close(self) -> None:
+        """See ``Chain.close``."""
+        if self._closed:
+            return
+        self._closed = True
+        with contextlib.suppress(BackendError):  # a speculated segment may still be running
+            self._cuda.synchronize()
+            if self._loader is not None and self._recorded:
+                self._loader.save_cache()  # with what later batch sizes made RTX compile
+        self._recorded = {}
+        # Contexts go before the engines they belong to, and both before the memory they use.
+        self._contexts = {}
+        self._engines = []
+        self._loader = None
+        self._cuda.close()
+
+    def _allocate(self) -> None:
+        """Buffers for the largest batch, allocated once and for all."""
+        cuda, batch = self._cuda, self._max_batch
+        first = self._graphs[0].inputs[0]
+        self._image = cuda.pinned(first.for_batch(batch), first.dtype)
+        self._image_address = cuda.allocate(_bytes(first, batch))
+        hidden = [graph.outputs[0] for graph in self._graphs if len(graph.outputs) == 2]
+        size = max((_bytes(spec, batch) for spec in hidden), default=0)
+        # Two in turn: with speculation the one being written is never the one a decision waits on.
+        self._hidden = [cuda.allocate(size) for _ in hidden[:2]]
+        self._logits = [cuda.pinned(g.logits.for_batch(batch), "float32") for g in self._graphs]
+        self._logits_address = [cuda.allocate(_bytes(g.logits, batch)) for g in self._graphs]
+        blocking = self._options.wait != "spin"
+        self._events = [cuda.event(blocking=blocking) for _ in self._graphs]
+        self._scratch_size = max(scratch_size(engine) for engine in self._engines)
+        self._scratch = cuda.allocate(max(self._scratch_size, 1))
+
+    def _context(self, index: int) -> Any:
+        """A context for one segment and ``self._batch`` rows, bound and shaped for good."""
+        assert self._loader is not None  # only ``close`` drops it
+        graph, context = self._graphs[index], self._loader.context(self._engines[index])
+        attach_scratch(context, self._scratch, self._scratch_size)
+        shape = graph.inputs[0].for_batch(self._batch)
+        if self._max_batch > 1 and not context.set_input_shape(graph.inputs[0].name, shape):
+            raise self._refused(index, f"does not take a batch of {self._batch}")
+        source = self._hidden[(index - 1) % 2] if index else self._image_address
+        addresses = {graph.inputs[0].name: source, graph.logits.name: self._logits_address[index]}
+        if len(graph.outputs) == 2:
+            addresses[graph.outputs[0].name] = self._hidden[index % 2]
+        for name, address in addresses.items():
+            if not context.set_tensor_address(name, address):
+                raise self._refused(index, f"does not take an address for {name!r}")
+        return context
+
+    def _queue(self) -> None:
+        """Put the next segment on the stream, its event behind it."""
+        index = self._queued
+        if self._rows is not None:
+            self._compact(index)
+        key = (index, self._batch)
+        if key not in self._recorded:
+            self._prepare(index)
+        graph = self._recorded[key]
+        if graph is None:
+            self._launch(index)
+        else:
+            self._cuda.launch(graph)
+        self._cuda.record(self._events[index])
+        self._sizes[index] = self._batch
+        self._queued = index + 1
+
+    def _prepare(self, index: int) -> None:
+        """Run a segment once, which lets TensorRT finish its set-up, then record it."""
+        self._contexts[index, self._batch] = self._context(index)
+        self._launch(index)
+        self._cuda.synchronize()
+        self._recorded[index, self._batch] = self._record(index)
+
+    def _record(self, index: int) -> Any:
+        context = self._contexts[index, self._batch]
+        capturable = getattr(context, "is_stream_capturable", lambda stream: True)
+        if not self._options.cuda_graphs or not capturable(self._cuda.stream):
+            return None
+        self._cuda.begin_capture()
+        fault: BackendError | None = None
+        try:
+            self._launch(index)
+        except BackendError as error:
+            fault = error
+        try:
+            graph = self._cuda.end_capture()
+        except BackendError as error:
+            fault = fault or error
+        if fault is not None:
+            raise BackendError(
+                f"{self._names[index]} cannot be recorded as a CUDA graph ({fault}); add "
+                "--no-cuda-graphs, or open the session with TensorRTOptions(cuda_graphs=False)"
+            ) from fault
+        return graph
+
+    def _launch(self, index: int) -> None:
+        """Queue one segment kernel by kernel, for ``self._batch`` rows."""
+        graph, batch = self._graphs[index], self._batch
+        context = self._contexts[index, batch]
+        if index == 0:
+            size = _bytes(graph.inputs[0], batch)
+            self._cuda.upload(self._image_address, self._image.ctypes.data, size)
+        if not context.execute_async_v3(self._cuda.stream):
+            raise self._refused(index, "does not run")
+        logits = self._logits[index].ctypes.data
+        self._cuda.download(logits, self._logits_address[index], _bytes(graph.logits, batch))
+
+    def _compact(self, index: int) -> None:
+        """Move the kept rows of segment ``index``'s input to the front, on the device.
+
+        Rows ascend, so that none is overwritten before it has moved.
+        """
+        assert self._rows is not None
+        row = _bytes(self._graphs[index].inputs[0], 1)
+        address = self._hidden[(index - 1) % 2]
+        for place, source in enumerate(self._rows.tolist()):
+            if place != source:
+                self._cuda.move(address + place * row, address + source * row, row)
+        self._batch, self._rows = len(self._rows), None
+
+    def _wait(self, event: Any) -> None:
+        if self._options.wait == "spin":
+            while not self._cuda.done(event):
+                pass
+            return
+        if self._options.wait == "hybrid":
+            deadline = time.perf_counter() + _SPIN_SECONDS
+            while time.perf_counter() < deadline:
+                if self._cuda.done(event):
+                    return
+        self._cuda.wait(event)
+
+    def _refused(self, index: int, what: str) -> BackendError:
+        return BackendError(
+            f"the engine of {self._names[index]} {what}: {self._trt.reason()}; free memory on the "
+            "GPU, or run: lgvit-edge doctor"
+        )
+
+
+def _bytes(spec: TensorSpec, batch: int) -> int:
+    return int(np.prod(spec.for_batch(batch))) * np.dtype(spec.dtype).itemsize

@@ -1,0 +1,218 @@
+"""Engines of a bundle on this GPU: which build fits, loading it, contexts that share memory."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from lgvit_edge._support.files import replacing
+from lgvit_edge.bundle import builds as engines
+from lgvit_edge.bundle.builds import Build
+from lgvit_edge.bundle.directory import Bundle
+from lgvit_edge.bundle.manifest import GraphSpec
+from lgvit_edge.errors import BackendError, BundleError
+from lgvit_edge.machine.gpu import Gpu, find_gpu
+from lgvit_edge.machine.tensorrt import TensorRT
+
+RUNTIME_CACHE = "runtime.cache"
+_MAX_CACHE = 256 << 20
+
+
+def choose_build(bundle: Bundle, tag: str | None = None) -> tuple[Path, Build, TensorRT]:
+    """The build that runs on this machine's GPU, checked against its record before any engine.
+
+    Args:
+        bundle: whose engines.
+        tag: of the build to take; None for the first that fits.
+
+    Raises:
+        BackendError: there is no GPU, or no build fits; names both sides and the command.
+    """
+    root = bundle.root
+    gpu = find_gpu()
+    if gpu is None:
+        raise BackendError(
+            "TensorRT engines need an NVIDIA GPU and its driver, and there is none here "
+            "(libcuda.so.1 does not load or finds no GPU); run: lgvit-edge doctor, or take the "
+            "onnxruntime backend"
+        )
+    builds = [found for found in engines.find_builds(root) if tag in (None, found[0].name)]
+    if not builds:
+        which = "engines" if tag is None else f"engines/{tag}"
+        raise BackendError(f"{root} has no {which}; run: lgvit-edge build {root}")
+    faults = []
+    # TensorRT's own engines first: they were tuned on this very GPU.
+    for folder, build in sorted(builds, key=lambda found: getattr(found[1], "library", "")):
+        if isinstance(build, BundleError):
+            faults.append(str(build))
+            continue
+        try:
+            trt = TensorRT(build.library)
+            fault = _misfit(bundle, folder, build, trt, gpu)
+        except BackendError as error:  # a missing library, or one that does not start
+            fault = str(error)
+        if fault is None:
+            return folder, build, trt
+        faults.append(f"{folder.name}: {fault}")
+    raise BackendError(
+        f"none of the engines in {root / 'engines'} run here: {'; '.join(faults)}; "
+        f"run: lgvit-edge build {root}"
+    )
+
+
+def _misfit(bundle: Bundle, folder: Path, build: Build, trt: TensorRT, gpu: Gpu) -> str | None:
+    """What keeps a build from running here: built for the one, found the other."""
+    if build.version != trt.version:
+        return f"built with {build.library} {build.version}, found {trt.version}"
+    if build.platform != engines.platform_name():
+        return f"built for {build.platform}, this is {engines.platform_name()}"
+    if build.gpu is not None and (build.gpu, build.multiprocessors) != (
+        gpu.name,
+        gpu.multiprocessors,
+    ):
+        return (
+            f"built on {build.gpu} ({build.multiprocessors} multiprocessors), this GPU is "
+            f"{gpu.name} ({gpu.multiprocessors})"
+        )
+    here = gpu.compute_capability
+    if build.compute_capabilities and here not in build.compute_capabilities:
+        capabilities = ", ".join(build.compute_capabilities)
+        return f"built for compute capability {capabilities}, this GPU ({gpu.name}) has {here}"
+    return build.fault(bundle) or _refusal(folder, build, trt, gpu)
+
+
+def _refusal(folder: Path, build: Build, trt: TensorRT, gpu: Gpu) -> str | None:
+    """What RTX itself says of the engines, from the first bytes of one."""
+    if not trt.is_rtx:
+        return None
+    runtime = trt.make("Runtime")
+    path = folder / build.engines["baseline"].file
+    try:
+        with path.open("rb") as file:
+            header = file.read(runtime.engine_header_size)
+    except OSError as error:
+        return f"cannot read {path}: {error.strerror}"
+    validity, bits = runtime.get_engine_validity(header)
+    if validity != trt.module.EngineValidity.INVALID:
+        return None
+    names = trt.module.EngineInvalidityDiagnostics.__members__.items()
+    reasons = [name for name, bit in names if int(bits) & int(bit)] or [trt.reason()]
+    if "UNSUPPORTED_CC" in reasons:
+        return f"not built for {gpu.name}; add --capability {gpu.compute_capability} to the command"
+    return f"refused by {trt.library}: {', '.join(reasons)}"
+
+
+class EngineLoader:
+    """Loads engines of one build and makes their contexts."""
+
+    def __init__(self, folder: Path, build: Build, trt: TensorRT) -> None:
+        """Start TensorRT's runtime.
+
+        Raises:
+            BackendError: it does not start.
+        """
+        self._folder, self._build, self._trt = folder, build, trt
+        self._runtime = trt.make("Runtime")
+        self._cache: Any = None
+
+    def load(self, name: str, graph: GraphSpec) -> Any:
+        """Deserialize one engine and check its tensors.
+
+        Raises:
+            BundleError: the file is missing or is not the one that was built.
+            BackendError: TensorRT refuses it, or its tensors are not the graph's.
+        """
+        plan = engines.read_engine(self._folder, self._build, name, graph)
+        path = self._folder / self._build.engines[name].file
+        engine = self._runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise BackendError(
+                f"{self._trt.library} {self._trt.version} cannot load {path}: "
+                f"{self._trt.reason()}; {engines.rebuild(self._folder)} --force"
+            )
+        modes = self._trt.module.TensorIOMode
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        found = {
+            (
+                tensor,
+                engine.get_tensor_mode(tensor) == modes.INPUT,
+                self._trt.dtype(engine.get_tensor_dtype(tensor)),
+                tuple(engine.get_tensor_shape(tensor)),
+            )
+            for tensor in names
+        }
+        expected = {
+            (spec.name, spec in graph.inputs, spec.dtype, spec.shape)
+            for spec in (*graph.inputs, *graph.outputs)
+        }
+        if found != expected:
+            raise BackendError(
+                f"{path}: expected tensors (name, input, dtype, shape) {sorted(expected)}, found "
+                f"{sorted(found)}; {engines.rebuild(self._folder)}"
+            )
+        return engine
+
+    def context(self, engine: Any) -> Any:
+        """An execution context whose scratch memory is attached later.
+
+        Raises:
+            BackendError: TensorRT refuses.
+        """
+        strategies = getattr(self._trt.module, "ExecutionContextAllocationStrategy", None)
+        if self._trt.is_rtx:
+            context = engine.create_execution_context(self._runtime_config(engine, strategies))
+        elif strategies is not None:
+            context = engine.create_execution_context(strategies.USER_MANAGED)
+        else:
+            context = engine.create_execution_context_without_device_memory()
+        if context is None:
+            raise BackendError(f"TensorRT makes no execution context: {self._trt.reason()}")
+        return context
+
+    def save_cache(self) -> None:
+        """Keep what RTX compiled at run time beside the engines, so that the next start is quick.
+
+        A folder that cannot be written only costs time, so it is no error.
+        """
+        if self._cache is None:
+            return
+        serialized, path = self._cache.serialize(), self._folder / RUNTIME_CACHE
+        if serialized is None:
+            return
+        data = bytes(serialized)
+        with contextlib.suppress(OSError):
+            if not path.exists() or path.read_bytes() != data:
+                with replacing(path) as partial:
+                    partial.write_bytes(data)
+
+    def _runtime_config(self, engine: Any, strategies: Any) -> Any:
+        """RTX compiles kernels at run time: up front for our few shapes, and cached."""
+        trt = self._trt.module
+        config = engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategies.USER_MANAGED)
+        config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED  # the chain captures its own
+        specialization = trt.DynamicShapesKernelSpecializationStrategy
+        config.dynamic_shapes_kernel_specialization_strategy = specialization.EAGER
+        if self._cache is None:
+            self._cache = config.create_runtime_cache()
+            path = self._folder / RUNTIME_CACHE
+            with contextlib.suppress(OSError):  # a cache of another version is ignored by RTX
+                if not path.is_symlink() and path.is_file() and path.stat().st_size <= _MAX_CACHE:
+                    self._cache.deserialize(path.read_bytes())
+        config.set_runtime_cache(self._cache)
+        return config
+
+
+def scratch_size(engine: Any) -> int:
+    """Bytes of scratch memory a context of this engine needs."""
+    name = "device_memory_size_v2" if hasattr(engine, "device_memory_size_v2") else None
+    return int(getattr(engine, name or "device_memory_size"))
+
+
+def attach_scratch(context: Any, address: int, size: int) -> None:
+    """Let a context use memory that engines run one after the other share."""
+    if hasattr(context, "set_device_memory"):
+        context.set_device_memory(address, size)
+    else:  # 8.x
+        context.device_memory = address

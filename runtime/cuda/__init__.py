@@ -1,0 +1,1 @@
+"""CUDA as the TensorRT backend needs it, through pycuda or cuda-python."""

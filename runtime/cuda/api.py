@@ -1,0 +1,152 @@
+"""CUDA as the chain needs it: one device, one stream, a dozen calls.
+
+Two implementations, chosen by ``open_cuda``: pycuda, and NVIDIA's cuda-python. Both use the
+device's primary context, so that other libraries of the process (PyTorch, OpenCV) share it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from numpy.typing import DTypeLike, NDArray
+
+from lgvit_edge.errors import MissingDependency, UsageError
+
+WAITS = ("hybrid", "spin", "block")
+
+# In order of preference: the module that is imported, and what installs it.
+_BINDINGS = {
+    "pycuda": (
+        "pycuda.driver",
+        "pip install pycuda (it compiles: cuda.h of the CUDA toolkit and a C++ compiler are "
+        "needed)",
+    ),
+    "cuda-python": ("cuda.bindings.driver", "pip install cuda-python"),
+}
+
+
+@dataclass(frozen=True)
+class Device:
+    """The GPU that is used.
+
+    Attributes:
+        name: as the driver gives it.
+        compute_capability: such as ``8.7``.
+        driver: CUDA version that the driver supports, such as ``12.6``.
+        memory: bytes in all.
+    """
+
+    name: str
+    compute_capability: str
+    driver: str
+    memory: int
+
+
+class Cuda(Protocol):
+    """One CUDA device and one stream of its own (never the default stream).
+
+    Addresses are plain integers. Copies are queued on the stream and return at once. Every method
+    raises ``BackendError`` when the driver refuses, with the driver's words.
+
+    Any thread may call, one at a time. As in CUDA's own runtime, each method makes the device's
+    primary context current in the calling thread and leaves it so: TensorRT then finds it there.
+    """
+
+    name: str  # "pycuda" or "cuda-python"
+    device: Device
+    stream: int  # handle of the stream, for TensorRT
+
+    def allocate(self, size: int) -> int:
+        """Device memory of ``size`` bytes, aligned to 256; freed by ``close``."""
+
+    def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """A zeroed page-locked array on the host; must not be touched after ``close``."""
+
+    def upload(self, target: int, source: int, size: int) -> None:
+        """Queue a copy from page-locked host memory to the device."""
+
+    def download(self, target: int, source: int, size: int) -> None:
+        """Queue a copy from the device to page-locked host memory."""
+
+    def move(self, target: int, source: int, size: int) -> None:
+        """Queue a copy within the device."""
+
+    def event(self, *, blocking: bool) -> Any:
+        """An event without timing; ``blocking`` lets ``wait`` sleep instead of spin."""
+
+    def record(self, event: Any) -> None:
+        """Queue the event behind everything on the stream."""
+
+    def done(self, event: Any) -> bool:
+        """Whether everything before the event has run."""
+
+    def wait(self, event: Any) -> None:
+        """Wait until everything before the event has run."""
+
+    def synchronize(self) -> None:
+        """Wait for the whole stream."""
+
+    def begin_capture(self) -> None:
+        """Record what is queued from now on instead of running it (thread-local mode)."""
+
+    def end_capture(self) -> Any:
+        """Stop recording; a graph that ``launch`` runs.
+
+        A capture that went wrong ends here with ``BackendError``, and the stream works again.
+        Call it from the thread that began.
+        """
+
+    def launch(self, graph: Any) -> None:
+        """Queue a graph on the stream."""
+
+    def free_memory(self) -> int:
+        """Bytes free on the device."""
+
+    def close(self) -> None:
+        """Wait for the stream, then free graphs, events, memory, the stream and the context.
+
+        Never raises: what cannot be freed is left to the end of the process. The calling thread
+        gets back the context that was current when the device was opened.
+        """
+
+
+def open_cuda(binding: str | None = None, device: int = 0) -> Cuda:
+    """Open a CUDA device.
+
+    Args:
+        binding: ``pycuda`` or ``cuda-python``; None for pycuda where it works, else cuda-python.
+        device: index of the GPU.
+
+    Raises:
+        UsageError: there is no such binding.
+        BackendError: there is no driver or no such GPU, or the driver refuses.
+        MissingDependency: the binding is not installed, or is broken.
+    """
+    from lgvit_edge.runtime.cuda.driver import Driver
+
+    if binding is not None and binding not in _BINDINGS:
+        raise UsageError(f"binding must be one of {', '.join(_BINDINGS)}, found {binding!r}")
+    # The driver comes first: without it pycuda cannot be imported, and no binding would help.
+    driver = Driver()
+    tried = [binding] if binding else list(_BINDINGS)
+    failures = []
+    for name in tried:
+        try:
+            module = importlib.import_module(_BINDINGS[name][0])
+        except ImportError as error:
+            failures.append(f"{name}: {error}")
+            continue
+        if name == "pycuda":
+            from lgvit_edge.runtime.cuda.pycuda import PyCuda
+
+            return PyCuda(driver, module, device)
+        from lgvit_edge.runtime.cuda.cuda_python import CudaPython
+
+        return CudaPython(driver, module, device)
+    commands = ", or ".join(_BINDINGS[name][1] for name in tried)
+    raise MissingDependency(
+        f"{' or '.join(tried)} is needed for CUDA and cannot be imported "
+        f"({'; '.join(failures)}); run: {commands}"
+    )

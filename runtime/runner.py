@@ -1,0 +1,133 @@
+"""Images on their way through a chain, until the policy stops them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lgvit_edge.bundle.manifest import Manifest
+from lgvit_edge.policies import Policy
+from lgvit_edge.policies.scores import confidence as confidence_of
+from lgvit_edge.runtime.backends.base import Chain
+from lgvit_edge.runtime.deadlines import SegmentClock
+from lgvit_edge.runtime.result import Result
+
+
+class Walk:
+    """Runs a chain's segments and stops where it should."""
+
+    def __init__(self, chain: Chain, manifest: Manifest) -> None:
+        self.chain, self.clock = chain, SegmentClock()
+        self._blocks = [segment.last_block for segment in manifest.segments]
+        self._labels = manifest.labels
+        self._exits = len(self._blocks) - 1
+
+    def one(
+        self, images: NDArray[Any], policy: Policy, start: float, deadline_ms: float | None = None
+    ) -> Result:
+        """A batch of one, the usual case on a device: no rows to keep track of.
+
+        Args:
+            images: network input ``[1, ...]``.
+            policy: what stops it.
+            start: ``time.perf_counter()`` at which latency and the deadline begin.
+            deadline_ms: no segment is begun that may end after it.
+        """
+        began = mark = time.perf_counter()
+        chain, clock, tracker, last = self.chain, self.clock, policy.start(self._exits), self._exits
+        chain.start(images)
+        logits = tracker.combine(chain.step())
+        exit, stopped = 0, "final"  # exit counts from 0 inside this loop, as segments do
+        while exit < last:
+            stop = tracker.step(exit + 1, logits)[0]
+            now = time.perf_counter()
+            clock.add(exit, (now - mark) * 1e3)
+            mark = now
+            if stop:
+                stopped = "policy"
+                break
+            if deadline_ms is not None and (
+                (now - start) * 1e3 + clock.longest(exit + 1) > deadline_ms
+            ):
+                stopped = "deadline"
+                break
+            exit += 1
+            logits = tracker.combine(chain.step())
+        result = self._result(logits[0], exit + 1, start, began, stopped, deadline_ms)
+        if exit == last:
+            clock.add(exit, (time.perf_counter() - mark) * 1e3)
+        return result
+
+    def many(self, images: NDArray[Any], policy: Policy, starts: Sequence[float]) -> list[Result]:
+        """A batch, from which rows leave.
+
+        Args:
+            images: network input ``[B, ...]``.
+            policy: what stops each.
+            starts: when each image's latency began.
+        """
+        began = time.perf_counter()
+        chain, tracker, count = self.chain, policy.start(self._exits), len(images)
+        results: list[Result | None] = [None] * count
+        rows = np.arange(count)
+        chain.start(images)
+        for exit in range(1, self._exits + 2):
+            logits = tracker.combine(chain.step())
+            final = exit > self._exits
+            stop = np.ones(len(rows), np.bool_) if final else tracker.step(exit, logits)
+            stopped = "final" if final else "policy"
+            for place in np.flatnonzero(stop).tolist():
+                row = int(rows[place])
+                results[row] = self._result(logits[place], exit, starts[row], began, stopped)
+            going = np.flatnonzero(~stop)
+            if not len(going):
+                break
+            rows = rows[going]
+            tracker.keep(going)
+            chain.keep(going)
+        return [result for result in results if result is not None]
+
+    def timed(
+        self, images: NDArray[Any], policy: Policy
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """See ``Session.timed_exits``."""
+        chain, tracker = self.chain, policy.start(self._exits)
+        logits, ends = [], [time.perf_counter()]
+        chain.start(images)
+        for exit in range(1, self._exits + 2):
+            found = tracker.combine(chain.step())
+            if exit <= self._exits:
+                tracker.step(exit, found)
+            ends.append(time.perf_counter())
+            logits.append(found[0].copy())
+        return np.stack(logits), np.diff(ends) * 1e3
+
+    def _result(
+        self,
+        logits: NDArray[np.float32],
+        exit: int,
+        start: float,
+        began: float,
+        stopped: str,
+        deadline_ms: float | None = None,
+    ) -> Result:
+        """The answer from one row of logits, ``[C]``, timed now."""
+        index = int(logits.argmax())
+        confidence = float(confidence_of(logits[None])[0])
+        now = time.perf_counter()
+        latency = (now - start) * 1e3
+        return Result(
+            class_index=index,
+            label=self._labels[index] if self._labels else str(index),
+            confidence=confidence,
+            exit=exit,
+            block=self._blocks[exit - 1],
+            latency_ms=latency,
+            network_ms=(now - began) * 1e3,
+            stopped=stopped,
+            late=deadline_ms is not None and latency > deadline_ms,
+        )

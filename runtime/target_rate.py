@@ -1,0 +1,161 @@
+"""``TargetRate``: a frame rate kept by moving along the operating points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lgvit_edge import policies
+from lgvit_edge.bundle.manifest import Manifest
+from lgvit_edge.errors import UsageError
+from lgvit_edge.policies import FixedExit, Never, Policy, Tracker
+from lgvit_edge.runtime.result import Pace
+
+_QUICK, _SLOW = 1 / 6, 1 / 64  # memories: of the load, of how hard the images are
+_GAP = 0.15  # a slower point must leave this share of the budget unused
+_PATIENCE = 10  # frames in a row before a slower point is tried
+_LONGEST = 160  # that patience grows to where attempts fail
+_SOON = 60  # frames; a point given up again within these was tried too early
+
+
+@dataclass(frozen=True)
+class _Level:
+    name: str
+    policy: Policy
+    cost: float  # mean ms of the network per image, as calibrated
+
+
+class TargetRate(Policy):
+    """Keep a frame rate: leave earlier while the machine is busy, and recover afterwards.
+
+    The levels are the bundle's operating points, ordered by what they cost, and as the last resort
+    exit 1 for every image; without operating points, every exit for all images. A level's cost is
+    known before it is tried: the shares of images per exit that ``tune`` found for it, times what
+    the session's segments took when it was warmed up, times how much slower they are now. When the
+    cost passes the budget, the most accurate level that fits is taken at once. A more accurate one
+    follows when it has fitted with 15 % to spare for 10 frames; each time it has to be given up
+    again soon, that patience doubles, up to 160 frames, so a load at the edge makes no oscillation.
+
+    One object serves one session. ``Result.pace`` says what was chosen and why.
+    """
+
+    name = "target_rate"
+
+    def __init__(
+        self, fps: float, points: Sequence[str] | None = None, *, headroom: float = 0.1
+    ) -> None:
+        """Set what to keep.
+
+        Args:
+            fps: frames per second.
+            points: names of the operating points to move along; None for all.
+            headroom: share of the time between frames that is left to the application.
+
+        Raises:
+            UsageError: a number means nothing.
+        """
+        if not 0 < fps < 1e6:
+            raise UsageError(f"fps must be a positive number, found {fps!r}")
+        if not 0 <= headroom < 1:
+            raise UsageError(f"headroom must be in 0..1, found {headroom!r}")
+        self.fps, self.points = fps, points
+        self.budget_ms = 1e3 / fps * (1 - headroom)
+        self._levels: list[_Level] = []
+
+    def attach(self, manifest: Manifest, exit_ms: NDArray[np.float64]) -> None:
+        """Called by the session that uses it.
+
+        Args:
+            manifest: with the operating points.
+            exit_ms: from input to each exit, ``[M + 1]``, when the session was warmed up.
+
+        Raises:
+            UsageError: it serves another session, or there is no such point.
+        """
+        if self._levels:
+            raise UsageError("this TargetRate has a session already; make one for each session")
+        names = manifest.points if self.points is None else self.points
+        if unknown := [name for name in names if name not in manifest.points]:
+            known = ", ".join(manifest.points) or "none; run: lgvit-edge tune"
+            raise UsageError(f"no operating point {unknown[0]!r}; this bundle has {known}")
+        levels = [
+            _Level(
+                name,
+                policies.from_json(manifest.points[name].policy),
+                float(np.dot(manifest.points[name].shares, exit_ms)),
+            )
+            for name in names
+        ]
+        first = range(1, 2 if levels else len(exit_ms) + 1)
+        levels += [_Level(f"exit {e}", FixedExit(e), float(exit_ms[e - 1])) for e in first]
+        self._levels = sorted(levels, key=lambda level: -level.cost)
+        self._exit_ms = exit_ms.tolist()
+        self._level = 0
+        self._load = self._hardness = 1.0
+        self._prepare_ms = 0.0
+        self._fits = self._since = 0
+        self._patience, self._tried = _PATIENCE, False
+
+    def start(self, exits: int) -> Tracker:
+        """See ``Policy.start``: the current level's."""
+        policy = self._levels[self._level].policy if self._levels else Never()
+        return policy.start(exits)
+
+    def to_json(self) -> dict[str, Any]:
+        """For records; no bundle keeps such a policy."""
+        points = None if self.points is None else list(self.points)
+        return {"name": self.name, "fps": self.fps, "budget_ms": self.budget_ms, "points": points}
+
+    @property
+    def pace(self) -> Pace:
+        """What the next frame meets, and why."""
+        level = self._levels[self._level]
+        return Pace(
+            point=level.name,
+            level=self._level + 1,
+            levels=len(self._levels),
+            load=self._load,
+            expected_ms=self._expected(self._level),
+            budget_ms=self.budget_ms,
+        )
+
+    def observe(self, exits: Sequence[int], network_ms: float, prepare_ms: float) -> None:
+        """See what frames took, and choose the next one's level.
+
+        Args:
+            exits: that the images took; more than one for a batch.
+            network_ms: per image, spent in the chain.
+            prepare_ms: per image, spent before it in the same thread.
+        """
+        spent = sum(self._exit_ms[exit - 1] for exit in exits) / len(exits)
+        self._load += (network_ms / spent - self._load) * _QUICK
+        self._hardness += (spent / self._levels[self._level].cost - self._hardness) * _SLOW
+        self._prepare_ms += (prepare_ms - self._prepare_ms) * _QUICK
+        self._since += 1
+        if self._expected(self._level) > self.budget_ms:
+            if self._tried and self._since <= _SOON:
+                self._patience = min(_LONGEST, 2 * self._patience)
+            self._move(self._best(self.budget_ms), tried=False)
+            return
+        if self._since > _SOON and self._tried:
+            self._patience, self._tried = _PATIENCE, False
+        better = self._best(self.budget_ms * (1 - _GAP))
+        self._fits = self._fits + 1 if better < self._level else 0
+        if self._fits >= self._patience:
+            self._move(better, tried=True)
+
+    def _expected(self, level: int) -> float:
+        return self._prepare_ms + self._load * self._hardness * self._levels[level].cost
+
+    def _best(self, budget: float) -> int:
+        """The most accurate level within a budget, or the fastest."""
+        fitting = (i for i in range(len(self._levels)) if self._expected(i) <= budget)
+        return next(fitting, len(self._levels) - 1)
+
+    def _move(self, level: int, *, tried: bool) -> None:
+        if level != self._level:
+            self._level, self._since, self._tried, self._fits = level, 0, tried, 0

@@ -1,0 +1,301 @@
+"""The page of ``bench --report``: its figures, its pictures, what a browser makes of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lgvit_edge.benchmarks import measure_exits, measure_images
+from lgvit_edge.benchmarks.report.gallery import Gallery
+from lgvit_edge.benchmarks.report.page import check_report, write_page
+from lgvit_edge.benchmarks.report.survey import survey
+from lgvit_edge.bundle.directory import add_points, open_bundle
+from lgvit_edge.bundle.manifest import Manifest
+from lgvit_edge.bundle.points import Guarantee, OperatingPoint
+from lgvit_edge.errors import MissingDependency
+from lgvit_edge.images.labelled import LabelledImage
+from lgvit_edge.policies import Confidence, Policy
+from lgvit_edge.runtime import Session
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("jinja2")
+
+HOSTILE = (
+    "<script>console.error('ran')</script>",
+    '"><img src=x onerror=console.error(1)>',
+    "{{ 7 * 7 }} &amp;",
+    "long" * 80,
+    "</style><style>body{display:none}",
+)
+
+
+def saved(policy: Policy, guarantee: Guarantee | None = None) -> OperatingPoint:
+    return OperatingPoint(
+        policy=policy.to_json(),
+        accuracy=0.4,
+        baseline_accuracy=0.5,
+        macs=1e6,
+        macs_speedup=1.5,
+        latency_ms=2.0,
+        baseline_latency_ms=3.0,
+        shares=(0.25,) * 4,
+        images=100,
+        data_sha256="0" * 64,
+        device="cpu",
+        goal="",
+        guarantee=guarantee,
+    )
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[LabelledImage]:
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    found = []
+    for i in range(60):
+        small = rng.integers(0, 256, (4, 4, 3)).astype(np.uint8)
+        Image.fromarray(small).resize((40, 40)).save(root / f"{i}.png")
+        found.append(LabelledImage(root / f"{i}.png", i % 5))
+    return found
+
+
+Run = tuple[dict[str, Any], Manifest, Gallery]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, bundle: Path, images: list[LabelledImage]) -> Run:
+    """A bench run on images, with two operating points."""
+    copy = Path(shutil.copytree(bundle, tmp_path_factory.mktemp("tuned") / "out"))
+    points = {
+        "balanced": saved(Confidence(0.5)),
+        "certified": saved(Confidence(0.7), Guarantee(0.02, 0.05, 500, 3, "0" * 64)),
+    }
+    add_points(copy, open_bundle(copy).manifest.identity, points)
+    with Session.open(copy, policy=Confidence(0.4)) as session:
+        gallery = Gallery(HOSTILE)
+        record = measure_images(session, images, watch=gallery)
+        record["survey"] = survey(session, images, record)
+        return record, dataclasses.replace(session.manifest, labels=HOSTILE), gallery
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    record, manifest, gallery = run
+    hostile = [
+        (image, dataclasses.replace(result, label=HOSTILE[result.class_index]))
+        for image, result in gallery.seen
+    ]
+    gallery.seen = hostile
+    write_page(path, record, manifest, gallery)
+    return path
+
+
+class Seen(HTMLParser):
+    """Elements with their attributes, and the text outside styles."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def test_the_figures_are_the_records(page: Path, run: Run) -> None:
+    record = run[0]
+    seen = " ".join(Seen(page.read_text()).text.split())
+    for shown in (
+        f"{100 * record['accuracy']:.2f} %",
+        f"{record['speedup']['wall_clock']:.2f}x",
+        f"{record['efficiency']:.3f}",
+        f"{record['latency_ms']['mean']:.2f} ms",
+        record["command"],
+        "ViT 32 with 3 exits, fp32",
+        "≤ 2 % (95 % sure)",
+    ):
+        assert shown in seen
+    assert all(reason in seen for reason in record["unstable"])
+
+
+def test_nothing_is_loaded_and_nothing_runs(page: Path) -> None:
+    seen = Seen(page.read_text())
+    (policy,) = [
+        m["content"] for m in seen.all("meta") if m.get("http-equiv") == "Content-Security-Policy"
+    ]
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    assert not seen.all("script") and not seen.all("link") and not seen.all("iframe")
+    assert not [a for _, a in seen.elements for name in a if name.startswith("on")]
+    sources = [str(a["src"]) for _, a in seen.elements if "src" in a]
+    assert sources and all(s.startswith("data:image/jpeg;base64,") for s in sources)
+    assert all(str(a["href"]).startswith("#") for _, a in seen.elements if "href" in a)
+
+
+def test_hostile_class_names_are_only_text(page: Path) -> None:
+    text = page.read_text()
+    assert "<script" not in text and "onerror=console.error(1)>" not in text
+    assert text.count("<style>") == 1
+    seen = Seen(text)
+    assert "<script>console.error('ran')</script>" in seen.text
+    assert "{{ 7 * 7 }} &amp;" in seen.text and "49" not in re.findall(r"\b49\b &amp;", seen.text)
+
+
+def test_every_picture_says_what_it_shows_and_has_ids_of_its_own(page: Path, run: Run) -> None:
+    seen = Seen(page.read_text())
+    told = [str(f["aria-label"]) for f in seen.all("figure")]
+    assert len(told) == 4 and all(len(text) > 40 for text in told)
+    assert f"This run: {100 * run[0]['accuracy']:.1f} %" in told[0]
+    assert all("alt" in image for image in seen.all("img"))
+    ids = Counter(a["id"] for _, a in seen.elements if "id" in a)
+    assert ids and max(ids.values()) == 1
+    used = re.findall(r'(?:href="|url\()#([^")]+)', page.read_text())
+    assert used and set(used) <= set(ids)
+
+
+def test_policies_are_replayed_and_points_marked(run: Run) -> None:
+    record, manifest, _ = run
+    found = record["survey"]
+    assert set(found["policies"]) == {
+        *("confidence", "entropy", "ensemble", "patience", "patient_confidence")
+    }
+    assert set(found["points"]) == {"balanced", "certified"}
+    # The policy of the run, replayed: the accuracy measured is the accuracy drawn.
+    (same,) = [
+        row for row in found["policies"]["confidence"] if row["policy"] == Confidence(0.4).to_json()
+    ]
+    assert same["accuracy"] == pytest.approx(record["accuracy"])
+    assert same["macs"] == pytest.approx(record["speedup"]["macs"])
+    assert [s["macs"] for s in found["segments"]] == [s.spec.macs for s in manifest.segments]
+    assert all(s["ms"] > 0 for s in found["segments"])
+
+
+def test_the_gallery_shows_sure_and_unsure_images_and_mistakes(run: Run) -> None:
+    _, _, gallery = run
+    for exit, easy, hard in gallery.exits():
+        assert {p.exit for p in [*easy, *hard]} == {exit}
+        assert not hard or min(p.confidence for p in easy) >= max(p.confidence for p in hard)
+        assert hard == sorted(hard, key=lambda p: p.confidence)
+    mistakes = gallery.mistakes()
+    assert mistakes and not any(p.right for p in mistakes)
+    assert mistakes == sorted(mistakes, key=lambda p: -p.confidence)
+
+
+def test_an_image_that_is_gone_by_then_is_left_out(tmp_path: Path, run: Run) -> None:
+    watched = Gallery(())
+    image, result = run[2].seen[0]
+    watched(LabelledImage(tmp_path / "gone.png", 0), result)
+    assert watched.exits() == [(result.exit, [], [])]
+
+
+def test_without_images_there_are_times_and_no_accuracy(bundle: Path, tmp_path: Path) -> None:
+    with Session.open(bundle) as session:
+        record = measure_exits(session, rounds=3)
+        record["survey"] = survey(session, None, record)
+        write_page(tmp_path / "r.html", record, session.manifest, None)
+    seen = Seen((tmp_path / "r.html").read_text())
+    assert len(seen.all("figure")) == 3 and not seen.all("img")
+    assert "Exits were forced on random frames" in seen.text
+    assert "accuracy;" not in seen.text
+
+
+def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path: Path, run: Run) -> None:
+    record, manifest, gallery = run
+    (tmp_path / "r.html").mkdir()
+    with pytest.raises(OSError):
+        write_page(tmp_path / "r.html", record, manifest, gallery)
+    assert [p.name for p in tmp_path.iterdir()] == ["r.html"]
+
+
+@pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
+def test_what_is_missing_is_named_before_anything_is_measured(
+    package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingDependency, match=r"pip install 'lgvit-edge\[report\]'"):
+        check_report()
+
+
+# In a browser: what lies outside its picture, what lies over what, what is wider than the screen.
+PROBE = """<!doctype html><body style="margin:0"><iframe id="f" src="report.html"
+style="border:0;width:WIDTHpx;height:3000px"></iframe><script>
+f.onload = () => {
+  const doc = f.contentDocument;
+  const out = {overflow: [], clipped: [], overlaps: [], pictures: 0, texts: 0};
+  const wide = doc.documentElement.clientWidth;
+  out.page = [doc.documentElement.scrollWidth, wide];
+  for (const e of doc.querySelectorAll('main *'))
+    if (!e.closest('.scroll, svg') && e.getBoundingClientRect().right > wide + 1)
+      out.overflow.push(e.tagName + ' ' + e.className);
+  for (const svg of doc.querySelectorAll('svg')) {
+    const box = svg.getBoundingClientRect();
+    if (!box.width) continue;
+    out.pictures += 1;
+    const texts = [...svg.querySelectorAll('g[id*="text_"]')].map(g => g.getBoundingClientRect());
+    out.texts += texts.length;
+    for (const [i, t] of texts.entries()) {
+      if (t.left < box.left - 1 || t.right > box.right + 1 || t.top < box.top - 1 ||
+          t.bottom > box.bottom + 1) out.clipped.push(i);
+      for (const u of texts.slice(i + 1))
+        if (t.left < u.right - 1 && u.left < t.right - 1 && t.top < u.bottom - 1 &&
+            u.top < t.bottom - 1) out.overlaps.push([t.left, t.top, u.left, u.top]);
+    }
+  }
+  out.background = getComputedStyle(doc.body).backgroundColor;
+  const pre = document.createElement('pre');
+  pre.id = 'found'; pre.textContent = JSON.stringify(out); document.body.append(pre);
+};
+</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1200, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_browser_clips_nothing_and_reports_no_error(
+    page: Path, tmp_path: Path, width: int, scheme: str
+) -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("needs chromium or google-chrome to look at the page")
+    shutil.copy(page, tmp_path / "report.html")
+    (tmp_path / "probe.html").write_text(PROBE.replace("WIDTH", str(width)))
+    done = subprocess.run(
+        [
+            browser,
+            *("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
+            *("--allow-file-access-from-files", "--enable-logging=stderr", "--dump-dom"),
+            f"--blink-settings=preferredColorScheme={int(scheme == 'light')}",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--window-size={width},3000",
+            "--virtual-time-budget=5000",
+            (tmp_path / "probe.html").as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    found = json.loads(re.findall(r'<pre id="found">(.*?)</pre>', done.stdout)[0])
+    assert "CONSOLE" not in done.stderr, done.stderr
+    assert found["pictures"] == 4 and found["texts"] > 60
+    assert found["page"][0] <= found["page"][1]
+    assert (found["overflow"], found["clipped"], found["overlaps"]) == ([], [], [])
+    assert found["background"] == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 23, 26)")

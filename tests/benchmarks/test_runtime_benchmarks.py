@@ -1,0 +1,162 @@
+"""The scripts that measure the runtime, each run once on a small bundle."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lgvit_edge.benchmarks.experiments import batches, deadlines, rates, soak
+from lgvit_edge.benchmarks.experiments.if_graph import IfGraph
+from lgvit_edge.benchmarks.experiments.rates import summarise
+from lgvit_edge.benchmarks.experiments.soak import line
+from lgvit_edge.bundle.directory import open_bundle
+from lgvit_edge.errors import UsageError
+from lgvit_edge.export import ExportOptions, export_bundle
+from lgvit_edge.model import LGViT, save_checkpoint
+from lgvit_edge.policies import Confidence
+from lgvit_edge.runtime import Session
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for name in "abcde":
+        (root / name).mkdir()
+        for i in range(8):
+            pixels = rng.integers(0, 256, (36, 40, 3), np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory, exported_model: LGViT) -> Path:
+    out = tmp_path_factory.mktemp("single") / "out"
+    export_bundle(exported_model, out, ExportOptions())
+    return out
+
+
+def test_the_rival_graph_leaves_with_the_chains_logits(single: Path) -> None:
+    bundle = open_bundle(single)
+    images = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
+    with tempfile.TemporaryDirectory() as folder, Session.open(single) as session:
+        graph = IfGraph(bundle, Path(folder), images, session.describe()["threads"])
+        expected = session.timed_exits(images, Confidence(1.0))[0]
+        for exit in (1, 3, 4, 2):
+            graph(exit)
+            np.testing.assert_allclose(graph.logits[0], expected[exit - 1], atol=1e-5)
+
+
+def test_rivals_are_timed_in_turn(
+    single: Path, tmp_path: Path, exported_model: LGViT, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    from lgvit_edge.benchmarks.experiments import rivals
+
+    save_checkpoint(exported_model, tmp_path / "model.pt")
+    narrow = exported_model.config.replace(intermediate_size=64)
+    save_checkpoint(LGViT(narrow).eval(), tmp_path / "other.pt")
+    options = {"mix": "40,30,20,10", "rounds": 2, "json_file": tmp_path / "r.json"}
+    rivals.main(single, None, tmp_path / "model.pt", **options)  # type: ignore[arg-type]
+    record = json.loads((tmp_path / "r.json").read_text())
+    names = {row["name"] for row in record["rows"]}
+    assert names == {
+        *("chain, ONNX Runtime", "chain, OpenVINO", "If graph, ONNX Runtime", "PyTorch eager"),
+        *("baseline, ONNX Runtime", "baseline, OpenVINO"),
+    }
+    chain = next(row for row in record["rows"] if row["name"] == "chain, ONNX Runtime")
+    assert chain["efficiency"] == pytest.approx(chain["wall_clock"] / chain["macs"])
+    assert "PyTorch eager" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="expected --arch NAME or --ckpt MODEL"):
+        rivals.main(single, None, None, **options)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="whose baseline has .* parameters, found one with"):
+        rivals.main(single, None, tmp_path / "other.pt", **options)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="and 4 shares, found 2"):
+        rivals.main(single, "vit-base", None, "1,2", 2, None)
+
+
+def test_pytorch_leaves_where_it_is_told(exported_model: LGViT) -> None:
+    import torch
+
+    from lgvit_edge.benchmarks.experiments.rivals import eager
+    from lgvit_edge.images.preprocess import to_float
+
+    images = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
+    run = eager(exported_model, images)
+    pixels = torch.from_numpy(to_float(images, exported_model.config.preprocess))
+    with torch.inference_mode():
+        expected = exported_model.exit_logits(pixels)[0].argmax(dim=-1).tolist()
+    assert [run(exit) for exit in (1, 2, 3, 4)] == expected
+
+
+def test_batches_are_compared(
+    bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "b.json"
+    batches.main(bundle, photos, ["confidence:0.3", "never"], "1,4", 40, 1, "onnxruntime", path)
+    rows = json.loads(path.read_text())["rows"]
+    assert [(row["policy"][:10], row["batch"]) for row in rows] == [
+        *(("confidence", 1), ("confidence", 4)),
+        *(("never", 1), ("never", 4)),
+    ]
+    for row in rows:
+        assert row["efficiency"] == pytest.approx(row["wall_clock"] / row["macs"])
+    assert rows[0]["macs"] == pytest.approx(rows[1]["macs"])  # the same images leave
+    assert "all rows stay" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="batch sizes of 1 to 4, found 8; run: lgvit-edge export"):
+        batches.main(bundle, photos, None, "8", 40, 1, "onnxruntime", None)
+
+
+def test_deadlines_are_counted(
+    bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "d.json"
+    deadlines.main(bundle, photos, "3", 100, 1, "never", "onnxruntime", path)
+    free, held = json.loads(path.read_text())["rows"]
+    assert free["late"] is None and free["mean_exit"] == 4
+    assert 0 <= held["late"] <= 1 and 1 <= held["mean_exit"] <= 4
+    assert len(held["raw"]["exit"]) == 100
+    assert "competing process" in capsys.readouterr().out
+
+
+def test_a_rate_is_played_and_drawn(
+    bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture, path = tmp_path / "rate.png", tmp_path / "rate.json"
+    rates.main(bundle, photos, 200.0, 180, 1, "onnxruntime", picture, path)
+    record = json.loads(path.read_text())
+    assert set(record["parts"]) == {"calm", "loaded", "calm again"}
+    assert len(record["raw"]["level"]) == 180
+    with Image.open(picture) as drawn:
+        assert drawn.size == (880, 550)
+    assert "loaded: " in capsys.readouterr().out
+
+
+def test_changes_of_level_are_found() -> None:
+    levels = [1] * 60 + [1] * 5 + [3] * 55 + [3] * 12 + [2, 1] + [1] * 46
+    rows = {"level": levels, "latency_ms": [10.0] * 180, "correct": [True] * 180}
+    found = summarise(rows, (60, 120), 12.0)
+    assert [part["changes"] for part in found.values()] == [0, 1, 2]
+    assert [part["last_change"] for part in found.values()] == [0, 5, 13]
+    assert found["calm again"]["levels"] == [1]
+
+
+def test_a_line_through_noise_has_its_slope_and_an_interval() -> None:
+    rng = np.random.default_rng(0)
+    x = np.arange(200.0)
+    flat = line(x, 5 + rng.normal(size=200))
+    assert flat["low"] < 0 < flat["high"]
+    steep = line(x, 0.1 * x + rng.normal(size=200))
+    assert 0 < steep["low"] < 0.1 < steep["high"]
+
+
+def test_a_soak_looks_at_memory_and_latency(bundle: Path) -> None:
+    with Session.open(bundle, warm_up=True) as session:
+        rows = soak.run(session, 2000)
+    assert rows.shape == (2, 3)
+    assert (rows[:, 1] > 10).all() and (rows[:, 2] > 0).all()

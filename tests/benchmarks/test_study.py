@@ -1,0 +1,184 @@
+"""The study: thresholds from one half of the images, figures from the other, tables of both."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lgvit_edge.architecture.config import LGViTConfig
+from lgvit_edge.benchmarks.experiments import study, study_rows
+from lgvit_edge.benchmarks.experiments.study_tables import (
+    Case,
+    Measured,
+    choose,
+    curve,
+    draw,
+    on,
+    tables,
+)
+from lgvit_edge.errors import DataError, UsageError
+from lgvit_edge.images.spec import Preprocess
+from lgvit_edge.model import save_checkpoint
+from lgvit_edge.policies import Confidence, Never, Patience, from_json
+from lgvit_edge.training.start import seeded
+
+
+def logits_of(answers: list[list[tuple[int, float]]]) -> np.ndarray:
+    """``[n, M + 1, 3]`` from the class and the confidence of every exit."""
+    made = np.zeros((len(answers), len(answers[0]), 3), np.float32)
+    for i, exits in enumerate(answers):
+        for m, (label, confidence) in enumerate(exits):
+            made[i, m] = np.log((1 - confidence) / 2)
+            made[i, m, label] = np.log(confidence)
+    return made
+
+
+def measured(answers: list[list[tuple[int, float]]], labels: list[int]) -> Measured:
+    """One exit, half-way; its head costs nothing."""
+    return Measured(
+        logits_of(answers), np.array(labels), np.array([50, 100]), 100, np.array([6, 12])
+    )
+
+
+# The exit is right where it is sure; image 2 is the one that only the end gets right.
+SIMPLE = measured(
+    [[(0, 0.9), (0, 0.9)], [(1, 0.8), (1, 0.9)], [(0, 0.6), (2, 0.9)], [(1, 0.5), (0, 0.9)]],
+    [0, 1, 2, 1],
+)
+
+
+def test_what_a_policy_does() -> None:
+    found = on(Confidence(0.7), SIMPLE)
+    assert found["accuracy"] == 0.75
+    assert found["macs"] == 75
+    assert found["speedup_macs"] == pytest.approx(100 / 75)
+    assert found["speedup_layers"] == pytest.approx(12 / 9)
+    assert found["shares"] == [0.5, 0.5]
+    assert found["correct_shares"] == [0.5, 0.25]
+    assert from_json(found["policy"]) == Confidence(0.7)
+
+
+def test_the_best_setting_for_a_speed_up_and_for_a_loss() -> None:
+    fast = choose("confidence", SIMPLE, speed_up=1.6)
+    assert fast is not None
+    found = on(fast, SIMPLE)
+    assert (found["speedup_macs"], found["accuracy"]) == (2.0, 0.75)
+    sure = choose("confidence", SIMPLE, drop=0.0)
+    assert sure is not None
+    assert on(sure, SIMPLE)["accuracy"] >= 0.75
+    assert on(sure, SIMPLE)["speedup_macs"] == 2.0
+    assert choose("patience", SIMPLE, speed_up=2.5) is None
+    assert choose("patience", SIMPLE, drop=0.0) in (Never(), Patience(1))
+
+
+def test_halves_share_no_image() -> None:
+    tuning, reporting = SIMPLE.half(0), SIMPLE.half(1)
+    assert tuning.labels.tolist() == [0, 2]
+    assert reporting.labels.tolist() == [1, 1]
+    assert tuning.accuracies == [0.5, 1.0]
+    assert reporting.accuracies == [1.0, 0.5]
+    assert np.array_equal(reporting.logits, SIMPLE.logits[[1, 3]])
+
+
+def test_rows_that_differ_in_policy_or_frozen_scheme_share_a_training() -> None:
+    names = {
+        Case("a", "mlp", "uniform:8", scheme, policy).training
+        for scheme in ("normal", "alternating")
+        for policy in ("confidence", "patience")
+    }
+    assert names == {"mlp-uniform8-normal"}
+    assert Case("a", "mlp", "6", "weighted", "confidence").training == "mlp-6-weighted"
+
+
+def record(at_speedup: dict[str, Any] | None) -> dict[str, Any]:
+    sure = on(Confidence(0.85), SIMPLE)
+    row = {"name": "LGViT", "parameters": 5_600_000, "blocks": [6, 12], "accuracies": [0.5, 0.75]}
+    return {
+        "baseline": {"accuracy": 0.75, "accuracy_all": 0.7, "macs": 100, "parameters": 5_500_000},
+        "conditions": {"reporting": 4, "speed_up": 1.6, "drop": 0.02},
+        "tables": {"Methods": [row | {"at_speedup": at_speedup, "at_accuracy": sure}]},
+        "curves": {"LGViT": curve("confidence", SIMPLE), "PABEE": curve("patience", SIMPLE)},
+    }
+
+
+def test_the_table() -> None:
+    fast = on(Confidence(0.1), SIMPLE) | {"wall_clock": 1.55}
+    text = tables(record(fast))
+    assert "Baseline without exits: 75.00% on the 4 reporting images (70.00% on all)" in text
+    *_, header, rule, row, end = text.split("\n")
+    assert end == ""
+    assert header.count("|") == rule.count("|") == row.count("|")
+    assert row.startswith("| LGViT | 5.60 | 75.00% | 0.000 | 2.00 | 2.00 | 1.55 |")
+    assert row.endswith("| 6: 50.0, 12: 75.0 |")
+    assert "| not reached | - | - | - | - |" in tables(record(None))
+
+
+def test_the_picture(tmp_path: Path) -> None:
+    draw(record(None), tmp_path / "study.png")
+    assert (tmp_path / "study.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Images of two classes, and a backbone of three blocks."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 8), ("val", 6)):
+        for label, name in enumerate("ab"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 156, (16, 16, 3)) + 50 * label
+                image = Image.fromarray(pixels.astype(np.uint8))
+                image.save(tmp_path / part / name / f"{i}.png")
+    config = LGViTConfig(
+        family="vit",
+        image_size=16,
+        patch_size=4,
+        hidden_size=16,
+        num_blocks=3,
+        num_heads=2,
+        intermediate_size=32,
+        num_classes=2,
+        preprocess=Preprocess(resize=16),
+    )
+    save_checkpoint(seeded(config, 0).eval(), tmp_path / "start.pt")
+    return tmp_path
+
+
+def test_the_whole_study(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(**options: Any) -> None:
+        settings = {"data": folder, "out": folder / "out", "backbone": str(folder / "start.pt")}
+        study.main(**{**settings, "epochs": 1, "only": "kl", "precision": "fp32", **options})
+
+    cases = tuple(
+        Case(kl, "mlp", "2", "lgvit", policy, kl)
+        for kl, policy in (("image", "confidence"), ("class", "patience"))
+    )
+    monkeypatch.setattr(study, "TABLES", {"kl": ("KL", cases)})
+    monkeypatch.setattr(study_rows, "_MEASURED", 4)
+    run()
+    made = json.loads((folder / "out" / "study.json").read_text())
+    assert made["conditions"]["reporting"] == made["conditions"]["tuning"] == 6
+    assert made["conditions"]["training_images"] == 16
+    assert [row["name"] for row in made["tables"]["KL"]] == ["image", "class"]
+    assert all(len(row["accuracies"]) == 2 for row in made["tables"]["KL"])
+    assert set(made["curves"]) == {"image", "class"}
+    assert "## KL" in (folder / "out" / "study.md").read_text()
+    assert (folder / "out" / "study.png").exists()
+    checkpoints = {p: p.stat().st_mtime_ns for p in (folder / "out").glob("*.pt")}
+    assert {path.name for path in checkpoints} == {"mlp-2-lgvit.pt", "mlp-2-lgvit-class.pt"}
+    run()
+    assert all(path.stat().st_mtime_ns == then for path, then in checkpoints.items())
+    with pytest.raises(UsageError, match=r"lgvit\.pt was trained with other settings .*--out"):
+        run(epochs=2)
+    with pytest.raises(UsageError, match="a trained backbone: expected --weights or a checkpoint"):
+        run(backbone="vit-tiny")
+    with pytest.raises(UsageError, match="--only: expected some of kl; found '9'"):
+        run(only="9")
+    (folder / "val" / "a" / "0.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="val: 1 images cannot be read; remove them"):
+        run(out=folder / "other")

@@ -1,0 +1,426 @@
+"""The manifest: written and read back, and everything a stranger's may try."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from lgvit_edge.bundle.codec import to_json
+from lgvit_edge.bundle.manifest import (
+    SCHEMA_VERSION,
+    FileSpec,
+    GraphSpec,
+    Manifest,
+    Parity,
+    SegmentSpec,
+    TensorSpec,
+)
+from lgvit_edge.bundle.points import Guarantee, OperatingPoint
+from lgvit_edge.errors import BundleError
+from lgvit_edge.images.spec import Preprocess
+from lgvit_edge.policies import Confidence
+
+HASH = "0123456789abcdef" * 4
+Data = dict[str, Any]
+
+
+def graph(name: str, inputs: TensorSpec, *outputs: TensorSpec, macs: int = 100) -> GraphSpec:
+    return GraphSpec(FileSpec(name, HASH), (inputs,), outputs, macs=macs, parameters=10)
+
+
+IMAGE = TensorSpec("image", "uint8", (-1, 32, 32, 3))
+HIDDEN = TensorSpec("hidden", "float32", (-1, 17, 32))
+HIDDEN_OUT = TensorSpec("hidden_out", "float32", (-1, 17, 32))
+LOGITS = TensorSpec("logits", "float32", (-1, 5))
+MANIFEST = Manifest(
+    schema_version=SCHEMA_VERSION,
+    family="vit",
+    image_size=32,
+    labels=("a", "b", "c", "d", "é"),
+    input="uint8",
+    batch=(1, 2, 4),
+    preprocess=Preprocess(resize=36),
+    segments=(
+        SegmentSpec(
+            graph("segments/segment_0.onnx", IMAGE, HIDDEN_OUT, LOGITS, macs=100), 1, 2, "lph"
+        ),
+        SegmentSpec(
+            graph("segments/segment_1.onnx", HIDDEN, HIDDEN_OUT, LOGITS, macs=20), 3, 3, "gah"
+        ),
+        SegmentSpec(graph("segments/segment_2.onnx", HIDDEN, LOGITS, macs=3), 4, 4, "final"),
+    ),
+    baseline=graph("baseline.onnx", IMAGE, LOGITS),
+    weights=(FileSpec("segments/weights.bin", HASH),),
+    parity=Parity(FileSpec("parity.npz", HASH), 1e-4, (1e-6, 2e-6, 3e-6)),
+    policy={"name": "confidence", "threshold": 0.8},
+    precision="fp32",
+    opset=18,
+    target="cpu",
+    versions={"lgvit-edge": "0.1.0"},
+    fp32_islands=(),
+    calibration=None,
+    agreement=None,
+)
+
+
+@pytest.fixture
+def data() -> Data:
+    return copy.deepcopy(json.loads(MANIFEST.dumps()))
+
+
+def loads(data: object) -> Manifest:
+    return Manifest.loads(json.dumps(data))
+
+
+def test_round_trip() -> None:
+    text = MANIFEST.dumps()
+    assert Manifest.loads(text) == MANIFEST
+    assert Manifest.loads(text.encode()) == MANIFEST
+    assert Manifest.loads(text).dumps() == text
+    assert '"é"' in text  # labels stay readable
+
+
+def test_what_it_says_about_the_chain() -> None:
+    assert (MANIFEST.num_classes, MANIFEST.num_blocks) == (5, 4)
+    assert [MANIFEST.cumulative_macs(exit) for exit in (1, 2, 3)] == [100, 120, 123]
+    assert [spec.file for spec in MANIFEST.files()] == [
+        *[f"segments/segment_{i}.onnx" for i in range(3)],
+        "baseline.onnx",
+        "segments/weights.bin",
+        "parity.npz",
+    ]
+    assert HIDDEN.for_batch(3) == (3, 17, 32)
+    assert MANIFEST.segments[0].spec.logits == LOGITS
+
+
+# Not a manifest of ours.
+
+
+@pytest.mark.parametrize("version", [None, 0, 1, 5, 99, "2", [1], {"v": 1}, -1])
+def test_unknown_schema_versions_are_refused(data: Data, version: object) -> None:
+    data["schema_version"] = version
+    data["from the future"] = True  # an unknown version is the first thing to say
+    with pytest.raises(BundleError, match=r"expected manifest schema version 4, found .*pip insta"):
+        loads(data)
+
+
+@pytest.mark.parametrize("version", [2.0])
+def test_a_version_of_another_type_is_no_version(data: Data, version: object) -> None:
+    with pytest.raises(BundleError, match="manifest.schema_version: expected a whole number"):
+        loads(data | {"schema_version": version})
+
+
+def test_a_manifest_without_a_version(data: Data) -> None:
+    del data["schema_version"]
+    for value in (data, {}, [], "manifest", None, 3):
+        with pytest.raises(BundleError, match="schema version 4, found None"):
+            loads(value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "{'a': 1}", "nothing", b"\xff\xfe\x00", b"\x80abc", "[" * 200_000, '{"a":' * 200_000],
+)
+def test_text_that_is_not_json(text: str | bytes) -> None:
+    with pytest.raises(BundleError, match="manifest.json is not JSON"):
+        Manifest.loads(text)
+
+
+def test_a_manifest_that_is_too_large() -> None:
+    with pytest.raises(BundleError, match="has 17000000 bytes, expected 16777216 at most"):
+        Manifest.loads(b" " * 17_000_000)
+
+
+# File names that leave the bundle.
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *["../evil.onnx", "segments/../../evil.onnx", "..", "segments/..", "a/../b"],
+        *["/etc/passwd", "//host/share", "/", "", ".", "./a", "a//b", "a/", "a/./b"],
+        *["..\\evil", "segments\\a.onnx", "C:/evil", "C:evil", "file:///etc/passwd"],
+    ],
+)
+def test_names_that_could_leave_the_bundle(data: Data, name: str) -> None:
+    with pytest.raises(ValueError, match="must be relative and stay in the bundle"):
+        FileSpec(name, HASH)
+    places: list[Callable[[Data], Data]] = [
+        lambda d: d["segments"][1]["spec"]["graph"],
+        lambda d: d["baseline"]["graph"],
+        lambda d: d["weights"][0],
+        lambda d: d["parity"]["samples"],
+    ]
+    for place in places:
+        hostile = copy.deepcopy(data)
+        place(hostile)["file"] = name
+        with pytest.raises(BundleError, match="must be relative and stay in the bundle"):
+            loads(hostile)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\nb", "\x1b[2J"])
+def test_names_with_control_characters(name: str) -> None:
+    with pytest.raises(ValueError, match="must be relative and stay in the bundle"):
+        FileSpec(name, HASH)
+
+
+def test_names_that_stay() -> None:
+    for name in ("a", "segments/segment_0.onnx", "engines/x-y_1.2/a..b", ".hidden", "...", "ä"):
+        assert FileSpec(name, HASH).file == name
+
+
+@pytest.mark.parametrize("value", ["", "0" * 63, "0" * 65, "g" * 64, "A" * 64, HASH + "\n"])
+def test_hashes_that_are_none(data: Data, value: str) -> None:
+    data["baseline"]["graph"]["sha256"] = value
+    with pytest.raises(BundleError, match="sha256 of 'baseline.onnx' must be 64 hexadecimal dig"):
+        loads(data)
+
+
+# Keys and types.
+
+
+def test_all_faults_are_reported_together(data: Data) -> None:
+    data["evil"] = 1
+    del data["opset"]
+    data["labels"] = "abcde"
+    data["batch"] = [1, 4]
+    data["segments"][0]["spec"]["graph"]["command"] = "rm"
+    data["segments"][1]["first_block"] = "3"
+    data["baseline"]["macs"] = 1.5
+    data["versions"]["torch"] = 2.13
+    with pytest.raises(BundleError) as caught:
+        loads(data)
+    assert sorted(str(caught.value).split("; ")) == sorted(
+        [
+            "manifest: unknown key 'evil'",
+            "manifest: missing key 'opset'",
+            "manifest.labels: expected a list, found 'abcde'",
+            "manifest.batch: expected a list of 3, found [1, 4]",
+            "manifest.segments[0].spec.graph: unknown key 'command'",
+            "manifest.segments[1].first_block: expected a whole number, found '3'",
+            "manifest.baseline.macs: expected a whole number, found 1.5",
+            "manifest.versions.torch: expected a string, found 2.13",
+        ]
+    )
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Paths of everything in the manifest, containers too; the policy is free-form."""
+    found = [path] if path else []
+    items: Any = ()
+    if isinstance(value, dict) and path[:1] != ("policy",):
+        items = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
+    for key, item in items:
+        found += leaves(item, (*path, key))
+    return found
+
+
+POISON: list[Any] = [
+    *[None, True, -1, 0, 1.5, 10**30, 10**400, "", "x", "../x", [], {}, [[]], [None], {"a": 1}],
+    *[[-1], [0] * 5, "\ud800", float("nan"), float("inf"), 1e-300],
+]
+
+
+def test_any_value_anywhere_is_taken_or_refused(data: Data) -> None:
+    """Nothing but our own error, whatever stands where, and refusals name their place."""
+    for path in leaves(data):
+        if path[:2] in (("segments", 0), ("segments", 2)):
+            continue  # as segment 1
+        for poison in POISON:
+            hostile = copy.deepcopy(data)
+            at = hostile
+            for key in path[:-1]:
+                at = at[key]
+            at[path[-1]] = poison
+            try:
+                Manifest.loads(json.dumps(hostile))
+            except BundleError as error:
+                assert str(error).startswith(("manifest", "expected manifest schema version"))
+
+
+def test_every_missing_key_is_named(data: Data) -> None:
+    for path in leaves(data):
+        if isinstance(path[-1], int) or path[0] in ("versions", "schema_version"):
+            continue
+        hostile = copy.deepcopy(data)
+        at = hostile
+        for key in path[:-1]:
+            at = at[key]
+        del at[path[-1]]
+        if (path[0] == "preprocess" and len(path) == 2) or path[-1] in ("points", "head_macs"):
+            continue  # those have defaults
+        with pytest.raises(BundleError, match=f"missing key '{path[-1]}'"):
+            loads(hostile)
+
+
+# Chains that do not fit together.
+
+FIT = "each segment's hidden output must be the next one's input"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["segments"][1]["spec"]["inputs"][0].update(shape=[-1, 18, 32]), FIT),
+        (lambda d: d["segments"][1]["spec"]["inputs"][0].update(dtype="float16"), FIT),
+        (lambda d: d["segments"][0]["spec"]["outputs"][0].update(shape=[-1, 17, 31]), FIT),
+        (lambda d: d["segments"][0]["spec"]["inputs"][0].update(shape=[-1, 64, 64, 3]), FIT),
+        (lambda d: d["segments"].pop(), FIT),  # the last still hands a hidden state on
+        (lambda d: d["segments"].pop(1) and d["segments"].pop(0), FIT),
+        (lambda d: d["segments"].append(d["segments"][2]), FIT),
+        (lambda d: d["segments"].reverse(), FIT),
+        (lambda d: d.update(segments=[]), "expected 1 to 1000 segments"),
+        (lambda d: d.update(segments=d["segments"] * 400), "expected 1 to 1000 segments"),
+        (
+            lambda d: d["segments"][2]["spec"]["outputs"][0].update(shape=[-1, 6]),
+            "segments and baseline must have the same classes",
+        ),
+        (
+            lambda d: d["baseline"]["outputs"][0].update(shape=[-1, 6]),
+            "segments and baseline must have the same classes; .*expected 6 labels, found 5",
+        ),
+        (
+            lambda d: d["baseline"]["outputs"][0].update(dtype="float16"),
+            r"manifest.baseline: logits must be float32 \[B, C\]",
+        ),
+        (
+            lambda d: d["baseline"]["outputs"][0].update(shape=[-1, 5, 1]),
+            r"logits must be float32 \[B, C\]",
+        ),
+        (lambda d: d["baseline"].update(inputs=[]), "a graph has one input and one or two outputs"),
+        (
+            lambda d: d["baseline"].update(outputs=d["baseline"]["outputs"] * 3),
+            "a graph has one input and one or two outputs",
+        ),
+        (lambda d: d["baseline"].update(macs=0), "macs and parameters must be counts"),
+        (lambda d: d["baseline"].update(parameters=-1), "macs and parameters must be counts"),
+        (lambda d: d.update(labels=["a"]), "expected 5 labels, found 1"),
+        (lambda d: d.update(input="int8"), "input must be uint8 or float32: 'int8'"),
+        (lambda d: d.update(target="tpu"), "target must be one of .*: 'tpu'"),
+        (
+            lambda d: d.update(batch=[2, 1, 4]),
+            r"batch must be MIN <= OPT <= MAX, MIN 1: \(2, 1, 4\)",
+        ),
+        (lambda d: d.update(batch=[0, 1, 1]), "batch must be MIN"),
+        (lambda d: d.update(batch=[1, 1, 10**6]), "batch must be MIN"),
+        (lambda d: d.update(image_size=40), "image_size must fit resize"),
+        (lambda d: d.update(image_size=0), "image_size must fit resize"),
+        (lambda d: d["preprocess"].update(resize=0), r"manifest.preprocess: resize must be 1\.\."),
+        (lambda d: d["preprocess"].update(interpolation="x"), "interpolation must be one of"),
+    ],
+)
+def test_manifests_that_contradict_themselves(
+    data: Data, change: Callable[[Data], object], message: str
+) -> None:
+    change(data)
+    with pytest.raises(BundleError, match=message):
+        loads(data)
+
+
+@pytest.mark.parametrize(
+    "shape", [[], [0], [-2, 5], [5, -1], [-1, -1], [-1, 0], [-1, 2**40], [-1, 2**16, 2**16]]
+)
+def test_impossible_shapes(data: Data, shape: list[int]) -> None:
+    data["baseline"]["inputs"][0]["shape"] = shape
+    with pytest.raises(BundleError, match="tensor 'image' has an impossible shape"):
+        loads(data)
+
+
+def test_an_unknown_dtype(data: Data) -> None:
+    data["baseline"]["inputs"][0]["dtype"] = "object"
+    with pytest.raises(BundleError, match="one of uint8, float16, float32, found 'object'"):
+        loads(data)
+
+
+def test_a_shape_whose_size_takes_forever_to_compute(data: Data) -> None:
+    data["baseline"]["inputs"][0]["shape"] = [10**150] * 4_000
+    text = json.dumps(data)
+    start = time.monotonic()
+    with pytest.raises(BundleError, match="has an impossible shape"):
+        Manifest.loads(text)
+    assert time.monotonic() - start < 1
+
+
+def test_a_manifest_of_version_2_is_read(data: Data) -> None:
+    data["schema_version"] = 2
+    del data["preprocess"]["squash"], data["points"]
+    for segment in data["segments"]:
+        del segment["head_macs"]
+    read = loads(data)
+    assert read.preprocess.squash is False
+    assert read.points == {} and read.segments[0].head_macs is None
+
+
+POINT = OperatingPoint(
+    policy=Confidence(0.7).to_json(),
+    accuracy=0.8,
+    baseline_accuracy=0.81,
+    macs=10.0,
+    macs_speedup=1.5,
+    latency_ms=4.0,
+    baseline_latency_ms=6.0,
+    shares=(0.5, 0.25, 0.25),
+    images=100,
+    data_sha256="0" * 64,
+    device="cpu",
+    goal="--max-drop 0.01",
+    guarantee=Guarantee(0.01, 0.05, 500, 1, "1" * 64),
+)
+
+
+def test_operating_points_are_kept_and_change_nothing_that_is_computed(data: Data) -> None:
+    plain = loads(data)
+    tuned = dataclasses.replace(plain, points={"balanced": POINT})
+    again = Manifest.loads(tuned.dumps())
+    assert again.points["balanced"] == POINT
+    assert again.points["balanced"].wall_clock_speedup == 1.5
+    assert again.identity == plain.identity
+    data["preprocess"]["mean"] = [0.1, 0.1, 0.1]
+    assert loads(data).identity != plain.identity
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shares": [0.5, 0.5]}, "point 'p' must have one share per exit"),
+        ({"accuracy": 1.2}, "accuracy and shares must lie in 0..1"),
+        ({"latency_ms": -1}, "latencies and speed-up must be positive"),
+        ({"macs": float("inf")}, "latencies and speed-up must be positive"),
+        ({"guarantee": {}}, "missing key 'risk'"),
+    ],
+)
+def test_operating_points_that_are_refused(data: Data, change: Data, message: str) -> None:
+    data["points"] = {"p": to_json(POINT) | change}
+    with pytest.raises(BundleError, match=message):
+        loads(data)
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a b", "-p", "x" * 65, "<b>"])
+def test_names_of_points_that_are_refused(data: Data, name: str) -> None:
+    data["points"] = {name: to_json(POINT)}
+    with pytest.raises(BundleError, match="the name of an operating point must be letters"):
+        loads(data)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"risk": 0.0}, "risk and delta must lie between 0 and 1"),
+        ({"delta": 1.0}, "risk and delta must lie between 0 and 1"),
+        ({"errors": 501}, "errors must be a part of the images"),
+    ],
+)
+def test_guarantees_that_are_refused(data: Data, change: Data, message: str) -> None:
+    point = to_json(POINT)
+    point["guarantee"] |= change
+    data["points"] = {"p": point}
+    with pytest.raises(BundleError, match=message):
+        loads(data)

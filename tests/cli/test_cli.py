@@ -1,0 +1,190 @@
+"""The command line: what a user sees, exit statuses, and no tracebacks."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lgvit_edge.bundle.directory import open_bundle
+from lgvit_edge.model import LGViT, save_checkpoint
+
+
+def run(
+    *arguments: object, cwd: Path | None = None, **env: str
+) -> subprocess.CompletedProcess[str]:
+    import os
+
+    done = subprocess.run(
+        [sys.executable, "-m", "lgvit_edge", *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "COLUMNS": "100", **env},
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, exported_model: LGViT) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "model.pt"
+    save_checkpoint(exported_model, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders a..e, the names the exported model knows."""
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for name in "abcde":
+        (root / name).mkdir()
+        for i in range(2):
+            image = Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8))
+            image.save(root / name / f"{i}.png")
+    return root
+
+
+def test_help_names_every_command() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    for command in "train info export build tune bench compare predict doctor demo".split():
+        assert re.search(rf"\b{command}\b", done.stdout)
+
+
+def test_version() -> None:
+    assert run("--version").stdout.strip() == "lgvit-edge 0.1.0"
+
+
+def test_export_info_bench_predict(checkpoint: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = run("export", "--ckpt", checkpoint, "--target", "cpu", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "verified against PyTorch: max |difference|" in done.stdout
+    assert "x the weights" in done.stdout
+
+    for path in (checkpoint, out):
+        shown = json.loads(run("info", path, "--json").stdout)
+        assert [s["head"] for s in shown["segments"]] == ["lph", "lph", "gah", "final"]
+        assert "lph" in run("info", path).stdout
+
+    record_file = tmp_path / "record.json"
+    done = run("bench", "--engines", out, "--data", photos, "--json", record_file)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(record_file.read_text())
+    assert record["samples"] == 10 and record["accuracy"] is not None
+    assert "bench --engines" in record["command"]
+    assert "efficiency" in done.stdout
+
+    done = run("predict", "--engines", out, photos / "a", photos / "b" / "0.png", "--json")
+    rows = json.loads(done.stdout)
+    assert [Path(row["image"]).name for row in rows] == ["0.png", "1.png", "0.png"]
+    assert all(row["label"] in "abcde" and 0 < row["confidence"] <= 1 for row in rows)
+    assert "confidence" in run("predict", "--engines", out, photos / "a").stdout
+
+
+def test_export_of_random_weights_is_for_timing(tmp_path: Path) -> None:
+    done = run("export", "--arch", "vit-huge", "--out", tmp_path / "out")
+    assert done.returncode == 2 and "unknown architecture 'vit-huge'" in done.stderr
+    assert run("export", "--out", tmp_path / "out").returncode == 2
+
+
+def test_labels_are_put_into_the_bundle(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("v\nw\nx\ny\nz\n")
+    arguments = ("export", "--ckpt", checkpoint, "--labels", tmp_path / "names.txt")
+    assert run(*arguments, "--out", tmp_path / "out").returncode == 0
+    assert open_bundle(tmp_path / "out").manifest.labels == tuple("vwxyz")
+    (tmp_path / "names.txt").write_text("v\nw\n")
+    done = run(*arguments, "--out", tmp_path / "out")
+    assert done.returncode == 1 and "expected 5 labels, one per class, found 2" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "text"),
+    [
+        (("export", "--ckpt", "none.pt"), 1, "no such checkpoint: none.pt"),
+        (("export", "--ckpt", "{junk}"), 1, "cannot be read|was refused"),
+        (("export", "--ckpt", "{ckpt}", "--target", "toaster"), 2, "target must be one of"),
+        (("export", "--ckpt", "{ckpt}", "--precision", "fp8"), 2, "precision must be one of"),
+        (("export", "--ckpt", "{ckpt}", "--batch", "many"), 2, "--batch must be MIN:OPT:MAX"),
+        (("export", "--ckpt", "{ckpt}", "--policy", "coin"), 2, "expected a policy such as"),
+        (("export", "--ckpt", "{ckpt}", "--out", "{junk}"), 1, "exists and is not a bundle"),
+        (("export", "--ckpt", "{ckpt}", "--precision", "int8"), 2, "add --calib DIR"),
+        (("export", "--ckpt", "{ckpt}", "--data", "nowhere"), 1, "no such folder: nowhere"),
+        (("build", "nowhere"), 1, "not a bundle"),
+        (("build", "{ckpt}"), 1, "it is a file .*run: lgvit-edge export --ckpt .*model.pt --out"),
+        (("build", "{out}"), 2, "was exported for CPUs"),
+        (("bench", "--engines", "{out}", "--backend", "cuda"), 2, "backend must be one of"),
+        (("bench", "--engines", "{out}", "--wait", "sleep"), 2, "wait must be one of hybrid"),
+        (("bench", "--engines", "nowhere"), 1, "not a bundle.*run: lgvit-edge export"),
+        (("bench", "--engines", "{out}", "--data", "nowhere"), 1, "no such folder: nowhere"),
+        (("bench", "--engines", "{out}", "--data", "{empty}"), 1, "holds no images"),
+        (("bench", "--engines", "{out}", "--data", "{others}"), 1, "labels do not match"),
+        (("bench", "--engines", "{out}", "--mix", "1,2"), 2, "expected 4 shares"),
+        (("bench", "--engines", "{out}", "--samples", "3"), 2, "need --data"),
+        (("bench", "--engines", "{out}", "--rounds", "1", "--json", "no/x"), 2, "no such folder"),
+        (("predict", "--engines", "{out}", "{junk}"), 1, "not an image"),
+        (("predict", "--engines", "{out}", "{empty}"), 1, "no images in"),
+        (("predict", "--engines", "{out}", "x.png", "--policy", "fixed:9"), 2, "an exit in 1..4"),
+        (("info", "nowhere"), 1, "no such checkpoint or bundle"),
+        (("info", "{empty}"), 1, "is neither a bundle nor a checkpoint: expected manifest.json"),
+        (("frobnicate",), 2, "No such command"),
+    ],
+)
+def test_bad_input_is_one_clear_error(
+    arguments: tuple[str, ...],
+    status: int,
+    text: str,
+    checkpoint: Path,
+    bundle: Path,
+    photos: Path,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "empty").mkdir()
+    junk = tmp_path / "junk.pt"
+    junk.write_bytes(b"hello" * 100)
+    others = tmp_path / "others"
+    shutil.copytree(photos / "a", others / "zebra")
+    names = {"ckpt": checkpoint, "out": bundle, "junk": junk, "others": others}
+    names["empty"] = tmp_path / "empty"
+    before = sorted(tmp_path.rglob("*"))
+    done = run(*(a.format(**names) for a in arguments), cwd=tmp_path)
+    assert done.returncode == status, done.stderr
+    assert re.search(text, done.stderr.replace("\n", " ")), done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lgvit_edge", "info", "nowhere", "--debug"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+def test_doctor_says_what_can_run_here() -> None:
+    found = json.loads(run("doctor", "--json").stdout)
+    assert {"onnxruntime", "torch"} <= {p["name"] for p in found["packages"]}
+    cpu = found["backends"][0]
+    assert cpu["name"] == "onnxruntime on cpu" and cpu["runs"]
+    assert "onnxruntime on cpu" in run("doctor").stdout
+
+
+def test_a_missing_extra_is_named_with_its_command(bundle: Path, tmp_path: Path) -> None:
+    for name in ("onnxruntime", "torch"):
+        (tmp_path / f"{name}.py").write_text("raise ModuleNotFoundError('no such package')")
+    import os
+
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = run("bench", "--engines", bundle, PYTHONPATH=path)
+    assert done.returncode == 1 and "run: pip install 'lgvit-edge[cpu]'" in done.stderr
+    done = run("export", "--ckpt", "model.pt", PYTHONPATH=path)
+    assert done.returncode == 1 and "run: pip install 'lgvit-edge[export]'" in done.stderr
+    assert run("--help", PYTHONPATH=path).returncode == 0

@@ -1,0 +1,292 @@
+"""The command line on every family: what ``info`` says, and how ``export`` chooses a model."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from click.testing import Result
+from typer.testing import CliRunner
+
+import lgvit_edge.export
+from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
+from lgvit_edge.cli.app import app
+from lgvit_edge.errors import ConfigError, UsageError
+from lgvit_edge.export import ExportOptions
+from lgvit_edge.images.spec import Preprocess
+from lgvit_edge.model import LGViT, block_macs, save_checkpoint
+
+foreign = SimpleNamespace(
+    **runpy.run_path(str(Path(__file__).parents[1] / "model/checkpoints/foreign_states.py"))
+)
+
+SIZES: dict[str, Any] = {
+    "image_size": 64,
+    "hidden_size": 64,
+    "num_blocks": 5,
+    "num_heads": 2,
+    "intermediate_size": 256,
+    "num_classes": 3,
+    "preprocess": Preprocess(resize=64),
+}
+HEADS = (ExitConfig(2, "lph", kernel=3), ExitConfig(3, "gah", window=2))
+CONFIGS = {
+    "vit": LGViTConfig(family="vit", patch_size=8, exits=HEADS, **SIZES),
+    "deit": LGViTConfig(
+        family="deit",
+        patch_size=8,
+        prefix_tokens=2,
+        classifiers=2,
+        exits=(ExitConfig(1, "encoder", width=24), ExitConfig(4, "conv")),
+        **SIZES,
+    ),
+    "swin": LGViTConfig(
+        family="swin",
+        patch_size=4,
+        prefix_tokens=0,
+        depths=(2, 3),
+        stage_heads=(2, 4),
+        window_size=4,
+        exits=HEADS,
+        **SIZES,
+    ),
+}
+
+
+def command(*arguments: object) -> Result:
+    done = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "120"})
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Callable[[str], Path]:
+    def save(family: str) -> Path:
+        path = tmp_path / f"{family}.pt"
+        torch.manual_seed(0)
+        save_checkpoint(LGViT(CONFIGS[family]).eval(), path)
+        return path
+
+    return save
+
+
+# info
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def shown(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[LGViTConfig, str, dict[str, Any]]:
+    """A family's configuration, what ``info`` prints of it, and its JSON."""
+    path = tmp_path_factory.mktemp("info") / "model.pt"
+    save_checkpoint(LGViT(CONFIGS[request.param]).eval(), path)
+    found = json.loads(command("info", path, "--json").stdout)
+    return CONFIGS[request.param], command("info", path).stdout, found
+
+
+Shown = tuple[LGViTConfig, str, dict[str, Any]]
+NAMES = {
+    "vit": ["lph k=3", "gah s=2"],
+    "deit": ["encoder width=24", "conv"],
+    "swin": ["lph k=3", "gah s=2"],
+}
+
+
+def test_info_says_what_its_family_is_made_of(shown: Shown) -> None:
+    config, text, found = shown
+    said, base = " ".join(text.split()), found["baseline"]
+    assert f": {config.family}, 5 blocks, 2 exits, 3 classes, images of 64 x 64" in said
+    sizes = "8 x 8 pixels, 64 wide, 2 attention heads"
+    if config.family == "swin":
+        sizes = "4 x 4 pixels, stages of 2, 3 blocks, 64 to 128 wide, windows of 4 x 4 tokens"
+    assert f"patches of {sizes}; {base['macs'] / 1e9:.2f} G MACs without exits, " in said
+    without = f"{base['macs_without_attention_products'] / 1e9:.2f} G if attention's two products"
+    assert f"{without} are left out, as the paper does" in said
+
+
+def test_info_tells_heads_from_what_lies_between_exits(shown: Shown) -> None:
+    config, text, found = shown
+    *exits, final = found["segments"]
+    lines = {line.split()[0]: line for line in text.splitlines() if line}
+    for number, (segment, head) in enumerate(zip(exits, NAMES[config.family], strict=True), 1):
+        blocks, rest = lines[str(number)].split(head)
+        assert blocks.split()[1] == f"{segment['first_block']}-{segment['last_block']}"
+        cost, total = segment["head_macs"], segment["cumulative_macs"]
+        costs = [segment["macs"] - cost, cost, total]
+        assert rest.split()[:3] == [f"{macs / 1e6:,.1f}" for macs in costs]
+        assert rest.split()[3] == f"{found['baseline']['macs'] / total:.2f}x"
+    costs = [final["macs"], final["cumulative_macs"]]  # the final classifier is no head
+    assert lines["final"].split()[2:4] == [f"{macs / 1e6:,.1f}" for macs in costs]
+    assert lines["exit"].split()[3:7] == ["MACs", "(M)", "+", "head"]
+
+
+def test_infos_numbers_fit_together(shown: Shown) -> None:
+    config, _, found = shown
+    assert found["depths"] == list(config.depths) and found["window_size"] == config.window_size
+    assert (found["patch_size"], found["hidden_size"]) == (config.patch_size, 64)
+    *exits, final = found["segments"]
+    base = found["baseline"]
+    assert "head_macs" not in final
+    heads = sum(segment["head_macs"] for segment in exits)
+    assert final["cumulative_macs"] == base["macs"] + heads
+    assert all(0 < segment["head_macs"] < segment["macs"] for segment in exits)
+    sizes = {"lph": "kernel", "gah": "window", "encoder": "width"}
+    for segment, exit in zip(exits, config.exits, strict=True):
+        assert segment["head"] == exit.head
+        assert {key for key in sizes.values() if key in segment} == set(
+            [sizes[exit.head]] if exit.head in sizes else []
+        )
+        if exit.head in sizes:
+            assert segment[sizes[exit.head]] == exit.size
+    embedding = config.grid**2 * 3 * config.patch_size**2 * config.hidden_size
+    classifier = config.classifiers * config.blocks[-1].dim * config.num_classes
+    assert base["macs"] == embedding + sum(block_macs(config)) + classifier
+    assert base["macs_without_attention_products"] < base["macs"]
+
+
+def test_info_of_backbones_that_others_published(tmp_path: Path) -> None:
+    """They have no exits yet: one segment, the final classifier."""
+    state = foreign.huggingface_state("vit", tokens=1, classifiers=foreign.ONE, depth=2).state
+    config = {
+        "architectures": ["ViTForImageClassification"],
+        "model_type": "vit",
+        "hidden_size": foreign.D,
+        "num_hidden_layers": 2,
+        "num_attention_heads": foreign.HEADS,
+        "intermediate_size": foreign.MLP,
+        "image_size": foreign.IMAGE,
+        "patch_size": foreign.PATCH,
+        "num_labels": foreign.CLASSES,
+    }
+    folder = foreign.write_directory(tmp_path / "hf", config, state, "model.safetensors")
+    make = foreign.Maker(seed=9)
+    make.normal("cls_token", 1, 1, 64)
+    make.normal("pos_embed", 1, 10, 64)
+    make.linear("patch_embed.proj", 64, 3, 16, 16)
+    make.norm("blocks.0.norm1", 64)
+    make.linear("blocks.0.attn.qkv", 192, 64)
+    make.linear("blocks.0.attn.proj", 64, 64)
+    make.norm("blocks.0.norm2", 64)
+    make.linear("blocks.0.mlp.fc1", 256, 64)
+    make.linear("blocks.0.mlp.fc2", 64, 256)
+    make.norm("norm", 64)
+    make.linear("head", 7, 64)
+    torch.save(make.state, tmp_path / "timm.pth")
+    for path, blocks, classes in ((folder, 2, foreign.CLASSES), (tmp_path / "timm.pth", 1, 7)):
+        said = " ".join(command("info", path).stdout.split())
+        assert f"vit, {blocks} blocks, 0 exits, {classes} classes" in said
+        found = json.loads(command("info", path, "--json").stdout)
+        (only,) = found["segments"]
+        assert (only["head"], only["first_block"], only["last_block"]) == ("final", 1, blocks)
+        assert only["macs"] == found["baseline"]["macs"] and only["macs_speedup"] == 1.0
+
+
+# export
+
+
+class Chosen(Exception):
+    """Instead of an export: the model that would have been exported."""
+
+
+@pytest.fixture
+def chosen(monkeypatch: pytest.MonkeyPatch) -> Callable[..., LGViT]:
+    def choose(*arguments: object) -> LGViT:
+        def stop(model: LGViT, out: Path, options: ExportOptions, **_: Any) -> None:
+            raise Chosen(model)
+
+        monkeypatch.setattr(lgvit_edge.export, "export_bundle", stop)
+        with pytest.raises(Chosen) as caught:
+            command("export", *arguments)
+        model = caught.value.args[0]
+        assert isinstance(model, LGViT) and not model.training
+        return model
+
+    return choose
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exits"),
+    [
+        (
+            ("--arch", "vit-tiny", "--exits", "deep:2", "--heads", "conv"),
+            [ExitConfig(10, "conv"), ExitConfig(11, "conv")],
+        ),
+        (
+            ("--arch", "swin-tiny", "--exits", "shallow:2", "--heads", "encoder"),
+            [ExitConfig(2, "encoder"), ExitConfig(3, "encoder")],
+        ),
+        (
+            ("--arch", "swin-tiny", "--exits", "4,9"),
+            [ExitConfig(4, "lph", kernel=3), ExitConfig(9, "gah", window=1)],
+        ),
+    ],
+)
+def test_export_of_an_architecture_takes_exits_heads_and_size(
+    arguments: tuple[str, ...], exits: list[ExitConfig], chosen: Callable[..., LGViT]
+) -> None:
+    model = chosen(*arguments, "--image-size", 32)
+    config = model.config
+    assert (config.image_size, list(config.exits)) == (32, exits)
+    if config.family == "swin":  # its windows shrink with the map, as in Swins for other sizes
+        assert config.window_size == 1 and config.hidden_shape(12) == (1, 768)
+    else:
+        assert config.hidden_shape(12) == (1 + 2 * 2, 192)
+    assert model.exit_logits(torch.zeros(1, 3, 32, 32)).shape == (1, 3, 1000)
+
+
+def test_export_of_a_checkpoint_at_another_size(
+    chosen: Callable[..., LGViT], saved: Callable[[str], Path]
+) -> None:
+    for family in ("vit", "swin"):
+        model = chosen("--ckpt", saved(family), "--image-size", 32, "--exits", 3)
+        assert (model.config.image_size, model.config.preprocess.resize) == (32, 32)
+        assert model.config.exits == (HEADS[1],)
+        assert model.exit_logits(torch.zeros(1, 3, 32, 32)).shape == (1, 2, 3)
+    same = chosen("--ckpt", saved("deit"), "--image-size", 64)
+    assert same.config == CONFIGS["deit"]
+
+
+def test_export_refuses_what_cannot_be_meant(saved: Callable[[str], Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for arguments, error, message in (
+        (
+            ("--ckpt", saved("swin"), "--heads", "mlp"),
+            UsageError,
+            "--heads is for --arch: a checkpoint has its heads",
+        ),
+        (
+            ("--ckpt", saved("vit"), "--image-size", 60),
+            ConfigError,
+            "image_size 60 is not a multiple of patch_size 8",
+        ),
+        (
+            ("--arch", "swin-tiny", "--image-size", 30),
+            ConfigError,
+            "image_size 30 is not a multiple of patch_size 4",
+        ),
+        (
+            ("--ckpt", saved("swin"), "--image-size", 8),
+            ConfigError,
+            "gah windows must fit the 1 x 1 tokens after block 3",
+        ),
+        (
+            ("--arch", "vit-tiny", "--heads", "linear", "--exits", "4,8"),
+            ConfigError,
+            "heads must be one of lgvit, mlp, conv, attention, encoder, found 'linear'",
+        ),
+        (
+            ("--arch", "vit-tiny", "--exits", "everywhere"),
+            ConfigError,
+            "exits must be uniform:M, shallow:M, middle:M, deep:M or a list of blocks",
+        ),
+    ):
+        with pytest.raises(error, match=message):
+            command("export", *arguments, "--out", out)
+    assert not out.exists()

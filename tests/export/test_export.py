@@ -1,0 +1,318 @@
+"""Export: what is written, what is verified, and what failure leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from lgvit_edge._support.terminal import held_interrupts
+from lgvit_edge.architecture.config import LGViTConfig
+from lgvit_edge.bundle.directory import WEIGHTS, open_bundle
+from lgvit_edge.errors import ExportError, ParityError, UsageError
+from lgvit_edge.export import ExportOptions, export_bundle
+from lgvit_edge.export import bundle as exporter
+from lgvit_edge.export.graph import WeightStore
+from lgvit_edge.model import LGViT, block_macs, count_parameters, save_checkpoint
+from lgvit_edge.policies import Confidence
+from lgvit_edge.policies.scores import difference
+from lgvit_edge.runtime import Session
+
+
+def test_every_exit_matches_pytorch(bundle: Path, exported_model: LGViT) -> None:
+    frames = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.no_grad():
+        expected = exported_model.exit_logits(pixels).numpy()
+    with Session.open(bundle) as session:
+        assert np.abs(session.exit_logits(list(frames)) - expected).max() < 1e-4
+        assert np.abs(session.baseline_logits(frames[:1]) - expected[:1, -1]).max() < 1e-4
+
+
+def test_float_input_matches_uint8_input(
+    bundle: Path, tmp_path: Path, exported_model: LGViT
+) -> None:
+    export_bundle(exported_model, tmp_path / "out", ExportOptions(input="float32"))
+    frames = [np.random.default_rng(2).integers(0, 256, (32, 32, 3), np.uint8)]
+    with Session.open(bundle) as a, Session.open(tmp_path / "out") as b:
+        assert b.prepare(frames).dtype == np.float32
+        assert np.abs(a.exit_logits(frames) - b.exit_logits(frames)).max() < 1e-4
+
+
+def test_manifest_describes_the_graphs(bundle: Path, exported_model: LGViT) -> None:
+    manifest = open_bundle(bundle).manifest
+    assert [s.head for s in manifest.segments] == ["lph", "lph", "gah", "final"]
+    assert [s.last_block for s in manifest.segments] == [1, 2, 3, 4]
+    assert manifest.baseline.parameters == count_parameters(exported_model.backbone)
+    config = exported_model.config
+    pixels = 16 * 3 * config.patch_size**2 * config.hidden_size
+    classifier = config.hidden_size * config.num_classes
+    assert manifest.baseline.macs == sum(block_macs(config)) + pixels + classifier
+    for segment in manifest.segments:
+        graph = onnx.load(bundle / segment.spec.graph.file, load_external_data=False).graph
+        assert [t.name for t in graph.input] == [t.name for t in segment.spec.inputs]
+        assert [t.name for t in graph.output] == [t.name for t in segment.spec.outputs]
+
+
+def test_graphs_keep_whole_operators_and_no_traces_of_our_disk(bundle: Path) -> None:
+    model = onnx.load(bundle / "baseline.onnx", load_external_data=False)
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds.count("LayerNormalization") == 4 * 2 + 1
+    assert kinds.count("Softmax") == 4
+    assert b"lgvit_edge" not in (bundle / "baseline.onnx").read_bytes()
+
+
+def test_gelu_becomes_one_operator_from_opset_20(tmp_path: Path, exported_model: LGViT) -> None:
+    export_bundle(exported_model, tmp_path / "out", ExportOptions(opset=20))
+    model = onnx.load(tmp_path / "out" / "baseline.onnx", load_external_data=False)
+    assert [node.op_type for node in model.graph.node].count("Gelu") == 4
+
+
+def test_bundle_is_as_large_as_the_weights(tmp_path: Path) -> None:
+    config = LGViTConfig("vit", 32, 8, 256, 3, 4, 1024, 10)
+    from lgvit_edge.architecture.placement import default_heads
+
+    model = LGViT(config.replace(exits=default_heads([1, 2]))).eval()
+    export_bundle(model, tmp_path / "out")
+    size = (tmp_path / "out" / WEIGHTS).stat().st_size
+    assert size < 1.1 * 4 * count_parameters(model)
+
+
+def test_weight_store_keeps_equal_content_once(tmp_path: Path) -> None:
+    store = WeightStore(tmp_path / "weights.bin")
+    offsets = [store.place(content) for content in (b"a" * 5000, b"b" * 10, b"a" * 5000)]
+    assert offsets == [0, 8192, 0]
+    assert (tmp_path / "weights.bin").read_bytes()[8192:] == b"b" * 10
+
+
+@contextlib.contextmanager
+def exported_wrong(name: str, bias: Callable[[torch.nn.Module], torch.Tensor]) -> Iterator[None]:
+    """Graph ``name`` is exported with this bias a little off, and PyTorch keeps the right one."""
+    original = exporter.export_graph
+
+    def sabotage(module: torch.nn.Module, example: torch.Tensor, path: Path, **rest: Any) -> None:
+        if path.name != name:
+            return original(module, example, path, **rest)
+        right = bias(module).data.clone()
+        bias(module).data += 0.05
+        original(module, example, path, **rest)
+        bias(module).data.copy_(right)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporter, "export_graph", sabotage)
+        yield
+
+
+def test_a_diverging_segment_is_named_and_nothing_is_written(
+    tmp_path: Path, exported_model: LGViT
+) -> None:
+    wrong = r"segment 2 diverges .*'logits'.* 0\.0.*tolerance 0\.0001"
+    with (
+        exported_wrong("segment_2.onnx", lambda m: m.tail.classifier.linears[0].bias),  # type: ignore
+        pytest.raises(ParityError, match=wrong),
+    ):
+        export_bundle(exported_model, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_diverging_hidden_state_is_named(tmp_path: Path, exported_model: LGViT) -> None:
+    wrong = r"segment 0 diverges .*'hidden_out'.*tolerance 0\.001"
+    with (
+        exported_wrong("segment_0.onnx", lambda m: m.blocks["1"].fc2.bias),  # type: ignore
+        pytest.raises(ParityError, match=wrong),
+    ):
+        export_bundle(exported_model, tmp_path / "out")
+
+
+def test_a_failed_export_leaves_the_old_bundle(bundle_copy: Path, exported_model: LGViT) -> None:
+    before = (bundle_copy / "manifest.json").read_bytes()
+    with pytest.raises(ParityError):
+        export_bundle(exported_model, bundle_copy, ExportOptions(tolerance=1e-12))
+    assert (bundle_copy / "manifest.json").read_bytes() == before
+    assert [p.name for p in bundle_copy.parent.iterdir()] == [bundle_copy.name]
+    open_bundle(bundle_copy)
+
+
+def test_a_new_export_replaces_the_old_bundle(bundle_copy: Path, exported_model: LGViT) -> None:
+    export_bundle(exported_model, bundle_copy, ExportOptions(policy=Confidence(0.33)))
+    assert open_bundle(bundle_copy).manifest.policy["threshold"] == 0.33
+    assert [p.name for p in bundle_copy.parent.iterdir()] == [bundle_copy.name]
+
+
+def test_a_directory_that_is_no_bundle_is_left_alone(tmp_path: Path, exported_model: LGViT) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ExportError, match="is not a bundle.* it is left alone"):
+        export_bundle(exported_model, tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_another_programs_manifest_is_left_alone(
+    tmp_path: Path, exported_model: LGViT, bundle: Path
+) -> None:
+    for name, content in (("web", "{}"), ("mixed", (bundle / "manifest.json").read_text())):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(content)
+        (tmp_path / name / "app.js").write_text("precious")
+        with pytest.raises(ExportError, match="is left alone"):
+            export_bundle(exported_model, tmp_path / name)
+        assert (tmp_path / name / "app.js").read_text() == "precious"
+
+
+def test_an_interrupted_swap_brings_the_old_bundle_back(
+    bundle_copy: Path, exported_model: LGViT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if self.name.endswith(".partial") and target == bundle_copy:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export_bundle(exported_model, bundle_copy)
+    open_bundle(bundle_copy)
+    assert [p.name for p in bundle_copy.parent.iterdir()] == [bundle_copy.name]
+
+
+def test_a_bundle_left_aside_by_a_killed_export_is_kept(
+    bundle_copy: Path, exported_model: LGViT
+) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    bundle_copy.rename(bundle_copy.with_name(f".{bundle_copy.name}.{process.pid}.old"))
+    with pytest.raises(ParityError):
+        export_bundle(exported_model, bundle_copy, ExportOptions(tolerance=1e-12))
+    open_bundle(bundle_copy)
+
+
+def test_an_unwritable_place_is_an_error(tmp_path: Path, exported_model: LGViT) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExportError, match="cannot write"):
+        export_bundle(exported_model, tmp_path / "file" / "out")
+
+
+def test_leftovers_of_a_killed_export_are_cleared(tmp_path: Path, exported_model: LGViT) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    (tmp_path / f".out.{process.pid}.partial").mkdir()
+    export_bundle(exported_model, tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_ctrl_c_leaves_nothing(
+    tmp_path: Path, exported_model: LGViT, interrupt: Callable[[list[str], str], str]
+) -> None:
+    save_checkpoint(exported_model, tmp_path / "model.pt")
+    interrupt(["export", "--ckpt", "model.pt"], ".out.*.partial/segments/*.onnx")
+    assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[Callable[[], None]]:
+    """Press it; whatever handler the test run came with is put back."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield lambda: os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_waits_for_a_safe_place_and_a_second_one_does_not(
+    ctrl_c: Callable[[], None],
+) -> None:
+    with held_interrupts() as check:
+        check()
+        ctrl_c()
+        with pytest.raises(KeyboardInterrupt):
+            check()
+        with pytest.raises(KeyboardInterrupt):
+            ctrl_c()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_applications_own_handler_of_ctrl_c_stays(ctrl_c: Callable[[], None]) -> None:
+    pressed: list[int] = []
+    signal.signal(signal.SIGINT, lambda *_: pressed.append(1))
+    with held_interrupts() as check:
+        ctrl_c()
+        check()
+    assert pressed == [1]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/shm"), reason="needs a small file system")
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, exported_model: LGViT) -> None:
+    """A file size limit makes the same writes fail that a full disk does."""
+    save_checkpoint(exported_model, tmp_path / "model.pt")
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000));"
+        "from lgvit_edge.cli.app import main; sys.argv = ['lgvit-edge', 'export', '--ckpt', "
+        "'model.pt']; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1, done.stderr
+    assert "cannot write" in done.stderr and "Traceback" not in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_differences_are_absolute_or_relative() -> None:
+    assert difference(np.array([[0.5, 101.0]]), np.array([[0.4, 100.0]])) == pytest.approx(0.1)
+    assert difference(np.array([[np.nan]]), np.array([[0.0]])) == float("inf")
+    hidden = np.array([[[0.0, 100.0], [0.0, 1.0]]])
+    found = hidden + 0.01
+    assert difference(found, hidden, by_token=True) == pytest.approx(0.01)  # the second token's
+    assert difference(found[:, :1], hidden[:, :1], by_token=True) == pytest.approx(0.0001)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"target": "toaster"}, "target must be one of cpu, jetson, rtx"),
+        ({"precision": "fp8"}, "precision must be one of fp32, fp16, int8"),
+        ({"fp32_islands": ("softmax",)}, "everything is in fp32 already"),
+        ({"precision": "fp16", "fp32_islands": ("gelu",)}, "must be among layernorm, softmax"),
+        ({"input": "float64"}, "input must be one of uint8, float32"),
+        ({"batch": (2, 4, 8)}, "batch must be 1:OPT:MAX"),
+        ({"batch": (1, 9, 8)}, "batch must be 1:OPT:MAX"),
+        ({"opset": 11}, "opset must be 17..23"),
+    ],
+)
+def test_options_that_mean_nothing(options: dict[str, object], text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        ExportOptions(**options)  # type: ignore[arg-type]
+
+
+def test_a_model_without_exits_is_refused(tmp_path: Path, exported_model: LGViT) -> None:
+    plain = LGViT(exported_model.config.replace(exits=()))
+    with pytest.raises(UsageError, match="has no exits; run: lgvit-edge train"):
+        export_bundle(plain, tmp_path / "out")
+
+
+def test_a_policy_with_too_many_thresholds_is_refused(
+    tmp_path: Path, exported_model: LGViT
+) -> None:
+    options = ExportOptions(policy=Confidence((0.1, 0.2)))
+    with pytest.raises(UsageError, match="one threshold or 3"):
+        export_bundle(exported_model, tmp_path / "out", options)
+
+
+def test_parity_samples_are_what_pytorch_said(bundle: Path) -> None:
+    with np.load(bundle / "parity.npz") as samples, Session.open(bundle) as session:
+        found = session.exit_logits(list(samples["images"]))
+        assert np.abs(found - samples["logits"]).max() < 1e-4
+    recorded = json.loads((bundle / "manifest.json").read_text())["parity"]
+    assert len(recorded["max_difference"]) == 4 and max(recorded["max_difference"]) < 1e-4

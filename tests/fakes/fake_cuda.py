@@ -1,0 +1,119 @@
+"""Builds the stand-in for NVIDIA's driver (``fake_cuda.c``) and runs tests on it.
+
+Those tests run in a process of their own. The bindings remember the functions of the driver they
+met first, and the stand-in would stay behind as the process's ``libcuda.so.1``: tests that ask for
+a driver would then find it, and on a machine with a GPU nothing could reach the real one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lgvit_edge.runtime.cuda.api import Cuda
+
+HERE = Path(__file__).resolve().parent
+COUNTED = ("memory", "pinned", "streams", "events", "graphs", "runnable graphs", "contexts")
+
+
+def build(folder: Path) -> Path:
+    """Compile the stand-in to ``folder/libcuda.so.1``; skip without a C compiler."""
+    compiler = next((c for c in ("cc", "gcc", "clang") if shutil.which(c)), None)
+    if compiler is None:
+        pytest.skip("needs a C compiler for the stand-in of the CUDA driver")
+    library = folder / "libcuda.so.1"
+    options = ["-shared", "-fPIC", "-O1", "-Wall", "-Wl,-soname,libcuda.so.1"]
+    command = [compiler, *options, "-o", str(library), str(HERE / "fake_cuda.c"), "-ldl"]
+    subprocess.run(command, check=True)
+    return library
+
+
+def run_cases(
+    file: str, library: Path, *options: str, variables: Mapping[str, str] | None = None
+) -> None:
+    """Run the tests of ``tests/<file>`` in a new process whose CUDA driver is ``library``."""
+    places = [str(library.parent), os.environ.get("LD_LIBRARY_PATH", "")]
+    environment = {
+        **os.environ,
+        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, places)),
+        # importlib mode does not put tests/fakes on the path, and the cases import this module.
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")])),
+        **(variables or {}),
+    }
+    pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command = [*pytest_, *options, str(HERE.parent / file)]
+    done = subprocess.run(
+        command, env=environment, cwd=HERE.parent, capture_output=True, text=True, timeout=600
+    )
+    if done.returncode:
+        pytest.fail(f"{file} failed on the stand-in:\n{done.stdout}{done.stderr}", pytrace=False)
+
+
+def load() -> ctypes.CDLL:
+    """The stand-in, inside the process that ``run_cases`` started: for its knobs."""
+    library = ctypes.CDLL("libcuda.so.1", mode=ctypes.RTLD_GLOBAL)
+    assert hasattr(library, "fake_reset"), "this process found another libcuda.so.1"
+    # pycuda names many functions that the stand-in lacks and nobody calls: look them up late.
+    sys.setdlopenflags(os.RTLD_LAZY)
+    return library
+
+
+def counts(library: ctypes.CDLL) -> dict[str, int]:
+    """How many of each are alive."""
+    numbers = (ctypes.c_int * len(COUNTED))()
+    library.fake_counts(numbers)
+    return dict(zip(COUNTED, numbers, strict=True))
+
+
+def roundtrip(cuda: Cuda) -> tuple[NDArray[Any], NDArray[Any], Callable[[], None]]:
+    """An input, an output, and what queues the copies input -> device -> device -> output."""
+    source, target = cuda.pinned((2, 3), np.float32), cuda.pinned((2, 3), "float32")
+    first, second = cuda.allocate(source.nbytes), cuda.allocate(source.nbytes)
+
+    def queue() -> None:
+        cuda.upload(first, source.ctypes.data, source.nbytes)
+        cuda.move(second, first, source.nbytes)
+        cuda.download(target.ctypes.data, second, source.nbytes)
+
+    return source, target, queue
+
+
+def captured(cuda: Cuda, queue: Callable[[], None]) -> Any:
+    cuda.begin_capture()
+    queue()
+    return cuda.end_capture()
+
+
+def in_thread(work: Callable[[], Any]) -> Any:
+    """Run in another thread; what it returns, or raises."""
+    results: list[Any] = []
+
+    def target() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            results.append(error)
+
+    thread = threading.Thread(target=target)
+    thread.start()
+    thread.join()
+    if isinstance(results[0], BaseException):
+        raise results[0]
+    return results[0]
+
+
+def current_context(library: ctypes.CDLL) -> int | None:
+    context = ctypes.c_void_p()
+    assert library.cuCtxGetCurrent(ctypes.byref(context)) == 0
+    return context.value

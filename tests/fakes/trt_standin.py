@@ -1,0 +1,406 @@
+"""A TensorRT that runs on host memory, shaped by NVIDIA's own bindings.
+
+It builds "engines" that name their ONNX file, and executes them through ONNX Runtime on the stream
+of the stand-in CUDA driver, at the addresses the chain bound. Everything it offers is ``Checked``
+against the bindings it was made from, and it refuses what TensorRT refuses: unbound tensors,
+missing or misaligned scratch memory, shapes outside the profile, the default stream.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import fake_cuda
+import numpy as np
+import onnx
+import onnxruntime
+from nvidia_api import Checked, behaviour, check_call
+
+from lgvit_edge.runtime.backends.ort_pool import join_pool, open_session
+
+CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+DTYPES = {1: "FLOAT", 10: "HALF", 2: "UINT8", 3: "INT8"}  # onnx.TensorProto to DataType
+NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "UINT8": np.uint8}
+SCRATCH = 1 << 16
+
+
+class StandIn(ModuleType):
+    """Use ``install``."""
+
+    def __init__(self, real: Any, name: str, version: str) -> None:
+        super().__init__(name)
+        self.real = real
+        self.__version__ = version
+        self.cuda = fake_cuda.load()
+        self.refuse_execution = ""  # the ONNX file's stem whose execution returns False
+        self.refuse_building = ""
+        self.capturable = True
+        self.silently_float32 = False
+        self.off_by = 0.0  # added to every output
+        self.does_not_start = False
+        self.built: list[str] = []
+        self.unsupported = False  # this GPU, by RTX's own word
+        self.calls: list[str] = []
+        self.callbacks: list[Any] = []  # kept alive for the driver
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("Builder", "OnnxParser", "Runtime"):
+            real, made = getattr(self.real, name), globals()[f"_{name}"]
+
+            def construct(*arguments: Any) -> Checked:
+                if self.does_not_start and name != "OnnxParser":
+                    arguments[0].log(self.ILogger.ERROR, "CUDA initialization failure")
+                    raise TypeError("pybind11::init(): factory function returned nullptr")
+                check_call(real.__init__, arguments, {})
+                return Checked(real, made(self, *arguments))
+
+            return construct
+        return getattr(self.real, name)
+
+    def checked(self, name: str, made: Any) -> Checked:
+        return Checked(getattr(self.real, name), made)
+
+
+def install(real: Any, name: str, version: str) -> StandIn:
+    """Make ``import name`` give a stand-in for this real module."""
+    made = StandIn(real, name, version)
+    sys.modules[name] = made
+    return made
+
+
+class _Builder:
+    def __init__(self, trt: StandIn, logger: Any) -> None:
+        self.trt, self.logger = trt, logger
+
+    def create_network(self, flags: int = 0) -> Checked:
+        names = self.trt.NetworkDefinitionCreationFlag.__members__
+        self.flags = {n for n, bit in names.items() if flags >> int(bit) & 1}
+        return self.trt.checked("INetworkDefinition", SimpleNamespace(flags=self.flags))
+
+    def create_builder_config(self) -> Checked:
+        return self.trt.checked("IBuilderConfig", _Config(self.trt))
+
+    def create_optimization_profile(self) -> Checked:
+        return self.trt.checked("IOptimizationProfile", _Profile())
+
+    def build_serialized_network(self, network: Checked, config: Checked) -> bytes | None:
+        net, cfg = behaviour(network), behaviour(config)
+        monitor = getattr(cfg, "progress_monitor", None)
+        if monitor is not None:
+            monitor.phase_start("Building engine", None, 2)
+            for step in range(2):
+                if not monitor.step_complete("Building engine", step):
+                    return None
+            monitor.phase_finish("Building engine")
+        if Path(net.onnx).stem == self.trt.refuse_building:
+            self.logger.log(self.trt.ILogger.ERROR, "no tactics within workspace limit")
+            return None
+        self.trt.built.append(Path(net.onnx).stem)
+        weak = [
+            layer.type.name
+            for layer in map(behaviour, net.layers)
+            if getattr(layer, "precision", None) is not None
+        ]
+        plan = {
+            "onnx": net.onnx,
+            "flags": sorted(net.flags | cfg.flags),
+            "profile": cfg.profile,
+            "float32": weak,
+            "settings": cfg.settings,
+        }
+        return b"standin" + json.dumps(plan).encode()
+
+
+class _Profile:
+    def set_shape(self, input: str, min: Any, opt: Any, max: Any) -> None:
+        self.shapes = [list(shape) for shape in (min, opt, max)]
+
+
+class _Config:
+    def __init__(self, trt: StandIn) -> None:
+        self.trt = trt
+        self.flags = {"TF32"}  # as in every version
+        self.profile: Any = None
+        self.settings: dict[str, Any] = {}
+        self.capabilities: list[Any] = []
+        self.timing = b""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("max_aux_streams", "builder_optimization_level"):
+            self.settings[name] = value
+        super().__setattr__(name, value)
+
+    def set_flag(self, flag: Any) -> None:
+        self.flags.add(flag.name)
+
+    def clear_flag(self, flag: Any) -> None:
+        self.flags.discard(flag.name)
+
+    def set_preview_feature(self, feature: Any, enable: bool) -> None:
+        self.flags.add(feature.name)
+
+    def set_memory_pool_limit(self, pool: Any, pool_size: int) -> None:
+        self.settings[pool.name] = pool_size
+
+    def add_optimization_profile(self, profile: Checked) -> int:
+        self.profile = behaviour(profile).shapes
+        return 0
+
+    def set_compute_capability(self, compute_capability: Any, index: int) -> bool:
+        self.settings.setdefault("capabilities", []).append(compute_capability.name)
+        return True
+
+    def create_timing_cache(self, serialized_timing_cache: bytes) -> Checked:
+        assert self.trt.__name__ != "tensorrt_rtx", "a timing cache makes RTX ask for a GPU"
+        return self.trt.checked("ITimingCache", _TimingCache(serialized_timing_cache))
+
+    def set_timing_cache(self, cache: Checked, ignore_mismatch: bool) -> bool:
+        self.timing = behaviour(cache).data
+        return not self.timing.startswith(b"other GPU")
+
+    def get_timing_cache(self) -> Checked:
+        assert self.trt.__name__ != "tensorrt_rtx"
+        return self.trt.checked("ITimingCache", _TimingCache(self.timing + b"."))
+
+
+class _TimingCache:
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def serialize(self) -> bytes:
+        return self.data
+
+
+class _OnnxParser:
+    num_errors = 1
+
+    def __init__(self, trt: StandIn, network: Checked, logger: Any) -> None:
+        self.trt, self.network = trt, behaviour(network)
+
+    def parse_from_file(self, model: str) -> bool:
+        try:
+            loaded = onnx.load(model, load_external_data=False)
+        except Exception as error:
+            self.fault = str(error)
+            return False
+        graph = onnx.shape_inference.infer_shapes(loaded).graph
+        known = {v.name: v for v in (*graph.value_info, *graph.input, *graph.output)}
+        types = {name: DTYPES.get(v.type.tensor_type.elem_type) for name, v in known.items()}
+        net = self.network
+        net.onnx = model
+        net.inputs = [self._tensor(value) for value in graph.input]
+        net.outputs = [self._tensor(value) for value in graph.output]
+        net.layers = [self._layer(node, types) for node in graph.node]
+        net.num_inputs, net.num_outputs = len(net.inputs), len(net.outputs)
+        net.num_layers = len(net.layers)
+        net.get_input, net.get_output = net.inputs.__getitem__, net.outputs.__getitem__
+        net.get_layer = net.layers.__getitem__
+        return True
+
+    def get_error(self, index: int) -> Checked:
+        return self.trt.checked("ParserError", SimpleNamespace(desc=lambda: self.fault))
+
+    def _tensor(self, value: Any) -> Checked:
+        kind = value.type.tensor_type
+        shape = tuple(d.dim_value or -1 for d in kind.shape.dim)
+        dtype = getattr(self.trt.DataType, DTYPES[kind.elem_type])
+        return self.trt.checked(
+            "ITensor", SimpleNamespace(name=value.name, dtype=dtype, shape=shape)
+        )
+
+    def _layer(self, node: Any, types: dict[str, str | None]) -> Checked:
+        names = {"MatMul": "MATRIX_MULTIPLY", "Gemm": "MATRIX_MULTIPLY", "Conv": "CONVOLUTION"}
+        names |= {"Softmax": "SOFTMAX", "LayerNormalization": "NORMALIZATION"}
+        names |= {"QuantizeLinear": "QUANTIZE", "ReduceMean": "REDUCE"}
+        kind = getattr(self.trt.LayerType, names.get(node.op_type, "SHUFFLE"))
+        outputs = [
+            self.trt.checked(
+                "ITensor",
+                SimpleNamespace(dtype=getattr(self.trt.DataType, types.get(name) or "FLOAT")),
+            )
+            for name in node.output
+        ]
+        layer = SimpleNamespace(type=kind, num_outputs=len(outputs), precision=None)
+        layer.get_output = outputs.__getitem__
+        return self.trt.checked("ILayer", layer)
+
+
+class _Runtime:
+    engine_header_size = 64
+
+    def __init__(self, trt: StandIn, logger: Any) -> None:
+        self.trt, self.logger = trt, logger
+
+    def get_engine_validity(self, buffer: bytes) -> tuple[Any, int]:
+        if self.trt.unsupported:
+            bits = self.trt.EngineInvalidityDiagnostics
+            return self.trt.EngineValidity.INVALID, int(bits.UNSUPPORTED_CC)
+        if buffer.startswith(b"standin"):
+            return self.trt.EngineValidity.VALID, 0
+        bits = self.trt.EngineInvalidityDiagnostics
+        return self.trt.EngineValidity.INVALID, int(bits.MALFORMED_ENGINE)
+
+    def deserialize_cuda_engine(self, serialized_engine: bytes) -> Checked | None:
+        if not serialized_engine.startswith(b"standin"):
+            self.logger.log(self.trt.ILogger.ERROR, "magic tag does not match")
+            return None
+        plan = json.loads(serialized_engine[7:])
+        return self.trt.checked("ICudaEngine", _Engine(self.trt, plan))
+
+
+class _Engine:
+    device_memory_size = device_memory_size_v2 = SCRATCH
+
+    def __init__(self, trt: StandIn, plan: dict[str, Any]) -> None:
+        self.trt, self.plan = trt, plan
+        threads = join_pool(onnxruntime, None)
+        cpu = ["CPUExecutionProvider"]
+        self.session, _ = open_session(
+            onnxruntime, plan["onnx"], threads, shared=True, providers=cpu
+        )
+        types = {"tensor(float)": "FLOAT", "tensor(float16)": "HALF", "tensor(uint8)": "UINT8"}
+        self.inputs = [t.name for t in self.session.get_inputs()]
+        self.outputs = [t.name for t in self.session.get_outputs()]
+        tensors = [*self.session.get_inputs(), *self.session.get_outputs()]
+        self.types = {t.name: types[t.type] for t in tensors}
+        self.shapes = {
+            t.name: tuple(s if isinstance(s, int) else -1 for s in t.shape) for t in tensors
+        }
+        self.num_io_tensors = len(tensors)
+
+    def get_tensor_name(self, index: int) -> str:
+        return [*self.inputs, *self.outputs][index]
+
+    def get_tensor_mode(self, name: str) -> Any:
+        modes = self.trt.TensorIOMode
+        return modes.INPUT if name in self.inputs else modes.OUTPUT
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        return getattr(self.trt.DataType, self.types[name])
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self.shapes[name]
+
+    def create_engine_inspector(self) -> Checked:
+        graph = onnx.load(self.plan["onnx"], load_external_data=False).graph
+        half = any(DTYPES.get(weight.data_type) == "HALF" for weight in graph.initializer)
+        kind = "FP16" if half and not self.trt.silently_float32 else "FP32"
+        inner = {"Name": "inner", "Format/Datatype": f"Row major linear {kind} format"}
+        outer = {"Name": self.outputs[0], "Format/Datatype": "Row major linear FP16 format"}
+        text = json.dumps({"Layers": [{"Name": "fused", "Outputs": [inner, outer]}]})
+        information = SimpleNamespace(get_engine_information=lambda format: text)
+        return self.trt.checked("EngineInspector", information)
+
+    def create_execution_context_without_device_memory(self) -> Checked:
+        return self.trt.checked("IExecutionContext", _Context(self.trt, self))
+
+    def create_runtime_config(self) -> Checked:
+        return self.trt.checked("IRuntimeConfig", _RuntimeConfig(self.trt))
+
+    def create_execution_context(self, how: Any) -> Checked:
+        strategy = behaviour(how).strategy if isinstance(how, Checked) else how
+        assert strategy.name == "USER_MANAGED", "contexts must share scratch memory"
+        return self.trt.checked("IExecutionContext", _Context(self.trt, self))
+
+
+class _RuntimeConfig:
+    def __init__(self, trt: StandIn) -> None:
+        self.trt = trt
+        self.strategy: Any = None
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> Checked:
+        return self.trt.checked("IRuntimeCache", _RuntimeCache())
+
+    def set_runtime_cache(self, cache: Checked) -> bool:
+        self.cache = behaviour(cache)
+        return True
+
+
+class _RuntimeCache:
+    data = b"compiled"
+
+    def serialize(self) -> bytes:
+        return self.data
+
+    def deserialize(self, blob: bytes) -> bool:
+        self.data = bytes(blob)
+        return True
+
+
+class _Context:
+    def __init__(self, trt: StandIn, engine: _Engine) -> None:
+        self.trt, self.engine = trt, engine
+        self.addresses: dict[str, int] = {}
+        self.shape: tuple[int, ...] | None = None
+        self.device_memory = self.generation = 0
+        source = engine.inputs[0]
+        if -1 not in engine.shapes[source]:
+            self.shape = engine.shapes[source]
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        assert size >= SCRATCH
+        self.device_memory = memory
+
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        if name not in self.engine.types or not memory:
+            return False
+        self.addresses[name] = memory
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        low, _, high = self.engine.plan["profile"]
+        if name != self.engine.inputs[0] or not low[0] <= shape[0] <= high[0]:
+            return False
+        self.generation += 1  # what was recorded before is void
+        self.shape = tuple(shape)
+        return True
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        return self.trt.capturable
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        engine, stem = self.engine, Path(self.engine.plan["onnx"]).stem
+        self.trt.calls.append(stem)
+        assert stream_handle, "the default stream adds a synchronization"
+        assert self.device_memory and self.device_memory % 256 == 0, "no scratch memory"
+        if self.addresses.keys() != engine.types.keys() or self.shape is None:
+            return False
+        if stem == self.trt.refuse_execution:
+            return False
+        work = CALLBACK(_work(self, dict(self.addresses), self.shape, self.device_memory))
+        self.trt.callbacks.append(work)
+        return not self.trt.cuda.cuLaunchHostFunc(ctypes.c_void_p(stream_handle), work, None)
+
+
+def _work(
+    context: _Context, addresses: dict[str, int], shape: tuple[int, ...], scratch: int
+) -> Callable[[int | None], None]:
+    """What the stream runs: read the input, compute, write the outputs, spoil the scratch.
+
+    NaN where the context was given another shape since this was recorded, which NVIDIA forbids.
+    """
+    engine, generation = context.engine, context.generation
+
+    def run(_: int | None) -> None:
+        name = engine.inputs[0]
+        dtype = np.dtype(NUMPY[engine.types[name]])
+        size = int(np.prod(shape)) * dtype.itemsize
+        image = np.frombuffer(ctypes.string_at(addresses[name], size), dtype).reshape(shape)
+        results = engine.session.run(engine.outputs, {name: image})
+        for output, result in zip(engine.outputs, results, strict=True):
+            result += result.dtype.type(engine.trt.off_by)
+            if context.generation != generation:
+                result.fill(np.nan)
+            ctypes.memmove(addresses[output], result.tobytes(), result.nbytes)
+        ctypes.memset(scratch, 0xEE, SCRATCH)
+
+    return run

@@ -1,0 +1,159 @@
+"""Finding images and labels, and labels that do not match the model's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lgvit_edge.errors import DataError
+from lgvit_edge.images.labelled import LabelledImage, evenly, find_images
+
+
+def files(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root
+
+
+def found(images: list[LabelledImage], root: Path) -> dict[str, int | None]:
+    return {str(i.path.relative_to(root)): i.class_index for i in images}
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    return files(tmp_path / "flat", "a.png", "b.jpg", "my cat.png", "notes.txt", "sub/c.png")
+
+
+# One folder per class.
+
+
+def test_folders_match_names_whatever_their_order(tmp_path: Path) -> None:
+    files(tmp_path, "dog/1.png", "dog/2.JPG", "cat/3.png", "cat/x.txt", ".cache/4.png", "top.png")
+    images = find_images(tmp_path, num_classes=3, names=("eel", "dog", "cat"))
+    assert found(images, tmp_path) == {"cat/3.png": 2, "dog/1.png": 1, "dog/2.JPG": 1}
+    assert [i.path.name for i in images] == ["3.png", "1.png", "2.JPG"]
+
+
+def test_without_names_folders_match_in_sorted_order(tmp_path: Path) -> None:
+    files(tmp_path, "n02/1.png", "n01/2.png", "n10/3.png")
+    images = find_images(tmp_path, num_classes=3)
+    assert found(images, tmp_path) == {"n01/2.png": 0, "n02/1.png": 1, "n10/3.png": 2}
+
+
+def test_an_empty_class_folder_still_counts(tmp_path: Path) -> None:
+    files(tmp_path, "b/1.png")
+    (tmp_path / "a").mkdir()
+    assert found(find_images(tmp_path, num_classes=2), tmp_path) == {"b/1.png": 1}
+
+
+def test_folders_the_model_does_not_know(tmp_path: Path) -> None:
+    files(tmp_path, "cat/1.png", "cow/2.png", "pig/3.png")
+    with pytest.raises(DataError) as caught:
+        find_images(tmp_path, num_classes=4, names=("cat", "dog", "eel", "fox"))
+    assert str(caught.value) == (
+        f"{tmp_path}: the labels do not match the model's: 2 of 3 folders are none of its "
+        "4 classes, such as 'cow'; it knows cat, dog, eel..."
+    )
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_another_number_of_folders_than_classes(tmp_path: Path, classes: int) -> None:
+    files(tmp_path, "a/1.png", "b/2.png")
+    message = f"found 2 class folders, the model has {classes} classes and no names to match them"
+    with pytest.raises(DataError, match=message):
+        find_images(tmp_path, num_classes=classes)
+
+
+# A flat folder.
+
+
+def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
+    files(tmp_path, "b.png", "a.jpg", "empty/readme.txt")
+    assert found(find_images(tmp_path, num_classes=9), tmp_path) == {"a.jpg": None, "b.png": None}
+
+
+def test_folders_without_images(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no images: expected one sub-folder per class, or"):
+        find_images(tmp_path, num_classes=2)
+    files(tmp_path, "a/readme.txt", "b.txt")
+    with pytest.raises(DataError, match="holds no images"):
+        find_images(tmp_path, num_classes=2)
+    with pytest.raises(DataError, match=r"no such folder: .*nowhere"):
+        find_images(tmp_path / "nowhere", num_classes=2)
+    with pytest.raises(DataError, match=r"no such folder: .*b\.txt"):
+        find_images(tmp_path / "b.txt", num_classes=2)
+
+
+# A list of labels.
+
+
+def listed(flat: Path, text: str, *, names: tuple[str, ...] = ()) -> dict[str, int | None]:
+    labels = flat.parent / "labels.txt"
+    labels.write_bytes(text.encode())
+    return found(find_images(flat, num_classes=12, names=names, labels=labels), flat)
+
+
+def test_labels_by_index_and_by_name(flat: Path) -> None:
+    names = tuple(f"c{i}" for i in range(10)) + ("red fox", "7")
+    assert listed(flat, "a.png 3\n\n  b.jpg   c4  \r\n", names=names) == {"a.png": 3, "b.jpg": 4}
+    assert listed(flat, "a.png red fox\nsub/c.png 0", names=names) == {"a.png": 10, "sub/c.png": 0}
+    # A name that looks like an index is a name.
+    assert listed(flat, "a.png 7", names=names) == {"a.png": 11}
+
+
+def test_a_tab_allows_spaces_in_file_names(flat: Path) -> None:
+    assert listed(flat, "my cat.png\t2\na.png\tred fox", names=("red fox",)) == {
+        "my cat.png": 2,
+        "a.png": 0,
+    }
+
+
+LINE = r"expected FILE CLASS with a class in 0\.\.11 or a name the model knows, found"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a.png 12", rf"labels\.txt, line 1: {LINE} 'a\.png 12'"),
+        ("a.png 3\nb.jpg -1", rf"line 2: {LINE} 'b\.jpg -1'"),
+        ("a.png 1.5", LINE),
+        ("a.png", LINE),
+        ("a.png wolf", LINE),
+        ("a.png " + "9" * 5000, LINE),
+        ("a.png ²", LINE),
+        ("my cat.png 3", LINE),  # spaces want a tab
+        ("missing.png 3", r"line 1: no such image: .*missing\.png"),
+        ("sub 3", r"line 1: no such image: .*sub"),
+        ("a\0.png 3", "no such image"),
+        ("", "labels.txt lists no images"),
+        ("\n \n", "labels.txt lists no images"),
+    ],
+)
+def test_labels_that_do_not_match(flat: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        listed(flat, text, names=("red fox",))
+
+
+def test_labels_that_cannot_be_read(flat: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot read the labels .*none\.txt: .*No such file"):
+        find_images(flat, num_classes=2, labels=tmp_path / "none.txt")
+    with pytest.raises(DataError, match="cannot read the labels .*Is a directory"):
+        find_images(flat, num_classes=2, labels=flat)
+    (tmp_path / "binary.txt").write_bytes(b"a.png \xff\xfe")
+    with pytest.raises(DataError, match="cannot read the labels .*decode"):
+        find_images(flat, num_classes=2, labels=tmp_path / "binary.txt")
+
+
+def test_a_name_that_two_classes_share_is_refused(tmp_path: Path) -> None:
+    files(tmp_path, "crane/0.png")
+    with pytest.raises(DataError, match="2 classes called 'crane'; give the class by index"):
+        find_images(tmp_path, num_classes=3, names=("crane", "crane", "heron"))
+
+
+def test_images_are_spread_evenly() -> None:
+    listed = [LabelledImage(Path(str(i)), i) for i in range(10)]
+    assert [i.class_index for i in evenly(listed, 3)] == [0, 3, 6]
+    assert evenly(listed, None) is listed

@@ -1,0 +1,263 @@
+"""Foreign ViT and DeiT give the logits their authors' equations give, at every exit.
+
+The authors' own outputs for one small ViT are stored in ``data/vit_lgvit.npz``. Everything else is
+compared with ``equations.py``, straight from the published equations, on random weights under the
+foreign names.
+"""
+
+from __future__ import annotations
+
+import json
+import runpy
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lgvit_edge.architecture.config import ExitConfig
+from lgvit_edge.model import LGViT, load_backbone, load_checkpoint
+from lgvit_edge.model.segments import cut
+
+HERE = Path(__file__).parent
+REFERENCE = HERE.parents[1] / "data" / "vit_lgvit.npz"
+eq = SimpleNamespace(**runpy.run_path(str(HERE / "equations.py")))
+foreign = SimpleNamespace(**runpy.run_path(str(HERE / "foreign_states.py")))
+
+HEADS, DEPTH, EPS, ONE, TWO = foreign.HEADS, foreign.DEPTH, foreign.EPS, foreign.ONE, foreign.TWO
+both_formats = pytest.mark.parametrize("weights", ["pytorch_model.bin", "model.safetensors"])
+
+
+@pytest.fixture
+def pixels() -> Tensor:
+    return foreign.random_pixels(foreign.IMAGE)  # type: ignore[no-any-return]
+
+
+# The authors' file.
+
+
+@both_formats
+def test_authors_vit_is_reproduced_at_every_exit(tmp_path: Path, weights: str) -> None:
+    with np.load(REFERENCE) as reference:
+        state = {
+            name.removeprefix("state/"): torch.from_numpy(reference[name])
+            for name in reference.files
+            if name.startswith("state/")
+        }
+        config = json.loads(bytes(reference["config"]))
+        pixels = torch.from_numpy(reference["pixel_values"])
+        exits = torch.from_numpy(reference["exit_logits"])
+        final = torch.from_numpy(reference["final_logits"])
+    model = load_checkpoint(foreign.write_directory(tmp_path / "authors", config, state, weights))
+
+    assert not model.training
+    assert [(e.block, e.head, e.kernel or e.window) for e in model.config.exits] == [
+        *[(4, "lph", 3), (5, "lph", 3), (6, "lph", 0), (7, "lph", 0)],
+        *[(8, "gah", 2), (9, "gah", 2), (10, "gah", 3), (11, "gah", 3)],
+    ]
+    with torch.no_grad():
+        eq.assert_reproduced(model.exit_logits(pixels), torch.cat([exits, final[:, None]], dim=1))
+        eq.assert_reproduced(model(pixels[:1]), final[:1])  # batch 1, as it was computed
+
+
+def test_the_equations_reproduce_the_authors_file_too() -> None:
+    with np.load(REFERENCE) as reference:
+        state = {
+            name.removeprefix("state/"): torch.from_numpy(reference[name])
+            for name in reference.files
+            if name.startswith("state/")
+        }
+        pixels = torch.from_numpy(reference["pixel_values"])
+        expected = torch.from_numpy(reference["exit_logits"])
+    kinds = [*["conv1_1"] * 2, *["conv2_1"] * 2, *["attention_r2"] * 2, *["attention_r3"] * 2]
+    states = eq.hidden_states(state, pixels, "deit", heads=4, depth=12, eps=1e-12)
+    found = [
+        eq.exit_logits(state, k, kind, states[4 + k], tokens=1, heads=4, eps=1e-12)
+        for k, kind in enumerate(kinds)
+    ]
+    eq.assert_reproduced(torch.stack(found, dim=1), expected)
+
+
+# Directories of the authors, with every head they have.
+
+LGVIT = {
+    2: ["conv1_1", "attention_r2"],
+    4: ["conv1_1", "conv2_1", "attention_r2", "attention_r3"],
+    6: ["conv1_1", "conv2_1", *["attention_r2"] * 2, *["attention_r3"] * 2],
+    8: [*["conv1_1"] * 2, *["conv2_1"] * 2, *["attention_r2"] * 2, *["attention_r3"] * 2],
+}
+KINDS = ["linear", "vit", "self_attention", "conv_normal", "conv1_1", "conv2_1"]
+KINDS += ["attention_r1", "attention_r2", "attention_r3"]
+BLOCKS = {2: [3, 6], 4: [1, 2, 5, 7], 6: [1, 2, 3, 5, 7, 8], 8: [1, 2, 3, 4, 5, 6, 7, 8]}
+DEEP = 9
+
+
+def chain(model: LGViT, x: Tensor) -> Tensor:
+    """Every exit's logits as they are exported: segment after segment, ``[B, M + 1, C]``."""
+    *segments, last = (segment.module for segment in cut(model, input="float32"))
+    found = []
+    for segment in segments:
+        x, logits = segment(x)
+        found.append(logits)
+    return torch.stack([*found, last(x)], dim=1)
+
+
+def check_directory(
+    folder: Path, backbone: str, highway: str, kinds: list[str], weights: str, **changes: Any
+) -> Any:
+    """Write an authors' directory, load it and compare every exit; returns the model."""
+    tokens, names = (1, ONE) if backbone == "ViT" else (2, TWO)
+    make = foreign.huggingface_state("deit", tokens=tokens, classifiers=names, depth=DEEP)
+    make.linear("deit.pooler.dense", foreign.D, foreign.D)  # in the authors' files, read by nothing
+    for k, kind in enumerate(kinds):
+        foreign.add_exit(make, k, kind, names)
+    state, blocks = make.state, BLOCKS[len(kinds)]
+    config = foreign.HF_CONFIG | {
+        "backbone": backbone,
+        "model_type": "deit",
+        "highway_type": highway,
+        "num_hidden_layers": DEEP,
+        "num_early_exits": len(kinds),
+        "position_exits": str(blocks),
+        **changes,
+    }
+    eps, pixels = config["layer_norm_eps"], foreign.random_pixels(foreign.IMAGE)
+    states = eq.hidden_states(state, pixels, "deit", heads=HEADS, depth=DEEP, eps=eps)
+    expected = [
+        eq.exit_logits(state, k, kind, states[block], tokens=tokens, heads=HEADS, eps=eps)
+        for k, (kind, block) in enumerate(zip(kinds, blocks, strict=True))
+    ]
+    normed = eq.layer_norm(state, "deit.layernorm", states[-1], eps)
+    expected.append(eq.token_logits(state, "", normed))
+
+    model = load_checkpoint(foreign.write_directory(folder, config, state, weights))
+
+    assert not model.training
+    assert [exit.block for exit in model.config.exits] == blocks
+    with torch.no_grad():
+        found, deployed = model.exit_logits(pixels), chain(model, pixels)
+    assert found.shape[1] == len(kinds) + 1
+    for m, logits in enumerate(expected):
+        eq.assert_reproduced(found[:, m], logits)
+        eq.assert_reproduced(deployed[:, m], logits)
+    return model
+
+
+@pytest.mark.parametrize("eps", [1e-12, 1e-2])
+@pytest.mark.parametrize("count", list(LGVIT))
+@pytest.mark.parametrize("backbone", ["ViT", "DeiT"])
+def test_authors_lgvit(tmp_path: Path, backbone: str, count: int, eps: float) -> None:
+    kinds, weights = LGVIT[count], "pytorch_model.bin" if count < 8 else "model.safetensors"
+    folder = tmp_path / "authors"
+    model = check_directory(folder, backbone, "LGViT", kinds, weights, layer_norm_eps=eps)
+    tokens = {"ViT": 1, "DeiT": 2}[backbone]
+    assert (model.config.family, model.config.prefix_tokens) == (backbone.lower(), tokens)
+    assert model.config.labels == tuple(f"thing {i}" for i in range(foreign.CLASSES))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("backbone", ["ViT", "DeiT"])
+def test_authors_model_with_one_kind_of_head(tmp_path: Path, backbone: str, kind: str) -> None:
+    # The large eps shows which norms take it from the configuration.
+    folder = tmp_path / "authors"
+    check_directory(folder, backbone, kind, [kind] * 4, "model.safetensors", layer_norm_eps=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("highway", "exit"),
+    [
+        ("conv1_1", ExitConfig(3, "lph", kernel=3)),
+        ("conv2_1", ExitConfig(3, "lph", kernel=0)),
+        ("attention_r1", ExitConfig(3, "gah", window=1)),
+        ("linear", ExitConfig(3, "mlp")),
+        ("self_attention", ExitConfig(3, "attention")),
+        ("conv_normal", ExitConfig(3, "conv")),
+    ],
+)
+def test_what_the_authors_call_our_heads(tmp_path: Path, highway: str, exit: ExitConfig) -> None:
+    model = check_directory(tmp_path / "vit", "ViT", highway, [highway] * 2, "pytorch_model.bin")
+    assert model.config.exits[0] == exit
+
+
+@pytest.mark.parametrize("backbone", ["ViT", "DeiT"])
+def test_positions_may_be_a_list_and_their_number_absent(tmp_path: Path, backbone: str) -> None:
+    changes = {"position_exits": [1, 2, 5, 7], "num_labels": foreign.CLASSES}
+    check_directory(tmp_path / "a", backbone, "LGViT", LGVIT[4], "pytorch_model.bin", **changes)
+
+
+# Hugging Face backbones.
+
+
+@both_formats
+def test_huggingface_vit(tmp_path: Path, pixels: Tensor, weights: str) -> None:
+    state = foreign.huggingface_state("vit", tokens=1, classifiers=ONE).state
+    config = foreign.HF_CONFIG | {"model_type": "vit"}
+    model = load_backbone(foreign.write_directory(tmp_path / "vit", config, state, weights))
+    last = eq.hidden_states(state, pixels, "vit", heads=HEADS, depth=DEPTH, eps=EPS)[-1]
+    normed = eq.layer_norm(state, "vit.layernorm", last, EPS)
+    assert (model.config.family, model.config.exits) == ("vit", ())
+    with torch.no_grad():
+        eq.assert_reproduced(model(pixels), eq.linear(state, "classifier", normed[:, 0]))
+
+
+def test_huggingface_vit_without_qkv_bias(tmp_path: Path, pixels: Tensor) -> None:
+    state = foreign.huggingface_state("vit", tokens=1, classifiers=ONE).state
+    for i in range(DEPTH):
+        for part in ("query", "key", "value"):
+            del state[f"vit.encoder.layer.{i}.attention.attention.{part}.bias"]
+    config = foreign.HF_CONFIG | {"model_type": "vit", "qkv_bias": False}
+    model = load_backbone(
+        foreign.write_directory(tmp_path / "vit", config, state, "pytorch_model.bin")
+    )
+    last = eq.hidden_states(state, pixels, "vit", heads=HEADS, depth=DEPTH, eps=EPS)[-1]
+    normed = eq.layer_norm(state, "vit.layernorm", last, EPS)
+    with torch.no_grad():
+        eq.assert_reproduced(model(pixels), eq.linear(state, "classifier", normed[:, 0]))
+
+
+@pytest.mark.parametrize("names", [TWO, ONE], ids=["with teacher", "one classifier"])
+def test_huggingface_deit(tmp_path: Path, pixels: Tensor, names: tuple[str, ...]) -> None:
+    state = foreign.huggingface_state("deit", tokens=2, classifiers=names).state
+    config = foreign.HF_CONFIG | {"model_type": "deit"}
+    model = load_backbone(
+        foreign.write_directory(tmp_path / "deit", config, state, "model.safetensors")
+    )
+    last = eq.hidden_states(state, pixels, "deit", heads=HEADS, depth=DEPTH, eps=EPS)[-1]
+    normed = eq.layer_norm(state, "deit.layernorm", last, EPS)
+    each = [eq.linear(state, name, normed[:, i]) for i, name in enumerate(names)]
+    assert (model.config.prefix_tokens, model.config.classifiers) == (2, len(names))
+    with torch.no_grad():
+        eq.assert_reproduced(model(pixels), sum(each) / torch.tensor(len(each)))
+
+
+# Real files.
+
+
+@pytest.mark.parametrize(
+    ("file", "arch", "classes", "parameters"),
+    [
+        ("deit_tiny_patch16_224_in1k_fp32.pth", "deit-tiny", 1000, 5_717_416),
+        ("vit_tiny_patch16_224_tinyimagenet200_fp32.pth", "vit-tiny", 200, 5_563_016),
+    ],
+)
+def test_published_weights_load(
+    data_root: Path, file: str, arch: str, classes: int, parameters: int
+) -> None:
+    path = data_root / "weights" / file
+    if not path.is_file():
+        pytest.skip(f"{path} is not there")
+    model = load_backbone(path, arch=arch)
+    assert model.config.num_classes == classes
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+def test_a_copy_of_the_reference_is_the_shared_one(data_root: Path, tmp_path: Path) -> None:
+    shared = data_root / "reference" / "vit_lgvit.npz"
+    if not shared.is_file():
+        pytest.skip(f"{shared} is not there")
+    copy = shutil.copy(shared, tmp_path)
+    assert Path(copy).read_bytes() == REFERENCE.read_bytes()

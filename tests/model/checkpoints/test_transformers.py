@@ -1,0 +1,197 @@
+"""Models that transformers itself makes and saves give transformers' own logits."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import runpy
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lgvit_edge.model import load_backbone
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+HERE = Path(__file__).parent
+eq = SimpleNamespace(**runpy.run_path(str(HERE / "equations.py")))
+foreign = SimpleNamespace(**runpy.run_path(str(HERE / "foreign_states.py")))
+
+CLASSES = 5
+VIT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "image_size": 28,
+    "patch_size": 4,
+    "num_labels": CLASSES,
+    "layer_norm_eps": 1e-3,
+}
+SWIN = {
+    "image_size": 64,
+    "patch_size": 2,
+    "embed_dim": 16,
+    "depths": [2, 2, 4, 2],
+    "num_heads": [2, 2, 4, 4],
+    "window_size": 4,
+    "mlp_ratio": 3.0,
+    "num_labels": CLASSES,
+    "layer_norm_eps": 1e-3,
+}
+KINDS = {
+    "vit": ("ViTConfig", "ViTForImageClassification", VIT),
+    "vit without qkv bias": ("ViTConfig", "ViTForImageClassification", VIT | {"qkv_bias": False}),
+    "deit": ("DeiTConfig", "DeiTForImageClassification", VIT),
+    "deit with teacher": ("DeiTConfig", "DeiTForImageClassificationWithTeacher", VIT),
+    "swin": ("SwinConfig", "SwinForImageClassification", SWIN),
+    # Maps of 18, 9, 5 and 3 under windows of 3: padded to 6 in the third stage, odd when merged.
+    "swin, padded": (
+        "SwinConfig",
+        "SwinForImageClassification",
+        SWIN | {"image_size": 36, "window_size": 3, "qkv_bias": False},
+    ),
+}
+
+
+@contextlib.contextmanager
+def unheard() -> Iterator[None]:
+    """Warnings of transformers about itself are not ours."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def make(kind: str) -> Any:
+    """With random norms, positions, tokens and tables: fresh ones would hide mistakes."""
+    config, model, sizes = KINDS[kind]
+    torch.manual_seed(3)
+    with unheard():
+        made = getattr(transformers, model)(getattr(transformers, config)(**sizes))
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if parameter.ndim > 1 and "table" not in name and "embeddings." not in name:
+                parameter.normal_(0.0, float(parameter[0].numel()) ** -0.5)
+            else:
+                parameter.normal_(0.0, 0.5)
+        for module in made.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.weight.uniform_(0.5, 1.5)
+    return made.eval()
+
+
+def logits(model: Any, pixels: Tensor, **options: Any) -> Tensor:
+    with torch.no_grad(), unheard():
+        return model(pixel_values=pixels, **options).logits  # type: ignore[no-any-return]
+
+
+def save(model: Any, folder: Path, **options: Any) -> Path:
+    with unheard():
+        model.save_pretrained(folder, **options)
+    return folder
+
+
+def check(folder: Path, model: Any) -> None:
+    pixels = foreign.random_pixels(model.config.image_size)
+    found = load_backbone(folder)
+    assert found.config.family == model.config.model_type
+    with torch.no_grad():
+        eq.assert_reproduced(found(pixels), logits(model, pixels))
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_save_pretrained(tmp_path: Path, kind: str) -> None:
+    model = make(kind)
+    folder = save(model, tmp_path / "saved")
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
+    check(folder, model)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_names_in_memory(tmp_path: Path, kind: str) -> None:
+    model = make(kind)
+    folder = save(model, tmp_path / "saved")
+    (folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    check(folder, model)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_shards(tmp_path: Path, kind: str) -> None:
+    model = make(kind)
+    folder = save(model, tmp_path / "saved", max_shard_size="20KB")
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) > 2
+    check(folder, model)
+
+
+@pytest.mark.parametrize("kind", ["vit", "deit with teacher"])
+def test_labels(tmp_path: Path, kind: str) -> None:
+    model = make(kind)
+    model.config.id2label = {i: f"thing {i}" for i in range(CLASSES)}
+    folder = save(model, tmp_path / "saved")
+    assert load_backbone(folder).config.labels == tuple(f"thing {i}" for i in range(CLASSES))
+
+
+# Other image sizes.
+
+
+@pytest.mark.parametrize("kind", ["vit", "deit with teacher"])
+@pytest.mark.parametrize("size", [20, 36, 56])
+def test_positions_are_interpolated(tmp_path: Path, kind: str, size: int) -> None:
+    model, pixels = make(kind), foreign.random_pixels(size)
+    found = load_backbone(save(model, tmp_path / "saved")).resized(size)
+    with torch.no_grad():
+        expected = logits(model, pixels, interpolate_pos_encoding=True)
+        eq.assert_reproduced(found(pixels), expected)
+
+
+@pytest.mark.parametrize("kind", ["swin", "swin, padded"])
+@pytest.mark.parametrize("size", [68, 84, 96, 128])
+def test_windows_keep_their_size(tmp_path: Path, kind: str, size: int) -> None:
+    model, pixels = make(kind), foreign.random_pixels(size)
+    found = load_backbone(save(model, tmp_path / "saved")).resized(size)
+    with torch.no_grad():
+        eq.assert_reproduced(found(pixels), logits(model, pixels))
+
+
+# What transformers' processors do to an image.
+
+
+@pytest.mark.parametrize(
+    ("processor", "options"),
+    [
+        ("ViTImageProcessor", {"size": {"height": 28, "width": 28}}),
+        ("ViTImageProcessor", {"size": {"height": 28, "width": 28}, "do_normalize": False}),
+        (
+            "DeiTImageProcessor",
+            {"size": {"height": 32, "width": 32}, "crop_size": {"height": 28, "width": 28}},
+        ),
+    ],
+)
+def test_processors(tmp_path: Path, processor: str, options: dict[str, Any]) -> None:
+    np = pytest.importorskip("numpy")
+    from lgvit_edge.images.preprocess import network_input
+
+    folder = save(make("vit"), tmp_path / "saved")
+    try:
+        with unheard():
+            theirs = getattr(transformers, processor)(**options)
+            theirs.save_pretrained(folder)
+    except ImportError as error:
+        pytest.skip(f"transformers' processors need more: {error}")
+    model = load_backbone(folder)
+    rows, columns = np.mgrid[0:50, 0:90]
+    frame = np.stack([rows * 5, columns * 2, (rows + columns) * 1.5], -1).astype(np.uint8)
+    with unheard():
+        expected = theirs(frame, return_tensors="np")["pixel_values"]
+    found = network_input([frame], model.config.preprocess, 28, "float32")
+    grey = max(abs(1 / (255 * s)) for s in model.config.preprocess.std)
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= 1.01 * grey

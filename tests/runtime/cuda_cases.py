@@ -1,0 +1,181 @@
+"""What a ``Cuda`` must do, on the stand-in for the driver; ``test_cuda.py`` starts this file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import fake_cuda
+import numpy as np
+import pytest
+from fake_cuda import captured, counts, roundtrip
+
+from lgvit_edge.errors import BackendError
+from lgvit_edge.runtime.cuda.api import Cuda, Device, open_cuda
+
+FAKE = fake_cuda.load()
+BINDING = os.environ["CUDA_BINDING"]
+OUT_OF_MEMORY, LAUNCH_FAILED, UNHEARD_OF = 2, 719, 12345
+
+
+@pytest.fixture
+def cuda() -> Iterator[Cuda]:
+    FAKE.fake_reset()
+    opened = open_cuda(BINDING)
+    yield opened
+    opened.close()
+    assert not any(counts(FAKE).values()), "something leaked"
+
+
+def fail(name: str, code: int, after: int = 0) -> None:
+    FAKE.fake_fail(name.encode(), code, after)
+
+
+def test_description(cuda: Cuda) -> None:
+    assert cuda.name == BINDING
+    assert cuda.device == Device("Fake Orin", "8.7", "12.6", 8 * 2**30)
+    assert isinstance(cuda.stream, int) and cuda.stream > 2**32
+
+
+def test_memory(cuda: Cuda) -> None:
+    before = cuda.free_memory()
+    addresses = [cuda.allocate(size) for size in (1, 1000, 0)]
+    assert all(address % 256 == 0 for address in addresses)
+    assert before - cuda.free_memory() == 256 + 1024 + 256
+    array = cuda.pinned((2, 3), np.float16)
+    assert (array.shape, array.dtype, array.any()) == ((2, 3), np.float16, False)
+    assert array.flags.c_contiguous and array.flags.writeable
+    assert cuda.pinned((0, 3), np.uint8).shape == (0, 3)
+    assert counts(FAKE)["pinned"] == 2
+
+
+def test_copies_are_queued(cuda: Cuda) -> None:
+    source, target, queue = roundtrip(cuda)
+    source[:] = np.arange(6).reshape(2, 3)
+    queue()
+    assert not target.any()
+    cuda.synchronize()
+    np.testing.assert_array_equal(target, source)
+
+
+@pytest.mark.parametrize("way", ["spin", "block", "hybrid"])
+def test_waiting_for_an_event(cuda: Cuda, way: str) -> None:
+    source, target, queue = roundtrip(cuda)
+    event = cuda.event(blocking=way == "block")
+    assert cuda.done(event)  # never recorded
+    for value in (7, 8):
+        source[:] = value
+        queue()
+        cuda.record(event)
+        later = cuda.pinned((1,), np.uint8)
+        cuda.download(later.ctypes.data, cuda.allocate(1), 1)
+        assert way == "block" or not cuda.done(event)
+        assert (target != value).all()
+        if way == "spin":
+            while not cuda.done(event):
+                pass
+        else:
+            cuda.wait(event)
+        assert (target == value).all() and cuda.done(event)
+        assert later[0] == 0  # it waits for no more than what came before
+    cuda.synchronize()
+    assert later[0] == 0xCD
+
+
+def test_events_are_told_apart(cuda: Cuda) -> None:
+    first, second = cuda.event(blocking=False), cuda.event(blocking=True)
+    cuda.record(first)
+    cuda.wait(first)
+    cuda.record(second)
+    assert cuda.done(first) and not cuda.done(second)
+
+
+def test_graph(cuda: Cuda) -> None:
+    source, target, queue = roundtrip(cuda)
+    graph = captured(cuda, queue)
+    cuda.synchronize()
+    assert not target.any()  # captured, not run
+    for value in (1, 2):
+        source[:] = value
+        cuda.launch(graph)
+        assert (target != value).all()
+        cuda.synchronize()
+        assert (target == value).all()
+    assert counts(FAKE)["graphs"] == 0
+
+
+def test_failed_capture_leaves_the_stream_usable(cuda: Cuda) -> None:
+    source, target, queue = roundtrip(cuda)
+    cuda.begin_capture()
+    queue()
+    with pytest.raises(BackendError, match=r"cuStreamSynchronize failed: .*not permitted"):
+        cuda.synchronize()
+    with pytest.raises(BackendError, match="cuStreamEndCapture failed: .*CAPTURE_INVALIDATED"):
+        cuda.end_capture()
+    with pytest.raises(BackendError, match="cuStreamEndCapture failed: CUDA_ERROR_ILLEGAL_STATE"):
+        cuda.end_capture()
+    source[:] = 3
+    queue()
+    cuda.synchronize()
+    assert (target == 3).all()
+    source[:] = 4
+    cuda.launch(captured(cuda, queue))
+    cuda.synchronize()
+    assert (target == 4).all()
+
+
+def test_graph_that_cannot_be_instantiated(cuda: Cuda) -> None:
+    fail("cuGraphInstantiate", UNHEARD_OF)
+    with pytest.raises(BackendError, match="CUDA: cuGraphInstantiate failed: .*12345"):
+        captured(cuda, lambda: None)
+    assert counts(FAKE)["graphs"] == 0
+    cuda.synchronize()
+
+
+def test_out_of_memory(cuda: Cuda) -> None:
+    FAKE.fake_set_memory(5 * 2**20)
+    cuda.allocate(2 * 2**20)
+    with pytest.raises(BackendError) as caught:
+        cuda.allocate(4 * 2**20)
+    text = str(caught.value)
+    assert text.startswith("CUDA: cuMemAlloc failed: CUDA_ERROR_OUT_OF_MEMORY (out of memory")
+    assert "expected 4.0 MB, free on the device 3.0 MB" in text
+    assert "close other programs or use a smaller --batch" in text
+    fail("cuMemHostAlloc", OUT_OF_MEMORY)
+    with pytest.raises(BackendError, match="cuMemHostAlloc failed: .*1.0 MB of page-locked memory"):
+        cuda.pinned((2**20,), np.uint8)
+    cuda.allocate(2**20)  # it goes on
+
+
+@pytest.mark.parametrize(
+    ("name", "use"),
+    [
+        ("cuMemAlloc", lambda cuda: cuda.allocate(1)),
+        ("cuMemHostAlloc", lambda cuda: cuda.pinned((1,), np.uint8)),
+        ("cuMemcpyHtoDAsync", lambda cuda: roundtrip(cuda)[2]()),
+        ("cuMemcpyDtoDAsync", lambda cuda: roundtrip(cuda)[2]()),
+        ("cuMemcpyDtoHAsync", lambda cuda: roundtrip(cuda)[2]()),
+        ("cuEventCreate", lambda cuda: cuda.event(blocking=False)),
+        ("cuEventRecord", lambda cuda: cuda.record(cuda.event(blocking=False))),
+        ("cuEventQuery", lambda cuda: cuda.done(cuda.event(blocking=False))),
+        ("cuEventSynchronize", lambda cuda: cuda.wait(cuda.event(blocking=False))),
+        ("cuStreamSynchronize", lambda cuda: cuda.synchronize()),
+        ("cuStreamBeginCapture", lambda cuda: cuda.begin_capture()),
+        ("cuGraphLaunch", lambda cuda: cuda.launch(captured(cuda, lambda: None))),
+        ("cuMemGetInfo", lambda cuda: cuda.free_memory()),
+        ("cuCtxSetCurrent", lambda cuda: cuda.synchronize()),
+    ],
+)
+def test_refusal_names_the_call(cuda: Cuda, name: str, use: Callable[[Cuda], Any]) -> None:
+    fail(name, LAUNCH_FAILED)
+    with pytest.raises(BackendError, match=f"CUDA: {name} failed: .+") as caught:
+        use(cuda)
+    assert "--batch" not in str(caught.value)
+    fail("", 0)
+
+
+def test_copy_from_memory_that_is_not_page_locked(cuda: Cuda) -> None:
+    address = cuda.allocate(16)
+    with pytest.raises(BackendError, match=r"cuMemcpyHtoDAsync failed: .*invalid argument"):
+        cuda.upload(address, np.zeros(16, np.uint8).ctypes.data, 16)

@@ -1,0 +1,273 @@
+"""Deadlines and frame rates, on a chain whose times are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lgvit_edge.bundle.directory import Bundle, open_bundle
+from lgvit_edge.bundle.points import OperatingPoint
+from lgvit_edge.errors import UsageError
+from lgvit_edge.runtime import Confidence, FixedExit, Never, Policy, Session, TargetRate
+from lgvit_edge.runtime import runner as walk
+from lgvit_edge.runtime import session as session_module
+from lgvit_edge.runtime.deadlines import MISS, SegmentClock
+
+SEGMENT_MS = (4.0, 2.0, 2.0, 2.0)
+FRAME = np.zeros((32, 32, 3), np.uint8)
+
+
+class Clock:
+    """Time that passes only when a segment runs, and a microsecond when somebody looks."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def perf_counter(self) -> float:
+        self.now += 1e-6
+        return self.now
+
+
+CLOCK = Clock()
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (session_module, walk):
+        monkeypatch.setattr(module, "time", CLOCK)
+
+
+class TimedChain:
+    """Takes what it is told to take, times its load, and is never sure of anything."""
+
+    max_batch = 4
+
+    def __init__(self) -> None:
+        self.load, self.next, self.rows = 1.0, 0, 1
+
+    def start(self, images: NDArray[Any]) -> None:
+        self.next, self.rows = 0, len(images)
+
+    def step(self) -> NDArray[np.float32]:
+        CLOCK.now += SEGMENT_MS[self.next] * self.load * self.rows / 1e3
+        self.next += 1
+        return np.zeros((self.rows, 5), np.float32)
+
+    def keep(self, rows: NDArray[np.intp]) -> None:
+        self.rows = len(rows)
+
+    def describe(self) -> dict[str, Any]:
+        return {"backend": "timed"}
+
+    def close(self) -> None:
+        pass
+
+
+def open_timed(
+    bundle: Bundle, policy: Policy | None = None, *, warm_up: bool = True
+) -> tuple[Session, TimedChain]:
+    chain = TimedChain()
+    session = Session(bundle, Never(), lambda names: chain)
+    if warm_up:
+        session.warm_up(5)
+    session.policy = policy or Never()
+    return session, chain
+
+
+@pytest.fixture
+def opened(bundle: Path) -> Bundle:
+    return open_bundle(bundle, verify=False)
+
+
+@pytest.mark.parametrize(("deadline", "exit"), [(40.0, 4), (6.9, 1), (7.1, 2), (8.9, 2), (9.1, 3)])
+def test_the_best_exit_that_fits_answers(opened: Bundle, deadline: float, exit: int) -> None:
+    """4 ms to the first exit, 2 for each other, each half as long again to be sure."""
+    session, _ = open_timed(opened)
+    found = session.predict(FRAME, deadline_ms=deadline)
+    assert (found.exit, found.late) == (exit, False)
+    assert found.stopped == ("final" if exit == 4 else "deadline")
+
+
+def test_a_policy_may_stop_before_the_deadline(opened: Bundle) -> None:
+    session, _ = open_timed(opened, FixedExit(2))
+    found = session.predict(FRAME, deadline_ms=500)
+    assert (found.exit, found.stopped) == (2, "policy")
+
+
+def test_what_cannot_be_kept_is_late_and_says_so(opened: Bundle) -> None:
+    session, _ = open_timed(opened)
+    found = session.predict(FRAME, deadline_ms=1.0)
+    assert (found.exit, found.stopped, found.late) == (1, "deadline", True)
+    assert session.stats.late == 1 and session.stats.stopped["deadline"] == 1
+
+
+def test_load_is_noticed_and_forgotten(opened: Bundle) -> None:
+    session, chain = open_timed(opened)
+    deadline = 26.0
+    assert session.predict(FRAME, deadline_ms=deadline).exit == 4
+    chain.load = 3.0  # 12 ms to the first exit, 6 for each other
+    loaded = [session.predict(FRAME, deadline_ms=deadline) for _ in range(12)]
+    assert {r.exit for r in loaded[4:]} <= {1, 2, 3}
+    assert sum(r.late for r in loaded[2:]) <= 1
+    chain.load = 1.0
+    after = [session.predict(FRAME, deadline_ms=deadline) for _ in range(12)]
+    assert after[-1].exit == 4
+
+
+def test_a_first_deadline_warms_the_session_up(opened: Bundle) -> None:
+    session, _ = open_timed(opened, warm_up=False)
+    assert session.predict(FRAME, deadline_ms=500).exit == 4
+    assert session.stats.images == 1
+
+
+@pytest.mark.parametrize("deadline", [0, -3.0, float("nan"), float("inf")])
+def test_a_deadline_that_means_nothing_is_refused(opened: Bundle, deadline: float) -> None:
+    session, _ = open_timed(opened)
+    with pytest.raises(UsageError, match="deadline_ms must be a positive number, found"):
+        session.predict(FRAME, deadline_ms=deadline)
+    with pytest.raises(UsageError, match="a deadline is for one image, found 2"):
+        session.run(session.prepare([FRAME] * 2), deadline_ms=9.0)
+
+
+def test_the_clock_is_exceeded_as_often_as_it_says() -> None:
+    """On times with a heavy tail, whose level doubles half-way."""
+    rng = np.random.default_rng(0)
+    clock = SegmentClock()
+    clock.calibrate(np.tile([4.0, 2.0, 2.0], (5, 1)))
+    missed = []
+    for frame in range(8000):
+        level = 1.0 if frame < 4000 else 2.0
+        for segment, base in enumerate((4.0, 2.0, 2.0)):
+            spent = base * level * float(rng.lognormal(0, 0.2)) * (4 if rng.random() < 0.002 else 1)
+            missed.append(spent > clock.longest(segment))
+            clock.add(segment, spent)
+    share = np.mean(missed[3000:])
+    assert MISS / 3 < share < 1.5 * MISS
+    assert clock.load == pytest.approx(2.0, rel=0.4)
+
+
+# Frame rates
+
+
+def point(shares: tuple[float, ...], policy: Policy) -> OperatingPoint:
+    return OperatingPoint(
+        policy=policy.to_json(),
+        accuracy=0.9,
+        baseline_accuracy=0.9,
+        macs=1e6,
+        macs_speedup=1.5,
+        latency_ms=5.0,
+        baseline_latency_ms=9.0,
+        shares=shares,
+        images=100,
+        data_sha256="0" * 64,
+        device="tests",
+        goal="tests",
+        guarantee=None,
+    )
+
+
+@pytest.fixture
+def tuned(opened: Bundle) -> Bundle:
+    """Three points whose shares are those of the exits they force: 10, 8 and 6 ms."""
+    import dataclasses
+
+    points = {
+        name: point(tuple(float(e == exit) for e in (1, 2, 3, 4)), FixedExit(exit))
+        for name, exit in (("fast", 2), ("accurate", 4), ("balanced", 3))
+    }
+    return dataclasses.replace(opened, manifest=dataclasses.replace(opened.manifest, points=points))
+
+
+def run(session: Session, count: int) -> list[Any]:
+    return [session.predict(FRAME) for _ in range(count)]
+
+
+def test_a_rate_is_kept_while_load_rises_and_falls(tuned: Bundle) -> None:
+    rate = TargetRate(60)  # 16.7 ms a frame, 15 for us
+    session, chain = open_timed(tuned, rate)
+    calm = run(session, 20)
+    assert {r.exit for r in calm} == {4} and calm[-1].pace.point == "accurate"
+    chain.load = 2.0  # 20, 16, 12 ms and 8 at the first exit
+    loaded = run(session, 60)
+    assert {r.pace.point for r in loaded[30:]} == {"fast"}  # settled within 30 frames
+    assert np.mean([r.latency_ms for r in loaded[30:]]) < 1e3 / 60
+    chain.load = 1.0
+    after = run(session, 40)
+    assert {r.pace.point for r in after[30:]} == {"accurate"}
+    points = [r.pace.point for r in (*calm, *loaded, *after)]
+    changes = sum(a != b for a, b in zip(points, points[1:], strict=False))
+    assert changes <= 6  # down in a step or two, up likewise, and no way back
+
+
+def test_the_last_resort_is_the_first_exit(tuned: Bundle) -> None:
+    session, chain = open_timed(tuned, TargetRate(60))
+    chain.load = 8.0
+    found = run(session, 20)[-1]
+    assert found.exit == 1 and found.pace.point == "exit 1"
+    assert found.pace.level == found.pace.levels == 4
+    text = str(found.pace)
+    assert "point exit 1 (level 4 of 4)" in text and "expected of 15.0 at load" in text
+
+
+def test_a_load_at_the_edge_makes_no_oscillation(tuned: Bundle) -> None:
+    """The load swings so that the accurate point fits for a while, again and again."""
+    session, chain = open_timed(tuned, TargetRate(60))
+    points = []
+    for frame in range(400):
+        chain.load = 1.6 if frame // 20 % 2 else 1.0
+        points.append(session.predict(FRAME).pace.point)
+    changes = [i for i, (a, b) in enumerate(zip(points, points[1:], strict=False)) if a != b]
+    early, late = (sum(i // 200 == half for i in changes) for half in (0, 1))
+    assert late <= early and late <= 8  # it was tried twenty times; patience grows
+
+
+def test_without_points_the_exits_are_the_levels(opened: Bundle) -> None:
+    session, chain = open_timed(opened, TargetRate(60))
+    assert run(session, 3)[-1].pace.point == "exit 4"
+    chain.load = 2.0
+    assert run(session, 25)[-1].pace.point in ("exit 1", "exit 2")
+
+
+def test_batches_keep_a_rate_too(tuned: Bundle) -> None:
+    session, chain = open_timed(tuned, TargetRate(60))
+    chain.load = 2.0
+    for _ in range(20):
+        found = session.predict_batch([FRAME] * 4)
+    assert found[0].pace is not None and found[0].pace.point == "fast"
+
+
+def test_waiting_in_a_stream_is_no_work(tuned: Bundle) -> None:
+    """Frames read ahead wait for their turn; a rate that is kept must not fall for it."""
+    session, _ = open_timed(tuned, TargetRate(60))
+    images = session.prepare([FRAME])
+    for _ in range(30):
+        (found,) = session.run(images, starts=[CLOCK.now - 1.0])
+        assert found.latency_ms > 1000 and found.pace is not None
+        assert found.pace.point == "accurate"
+    for _ in range(30):  # but whoever prepares in between pays
+        (found,) = session.run(images, prepare_ms=6.0)
+    assert found.pace is not None and found.pace.point == "balanced"
+
+
+def test_rates_that_mean_nothing(tuned: Bundle) -> None:
+    with pytest.raises(UsageError, match="fps must be a positive number, found 0"):
+        TargetRate(0)
+    with pytest.raises(UsageError, match=r"headroom must be in 0\.\.1, found 1"):
+        TargetRate(30, headroom=1)
+    session, _ = open_timed(tuned)
+    with pytest.raises(UsageError, match="no operating point 'slow'; this bundle has "):
+        session.policy = TargetRate(30, ["slow"])
+    assert session.policy == Never()
+    rate = TargetRate(30, ["fast"])
+    session.policy = rate
+    assert rate.to_json()["points"] == ["fast"] and rate.pace.levels == 2
+    other, _ = open_timed(tuned)
+    with pytest.raises(UsageError, match="has a session already"):
+        other.policy = rate
+    session.policy = Confidence(0.5)
+    assert session.predict(FRAME).pace is None

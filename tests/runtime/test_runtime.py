@@ -1,0 +1,329 @@
+"""The runtime: predictions, batches, policies, and bundles that should not be trusted."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lgvit_edge.benchmarks.experiments.host import decision_cost
+from lgvit_edge.errors import BackendError, BundleError, DataError, UsageError
+from lgvit_edge.runtime import (
+    Confidence,
+    Ensemble,
+    Entropy,
+    FixedExit,
+    Never,
+    Patience,
+    PatientConfidence,
+    Policy,
+    Session,
+)
+
+
+@pytest.fixture
+def session(bundle: Path) -> Any:
+    with Session.open(bundle) as opened:
+        yield opened
+
+
+def frames(count: int, seed: int = 0) -> list[NDArray[np.uint8]]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 256, (40 + i, 50, 3), np.uint8) for i in range(count)]
+
+
+POLICIES: list[Policy] = [
+    Confidence(0.3),
+    Confidence((0.35, 0.3, 0.25)),
+    Entropy(1.4),
+    Patience(2),
+    PatientConfidence(0.25, 2),
+    Ensemble(0.4, 0.5),
+    FixedExit(2),
+    FixedExit(4),
+    Never(),
+]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_chain_stops_where_the_policy_says(session: Session, policy: Policy) -> None:
+    images = frames(11)
+    logits = session.exit_logits(images)
+    session.policy = policy
+    expected, classes = policy.replay(logits)
+    decided = logits
+    if isinstance(policy, Ensemble):
+        decided = logits.copy()
+        for exit in range(1, logits.shape[1]):
+            decided[:, exit] += policy.decay * decided[:, exit - 1]
+    one_by_one = [session.predict(frame) for frame in images]
+    together = session.predict_batch(images)  # 11 frames in batches of at most 4
+    for found in (one_by_one, together):
+        assert [r.exit for r in found] == expected.tolist()
+        for row, result in enumerate(found):
+            at_exit = decided[row, result.exit - 1]
+            assert result.class_index == at_exit.argmax() == classes[row]
+            odds = np.exp(at_exit - at_exit.max())
+            assert result.confidence == pytest.approx(odds.max() / odds.sum(), abs=1e-5)
+            assert result.block == session.manifest.segments[result.exit - 1].last_block
+            assert result.latency_ms >= result.network_ms > 0
+
+
+def test_rows_that_exit_leave_the_batch(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = frames(4)
+    chain = session.chain
+    sizes = []
+    step = chain.step
+
+    def counting() -> NDArray[np.float32]:
+        logits = step()
+        sizes.append(len(logits))
+        return logits
+
+    monkeypatch.setattr(chain, "step", counting)
+    confidences = np.sort(_confidence(session.exit_logits(images)[:, 0]))
+    sizes.clear()
+    session.policy = Confidence((float(confidences[1]), 1.0, 1.0))
+    results = session.predict_batch(images)
+    assert [r.exit for r in results].count(1) == 2
+    assert sizes == [4, 2, 2, 2]
+
+
+def _confidence(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    odds = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return (odds / odds.sum(axis=-1, keepdims=True)).max(axis=-1)  # type: ignore[no-any-return]
+
+
+def test_labels_come_from_the_bundle(session: Session) -> None:
+    session.policy = Never()
+    result = session.predict(frames(1)[0])
+    assert result.label == session.manifest.labels[result.class_index]
+
+
+def test_the_manifest_policy_is_the_default(bundle: Path) -> None:
+    with Session.open(bundle) as session:
+        assert session.policy == Confidence(0.8)
+
+
+@pytest.mark.parametrize("thread_pool", ["global", "private"])
+def test_threads_and_pools_do_not_change_answers(bundle: Path, thread_pool: str) -> None:
+    """In processes of their own: ONNX Runtime's pool is one per process."""
+    code = (
+        "import sys, numpy as np; from lgvit_edge.runtime import Session;"
+        f"s = Session.open({str(bundle)!r}, threads=1, thread_pool={thread_pool!r});"
+        "f = [np.full((32, 32, 3), v, np.uint8) for v in (0, 90, 255)];"
+        "print(s.describe()['thread_pool'], s.exit_logits(f).sum())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    pool, total = done.stdout.split()
+    with Session.open(bundle) as session:
+        images = [np.full((32, 32, 3), v, np.uint8) for v in (0, 90, 255)]
+        assert float(total) == pytest.approx(float(session.exit_logits(images).sum()), abs=1e-3)
+    assert pool == thread_pool
+
+
+def test_a_process_has_one_pool_of_one_size(bundle: Path) -> None:
+    with Session.open(bundle) as first:
+        size = int(first.describe()["threads"])
+        with Session.open(bundle, threads=size) as second:
+            assert second.describe()["threads"] == size
+        with pytest.raises(BackendError, match=f"expected {size + 1} threads.* already has {size}"):
+            Session.open(bundle, threads=size + 1)
+        with pytest.raises(BackendError, match="open all of them with thread_pool='private'"):
+            Session.open(bundle, thread_pool="private")
+
+
+def test_an_application_that_was_first_keeps_its_sessions(bundle: Path) -> None:
+    code = (
+        "import onnxruntime as ort, numpy as np;"
+        f"own = ort.InferenceSession({str(bundle / 'baseline.onnx')!r});"
+        "from lgvit_edge.runtime import Session;"
+        f"s = Session.open({str(bundle)!r});"
+        "x = np.zeros((1, 32, 32, 3), np.uint8);"
+        "assert np.allclose(own.run(None, {'image': x})[0], s.baseline_logits(x), atol=1e-4)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("frame", "found"),
+    [
+        (np.zeros((8, 8, 3), np.float32), r"float32 \[8, 8, 3\]"),
+        (np.zeros((8, 8), np.uint8), r"uint8 \[8, 8\]"),
+        (np.zeros((8, 8, 4), np.uint8), r"uint8 \[8, 8, 4\]"),
+        (np.zeros((0, 8, 3), np.uint8), r"uint8 \[0, 8, 3\]"),
+        ("cat.jpg", "str"),
+    ],
+)
+def test_a_frame_of_another_kind_is_refused(session: Session, frame: Any, found: str) -> None:
+    with pytest.raises(DataError, match=f"uint8 RGB .*found {found}"):
+        session.predict(frame)
+
+
+def test_no_frames_give_no_results(session: Session) -> None:
+    assert session.predict_batch([]) == []
+
+
+def test_arguments_that_mean_nothing(bundle: Path) -> None:
+    with pytest.raises(UsageError, match="one of auto, tensorrt, onnxruntime, openvino, found"):
+        Session.open(bundle, backend="cuda")
+    with pytest.raises(UsageError, match="threads must be at least 1"):
+        Session.open(bundle, threads=0)
+    with pytest.raises(UsageError, match="device must be one of cpu, cuda"):
+        Session.open(bundle, device="tpu")
+    with pytest.raises(UsageError, match="thread_pool must be global or private"):
+        Session.open(bundle, thread_pool="shared")
+    with pytest.raises(UsageError, match="one threshold or 3"):
+        Session.open(bundle, policy=Confidence((0.5,) * 7))
+
+
+def test_a_gpu_that_is_not_there_is_not_replaced_by_the_cpu(bundle: Path) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has a CUDA provider")
+    with pytest.raises(BackendError, match="no CUDA provider; run: pip"):
+        Session.open(bundle, device="cuda")
+
+
+def test_a_bad_policy_is_refused_and_the_old_one_stays(session: Session) -> None:
+    with pytest.raises(UsageError, match="expected an exit in 1..4, found 9"):
+        session.policy = FixedExit(9)
+    assert session.policy == Confidence(0.8)
+
+
+def test_a_changed_byte_is_noticed(bundle_copy: Path) -> None:
+    path = bundle_copy / "segments" / "weights.bin"
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BundleError, match=r"weights\.bin is not the file that was exported"):
+        Session.open(bundle_copy)
+
+
+def _edit(bundle: Path, change: Any) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    change(manifest)
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_an_unknown_schema_version_is_refused(bundle_copy: Path) -> None:
+    _edit(bundle_copy, lambda m: m.update(schema_version=99))
+    with pytest.raises(BundleError, match="schema version 4, found 99"):
+        Session.open(bundle_copy)
+
+
+@pytest.mark.parametrize("name", ["../parity.npz", "/etc/passwd", "a//b", "c:x", "segments\\x"])
+def test_a_path_that_leaves_the_bundle_is_refused(bundle_copy: Path, name: str) -> None:
+    _edit(bundle_copy, lambda m: m["baseline"]["graph"].update(file=name))
+    with pytest.raises(BundleError, match="must be relative and stay in the bundle"):
+        Session.open(bundle_copy)
+
+
+def test_a_link_that_leaves_the_bundle_is_refused(bundle_copy: Path) -> None:
+    outside = bundle_copy.parent / "elsewhere.onnx"
+    (bundle_copy / "baseline.onnx").rename(outside)
+    (bundle_copy / "baseline.onnx").symlink_to(outside)
+    with pytest.raises(BundleError, match="leaves the bundle"):
+        Session.open(bundle_copy)
+
+
+def test_a_missing_file_is_named(bundle_copy: Path) -> None:
+    (bundle_copy / "segments" / "segment_1.onnx").unlink()
+    with pytest.raises(BundleError, match=r"segment_1\.onnx is missing"):
+        Session.open(bundle_copy)
+
+
+def test_a_manifest_that_lies_about_the_graph_is_refused(bundle_copy: Path) -> None:
+    def rename(manifest: dict[str, Any]) -> None:
+        manifest["segments"][0]["spec"]["inputs"][0]["name"] = "picture"
+
+    _edit(bundle_copy, rename)
+    with pytest.raises(BundleError, match="expected tensors"):
+        Session.open(bundle_copy)
+
+
+def test_a_manifest_that_lies_about_shapes_is_refused(bundle_copy: Path) -> None:
+    def shrink(manifest: dict[str, Any]) -> None:
+        manifest["segments"][0]["spec"]["outputs"][0]["shape"][1] = 9
+        manifest["segments"][1]["spec"]["inputs"][0]["shape"][1] = 9
+
+    _edit(bundle_copy, shrink)
+    with pytest.raises(BundleError, match="expected tensors"):
+        Session.open(bundle_copy)
+
+
+def test_a_batch_the_graphs_do_not_take_is_refused(bundle_copy: Path) -> None:
+    _edit(bundle_copy, lambda m: m.update(batch=[1, 1, 1]))
+    with pytest.raises(BundleError, match="must have a fixed batch"):
+        Session.open(bundle_copy)
+
+
+def test_a_graph_that_is_no_graph_is_refused(bundle_copy: Path) -> None:
+    from lgvit_edge.bundle.directory import sha256
+
+    path = bundle_copy / "segments" / "segment_0.onnx"
+    path.write_bytes(b"not a graph")
+    _edit(bundle_copy, lambda m: m["segments"][0]["spec"]["graph"].update(sha256=sha256(path)))
+    with pytest.raises(BundleError, match="cannot be loaded by ONNX Runtime"):
+        Session.open(bundle_copy)
+
+
+def test_weights_outside_the_bundle_are_not_read(bundle_copy: Path) -> None:
+    """A graph's own reference to its weights may not leave the bundle either."""
+    import onnx
+
+    from lgvit_edge.bundle.directory import sha256
+
+    path = bundle_copy / "segments" / "segment_0.onnx"
+    outside = bundle_copy.parent / "weights.bin"
+    outside.write_bytes((bundle_copy / "segments" / "weights.bin").read_bytes())
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "../../weights.bin"
+    path.write_bytes(model.SerializeToString())
+    _edit(bundle_copy, lambda m: m["segments"][0]["spec"]["graph"].update(sha256=sha256(path)))
+    with pytest.raises(BundleError, match="cannot be loaded"):
+        Session.open(bundle_copy)
+
+
+def test_a_policy_nobody_knows_is_refused(bundle_copy: Path) -> None:
+    _edit(bundle_copy, lambda m: m.update(policy={"name": "coin"}))
+    with pytest.raises(BundleError, match=r"manifest\.policy: .*must be one of .*found 'coin'"):
+        Session.open(bundle_copy)
+
+
+def test_a_directory_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="is not a bundle.*run: lgvit-edge export"):
+        Session.open(tmp_path)
+
+
+def test_an_exit_decision_costs_microseconds(bundle: Path) -> None:
+    """Policy and bookkeeping for 1000 classes: the bar is 30, a busy machine triples it."""
+    assert decision_cost(bundle, Confidence(0.999)) < 90e-6
+
+
+@pytest.mark.skipif(os.name != "posix", reason="times a POSIX process")
+def test_importing_the_runtime_is_quick_and_light() -> None:
+    code = (
+        "import sys, time; t = time.perf_counter(); import lgvit_edge.runtime;"
+        "print(time.perf_counter() - t);"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'PIL', 'pandas', 'scipy', 'rich', 'typer'};"
+        "print(*sorted(heavy & set(sys.modules)))"
+    )
+    seconds, loaded = [], ""
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        first, loaded = done.stdout.split("\n")[:2]
+        seconds.append(float(first))
+    assert loaded == ""
+    assert min(seconds) < 0.5  # the bar is 0.25 s; a busy machine doubles it

@@ -1,0 +1,640 @@
+"""Building and running engines on stand-ins; ``test_tensorrt.py`` starts this file.
+
+TensorRT's module is shaped by the bindings named in the environment, CUDA's driver is the fake one,
+and cuda-python is NVIDIA's own. Engines run through ONNX Runtime at the addresses the chain bound.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import fake_cuda
+import numpy as np
+import pytest
+import trt_standin
+from click.testing import Result
+from numpy.typing import NDArray
+from PIL import Image
+from typer.testing import CliRunner
+
+from lgvit_edge.bundle import builds as engines
+from lgvit_edge.bundle.directory import open_bundle
+from lgvit_edge.cli.app import app
+from lgvit_edge.errors import BackendError, BuildError, BundleError, ParityError, UsageError
+from lgvit_edge.export import BuilderOptions, build_engines
+from lgvit_edge.policies import rules as policy
+from lgvit_edge.runtime import Session, TensorRTOptions
+
+FAKE = fake_cuda.load()
+RTX = os.environ["TRT_MODULE"] == "tensorrt_rtx"
+LIBRARY = "tensorrt-rtx" if RTX else "tensorrt"
+VERSION = os.environ["TRT_VERSION"]
+BUNDLES = Path(os.environ["TRT_BUNDLES"])  # fp32, fp16 and swin, batches 1 to 8; fixed: batch 1
+sys.path.insert(0, os.environ.get("TRT_FOLDER", ""))
+TRT = trt_standin.install(
+    importlib.import_module(os.environ["TRT_BINDINGS"]), os.environ["TRT_MODULE"], VERSION
+)
+PLAN = b"standin"
+WAYS = [(True, False), (True, True), (False, False), (False, True)]  # CUDA graphs, speculation
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    FAKE.fake_reset()
+    TRT.refuse_execution = TRT.refuse_building = ""
+    TRT.capturable = True
+    TRT.silently_float32 = False
+    TRT.off_by = 0.0
+    TRT.does_not_start = TRT.unsupported = False
+    TRT.calls.clear()
+    TRT.callbacks.clear()
+    yield
+    assert not any(fake_cuda.counts(FAKE).values()), f"leaked: {fake_cuda.counts(FAKE)}"
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bundles with engines; do not change them, take ``bundle``."""
+    root = tmp_path_factory.mktemp("compiled")
+    for name in ("fp32", "fp16", "fixed", "swin"):
+        build_engines(copied(name, root), library=LIBRARY)
+    return root
+
+
+@pytest.fixture
+def bundle(compiled: Path, tmp_path: Path) -> Path:
+    """A half-precision bundle with engines, to change."""
+    return Path(shutil.copytree(compiled / "fp16", tmp_path / "fp16"))
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    """The same without engines."""
+    (tmp_path / "plain").mkdir()
+    return copied("fp16", tmp_path / "plain")
+
+
+def copied(name: str, folder: Path) -> Path:
+    return Path(shutil.copytree(BUNDLES / name, folder / name))
+
+
+def frames(count: int) -> list[NDArray[np.uint8]]:
+    rng = np.random.default_rng(count)
+    return list(rng.integers(0, 256, (count, 32, 32, 3), np.uint8))
+
+
+def open_trt(bundle: Path, **options: object) -> Session:
+    chosen = TensorRTOptions(binding="cuda-python", **options)  # type: ignore[arg-type]
+    return Session.open(bundle, backend="tensorrt", tensorrt=chosen)
+
+
+def folder_of(bundle: Path) -> Path:
+    (folder,) = (bundle / "engines").iterdir()
+    return folder
+
+
+def plan(bundle: Path, name: str) -> dict[str, object]:
+    (file,) = (bundle / "engines").glob(f"*/{name}.engine")
+    return dict(json.loads(file.read_bytes().removeprefix(PLAN)))
+
+
+# The chain.
+
+
+@pytest.mark.parametrize("name", ["fp32", "fp16", "fixed", "swin"])
+@pytest.mark.parametrize(("graphs", "speculate"), WAYS)
+def test_every_exit_equals_onnx_runtime_bit_for_bit(
+    name: str, graphs: bool, speculate: bool, compiled: Path
+) -> None:
+    bundle = compiled / name
+    with (
+        open_trt(bundle, cuda_graphs=graphs, speculate=speculate) as trt,
+        Session.open(bundle, backend="onnxruntime") as ort,
+    ):
+        for count in (1, 3, 8):
+            images = frames(count)
+            np.testing.assert_array_equal(trt.exit_logits(images), ort.exit_logits(images))
+        images = ort.prepare(frames(1))
+        np.testing.assert_array_equal(trt.baseline_logits(images), ort.baseline_logits(images))
+        assert (trt.describe()["cuda_graphs"] > 0) is graphs
+
+
+@pytest.mark.parametrize(("graphs", "speculate"), WAYS)
+@pytest.mark.parametrize("wait", ["spin", "block", "hybrid"])
+def test_rows_that_exit_leave_the_batch(
+    graphs: bool, speculate: bool, wait: str, bundle: Path
+) -> None:
+    """Thresholds amid the confidences, so that rows leave in every pattern, again and again."""
+    with (
+        open_trt(bundle, cuda_graphs=graphs, speculate=speculate, wait=wait) as trt,
+        Session.open(bundle, backend="onnxruntime") as ort,
+    ):
+        seen = set()
+        for seed in range(3):
+            images = frames(8)[seed:] + frames(3)
+            logits = ort.exit_logits(images)
+            confidences = np.sort(
+                np.exp(logits[:, :-1]).max(-1) / np.exp(logits[:, :-1]).sum(-1), 0
+            )
+            middle = tuple(float(c) for c in confidences[len(confidences) // 2])
+            trt.policy = ort.policy = policy.Confidence(middle)
+            for a, b in zip(trt.predict_batch(images), ort.predict_batch(images), strict=True):
+                assert (a.exit, a.class_index) == (b.exit, b.class_index)
+                assert a.confidence == pytest.approx(b.confidence, abs=2e-3)
+                seen.add(a.exit)
+        assert len(seen) >= 3
+
+
+@pytest.mark.parametrize(("graphs", "speculate"), WAYS)
+def test_rows_of_a_swin_leave_the_batch_whatever_its_stage(
+    graphs: bool, speculate: bool, compiled: Path
+) -> None:
+    """Its hidden states shrink from segment to segment, and with them what a kept row is."""
+    with (
+        open_trt(compiled / "swin", cuda_graphs=graphs, speculate=speculate) as trt,
+        Session.open(compiled / "swin", backend="onnxruntime") as ort,
+    ):
+        assert plan(compiled / "swin", "segment_1")["profile"] == [[n, 256, 8] for n in (1, 4, 8)]
+        assert plan(compiled / "swin", "segment_2")["profile"] == [[n, 64, 16] for n in (1, 4, 8)]
+        images = frames(8) + frames(3)
+        logits = np.exp(ort.exit_logits(images))
+        confidences = np.sort((logits.max(-1) / logits.sum(-1))[:, :-1], axis=0)
+        trt.policy = ort.policy = policy.Confidence(tuple(map(float, confidences[5])))
+        pairs = list(zip(trt.predict_batch(images), ort.predict_batch(images), strict=True))
+        assert {a.exit for a, _ in pairs} == {1, 2, 3}
+        for a, b in pairs:
+            assert (a.exit, a.class_index) == (b.exit, b.class_index)
+            assert a.confidence == pytest.approx(b.confidence, abs=1e-5)
+
+
+def test_one_frame_after_the_other_keeps_nothing_of_the_last(bundle: Path) -> None:
+    """Images leave early while the next segment already runs; the next image must not see it."""
+    with (
+        open_trt(bundle, speculate=True) as trt,
+        Session.open(bundle, backend="onnxruntime") as ort,
+    ):
+        for frame in frames(10):
+            for exit in (1, 3, 4, 2):
+                trt.policy = ort.policy = policy.FixedExit(exit)
+                a, b = trt.predict(frame), ort.predict(frame)
+                assert (a.class_index, a.confidence) == (b.class_index, b.confidence)
+
+
+def test_graphs_are_recorded_once_and_replayed(bundle: Path) -> None:
+    with open_trt(bundle) as session:
+        session.exit_logits(frames(1))
+        before = len(TRT.calls)
+        for _ in range(5):
+            session.exit_logits(frames(1))
+        assert len(TRT.calls) == before, "TensorRT was asked again"
+        session.exit_logits(frames(5))  # a batch size that was not recorded when it opened
+        assert len(TRT.calls) == before + 2 * 4  # run once, recorded once
+        session.exit_logits(frames(5))
+        assert len(TRT.calls) == before + 2 * 4
+
+
+def test_speculation_runs_one_segment_ahead(bundle: Path) -> None:
+    for speculate, ahead in ((False, []), (True, ["segment_1"])):
+        with open_trt(bundle, cuda_graphs=False, speculate=speculate) as session:
+            session.policy = policy.FixedExit(1)
+            TRT.calls.clear()
+            session.predict(frames(1)[0])
+            assert TRT.calls == ["segment_0", *ahead]
+
+
+# Building.
+
+
+def test_engines_are_what_was_asked_for(plain: Path) -> None:
+    built = build_engines(
+        plain, library=LIBRARY, options=BuilderOptions(workspace=1 << 28, optimization_level=4)
+    )
+    assert built.compiled == ("segment_0", "segment_1", "segment_2", "segment_3", "baseline")
+    found = plan(plain, "segment_1")
+    assert found["profile"] == [[1, 17, 32], [4, 17, 32], [8, 17, 32]]
+    assert found["settings"] == {
+        "max_aux_streams": 0,
+        "builder_optimization_level": 4,
+        "WORKSPACE": 1 << 28,
+    }
+    flags = set(found["flags"])  # type: ignore[call-overload]
+    assert "TF32" not in flags  # float32 means float32
+    if VERSION.startswith("8."):
+        assert {"FP16", "OBEY_PRECISION_CONSTRAINTS", "EXPLICIT_BATCH"} <= flags
+        assert "PROFILE_SHARING_0806" in flags  # several contexts on one profile
+        assert {"SOFTMAX", "NORMALIZATION"} <= set(found["float32"])  # type: ignore[call-overload]
+    else:
+        assert "STRONGLY_TYPED" in flags and not {"FP16", "INT8"} & flags
+        assert not found["float32"]
+    folder = built.folder
+    assert (folder / "timing.cache").exists() is not RTX
+    if not RTX:
+        assert built.build.gpu and built.build.compute_capabilities
+        cached = (folder / "timing.cache").read_bytes()
+        assert cached == b"....."  # one cache grew through all five
+
+
+def test_a_second_build_reuses_what_is_current(plain: Path) -> None:
+    first = build_engines(plain, library=LIBRARY)
+    assert build_engines(plain, library=LIBRARY).compiled == ()
+    (first.folder / "segment_2.engine").write_bytes(PLAN + b"{}")
+    (first.folder / "baseline.engine").unlink()
+    assert build_engines(plain, library=LIBRARY).compiled == ("segment_2", "baseline")
+    assert len(build_engines(plain, library=LIBRARY, force=True).compiled) == 5
+    level = BuilderOptions(optimization_level=5)
+    assert len(build_engines(plain, library=LIBRARY, options=level).compiled) == 5
+
+
+def test_a_timing_cache_of_another_gpu_is_dropped(bundle: Path) -> None:
+    if RTX:
+        pytest.skip("RTX takes no timing cache")
+    folder = folder_of(bundle)
+    (folder / "timing.cache").write_bytes(b"other GPU")
+    build_engines(bundle, library=LIBRARY, force=True)
+    assert b"other" not in (folder / "timing.cache").read_bytes()
+
+
+def test_an_engine_that_cannot_be_built_is_named(plain: Path) -> None:
+    TRT.refuse_building = "segment_1"
+    with pytest.raises(
+        BuildError, match=r"segment_1.onnx: it cannot compile.*workspace.*--workspace"
+    ):
+        build_engines(plain, library=LIBRARY)
+    # What was compiled before stays, and the next build goes on from there.
+    TRT.refuse_building = ""
+    TRT.built.clear()
+    assert "segment_0" in build_engines(plain, library=LIBRARY).build.engines
+    assert TRT.built == ["segment_1", "segment_2", "segment_3", "baseline"]
+
+
+def test_an_engine_that_fell_back_to_float32_is_refused(plain: Path) -> None:
+    TRT.silently_float32 = True
+    with pytest.raises(BuildError, match="half precision was asked for, but no layer"):
+        build_engines(plain, library=LIBRARY)
+    assert not (plain / "engines").exists()
+
+
+def test_a_graph_in_the_wrong_precision_is_refused(plain: Path) -> None:
+    """A float32 graph in a half-precision bundle would be silently slow."""
+    other = BUNDLES / "fp32"
+    shutil.copy(other / "segments" / "segment_1.onnx", plain / "segments" / "segment_1.onnx")
+    opened = open_bundle(plain, verify=False)
+    from lgvit_edge.export.tensorrt.builder import BuildTask, EngineBuilder
+    from lgvit_edge.machine.tensorrt import TensorRT
+
+    spec = opened.manifest.segments[1].spec
+    with pytest.raises(BuildError, match="expected tensors .*float16.*TensorRT reads .*float32"):
+        EngineBuilder(TensorRT(LIBRARY), BuilderOptions()).build(
+            BuildTask(opened.path(spec.graph), spec, "float16", quantized=False, batch=(1, 4, 8))
+        )
+
+
+def test_capabilities_are_for_rtx(plain: Path) -> None:
+    options = BuilderOptions(compute_capabilities=("8.6", "8.9"))
+    if not RTX:
+        with pytest.raises(ValueError, match="TensorRT-RTX only"):
+            build_engines(plain, library=LIBRARY, options=options)
+        assert not (plain / "engines").exists()
+        return
+    built = build_engines(plain, library=LIBRARY, options=options)
+    assert built.folder.name == f"rtx-sm86-sm89-{VERSION}-fp16"
+    assert plan(plain, "baseline")["settings"]["capabilities"] == ["SM86", "SM89"]  # type: ignore
+    FAKE.fake_set_device(b"Orin", 8, 7)
+    with pytest.raises(BackendError, match="compute capability 8.6, 8.9, this GPU .Orin. has 8.7"):
+        open_trt(plain)
+
+
+# What goes wrong when a bundle is opened.
+
+
+def test_engines_of_another_version(bundle: Path) -> None:
+    built = folder_of(bundle)
+    record = json.loads((built / "build.json").read_text())
+    (built / "build.json").write_text(json.dumps(record | {"version": "9.9.9"}))
+    with pytest.raises(
+        BackendError, match=f"with {LIBRARY} 9.9.9, found {VERSION}.*run: lgvit-edge"
+    ):
+        open_trt(bundle)
+
+
+def test_engines_of_another_gpu(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if RTX:
+        pytest.skip("RTX engines are not tied to one GPU")
+    FAKE.fake_set_device(b"Thor", 11, 0)
+    with pytest.raises(BackendError, match="this GPU is Thor.*run: lgvit-edge build"):
+        open_trt(bundle)
+    monkeypatch.delenv("LGVIT_EDGE_BACKEND", raising=False)
+    with pytest.warns(UserWarning, match="not running on TensorRT, because .*this GPU is Thor"):
+        session = Session.open(bundle)
+    assert session.describe()["backend"] in ("onnxruntime", "openvino")
+
+
+def test_one_bundle_serves_several_devices(plain: Path) -> None:
+    if RTX:
+        pytest.skip("RTX engines are not tied to one GPU")
+    names = set()
+    for name, major, minor in ((b"Orin", 8, 7), (b"Thor", 11, 0)):
+        FAKE.fake_set_device(name, major, minor)
+        names.add(build_engines(plain, library=LIBRARY).folder.name)
+        with open_trt(plain) as session:
+            assert session.describe()["device"] == name.decode()
+    assert len(names) == 2
+
+
+def test_the_best_backend_is_taken(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LGVIT_EDGE_BACKEND", raising=False)
+    with Session.open(bundle) as session:
+        assert session.describe()["backend"] == "tensorrt"
+        assert session.describe()["library"] == LIBRARY
+
+
+@pytest.mark.parametrize(
+    ("harm", "text"),
+    [
+        (lambda f: os.truncate(f / "segment_1.engine", 40), "is not the engine that was built"),
+        (lambda f: (f / "segment_1.engine").unlink(), "cannot read .*segment_1.engine"),
+        (
+            lambda f: shutil.copy(f / "segment_2.engine", f / "segment_1.engine"),
+            "segment_1.engine is not the engine that was built",
+        ),
+        (lambda f: (f / "build.json").write_text("{"), "build.json is not JSON"),
+        (lambda f: (f / "segment_1.engine").write_bytes(b""), "is not the engine that was built"),
+        (lambda f: (f / "build.json").write_text('{"schema_version": 7}'), "found 7"),
+    ],
+)
+def test_damaged_engines(bundle: Path, harm: object, text: str) -> None:
+    folder = folder_of(bundle)
+    harm(folder)  # type: ignore[operator]
+    with pytest.raises((BackendError, BundleError), match=f"{text}.*run: lgvit-edge build"):
+        open_trt(bundle)
+
+
+def test_engines_swapped_with_their_records(bundle: Path) -> None:
+    folder = folder_of(bundle)
+    record = json.loads((folder / "build.json").read_text())
+    found = record["engines"]
+    found["segment_1"], found["segment_2"] = found["segment_2"], found["segment_1"]
+    (folder / "build.json").write_text(json.dumps(record))
+    with pytest.raises(BackendError, match="files were swapped.*run: lgvit-edge build"):
+        open_trt(bundle)
+
+
+def test_a_bundle_newer_than_its_engines(bundle: Path, tmp_path: Path) -> None:
+    folder = folder_of(bundle)
+    other = copied("fp32", tmp_path)
+    (other / "engines").mkdir()
+    shutil.move(folder, other / "engines")
+    with pytest.raises(BackendError, match="the bundle is newer.*run: lgvit-edge build"):
+        open_trt(other)
+
+
+def test_an_interrupted_build_is_incomplete(plain: Path) -> None:
+    TRT.refuse_building = "segment_3"
+    with pytest.raises(BuildError):
+        build_engines(plain, library=LIBRARY)
+    with pytest.raises(BackendError, match="has no engines; run: lgvit-edge build"):
+        open_trt(plain)
+
+
+def test_engines_that_work_stay_until_new_ones_are_there(bundle: Path) -> None:
+    TRT.refuse_building = "segment_3"
+    with pytest.raises(BuildError):
+        build_engines(bundle, library=LIBRARY, force=True)
+    with open_trt(bundle) as session:
+        assert session.check_parity() < 0.05
+
+
+def test_a_record_without_an_engine(bundle: Path) -> None:
+    record = json.loads((folder_of(bundle) / "build.json").read_text())
+    del record["engines"]["segment_3"]
+    (folder_of(bundle) / "build.json").write_text(json.dumps(record))
+    with pytest.raises(BackendError, match="incomplete, segment_3 is missing.*run: lgvit-edge"):
+        open_trt(bundle)
+
+
+def test_a_library_that_does_not_start(bundle: Path, plain: Path) -> None:
+    TRT.does_not_start = True
+    failure = "does not start .*CUDA initialization failure.*run: lgvit-edge"
+    with pytest.raises(BackendError, match=failure):
+        build_engines(plain, library=LIBRARY)
+    with pytest.raises(BackendError, match=failure):
+        open_trt(bundle)
+
+
+def test_rtx_engines_on_a_card_they_are_not_for(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not RTX:
+        pytest.skip("RTX engines are compiled for kinds of cards")
+    TRT.unsupported = True
+    cure = "not built for Fake Orin; add --capability 8.7.*run: lgvit-edge build"
+    with pytest.raises(BackendError, match=cure):
+        open_trt(bundle)
+    monkeypatch.delenv("LGVIT_EDGE_BACKEND", raising=False)
+    with pytest.warns(UserWarning, match="not running on TensorRT"):
+        Session.open(bundle).close()
+    done = command("build", bundle, "--builder", LIBRARY, "--force")  # for others, it builds
+    assert "not run: none of the engines" in done.stdout
+
+
+def test_the_engines_just_built_are_those_that_are_run(plain: Path) -> None:
+    if not RTX:
+        pytest.skip("only RTX has several builds for one GPU")
+    FAKE.fake_set_device(b"Fake Ada", 8, 9)
+    build_engines(plain, library=LIBRARY)
+    wrong = "segment_0 diverges|segment 0 diverges"
+    TRT.off_by = 0.3
+    with pytest.raises(ParityError, match=wrong):
+        command("build", plain, "--builder", LIBRARY, "--capability", "8.9")
+
+
+def test_boards_of_one_name_are_told_apart(bundle: Path) -> None:
+    """The driver calls every Orin "Orin"."""
+    if RTX:
+        pytest.skip("RTX engines are not tied to one GPU")
+    assert "-8mp-" in folder_of(bundle).name
+    FAKE.fake_set_processors(16)
+    with pytest.raises(BackendError, match=r"\(8 multiprocessors\), this GPU is Fake Orin \(16\)"):
+        open_trt(bundle)
+
+
+def test_a_closed_session_says_so(bundle: Path) -> None:
+    session = open_trt(bundle, speculate=True)
+    session.policy = policy.FixedExit(1)
+    session.predict(frames(1)[0])  # leaves a segment running
+    session.close()
+    session.close()
+    with pytest.raises(BackendError, match="the session is closed"):
+        session.predict(frames(1)[0])
+
+
+def test_a_policy_that_does_not_fit_loads_nothing(bundle: Path) -> None:
+    with pytest.raises(UsageError, match="an exit in 1..4"):
+        Session.open(bundle, backend="tensorrt", policy=policy.FixedExit(9))
+
+
+def test_a_plan_that_tensorrt_refuses(bundle: Path) -> None:
+    folder = folder_of(bundle)
+    record = json.loads((folder / "build.json").read_text())
+    from lgvit_edge.bundle.directory import sha256
+
+    for name in ("segment_0", "baseline"):
+        (folder / f"{name}.engine").write_bytes(b"a later format")
+        digest = sha256(folder / f"{name}.engine")
+        record["engines"][name] |= {"sha256": digest, "bytes": len(b"a later format")}
+    (folder / "build.json").write_text(json.dumps(record))
+    reason = "refused by .*MALFORMED_ENGINE" if RTX else "cannot load .*magic tag"
+    with pytest.raises(BackendError, match=f"{reason}.*run: lgvit-edge build"):
+        open_trt(bundle)
+
+
+def test_an_engine_with_other_tensors(bundle: Path) -> None:
+    folder = folder_of(bundle)
+    record = json.loads((folder / "build.json").read_text())
+    swapped = (folder / "segment_3.engine").read_bytes()
+    (folder / "segment_1.engine").write_bytes(swapped)
+    found = record["engines"]
+    found["segment_1"] |= {key: found["segment_3"][key] for key in ("sha256", "bytes")}
+    (folder / "build.json").write_text(json.dumps(record))
+    with pytest.raises(BackendError, match="expected tensors .*hidden_out.*run: lgvit-edge build"):
+        open_trt(bundle)
+
+
+def test_an_engine_of_another_precision(bundle: Path, compiled: Path) -> None:
+    folder, other = folder_of(bundle), folder_of(compiled / "fp32")
+    record, theirs = (json.loads((f / "build.json").read_text()) for f in (folder, other))
+    shutil.copy(other / "segment_1.engine", folder / "segment_1.engine")
+    wrong = {key: theirs["engines"]["segment_1"][key] for key in ("sha256", "bytes")}
+    record["engines"]["segment_1"] |= wrong
+    (folder / "build.json").write_text(json.dumps(record))
+    with pytest.raises(BackendError, match="expected .*float16.*found .*float32.*lgvit-edge build"):
+        open_trt(bundle)
+
+
+def test_no_gpu(bundle: Path) -> None:
+    FAKE.fake_set_driver(12060, 0)
+    with pytest.raises(BackendError, match="none here.*lgvit-edge doctor"):
+        open_trt(bundle)
+    with Session.open(bundle) as session:
+        assert session.describe()["backend"] == "onnxruntime"
+    if not RTX:
+        with pytest.raises(BackendError, match="there is no NVIDIA GPU.*lgvit-edge build"):
+            build_engines(bundle, library=LIBRARY, force=True)
+
+
+def test_a_bundle_without_engines(plain: Path) -> None:
+    with pytest.raises(BackendError, match="has no engines; run: lgvit-edge build"):
+        open_trt(plain)
+
+
+# What goes wrong while it runs.
+
+
+def test_a_false_return_from_execution(bundle: Path) -> None:
+    TRT.refuse_execution = "segment_2"
+    with pytest.raises(BackendError, match="the engine of segment_2 does not run"):
+        open_trt(bundle)
+
+
+def test_a_failed_recording(bundle: Path) -> None:
+    FAKE.fake_fail(b"cuStreamEndCapture", 901, 0)
+    with pytest.raises(BackendError, match=r"recorded as a CUDA graph.*cuda_graphs=False"):
+        open_trt(bundle)
+    FAKE.fake_reset()
+    with open_trt(bundle, cuda_graphs=False) as session:
+        session.predict(frames(1)[0])
+
+
+def test_what_cannot_be_recorded_is_launched(bundle: Path) -> None:
+    if not RTX:
+        pytest.skip("only RTX says whether a stream can be recorded")
+    TRT.capturable = False
+    with open_trt(bundle) as session:
+        session.predict(frames(1)[0])
+        assert session.describe()["cuda_graphs"] == 0
+
+
+@pytest.mark.parametrize("after", [0, 2, 5])
+def test_out_of_memory(bundle: Path, after: int) -> None:
+    FAKE.fake_fail(b"cuMemAlloc", 2, after)
+    with pytest.raises(BackendError, match="OUT_OF_MEMORY.*smaller --batch"):
+        open_trt(bundle)
+
+
+def test_a_fault_on_the_device(bundle: Path) -> None:
+    with open_trt(bundle, wait="block") as session:
+        FAKE.fake_fail(b"cuEventSynchronize", 719, 0)
+        with pytest.raises(BackendError, match="LAUNCH_FAILED"):
+            session.predict(frames(1)[0])
+
+
+# Commands.
+
+
+def command(*arguments: object) -> Result:
+    done = CliRunner().invoke(app, [str(a) for a in arguments])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done
+
+
+def test_new_engines_are_run_on_the_samples(plain: Path) -> None:
+    done = command("build", plain, "--builder", LIBRARY, "--json")
+    found = json.loads(done.stdout)
+    assert found["compiled"] == ["segment_0", "segment_1", "segment_2", "segment_3", "baseline"]
+    assert 0 < found["max_difference"] < 0.05
+    done = command("build", plain, "--builder", LIBRARY)
+    assert "verified on this GPU, segments and baseline, against PyTorch's" in done.stdout
+
+
+def test_engines_that_compute_something_else_are_noticed(plain: Path) -> None:
+    TRT.off_by = 0.3
+    with pytest.raises(ParityError, match="segment 0 diverges from PyTorch on this device"):
+        command("build", plain, "--builder", LIBRARY)
+    with pytest.raises(BackendError, match="has no engines"):
+        open_trt(plain)
+
+
+def test_bench_and_predict(bundle: Path, tmp_path: Path) -> None:
+    Image.fromarray(frames(1)[0]).save(tmp_path / "x.png")
+    for options in (("--speculate", "--wait", "spin"), ("--no-cuda-graphs", "--wait", "block")):
+        done = command(
+            *("bench", "--engines", bundle, "--backend", "tensorrt", "--rounds", 2),
+            *("--json", tmp_path / "bench.json", *options),
+        )
+        assert "efficiency" in done.stdout
+        found = json.loads((tmp_path / "bench.json").read_text())["env"]["runtime"]
+        assert found["backend"] == "tensorrt" and found["engines"] == folder_of(bundle).name
+        assert (found["cuda_graphs"] > 0, found["speculate"]) == (
+            "--no-cuda-graphs" not in options,
+            "--speculate" in options,
+        )
+    assert "x.png" in command("predict", "--engines", bundle, tmp_path / "x.png").stdout
+
+
+def test_the_benchmark_for_device_owners(bundle: Path, tmp_path: Path) -> None:
+    from lgvit_edge.benchmarks.experiments.device import WAYS as ways_of_running
+    from lgvit_edge.benchmarks.experiments.device import main
+
+    main(bundle, rounds=4, json_file=tmp_path / "device.json")
+    found = json.loads((tmp_path / "device.json").read_text())
+    assert set(found["ways_median_ms"]) == set(ways_of_running)
+    assert all(len(times) == 4 and min(times) > 0 for times in found["ways_median_ms"].values())
+    assert found["bench"]["efficiency"] > 0 and found["parity"] < 0.05
+
+
+def test_rtx_keeps_what_it_compiled(bundle: Path) -> None:
+    folder = folder_of(bundle)
+    open_trt(bundle).close()
+    assert (folder / "runtime.cache").exists() is RTX
+
+
+def test_the_record_can_be_read_again(bundle: Path) -> None:
+    built = build_engines(bundle, library=LIBRARY)
+    assert engines.find_builds(bundle) == [(built.folder, built.build)]

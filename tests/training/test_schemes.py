@@ -1,0 +1,175 @@
+"""The losses of training schemes, against values computed by hand, and what they reach."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
+from lgvit_edge.errors import UsageError
+from lgvit_edge.images.spec import Preprocess
+from lgvit_edge.model import LGViT
+from lgvit_edge.training import TrainingConfig
+from lgvit_edge.training.data.batches import Batch
+from lgvit_edge.training.features.states import hidden_states
+from lgvit_edge.training.losses import kl_loss
+from lgvit_edge.training.schemes import SCHEMES
+from lgvit_edge.training.stages import StageOne, StageTwo
+
+# One image of class 0; two exits after blocks 1 and 3 of 4, two classes.
+LABELS = torch.tensor([0])
+EXITS = [torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 0.0]])]
+FINAL = torch.tensor([[2.0, 0.0]])
+BLOCKS = [1, 3, 4]
+HOW: dict[str, Any] = {"gamma": 0.3, "temperature": 2.0, "kl": "image"}
+
+
+def cross(gap: float) -> float:
+    """Cross-entropy of two logits whose right one is larger by ``gap``."""
+    return math.log(1 + math.exp(-gap))
+
+
+def kl(student: float, teacher: float) -> float:
+    """KL(teacher || student) of two classes whose logits are ``gap`` apart."""
+    p, q = (1 / (1 + math.exp(-gap)) for gap in (teacher, student))
+    return p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+
+
+A, B, C = cross(0), cross(1), cross(2)
+IMITATION = 4 * (kl(0, 1) + kl(0.5, 1)) / 2  # T = 2 halves the gaps; T^2 = 4
+
+
+@pytest.mark.parametrize(
+    ("scheme", "joint", "heads"),
+    [
+        ("normal", (A + B + C) / 3, (A + B) / 2),
+        ("weighted", (A + 3 * B + 4 * C) / 8, (A + 3 * B) / 4),
+        ("alternating", (A + B + C) / 3, (A + B) / 2),
+        (
+            "distillation",
+            0.7 * (A + B + C) / 3 + 0.3 * IMITATION,
+            0.7 * (A + B) / 2 + 0.3 * IMITATION,
+        ),
+        ("lgvit", (A + 3 * B + 4 * C) / 8, (A + 3 * B) / 4),
+    ],
+)
+def test_losses_by_hand(scheme: str, joint: float, heads: float) -> None:
+    found = SCHEMES[scheme]
+    for whole, wanted in ((True, joint), (False, heads)):
+        loss = found.loss(EXITS, FINAL, LABELS, BLOCKS, joint=whole, **HOW)
+        assert float(loss) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_the_authors_kl_is_divided_by_the_number_of_classes() -> None:
+    student, teacher = torch.randn(3, 7), torch.randn(3, 7)
+    ours = kl_loss(student, teacher, temperature=2)
+    theirs = kl_loss(student, teacher, temperature=2, per="class")
+    # As their code writes it: the sum over everything, times T^2, by the number of elements.
+    log_s, log_t = ((x / 2).log_softmax(dim=1) for x in (student, teacher))
+    literal = (log_t.exp() * (log_t - log_s)).sum() * 4 / student.numel()
+    assert float(theirs) == pytest.approx(float(literal), rel=1e-5)
+    assert float(ours) == pytest.approx(7 * float(theirs), rel=1e-5)
+
+
+def test_imitation_teaches_the_exits_and_not_the_final_classifier() -> None:
+    exits = [e.clone().requires_grad_() for e in EXITS]
+    final = FINAL.clone().requires_grad_()
+    how = {**HOW, "gamma": 1.0}
+    loss = SCHEMES["distillation"].loss(exits, final, LABELS, BLOCKS, joint=True, **how)
+    loss.backward()
+    assert all(e.grad is not None and e.grad.abs().max() > 0 for e in exits)
+    assert final.grad is None or not final.grad.abs().max() > 0
+
+
+TINY = LGViTConfig(
+    family="vit",
+    image_size=16,
+    patch_size=4,
+    hidden_size=16,
+    num_blocks=3,
+    num_heads=2,
+    intermediate_size=32,
+    num_classes=2,
+    exits=(ExitConfig(1, "lph"), ExitConfig(2, "gah", window=2)),
+    preprocess=Preprocess(resize=16),
+)
+
+
+def batch() -> Batch:
+    images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    return Batch(images, torch.tensor([0, 1, 0, 1]), torch.arange(4))
+
+
+class Once:
+    """Epochs of one batch."""
+
+    def shuffled(self, key: object) -> list[Batch]:
+        return [batch()]
+
+
+def reached(model: LGViT, loss: Tensor) -> set[str]:
+    """First parts of the names of parameters that get a gradient."""
+    loss.backward()
+    return {
+        name.split(".")[0]
+        for name, p in model.named_parameters()
+        if p.grad is not None and bool((p.grad != 0).any())
+    }
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_stage_one_alternates_where_the_scheme_does(scheme: str) -> None:
+    config = TrainingConfig(scheme=scheme)
+    seen = []
+    for step in (0, 1):
+        model = LGViT(TINY)
+        stage = StageOne(model, config, Once())  # type: ignore[arg-type]
+        stage.start()
+        (result,) = stage.steps(0, step)
+        seen.append(reached(model, result.loss))
+    both = {"backbone", "heads"}
+    assert seen == [{"backbone"} if SCHEMES[scheme].alternates else both, both]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_stage_two_reaches_the_heads_alone(scheme: str) -> None:
+    model = LGViT(TINY)
+    stage = StageTwo(model, TrainingConfig(scheme=scheme), None, None)  # type: ignore[arg-type]
+    assert bool(len(stage.aligners)) == (scheme == "lgvit")
+    stage.start()
+    result = stage.step(hidden_states(model, batch(), stage.config))
+    assert reached(model, result.loss) == {"heads"}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_mixed_precision_computes_nearly_the_same(scheme: str) -> None:
+    losses: dict[str, list[torch.Tensor]] = {}
+    for precision in ("fp32", "bf16"):
+        torch.manual_seed(0)
+        model = LGViT(TINY)
+        config = TrainingConfig(scheme=scheme, precision=precision)
+        one = StageOne(model, config, None)  # type: ignore[arg-type]
+        two = StageTwo(model, config, None, None)  # type: ignore[arg-type]
+        one.start()
+        steps = [one.step(batch(), with_exits=True)]
+        two.start()
+        steps.append(two.step(hidden_states(model, batch(), config)))
+        for step in steps:
+            step.loss.backward()
+        losses[precision] = [step.loss.detach() for step in steps]
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        assert {p.grad.dtype for p in model.heads.parameters() if p.grad is not None} == {
+            torch.float32
+        }
+    exact, mixed = (torch.stack(losses[p]) for p in ("fp32", "bf16"))
+    torch.testing.assert_close(mixed, exact, rtol=2e-2, atol=2e-2)
+    assert not torch.equal(mixed, exact)
+
+
+def test_schemes_and_forms_of_kl_that_do_not_exist() -> None:
+    with pytest.raises(UsageError, match="scheme must be one of lgvit, normal, .*'sdn'; kl must"):
+        TrainingConfig(scheme="sdn", kl="batch")

@@ -1,0 +1,502 @@
+"""Both stages on a tiny model: learning, stopping and going on, and bad input."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
+from lgvit_edge.errors import DataError, TrainingError, UsageError
+from lgvit_edge.images.spec import Preprocess
+from lgvit_edge.model import LGViT, load_checkpoint, save_checkpoint
+from lgvit_edge.training import (
+    ArrayDataset,
+    ImageFolder,
+    TrainingConfig,
+    attach_exits,
+    evaluate,
+    train,
+    train_from_folder,
+)
+from lgvit_edge.training.data.augment import random_crop_box, random_shift
+from lgvit_edge.training.data.batches import Batches
+from lgvit_edge.training.optimiser import adamw, learning_rate
+from lgvit_edge.training.start import seeded
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """A second thread only slows such small tensors down, the more so beside other work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+SPEC = Preprocess(resize=32)
+EXITS = (ExitConfig(1, "lph", kernel=3), ExitConfig(2, "lph"), ExitConfig(3, "gah", window=2))
+TINY = LGViTConfig(
+    family="vit",
+    image_size=32,
+    patch_size=8,
+    hidden_size=16,
+    num_blocks=4,
+    num_heads=2,
+    intermediate_size=32,
+    num_classes=3,
+    exits=EXITS,
+    preprocess=SPEC,
+)
+SETTINGS = TrainingConfig(
+    epochs=(2, 2), lr=(3e-3, 3e-3), batch_size=8, warmup=0.1, workers=0, device="cpu"
+)
+
+
+def stripes(count: int = 24, *, shift: int = 1) -> ArrayDataset:
+    """Three classes that differ in where the light is: easy to learn."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(count) % 3
+    images = rng.integers(0, 60, (count, 32, 32, 3), dtype=np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[8 * label : 8 * label + 10] += 150
+    return ArrayDataset(images, labels, shift=shift)
+
+
+def lively(model: LGViT) -> LGViT:
+    """Larger weights: the usual ones are for larger models and would learn too slowly here."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                width = 4 if "embedding.p" in name and parameter.ndim == 3 else parameter[0].numel()
+                parameter.mul_(width**-0.5 / 0.02)
+    return model
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+def said(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def same_weights(a: LGViT, b: LGViT) -> bool:
+    first, second = a.state_dict(), b.state_dict()
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+@dataclass
+class Interrupting:
+    """Raises as Ctrl-C does, at the given number of images."""
+
+    inner: ArrayDataset
+    after: int
+    seen: int = 0
+    labels: Any = field(init=False)
+    classes: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.labels, self.classes = self.inner.labels, self.inner.classes
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def image(self, index: int, rng: np.random.Generator | None) -> Any:
+        self.seen += rng is not None  # evaluation does not count
+        if self.seen == self.after:
+            raise KeyboardInterrupt
+        return self.inner.image(index, rng)
+
+    def fingerprint(self) -> str:
+        return self.inner.fingerprint()
+
+
+def test_both_stages_learn_and_leave_a_checkpoint(tmp_path: Path) -> None:
+    data, out, console = stripes(), tmp_path / "model.pt", quiet()
+    start = lively(seeded(TINY, 0))
+    before = {k: v.clone() for k, v in start.state_dict().items()}
+    settings = SETTINGS.replace(epochs=(16, 10), lr=(5e-3, 1e-2))
+    model = train(start, data, data, settings, out=out, console=console)
+    accuracies = evaluate(model, data)
+    assert len(accuracies) == 4 and min(accuracies) > 0.9
+    assert all(torch.equal(before[k], v) for k, v in start.state_dict().items())
+    assert not model.training and all(p.requires_grad for p in model.parameters())
+    assert same_weights(model, load_checkpoint(out))
+    assert not (tmp_path / "model.pt.resume").exists()
+    assert "after stage 1, 24 validation images" in said(console)
+    assert "after stage 2" in said(console)
+
+
+def test_stage_two_keeps_the_backbone(tmp_path: Path) -> None:
+    start = seeded(TINY, 0)
+    model = train(
+        start, stripes(), None, SETTINGS, stages=(2,), out=tmp_path / "m.pt", console=quiet()
+    )
+    kept, new = start.backbone.state_dict(), model.backbone.state_dict()
+    assert all(torch.equal(kept[name], new[name]) for name in kept)
+    assert not same_weights(start, model)
+
+
+@pytest.mark.parametrize("cache", [False, True])
+@pytest.mark.parametrize("after", [24 + 5, 2 * 24 + 3, 3 * 24 + 9])
+def test_resumed_is_bit_identical(tmp_path: Path, after: int, cache: bool) -> None:
+    data = stripes()
+    settings = SETTINGS.replace(cache=cache, cache_views=2 if cache else 0)
+    whole = train(seeded(TINY, 0), data, None, settings, out=tmp_path / "whole.pt", console=quiet())
+    out, console = tmp_path / "m.pt", quiet()
+    with pytest.raises(KeyboardInterrupt):
+        train(seeded(TINY, 0), Interrupting(data, after), None, settings, out=out, console=console)
+    assert "Run the same command again to continue" in " ".join(said(console).split())
+    assert not out.exists() and (tmp_path / "m.pt.resume").exists()
+    torch.rand(7)  # whatever happened in between
+    console = quiet()
+    resumed = train(seeded(TINY, 0), data, None, settings, out=out, console=console)
+    assert "continuing after epoch" in said(console)
+    assert same_weights(whole, resumed)
+    assert not (tmp_path / "m.pt.resume").exists()
+
+
+def test_interrupted_in_the_first_epoch_leaves_nothing(tmp_path: Path) -> None:
+    console = quiet()
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            seeded(TINY, 0),
+            Interrupting(stripes(), 5),
+            None,
+            SETTINGS,
+            out=tmp_path / "m.pt",
+            console=console,
+        )
+    assert "nothing to continue from" in said(console)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path) -> Path:
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            seeded(TINY, 0),
+            Interrupting(stripes(), 30),
+            None,
+            SETTINGS,
+            out=tmp_path / "m.pt",
+            console=quiet(),
+        )
+    return tmp_path / "m.pt"
+
+
+def test_another_training_is_not_continued(interrupted: Path) -> None:
+    def again(**given: Any) -> None:
+        arguments: dict[str, Any] = {
+            "model": seeded(TINY, 0),
+            "train_set": stripes(),
+            "val_set": None,
+            "config": SETTINGS,
+            "out": interrupted,
+            "console": quiet(),
+        }
+        train(**(arguments | given))
+
+    with pytest.raises(TrainingError, match=r"batch_size \(then 8, now 4\).*rm '"):
+        again(config=SETTINGS.replace(batch_size=4))
+    with pytest.raises(TrainingError, match="training images"):
+        again(train_set=stripes(27))
+    with pytest.raises(TrainingError, match="starting weights"):
+        again(model=seeded(TINY, 1))
+    with pytest.raises(TrainingError, match=r"stages \(then \[1, 2\], now \[1\]\)"):
+        again(stages=(1,))
+    assert not interrupted.exists()
+    again(config=SETTINGS.replace(batch_size=4), resume=False)
+    assert interrupted.exists()
+
+
+def test_a_damaged_resume_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.pt.resume").write_bytes(b"PK broken")
+    with pytest.raises(TrainingError, match="cannot be read.*delete it"):
+        train(seeded(TINY, 0), stripes(), None, SETTINGS, out=tmp_path / "m.pt", console=quiet())
+    torch.save({"format": "other"}, tmp_path / "m.pt.resume")
+    with pytest.raises(TrainingError, match="found another file"):
+        train(seeded(TINY, 0), stripes(), None, SETTINGS, out=tmp_path / "m.pt", console=quiet())
+
+
+def test_a_loss_that_is_no_number_stops(tmp_path: Path) -> None:
+    model = seeded(TINY, 0)
+    with torch.no_grad():
+        model.backbone.final.classifier.linears[0].bias.fill_(float("nan"))  # type: ignore[union-attr, operator]
+    with pytest.raises(TrainingError, match="loss of stage 1 became nan.*--lr"):
+        train(model, stripes(), None, SETTINGS, out=tmp_path / "m.pt", console=quiet())
+    assert not list(tmp_path.iterdir())
+
+
+def test_workers_change_nothing() -> None:
+    data = stripes(6)
+    here = list(Batches(data, SPEC, batch_size=4).shuffled((1, 2, 3)))
+    with warnings.catch_warnings():
+        # Python 3.12 warns about forking beside threads, as every DataLoader with workers does.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        there = list(Batches(data, SPEC, batch_size=4, workers=2).shuffled((1, 2, 3)))
+    for a, b in zip(here, there, strict=True):
+        assert torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels)
+    other = next(Batches(data, SPEC, batch_size=4).shuffled((1, 2, 4)))
+    assert not torch.equal(other.images, here[0].images)
+
+
+def test_no_last_batch_of_one_image() -> None:
+    sizes = [len(b.labels) for b in Batches(stripes(9), SPEC, batch_size=4).ordered()]
+    assert sizes == [4, 5]
+
+
+def test_images_are_normalised_as_the_runtime_does() -> None:
+    from lgvit_edge.images.preprocess import to_float
+
+    data = stripes(3)
+    spec = Preprocess(32, "bilinear", (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    batch = next(Batches(data, spec, batch_size=3).ordered())
+    np.testing.assert_allclose(batch.images.numpy(), to_float(data.images, spec), atol=1e-6)
+
+
+def test_learning_rate_rises_and_falls() -> None:
+    rates = [learning_rate(s, 100, peak=1.0, warmup=0.1) for s in range(100)]
+    assert rates[10] == max(rates) == 1.0
+    assert rates[:11] == sorted(rates[:11]) and rates[10:] == sorted(rates[10:], reverse=True)
+    assert 0 < rates[0] < 0.1 and 0 < rates[-1] < 0.01
+
+
+def test_no_decay_on_norms_biases_and_embeddings() -> None:
+    model = LGViT(TINY)
+    names = {id(p): name for name, p in model.named_parameters()}
+    decayed, plain = adamw(model.named_parameters(), weight_decay=0.1).param_groups
+    assert decayed["weight_decay"] == 0.1 and plain["weight_decay"] == 0
+    assert all(names[id(p)].endswith("weight") for p in decayed["params"])
+    kept = {names[id(p)] for p in plain["params"]}
+    assert {"backbone.embedding.position", "backbone.blocks.0.norm1.weight"} <= kept
+
+
+def test_augmentation_stays_inside() -> None:
+    rng = np.random.default_rng(0)
+    for height, width in ((20, 30), (5, 400), (1, 1)):
+        for _ in range(50):
+            x0, y0, x1, y1 = random_crop_box(height, width, rng, min_share=0.1)
+            assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
+    frame = np.full((8, 8, 3), 9, np.uint8)
+    moved = [random_shift(frame, rng, pixels=2) for _ in range(20)]
+    assert all(m.shape == frame.shape and m.sum() >= 9 * 36 * 3 for m in moved)
+
+
+def test_settings_report_every_fault_at_once() -> None:
+    with pytest.raises(UsageError, match="epochs.*batch_size.*gamma.*prediction_exits"):
+        TrainingConfig(epochs=(0, 1), batch_size=1, gamma=2.0, prediction_exits="some")
+
+
+def test_model_and_data_must_agree(tmp_path: Path) -> None:
+    out = tmp_path / "m.pt"
+    with pytest.raises(DataError, match="expected 4 classes as the model has, found 3"):
+        train(seeded(TINY.replace(num_classes=4), 0), stripes(), None, SETTINGS, out=out)
+    small = ArrayDataset(np.zeros((3, 16, 16, 3), np.uint8), np.arange(3))
+    with pytest.raises(DataError, match=r"expected images \[32, 32, 3\], found \[16, 16, 3\]"):
+        train(seeded(TINY, 0), small, None, SETTINGS, out=out)
+    with pytest.raises(UsageError, match="expected exits, found none"):
+        train(seeded(TINY.replace(exits=()), 0), stripes(), None, SETTINGS, out=out)
+    with pytest.raises(UsageError, match="stages must be"):
+        train(seeded(TINY, 0), stripes(), None, SETTINGS, out=out, stages=(2, 1))
+    with pytest.raises(DataError, match="whole-numbered labels"):
+        ArrayDataset(np.zeros((3, 32, 32, 3), np.uint8), np.zeros(2, np.int64))
+    with pytest.raises(DataError, match=r"labels in 0\.\.1, found 0\.\.2"):
+        ArrayDataset(np.zeros((3, 32, 32, 3), np.uint8), np.arange(3), classes=("a", "b"))
+
+
+def test_a_target_that_cannot_be_written_is_found_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(out: Path) -> None:
+        train(seeded(TINY, 0), stripes(), None, SETTINGS, out=out, console=quiet())
+
+    with pytest.raises(TrainingError, match="no such folder; run: mkdir -p"):
+        start(tmp_path / "missing" / "m.pt")
+    with pytest.raises(UsageError, match=r"--out must end in \.pt or \.safetensors"):
+        start(tmp_path / "m.onnx")
+    (tmp_path / "folder.pt").mkdir()
+    with pytest.raises(TrainingError, match="is a folder"):
+        start(tmp_path / "folder.pt")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1_000_000}))
+    with pytest.raises(TrainingError, match="of free disk, found 1 MB"):
+        start(tmp_path / "m.pt")
+    monkeypatch.undo()
+
+    def refuse(self: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    with pytest.raises(TrainingError, match="cannot write to .*Permission denied"):
+        start(tmp_path / "m.pt")
+
+
+# Folders of images
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    data = stripes(12)
+    for i, (image, label) in enumerate(zip(data.images, data.labels, strict=True)):
+        target = tmp_path / "images" / f"class{label}" / f"{i}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(target)
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    save_checkpoint(seeded(TINY, 0), tmp_path / "start.pt")
+    return tmp_path / "start.pt"
+
+
+FAST = SETTINGS.replace(epochs=(1, 1))
+
+
+def test_a_folder_end_to_end(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
+    console = quiet()
+    (folder / "class1" / "broken.png").write_bytes(b"not an image")
+    (folder / "class1" / "notes.txt").write_text("ignored")
+    model = train_from_folder(
+        folder,
+        backbone=str(checkpoint),
+        out=tmp_path / "m.pt",
+        val=folder,
+        config=FAST,
+        console=console,
+    )
+    assert model.config.labels == ("class0", "class1", "class2")
+    assert model.config.exits == EXITS
+    assert said(console).count("skipped 1 of 13 images that cannot be read") == 1
+    assert "broken.png" in said(console)
+
+
+def test_new_classes_and_exits(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 32)).save(_made(folder / "class9") / "a.jpg")
+    nested = tmp_path / "data"
+    nested.mkdir()
+    folder.rename(nested / "train")
+    console = quiet()
+    model = train_from_folder(
+        nested,
+        backbone=str(checkpoint),
+        exits="1,3",
+        out=tmp_path / "m.safetensors",
+        config=SETTINGS.replace(epochs=(1, 1), batch_size=4, lr=(1e-3, 1e-3), seed=3),
+        console=console,
+    )
+    assert model.config.num_classes == 4 and [e.block for e in model.config.exits] == [1, 3]
+    assert "has 3 classes, the images 4" in said(console)
+
+
+def test_a_share_of_the_images_is_set_aside(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
+    whole = ImageFolder(folder, size=32, preprocess=SPEC)
+    rest, aside = whole.split(0.25, seed=1)
+    assert len(rest) + len(aside) == len(whole) and len(aside) == 3
+    assert sorted([*rest.paths, *aside.paths]) == sorted(whole.paths)
+    assert set(aside.labels) == set(rest.labels) == {0, 1, 2}
+    again, other = (whole.split(0.25, seed)[1].paths for seed in (1, 2))
+    assert again == aside.paths != other
+    assert [len(part) for part in whole.split(0.999, 1)] == [3, 9]
+    console, out = quiet(), tmp_path / "m.pt"
+    train_from_folder(
+        folder, backbone=str(checkpoint), out=out, val=0.25, config=FAST, console=console
+    )
+    assert "3 images set aside for validation, 9 to train" in said(console)
+    assert json.loads((tmp_path / "m.eval.json").read_text())["images"] == 3
+    for share in (0.0, 1.0, -1.0, 2.0):
+        with pytest.raises(UsageError, match="--val: expected a folder or a share between 0 and 1"):
+            train_from_folder(folder, backbone=str(checkpoint), out=out, val=share, config=FAST)
+    for image in list((folder / "class1").iterdir())[1:]:
+        image.unlink()
+    with pytest.raises(DataError, match="at least two images of each class .* one of 'class1'"):
+        train_from_folder(folder, backbone=str(checkpoint), out=out, val=0.5, config=FAST)
+
+
+def test_stage_two_needs_the_same_classes_and_a_backbone(
+    folder: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    Image.new("RGB", (32, 32)).save(_made(folder / "class9") / "a.jpg")
+    out = tmp_path / "m.pt"
+    with pytest.raises(UsageError, match="of 3 classes, but the images have 4.*--stage both"):
+        train_from_folder(folder, backbone=str(checkpoint), out=out, stage="2", config=FAST)
+    with pytest.raises(UsageError, match="stage 2 freezes the backbone.*--weights"):
+        train_from_folder(folder, backbone="vit-tiny", out=out, stage="2", config=FAST)
+    with pytest.raises(UsageError, match="--stage must be one of 1, 2, both"):
+        train_from_folder(folder, backbone="vit-tiny", out=out, stage="3", config=FAST)
+    with pytest.raises(UsageError, match="expected a checkpoint's path or one of vit-tiny"):
+        train_from_folder(folder, backbone="vit-teeny", out=out, config=FAST)
+    with pytest.raises(UsageError, match="is no deit-tiny: expected hidden_size 192, found 16"):
+        train_from_folder(folder, backbone="deit-tiny", weights=checkpoint, out=out, config=FAST)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def test_folders_that_hold_no_classes(folder: Path, tmp_path: Path) -> None:
+    def open_folder(path: Path, **given: Any) -> ImageFolder:
+        return ImageFolder(path, size=32, preprocess=SPEC, **given)
+
+    with pytest.raises(DataError, match="no such folder; expected one sub-folder"):
+        open_folder(tmp_path / "missing")
+    empty = _made(tmp_path / "empty")
+    with pytest.raises(DataError, match="expected one sub-folder .* found no sub-folder"):
+        open_folder(empty)
+    with pytest.raises(DataError, match="found 4 images and no sub-folder"):
+        open_folder(folder / "class0")
+    with pytest.raises(DataError, match="only classes of the training images, found class2"):
+        open_folder(folder, classes=("class0", "class1"))
+    _made(folder / "hollow")
+    with pytest.raises(DataError, match="directly in every class folder, found none in hollow"):
+        open_folder(folder)
+    _made(empty / "one")
+    with pytest.raises(DataError, match="at least two classes.*found only 'one'"):
+        open_folder(empty)
+
+
+def test_no_image_can_be_read(folder: Path, tmp_path: Path) -> None:
+    for path in folder.rglob("*.png"):
+        path.write_bytes(b"broken")
+    data = ImageFolder(folder, size=32, preprocess=SPEC)
+    with pytest.raises(DataError, match="found none of 12 that can be read"):
+        train(seeded(TINY, 0), data, None, SETTINGS, out=tmp_path / "m.pt", console=quiet())
+    with pytest.raises(DataError, match="none that can be read"):
+        evaluate(seeded(TINY, 0), data)
+
+
+def test_attach_exits_keeps_the_backbone() -> None:
+    plain = seeded(TINY.replace(exits=(), labels=("a", "b", "c")), 1)
+    model = attach_exits(plain, EXITS)
+    assert model.config.labels == ("a", "b", "c") and len(model.heads) == 3
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(model(x), plain(x))
+    assert same_weights(model, attach_exits(plain, EXITS))
+    other = attach_exits(plain, EXITS, num_classes=5)
+    assert other(x).shape == (2, 5) and other.config.labels == ()
+    assert torch.equal(other.backbone.embedding(x), plain.backbone.embedding(x))
+
+
+def test_digits_are_always_the_same() -> None:
+    pytest.importorskip("sklearn", reason="the demo's data come with scikit-learn")
+    from lgvit_edge.training.data.digits import digits_config, digits_model, digits_sets
+
+    first, second = digits_sets(), digits_sets()
+    assert [len(s) for s in first] == [1437, 360]
+    assert all(np.array_equal(a.images, b.images) for a, b in zip(first, second, strict=True))
+    config = digits_config()
+    assert config.num_blocks >= 12 and config.grid**2 >= 64 and config.num_exits == 4
+    assert same_weights(digits_model(), digits_model())

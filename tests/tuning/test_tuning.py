@@ -1,0 +1,408 @@
+"""Tuning on recorded logits: costs, outcomes, curves, search, goals, exits that never pay."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lgvit_edge.bundle.directory import open_bundle
+from lgvit_edge.bundle.manifest import Manifest, SegmentSpec
+from lgvit_edge.bundle.points import check_name
+from lgvit_edge.errors import DataError, TuningError, UsageError
+from lgvit_edge.policies import Confidence, Ensemble, Never, Patience, Policy, from_json
+from lgvit_edge.tuning import Goal, TuneOptions, tune
+from lgvit_edge.tuning.calibration import calibration_errors, temperatures
+from lgvit_edge.tuning.costs import Costs
+from lgvit_edge.tuning.outcome import Images, Line, Outcome, front, outcome, replay
+from lgvit_edge.tuning.prune import prune
+from lgvit_edge.tuning.record import DONE, UNREADABLE, Recording, record_type
+from lgvit_edge.tuning.search import SWEEP, search
+from lgvit_edge.tuning.shapes import Scorer, Shape
+
+# Beyond the baseline: 0.5 + 7 - 6 = 1.5 ms, of which heads take 2, 3 and 5 tenths.
+COSTS = Costs(0.5, (1.0, 2.0, 3.0, 1.0), 6.0, (10, 20, 30, 10), (2, 3, 5), 60)
+FEW = TuneOptions(trials=2)
+
+
+@pytest.fixture(scope="module")
+def manifest(bundle: Path) -> Manifest:
+    return open_bundle(bundle).manifest
+
+
+def views(count: int, seed: int, noise: tuple[float, ...] = (1.6, 1.6, 1.6, 1.6)) -> Images:
+    """Every exit sees the class through noise of its own, so that several know more than one."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 5, count)
+    seen = 2 * np.eye(5)[labels][:, None] + rng.normal(0, 1, (count, 4, 5)) * np.c_[list(noise)]
+    return Images(seen.astype(np.float32), labels)
+
+
+def recorded(images: Images, sha: str = "a") -> Recording:
+    rows = np.zeros(len(images), record_type(4, 5))
+    rows["logits"], rows["label"], rows["state"] = images.logits, images.labels, DONE
+    rows["prepare_ms"], rows["segment_ms"], rows["baseline_ms"] = 0.5, (1, 1, 1, 1), 4
+    return Recording(Path("kept.npy"), rows, {"images": sha * 64, "device": "a desk"})
+
+
+# Costs.
+
+
+def test_costs_add_up_and_heads_share_what_the_chain_takes_beyond_the_baseline() -> None:
+    assert COSTS.ms.tolist() == [1.5, 3.5, 6.5, 7.5]
+    assert COSTS.macs.tolist() == [10, 30, 60, 70]
+    assert COSTS.head_ms == pytest.approx([0.3, 0.45, 0.75])
+    quick = dataclasses.replace(COSTS, baseline_ms=8.0)
+    assert quick.head_ms is not None and quick.head_ms.tolist() == [0, 0, 0]
+    free = dataclasses.replace(COSTS, head_macs=(0, 0, 0)).head_ms
+    assert free is not None and free.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("exits", "ms", "macs", "heads"),
+    [
+        ([1], (2.7, 3, 1), (28, 30, 10), (3, 5)),
+        ([3], (1, 2, 3.25), (10, 20, 35), (2, 3)),
+        ([1, 2], (5.25, 1), (55, 10), (5,)),
+        ([1, 3], (2.7, 3.25), (28, 35), (3,)),
+        ([2, 3], (1, 4.8), (10, 52), (2,)),
+        ([1, 2, 3], (5.5,), (60,), ()),  # which is the baseline
+    ],
+)
+def test_without_exits_blocks_stay_and_heads_go(
+    exits: list[int], ms: tuple[float, ...], macs: tuple[int, ...], heads: tuple[int, ...]
+) -> None:
+    fewer = COSTS.without(exits)
+    assert fewer.segment_ms == pytest.approx(ms)
+    assert (fewer.segment_macs, fewer.head_macs) == (macs, heads)
+    kept = [h for e, h in enumerate([0.3, 0.45, 0.75], 1) if e not in exits]
+    assert fewer.head_ms == pytest.approx(kept)  # those that stay cost what they did
+
+
+def test_heads_of_unknown_macs_have_no_cost(manifest: Manifest) -> None:
+    unknown = dataclasses.replace(COSTS, head_macs=None)
+    assert unknown.head_ms is None
+    with pytest.raises(ValueError, match="does not say what its heads cost"):
+        unknown.without([1])
+    images = views(50, 0)
+    assert prune(images, images, unknown, SWEEP, manifest, [0.01]) is None
+    first = dataclasses.replace(manifest.segments[0], head_macs=None)
+    old = dataclasses.replace(manifest, segments=(first, *manifest.segments[1:]))
+    assert recorded(images).costs(old).head_macs is None
+
+
+def test_recorded_times_are_means_of_what_was_measured(manifest: Manifest) -> None:
+    kept = recorded(views(4, 0))
+    kept.rows["baseline_ms"] = (2, np.nan, 4, 1000)
+    kept.rows["segment_ms"][:, 1] = (1, 2, 6, 1000)
+    kept.rows["state"][3] = UNREADABLE
+    costs = kept.costs(manifest)
+    assert (costs.prepare_ms, costs.segment_ms, costs.baseline_ms) == (0.5, (1, 3, 1, 1), 3)
+    assert costs.macs.tolist() == [manifest.cumulative_macs(e) for e in (1, 2, 3, 4)]
+    assert costs.head_macs == tuple(s.head_macs for s in manifest.segments[:-1])
+    assert costs.baseline_macs == manifest.baseline.macs
+
+
+# What a policy gives.
+
+
+def test_an_outcome_by_hand() -> None:
+    """Leaves rightly; leaves wrongly; goes on; leaves rightly where the baseline is wrong."""
+    sure, unsure = [5.0, 0.0], [0.1, 0.0]
+    exits = [[sure, sure], [sure, [0.0, 5.0]], [unsure, sure], [sure, [0.0, 5.0]]]
+    images = Images(np.array(exits, np.float32), np.array([0, 1, 0, 0]))
+    found = outcome(Confidence(0.8), images, Costs(0.5, (1, 3), 4.0, (10, 30), (1,), 39))
+    assert (found.accuracy, images.baseline_accuracy, found.errors) == (0.75, 0.75, 1)
+    assert found.drop_error == pytest.approx(np.std([0, 1, 0, -1]) / np.sqrt(4))
+    assert found.drop_error == pytest.approx(math.sqrt(0.5) / 2)
+    assert found.shares == (0.75, 0.25)
+    assert found.latency_ms == 0.75 * 1.5 + 0.25 * 4.5
+    assert found.macs == 0.75 * 10 + 0.25 * 40
+    whole = outcome(Never(), images, COSTS.without([2, 3]))
+    assert (whole.errors, whole.drop_error, whole.latency_ms) == (0, 0, 6.3)
+
+
+@pytest.mark.parametrize("policy", [Patience(2), Ensemble(0.9), Confidence(0.6)], ids=repr)
+def test_many_images_are_replayed_as_few_are(policy: Policy) -> None:
+    images = views(1100, 1)  # chunks of 512, 512 and 76
+    for found, expected in zip(replay(policy, images), policy.replay(images.logits), strict=True):
+        assert (found == expected).all()
+
+
+def test_a_front_holds_what_nothing_beats() -> None:
+    by: dict[str, Any] = {"cost": lambda item: item[0], "worth": lambda item: item[1]}
+    items = [(4.0, 0.8), (1, 0.5), (5, 0.9), (2, 0.4), (3, 0.8), (3, 0.7), (1, 0.5)]
+    assert front(items, **by) == [(1, 0.5), (3, 0.8), (5, 0.9)]
+    assert front([], **by) == []
+    # Thinned out, it still ends with the best.
+    items = [(100, 0.1), (100.5, 0.2), (101, 0.3), (103, 0.4), (103.5, 0.5), (103.9, 0.6)]
+    assert front(items, **by, gap=0.01) == [(100, 0.1), (101, 0.3), (103, 0.4), (103.9, 0.6)]
+
+
+def point(accuracy: float, ms: float, error: float = 0.0) -> Outcome:
+    return Outcome(Never(), accuracy, 0, error, ms, 1.0, (1.0,))
+
+
+def test_a_line_between_points_by_hand() -> None:
+    line = Line.through([point(0.6, 4), point(0.5, 1), point(0.7, 2)])
+    found = line.accuracy_at(np.array([1.5, 3.0, 0.5, 9.0]))
+    assert found == pytest.approx([0.6, 0.65, 0.5, 0.6])
+    assert line.ms_at(0.6) == pytest.approx(1.5)  # first there, though it falls back to it later
+    assert [line.ms_at(a) for a in (0.2, 0.5, 0.7)] == [1, 1, 2]
+    assert line.ms_at(0.71) is None
+
+
+# Curves.
+
+SHAPES = [
+    Shape("confidence"),
+    Shape("confidence", 0.5, slope=0.3),
+    Shape("confidence", (0.35, 1.1, 0.7), slope=-0.2),
+    Shape("entropy", 1.4, slope=0.1),
+    Shape("entropy", (1.3, 0.7, 0.3)),
+    Shape("ensemble", 0.7, 0.5, 0.2),
+    Shape("ensemble", (0.6, 1.4, 0.9), 0.3),
+    Shape("patient_confidence", 0.7, slope=0.3, patience=2),
+    Shape("patient_confidence", (0.5, 0.9, 1.3), slope=-0.2, patience=3),
+    Shape("patience", patience=1),
+    Shape("patience", patience=3),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=repr)
+def test_a_curve_is_what_its_policies_give(shape: Shape) -> None:
+    images = views(600, 2)
+    images.logits[:] *= 0.5  # no confidences crowd at 1
+    scorer = Scorer(images, COSTS)
+    own = scorer.curve(shape)
+    assert len(own.policies()) == len(own.accuracy) > (0 if shape.name == "patience" else 40)
+    for i, policy in enumerate(own.policies()):
+        found = outcome(policy, images, COSTS)
+        assert found.accuracy == pytest.approx(own.accuracy[i], abs=1e-12)
+        assert found.errors / len(images) == pytest.approx(own.errors[i], abs=1e-12)
+        assert found.latency_ms == pytest.approx(own.latency_ms[i], abs=1e-9)
+
+
+def test_raising_the_level_takes_time() -> None:
+    curve = Scorer(views(600, 3), COSTS).curve(SWEEP)
+    assert (np.diff(curve.thresholds[:, 0]) > 0).all()
+    assert (np.diff(curve.latency_ms) >= 0).all()
+    assert curve.latency_ms[[0, -1]] == pytest.approx(COSTS.ms[[0, -1]], rel=0.01)
+    assert (np.diff(curve.errors) <= 0.01).all() and curve.errors[-1] == 0
+
+
+def test_a_slope_asks_more_of_deep_exits() -> None:
+    curve = Scorer(views(600, 3), COSTS).curve(Shape("confidence", slope=0.3))
+    assert (np.diff(curve.thresholds, axis=1) >= 0).all()
+    assert (np.diff(curve.thresholds, axis=1) > 0).any()
+    single = Scorer(Images(views(60, 3).logits[:, 2:], views(60, 3).labels), COSTS.without([1, 2]))
+    assert single.curve(Shape("confidence", slope=0.3)).thresholds.shape[1] == 1
+
+
+# Calibration.
+
+
+def test_temperatures_undo_overconfidence() -> None:
+    rng = np.random.default_rng(0)
+    honest = rng.normal(0, 2, (4000, 5))
+    odds = np.exp(honest) / np.exp(honest).sum(axis=1, keepdims=True)
+    labels = (odds.cumsum(axis=1) < rng.random((4000, 1))).sum(axis=1)
+    factors = (0.5, 1.0, 3.0)
+    logits = honest[:, None] * np.array([*factors, 1.0])[:, None]
+    images = Images(logits.astype(np.float32), labels)
+    found = temperatures(images)
+    assert found == pytest.approx(factors, rel=0.07)
+    before, after = calibration_errors(images, (1.0,) * 3), calibration_errors(images, found)
+    assert before[0] > 0.1 and before[2] > 0.1
+    assert max(after) < 0.03
+
+
+def test_a_calibration_error_by_hand() -> None:
+    """Three quarters sure and half right; at temperature 0.5 nine tenths sure."""
+    logits = np.full((4, 2, 2), [math.log(3), 0], np.float32)
+    images = Images(logits, np.array([0, 1, 0, 1]))
+    assert calibration_errors(images, (1.0,)) == pytest.approx([0.25])
+    assert calibration_errors(images, (0.5,)) == pytest.approx([0.4])
+
+
+# The search.
+
+
+def test_the_same_seed_finds_the_same() -> None:
+    scorer = Scorer(views(200, 4), COSTS)
+    steps: list[tuple[int, int]] = []
+    first = search(scorer, trials=6, seed=3, progress=lambda *step: steps.append(step))
+    again = search(Scorer(views(200, 4), COSTS), trials=6, seed=3)
+    assert [c.shape for c in first] == [c.shape for c in again]
+    assert all((a.accuracy == b.accuracy).all() for a, b in zip(first, again, strict=True))
+    assert steps == [(done, 24) for done in range(25)]
+    assert first[0].shape == SWEEP == Shape("confidence")
+    assert (first[0].accuracy == scorer.curve(SWEEP).accuracy).all()
+
+
+def test_a_search_beats_one_threshold_on_images_it_has_not_seen(manifest: Manifest) -> None:
+    kept, other = recorded(views(1500, 5)), views(1500, 6)
+    found = tune(kept, manifest, TuneOptions(trials=25), report=recorded(other, "b"))
+    gain = found.gain()
+    assert gain["mean_accuracy"] > 0.05 and gain["least_accuracy"] > -0.02
+    tuned, sweep = Line.through(found.front), Line.through(found.sweep)
+    times = np.linspace(1.6, 4.4, 50)
+    assert (tuned.accuracy_at(times) - sweep.accuracy_at(times)).mean() > 0.05
+    assert any(isinstance(p.policy, Ensemble) for p in found.front)
+    assert {type(p.policy) for p in found.sweep} == {Confidence, Never}
+    mine, plain = gain["speedup_at_drop"]["0.01"]
+    assert mine == pytest.approx(4 / (tuned.ms_at(found.baseline_accuracy - 0.01) or 0))
+    assert mine >= plain > 1
+    for given in (*found.front, *found.sweep):
+        assert given == outcome(given.policy, other, found.costs)
+
+
+# Exits that never pay.
+
+DEAR = Costs(0.5, (1.0, 3.0, 1.0, 1.0), 4.0, (10, 30, 10, 10), (1, 48, 1), 40)
+
+
+def test_an_exit_of_noise_with_a_dear_head_is_dropped(manifest: Manifest) -> None:
+    noise = (1.2, 50.0, 0.8, 0.5)
+    tuning, report = views(800, 7, noise), views(800, 8, noise)
+    for shape in (SWEEP, Shape("confidence", (1.0, 9.0, 1.0)), Shape("entropy")):
+        found = prune(tuning, report, DEAR, shape, manifest, [0.01, 0.02])
+        assert found is not None
+        assert (found.dropped, found.kept, found.blocks) == ([2], [1, 3], [1, 3])
+        assert found.gain > 1.2
+
+
+def test_what_helps_on_the_tuning_images_alone_is_chance(manifest: Manifest) -> None:
+    noise = (1.2, 1.6, 0.8, 0.5)
+    tuning, report = views(800, 7, noise), views(800, 8, noise)
+    report.logits[:, 1] = 4 * np.eye(5)[report.labels]
+    cheap = dataclasses.replace(DEAR, baseline_ms=5.0)
+    assert prune(tuning, tuning, cheap, SWEEP, manifest, [0.01]) is not None
+    assert prune(tuning, report, cheap, SWEEP, manifest, [0.01]) is None
+
+
+def test_exits_that_cost_nothing_and_help_are_kept(manifest: Manifest) -> None:
+    free = dataclasses.replace(COSTS, baseline_ms=7.5)
+    tuning, report = (views(800, seed, (1.2, 1.0, 0.8, 0.5)) for seed in (9, 10))
+    assert prune(tuning, report, free, SWEEP, manifest, [0.01, 0.03]) is None
+
+
+# Goals.
+
+POINTS = [point(0.9, 4), point(0.895, 3, 0.001), point(0.895, 2, 0.01), point(0.8, 1, 0.03)]
+
+
+@pytest.mark.parametrize(
+    ("goal", "ms", "text"),
+    [
+        (Goal(max_drop=0.02), 3, "--max-drop 0.02"),  # 1.645 standard errors to spare: not 2
+        (Goal(max_drop=0.022), 2, "--max-drop 0.022"),
+        (Goal(max_drop=0), 4, "--max-drop 0"),
+        (Goal(max_drop=0.5), 1, "--max-drop 0.5"),
+        (Goal(latency_ms=3.5), 2, "--latency-ms 3.5"),  # as accurate as 3, and faster
+        (Goal(latency_ms=1), 1, "--latency-ms 1"),
+        (Goal(latency_ms=9), 4, "--latency-ms 9"),
+        (Goal(min_speedup=3), 2, "--min-speedup 3"),
+        (Goal(min_speedup=1.5), 4, "--min-speedup 1.5"),
+        (Goal(min_speedup=6), 1, "--min-speedup 6"),
+    ],
+)
+def test_a_goal_chooses_the_best_it_can_afford(goal: Goal, ms: float, text: str) -> None:
+    assert goal.choose(POINTS, 0.9, COSTS).latency_ms == ms
+    assert (goal.text, goal.name) == (text, text[2:].replace(" ", "-"))
+
+
+def test_a_goal_of_many_milliseconds_has_a_name_that_can_be_typed() -> None:
+    assert Goal(latency_ms=1e6).name == "latency-ms-1e06"
+    check_name(Goal(latency_ms=1e6).name)
+
+
+def test_a_goal_out_of_reach_says_what_is_possible() -> None:
+    with pytest.raises(
+        TuningError,
+        match=r"impossible: --max-drop 0\.05; .* gives up 0\.1000 \(standard error 0\.0300\)",
+    ):
+        Goal(max_drop=0.05).choose(POINTS[3:], 0.9, COSTS)
+    reach = r"fastest point takes 1\.00 ms and the baseline 6\.00 ms, 6\.00x .*: 0\.50 ms"
+    for goal in (Goal(latency_ms=0.9), Goal(min_speedup=6.1)):
+        with pytest.raises(TuningError, match=f"impossible: {goal.text}; .*{reach}"):
+            goal.choose(POINTS, 0.9, COSTS)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"max_drop": 0.01, "latency_ms": 3.0}, "give one of --max-drop, --latency-ms and"),
+        ({"latency_ms": 3.0, "min_speedup": 2.0}, "give one of --max-drop"),
+        ({"max_drop": 1.0}, "--max-drop is a share of all images, 0.01 for one point; found 1"),
+        ({"max_drop": -0.1}, "found -0.1"),
+        ({"max_drop": math.nan}, "found nan"),
+        ({"latency_ms": 0.0}, "--latency-ms must be above 0 and below 1e9, found 0"),
+        ({"latency_ms": math.nan}, "--latency-ms must be .* found nan"),
+        ({"min_speedup": -1.0}, "--min-speedup must be .* found -1"),
+    ],
+)
+def test_goals_that_are_refused(values: dict[str, float], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Goal(**values)
+
+
+# All together.
+
+
+def test_points_are_named_and_their_figures_are_the_reports(manifest: Manifest) -> None:
+    kept, other = recorded(views(200, 13)), views(100, 14)
+    kept.rows["state"][:20] = UNREADABLE
+    found = tune(kept, manifest, FEW, report=recorded(other, "b"))
+    assert list(found.points) == ["accurate", "balanced", "fast"]
+    assert found.images == {"tune": 180, "report": 100}
+    for name, drop in (("accurate", "0"), ("balanced", "0.01"), ("fast", "0.03")):
+        point = found.points[name]
+        exits, classes = from_json(point.policy).replay(other.logits)
+        assert point.accuracy == pytest.approx((classes == other.labels).mean())
+        assert point.latency_ms == pytest.approx(0.5 + exits.mean())
+        assert point.shares == pytest.approx([(exits == e).mean() for e in (1, 2, 3, 4)])
+        macs = np.mean([manifest.cumulative_macs(e) for e in exits])
+        assert point.macs == pytest.approx(macs)
+        assert point.macs_speedup == pytest.approx(manifest.baseline.macs / macs)
+        assert (point.images, point.data_sha256, point.device) == (100, "b" * 64, "a desk")
+        assert (point.goal, point.guarantee) == (f"--max-drop {drop}", None)
+    ms = [point.latency_ms for point in found.points.values()]
+    assert ms == sorted(ms, reverse=True)
+
+
+def test_a_goal_makes_one_point(manifest: Manifest) -> None:
+    kept, goal = recorded(views(100, 15)), Goal(latency_ms=2.5)
+    for name in (None, "door"):
+        found = tune(kept, manifest, dataclasses.replace(FEW, goal=goal, name=name))
+        assert list(found.points) == [name or "latency-ms-2.5"]
+        assert found.points[name or "latency-ms-2.5"].data_sha256 == "a" * 64
+    with pytest.raises(TuningError, match="impossible: --min-speedup 50; .* takes 1.5"):
+        tune(kept, manifest, dataclasses.replace(FEW, goal=Goal(min_speedup=50)))
+
+
+def test_what_cannot_be_tuned_on(manifest: Manifest) -> None:
+    few = r"at least 20 images in each part \(tune, report\), found 19 to tune on; give more"
+    with pytest.raises(DataError, match=few):
+        tune(recorded(views(39, 16)), manifest, FEW)
+    with pytest.raises(DataError, match="found 5 to report on"):
+        tune(recorded(views(39, 16)), manifest, FEW, report=recorded(views(5, 16)))
+    with pytest.raises(
+        DataError, match=r"in each part \(tune, certify, report\), found 15 to tune"
+    ):
+        tune(recorded(views(60, 16)), manifest, TuneOptions(risk=0.1))
+    same = recorded(views(60, 16))
+    same.rows["label"] = 3
+    with pytest.raises(DataError, match="all 30 images of the part 'tune' are of one class"):
+        tune(same, manifest, FEW)
+    whole = dataclasses.replace(
+        manifest,
+        segments=(SegmentSpec(manifest.baseline, 1, 4, "final"),),
+        parity=dataclasses.replace(manifest.parity, max_difference=(0.0,)),
+    )
+    with pytest.raises(UsageError, match="this bundle has no exits: there is nothing to tune"):
+        tune(recorded(views(60, 16)), whole, FEW)
