@@ -1,0 +1,84 @@
+"""Draws a record of ``rivals`` as bars: the picture of the README.
+
+``python -m lgvit_edge.benchmarks.experiments.figure rivals.json --model ViT-B/16 --out speed.svg``
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+from xml.sax.saxutils import escape
+
+import typer
+
+from lgvit_edge._support.files import replacing
+from lgvit_edge.cli.options import Commands, check_folders, exit_status
+
+_TITLES = {
+    "chain": "early-exit chain",
+    "If graph": "one graph with If",
+    "baseline": "without exits",
+}
+_WIDTH, _LEFT, _TOP, _ROW = 880, 250, 74, 34
+_FONT = "Helvetica, Arial, sans-serif"
+
+
+def draw(record: dict[str, Any], model: str) -> str:
+    """The mean time per frame of each way to run the model, as an SVG.
+
+    Args:
+        record: what ``rivals --json`` wrote.
+        model: its name for the title; the record does not hold it.
+    """
+    rows = sorted(record["rows"], key=lambda row: row["mean_ms"])
+    longest = max(row["mean_ms"] for row in rows)
+    environment = record["env"]
+    machine = f"{environment['threads']} threads of an {environment['cpu']}"
+    height = _TOP + _ROW * len(rows) + 16
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
+        f'font-family="{_FONT}" font-size="14" role="img" '
+        'aria-label="Mean milliseconds per frame of each way to run the model">',
+        # A card of its own, so that it reads on light and dark pages alike.
+        f'<rect x="1" y="1" width="{_WIDTH - 2}" height="{height - 2}" rx="10" '
+        'fill="#ffffff" stroke="#b0bec5"/>',
+        '<text x="24" y="32" font-weight="bold" fill="#102027">'
+        f"{escape(model)} with {len(record['mix']) - 1} exits: mean milliseconds per frame, "
+        "less is better</text>",
+        f'<text x="24" y="54" font-size="12" fill="#607d8b">{escape(machine)}, float32, batch 1; '
+        "exits forced in fixed shares, all measured in turn</text>",
+    ]
+    for number, row in enumerate(rows):
+        y = _TOP + _ROW * number
+        what, _, where = row["name"].partition(", ")
+        name = f"{_TITLES.get(what, what)}, {where}" if where else f"{what}, with exits"
+        bar = (_WIDTH - _LEFT - 90) * row["mean_ms"] / longest
+        colour = {"chain": "#2e7d32", "baseline": "#b0bec5"}.get(what, "#90a4ae")
+        lines += [
+            f'<text x="{_LEFT - 12}" y="{y + 17}" text-anchor="end" fill="#102027">'
+            f"{escape(name)}</text>",
+            f'<rect x="{_LEFT}" y="{y}" width="{bar:.1f}" height="24" rx="3" fill="{colour}"/>',
+            f'<text x="{_LEFT + bar + 8:.1f}" y="{y + 17}" fill="#102027">'
+            f"{row['mean_ms']:.1f}</text>",
+        ]
+    return "\n".join([*lines, "</svg>", ""])
+
+
+def main(
+    record: Annotated[Path, typer.Argument(help="What `rivals --json` wrote.")],
+    model: Annotated[str, typer.Option(help="Its name, for the title.")],
+    out: Annotated[Path, typer.Option(help="FILE.svg")],
+) -> None:
+    """Draw the mean time per frame of each way to run the model."""
+    check_folders({"--out": out})
+    picture = draw(json.loads(record.read_text(encoding="utf-8")), model)
+    with replacing(out) as partial:
+        partial.write_text(picture, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    app = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
+    app.command()(main)
+    with exit_status():
+        app()
