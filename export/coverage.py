@@ -22,7 +22,7 @@ import typer
 from torch import nn
 
 from lgvit_edge._files import write_json
-from lgvit_edge._optional import require
+from lgvit_edge._openvino import shared_core
 from lgvit_edge._terminal import console, progress_bar, say, table
 from lgvit_edge.architectures import architecture
 from lgvit_edge.bundle import open_bundle
@@ -121,9 +121,7 @@ def _compiled(out: Path) -> str:
 
 def _openvino(out: Path) -> float:
     """The chain of a float32 bundle on OpenVINO's CPU plugin, against the bundle's own samples."""
-    openvino = require("openvino", extra="openvino")
-    bundle = open_bundle(out)
-    core = openvino.Core()
+    bundle, core = open_bundle(out), shared_core()
     chain = [
         core.compile_model(
             bundle.path(segment.spec.graph), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}

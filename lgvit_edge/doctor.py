@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from lgvit_edge import __version__
+from lgvit_edge._openvino import shared_core
 from lgvit_edge._optional import require
 from lgvit_edge._terminal import table
 from lgvit_edge.bundle import open_bundle
@@ -141,7 +142,7 @@ def _openvino() -> dict[str, Any]:
         openvino = require("openvino", extra="openvino")
     except MissingDependency as error:
         return {"name": "openvino", "runs": False, "note": str(error)}
-    devices = ", ".join(openvino.Core().available_devices).lower()
+    devices = ", ".join(shared_core().available_devices).lower()
     number = openvino.__version__.split("-")[0]
     return {"name": "openvino", "runs": bool(devices), "note": f"openvino {number} on {devices}"}
 

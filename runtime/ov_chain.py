@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge._cache import keep, key_of, ours
+from lgvit_edge._openvino import shared_core
 from lgvit_edge._optional import require
 from lgvit_edge._threads import available_cores
 from lgvit_edge.errors import BackendError, BundleError, UsageError
@@ -203,7 +204,7 @@ def _open_core(device: str | None) -> tuple[Any, str]:
     """OpenVINO, and its own name of a device that is there."""
     if device not in (None, *DEVICES):
         raise UsageError(f"device must be one of {', '.join(DEVICES)}, found {device!r}")
-    core = require("openvino", extra="openvino").Core()
+    core = shared_core()
     name = DEVICES[device or "cpu"]
     # With several of a kind they are called GPU.0, GPU.1.
     if not any(found.split(".")[0] == name for found in core.available_devices):

@@ -19,6 +19,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lgvit_edge._openvino import shared_core
 from lgvit_edge._tensorrt import TensorRT
 from lgvit_edge.config import ExitConfig, LGViTConfig
 from lgvit_edge.errors import BuildError
@@ -139,10 +140,8 @@ def test_every_family_with_every_head_on_every_backend(
     (found,) = graph_runner(path, spec)(images)
     assert difference(found, expected) <= TOLERANCE[precision] / (10 if precision == "fp32" else 1)
     if importlib.util.find_spec("openvino") is not None and precision == "fp32":
-        import openvino
-
         hint = {"INFERENCE_PRECISION_HINT": "f32"}
-        compiled = openvino.Core().compile_model(path, "CPU", hint)
+        compiled = shared_core().compile_model(path, "CPU", hint)
         answers = np.concatenate([compiled([image[None]])[0] for image in images])
         assert difference(answers, expected) <= TOLERANCE["fp32"] / 10
     if RTX:
