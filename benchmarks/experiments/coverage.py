@@ -22,7 +22,6 @@ import typer
 from torch import nn
 
 from lgvit_edge._support.files import write_json
-from lgvit_edge._support.optional import require
 from lgvit_edge._support.terminal import console, progress_bar, say, table
 from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.architecture.placement import HEADS, default_heads
@@ -32,6 +31,7 @@ from lgvit_edge.errors import LGViTEdgeError, MissingDependency
 from lgvit_edge.export.bundle import ExportOptions, export_bundle
 from lgvit_edge.export.checks.parity import TOLERANCE, sample_images
 from lgvit_edge.export.tensorrt.build import build_engines
+from lgvit_edge.machine.openvino import shared_core
 from lgvit_edge.model import LGViT, cut
 from lgvit_edge.policies.scores import difference
 
@@ -121,9 +121,7 @@ def _compiled(out: Path) -> str:
 
 def _openvino(out: Path) -> float:
     """The chain of a float32 bundle on OpenVINO's CPU plugin, against the bundle's own samples."""
-    openvino = require("openvino", extra="openvino")
-    bundle = open_bundle(out)
-    core = openvino.Core()
+    bundle, core = open_bundle(out), shared_core()
     chain = [
         core.compile_model(
             bundle.path(segment.spec.graph), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}

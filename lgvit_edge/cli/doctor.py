@@ -22,6 +22,7 @@ from lgvit_edge.cli.options import AsJson
 from lgvit_edge.errors import MissingDependency
 from lgvit_edge.machine.gpu import find_gpu
 from lgvit_edge.machine.jetson import Jetson, detect
+from lgvit_edge.machine.openvino import shared_core
 from lgvit_edge.machine.preflight import explain_import_error, preflight, try_import
 from lgvit_edge.runtime.backends.registry import ChainOptions
 from lgvit_edge.runtime.selection import OVERRIDE, choose, known_choices
@@ -145,7 +146,7 @@ def _openvino() -> dict[str, Any]:
         openvino = require("openvino", extra="openvino")
     except MissingDependency as error:
         return {"name": "openvino", "runs": False, "note": str(error)}
-    devices = ", ".join(openvino.Core().available_devices).lower()
+    devices = ", ".join(shared_core().available_devices).lower()
     number = openvino.__version__.split("-")[0]
     return {"name": "openvino", "runs": bool(devices), "note": f"openvino {number} on {devices}"}
 

@@ -18,6 +18,7 @@ from lgvit_edge._support.optional import require
 from lgvit_edge.bundle.manifest import GraphSpec
 from lgvit_edge.errors import BackendError, BundleError, UsageError
 from lgvit_edge.machine.cpu import available_cores
+from lgvit_edge.machine.openvino import shared_core
 
 DEVICES = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
 # Execution hints, and the capability with which a device says that it computes so.
@@ -203,7 +204,7 @@ def _open_core(device: str | None) -> tuple[Any, str]:
     """OpenVINO, and its own name of a device that is there."""
     if device not in (None, *DEVICES):
         raise UsageError(f"device must be one of {', '.join(DEVICES)}, found {device!r}")
-    core = require("openvino", extra="openvino").Core()
+    core = shared_core()
     name = DEVICES[device or "cpu"]
     # With several of a kind they are called GPU.0, GPU.1.
     if not any(found.split(".")[0] == name for found in core.available_devices):

@@ -30,6 +30,7 @@ from lgvit_edge.export.graph import WeightStore, export_graph
 from lgvit_edge.export.half import halve
 from lgvit_edge.export.tensorrt.builder import BuildTask, EngineBuilder
 from lgvit_edge.images.spec import Preprocess
+from lgvit_edge.machine.openvino import shared_core
 from lgvit_edge.machine.tensorrt import TensorRT
 from lgvit_edge.model import LGViT, cut
 from lgvit_edge.model.heads import HEADS
@@ -140,10 +141,8 @@ def test_every_family_with_every_head_on_every_backend(
     (found,) = graph_runner(path, spec)(images)
     assert difference(found, expected) <= TOLERANCE[precision] / (10 if precision == "fp32" else 1)
     if importlib.util.find_spec("openvino") is not None and precision == "fp32":
-        import openvino
-
         hint = {"INFERENCE_PRECISION_HINT": "f32"}
-        compiled = openvino.Core().compile_model(path, "CPU", hint)
+        compiled = shared_core().compile_model(path, "CPU", hint)
         answers = np.concatenate([compiled([image[None]])[0] for image in images])
         assert difference(answers, expected) <= TOLERANCE["fp32"] / 10
     if RTX:

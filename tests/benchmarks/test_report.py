@@ -291,7 +291,7 @@ def test_a_browser_clips_nothing_and_reports_no_error(
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     found = json.loads(re.findall(r'<pre id="found">(.*?)</pre>', done.stdout)[0])
     assert "CONSOLE" not in done.stderr, done.stderr

@@ -262,7 +262,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, exported_mod
         "'model.pt']; main()"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 1, done.stderr
     assert "cannot write" in done.stderr and "Traceback" not in done.stderr

@@ -18,6 +18,7 @@ from lgvit_edge.bundle.manifest import TensorSpec
 from lgvit_edge.export import ExportOptions, build_engines, export_bundle
 from lgvit_edge.images.labelled import unlabelled_images
 from lgvit_edge.images.preprocess import to_float
+from lgvit_edge.machine.openvino import shared_core
 from lgvit_edge.model import LGViT
 from lgvit_edge.policies import Confidence, FixedExit
 from lgvit_edge.runtime import Session
@@ -135,8 +136,8 @@ def test_images_that_leave_do_not_disturb_those_that_stay(
 
 
 def test_openvino_agrees(swin_bundle: Path, swin_model: LGViT) -> None:
-    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
-    bundle, core = open_bundle(swin_bundle), openvino.Core()
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    bundle, core = open_bundle(swin_bundle), shared_core()
     images = frames(3)
     hidden, found = images, []
     for segment in bundle.manifest.segments:

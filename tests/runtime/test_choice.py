@@ -16,6 +16,7 @@ from lgvit_edge.cli.app import app
 from lgvit_edge.errors import BackendError, UsageError
 from lgvit_edge.runtime import Session
 from lgvit_edge.runtime import selection as choice
+from lgvit_edge.runtime.backends import openvino as ov_chain
 from lgvit_edge.runtime.backends.registry import ChainOptions
 from lgvit_edge.runtime.selection import choose, known_choices, measure
 
@@ -31,14 +32,26 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def test_the_fastest_is_measured_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=[["f32"], ["f32", "bf16", "f16"]], ids=["f32", "halves_too"])
+def hints(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What processors of both kinds say; measuring, in its own process, finds what is true."""
+    monkeypatch.setattr(ov_chain, "available_hints", lambda device=None: request.param)
+    found: list[str] = request.param
+    return found
+
+
+def test_the_fastest_is_measured_once(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, hints: list[str]
+) -> None:
     with Session.open(bundle) as session:
         chosen = session.describe()["backend"]
         session.predict(FRAME)
     (kept,) = known_choices()
     assert kept.backend == chosen == min(kept.measured, key=lambda n: kept.measured[n]).split()[0]
-    assert {name.split()[0] for name in kept.measured} == {"onnxruntime", "openvino"}
-    assert kept.bundle == str(bundle.resolve()) and kept.refused == {}
+    assert {"onnxruntime", "openvino f32"} <= set(kept.measured)
+    asked = {"onnxruntime", *(f"openvino {hint}" for hint in hints)}
+    assert sorted([*kept.measured, *kept.refused]) == sorted(asked)
+    assert kept.bundle == str(bundle.resolve())
 
     def again(*_: Any) -> None:
         raise AssertionError("measured twice")
@@ -63,13 +76,15 @@ def test_measuring_leaves_nothing_in_this_process(bundle: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_user_may_decide(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_may_decide(bundle: Path, monkeypatch: pytest.MonkeyPatch, hints: list[str]) -> None:
     monkeypatch.setenv(choice.OVERRIDE, "openvino")
     with Session.open(bundle) as session:
         assert session.describe()["backend"] == "openvino"
     with Session.open(bundle, backend="onnxruntime") as session:
         assert session.describe()["backend"] == "onnxruntime"
-    assert known_choices() == []
+    # Where the processor offers a choice of hints, those were measured, and nothing else.
+    kept = [name for found in known_choices() for name in (*found.measured, *found.refused)]
+    assert kept == ([f"openvino {hint}" for hint in hints] if len(hints) > 1 else [])
     monkeypatch.setenv(choice.OVERRIDE, "abacus")
     with pytest.raises(UsageError, match="backend must be one of auto, .*found 'abacus'"):
         Session.open(bundle)

@@ -110,7 +110,7 @@ def test_norms_gradients_and_scales_are_those_of_the_whole_batch(tmp_path: Path)
         )
         for rank in range(2)
     ]
-    said = [process.communicate(timeout=100)[1] for process in running]
+    said = [process.communicate(timeout=300)[1] for process in running]
     assert [process.returncode for process in running] == [0, 0], said
 
 
@@ -166,7 +166,7 @@ def test_processes_that_do_not_find_each_other(name: str, value: str, how: str) 
     script = "from lgvit_edge.training.team import join; join('cpu')"
     environment = {**os.environ, name: value}
     done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=100
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300
     )
     assert re.search(f"UsageError: .*{how}", done.stderr), done.stderr
 
