@@ -249,14 +249,15 @@ def _read(path: Path) -> bytes:
 def _locked(folder: Path) -> Iterator[None]:
     """Keep a second build out; the lock goes with the process, however it ends."""
     try:
-        with locked(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder / ".lock"):
             try:
                 yield
             finally:
                 with contextlib.suppress(OSError):
                     _tidy(folder)
-    except BlockingIOError:
-        raise BuildError(f"another build is writing {folder}; wait for it") from None
+    except BlockingIOError as holder:
+        raise BuildError(f"another build ({holder}) is writing {folder}; wait for it") from None
     except OSError as error:
         raise BuildError(f"cannot write {folder}: {error.strerror or error}") from error
 
