@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lgvit_edge._support.files import PARTIAL, leftovers, locked, replacing
-from lgvit_edge.bundle.manifest import SCHEMA_VERSION, FileSpec, Manifest
+from lgvit_edge.bundle.manifest import MAX_BYTES, FileSpec, Manifest
 from lgvit_edge.bundle.points import OperatingPoint
 from lgvit_edge.errors import BundleError, ExportError
 
@@ -68,7 +68,7 @@ def open_bundle(root: str | Path, *, verify: bool = True) -> Bundle:
     root = Path(root)
     try:
         with (root / MANIFEST).open("rb") as file:
-            text = file.read(64 * 1024 * 1024)
+            text = file.read(MAX_BYTES + 1)
     except OSError as error:
         what = "no such directory" if not root.exists() else f"no readable {MANIFEST}"
         hint = f"--ckpt model.pt --out {root}"
@@ -159,9 +159,7 @@ def add_points(root: Path, identity: str, points: dict[str, OperatingPoint]) -> 
                     f"{root} was exported again meanwhile: the points are not its own; run tune "
                     "again"
                 )
-            added = dataclasses.replace(
-                manifest, schema_version=SCHEMA_VERSION, points=manifest.points | points
-            )
+            added = dataclasses.replace(manifest, points=manifest.points | points)
             with replacing(root / MANIFEST) as partial:
                 partial.write_text(added.dumps(), encoding="utf-8")
     except OSError as error:
