@@ -17,7 +17,8 @@ from lgvit_edge.benchmarks.record import Sample, instability, raw, summarise
 from lgvit_edge.errors import DataError, UsageError
 from lgvit_edge.images.labelled import LabelledImage, content_hash
 from lgvit_edge.images.preprocess import load_rgb
-from lgvit_edge.machine.environment import environment, peak_memory_mb
+from lgvit_edge.machine.environment import environment
+from lgvit_edge.machine.memory import peak_memory_mb
 from lgvit_edge.policies import FixedExit
 from lgvit_edge.runtime import Result, Session
 

@@ -359,6 +359,7 @@ class _Export:
                 fp32_islands=options.fp32_islands,
                 calibration=self._calibration(),
                 agreement=agreed,
+                points={},
             )
         except ValueError as error:
             raise ExportError(f"the bundle does not fit together: {error}") from None

@@ -19,8 +19,7 @@ import numpy as np
 from lgvit_edge._support.cache import bundle_cache, cache_root, keep, key_of, ours
 from lgvit_edge.bundle.directory import Bundle, open_bundle
 from lgvit_edge.errors import BackendError, LGViTEdgeError, UsageError
-from lgvit_edge.machine.cpu import available_cores
-from lgvit_edge.machine.environment import cpu_name
+from lgvit_edge.machine.cpu import available_cores, cpu_name
 from lgvit_edge.runtime.backends.base import Chain
 from lgvit_edge.runtime.backends.registry import (
     BACKENDS,

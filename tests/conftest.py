@@ -198,7 +198,7 @@ def lock_elsewhere() -> Callable[[Path], contextlib.AbstractContextManager[Calla
     @contextlib.contextmanager
     def held(path: Path) -> Iterator[Callable[[], None]]:
         script = "import fcntl, sys; file = open(sys.argv[1], 'w'); "
-        script += "fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB); print('held'); input()"
+        script += "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB); print('held'); input()"
         process = subprocess.Popen(
             [sys.executable, "-u", "-c", script, str(path)],
             stdin=subprocess.PIPE,

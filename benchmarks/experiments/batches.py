@@ -26,7 +26,8 @@ from lgvit_edge.cli.options import Backend, Commands, Engines, exit_status, pars
 from lgvit_edge.errors import UsageError
 from lgvit_edge.images.labelled import evenly, find_images
 from lgvit_edge.images.preprocess import load_rgb
-from lgvit_edge.machine.environment import environment, load_average
+from lgvit_edge.machine.cpu import load_average
+from lgvit_edge.machine.environment import environment
 from lgvit_edge.policies import Policy
 from lgvit_edge.runtime import Session
 

@@ -27,7 +27,8 @@ from lgvit_edge.benchmarks.measure import command_line
 from lgvit_edge.bundle.directory import WEIGHTS, Bundle, open_bundle
 from lgvit_edge.cli.options import Commands, exit_status
 from lgvit_edge.errors import UsageError
-from lgvit_edge.machine.environment import environment, load_average
+from lgvit_edge.machine.cpu import load_average
+from lgvit_edge.machine.environment import environment
 from lgvit_edge.runtime import FixedExit, Session
 from lgvit_edge.runtime.backends.ort_pool import join_pool, open_session
 

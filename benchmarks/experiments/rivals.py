@@ -30,8 +30,8 @@ from lgvit_edge.bundle.directory import Bundle, open_bundle
 from lgvit_edge.cli.options import Commands, Engines, exit_status, parse_numbers
 from lgvit_edge.errors import UsageError
 from lgvit_edge.images.preprocess import to_float
-from lgvit_edge.machine.cpu import available_cores
-from lgvit_edge.machine.environment import environment, load_average
+from lgvit_edge.machine.cpu import available_cores, load_average
+from lgvit_edge.machine.environment import environment
 from lgvit_edge.model import LGViT, count_parameters, load_checkpoint
 from lgvit_edge.runtime import FixedExit, Session
 

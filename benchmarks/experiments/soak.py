@@ -20,7 +20,8 @@ from lgvit_edge._support.files import write_json
 from lgvit_edge._support.terminal import console, progress_bar
 from lgvit_edge.benchmarks.measure import command_line
 from lgvit_edge.cli.options import Backend, Commands, Engines, exit_status
-from lgvit_edge.machine.environment import environment, load_average
+from lgvit_edge.machine.cpu import load_average
+from lgvit_edge.machine.environment import environment
 from lgvit_edge.runtime import FixedExit, Result, Session
 
 _CHUNK = 1000  # images between two looks at the memory

@@ -1,4 +1,7 @@
-"""``build_engines``: compile what is not current of a bundle's engines. Never imports torch."""
+"""``build_engines``: compile what is not current of a bundle's engines, and run them.
+
+Never imports torch.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,13 @@ from lgvit_edge._support.files import locked, replacing
 from lgvit_edge.bundle import builds as engines
 from lgvit_edge.bundle.builds import Build, EngineSpec
 from lgvit_edge.bundle.directory import ENGINES, Bundle, open_bundle
-from lgvit_edge.bundle.manifest import GraphSpec
+from lgvit_edge.bundle.manifest import GraphSpec, Manifest
 from lgvit_edge.errors import BackendError, BuildError, BundleError, UsageError
 from lgvit_edge.export.tensorrt.builder import BuilderOptions, BuildTask, EngineBuilder
+from lgvit_edge.export.tensorrt.verify import verify
 from lgvit_edge.machine import jetson
 from lgvit_edge.machine.gpu import find_gpu
+from lgvit_edge.machine.preflight import fits, preflight
 from lgvit_edge.machine.tensorrt import TensorRT
 
 Progress = Callable[[int, int, str], None]
@@ -36,13 +41,18 @@ class Built:
         folder: where the engines are.
         build: the record.
         compiled: names of the engines compiled now; the others were current.
-        seconds: what it took.
+        seconds: what compiling took.
+        max_difference: largest difference of logits from PyTorch's on the bundle's samples; None
+            where this machine cannot run the engines.
+        not_run: why it cannot; empty where it can.
     """
 
     folder: Path
     build: Build
     compiled: tuple[str, ...]
     seconds: float
+    max_difference: float | None
+    not_run: str
 
 
 def build_engines(
@@ -52,8 +62,9 @@ def build_engines(
     options: BuilderOptions | None = None,
     force: bool = False,
     progress: Progress = lambda done, total, text: None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> Built:
-    """Compile every segment and the baseline into ``engines/<tag>/``.
+    """Compile every segment and the baseline into ``engines/<tag>/``, and run what runs here.
 
     New engines gather in a folder of their own and take their places together, the record last: an
     interrupted build goes on where it stopped, and engines that worked stay until then.
@@ -64,13 +75,15 @@ def build_engines(
         options: how.
         force: compile all, current or not.
         progress: called with engines done, engines in all, and what is being done.
+        note: called with what makes building or running slow on this Jetson, before it starts.
 
     Raises:
         UsageError: an option means nothing, or the bundle is for CPUs.
         BundleError: the bundle is damaged.
         MissingDependency: the library is not installed.
-        BackendError: this machine cannot compile for the target.
+        BackendError: this machine cannot compile for the target, or not run what it should.
         BuildError: an engine could not be compiled, or another build is writing there.
+        ParityError: the engines compute something else than PyTorch did; nobody will load them.
     """
     start = time.perf_counter()
     opened = open_bundle(bundle)
@@ -86,6 +99,8 @@ def build_engines(
             "NVIDIA GPU of this machine, add: --builder tensorrt)"
         )
     library = library or LIBRARIES[opened.manifest.target]
+    if library == "tensorrt":
+        _check_board(opened.manifest, note)
     trt = TensorRT(library)
     gpu = find_gpu()
     if not trt.is_rtx and gpu is None:
@@ -115,12 +130,13 @@ def build_engines(
     )
     folder = opened.root / ENGINES / planned.tag
     graphs = engines.graphs_of(opened)
+    compiled: tuple[str, ...] = ()
     if not force and len(_current(folder, planned, graphs)) == len(graphs):
         build = engines.read_build(folder)
-        return Built(folder, build, (), time.perf_counter() - start)
-    with _locked(folder):
-        build, compiled = _build_all(opened, folder, planned, trt, options, force, progress)
-    return Built(folder, build, compiled, time.perf_counter() - start)
+    else:
+        with _locked(folder):
+            build, compiled = _build_all(opened, folder, planned, trt, options, force, progress)
+    return Built(folder, build, compiled, time.perf_counter() - start, *verify(folder))
 
 
 def default_workspace() -> int | None:
@@ -147,6 +163,30 @@ def check_graphs(bundle: str | Path) -> str:
     for name in engines.graphs_of(opened):
         builder.check(_task(opened, name))
     return trt.version
+
+
+def _check_board(manifest: Manifest, note: Callable[[str], None]) -> None:
+    """On a Jetson: what is known to go wrong, before minutes are spent."""
+    board = jetson.detect()
+    if board is None:
+        return
+    findings = preflight(board)
+    if board.jetpack is not None:
+        findings += fits(
+            board.jetpack,
+            opset=manifest.opset,
+            precision=manifest.precision,
+            tensorrt=board.tensorrt,
+        )
+    problems = []
+    for finding in findings:
+        text = "; ".join(filter(None, (finding.text, finding.cure)))
+        if finding.level == "problem":
+            problems.append(text)
+        elif finding.level == "note":
+            note(text)
+    if problems:
+        raise BackendError(f"this Jetson cannot compile the bundle: {'. '.join(problems)}")
 
 
 def _build_all(
@@ -249,14 +289,15 @@ def _read(path: Path) -> bytes:
 def _locked(folder: Path) -> Iterator[None]:
     """Keep a second build out; the lock goes with the process, however it ends."""
     try:
-        with locked(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder / ".lock"):
             try:
                 yield
             finally:
                 with contextlib.suppress(OSError):
                     _tidy(folder)
-    except BlockingIOError:
-        raise BuildError(f"another build is writing {folder}; wait for it") from None
+    except BlockingIOError as holder:
+        raise BuildError(f"another build ({holder}) is writing {folder}; wait for it") from None
     except OSError as error:
         raise BuildError(f"cannot write {folder}: {error.strerror or error}") from error
 

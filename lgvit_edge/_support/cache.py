@@ -22,11 +22,13 @@ def cache_root() -> Path | None:
     chosen = os.environ.get("LGVIT_EDGE_CACHE")
     if chosen is not None:
         return Path(chosen) if chosen else None
-    home = os.environ.get("XDG_CACHE_HOME")
+    from platformdirs import user_cache_path
+
     try:
-        return (Path(home) if home else Path.home() / ".cache") / "lgvit-edge"
-    except RuntimeError:  # no home
+        folder = user_cache_path("lgvit-edge")
+    except RuntimeError:  # no home; older versions answer with a folder named "~"
         return None
+    return folder if folder.is_absolute() else None
 
 
 def bundle_cache(identity: str) -> Path | None:

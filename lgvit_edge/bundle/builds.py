@@ -7,14 +7,13 @@ made from and for, so that a mismatch is named before TensorRT sees the file.
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from lgvit_edge._support.files import write_json
-from lgvit_edge.bundle.codec import from_json, to_json
+from lgvit_edge.bundle.codec import loads, to_json
 from lgvit_edge.bundle.directory import BUILD, ENGINES, Bundle
 from lgvit_edge.bundle.manifest import GraphSpec
 from lgvit_edge.errors import BundleError
@@ -145,17 +144,17 @@ def read_build(folder: Path) -> Build:
     try:
         with path.open("rb") as file:
             text = file.read(_MAX_BYTES + 1)
-        data = json.loads(text) if len(text) <= _MAX_BYTES else None
     except OSError as error:
         raise BundleError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path} is not JSON: {error}; {rebuild(folder)}") from None
-    found = data.get("schema_version") if isinstance(data, dict) else None
-    if found != BUILD_SCHEMA:
-        raise BundleError(
-            f"{path}: expected schema version {BUILD_SCHEMA}, found {found!r}; {rebuild(folder)}"
-        )
-    return from_json(Build, data, where=str(path), error=BundleError)
+    return loads(
+        Build,
+        text,
+        version=BUILD_SCHEMA,
+        limit=_MAX_BYTES,
+        where=str(path),
+        cure=rebuild(folder),
+        error=BundleError,
+    )
 
 
 def find_builds(root: Path) -> list[tuple[Path, Build | BundleError]]:

@@ -7,6 +7,7 @@ ignores a key it does not know, and reports all faults at once.
 from __future__ import annotations
 
 import dataclasses
+import json
 import types
 import typing
 from typing import Any, TypeVar, Union
@@ -24,6 +25,42 @@ def to_json(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: to_json(item) for key, item in value.items()}
     return value
+
+
+def loads(
+    cls: type[T],
+    text: str | bytes,
+    *,
+    version: int,
+    limit: int,
+    where: str,
+    cure: str,
+    error: type[Exception],
+) -> T:
+    """Build ``cls`` from a file's JSON text, whose ``schema_version`` must be ``version``.
+
+    Args:
+        cls: a frozen dataclass.
+        text: the file's content, or the first ``limit`` + 1 bytes of it.
+        version: the only one that is read.
+        limit: bytes, at most.
+        where: what the text is, for messages.
+        cure: what to do where it is damaged or of another version.
+        error: to raise.
+
+    Raises:
+        error: too large, not JSON, of another schema version, or as ``from_json`` says.
+    """
+    if len(text) > limit:
+        raise error(f"{where} has more than the {limit} bytes it may have; {cure}")
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as fault:
+        raise error(f"{where} is not JSON: {fault}; {cure}") from None
+    found = data.get("schema_version") if isinstance(data, dict) else None
+    if found != version:
+        raise error(f"{where}: expected schema version {version}, found {found!r}; {cure}")
+    return from_json(cls, data, where=where, error=error)
 
 
 def from_json(cls: type[T], data: Any, *, where: str, error: type[Exception]) -> T:

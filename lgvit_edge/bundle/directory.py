@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
+import fnmatch
 import hashlib
 import json
 import os
@@ -24,8 +24,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lgvit_edge._support.files import leftovers, replacing
-from lgvit_edge.bundle.manifest import SCHEMA_VERSION, FileSpec, Manifest
+from lgvit_edge._support.files import PARTIAL, leftovers, locked, replacing
+from lgvit_edge.bundle.manifest import MAX_BYTES, FileSpec, Manifest
 from lgvit_edge.bundle.points import OperatingPoint
 from lgvit_edge.errors import BundleError, ExportError
 
@@ -35,6 +35,7 @@ WEIGHTS = "segments/weights.bin"
 PARITY = "parity.npz"
 ENGINES = "engines"
 BUILD = "build.json"
+_LOCK = ".lock"  # held by whoever changes a bundle in its place
 
 
 def segment_file(index: int) -> str:
@@ -67,7 +68,7 @@ def open_bundle(root: str | Path, *, verify: bool = True) -> Bundle:
     root = Path(root)
     try:
         with (root / MANIFEST).open("rb") as file:
-            text = file.read(64 * 1024 * 1024)
+            text = file.read(MAX_BYTES + 1)
     except OSError as error:
         what = "no such directory" if not root.exists() else f"no readable {MANIFEST}"
         hint = f"--ckpt model.pt --out {root}"
@@ -97,28 +98,35 @@ def writing(root: Path) -> Iterator[Path]:
     """Yield an empty directory to write a bundle into; put it in place of ``root`` at the end.
 
     Until then ``root`` is untouched, so a failed, interrupted or killed export leaves the old
-    bundle or none. The body writes the manifest last (``finish``).
+    bundle or none. The body writes the manifest last (``finish``). One at a time writes to a
+    ``root``, so that what lies beside it was left by one that was killed, wherever it ran.
 
     Raises:
-        ExportError: ``root`` holds something that is not a bundle, or cannot be written.
+        ExportError: ``root`` holds something that is not a bundle, cannot be written, or is being
+            written.
     """
     root = root.absolute()
-    if root.exists() and not _may_replace(root):
-        raise ExportError(
-            f"{root} exists and is not a bundle, or holds more than one: it is left alone; name "
-            "another --out, or remove it first"
-        )
-    staging = root.with_name(f".{root.name}.{os.getpid()}.partial")
+    staging, aside = (root.with_name(f".{root.name}{kind}") for kind in (PARTIAL, ".old"))
     try:
-        _remove_abandoned(root)
         root.parent.mkdir(parents=True, exist_ok=True)
-        (staging / "segments").mkdir(parents=True)
-        yield staging
-        _swap(staging, root)
+        with locked(root.with_name(f".{root.name}{_LOCK}")):
+            if aside.exists() and not root.exists():
+                aside.rename(root)  # killed between the two renames: this is the only copy
+            _check_replaceable(root)
+            for left in (staging, aside):
+                shutil.rmtree(left, ignore_errors=True)
+            try:
+                (staging / "segments").mkdir(parents=True)
+                yield staging
+                _swap(staging, root, aside)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+    except BlockingIOError as holder:
+        raise ExportError(
+            f"{root} is being written by {holder}; wait for it, or name another --out"
+        ) from None
     except OSError as error:
         raise ExportError(f"cannot write {root}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def finish(staging: Path, manifest: Manifest) -> None:
@@ -142,23 +150,20 @@ def add_points(root: Path, identity: str, points: dict[str, OperatingPoint]) -> 
     Raises:
         BundleError: the bundle is another by now, or cannot be written.
     """
-    folder = os.open(root, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)  # two runs must not lose each other's points
-        manifest = open_bundle(root, verify=False).manifest
-        if manifest.identity != identity:
-            raise BundleError(
-                f"{root} was exported again meanwhile: the points are not its own; run tune again"
-            )
-        added = dataclasses.replace(
-            manifest, schema_version=SCHEMA_VERSION, points=manifest.points | points
-        )
-        with replacing(root / MANIFEST) as partial:
-            partial.write_text(added.dumps(), encoding="utf-8")
+        # Two runs must not lose each other's points, nor write them into what an export puts here.
+        with locked(root / _LOCK, wait=f"changes {root}"):
+            manifest = open_bundle(root, verify=False).manifest
+            if manifest.identity != identity:
+                raise BundleError(
+                    f"{root} was exported again meanwhile: the points are not its own; run tune "
+                    "again"
+                )
+            added = dataclasses.replace(manifest, points=manifest.points | points)
+            with replacing(root / MANIFEST) as partial:
+                partial.write_text(added.dumps(), encoding="utf-8")
     except OSError as error:
         raise BundleError(f"cannot write {root / MANIFEST}: {error.strerror or error}") from None
-    finally:
-        os.close(folder)
 
 
 def describe(staging: Path, name: str) -> FileSpec:
@@ -175,29 +180,37 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _swap(staging: Path, root: Path) -> None:
-    aside = root.with_name(f".{root.name}.{os.getpid()}.old")
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            root.rename(aside)
-        staging.rename(root)
-    except OSError:
-        if (root / MANIFEST).is_file():  # another export came first; its bundle is complete
-            raise ExportError(
-                f"another export wrote {root} at the same moment; run again"
-            ) from None
-        raise
-    finally:  # Ctrl-C between the two renames included
-        if aside.exists() and not root.exists():
-            aside.rename(root)
-        shutil.rmtree(aside, ignore_errors=True)
+def _swap(staging: Path, root: Path, aside: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        if root.is_dir():  # operating points being written come first; that takes a moment
+            stack.enter_context(locked(root / _LOCK, wait=f"changes {root}"))
+        _check_replaceable(root)  # again: the export took its time
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                root.rename(aside)
+            staging.rename(root)
+        finally:  # Ctrl-C between the two renames included
+            if aside.exists() and not root.exists():
+                aside.rename(root)
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _check_replaceable(root: Path) -> None:
+    """Refuse what is neither missing, nor an empty folder, nor a bundle and nothing else."""
+    if root.exists() and not _may_replace(root):
+        raise ExportError(
+            f"{root} exists and is not a bundle, or holds more than one: it is left alone; name "
+            "another --out, or remove it first"
+        )
 
 
 def _may_replace(root: Path) -> bool:
-    """Whether ``root`` is an empty folder, or a bundle and nothing else."""
     if not root.is_dir():
         return False
-    names = {path.name for path in root.iterdir()}
+    # A killed run may have left these.
+    begun = leftovers(MANIFEST)
+    names = {path.name for path in root.iterdir() if not fnmatch.fnmatchcase(path.name, begun)}
+    names.discard(_LOCK)
     if not names:
         return True
     try:
@@ -206,12 +219,3 @@ def _may_replace(root: Path) -> bool:
         return False
     ours = isinstance(found, dict) and {"schema_version", "segments", "baseline"} <= found.keys()
     return ours and names <= {MANIFEST, "segments", ENGINES, BASELINE, PARITY}
-
-
-def _remove_abandoned(root: Path) -> None:
-    """Clear what killed exports of the same bundle left beside it."""
-    for path in leftovers(root, "partial") + leftovers(root, "old"):
-        if path.suffix == ".old" and not root.exists():
-            path.rename(root)  # killed between the two renames: this is the only copy
-        else:
-            shutil.rmtree(path, ignore_errors=True)

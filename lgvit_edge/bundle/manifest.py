@@ -10,10 +10,10 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from lgvit_edge.bundle.codec import from_json, to_json
+from lgvit_edge.bundle.codec import loads, to_json
 from lgvit_edge.bundle.points import OperatingPoint, check_name
 from lgvit_edge.errors import BundleError
 from lgvit_edge.images.spec import Preprocess
@@ -22,11 +22,10 @@ from lgvit_edge.images.spec import Preprocess
 # 3 - preprocessing may squash images, which version 2 never does. 4 - operating points, MACs of
 # heads, temperatures in policies.
 SCHEMA_VERSION = 4
-_READABLE = (2, 3, 4)
 TARGETS = ("cpu", "jetson", "rtx")
 DTYPES = ("uint8", "float16", "float32")
 PRECISIONS = ("fp32", "fp16", "int8")
-_MAX_BYTES = 16 * 1024 * 1024  # a manifest of 1000 classes has 100 KB
+MAX_BYTES = 16 * 1024 * 1024  # a manifest of 1000 classes has 100 KB
 _MAX_ELEMENTS = 2**31
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -120,7 +119,7 @@ class SegmentSpec:
         last_block: 1-based, inclusive; the exit follows it.
         head: one of ``lgvit_edge.architecture.config.HEAD_SIZES``, or ``final``.
         head_macs: the head's part of the MACs; None in the last segment, whose classifier the
-            baseline has too, and in bundles of earlier versions.
+            baseline has too.
     """
 
     spec: GraphSpec
@@ -211,6 +210,7 @@ class Manifest:
         opset: of the graphs.
         target: what the bundle is for.
         versions: of everything that wrote it.
+        points: operating points that were found, by name.
     """
 
     schema_version: int
@@ -232,7 +232,7 @@ class Manifest:
     fp32_islands: tuple[str, ...]
     calibration: Calibration | None
     agreement: Agreement | None
-    points: dict[str, OperatingPoint] = field(default_factory=dict)
+    points: dict[str, OperatingPoint]
 
     def __post_init__(self) -> None:
         """Refuse chains that do not fit together."""
@@ -354,16 +354,12 @@ class Manifest:
         Raises:
             BundleError: too large, not JSON, of another schema version, or inconsistent.
         """
-        if len(text) > _MAX_BYTES:
-            raise BundleError(f"manifest.json has {len(text)} bytes, expected {_MAX_BYTES} at most")
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise BundleError(f"manifest.json is not JSON: {error}") from None
-        version = data.get("schema_version") if isinstance(data, dict) else None
-        if version not in _READABLE:
-            raise BundleError(
-                f"expected manifest schema version {SCHEMA_VERSION}, found {version!r}; "
-                "export the bundle again, or run: pip install --upgrade lgvit-edge"
-            )
-        return from_json(cls, data, where="manifest", error=BundleError)
+        return loads(
+            cls,
+            text,
+            version=SCHEMA_VERSION,
+            limit=MAX_BYTES,
+            where="manifest",
+            cure="export the bundle again, or run: pip install --upgrade lgvit-edge",
+            error=BundleError,
+        )

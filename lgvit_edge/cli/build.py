@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lgvit_edge._support.terminal import console, progress_bar, say, table
-from lgvit_edge.bundle.directory import BUILD, ENGINES, open_bundle
 from lgvit_edge.cli.options import AsJson
-from lgvit_edge.errors import BackendError, MissingDependency, ParityError
 
 if TYPE_CHECKING:
     from lgvit_edge.export.tensorrt.build import Built
@@ -56,23 +54,21 @@ def build(
         optimization_level=opt_level,
         compute_capabilities=parse_capabilities(capability),
     )
-    _preflight(bundle, builder)
     with progress_bar("compiling") as progress:
         built = build_engines(
-            bundle, library=builder, options=options, force=force, progress=progress
+            bundle, library=builder, options=options, force=force, progress=progress, note=_note
         )
-    verified, why_not = _verify(bundle, built.build.tag)
     if as_json:
-        found = dataclasses.asdict(built.build) | {
+        record = dataclasses.asdict(built.build) | {
             "tag": built.build.tag,
             "compiled": built.compiled,
             "seconds": round(built.seconds, 2),
-            "max_difference": verified,
-            "not_run": why_not,
+            "max_difference": built.max_difference,
+            "not_run": built.not_run,
         }
-        print(json.dumps(found, indent=1))
+        print(json.dumps(record, indent=1))
     else:
-        _print_built(bundle, built, verified, why_not)
+        _print_built(bundle, built)
 
 
 def parse_capabilities(text: str | None) -> tuple[str, ...]:
@@ -80,7 +76,11 @@ def parse_capabilities(text: str | None) -> tuple[str, ...]:
     return () if text is None else tuple(part.strip() for part in text.split(","))
 
 
-def _print_built(bundle: Path, built: Built, verified: float | None, why_not: str) -> None:
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
+
+
+def _print_built(bundle: Path, built: Built) -> None:
     record = built.build
     if not built.compiled:
         say(f"{built.folder}: all {len(record.engines)} engines are current; nothing to do")
@@ -96,62 +96,14 @@ def _print_built(bundle: Path, built: Built, verified: float | None, why_not: st
         )
     for warning in record.warnings[:5]:
         say(f"{record.library} warns: {warning}")
-    if verified is not None:
+    if built.max_difference is not None:
         say(
             "verified on this GPU, segments and baseline, against PyTorch's samples: "
-            f"max |difference| {verified:.2g}"
+            f"max |difference| {built.max_difference:.2g}"
         )
         say(f"next: lgvit-edge bench --engines {quote(str(bundle))}")
     else:
         say(
-            f"not run: {why_not}; where they are to run: "
+            f"not run: {built.not_run}; where they are to run: "
             f"lgvit-edge bench --engines {quote(str(bundle))} --backend tensorrt"
         )
-
-
-def _preflight(bundle: Path, builder: str | None) -> None:
-    """On a Jetson: what is known to go wrong, before minutes are spent."""
-    from lgvit_edge.machine import jetson, preflight
-
-    found = jetson.detect()
-    if found is None or builder == "tensorrt-rtx":
-        return
-    findings = preflight.preflight(found)
-    if found.jetpack is not None:
-        manifest = open_bundle(bundle, verify=False).manifest
-        findings += preflight.fits(
-            found.jetpack,
-            opset=manifest.opset,
-            precision=manifest.precision,
-            tensorrt=found.tensorrt,
-        )
-    for finding in findings:
-        if finding.level != "ok":
-            cure = f"; {finding.cure}" if finding.cure else ""
-            print(f"{finding.level}: {finding.text}{cure}", file=sys.stderr)
-    if any(finding.level == "problem" for finding in findings):
-        raise BackendError("this Jetson cannot compile the bundle as it is; see above")
-
-
-def _verify(bundle: Path, tag: str) -> tuple[float | None, str]:
-    """Run the engines just built on the bundle's own samples, or say why that cannot be done."""
-    from lgvit_edge.machine.gpu import find_gpu
-    from lgvit_edge.runtime import Session, TensorRTOptions
-    from lgvit_edge.runtime.backends.tensorrt_engine import choose_build
-
-    if find_gpu() is None:
-        return None, "there is no NVIDIA GPU here"
-    try:
-        choose_build(open_bundle(bundle, verify=False), tag)
-    except BackendError as error:  # compiled for another GPU than the one that happens to be here
-        return None, str(error)
-    try:
-        session = Session.open(bundle, backend="tensorrt", tensorrt=TensorRTOptions(engines=tag))
-    except MissingDependency as error:
-        return None, str(error)
-    try:
-        with session:
-            return session.check_parity(), ""
-    except ParityError:
-        (bundle / ENGINES / tag / BUILD).unlink()  # without it nobody loads them
-        raise

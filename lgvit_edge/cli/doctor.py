@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import subprocess
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,7 +18,7 @@ from lgvit_edge._support.terminal import console, table
 from lgvit_edge.bundle.directory import open_bundle
 from lgvit_edge.cli.options import AsJson
 from lgvit_edge.errors import MissingDependency
-from lgvit_edge.machine.gpu import find_gpu
+from lgvit_edge.machine.gpu import find_gpu, find_gpus
 from lgvit_edge.machine.jetson import Jetson, detect
 from lgvit_edge.machine.openvino import shared_core
 from lgvit_edge.machine.preflight import explain_import_error, preflight, try_import
@@ -104,20 +102,11 @@ def _machine() -> dict[str, Any]:
 
 
 def _gpus() -> list[str]:
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return []
-    try:
-        answer = subprocess.run(
-            [tool, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [line.strip() for line in answer.stdout.splitlines() if line.strip()]
+    return [
+        f"{gpu.name}, {gpu.memory / 1e9:.1f} GB, compute capability {gpu.compute_capability}, "
+        f"CUDA {gpu.driver}"
+        for gpu in find_gpus()
+    ]
 
 
 def _onnxruntime(device: str, driver: bool, jetson: Jetson | None) -> dict[str, Any]:
@@ -198,7 +187,7 @@ def print_examination(found: dict[str, Any], console: Console) -> None:
     console.print(
         f"[bold]lgvit-edge {found['lgvit-edge']}[/], Python {machine['python']}, "
         f"{machine['system']}\n{machine['cpu']}, {machine['cores']} cores, "
-        f"{machine['memory_gb']} GB; GPU: {', '.join(machine['gpus']) or 'none found'}",
+        f"{machine['memory_gb']} GB; GPU: {'; '.join(machine['gpus']) or 'none found'}",
         highlight=False,
     )
     packages = table("package", "version", "for", "to install")

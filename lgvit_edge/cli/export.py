@@ -90,7 +90,7 @@ def export(
 
     require("torch", extra="export")
     from lgvit_edge.export import ExportOptions, export_bundle
-    from lgvit_edge.machine.environment import peak_memory_mb
+    from lgvit_edge.machine.memory import peak_memory_mb
 
     if jetpack is not None and target != "jetson":
         raise UsageError("--jetpack is for --target jetson")

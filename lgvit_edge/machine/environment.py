@@ -2,89 +2,55 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import resource
-import sys
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+import re
+from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any
 
-from lgvit_edge.machine import jetson
-from lgvit_edge.machine.cpu import available_cores
+from lgvit_edge.machine import cpu, jetson
+from lgvit_edge.machine.memory import memory_bytes
 
-_PACKAGES = (
-    *("lgvit-edge", "numpy", "Pillow", "onnxruntime", "onnxruntime-gpu"),
-    *("tensorrt", "tensorrt-rtx", "pycuda", "cuda-bindings"),
-)
+_FOR_TESTS = 'extra == "dev"'
 
 
 def environment() -> dict[str, Any]:
     """Machine, system and versions, as JSON."""
-    packages = {}
-    for name in _PACKAGES:
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    found: dict[str, Any] = {
-        "cpu": cpu_name(),
-        "cores": available_cores(),
-        "memory_gb": round(_memory_bytes() / 1e9, 1),
+    described: dict[str, Any] = {
+        "cpu": cpu.cpu_name(),
+        "cores": cpu.available_cores(),
+        "memory_gb": round(memory_bytes() / 1e9, 1),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "packages": packages,
-        "load_average": load_average(),
-        "running": running_processes(),
+        "packages": packages(),
+        "load_average": cpu.load_average(),
+        "running": cpu.running_processes(),
     }
-    governor = _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-    board = jetson.detect()
-    device: dict[str, Any] = {}
-    if board is not None:
-        device = {
+    if governor := cpu.cpu_governor():
+        described["cpu_governor"] = governor
+    if board := jetson.detect():
+        described["jetson"] = {
             "model": board.model,
             "l4t": board.l4t,
             "power_mode": board.power_mode,
             "clocks_locked": board.clocks_locked,
         }
-    return (
-        found
-        | ({"cpu_governor": governor} if governor else {})
-        | ({"jetson": device} if device else {})
-    )
+    return described
 
 
-def cpu_name() -> str:
-    """The processor's own name where the system tells it."""
-    for line in (_read("/proc/cpuinfo") or "").splitlines():
-        if line.startswith(("model name", "Model", "Hardware")):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+def packages() -> dict[str, str]:
+    """Versions of lgvit-edge and of all that any of its extras asks for, where installed.
 
-
-def load_average() -> float:
-    """Runnable processes over the last minute."""
-    return round(os.getloadavg()[0], 2)
-
-
-def running_processes() -> int:
-    """Processes running right now, this one apart; 0 where the system does not tell."""
-    fields = (_read("/proc/loadavg") or "0 0 0 1/1").split()
-    return max(0, int(fields[3].partition("/")[0]) - 1)
-
-
-def peak_memory_mb() -> float:
-    """Largest resident size of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (1024 * 1024 if sys.platform == "darwin" else 1024), 1)
-
-
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _read(path: str) -> str | None:
+    Empty where lgvit-edge is only found on the path, and so says nothing of what it asks for.
+    """
     try:
-        return Path(path).read_text(encoding="utf-8", errors="replace").strip() or None
-    except OSError:
-        return None
+        requirements = requires("lgvit-edge") or []
+    except PackageNotFoundError:
+        return {}
+    names = [re.split(r"[^\w.-]", text)[0] for text in requirements if _FOR_TESTS not in text]
+    installed = {}
+    for name in ("lgvit-edge", *dict.fromkeys(names)):
+        try:
+            installed[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return installed

@@ -21,12 +21,22 @@ class Gpu:
         multiprocessors: which differ between cards and boards of one name.
         compute_capability: such as ``8.7``.
         driver: newest CUDA version the driver supports, such as ``12.6``.
+        memory: bytes in all.
     """
 
     name: str
     multiprocessors: int
     compute_capability: str
     driver: str
+    memory: int
+
+
+def find_gpus() -> list[Gpu]:
+    """Every GPU that this process may use."""
+    gpus: list[Gpu] = []
+    while gpu := find_gpu(len(gpus)):
+        gpus.append(gpu)
+    return gpus
 
 
 def find_gpu(index: int = 0) -> Gpu | None:
@@ -47,11 +57,18 @@ def find_gpu(index: int = 0) -> Gpu | None:
             return None
         numbers.append(number.value)
     multiprocessors, major, minor = numbers
+    memory = ctypes.c_size_t()
     if cuda.cuDriverGetVersion(ctypes.byref(number)):
+        return None
+    if cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device):
         return None
     driver = f"{number.value // 1000}.{number.value % 1000 // 10}"
     board = detect()
     shown = board.model if board is not None else None
     return Gpu(
-        shown or name.value.decode(errors="replace"), multiprocessors, f"{major}.{minor}", driver
+        name=shown or name.value.decode(errors="replace"),
+        multiprocessors=multiprocessors,
+        compute_capability=f"{major}.{minor}",
+        driver=driver,
+        memory=memory.value,
     )

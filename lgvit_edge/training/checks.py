@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
+import tempfile
 from pathlib import Path
 
 from lgvit_edge._support.optional import require
@@ -34,10 +34,8 @@ def check_output(out: Path, model: LGViT) -> None:
     folder = out.parent
     if not folder.is_dir():
         raise TrainingError(f"{folder}: no such folder; run: mkdir -p '{folder}'")
-    probe = folder / f".{out.name}.{os.getpid()}.probe"
     try:
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise TrainingError(f"cannot write to {folder}: {error.strerror}") from None
     needed = 4 * _COPIES * count_parameters(model) + _MARGIN

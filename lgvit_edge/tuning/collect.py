@@ -12,7 +12,7 @@ import numpy as np
 from lgvit_edge.errors import DataError
 from lgvit_edge.images.labelled import LabelledImage, content_hash
 from lgvit_edge.images.preprocess import load_rgb
-from lgvit_edge.machine.environment import cpu_name
+from lgvit_edge.machine.cpu import cpu_name
 from lgvit_edge.policies import Confidence
 from lgvit_edge.runtime import Session
 from lgvit_edge.tuning.record import DONE, UNREADABLE, Recording, describe, recording

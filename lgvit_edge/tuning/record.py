@@ -8,7 +8,6 @@ goes on with those that are not.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import tokenize
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lgvit_edge._support.files import write_json
+from lgvit_edge._support.files import locked, write_json
 from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.errors import DataError
 from lgvit_edge.tuning.costs import Costs, costs_of
@@ -91,29 +90,27 @@ def recording(
             no room on the disk.
     """
     kind = record_type(len(manifest.segments), manifest.num_classes)
-    try:
-        handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror}") from None
-    try:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            stack.enter_context(locked(path.with_name(f".{path.name}.lock")))
+            path.open("ab").close()
+        except BlockingIOError as holder:
             raise DataError(
-                f"another run fills {path}: wait for it, or name another file with --logits"
+                f"another run ({holder}) fills {path}: wait for it, or name another file with "
+                "--logits"
             ) from None
-        if os.fstat(handle).st_size and not _unfinished(path, kind):
+        except OSError as error:
+            raise DataError(f"cannot write {path}: {error.strerror or error}") from None
+        if path.stat().st_size and not _unfinished(path, kind):
             _compare(path, read(path, manifest).about, about)
         else:
-            _create(path, handle, kind, len(labels), about)
+            _create(path, kind, len(labels), about)
         rows = np.lib.format.open_memmap(path, mode="r+")
         rows["label"] = labels  # which may have been corrected since
         try:
             yield Recording(path, rows, about)
         finally:
             rows.flush()
-    finally:
-        os.close(handle)
 
 
 def read(path: Path, manifest: Manifest) -> Recording:
@@ -159,14 +156,13 @@ def _unfinished(path: Path, kind: np.dtype[Any]) -> bool:
         return False
 
 
-def _create(
-    path: Path, handle: int, kind: np.dtype[Any], count: int, about: dict[str, Any]
-) -> None:
+def _create(path: Path, kind: np.dtype[Any], count: int, about: dict[str, Any]) -> None:
     """Make the file, all to do; what describes it comes last, and makes it one."""
     try:
         rows = np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=(count,))
         # The room, now: writing to a memory map on a full disk kills the process without a word.
-        os.posix_fallocate(handle, 0, os.fstat(handle).st_size)
+        with path.open("rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         rows["baseline_ms"] = np.nan
         rows.flush()
         write_json(_beside(path), about)

@@ -7,12 +7,12 @@ device's primary context, so that other libraries of the process (PyTorch, OpenC
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from numpy.typing import DTypeLike, NDArray
 
 from lgvit_edge.errors import MissingDependency, UsageError
+from lgvit_edge.machine.gpu import Gpu
 
 WAITS = ("hybrid", "spin", "block")
 
@@ -27,23 +27,6 @@ _BINDINGS = {
 }
 
 
-@dataclass(frozen=True)
-class Device:
-    """The GPU that is used.
-
-    Attributes:
-        name: as the driver gives it.
-        compute_capability: such as ``8.7``.
-        driver: CUDA version that the driver supports, such as ``12.6``.
-        memory: bytes in all.
-    """
-
-    name: str
-    compute_capability: str
-    driver: str
-    memory: int
-
-
 class Cuda(Protocol):
     """One CUDA device and one stream of its own (never the default stream).
 
@@ -55,7 +38,7 @@ class Cuda(Protocol):
     """
 
     name: str  # "pycuda" or "cuda-python"
-    device: Device
+    device: Gpu
     stream: int  # handle of the stream, for TensorRT
 
     def allocate(self, size: int) -> int:

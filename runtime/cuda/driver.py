@@ -14,12 +14,11 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from lgvit_edge.errors import BackendError
-from lgvit_edge.runtime.cuda.api import Device
+from lgvit_edge.machine.gpu import Gpu, find_gpu
 
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: the default stream of other libraries is not waited for
 THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may go on using CUDA
 _BLOCKING_SYNC, _DISABLE_TIMING = 1, 2  # CU_EVENT_...
-_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_...
 _OUT_OF_MEMORY = 2
 _MB = 2**20
 
@@ -76,7 +75,7 @@ class Driver:
         out_of_memory = code == _OUT_OF_MEMORY
         return Refused(call, f"{texts[0]} ({texts[1]}, {code})", out_of_memory=out_of_memory)
 
-    def device(self, index: int) -> Device:
+    def device(self, index: int) -> Gpu:
         """Describe a GPU.
 
         Raises:
@@ -85,19 +84,12 @@ class Driver:
         found = self._number("cuDeviceGetCount")
         if not 0 <= index < found:
             raise BackendError(f"CUDA device {index} was asked for, found {found} (from 0 on)")
-        handle = self.handle(index)
-        name = ctypes.create_string_buffer(256)
-        self.call("cuDeviceGetName", name, len(name), handle)
-        memory = ctypes.c_size_t()
-        self.call("cuDeviceTotalMem_v2", ctypes.byref(memory), handle)
-        major, minor = (self._number("cuDeviceGetAttribute", a, handle) for a in (_MAJOR, _MINOR))
-        version = self._number("cuDriverGetVersion")
-        return Device(
-            name=name.value.decode(errors="replace"),
-            compute_capability=f"{major}.{minor}",
-            driver=f"{version // 1000}.{version % 1000 // 10}",
-            memory=memory.value,
-        )
+        gpu = find_gpu(index)
+        if gpu is None:
+            raise BackendError(
+                f"the driver does not describe CUDA device {index}; run: lgvit-edge doctor"
+            )
+        return gpu
 
     def handle(self, index: int) -> int:
         """The driver's own number for a GPU."""

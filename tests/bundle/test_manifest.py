@@ -66,6 +66,7 @@ MANIFEST = Manifest(
     fp32_islands=(),
     calibration=None,
     agreement=None,
+    points={},
 )
 
 
@@ -102,15 +103,15 @@ def test_what_it_says_about_the_chain() -> None:
 # Not a manifest of ours.
 
 
-@pytest.mark.parametrize("version", [None, 0, 1, 5, 99, "2", [1], {"v": 1}, -1])
+@pytest.mark.parametrize("version", [None, 0, 1, 3, 5, 99, "2", [1], {"v": 1}, -1])
 def test_unknown_schema_versions_are_refused(data: Data, version: object) -> None:
     data["schema_version"] = version
     data["from the future"] = True  # an unknown version is the first thing to say
-    with pytest.raises(BundleError, match=r"expected manifest schema version 4, found .*pip insta"):
+    with pytest.raises(BundleError, match="expected schema version 4, found .*pip insta"):
         loads(data)
 
 
-@pytest.mark.parametrize("version", [2.0])
+@pytest.mark.parametrize("version", [4.0])
 def test_a_version_of_another_type_is_no_version(data: Data, version: object) -> None:
     with pytest.raises(BundleError, match="manifest.schema_version: expected a whole number"):
         loads(data | {"schema_version": version})
@@ -128,12 +129,12 @@ def test_a_manifest_without_a_version(data: Data) -> None:
     ["", "{", "{'a': 1}", "nothing", b"\xff\xfe\x00", b"\x80abc", "[" * 200_000, '{"a":' * 200_000],
 )
 def test_text_that_is_not_json(text: str | bytes) -> None:
-    with pytest.raises(BundleError, match="manifest.json is not JSON"):
+    with pytest.raises(BundleError, match="manifest is not JSON"):
         Manifest.loads(text)
 
 
 def test_a_manifest_that_is_too_large() -> None:
-    with pytest.raises(BundleError, match="has 17000000 bytes, expected 16777216 at most"):
+    with pytest.raises(BundleError, match="has more than the 16777216 bytes it may have"):
         Manifest.loads(b" " * 17_000_000)
 
 
@@ -243,7 +244,7 @@ def test_any_value_anywhere_is_taken_or_refused(data: Data) -> None:
             try:
                 Manifest.loads(json.dumps(hostile))
             except BundleError as error:
-                assert str(error).startswith(("manifest", "expected manifest schema version"))
+                assert str(error).startswith("manifest")
 
 
 def test_every_missing_key_is_named(data: Data) -> None:
@@ -353,16 +354,6 @@ def test_a_shape_whose_size_takes_forever_to_compute(
     with pytest.raises(BundleError, match="has an impossible shape"):
         Manifest.loads(text)
     assert max(computed, default=0) <= 8
-
-
-def test_a_manifest_of_version_2_is_read(data: Data) -> None:
-    data["schema_version"] = 2
-    del data["preprocess"]["squash"], data["points"]
-    for segment in data["segments"]:
-        del segment["head_macs"]
-    read = loads(data)
-    assert read.preprocess.squash is False
-    assert read.points == {} and read.segments[0].head_macs is None
 
 
 POINT = OperatingPoint(

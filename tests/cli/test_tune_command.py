@@ -472,20 +472,19 @@ def test_a_bundle_that_cannot_be_tuned(
 
 
 def test_one_run_fills_a_file_at_a_time(
-    session: Session, images: list[LabelledImage], bundle: Path, here: Path, command: Command
+    session: Session,
+    images: list[LabelledImage],
+    bundle: Path,
+    here: Path,
+    command: Command,
+    lock_elsewhere: Callable[[Path], Any],
 ) -> None:
-    script = "import fcntl; file = open('kept.npy'); fcntl.flock(file, fcntl.LOCK_EX); "
-    holder = subprocess.Popen(
-        [sys.executable, "-c", script + "print(flush=True); input()"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    assert holder.stdout is not None and holder.stdout.readline() == b"\n"
     arguments = ("--data", "photos", "--logits", "kept.npy")
-    status, said = command("tune", "--engines", bundle, *arguments)
-    assert status == 1 and "another run fills kept.npy: wait for it, or name another file" in said
-    holder.communicate(b"\n")
+    with lock_elsewhere(here / ".kept.npy.lock"):
+        status, said = command("tune", "--engines", bundle, *arguments)
+    assert status == 1 and "another run (another process) fills kept.npy: wait for it, or" in said
     assert len(collect(session, images, here / "kept.npy").usable) == 100
+    assert not (here / ".kept.npy.lock").exists()
 
 
 def test_a_folder_that_cannot_be_written(

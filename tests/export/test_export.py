@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +20,11 @@ import onnx
 import pytest
 import torch
 
+from lgvit_edge._support.files import locked
 from lgvit_edge._support.terminal import held_interrupts
 from lgvit_edge.architecture.config import LGViTConfig
-from lgvit_edge.bundle.directory import WEIGHTS, open_bundle
-from lgvit_edge.errors import ExportError, ParityError, UsageError
+from lgvit_edge.bundle.directory import WEIGHTS, add_points, open_bundle, writing
+from lgvit_edge.errors import BundleError, ExportError, ParityError, UsageError
 from lgvit_edge.export import ExportOptions, export_bundle
 from lgvit_edge.export import bundle as exporter
 from lgvit_edge.export.graph import WeightStore
@@ -189,9 +193,7 @@ def test_an_interrupted_swap_brings_the_old_bundle_back(
 def test_a_bundle_left_aside_by_a_killed_export_is_kept(
     bundle_copy: Path, exported_model: LGViT
 ) -> None:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    bundle_copy.rename(bundle_copy.with_name(f".{bundle_copy.name}.{process.pid}.old"))
+    bundle_copy.rename(bundle_copy.with_name(f".{bundle_copy.name}.old"))
     with pytest.raises(ParityError):
         export_bundle(exported_model, bundle_copy, ExportOptions(tolerance=1e-12))
     open_bundle(bundle_copy)
@@ -204,18 +206,82 @@ def test_an_unwritable_place_is_an_error(tmp_path: Path, exported_model: LGViT) 
 
 
 def test_leftovers_of_a_killed_export_are_cleared(tmp_path: Path, exported_model: LGViT) -> None:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    (tmp_path / f".out.{process.pid}.partial").mkdir()
+    (tmp_path / ".out.partial" / "segments").mkdir(parents=True)
     export_bundle(exported_model, tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_export_leaves_what_another_one_is_writing(
+    bundle_copy: Path, exported_model: LGViT, lock_elsewhere: Callable[[Path], Any]
+) -> None:
+    """Even where that one runs in another container, whose processes cannot be seen here."""
+    theirs = bundle_copy.with_name(f".{bundle_copy.name}.partial")
+    (theirs / "segments").mkdir(parents=True)
+    with lock_elsewhere(bundle_copy.with_name(f".{bundle_copy.name}.lock")):
+        with pytest.raises(ExportError, match="is being written by another process; wait for it"):
+            export_bundle(exported_model, bundle_copy)
+    assert (theirs / "segments").exists()
+
+
+def test_what_came_while_the_export_ran_is_left_alone(
+    bundle_copy: Path, exported_model: LGViT
+) -> None:
+    with pytest.raises(ExportError, match="is left alone"), writing(bundle_copy):
+        (bundle_copy / "thesis.txt").write_text("years of work")
+    assert (bundle_copy / "thesis.txt").exists()
+
+
+def test_a_killed_tune_does_not_stand_in_the_way_of_the_next_export(
+    bundle_copy: Path, exported_model: LGViT
+) -> None:
+    script = """
+import os, signal, sys
+from pathlib import Path
+from lgvit_edge.bundle.directory import add_points, open_bundle
+bundle = Path(sys.argv[1])
+Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+add_points(bundle, open_bundle(bundle).manifest.identity, {})
+"""
+    killed = subprocess.run([sys.executable, "-c", script, str(bundle_copy)])
+    assert killed.returncode == -signal.SIGKILL
+    left = {path.name for path in bundle_copy.iterdir() if path.name.startswith(".")}
+    assert len(left) == 2 and ".lock" in left  # and the part of the manifest
+    export_bundle(exported_model, bundle_copy, ExportOptions(policy=Confidence(0.33)))
+    assert open_bundle(bundle_copy).manifest.policy["threshold"] == 0.33
+    assert not [path.name for path in bundle_copy.iterdir() if path.name.startswith(".")]
+
+
+def test_points_found_for_a_bundle_are_not_written_into_the_next_one(bundle_copy: Path) -> None:
+    """They wait for their turn, and by then the bundle is another."""
+    manifest = open_bundle(bundle_copy).manifest
+    preprocess = dataclasses.replace(manifest.preprocess, mean=(0.1, 0.2, 0.3))
+    other = dataclasses.replace(manifest, preprocess=preprocess)
+    refused: list[BundleError] = []
+
+    def add() -> None:
+        try:
+            add_points(bundle_copy, manifest.identity, {})
+        except BundleError as error:
+            refused.append(error)
+
+    thread = threading.Thread(target=add)
+    aside = bundle_copy.with_name("aside")
+    with locked(bundle_copy / ".lock"):  # as by the export that puts its bundle in place
+        thread.start()
+        bundle_copy.rename(aside)
+        shutil.copytree(aside, bundle_copy, ignore=shutil.ignore_patterns(".lock"))
+        (bundle_copy / "manifest.json").write_text(other.dumps())
+        shutil.rmtree(aside)
+    thread.join()
+    assert "was exported again meanwhile" in str(refused[0])
+    assert open_bundle(bundle_copy).manifest == other
 
 
 def test_ctrl_c_leaves_nothing(
     tmp_path: Path, exported_model: LGViT, interrupt: Callable[[list[str], str], str]
 ) -> None:
     save_checkpoint(exported_model, tmp_path / "model.pt")
-    interrupt(["export", "--ckpt", "model.pt"], ".out.*.partial/segments/*.onnx")
+    interrupt(["export", "--ckpt", "model.pt"], ".out.partial/segments/*.onnx")
     assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
 
 

@@ -241,7 +241,6 @@ def test_options_of_another_target_are_refused(tmp_path: Path) -> None:
 def test_nothing_is_written_where_nothing_is_to_do(rtx_copy: Path) -> None:
     """A finished bundle may lie on a disk that cannot be written."""
     (folder,) = (rtx_copy / "engines").iterdir()
-    (folder / ".lock").unlink()
     assert build_engines(rtx_copy).compiled == ()
     assert not (folder / ".lock").exists()
 
@@ -275,7 +274,7 @@ def test_two_builds_at_once(rtx_copy: Path, lock_elsewhere: Callable[[Path], Any
     for path in folder.iterdir():
         path.unlink()
     with lock_elsewhere(folder / ".lock"):
-        with pytest.raises(BuildError, match="another build is writing .*wait for it"):
+        with pytest.raises(BuildError, match=r"another build \(.*\) is writing .*wait for it"):
             build_engines(rtx_copy)
     assert (folder / ".lock").exists()
 

@@ -15,6 +15,8 @@ import pytest
 from rich.console import Console
 
 from lgvit_edge.cli.doctor import examine, print_examination
+from lgvit_edge.errors import BackendError
+from lgvit_edge.export import build_engines
 from lgvit_edge.machine.jetson import JETPACKS, Jetson, detect
 from lgvit_edge.machine.preflight import Finding, explain_import_error, fits, preflight
 
@@ -463,6 +465,24 @@ def test_known_failures_to_import_have_a_cure(
     told = explain_import_error(kind(message, name=name or None), jetson)
     pattern = re.escape(expected).replace(r"\.\*", ".*")
     assert re.search(pattern, told), told
+
+
+# build
+
+
+def test_what_a_board_cannot_compile_is_said_before_it_begins(
+    board: Board, site: Site, rtx_bundles: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+    site.module("__version__ = '8.6.1'")
+    board.release("36.3")
+    board.packages(("tensorrt", "8.6.2.3-1+cuda12.2"))
+    board.power(0, "15W", "MAXN")
+    monkeypatch.setattr("lgvit_edge.machine.jetson.detect", board.detect)
+    with pytest.raises(BackendError, match=r"this Jetson cannot.* up to opset 17.*--opset 17"):
+        build_engines(rtx_bundles / "fp16", library="tensorrt", note=notes.append)
+    assert "power mode 15W, the highest is MAXN; run: sudo nvpmodel -m 1" in notes
+    assert not (rtx_bundles / "fp16" / "engines").exists()
 
 
 # doctor

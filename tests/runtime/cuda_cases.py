@@ -12,7 +12,8 @@ import pytest
 from fake_cuda import captured, counts, roundtrip
 
 from lgvit_edge.errors import BackendError
-from lgvit_edge.runtime.cuda.api import Cuda, Device, open_cuda
+from lgvit_edge.machine.gpu import Gpu, find_gpus
+from lgvit_edge.runtime.cuda.api import Cuda, open_cuda
 
 FAKE = fake_cuda.load()
 BINDING = os.environ["CUDA_BINDING"]
@@ -34,7 +35,8 @@ def fail(name: str, code: int, after: int = 0) -> None:
 
 def test_description(cuda: Cuda) -> None:
     assert cuda.name == BINDING
-    assert cuda.device == Device("Fake Orin", "8.7", "12.6", 8 * 2**30)
+    assert cuda.device == Gpu("Fake Orin", 8, "8.7", "12.6", 8 * 2**30)
+    assert [cuda.device] == find_gpus()
     assert isinstance(cuda.stream, int) and cuda.stream > 2**32
 
 

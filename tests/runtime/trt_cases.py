@@ -595,8 +595,9 @@ def test_new_engines_are_run_on_the_samples(plain: Path) -> None:
 
 def test_engines_that_compute_something_else_are_noticed(plain: Path) -> None:
     TRT.off_by = 0.3
-    with pytest.raises(ParityError, match="segment 0 diverges from PyTorch on this device"):
-        command("build", plain, "--builder", LIBRARY)
+    for _ in range(2):  # nobody takes them for current
+        with pytest.raises(ParityError, match="segment 0 diverges from PyTorch on this device"):
+            build_engines(plain, library=LIBRARY)
     with pytest.raises(BackendError, match="has no engines"):
         open_trt(plain)
 
@@ -638,3 +639,4 @@ def test_rtx_keeps_what_it_compiled(bundle: Path) -> None:
 def test_the_record_can_be_read_again(bundle: Path) -> None:
     built = build_engines(bundle, library=LIBRARY)
     assert engines.find_builds(bundle) == [(built.folder, built.build)]
+    assert built.max_difference is not None and built.max_difference < 0.05

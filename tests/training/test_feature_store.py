@@ -218,7 +218,7 @@ def test_two_trainings_at_once(
 ) -> None:
     (tmp_path / "features").mkdir()
     with lock_elsewhere(tmp_path / "features" / ".lock"):
-        with pytest.raises(TrainingError, match="another training computes the features .*; wait"):
+        with pytest.raises(TrainingError, match=r"another training \(.*\) computes .*; wait"):
             opened().fill()
     assert opened().fill() == 4
 
@@ -235,7 +235,10 @@ def test_workers_do_not_keep_the_folder_locked(
 
 
 def test_another_machine_waits_and_finds_all(
-    opened: Callable[..., FeatureStore], tmp_path: Path, lock_elsewhere: Callable[[Path], Any]
+    opened: Callable[..., FeatureStore],
+    tmp_path: Path,
+    lock_elsewhere: Callable[[Path], Any],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     first, second = opened(), opened()  # both see an empty folder
     first.fill()
@@ -244,6 +247,8 @@ def test_another_machine_waits_and_finds_all(
         timer.start()
         assert second.fill(wait=True) == 0
         timer.join()
+    said = capsys.readouterr().err
+    assert said.startswith("waiting for another process, which computes the features in ")
 
 
 def test_training_from_disk_learns_what_training_from_memory_learns(

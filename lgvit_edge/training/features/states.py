@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lgvit_edge.errors import TrainingError
+from lgvit_edge.machine.memory import memory_bytes
 from lgvit_edge.model import LGViT
 from lgvit_edge.training.data.batches import Batch, Batches, Key, shuffled_indices
 from lgvit_edge.training.settings import TrainingConfig
@@ -126,9 +126,7 @@ def _check_memory(model: LGViT, images: int) -> None:
     config = model.config
     blocks = [*(exit.block for exit in config.exits), config.num_blocks]
     needed = 2 * images * sum(math.prod(config.hidden_shape(block)) for block in blocks)
-    if not hasattr(os, "sysconf"):  # Windows: let it try
-        return
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = memory_bytes()
     if needed > _SHARE_OF_MEMORY * memory:
         raise TrainingError(
             f"caching {images} images takes {needed / 1e9:.1f} GB, expected at most half of this "

@@ -161,12 +161,13 @@ class FeatureStore:
         """
         self.check_room()
         try:
-            with locked(self.folder, wait=wait):
+            doing = f"computes the features in {self.folder}" if wait else None
+            with locked(self.folder / ".lock", wait=doing):
                 _, self._sums = self._read_index(set(self._stored))
                 made = self._fill(progress)
-        except BlockingIOError:
+        except BlockingIOError as holder:
             raise TrainingError(
-                f"another training computes the features in {self.folder}; wait for it"
+                f"another training ({holder}) computes the features in {self.folder}; wait for it"
             ) from None
         except OSError as error:
             raise TrainingError(f"cannot keep features in {self.folder}: {error}") from None

@@ -1,0 +1,27 @@
+"""The memory of this machine, and what of it this process has used."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from pathlib import Path
+
+from lgvit_edge.machine.container import ROOT, memory_limit
+
+
+def memory_bytes(root: Path = ROOT) -> int:
+    """Bytes this process may use: all there are, or a container's limit.
+
+    Args:
+        root: where the system's files lie, for tests.
+    """
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = memory_limit(root)
+    return whole if limit is None else min(whole, limit)
+
+
+def peak_memory_mb() -> float:
+    """Largest resident size of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1024 * 1024 if sys.platform == "darwin" else 1024), 1)
