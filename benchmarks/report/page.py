@@ -14,7 +14,7 @@ from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.bundle.points import OperatingPoint
 
 _FAMILIES = {"vit": "ViT", "deit": "DeiT", "swin": "Swin"}
-_TEMPLATE = Path(__file__).with_name("report.html.j2")
+_TEMPLATE = Path(__file__).with_name("page.html.j2")
 
 
 def check_report() -> None:
