@@ -135,7 +135,7 @@ def _points(record: dict[str, Any], manifest: Manifest) -> list[dict[str, str]]:
                 "name": name,
                 "policy": str(point.policy["name"]),
                 "accuracy": _percent(now and now["accuracy"]),
-                "speedup": "-" if now is None else f"{now['wall_clock']:.2f}x",
+                "speedup": "-" if now is None else f"{now['wall_clock_speedup']:.2f}x",
                 "then": _percent(point.accuracy),
                 "ms": f"{point.latency_ms:.2f} ms",
                 "guarantee": _guarantee(point),
