@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge.bundle.manifest import Manifest
+from lgvit_edge.policies.evaluate import ExitCosts
 
 _WARM_SPREAD, _DRIFT = 0.25, 0.10  # beyond these a run's figures should not be trusted
 
@@ -64,12 +65,11 @@ def summarise(
     counts = np.bincount(exits, minlength=len(manifest.segments) + 1)[1:]
     taken = counts / len(samples) if shares is None else shares
     weights = (taken / np.maximum(counts, 1))[exits - 1]
-    blocks = np.array([manifest.segments[e - 1].last_block for e in exits])
-    spent = np.array([manifest.cumulative_macs(int(e)) for e in exits], np.float64)
+    costs = ExitCosts.of(manifest)
     chain, base = _column(samples, "latency_ms"), _column(samples, "baseline_ms")
     network = _column(samples, "network_ms")
     base_network = _column(samples, "baseline_network_ms")
-    mean_macs = float((weights * spent).sum())
+    mean_macs = costs.mean_macs(taken)
     macs = manifest.baseline.macs / mean_macs
     wall = float((weights * base).sum() / (weights * chain).sum())
     alone = float((weights * base_network).sum() / (weights * network).sum())
@@ -91,8 +91,7 @@ def summarise(
             {**_exit(i + 1, samples, manifest), "share": float(taken[i])} for i in range(len(taken))
         ],
         "speedup": {
-            # Paper Eq. 17: L times the images over the blocks they went through.
-            "layers": float(manifest.num_blocks / (weights * blocks).sum()),
+            "layers": costs.layers_speedup(taken),
             "macs": macs,
             "wall_clock": wall,
             "wall_clock_95": _ratio_interval(base, chain, weights, strata),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from lgvit_edge.policies.scores import PROBABILITY, Measure
+
 
 @dataclass(frozen=True)
 class Pace:
@@ -41,7 +43,13 @@ class Result:
     Attributes:
         class_index: predicted class, 0..C - 1.
         label: its name, or the index as text where the bundle has no names.
-        confidence: its probability at the exit taken, 0..1.
+        confidence: how sure, at the exit taken: the number that the policy compared, whatever
+            ended the chain. ``Confidence`` and ``PatientConfidence``: the largest probability, of
+            the logits divided by the temperature; ``Ensemble``: the same of the logits added up;
+            ``Entropy``: the entropy in nats, where less is surer. ``Patience``, ``FixedExit`` and
+            ``Never`` compare no such number: the largest probability. The final classifier has no
+            threshold: the same number of its logits, divided by a temperature where one holds for
+            all exits.
         exit: exit taken, 1..M + 1; M + 1 is the final classifier.
         block: block after which that exit lies.
         latency_ms: from decoded frame to label; in a batch, until this image's exit.
@@ -49,6 +57,7 @@ class Result:
         stopped: what ended it: ``policy``, ``final`` (the chain was at its end), or ``deadline``.
         late: whether it took longer than the deadline it was given.
         pace: the operating point it met and why, under ``TargetRate``.
+        measure: what ``confidence`` is, ``PROBABILITY`` or ``ENTROPY`` for the policies here.
     """
 
     class_index: int
@@ -61,9 +70,24 @@ class Result:
     stopped: str = "policy"
     late: bool = False
     pace: Pace | None = None
+    measure: Measure = PROBABILITY
+
+    @property
+    def sureness(self) -> float:
+        """The confidence, turned so that more is surer, to sort by."""
+        return self.measure.sureness(self.confidence)
+
+    @property
+    def confidence_text(self) -> str:
+        """The confidence as people read it, with its unit."""
+        return self.measure.text(self.confidence)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain types, for logs."""
-        row = dict(vars(self))
+        """As plain types, for logs.
+
+        ``confidence`` is the number that the policy compared, ``measure`` what that is:
+        ``probability`` (0..1) or ``entropy`` (nats, less is surer).
+        """
+        row = {**vars(self), "measure": self.measure.name}
         row["pace"] = None if self.pace is None else dict(vars(self.pace))
         return row

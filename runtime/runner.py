@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge.bundle.manifest import Manifest
-from lgvit_edge.policies import Policy
-from lgvit_edge.policies.scores import confidence as confidence_of
+from lgvit_edge.policies import Confidence, Departures, Policy, Tracker
 from lgvit_edge.runtime.backends.base import Chain
 from lgvit_edge.runtime.deadlines import SegmentClock
 from lgvit_edge.runtime.result import Result
@@ -29,7 +28,10 @@ class Walk:
     def one(
         self, images: NDArray[Any], policy: Policy, start: float, deadline_ms: float | None = None
     ) -> Result:
-        """A batch of one, the usual case on a device: no rows to keep track of.
+        """A batch of one, the usual case on a device.
+
+        This is ``Departures`` for one row, which needs no bookkeeping of rows: that alone takes
+        longer than the decision itself.
 
         Args:
             images: network input ``[1, ...]``.
@@ -57,7 +59,8 @@ class Walk:
                 break
             exit += 1
             logits = tracker.combine(chain.step())
-        result = self._result(logits[0], exit + 1, start, began, stopped, deadline_ms)
+        index, score = int(logits[0].argmax()), float(tracker.score(exit + 1, logits)[0])
+        result = self._result(tracker, index, score, exit + 1, start, began, stopped, deadline_ms)
         if exit == last:
             clock.add(exit, (time.perf_counter() - mark) * 1e3)
         return result
@@ -71,63 +74,57 @@ class Walk:
             starts: when each image's latency began.
         """
         began = time.perf_counter()
-        chain, tracker, count = self.chain, policy.start(self._exits), len(images)
-        results: list[Result | None] = [None] * count
-        rows = np.arange(count)
+        chain, batch = self.chain, Departures(policy, self._exits, len(images))
+        results: list[Result | None] = [None] * len(images)
         chain.start(images)
-        for exit in range(1, self._exits + 2):
-            logits = tracker.combine(chain.step())
-            final = exit > self._exits
-            stop = np.ones(len(rows), np.bool_) if final else tracker.step(exit, logits)
-            stopped = "final" if final else "policy"
-            for place in np.flatnonzero(stop).tolist():
-                row = int(rows[place])
-                results[row] = self._result(logits[place], exit, starts[row], began, stopped)
-            going = np.flatnonzero(~stop)
-            if not len(going):
-                break
-            rows = rows[going]
-            tracker.keep(going)
-            chain.keep(going)
-        return [result for result in results if result is not None]
+        while True:
+            left = batch.see(chain.step())
+            stopped = "final" if left.exit > self._exits else "policy"
+            for row, index, score in zip(left.rows, left.classes, left.scores, strict=True):
+                results[row] = self._result(
+                    batch.tracker, int(index), float(score), left.exit, starts[row], began, stopped
+                )
+            if not len(batch.rows):
+                return [result for result in results if result is not None]
+            chain.keep(left.going)
 
-    def timed(
-        self, images: NDArray[Any], policy: Policy
-    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    def timed(self, images: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """See ``Session.timed_exits``."""
-        chain, tracker = self.chain, policy.start(self._exits)
+        # It decides everywhere, as ``one`` does, and for nobody; and logits stay as they are.
+        chain, tracker = self.chain, Confidence(1.0).start(self._exits)
         logits, ends = [], [time.perf_counter()]
         chain.start(images)
         for exit in range(1, self._exits + 2):
-            found = tracker.combine(chain.step())
+            seen = chain.step()
             if exit <= self._exits:
-                tracker.step(exit, found)
+                tracker.step(exit, seen)
             ends.append(time.perf_counter())
-            logits.append(found[0].copy())
+            logits.append(seen[0].copy())
         return np.stack(logits), np.diff(ends) * 1e3
 
     def _result(
         self,
-        logits: NDArray[np.float32],
+        tracker: Tracker,
+        index: int,
+        score: float,
         exit: int,
         start: float,
         began: float,
         stopped: str,
         deadline_ms: float | None = None,
     ) -> Result:
-        """The answer from one row of logits, ``[C]``, timed now."""
-        index = int(logits.argmax())
-        confidence = float(confidence_of(logits[None])[0])
+        """The answer for one image, timed now."""
         now = time.perf_counter()
         latency = (now - start) * 1e3
         return Result(
             class_index=index,
             label=self._labels[index] if self._labels else str(index),
-            confidence=confidence,
+            confidence=score,
             exit=exit,
             block=self._blocks[exit - 1],
             latency_ms=latency,
             network_ms=(now - began) * 1e3,
             stopped=stopped,
             late=deadline_ms is not None and latency > deadline_ms,
+            measure=tracker.measure,
         )

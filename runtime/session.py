@@ -18,7 +18,7 @@ from lgvit_edge.bundle.directory import Bundle, open_bundle
 from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.errors import BackendError, BundleError, UsageError
 from lgvit_edge.images.preprocess import network_input
-from lgvit_edge.policies import Confidence, Policy
+from lgvit_edge.policies import Policy
 from lgvit_edge.runtime.backends.base import Chain
 from lgvit_edge.runtime.backends.registry import ChainOptions, chain_opener, segment_names
 from lgvit_edge.runtime.parity import check_parity
@@ -138,10 +138,12 @@ class Session:
         policy.start(self._exits)
         with self._lock:
             rate = policy if isinstance(policy, TargetRate) else None
-            if rate is not None:
+            if rate is not None and rate is not self._rate:
                 if not self._walk.clock.calibrated:
                     self.warm_up()
                 rate.attach(self.manifest, self._walk.clock.exit_ms())
+            if self._rate is not None and self._rate is not rate:
+                self._rate.detach()
             self._policy, self._rate, self._point = policy, rate, None
 
     @property
@@ -321,9 +323,7 @@ class Session:
                     logits[first : first + len(images), exit] = self.chain.step()
         return logits
 
-    def timed_exits(
-        self, images: NDArray[Any], policy: Policy
-    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    def timed_exits(self, images: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Run all segments on one prepared image, deciding at every exit and obeying at none.
 
         Returns:
@@ -335,7 +335,7 @@ class Session:
         """
         with self._lock:
             self._check_open()
-            return self._walk.timed(images, policy)
+            return self._walk.timed(images)
 
     def baseline_logits(self, images: NDArray[Any]) -> NDArray[np.float32]:
         """The baseline on prepared input, ``-> [B, C] float32``, yours; loaded on first use.
@@ -377,8 +377,7 @@ class Session:
         images = self.prepare([frame])
         with self._lock:
             self._check_open()
-            policy = Confidence(1.0)  # decides everywhere, and for nobody
-            times = np.stack([self._walk.timed(images, policy)[1] for _ in range(runs + 2)])[2:]
+            times = np.stack([self._walk.timed(images)[1] for _ in range(runs + 2)])[2:]
             self._walk.clock.calibrate(times)
         return float(np.median(times.sum(axis=1)))
 
@@ -402,6 +401,8 @@ class Session:
         with self._lock:
             if not self._closed:
                 self._closed = True
+                if self._rate is not None:
+                    self._rate.detach()
                 self.chain.close()
                 if self._baseline is not None:
                     self._baseline.close()

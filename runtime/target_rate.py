@@ -27,20 +27,25 @@ class _Level:
     name: str
     policy: Policy
     cost: float  # mean ms of the network per image, as calibrated
+    accuracy: float  # over the baseline's on the same images; of a single exit, a stand-in
 
 
 class TargetRate(Policy):
     """Keep a frame rate: leave earlier while the machine is busy, and recover afterwards.
 
-    The levels are the bundle's operating points, ordered by what they cost, and as the last resort
-    exit 1 for every image; without operating points, every exit for all images. A level's cost is
+    The levels are the bundle's operating points, ordered by the accuracy they record against the
+    baseline's on the same images, and as the last resort exit 1 for every image. Without operating
+    points they are every exit for all images; a bundle records no accuracy of those, and a deeper
+    exit is taken to be the more accurate. Of equally accurate levels the cheaper comes first, and
+    a level that is dearer than a more accurate one is never chosen. A level's cost is
     known before it is tried: the shares of images per exit that ``tune`` found for it, times what
     the session's segments took when it was warmed up, times how much slower they are now. When the
     cost passes the budget, the most accurate level that fits is taken at once. A more accurate one
     follows when it has fitted with 15 % to spare for 10 frames; each time it has to be given up
     again soon, that patience doubles, up to 160 frames, so a load at the edge makes no oscillation.
 
-    One object serves one session. ``Result.pace`` says what was chosen and why.
+    One object serves one session at a time: until that has another policy, or is closed.
+    ``Result.pace`` says what was chosen and why.
     """
 
     name = "target_rate"
@@ -77,7 +82,10 @@ class TargetRate(Policy):
             UsageError: it serves another session, or there is no such point.
         """
         if self._levels:
-            raise UsageError("this TargetRate has a session already; make one for each session")
+            raise UsageError(
+                "this TargetRate serves another session; make one for each session, or give that "
+                "one another policy first"
+            )
         names = manifest.points if self.points is None else self.points
         if unknown := [name for name in names if name not in manifest.points]:
             known = ", ".join(manifest.points) or "none; run: lgvit-edge tune"
@@ -85,20 +93,29 @@ class TargetRate(Policy):
         levels = [
             _Level(
                 name,
-                policies.from_json(manifest.points[name].policy),
-                float(np.dot(manifest.points[name].shares, exit_ms)),
+                policies.from_json(point.policy),
+                float(np.dot(point.shares, exit_ms)),
+                point.accuracy - point.baseline_accuracy,
             )
-            for name in names
+            for name, point in ((name, manifest.points[name]) for name in names)
         ]
+        # Accuracies lie above -1: a single exit comes after every operating point.
         first = range(1, 2 if levels else len(exit_ms) + 1)
-        levels += [_Level(f"exit {e}", FixedExit(e), float(exit_ms[e - 1])) for e in first]
-        self._levels = sorted(levels, key=lambda level: -level.cost)
+        depth = len(exit_ms)
+        levels += [
+            _Level(f"exit {e}", FixedExit(e), float(exit_ms[e - 1]), e - depth - 2.0) for e in first
+        ]
+        self._levels = sorted(levels, key=lambda level: (-level.accuracy, level.cost))
         self._exit_ms = exit_ms.tolist()
         self._level = 0
         self._load = self._hardness = 1.0
         self._prepare_ms = 0.0
         self._fits = self._since = 0
         self._patience, self._tried = _PATIENCE, False
+
+    def detach(self) -> None:
+        """Called by the session that used it: another may."""
+        self._levels = []
 
     def start(self, exits: int) -> Tracker:
         """See ``Policy.start``: the current level's."""
@@ -154,7 +171,8 @@ class TargetRate(Policy):
     def _best(self, budget: float) -> int:
         """The most accurate level within a budget, or the fastest."""
         fitting = (i for i in range(len(self._levels)) if self._expected(i) <= budget)
-        return next(fitting, len(self._levels) - 1)
+        costs = [level.cost for level in self._levels]
+        return next(fitting, costs.index(min(costs)))
 
     def _move(self, level: int, *, tried: bool) -> None:
         if level != self._level:

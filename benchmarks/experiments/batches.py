@@ -28,7 +28,7 @@ from lgvit_edge.images.labelled import evenly, find_images
 from lgvit_edge.images.preprocess import load_rgb
 from lgvit_edge.machine.cpu import load_average
 from lgvit_edge.machine.environment import environment
-from lgvit_edge.policies import Policy
+from lgvit_edge.policies import Departures, Policy
 from lgvit_edge.runtime import Session
 
 
@@ -123,16 +123,12 @@ def _compare(
 
 def _all_stay(session: Session, policy: Policy, images: NDArray[Any]) -> list[int]:
     """The chain until the last row has left, every segment on all rows."""
-    chain, total = session.chain, len(session.manifest.segments)
-    tracker = policy.start(total - 1)
-    exits = np.full(len(images), total)
-    chain.start(images)
-    for exit in range(1, total + 1):
-        logits = tracker.combine(chain.step())
-        if exit < total:
-            exits[tracker.step(exit, logits) & (exits == total)] = exit
-            if (exits < total).all():
-                break
+    batch = Departures(policy, len(session.manifest.segments) - 1, len(images))
+    exits = np.empty(len(images), np.intp)
+    session.chain.start(images)
+    while len(batch.rows):
+        left = batch.see(session.chain.step()[batch.rows])
+        exits[left.rows] = left.exit
     return exits.tolist()
 
 

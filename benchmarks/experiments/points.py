@@ -22,12 +22,11 @@ from lgvit_edge.cli.options import Engines, exit_status
 from lgvit_edge.images.labelled import evenly, find_images
 from lgvit_edge.images.preprocess import load_rgb
 from lgvit_edge.machine.environment import environment
-from lgvit_edge.policies import Confidence
+from lgvit_edge.policies.evaluate import Images
 from lgvit_edge.runtime import Session
 from lgvit_edge.tuning import TuneOptions, tune
 from lgvit_edge.tuning.certify import certified
 from lgvit_edge.tuning.costs import Costs
-from lgvit_edge.tuning.outcome import Images, replay
 from lgvit_edge.tuning.record import Recording, read
 from lgvit_edge.tuning.search import policies_by, search
 from lgvit_edge.tuning.shapes import Scorer
@@ -109,13 +108,16 @@ def _guarantee(kept: Recording, costs: Costs, draws: int) -> list[dict[str, Any]
     rows = np.random.default_rng(0).permutation(kept.usable)
     parts = np.split(rows, [len(rows) // 4])
     tuning, population = (
-        Images(kept.rows["logits"][part], kept.rows["label"][part].astype(np.intp))
+        Images(kept.rows["logits"][part], kept.rows["label"][part].astype(np.int64))
         for part in map(np.sort, parts)
     )
     curves = search(Scorer(tuning, costs), trials=100, seed=0)
     path = policies_by(curves, lambda curve: -curve.errors)[::-1]
     wrong = np.stack(
-        [population.baseline_right & (replay(p, population)[1] != population.labels) for p in path]
+        [
+            population.baseline_right & (p.replay(population.logits)[1] != population.labels)
+            for p in path
+        ]
     )
     return [_broken(wrong, risk, draws) for risk in _RISKS]
 
@@ -166,7 +168,7 @@ def _latencies(engines: Path, data: Path, samples: int) -> list[dict[str, Any]]:
                 start = time.perf_counter()
                 ready = session.prepare([frame])
                 prepare.append((time.perf_counter() - start) * 1e3)
-                segments.append(session.timed_exits(ready, Confidence(1.0))[1])
+                segments.append(session.timed_exits(ready)[1])
             turn = first // _BLOCK % len(names)  # none always follows the same one
             for name in names[turn:] + names[:turn]:
                 session.point = name

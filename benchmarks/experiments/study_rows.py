@@ -19,7 +19,6 @@ from lgvit_edge.benchmarks.experiments.study_tables import (
     Measured,
     choose,
     curve,
-    on,
 )
 from lgvit_edge.benchmarks.measure import measure_images
 from lgvit_edge.errors import DataError, UsageError
@@ -27,19 +26,17 @@ from lgvit_edge.export.bundle import ExportOptions, export_bundle
 from lgvit_edge.images.labelled import LabelledImage, evenly
 from lgvit_edge.model import (
     LGViT,
-    baseline,
     block_macs,
-    count_macs,
     count_parameters,
-    cut,
-    example_input,
     load_model,
 )
 from lgvit_edge.policies import from_json
+from lgvit_edge.policies.evaluate import Images
 from lgvit_edge.runtime import Session
 from lgvit_edge.training import TrainingConfig, train
 from lgvit_edge.training.data.batches import Batches
 from lgvit_edge.training.data.datasets import ImageFolder
+from lgvit_edge.training.evaluate import exit_costs
 from lgvit_edge.training.features.store import FeatureStore
 from lgvit_edge.training.start import attach_exits
 
@@ -137,15 +134,8 @@ class Study:
             exits = [head(x) for head, x in zip(model.heads, states.exits, strict=True)]
             logits.append(torch.stack([*exits, states.teacher], dim=1).numpy())
             labels.append(states.labels.numpy())
-        config = model.config
-        macs = [count_macs(s.module, example_input(config, s.index)) for s in cut(model)]
-        return Measured(
-            np.concatenate(logits),
-            np.concatenate(labels),
-            np.cumsum(macs),
-            count_macs(baseline(model), example_input(config, None)),
-            np.array([*(exit.block for exit in config.exits), config.num_blocks]),
-        )
+        images = Images(np.concatenate(logits), np.concatenate(labels))
+        return Measured(images, exit_costs(model))
 
     def row(self, case: Case) -> dict[str, Any]:
         """A row of a table."""
@@ -154,17 +144,20 @@ class Study:
         tuning, reporting = found.half(0), found.half(1)
         fast = choose(case.policy, tuning, speed_up=SPEED_UP)
         sure = choose(case.policy, tuning, drop=DROP)
-        at_speedup = fast and on(fast, reporting)
+        at_speedup = fast and reporting.gives(fast).to_json()
         if at_speedup:
             at_speedup |= self._wall_clock(case, model, at_speedup["policy"])
         return {
-            "baseline": {"accuracy_all": found.accuracies[-1], "macs": found.baseline},
+            "baseline": {
+                "accuracy_all": found.images.baseline_accuracy,
+                "macs": found.costs.baseline_macs,
+            },
             "curve": curve(case.policy, reporting),
             "parameters": count_parameters(model),
-            "blocks": found.blocks.tolist(),
-            "accuracies": reporting.accuracies,
+            "blocks": list(found.costs.blocks),
+            "accuracies": reporting.images.accuracies,
             "at_speedup": at_speedup,
-            "at_accuracy": sure and on(sure, reporting),
+            "at_accuracy": sure and reporting.gives(sure).to_json(),
         }
 
     def _wall_clock(self, case: Case, model: LGViT, policy: dict[str, Any]) -> dict[str, Any]:

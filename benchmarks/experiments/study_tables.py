@@ -7,20 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from lgvit_edge.policies import POLICIES, Never, Policy
+from lgvit_edge.policies.evaluate import ExitCosts, Images, Outcome, evaluate
+from lgvit_edge.policies.picture import draw as draw_lines
 
-from lgvit_edge._support.optional import require
-from lgvit_edge.policies import (
-    Confidence,
-    Entropy,
-    Never,
-    Patience,
-    PatientConfidence,
-    Policy,
-)
-
-_LEVELS = np.linspace(0.02, 0.998, 200)
+_STEPS = 200  # settings of a policy that are tried
 
 
 @dataclass(frozen=True)
@@ -60,60 +51,26 @@ class Measured:
     """A trained model on labelled images.
 
     Attributes:
-        logits: ``[n, M + 1, C] float32``.
-        labels: ``[n] int64``.
-        macs: cumulative, to the answer of each of the M + 1 exits.
-        baseline: MACs of the model without exits.
-        blocks: of the M exits, then L.
+        images: with the logits it gave.
+        costs: of its exits; nothing is timed.
     """
 
-    logits: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    macs: NDArray[np.int64]
-    baseline: int
-    blocks: NDArray[np.int64]
+    images: Images
+    costs: ExitCosts
 
     def half(self, odd: int) -> Measured:
         """Every other image, of each class alike."""
-        return Measured(
-            self.logits[odd::2], self.labels[odd::2], self.macs, self.baseline, self.blocks
-        )
+        images = Images(self.images.logits[odd::2], self.images.labels[odd::2])
+        return Measured(images, self.costs)
 
-    @property
-    def accuracies(self) -> list[float]:
-        """Top-1 0..1 of every exit, the final classifier last."""
-        right = self.logits.argmax(axis=-1) == self.labels[:, None]
-        return [float(share) for share in right.mean(axis=0)]
+    def gives(self, policy: Policy) -> Outcome:
+        """What a policy gives on them."""
+        return evaluate(policy, self.images, self.costs)
 
 
 def settings(policy: str, exits: int) -> list[Policy]:
-    """A policy from careless to careful, finely."""
-    if policy == "patience":
-        return [*(Patience(n) for n in range(1, exits + 1)), Never()]
-    if policy == "patient_confidence":
-        return [*(PatientConfidence(float(t), 2) for t in _LEVELS), Never()]
-    if policy == "entropy":
-        return [*(Entropy(float(t)) for t in np.geomspace(5, 0.001, 200)), Never()]
-    return [*(Confidence(float(t)) for t in _LEVELS), Never()]
-
-
-def on(policy: Policy, measured: Measured) -> dict[str, Any]:
-    """What a policy does: accuracy, MACs, speed-ups, and where images leave, rightly or not."""
-    exits, answers = policy.replay(measured.logits)
-    taken, right = exits - 1, answers == measured.labels
-    count = measured.logits.shape[1]
-    shares = np.bincount(taken, minlength=count) / len(taken)
-    correct = np.bincount(taken, weights=right, minlength=count) / len(taken)
-    macs = float(shares @ measured.macs)
-    return {
-        "policy": policy.to_json(),
-        "accuracy": float(right.mean()),
-        "macs": macs,
-        "speedup_macs": measured.baseline / macs,
-        "speedup_layers": float(measured.blocks[-1] / (shares @ measured.blocks)),
-        "shares": shares.tolist(),
-        "correct_shares": correct.tolist(),
-    }
+    """A policy by name from careless to careful, finely."""
+    return [*POLICIES[policy].settings(exits, _STEPS), Never()]
 
 
 def choose(
@@ -122,7 +79,7 @@ def choose(
     """The best setting on the tuning images.
 
     Args:
-        policy: of ``lgvit_edge.policies.rules``.
+        policy: by name.
         tuning: labelled images that are not reported on.
         speed_up: most accurate of those at least this much faster in MACs; or
         drop: fastest of those that lose at most this much accuracy, 0..1.
@@ -130,19 +87,19 @@ def choose(
     Returns:
         None where no setting does.
     """
-    tried = [(s, on(s, tuning)) for s in settings(policy, tuning.logits.shape[1] - 1)]
+    tried = [tuning.gives(setting) for setting in settings(policy, tuning.images.exits)]
     if speed_up is not None:
-        kept = [(found["accuracy"], s) for s, found in tried if found["speedup_macs"] >= speed_up]
+        good = [(t.accuracy, t) for t in tried if t.macs_speedup >= speed_up]
     else:
-        least = tuning.accuracies[-1] - (drop or 0.0)
-        kept = [(found["speedup_macs"], s) for s, found in tried if found["accuracy"] >= least]
-    return max(kept, key=lambda pair: pair[0])[1] if kept else None
+        least = tuning.images.baseline_accuracy - (drop or 0.0)
+        good = [(t.macs_speedup, t) for t in tried if t.accuracy >= least]
+    return max(good, key=lambda pair: pair[0])[1].policy if good else None
 
 
 def curve(policy: str, reporting: Measured) -> list[dict[str, Any]]:
     """Every setting on the reporting images, slowest first."""
-    points = [on(s, reporting) for s in settings(policy, reporting.logits.shape[1] - 1)]
-    return sorted(points, key=lambda point: point["speedup_macs"])
+    points = [reporting.gives(setting) for setting in settings(policy, reporting.images.exits)]
+    return [point.to_json() for point in sorted(points, key=lambda point: point.macs_speedup)]
 
 
 def tables(record: dict[str, Any]) -> str:
@@ -181,8 +138,8 @@ def _cells(point: dict[str, Any] | None, *, wall: bool) -> list[str]:
     cells = [
         f"{point['accuracy']:.2%}",
         f"{point['macs'] / 1e9:.3f}",
-        f"{point['speedup_macs']:.2f}",
-        f"{point['speedup_layers']:.2f}",
+        f"{point['macs_speedup']:.2f}",
+        f"{point['layers_speedup']:.2f}",
     ]
     measured = point.get("wall_clock")
     return cells + ([f"{measured:.2f}" if measured else "-"] if wall else [])
@@ -195,21 +152,12 @@ def draw(record: dict[str, Any], path: Path) -> None:
         MissingDependency: matplotlib is not installed.
         OSError: the file cannot be written.
     """
-    figure = require("matplotlib.figure", extra="train").Figure(
-        figsize=(7.5, 5), layout="constrained"
+    base, how = record["baseline"]["accuracy"], record["conditions"]
+    draw_lines(
+        record["curves"],
+        path,
+        baseline=base,
+        title=f"{how['reporting']} held-out images",
+        drop=how["drop"],
+        limits=((0.95, 2.5), (100 * base - 25, 100 * base + 2)),
     )
-    axes = figure.subplots()
-    base = 100 * record["baseline"]["accuracy"]
-    axes.axhline(base, color="0.6", linewidth=1, linestyle="--")
-    axes.annotate(f"without exits {base:.1f} %", (2.48, base + 0.3), color="0.4", ha="right")
-    axes.axhline(base - 100 * record["conditions"]["drop"], color="0.85", linewidth=1)
-    for marker, (name, points) in zip("osv^DPX", record["curves"].items(), strict=False):
-        shown = [(p["speedup_macs"], 100 * p["accuracy"]) for p in points]
-        axes.plot(*zip(*shown, strict=True), marker=marker, markersize=3, linewidth=1.2, label=name)
-    axes.set_xlim(0.95, 2.5)
-    axes.set_ylim(base - 25, base + 2)
-    axes.set_xlabel("speed-up in MACs")
-    axes.set_ylabel("accuracy on held-out images (%)")
-    axes.legend()
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)

@@ -27,7 +27,7 @@ class Picture:
         answer: the class it was given.
         truth: its class; None without a label.
         right: whether the two are the same; None without a label.
-        confidence: of the answer, 0..1.
+        confidence: of the answer, as people read it.
         exit: taken.
     """
 
@@ -35,7 +35,7 @@ class Picture:
     answer: str
     truth: str | None
     right: bool | None
-    confidence: float
+    confidence: str
     exit: int
 
 
@@ -56,7 +56,7 @@ class Gallery:
         found = []
         for exit in sorted({result.exit for _, result in self.seen}):
             mine = [pair for pair in self.seen if pair[1].exit == exit]
-            mine.sort(key=lambda pair: -pair[1].confidence)
+            mine.sort(key=lambda pair: -pair[1].sureness)
             # With few images none is shown as both.
             each = min(_EACH, max(1, len(mine) // 2))
             last = mine[each:][-each:][::-1]
@@ -70,7 +70,7 @@ class Gallery:
             for image, result in self.seen
             if image.class_index is not None and result.class_index != image.class_index
         ]
-        wrong.sort(key=lambda pair: -pair[1].confidence)
+        wrong.sort(key=lambda pair: -pair[1].sureness)
         return self._pictures(wrong[:_MISTAKES])
 
     def _pictures(self, pairs: list[tuple[LabelledImage, Result]]) -> list[Picture]:
@@ -87,7 +87,7 @@ class Gallery:
                     result.label,
                     None if index is None else self.names[index] if self.names else str(index),
                     None if index is None else result.class_index == index,
-                    result.confidence,
+                    result.confidence_text,
                     result.exit,
                 )
             )

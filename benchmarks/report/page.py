@@ -14,7 +14,7 @@ from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.bundle.points import OperatingPoint
 
 _FAMILIES = {"vit": "ViT", "deit": "DeiT", "swin": "Swin"}
-_TEMPLATE = Path(__file__).with_name("report.html.j2")
+_TEMPLATE = Path(__file__).with_name("page.html.j2")
 
 
 def check_report() -> None:
@@ -135,7 +135,7 @@ def _points(record: dict[str, Any], manifest: Manifest) -> list[dict[str, str]]:
                 "name": name,
                 "policy": str(point.policy["name"]),
                 "accuracy": _percent(now and now["accuracy"]),
-                "speedup": "-" if now is None else f"{now['wall_clock']:.2f}x",
+                "speedup": "-" if now is None else f"{now['wall_clock_speedup']:.2f}x",
                 "then": _percent(point.accuracy),
                 "ms": f"{point.latency_ms:.2f} ms",
                 "guarantee": _guarantee(point),

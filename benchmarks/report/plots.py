@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lgvit_edge._support.optional import require
-from lgvit_edge.policies.curves import NAMES
+from lgvit_edge.policies.picture import by_label, draw_lines
 
 # Stand-ins that are replaced by the page's variables, so that a page has one look, light or dark.
 INK, MUTED, GRID = "#010101", "#020202", "#030303"
@@ -115,19 +115,10 @@ def tradeoff(record: dict[str, Any]) -> Plot:
     speed = record["speedup"]["wall_clock"]
 
     def paint(axes: Any, narrow: bool) -> None:
-        for colour, marker, (name, rows) in zip(SERIES, "osv^D", found.items(), strict=True):
-            ordered = sorted(rows, key=lambda row: row["wall_clock"])
-            axes.plot(
-                [row["wall_clock"] for row in ordered],
-                [100 * row["accuracy"] for row in ordered],
-                color=colour,
-                marker=marker,
-                markersize=3,
-                linewidth=1.2,
-                label=NAMES[name],
-            )
+        style = {"markersize": 3, "linewidth": 1.2}
+        draw_lines(axes, by_label(found), "wall_clock_speedup", colours=SERIES, **style)
         for row in points.values():
-            place = (row["wall_clock"], 100 * row["accuracy"])
+            place = (row["wall_clock_speedup"], 100 * row["accuracy"])
             axes.plot(*place, "o", color=INK, markersize=8, fillstyle="none", markeredgewidth=1.5)
         axes.plot([speed], [100 * mine], "*", color=INK, markersize=12, label="this run, measured")
         axes.plot([1], [100 * base], "s", color=INK, markersize=6, label="without exits")
@@ -141,7 +132,7 @@ def tradeoff(record: dict[str, Any]) -> Plot:
             axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
 
     named = "; ".join(
-        f"{name}: {100 * row['accuracy']:.1f} % at {row['wall_clock']:.2f}x"
+        f"{name}: {100 * row['accuracy']:.1f} % at {row['wall_clock_speedup']:.2f}x"
         for name, row in points.items()
     )
     return plot(
@@ -165,7 +156,7 @@ def _name_points(axes: Any, points: dict[str, Any]) -> None:
     for place, (name, row) in enumerate(ordered):
         axes.annotate(
             name if len(name) <= 16 else f"{name[:15]}\u2026",
-            (row["wall_clock"], 100 * row["accuracy"]),
+            (row["wall_clock_speedup"], 100 * row["accuracy"]),
             xytext=(0.99, 0.97 - 0.08 * place),
             textcoords="axes fraction",
             fontsize=8,

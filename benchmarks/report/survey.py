@@ -12,8 +12,7 @@ from lgvit_edge import policies
 from lgvit_edge.errors import DataError
 from lgvit_edge.images.labelled import LabelledImage, evenly
 from lgvit_edge.images.preprocess import load_rgb
-from lgvit_edge.policies import Confidence
-from lgvit_edge.policies.curves import Point, point, sweep
+from lgvit_edge.policies.evaluate import ExitCosts, Images, evaluate, sweep
 from lgvit_edge.runtime import Session
 
 Progress = Callable[[int, int], None]
@@ -37,18 +36,18 @@ def survey(
         progress: called with images done and images in all.
 
     Returns:
-        ``segments``, each with ``ms`` and ``macs``; with labels also ``policies``, accuracy and
-        speed-up of each at many settings, and ``points``, the bundle's own by name.
+        ``segments``, each with ``ms`` and ``macs``; with labels also ``policies``, what each gives
+        at many settings (``Outcome.to_json``), and ``points``, the bundle's own by name.
     """
     chosen = None if images is None else evenly(images, _MOST)
     steps = _FRAMES if chosen is None else len(chosen)
     logits, times, labels = [], [], []
     for done, (frame, label) in enumerate(_frames(session, chosen)):
         progress(done, steps)
-        found, ms = session.timed_exits(session.prepare([frame]), Confidence(1.0))
+        seen, ms = session.timed_exits(session.prepare([frame]))
         times.append(ms)
         if label is not None:
-            logits.append(found)
+            logits.append(seen)
             labels.append(label)
     manifest = session.manifest
     mean = np.mean(times, axis=0)
@@ -66,28 +65,19 @@ def survey(
     }
     if not labels:
         return surveyed
-    macs = [segment.spec.macs for segment in manifest.segments]
-    blocks = [segment.last_block for segment in manifest.segments]
-    known = (np.stack(logits), np.array(labels), macs, manifest.baseline.macs, blocks)
-    # What is not spent in the segments, such as reading and resizing the image, each one pays.
+    surveyed_images = Images(np.stack(logits), np.array(labels))
+    # What is not spent in the segments, such as resizing the image, each one pays.
     around = record["latency_ms"]["mean"] - record["network_ms"]["mean"]
     base = record["baseline"]["latency_ms"]["mean"]
-
-    def row(found: Point) -> dict[str, Any]:
-        spent = around + float(np.array(found.shares) @ np.cumsum(mean))
-        return {
-            "policy": found.policy,
-            "accuracy": found.accuracy,
-            "macs": found.macs,
-            "wall_clock": base / spent,
-        }
-
+    costs = ExitCosts.of(manifest, around + np.cumsum(mean), base)
+    found = sweep(surveyed_images, costs)
+    points = {
+        name: evaluate(policies.from_json(saved.policy), surveyed_images, costs)
+        for name, saved in manifest.points.items()
+    }
     return surveyed | {
-        "policies": {name: [row(p) for p in found] for name, found in sweep(*known).items()},
-        "points": {
-            name: row(point(policies.from_json(saved.policy), *known))
-            for name, saved in manifest.points.items()
-        },
+        "policies": {name: [row.to_json() for row in rows] for name, rows in found.items()},
+        "points": {name: row.to_json() for name, row in points.items()},
     }
 
 

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from lgvit_edge._support.terminal import errors
 from lgvit_edge.errors import DataError, LGViTEdgeError, UsageError
+from lgvit_edge.policies import described
 
 if TYPE_CHECKING:
     from lgvit_edge.runtime import TensorRTOptions
@@ -21,8 +22,7 @@ Engines = Annotated[Path, typer.Option(help="The bundle `lgvit-edge export` wrot
 PolicyText = Annotated[
     str | None,
     typer.Option(
-        help="confidence:0.8, entropy:0.6, ensemble:0.9:0.5, patience:2, "
-        "patient_confidence:0.5:2, fixed:3 or never; thresholds may be lists, one per exit. "
+        help=f"When an image stops: {described()}. Thresholds may be lists, one per exit. "
         "Default: the bundle's own."
     ),
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -26,9 +26,6 @@ from lgvit_edge.cli.options import (
 )
 from lgvit_edge.errors import DataError
 
-if TYPE_CHECKING:
-    pass
-
 
 def predict(
     engines: Engines,
@@ -45,8 +42,6 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Classify images: label, confidence, exit taken, latency."""
-    import dataclasses
-
     from lgvit_edge.images.preprocess import list_images, load_rgb
     from lgvit_edge.runtime import TensorRTOptions
 
@@ -55,6 +50,7 @@ def predict(
         raise DataError(f"no images in {', '.join(map(str, images))}")
     how = TensorRTOptions(wait=wait, cuda_graphs=cuda_graphs, speculate=speculate)
     rows: list[dict[str, Any]] = []
+    sure: list[str] = []
     failures: list[str] = []
     with open_session(engines, policy, point, threads, device, backend, hint, how) as session:
         for file in files:
@@ -65,16 +61,18 @@ def predict(
                 continue
             if not rows:
                 session.predict(frame)  # the first prediction pays for lazy set-up
-            rows.append({"image": str(file), **dataclasses.asdict(session.predict(frame))})
+            result = session.predict(frame)
+            rows.append({"image": str(file), **result.to_json()})
+            sure.append(result.confidence_text)
     if as_json:
         print(json.dumps(rows, indent=1))
     elif rows:
         answers = table("image", "label", numbers=("confidence", "exit", "block", "latency (ms)"))
-        for row in rows:
+        for row, confidence in zip(rows, sure, strict=True):
             answers.add_row(
                 escape(Path(row["image"]).name),
                 escape(row["label"]),
-                f"{row['confidence']:.1%}",
+                confidence,
                 str(row["exit"]),
                 str(row["block"]),
                 f"{row['latency_ms']:.2f}",

@@ -1,6 +1,13 @@
 """Exit policies: rules that decide, from the logits so far, whether to stop."""
 
-from lgvit_edge.policies.base import Policy, Tracker
+from lgvit_edge.policies.base import (
+    POLICIES,
+    Departures,
+    Policy,
+    ThresholdPolicy,
+    Tracker,
+    register_policy,
+)
 from lgvit_edge.policies.rules import (
     Confidence,
     Ensemble,
@@ -10,10 +17,12 @@ from lgvit_edge.policies.rules import (
     Patience,
     PatientConfidence,
 )
-from lgvit_edge.policies.text import POLICIES, from_json, parse
+from lgvit_edge.policies.text import described, from_json, parse
 
 __all__ = [
     "Confidence",
+    "Departures",
+    "described",
     "Ensemble",
     "Entropy",
     "FixedExit",
@@ -24,5 +33,7 @@ __all__ = [
     "PatientConfidence",
     "POLICIES",
     "Policy",
+    "register_policy",
+    "ThresholdPolicy",
     "Tracker",
 ]

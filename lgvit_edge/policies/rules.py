@@ -11,6 +11,7 @@ looks at the first two classes alone, which ranks images better by how likely th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,89 +22,69 @@ from lgvit_edge.policies.base import (
     Mask,
     PerExit,
     Policy,
+    ThresholdPolicy,
+    ThresholdTracker,
     Tracker,
-    check_count,
-    check_range,
-    per_exit,
+    count,
+    number,
+    numbers,
+    register_policy,
 )
-from lgvit_edge.policies.scores import Floats, confidence, entropy
+from lgvit_edge.policies.scores import ENTROPY, Floats
+
+_TEMPERATURES = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4)
 
 
-class _Levels:
-    """Thresholds and temperatures of a chain's exits."""
-
-    def __init__(self, threshold: PerExit, temperature: PerExit, exits: int) -> None:
-        self.thresholds = per_exit(threshold, exits)
-        self.scales: tuple[float, ...] | None = None
-        if temperature != 1.0:  # the usual case costs nothing between two segments
-            self.scales = tuple(1 / t for t in per_exit(temperature, exits, "temperature"))
-
-    def scaled(self, exit: int, logits: Floats) -> Floats:
-        return logits if self.scales is None else logits * np.float32(self.scales[exit - 1])
-
-    def confident(self, exit: int, logits: Floats) -> Mask:
-        return confidence(self.scaled(exit, logits)) > self.thresholds[exit - 1]
+def _levels(steps: int) -> list[float]:
+    """Confidences, the last ones close to 1, where few errors are allowed."""
+    even = np.linspace(0.05, 0.95, max(2, steps - 3)).round(4)
+    return [*even.tolist(), 0.97, 0.99, 0.999]
 
 
-def _check_temperature(value: PerExit) -> None:
-    check_range(value, 0.01, 100.0, "temperature")
-
-
+@register_policy
 @dataclass(frozen=True)
-class Confidence(Policy):
+class Confidence(ThresholdPolicy):
     """Stop when the confidence (Eq. 16) is greater than the threshold."""
 
-    threshold: PerExit = 0.8
-    temperature: PerExit = 1.0
+    threshold: PerExit = numbers(0.8, 0.0, 1.0)
+    temperature: PerExit = numbers(1.0, 0.01, 100.0)
     name = "confidence"
+    label = "confidence"
+    help = "the most likely class has a probability above it"
+    example = "confidence:0.8"
+    searched = {"temperature": _TEMPERATURES}
+    calibrated = True
 
-    def __post_init__(self) -> None:
-        """Refuse what is no probability."""
-        check_range(self.threshold, 0.0, 1.0)
-        _check_temperature(self.temperature)
-
-    def start(self, exits: int) -> Tracker:
-        """See ``Policy.start``."""
-        return _ConfidenceTracker(_Levels(self.threshold, self.temperature, exits))
-
-
-class _ConfidenceTracker(Tracker):
-    def __init__(self, levels: _Levels) -> None:
-        self.levels = levels
-
-    def step(self, exit: int, logits: Floats) -> Mask:
-        return self.levels.confident(exit, logits)
+    @classmethod
+    def settings(cls, exits: int, steps: int = 22) -> Sequence[Policy]:
+        """See ``Policy.settings``."""
+        return [cls(level) for level in _levels(steps)]
 
 
+@register_policy
 @dataclass(frozen=True)
-class Entropy(Policy):
+class Entropy(ThresholdPolicy):
     """Stop when the entropy, in nats, is below the threshold."""
 
-    threshold: PerExit = 0.6
-    temperature: PerExit = 1.0
+    threshold: PerExit = numbers(0.6, 0.0, 1000.0)  # log C is never near
+    temperature: PerExit = numbers(1.0, 0.01, 100.0)
     name = "entropy"
+    label = "entropy"
+    help = "the entropy, in nats, is below it"
+    example = "entropy:0.6"
+    measure = ENTROPY
+    searched = {"temperature": _TEMPERATURES}
+    calibrated = True
 
-    def __post_init__(self) -> None:
-        """Refuse what is no entropy."""
-        check_range(self.threshold, 0.0, 1000.0)  # log C is never near
-        _check_temperature(self.temperature)
-
-    def start(self, exits: int) -> Tracker:
-        """See ``Policy.start``."""
-        return _EntropyTracker(_Levels(self.threshold, self.temperature, exits))
-
-
-class _EntropyTracker(Tracker):
-    def __init__(self, levels: _Levels) -> None:
-        self.levels = levels
-
-    def step(self, exit: int, logits: Floats) -> Mask:
-        levels = self.levels
-        return entropy(levels.scaled(exit, logits)) < levels.thresholds[exit - 1]
+    @classmethod
+    def settings(cls, exits: int, steps: int = 22) -> Sequence[Policy]:
+        """See ``Policy.settings``."""
+        return [cls(float(nats)) for nats in np.geomspace(5, 0.001, steps)]
 
 
+@register_policy
 @dataclass(frozen=True)
-class Ensemble(Policy):
+class Ensemble(ThresholdPolicy):
     """Logits add up over the exits, each step back weighed ``decay`` times less.
 
     ``z_m = logits_m + decay * z_(m-1)``; stop when the confidence of ``z_m`` is greater than the
@@ -112,27 +93,29 @@ class Ensemble(Policy):
     ``decay`` 0 it is ``Confidence``.
     """
 
-    threshold: PerExit = 0.8
-    decay: float = 0.5
-    temperature: PerExit = 1.0
+    threshold: PerExit = numbers(0.8, 0.0, 1.0)
+    decay: float = number(0.5, 0.0, 1.0)  # above 1, weights would grow backwards
+    temperature: PerExit = numbers(1.0, 0.01, 100.0)
     name = "ensemble"
-
-    def __post_init__(self) -> None:
-        """Refuse what is no probability and weights that grow backwards."""
-        check_range(self.threshold, 0.0, 1.0)
-        check_range((self.decay,), 0.0, 1.0, "decay")  # one for all exits
-        _check_temperature(self.temperature)
+    label = "ensemble of exits"
+    help = "as confidence, of logits that add up over the exits with a decay"
+    example = "ensemble:0.9:0.5"
+    searched = {"temperature": _TEMPERATURES, "decay": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)}
 
     def start(self, exits: int) -> Tracker:
         """See ``Policy.start``."""
-        levels = _Levels(self.threshold, self.temperature, exits)
-        return _EnsembleTracker(levels, np.float32(self.decay))
+        return _EnsembleTracker(self, exits)
+
+    @classmethod
+    def settings(cls, exits: int, steps: int = 22) -> Sequence[Policy]:
+        """See ``Policy.settings``."""
+        return [cls(level) for level in _levels(steps)]
 
 
-class _EnsembleTracker(_ConfidenceTracker):
-    def __init__(self, levels: _Levels, decay: np.float32) -> None:
-        super().__init__(levels)
-        self.decay = decay
+class _EnsembleTracker(ThresholdTracker):
+    def __init__(self, policy: Ensemble, exits: int) -> None:
+        super().__init__(policy, exits)
+        self.decay = np.float32(policy.decay)
         self.sum: Floats | None = None
 
     def combine(self, logits: Floats) -> Floats:
@@ -144,6 +127,7 @@ class _EnsembleTracker(_ConfidenceTracker):
             self.sum = self.sum[rows]
 
 
+@register_policy
 @dataclass(frozen=True)
 class Patience(Policy):
     """PABEE: stop when this many consecutive exits predict the same class.
@@ -152,76 +136,107 @@ class Patience(Policy):
     counts agreements and says one less for the same rule.
     """
 
-    patience: int = 2
+    patience: int = count(2)
     name = "patience"
-
-    def __post_init__(self) -> None:
-        """Refuse counts below 1."""
-        check_count("patience", self.patience)
-
-    def start(self, exits: int) -> Tracker:
-        """See ``Policy.start``."""
-        return _PatienceTracker(self.patience, None)
-
-
-@dataclass(frozen=True)
-class PatientConfidence(Policy):
-    """PCEE: stop when this many consecutive exits are each more confident than the threshold."""
-
-    threshold: PerExit = 0.5
-    patience: int = 2
-    temperature: PerExit = 1.0
-    name = "patient_confidence"
-
-    def __post_init__(self) -> None:
-        """Refuse what is no probability and counts below 1."""
-        check_range(self.threshold, 0.0, 1.0)
-        check_count("patience", self.patience)
-        _check_temperature(self.temperature)
+    label = "patience (PABEE)"
+    help = "so many exits in a row predict the same class"
+    example = "patience:2"
 
     def start(self, exits: int) -> Tracker:
         """See ``Policy.start``."""
-        return _PatienceTracker(self.patience, _Levels(self.threshold, self.temperature, exits))
+        return _PatienceTracker(self.patience)
+
+    @classmethod
+    def settings(cls, exits: int, steps: int = 22) -> Sequence[Policy]:
+        """See ``Policy.settings``."""
+        return [cls(patience) for patience in range(1, exits + 1)]
 
 
 class _PatienceTracker(Tracker):
-    """Counts consecutive exits that agree with the one before, or that are confident."""
+    """Counts consecutive exits that agree with the one before."""
 
-    def __init__(self, patience: int, levels: _Levels | None) -> None:
-        self.patience, self.levels = patience, levels
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
         self.count: NDArray[np.intp] | None = None
         self.last: NDArray[np.intp] | None = None
 
     def step(self, exit: int, logits: Floats) -> Mask:
+        prediction = logits.argmax(axis=-1)
+        if self.count is None or self.last is None:
+            self.count = np.ones(len(logits), np.intp)
+        else:
+            self.count = np.where(prediction == self.last, self.count + 1, 1)
+        self.last = prediction
+        return self.count >= self.patience
+
+    def keep(self, rows: NDArray[np.intp]) -> None:
+        if self.count is not None and self.last is not None:
+            self.count, self.last = self.count[rows], self.last[rows]
+
+
+@register_policy
+@dataclass(frozen=True)
+class PatientConfidence(ThresholdPolicy):
+    """PCEE: stop when this many consecutive exits are each more confident than the threshold."""
+
+    threshold: PerExit = numbers(0.5, 0.0, 1.0)
+    patience: int = count(2)
+    temperature: PerExit = numbers(1.0, 0.01, 100.0)
+    name = "patient_confidence"
+    label = "patience and confidence (PCEE)"
+    help = "as confidence, so many exits in a row"
+    example = "patient_confidence:0.5:2"
+    searched = {"temperature": _TEMPERATURES, "patience": range(2, 4)}
+    calibrated = True
+
+    def start(self, exits: int) -> Tracker:
+        """See ``Policy.start``."""
+        return _PatientTracker(self, exits)
+
+    def held(self, surer: Mask) -> Mask:
+        """See ``ThresholdPolicy.held``."""
+        held = surer
+        for back in range(1, self.patience):
+            before = np.zeros_like(surer)
+            before[:, back:] = surer[:, :-back]
+            held = held & before
+        return held
+
+    @classmethod
+    def settings(cls, exits: int, steps: int = 22) -> Sequence[Policy]:
+        """See ``Policy.settings``."""
+        return [cls(level) for level in _levels(steps)]
+
+
+class _PatientTracker(ThresholdTracker):
+    """Counts consecutive exits that are confident."""
+
+    def __init__(self, policy: PatientConfidence, exits: int) -> None:
+        super().__init__(policy, exits)
+        self.patience = policy.patience
+        self.count: NDArray[np.intp] | None = None
+
+    def step(self, exit: int, logits: Floats) -> Mask:
         if self.count is None:
             self.count = np.zeros(len(logits), np.intp)
-        if self.levels is None:
-            prediction = logits.argmax(axis=-1)
-            agrees = self.last is not None and prediction == self.last
-            self.count = np.where(agrees, self.count + 1, 1)
-            self.last = prediction
-        else:
-            confident = self.levels.confident(exit, logits)
-            self.count = np.where(confident, self.count + 1, 0)
+        self.count = np.where(super().step(exit, logits), self.count + 1, 0)
         return self.count >= self.patience
 
     def keep(self, rows: NDArray[np.intp]) -> None:
         if self.count is not None:
             self.count = self.count[rows]
-        if self.last is not None:
-            self.last = self.last[rows]
 
 
+@register_policy
 @dataclass(frozen=True)
 class FixedExit(Policy):
     """Every image leaves at this exit; M + 1 is the final classifier."""
 
-    exit: int = 1
+    exit: int = count(1)
     name = "fixed"
-
-    def __post_init__(self) -> None:
-        """Refuse counts below 1."""
-        check_count("exit", self.exit)
+    label = "one exit for all"
+    help = "it is there"
+    example = "fixed:3"
 
     def start(self, exits: int) -> Tracker:
         """See ``Policy.start``."""
@@ -242,11 +257,15 @@ class _FixedTracker(Tracker):
         return mask if len(logits) == 1 else mask.repeat(len(logits))
 
 
+@register_policy
 @dataclass(frozen=True)
 class Never(Policy):
     """No early exit: every image goes through the whole chain."""
 
     name = "never"
+    label = "no exits"
+    help = "at the end alone"
+    example = "never"
 
     def start(self, exits: int) -> Tracker:
         """See ``Policy.start``."""

@@ -5,6 +5,8 @@ From log-softmax, because ``p log p`` is NaN at p = 0.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,35 @@ def entropy(logits: Floats) -> Floats:
     """Entropy of the predicted distribution in nats, ``[B, C] -> [B]``, in 0..log C."""
     logs = log_softmax(logits)
     return -(np.exp(logs) * logs).sum(axis=-1)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A way to say in one number how sure a classifier is of an image.
+
+    Attributes:
+        name: as records have it.
+        of: the number from logits, ``[B, C] float32 -> [B] float32``.
+        shown: how people read it, for ``str.format``.
+        low_is_sure: whether a smaller number is surer.
+    """
+
+    name: str
+    of: Callable[[Floats], Floats]
+    shown: str
+    low_is_sure: bool = False
+
+    def text(self, number: float) -> str:
+        """The number as people read it, with its unit."""
+        return self.shown.format(number)
+
+    def sureness(self, number: float) -> float:
+        """The number, turned so that more is surer."""
+        return -number if self.low_is_sure else number
+
+
+PROBABILITY = Measure("probability", confidence, "{:.1%}")
+ENTROPY = Measure("entropy", entropy, "{:.3f} nats", low_is_sure=True)
 
 
 def difference(found: NDArray[Any], expected: NDArray[Any], *, by_token: bool = False) -> float:

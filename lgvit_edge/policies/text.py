@@ -6,21 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from lgvit_edge.errors import UsageError
-from lgvit_edge.policies.base import Policy
-from lgvit_edge.policies.rules import (
-    Confidence,
-    Ensemble,
-    Entropy,
-    FixedExit,
-    Never,
-    Patience,
-    PatientConfidence,
-)
-
-POLICIES: dict[str, type[Policy]] = {
-    p.name: p
-    for p in (Confidence, Entropy, Ensemble, Patience, PatientConfidence, FixedExit, Never)
-}
+from lgvit_edge.policies.base import POLICIES, Policy
 
 
 def from_json(data: Any) -> Policy:
@@ -40,12 +26,16 @@ def from_json(data: Any) -> Policy:
     return kind(**values)
 
 
-def parse(text: str) -> Policy:
-    """A policy as typed: its name, then its parameters after colons.
+def described() -> str:
+    """Every policy as typed, each with when it stops, for the help of commands."""
+    return "; ".join(f"{kind.example} ({kind.help})" for kind in POLICIES.values())
 
-    For instance ``confidence:0.8``, ``confidence:0.8:0.5`` (at temperature 0.5),
-    ``entropy:0.6,0.5``, ``ensemble:0.9:0.5`` (decay 0.5), ``patience:2``,
-    ``patient_confidence:0.5:2``, ``fixed:3`` or ``never``.
+
+def parse(text: str) -> Policy:
+    """A policy as typed: its name, then its parameters, in their order, after colons.
+
+    For instance ``confidence:0.8``, ``confidence:0.8:0.5`` (at temperature 0.5) or
+    ``entropy:0.6,0.5`` (two exits).
 
     Raises:
         UsageError: not of this form.
@@ -54,18 +44,16 @@ def parse(text: str) -> Policy:
     kind = POLICIES.get(name)
     parameters = fields(kind) if kind else ()  # type: ignore[arg-type]
     if kind is None or len(arguments) > len(parameters):
-        raise UsageError(
-            f"expected a policy such as confidence:0.8, entropy:0.6, ensemble:0.9:0.5, "
-            f"patience:2, patient_confidence:0.5:2, fixed:3 or never; found {text!r}"
-        )
+        *others, last = (kind.example for kind in POLICIES.values())
+        raise UsageError(f"expected a policy such as {', '.join(others)} or {last}; found {text!r}")
+    values: dict[str, Any] = {}
     try:
-        values: dict[str, Any] = {}
-        for field, argument in zip(parameters, arguments, strict=False):
-            if isinstance(field.default, int):
-                values[field.name] = int(argument)
+        for parameter, argument in zip(parameters, arguments, strict=False):
+            if isinstance(parameter.default, int):
+                values[parameter.name] = int(argument)
             else:
-                numbers = tuple(float(part) for part in argument.split(","))
-                values[field.name] = numbers if len(numbers) > 1 else numbers[0]
+                parts = [float(part) for part in argument.split(",")]
+                values[parameter.name] = tuple(parts) if len(parts) > 1 else parts[0]
     except ValueError:
         raise UsageError(f"{text!r}: {argument!r} is not a number") from None
     return kind(**values)

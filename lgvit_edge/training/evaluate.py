@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -12,22 +12,17 @@ from lgvit_edge._support.terminal import table
 from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.errors import DataError
 from lgvit_edge.model import LGViT, baseline, count_macs, cut, example_input
-from lgvit_edge.policies.curves import Labels, Logits, summary
+from lgvit_edge.policies.evaluate import ExitCosts, Images
 from lgvit_edge.training.data.batches import Batches
 from lgvit_edge.training.data.datasets import Dataset
 from lgvit_edge.training.team import Team
 
 
 @torch.no_grad()
-def all_logits(
-    model: LGViT, dataset: Dataset, batch_size: int = 64, *, workers: int = 0
-) -> tuple[Logits, Labels]:
+def all_logits(model: LGViT, dataset: Dataset, batch_size: int = 64, *, workers: int = 0) -> Images:
     """Logits of every exit, the final classifier last, on images as at inference.
 
     Images that cannot be read are left out.
-
-    Returns:
-        ``[n, M + 1, C] float32`` and ``[n] int64``.
 
     Raises:
         DataError: not one image could be read.
@@ -47,7 +42,7 @@ def all_logits(
         model.train(training)
     if not labels:
         raise DataError("expected images to evaluate on, found none that can be read")
-    return np.concatenate(logits), np.concatenate(labels)
+    return Images(np.concatenate(logits), np.concatenate(labels))
 
 
 def evaluate(
@@ -58,17 +53,16 @@ def evaluate(
     Returns:
         M + 1 numbers.
     """
-    logits, labels = all_logits(model, dataset, batch_size, workers=workers)
-    return [float(a) for a in (logits.argmax(axis=-1) == labels[:, None]).mean(axis=0)]
+    return all_logits(model, dataset, batch_size, workers=workers).accuracies
 
 
-def worth(model: LGViT, logits: Logits, labels: Labels) -> dict[str, Any]:
-    """``curves.summary`` of a model's logits."""
+def exit_costs(model: LGViT) -> ExitCosts:
+    """What an image costs by the exit it takes; nothing is timed."""
     config = model.config
     macs = [count_macs(s.module, example_input(config, s.index)) for s in cut(model)]
     whole = count_macs(baseline(model), example_input(config, None))
-    blocks = [*(exit.block for exit in config.exits), config.num_blocks]
-    return summary(logits, labels, macs, whole, blocks)
+    blocks = (*(exit.block for exit in config.exits), config.num_blocks)
+    return ExitCosts(blocks, tuple(accumulate(macs)), whole)
 
 
 def accuracy_table(config: LGViTConfig, accuracies: list[float]) -> Table:

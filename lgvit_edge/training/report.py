@@ -10,9 +10,10 @@ from rich.console import Console
 from lgvit_edge._support.files import write_json
 from lgvit_edge.errors import MissingDependency, TrainingError
 from lgvit_edge.model import LGViT
-from lgvit_edge.policies.curves import draw
+from lgvit_edge.policies.evaluate import summary
+from lgvit_edge.policies.picture import by_label, draw
 from lgvit_edge.training.data.datasets import Dataset
-from lgvit_edge.training.evaluate import accuracy_table, all_logits, worth
+from lgvit_edge.training.evaluate import accuracy_table, all_logits, exit_costs
 from lgvit_edge.training.history import Row, draw_log
 
 
@@ -26,21 +27,22 @@ def measure(
         TrainingError: a file cannot be written.
     """
     with console.status("measuring accuracy"):
-        logits, labels = all_logits(model, dataset, batch_size, workers=workers)
-        found = worth(model, logits, labels)
+        images = all_logits(model, dataset, batch_size, workers=workers)
+        found = summary(images, exit_costs(model))
     console.print(accuracy_table(model.config, found["accuracy"]))
     oracle = found["oracle"]
     console.print(
         f"an oracle, leaving at the first exit that is right: {100 * oracle['accuracy']:.2f} % at "
-        f"{oracle['layers']:.2f}x fewer blocks",
+        f"{oracle['layers_speedup']:.2f}x fewer blocks",
         soft_wrap=True,
     )
     target = out.with_suffix(".eval.json")
     picture = target.with_suffix(".png")
     try:
         write_json(target, found)
-        title = f"{model.config.family}, {model.config.num_exits} exits, {len(labels)} images"
-        draw(found, picture, title=title)
+        title = f"{model.config.family}, {model.config.num_exits} exits, {len(images)} images"
+        lines = by_label(found["policies"])
+        draw(lines, picture, baseline=images.baseline_accuracy, title=title)
     except MissingDependency as error:
         console.print(f"wrote {target}; no picture: {error}", soft_wrap=True, markup=False)
     except OSError as error:

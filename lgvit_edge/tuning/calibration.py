@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
+from lgvit_edge._support.optional import require
+from lgvit_edge.policies.evaluate import Images
 from lgvit_edge.policies.scores import log_softmax
-from lgvit_edge.tuning.outcome import Images
 
 _BINS = 15
 _COLDEST, _HOTTEST = 0.05, 20.0
-_STEPS = 30  # halvings of the golden section: far below what any image set can tell apart
 
 
 def temperatures(images: Images) -> tuple[float, ...]:
@@ -26,30 +28,20 @@ def calibration_errors(images: Images, by_exit: tuple[float, ...]) -> list[float
     ]
 
 
-def _fit(logits: NDArray[np.float32], labels: NDArray[np.intp]) -> float:
+def _fit(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     rows = np.arange(len(labels))
 
     def loss(log_t: float) -> float:
         return -float(log_softmax(logits / np.float32(np.exp(log_t)))[rows, labels].mean())
 
-    # The loss is convex in 1/T, so it has one minimum in log T: golden-section search.
-    ratio = (5**0.5 - 1) / 2
-    low, high = np.log(_COLDEST), np.log(_HOTTEST)
-    left, right = high - ratio * (high - low), low + ratio * (high - low)
-    at_left, at_right = loss(left), loss(right)
-    for _ in range(_STEPS):
-        if at_left < at_right:
-            high, right, at_right = right, left, at_left
-            left = high - ratio * (high - low)
-            at_left = loss(left)
-        else:
-            low, left, at_left = left, right, at_right
-            right = low + ratio * (high - low)
-            at_right = loss(right)
-    return round(float(np.exp((low + high) / 2)), 4)
+    # The loss is convex in 1/T, so it has one minimum in log T.
+    least = require("scipy.optimize", extra="tune").minimize_scalar(
+        loss, bounds=(math.log(_COLDEST), math.log(_HOTTEST)), method="bounded"
+    )
+    return round(math.exp(least.x), 4)
 
 
-def _calibration_error(logits: NDArray[np.float32], labels: NDArray[np.intp]) -> float:
+def _calibration_error(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     logs = log_softmax(logits)
     sure, right = np.exp(logs.max(axis=-1)), logs.argmax(axis=-1) == labels
     bins = np.minimum((sure * _BINS).astype(np.intp), _BINS - 1)

@@ -13,21 +13,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
+from lgvit_edge._support.optional import require
 
 _MOST = 1_000_000
 
 
 def p_value(errors: int, images: int, risk: float) -> float:
-    """Probability of at most this many errors where each image errs with probability ``risk``."""
-    if errors >= images:
-        return 1.0
-    # Logarithms of the binomial's terms, each from the one before it.
-    k = np.arange(1, errors + 1, dtype=np.float64)
-    steps = np.log((images - k + 1) / k) + math.log(risk) - math.log1p(-risk)
-    terms = images * math.log1p(-risk) + np.concatenate([[0.0], np.cumsum(steps)])
-    top = float(terms.max())
-    return min(1.0, math.exp(top) * float(np.exp(terms - top).sum()))
+    """Probability of at most this many errors where each image errs with probability ``risk``.
+
+    Raises:
+        MissingDependency: scipy is not installed.
+    """
+    return float(require("scipy.special", extra="tune").bdtr(errors, images, risk))
 
 
 def certified(errors: Sequence[int], images: int, risk: float, delta: float) -> int:

@@ -13,7 +13,6 @@ from lgvit_edge.errors import DataError
 from lgvit_edge.images.labelled import LabelledImage, content_hash
 from lgvit_edge.images.preprocess import load_rgb
 from lgvit_edge.machine.cpu import cpu_name
-from lgvit_edge.policies import Confidence
 from lgvit_edge.runtime import Session
 from lgvit_edge.tuning.record import DONE, UNREADABLE, Recording, describe, recording
 
@@ -107,7 +106,7 @@ class _Runner:
         start = time.perf_counter()
         images = self.session.prepare([frame])
         prepared = time.perf_counter()
-        logits, segments = self.session.timed_exits(images, Confidence(1.0))
+        logits, segments = self.session.timed_exits(images)
         return logits, (prepared - start) * 1e3, segments
 
     def _baseline(self, frame: Any) -> float:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge.bundle.manifest import Manifest
+from lgvit_edge.policies.evaluate import ExitCosts
 
 Floats = NDArray[np.float64]
 
@@ -23,6 +26,7 @@ class Costs:
         segment_macs: of segments 0..M.
         head_macs: the heads' part of it, M numbers; None where the bundle does not say.
         baseline_macs: of the model without exits.
+        blocks: after which the M exits lie, then L.
     """
 
     prepare_ms: float
@@ -31,16 +35,23 @@ class Costs:
     segment_macs: tuple[int, ...]
     head_macs: tuple[int, ...] | None
     baseline_macs: int
+    blocks: tuple[int, ...]
+
+    @cached_property
+    def by_exit(self) -> ExitCosts:
+        """The same added up, by the exit taken."""
+        return ExitCosts(
+            self.blocks,
+            tuple(accumulate(self.segment_macs)),
+            self.baseline_macs,
+            tuple(self.ms.tolist()),
+            self.baseline_ms,
+        )
 
     @property
     def ms(self) -> Floats:
         """From decoded frame to label by the exit taken, ``[M + 1]``."""
         return self.prepare_ms + np.cumsum(self.segment_ms)
-
-    @property
-    def macs(self) -> Floats:
-        """MACs by the exit taken, ``[M + 1]``."""
-        return np.cumsum(self.segment_macs, dtype=np.float64)
 
     @property
     def head_ms(self) -> Floats | None:
@@ -74,9 +85,16 @@ class Costs:
             ms.append(time + carried_ms)
             macs.append(work + carried_macs)
             carried_ms, carried_macs = 0.0, 0
-        kept = tuple(m for i, m in enumerate(self.head_macs, 1) if i not in exits)
+        heads_left = tuple(m for i, m in enumerate(self.head_macs, 1) if i not in exits)
+        blocks = tuple(b for i, b in enumerate(self.blocks, 1) if i not in exits)
         return Costs(
-            self.prepare_ms, tuple(ms), self.baseline_ms, tuple(macs), kept, self.baseline_macs
+            self.prepare_ms,
+            tuple(ms),
+            self.baseline_ms,
+            tuple(macs),
+            heads_left,
+            self.baseline_macs,
+            blocks,
         )
 
 
@@ -93,4 +111,5 @@ def costs_of(
         tuple(segment.spec.macs for segment in manifest.segments),
         known if len(known) == len(heads) else None,
         manifest.baseline.macs,
+        tuple(segment.last_block for segment in manifest.segments),
     )

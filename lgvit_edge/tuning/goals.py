@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lgvit_edge.errors import TuningError, UsageError
+from lgvit_edge.policies.evaluate import Outcome
 from lgvit_edge.tuning.costs import Costs
-from lgvit_edge.tuning.outcome import Outcome
 
 # Without a goal: how much accuracy each point may give up.
 _SURE = 1.645  # standard errors to spare: on other images it holds nineteen times in twenty
@@ -91,6 +91,6 @@ class Goal:
         raise TuningError(
             f"impossible: {self.text}; of what may be chosen, the fastest point takes "
             f"{fastest.latency_ms:.2f} ms and the baseline {costs.baseline_ms:.2f} ms, "
-            f"{costs.baseline_ms / fastest.latency_ms:.2f}x (reading and resizing the image: "
+            f"{costs.baseline_ms / fastest.latency_ms:.2f}x (resizing the image: "
             f"{costs.prepare_ms:.2f} ms)"
         )

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from lgvit_edge.bundle.manifest import Manifest
+from lgvit_edge.policies.evaluate import Images
 from lgvit_edge.tuning.costs import Costs
-from lgvit_edge.tuning.outcome import Images, Line, front
+from lgvit_edge.tuning.front import Line, front
 from lgvit_edge.tuning.shapes import Scorer, Shape
 
 _WORTH = 0.002  # relative gain below which a change is noise
@@ -90,9 +90,7 @@ def _latency(
     """Mean over ``drops`` of the latency at that accuracy; the tuning images give the levels."""
     kept = [m for m in range(tuning.exits + 1) if m + 1 not in dropped]
     costs = costs.without(dropped) if dropped else costs
-    if isinstance(shape.temperature, tuple):
-        by_exit = tuple(shape.temperature[m] for m in kept[:-1])
-        shape = dataclasses.replace(shape, temperature=by_exit)
+    shape = Shape(shape.policy.among([m + 1 for m in kept[:-1]]), shape.slope)
     here, there = (Scorer(Images(i.logits[:, kept], i.labels), costs) for i in (tuning, other))
     found = here.curve(shape)
     levels = front(

@@ -14,16 +14,13 @@ from typing import Any
 import numpy as np
 
 from lgvit_edge._support.optional import require
-from lgvit_edge.policies import Never, Policy
+from lgvit_edge.policies import POLICIES, Confidence, Never, Policy, ThresholdPolicy
 from lgvit_edge.tuning.calibration import temperatures
-from lgvit_edge.tuning.outcome import front
+from lgvit_edge.tuning.front import front
 from lgvit_edge.tuning.shapes import Curve, Scorer, Shape
 
 Progress = Callable[[int, int], None]
-SWEEP = Shape("confidence")
-SEARCHED = ("confidence", "entropy", "patient_confidence", "ensemble")
-_TEMPERATURES = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4)
-_DECAYS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+SWEEP = Shape(Confidence())
 _SLOPE = 0.3
 _GAP = 0.01  # two points of a front differ by a percent in cost, or they are one
 
@@ -33,21 +30,29 @@ def search(
 ) -> list[Curve]:
     """Curves of the shapes no other beats, of all policies; the plain sweep comes first.
 
+    Policies that compare no number with a threshold are tried at their own ``settings``.
+
     Args:
         scorer: of the tuning images.
-        trials: of each policy.
+        trials: of each policy with thresholds.
         seed: the same seed and images give the same curves.
         progress: called with trials done and trials in all.
 
     Raises:
         MissingDependency: optuna is not installed.
+        TuningError: a policy does not stop where it says.
     """
     optuna = require("optuna", extra="tune")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     calibrated = temperatures(scorer.images)
     found = [scorer.curve(SWEEP)]
-    found += [scorer.curve(Shape("patience", patience=n)) for n in range(1, scorer.exits + 1)]
-    for place, name in enumerate(SEARCHED):
+    searched = []
+    for kind in POLICIES.values():
+        if issubclass(kind, ThresholdPolicy):
+            searched.append(kind)
+        else:
+            found += [scorer.curve(Shape(policy)) for policy in kind.settings(scorer.exits)]
+    for place, kind in enumerate(searched):
         sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True)
         study = optuna.create_study(directions=["maximize", "maximize"], sampler=sampler)
         # Where hand work would begin: no temperature, no slope.
@@ -55,29 +60,35 @@ def search(
         curves: dict[int, Curve] = {}
         done = place * trials
 
-        def objective(trial: Any, name: str = name, curves: dict[int, Curve] = curves) -> Any:
-            curve = scorer.curve(_shape(trial, name, calibrated))
+        def objective(
+            trial: Any,
+            kind: type[ThresholdPolicy] = kind,
+            curves: dict[int, Curve] = curves,
+        ) -> Any:
+            curve = scorer.curve(_shape(trial, kind, calibrated))
             curves[trial.number] = curve
             return _halves(curve, scorer)
 
         for number in range(trials):
-            progress(done + number, len(SEARCHED) * trials)
+            progress(done + number, len(searched) * trials)
             study.optimize(objective, n_trials=1)
         found += [curves[trial.number] for trial in study.best_trials]
-    progress(len(SEARCHED) * trials, len(SEARCHED) * trials)
+    progress(len(searched) * trials, len(searched) * trials)
     return found
 
 
-def _shape(trial: Any, name: str, calibrated: tuple[float, ...]) -> Shape:
-    scale = trial.suggest_categorical("temperature", _TEMPERATURES)
+def _shape(trial: Any, kind: type[ThresholdPolicy], calibrated: tuple[float, ...]) -> Shape:
     slope = trial.suggest_float("slope", -_SLOPE, _SLOPE)
-    temperature: Any = scale
-    if name == "ensemble":
-        return Shape(name, scale, trial.suggest_categorical("decay", _DECAYS), slope)
-    if trial.suggest_categorical("calibrated", (False, True)):
-        temperature = tuple(round(scale * t, 4) for t in calibrated)
-    patience = trial.suggest_int("patience", 2, 3) if name == "patient_confidence" else 1
-    return Shape(name, temperature, slope=slope, patience=patience)
+    values = {
+        name: trial.suggest_int(name, choices.start, choices.stop - 1)
+        if isinstance(choices, range)
+        else trial.suggest_categorical(name, choices)
+        for name, choices in kind.searched.items()
+    }
+    if kind.calibrated and trial.suggest_categorical("calibrated", (False, True)):
+        scale = values.get("temperature", 1.0)
+        values["temperature"] = tuple(round(scale * t, 4) for t in calibrated)
+    return Shape(kind(**values), slope)
 
 
 def _halves(curve: Curve, scorer: Scorer) -> tuple[float, float]:

@@ -14,7 +14,7 @@ from lgvit_edge._support.optional import require
 from lgvit_edge._support.terminal import table
 from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.bundle.points import ASSUMPTION, OperatingPoint
-from lgvit_edge.tuning.outcome import Line, Outcome
+from lgvit_edge.tuning.front import Line
 from lgvit_edge.tuning.tune import DROPS, Tuned
 
 
@@ -25,17 +25,13 @@ def to_record(found: Tuned) -> dict[str, Any]:
         "images": found.images,
         "baseline_accuracy": found.baseline_accuracy,
         "gain_over_sweep": found.gain(),
-        "front": [_outcome(point) for point in found.front],
-        "sweep": [_outcome(point) for point in found.sweep],
+        "front": [point.to_json() for point in found.front],
+        "sweep": [point.to_json() for point in found.sweep],
         "costs": asdict(found.costs),
         "never_pay": None if found.pruning is None else asdict(found.pruning),
         "calibration": found.calibration,
         "search_seconds": round(found.seconds, 2),
     }
-
-
-def _outcome(point: Outcome) -> dict[str, Any]:
-    return asdict(point) | {"policy": point.policy.to_json()}
 
 
 def print_tuned(found: Tuned, bundle: Path, manifest: Manifest, console: Console) -> None:

@@ -14,11 +14,12 @@ from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.bundle.points import Guarantee, OperatingPoint
 from lgvit_edge.errors import DataError, TuningError, UsageError
 from lgvit_edge.policies import Policy
+from lgvit_edge.policies.evaluate import Images, Outcome, evaluate
 from lgvit_edge.tuning.calibration import calibration_errors, temperatures
 from lgvit_edge.tuning.certify import certified, images_needed
 from lgvit_edge.tuning.costs import Costs
+from lgvit_edge.tuning.front import Line
 from lgvit_edge.tuning.goals import USUAL, Goal
-from lgvit_edge.tuning.outcome import Images, Line, Outcome, outcome
 from lgvit_edge.tuning.prune import Pruning, prune
 from lgvit_edge.tuning.record import Recording
 from lgvit_edge.tuning.search import SWEEP, policies_by, search
@@ -149,16 +150,16 @@ def tune(
     named: dict[str, tuple[Outcome, str, Guarantee | None]]
     if options.risk is not None:
         sure, guarantee, more = _certify(curves, parts["certify"], options, kept, costs)
-        candidates = [outcome(p, tuning, costs) for p in sure]
+        candidates = [evaluate(p, tuning, costs.by_exit) for p in sure]
         goal, name = options.goal, options.name or options.goal.name
         chosen = candidates[-1]
         if goal.text:
             chosen = goal.choose(candidates, base, costs)
-        errors = outcome(chosen.policy, parts["certify"], costs).errors
+        errors = evaluate(chosen.policy, parts["certify"], costs.by_exit).errors
         bound = Guarantee(**(guarantee | {"errors": errors}))
         named = {name or f"risk-{options.risk:g}": (chosen, goal.text, bound)}
     else:
-        candidates = [outcome(p, tuning, costs) for p in front]
+        candidates = [evaluate(p, tuning, costs.by_exit) for p in front]
         goals = {options.name or options.goal.name: options.goal}
         if not options.goal.text:
             goals = {name: Goal(max_drop=drop) for name, drop in USUAL.items()}
@@ -170,8 +171,8 @@ def tune(
     plain = (1.0,) * tuning.exits
     return Tuned(
         points=points,
-        front=[outcome(p, reporting, costs) for p in front],
-        sweep=[outcome(p, reporting, costs) for p in sweep],
+        front=[evaluate(p, reporting, costs.by_exit) for p in front],
+        sweep=[evaluate(p, reporting, costs.by_exit) for p in sweep],
         baseline_accuracy=reporting.baseline_accuracy,
         images={name: len(part) for name, part in parts.items()},
         costs=costs,
@@ -205,13 +206,13 @@ class _Maker:
         self.costs, self.images, self.about = costs, images, about
 
     def point(self, policy: Policy, goal: str, guarantee: Guarantee | None) -> OperatingPoint:
-        found = outcome(policy, self.images, self.costs)
+        found = evaluate(policy, self.images, self.costs.by_exit)
         return OperatingPoint(
             policy=policy.to_json(),
             accuracy=found.accuracy,
             baseline_accuracy=self.images.baseline_accuracy,
             macs=found.macs,
-            macs_speedup=self.costs.baseline_macs / found.macs,
+            macs_speedup=found.macs_speedup,
             latency_ms=found.latency_ms,
             baseline_latency_ms=self.costs.baseline_ms,
             shares=found.shares,
@@ -254,7 +255,7 @@ def _split(kept: Recording, options: TuneOptions, report: Recording | None) -> d
 
 
 def _images(kept: Recording, rows: NDArray[np.intp]) -> Images:
-    return Images(kept.rows["logits"][rows], kept.rows["label"][rows].astype(np.intp))
+    return Images(kept.rows["logits"][rows], kept.rows["label"][rows].astype(np.int64))
 
 
 def _certify(
@@ -265,7 +266,7 @@ def _certify(
     path = policies_by(list(curves), lambda curve: -curve.errors)[::-1]  # ``Never`` first
     errors: list[int] = []
     for policy in path:
-        errors.append(outcome(policy, images, costs).errors)
+        errors.append(evaluate(policy, images, costs.by_exit).errors)
         if certified(errors, len(images), risk, delta) < len(errors):
             break
     count = certified(errors, len(images), risk, delta)

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from lgvit_edge.benchmarks import measure_exits, measure_images
-from lgvit_edge.benchmarks.report.gallery import Gallery
+from lgvit_edge.benchmarks.report.gallery import Gallery, Picture
 from lgvit_edge.benchmarks.report.page import check_report, write_page
 from lgvit_edge.benchmarks.report.survey import survey
 from lgvit_edge.bundle.directory import add_points, open_bundle
@@ -27,6 +27,7 @@ from lgvit_edge.bundle.points import Guarantee, OperatingPoint
 from lgvit_edge.errors import MissingDependency
 from lgvit_edge.images.labelled import LabelledImage
 from lgvit_edge.policies import Confidence, Policy
+from lgvit_edge.policies.scores import ENTROPY
 from lgvit_edge.runtime import Session
 
 pytest.importorskip("matplotlib")
@@ -184,20 +185,34 @@ def test_policies_are_replayed_and_points_marked(run: Run) -> None:
         row for row in found["policies"]["confidence"] if row["policy"] == Confidence(0.4).to_json()
     ]
     assert same["accuracy"] == pytest.approx(record["accuracy"])
-    assert same["macs"] == pytest.approx(record["speedup"]["macs"])
+    assert same["macs_speedup"] == pytest.approx(record["speedup"]["macs"])
     assert [s["macs"] for s in found["segments"]] == [s.spec.macs for s in manifest.segments]
     assert all(s["ms"] > 0 for s in found["segments"])
+
+
+def percent(picture: Picture) -> float:
+    return float(picture.confidence.removesuffix("%"))
 
 
 def test_the_gallery_shows_sure_and_unsure_images_and_mistakes(run: Run) -> None:
     _, _, gallery = run
     for exit, easy, hard in gallery.exits():
         assert {p.exit for p in [*easy, *hard]} == {exit}
-        assert not hard or min(p.confidence for p in easy) >= max(p.confidence for p in hard)
-        assert hard == sorted(hard, key=lambda p: p.confidence)
+        assert not hard or min(map(percent, easy)) >= max(map(percent, hard))
+        assert hard == sorted(hard, key=percent)
     mistakes = gallery.mistakes()
     assert mistakes and not any(p.right for p in mistakes)
-    assert mistakes == sorted(mistakes, key=lambda p: -p.confidence)
+    assert mistakes == sorted(mistakes, key=percent, reverse=True)
+
+
+def test_where_less_is_surer_the_gallery_knows(run: Run) -> None:
+    watched = Gallery(())
+    image, result = run[2].seen[0]
+    for nats in (0.5, 0.1, 0.9, 0.2):
+        watched(image, dataclasses.replace(result, confidence=nats, measure=ENTROPY))
+    ((_, easy, hard),) = watched.exits()
+    assert [p.confidence for p in easy] == ["0.100 nats", "0.200 nats"]
+    assert [p.confidence for p in hard] == ["0.900 nats", "0.500 nats"]
 
 
 def test_an_image_that_is_gone_by_then_is_left_out(tmp_path: Path, run: Run) -> None:

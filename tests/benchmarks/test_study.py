@@ -18,13 +18,13 @@ from lgvit_edge.benchmarks.experiments.study_tables import (
     choose,
     curve,
     draw,
-    on,
     tables,
 )
 from lgvit_edge.errors import DataError, UsageError
 from lgvit_edge.images.spec import Preprocess
 from lgvit_edge.model import save_checkpoint
-from lgvit_edge.policies import Confidence, Never, Patience, from_json
+from lgvit_edge.policies import Confidence, Never, Patience
+from lgvit_edge.policies.evaluate import ExitCosts, Images
 from lgvit_edge.training.start import seeded
 
 
@@ -40,9 +40,8 @@ def logits_of(answers: list[list[tuple[int, float]]]) -> np.ndarray:
 
 def measured(answers: list[list[tuple[int, float]]], labels: list[int]) -> Measured:
     """One exit, half-way; its head costs nothing."""
-    return Measured(
-        logits_of(answers), np.array(labels), np.array([50, 100]), 100, np.array([6, 12])
-    )
+    costs = ExitCosts(blocks=(6, 12), macs=(50, 100), baseline_macs=100)
+    return Measured(Images(logits_of(answers), np.array(labels)), costs)
 
 
 # The exit is right where it is sure; image 2 is the one that only the end gets right.
@@ -52,37 +51,26 @@ SIMPLE = measured(
 )
 
 
-def test_what_a_policy_does() -> None:
-    found = on(Confidence(0.7), SIMPLE)
-    assert found["accuracy"] == 0.75
-    assert found["macs"] == 75
-    assert found["speedup_macs"] == pytest.approx(100 / 75)
-    assert found["speedup_layers"] == pytest.approx(12 / 9)
-    assert found["shares"] == [0.5, 0.5]
-    assert found["correct_shares"] == [0.5, 0.25]
-    assert from_json(found["policy"]) == Confidence(0.7)
-
-
 def test_the_best_setting_for_a_speed_up_and_for_a_loss() -> None:
     fast = choose("confidence", SIMPLE, speed_up=1.6)
     assert fast is not None
-    found = on(fast, SIMPLE)
-    assert (found["speedup_macs"], found["accuracy"]) == (2.0, 0.75)
+    found = SIMPLE.gives(fast)
+    assert (found.macs_speedup, found.accuracy) == (2.0, 0.75)
     sure = choose("confidence", SIMPLE, drop=0.0)
     assert sure is not None
-    assert on(sure, SIMPLE)["accuracy"] >= 0.75
-    assert on(sure, SIMPLE)["speedup_macs"] == 2.0
+    assert SIMPLE.gives(sure).accuracy >= 0.75
+    assert SIMPLE.gives(sure).macs_speedup == 2.0
     assert choose("patience", SIMPLE, speed_up=2.5) is None
     assert choose("patience", SIMPLE, drop=0.0) in (Never(), Patience(1))
 
 
 def test_halves_share_no_image() -> None:
     tuning, reporting = SIMPLE.half(0), SIMPLE.half(1)
-    assert tuning.labels.tolist() == [0, 2]
-    assert reporting.labels.tolist() == [1, 1]
-    assert tuning.accuracies == [0.5, 1.0]
-    assert reporting.accuracies == [1.0, 0.5]
-    assert np.array_equal(reporting.logits, SIMPLE.logits[[1, 3]])
+    assert tuning.images.labels.tolist() == [0, 2]
+    assert reporting.images.labels.tolist() == [1, 1]
+    assert tuning.images.accuracies == [0.5, 1.0]
+    assert reporting.images.accuracies == [1.0, 0.5]
+    assert np.array_equal(reporting.images.logits, SIMPLE.images.logits[[1, 3]])
 
 
 def test_rows_that_differ_in_policy_or_frozen_scheme_share_a_training() -> None:
@@ -96,7 +84,7 @@ def test_rows_that_differ_in_policy_or_frozen_scheme_share_a_training() -> None:
 
 
 def record(at_speedup: dict[str, Any] | None) -> dict[str, Any]:
-    sure = on(Confidence(0.85), SIMPLE)
+    sure = SIMPLE.gives(Confidence(0.85)).to_json()
     row = {"name": "LGViT", "parameters": 5_600_000, "blocks": [6, 12], "accuracies": [0.5, 0.75]}
     return {
         "baseline": {"accuracy": 0.75, "accuracy_all": 0.7, "macs": 100, "parameters": 5_500_000},
@@ -107,7 +95,7 @@ def record(at_speedup: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def test_the_table() -> None:
-    fast = on(Confidence(0.1), SIMPLE) | {"wall_clock": 1.55}
+    fast = SIMPLE.gives(Confidence(0.1)).to_json() | {"wall_clock": 1.55}
     text = tables(record(fast))
     assert "Baseline without exits: 75.00% on the 4 reporting images (70.00% on all)" in text
     *_, header, rule, row, end = text.split("\n")

@@ -14,6 +14,7 @@ from lgvit_edge.errors import UsageError
 from lgvit_edge.policies import (
     POLICIES,
     Confidence,
+    Departures,
     Ensemble,
     Entropy,
     FixedExit,
@@ -21,6 +22,7 @@ from lgvit_edge.policies import (
     Patience,
     PatientConfidence,
     Policy,
+    described,
     from_json,
     parse,
 )
@@ -303,6 +305,79 @@ def test_a_policy_remembers_nothing_between_batches() -> None:
     assert one.step(2, x[:, 1])[0]
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        [0.9, 0.8],
+        (0.9, 0.8),
+        np.array([0.9, 0.8]),
+        [np.float64(0.9), np.float64(0.8)],
+        np.array([0.9, 0.8]).tolist(),
+    ],
+    ids=repr,
+)
+def test_lists_and_arrays_are_numbers_per_exit(given: Any) -> None:
+    for kind in (Confidence, Entropy, Ensemble, PatientConfidence):
+        policy = kind(given, temperature=given)
+        assert policy == kind((0.9, 0.8), temperature=(0.9, 0.8))
+        assert hash(policy) == hash(kind((0.9, 0.8), temperature=(0.9, 0.8)))
+        for numbers in (policy.threshold, policy.temperature):
+            assert isinstance(numbers, tuple) and {type(each) for each in numbers} == {float}
+        json.dumps(policy.to_json())
+        policy.start(2)
+        with pytest.raises(UsageError, match="expected one threshold or 3, .* found 2"):
+            policy.start(3)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    for one in (1, np.float64(1), np.float32(1), np.int64(1), np.array(1.0)):
+        policy = Confidence(one, temperature=one)  # type: ignore[arg-type]
+        assert policy == Confidence(1.0) and type(policy.threshold) is float
+    assert type(Ensemble(0.5, np.float64(0.25)).decay) is float
+    for kind in (Patience, FixedExit):
+        policy = kind(np.int64(2))  # type: ignore[assignment, arg-type]
+        assert policy == kind(2) and json.loads(json.dumps(policy.to_json()))
+    assert type(PatientConfidence(0.5, np.int32(3)).patience) is int  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *(math.nan, np.float32("nan"), [0.5, math.nan], np.array([0.5, math.nan])),
+        *([], np.array([]), [[0.5]], np.array([[0.5]]), True, np.bool_(True), None, "0.5", 1.5),
+    ],
+    ids=repr,
+)
+def test_what_is_no_threshold_is_refused(given: Any) -> None:
+    for kind in (Confidence, PatientConfidence, Ensemble):
+        with pytest.raises(UsageError, match="threshold"):
+            kind(given)
+        with pytest.raises(UsageError, match="temperature"):
+            kind(0.5, temperature=200 if isinstance(given, float) and given == 1.5 else given)
+    for count in (Patience, FixedExit):
+        with pytest.raises(UsageError, match="must be a whole number of at least 1"):
+            count(given)
+
+
+def test_a_policy_among_fewer_exits_keeps_their_numbers() -> None:
+    policy = PatientConfidence((0.9, 0.8, 0.7), 2, (1.0, 2.0, 3.0))
+    assert policy.among([1, 3]) == PatientConfidence((0.9, 0.7), 2, (1.0, 3.0))
+    assert Ensemble(0.5).among([2]) == Ensemble(0.5)
+
+
+def test_rows_that_leave_a_batch_are_named_and_the_others_go_on() -> None:
+    x = confidences([0.9, 0.6, 0.7], [0.6, 0.7, 0.9], [0.6, 0.9, 0.8])
+    batch = Departures(Confidence(0.8), 2, 3)
+    first = batch.see(x[:, 0])
+    assert (first.exit, first.rows.tolist(), first.going.tolist()) == (1, [0], [1, 2])
+    second = batch.see(x[batch.rows, 1])
+    assert (second.exit, second.rows.tolist(), second.going.tolist()) == (2, [2], [0])
+    assert second.scores == pytest.approx([0.9])
+    final = batch.see(x[batch.rows, 2])
+    assert (final.exit, final.rows.tolist(), len(batch.rows)) == (3, [1], 0)
+    assert final.scores == pytest.approx([0.9]) and final.classes.tolist() == [0]
+
+
 # JSON and what a user types.
 
 
@@ -376,6 +451,21 @@ FORM = "expected a policy such as confidence:0.8, .* or never; found"
 def test_typed_policies_that_are_refused(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         parse(text)
+
+
+def test_every_policy_is_described_and_its_example_works() -> None:
+    told = described()
+    for name, kind in POLICIES.items():
+        assert kind.name == name and type(parse(kind.example)) is kind
+        assert f"{kind.example} ({kind.help})" in told
+        settings = kind.settings(3)
+        assert all(type(policy) is kind for policy in settings)
+        for policy in settings:
+            policy.start(3)
+        assert len({kind.label for kind in POLICIES.values()}) == len(POLICIES)
+    with pytest.raises(UsageError) as refused:
+        parse("sometimes")
+    assert all(kind.example in str(refused.value) for kind in POLICIES.values())
 
 
 NAMES = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -153,10 +154,10 @@ def test_the_clock_is_exceeded_as_often_as_it_says() -> None:
 # Frame rates
 
 
-def point(shares: tuple[float, ...], policy: Policy) -> OperatingPoint:
+def point(shares: tuple[float, ...], policy: Policy, accuracy: float = 0.9) -> OperatingPoint:
     return OperatingPoint(
         policy=policy.to_json(),
-        accuracy=0.9,
+        accuracy=accuracy,
         baseline_accuracy=0.9,
         macs=1e6,
         macs_speedup=1.5,
@@ -174,13 +175,19 @@ def point(shares: tuple[float, ...], policy: Policy) -> OperatingPoint:
 @pytest.fixture
 def tuned(opened: Bundle) -> Bundle:
     """Three points whose shares are those of the exits they force: 10, 8 and 6 ms."""
-    import dataclasses
-
     points = {
-        name: point(tuple(float(e == exit) for e in (1, 2, 3, 4)), FixedExit(exit))
-        for name, exit in (("fast", 2), ("accurate", 4), ("balanced", 3))
+        name: at_exit(exit, accuracy)
+        for name, exit, accuracy in (("fast", 2, 0.7), ("accurate", 4, 0.9), ("balanced", 3, 0.8))
     }
-    return dataclasses.replace(opened, manifest=dataclasses.replace(opened.manifest, points=points))
+    return with_points(opened, points)
+
+
+def at_exit(exit: int, accuracy: float) -> OperatingPoint:
+    return point(tuple(float(e == exit) for e in (1, 2, 3, 4)), FixedExit(exit), accuracy)
+
+
+def with_points(bundle: Bundle, points: dict[str, OperatingPoint]) -> Bundle:
+    return dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, points=points))
 
 
 def run(session: Session, count: int) -> list[Any]:
@@ -267,7 +274,43 @@ def test_rates_that_mean_nothing(tuned: Bundle) -> None:
     session.policy = rate
     assert rate.to_json()["points"] == ["fast"] and rate.pace.levels == 2
     other, _ = open_timed(tuned)
-    with pytest.raises(UsageError, match="has a session already"):
+    with pytest.raises(UsageError, match="serves another session; .* another policy first"):
         other.policy = rate
     session.policy = Confidence(0.5)
     assert session.predict(FRAME).pace is None
+
+
+def test_a_rate_can_be_set_again_here_and_elsewhere(tuned: Bundle) -> None:
+    rate = TargetRate(60)
+    session, _ = open_timed(tuned, rate)
+    session.policy = rate  # as it is
+    session.policy = FixedExit(1)
+    session.policy = rate
+    assert session.predict(FRAME).pace.point == "accurate"  # type: ignore[union-attr]
+    other, _ = open_timed(tuned)
+    session.policy = Never()
+    other.policy = rate
+    assert other.predict(FRAME).pace is not None and session.predict(FRAME).pace is None
+    with pytest.raises(UsageError, match="serves another session"):
+        session.policy = rate
+    other.close()
+    session.policy = rate
+    assert session.predict(FRAME).pace is not None
+
+
+def test_what_is_dearer_need_not_be_more_accurate(opened: Bundle) -> None:
+    points = {"dear": at_exit(4, 0.7), "best": at_exit(3, 0.8), "quick": at_exit(2, 0.75)}
+    session, chain = open_timed(with_points(opened, points), TargetRate(60))
+    calm = run(session, 30)[-1].pace
+    assert (calm.point, calm.level) == ("best", 1)
+    chain.load = 1.8  # 18 ms, 14.4 ms and 10.8 ms: all but the dear one fit
+    assert {r.pace.point for r in run(session, 60)[30:]} <= {"best", "quick"}
+    chain.load = 9.0
+    assert run(session, 30)[-1].pace.point == "exit 1"
+
+
+def test_accuracies_of_unlike_images_are_held_against_their_baselines(opened: Bundle) -> None:
+    hard = dataclasses.replace(at_exit(3, 0.5), baseline_accuracy=0.5)
+    easy = dataclasses.replace(at_exit(2, 0.8), baseline_accuracy=0.9)
+    session, _ = open_timed(with_points(opened, {"easy": easy, "hard": hard}), TargetRate(60))
+    assert run(session, 20)[-1].pace.point == "hard"

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lgvit_edge.benchmarks.experiments.host import decision_cost
 from lgvit_edge.errors import BackendError, BundleError, DataError, UsageError
+from lgvit_edge.policies.scores import ENTROPY, PROBABILITY, confidence, entropy
 from lgvit_edge.runtime import (
     Confidence,
     Ensemble,
@@ -70,9 +71,71 @@ def test_chain_stops_where_the_policy_says(session: Session, policy: Policy) -> 
             at_exit = decided[row, result.exit - 1]
             assert result.class_index == at_exit.argmax() == classes[row]
             odds = np.exp(at_exit - at_exit.max())
-            assert result.confidence == pytest.approx(odds.max() / odds.sum(), abs=1e-5)
+            odds /= odds.sum()
+            sure = odds.max()
+            if isinstance(policy, Entropy):
+                sure = -(odds * np.log(odds)).sum()
+            assert result.confidence == pytest.approx(sure, abs=1e-5)
+            assert (result.measure is ENTROPY) == isinstance(policy, Entropy)
             assert result.block == session.manifest.segments[result.exit - 1].last_block
             assert result.latency_ms >= result.network_ms > 0
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Confidence(0.3, temperature=0.5),
+        Confidence((0.5, 0.4, 0.3), temperature=(0.5, 0.7, 2.0)),
+        PatientConfidence(0.4, 2, temperature=0.5),
+        Ensemble(0.5, 0.5, temperature=0.7),
+        Entropy(1.0, temperature=0.5),
+        Entropy((0.9, 1.0, 1.1)),
+    ],
+    ids=str,
+)
+def test_the_confidence_is_the_number_the_policy_compared(session: Session, policy: Any) -> None:
+    """At whatever exit it answers: alone, in a batch, and where a deadline ended the chain."""
+    session.warm_up(1)
+    images = frames(11)
+    logits = session.exit_logits(images)
+    session.policy = policy
+    late = [session.predict(frame, deadline_ms=1e-3) for frame in images]
+    assert {result.stopped for result in late} <= {"policy", "deadline"}
+    alone = [session.predict(frame) for frame in images]
+    of = entropy if isinstance(policy, Entropy) else confidence
+    by_exit = policy.temperature
+    if not isinstance(by_exit, tuple):
+        by_exit = (by_exit,) * 3
+    last = 1.0 if isinstance(policy.temperature, tuple) else policy.temperature
+    for results in (alone, session.predict_batch(images), late):
+        for row, result in enumerate(results):
+            tracker = policy.start(3)
+            for exit in range(result.exit):
+                seen = tracker.combine(logits[row, exit][None])
+            compared = of(seen / np.float32((*by_exit, last)[result.exit - 1]))
+            assert result.confidence == pytest.approx(float(compared[0]), abs=1e-5)
+            if result.exit <= 3 and not isinstance(policy, PatientConfidence):
+                threshold = policy.threshold
+                if isinstance(threshold, tuple):
+                    threshold = threshold[result.exit - 1]
+                surer = result.sureness > result.measure.sureness(threshold)
+                assert surer == (result.stopped == "policy")
+            written = json.loads(json.dumps(result.to_json()))
+            assert written["confidence"] == result.confidence
+            assert written["measure"] == ("entropy" if of is entropy else "probability")
+            assert result.confidence_text.endswith(" nats" if of is entropy else "%")
+
+
+def test_policies_that_compare_no_score_tell_the_plain_probability(session: Session) -> None:
+    images = frames(3)
+    logits = session.exit_logits(images)
+    for policy in (FixedExit(2), Never(), Patience(1)):
+        session.policy = policy
+        for results in ([session.predict(f) for f in images], session.predict_batch(images)):
+            for row, result in enumerate(results):
+                expected = confidence(logits[row, result.exit - 1][None])[0]
+                assert result.confidence == pytest.approx(float(expected), abs=1e-5)
+                assert result.measure is PROBABILITY
 
 
 def test_rows_that_exit_leave_the_batch(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:

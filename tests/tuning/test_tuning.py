@@ -14,18 +14,28 @@ from lgvit_edge.bundle.directory import open_bundle
 from lgvit_edge.bundle.manifest import Manifest, SegmentSpec
 from lgvit_edge.bundle.points import check_name
 from lgvit_edge.errors import DataError, TuningError, UsageError
-from lgvit_edge.policies import Confidence, Ensemble, Never, Patience, Policy, from_json
+from lgvit_edge.policies import (
+    Confidence,
+    Ensemble,
+    Entropy,
+    Never,
+    Patience,
+    PatientConfidence,
+    ThresholdPolicy,
+    from_json,
+)
+from lgvit_edge.policies.evaluate import ExitCosts, Images, Outcome, evaluate
 from lgvit_edge.tuning import Goal, TuneOptions, tune
 from lgvit_edge.tuning.calibration import calibration_errors, temperatures
 from lgvit_edge.tuning.costs import Costs
-from lgvit_edge.tuning.outcome import Images, Line, Outcome, front, outcome, replay
+from lgvit_edge.tuning.front import Line, front
 from lgvit_edge.tuning.prune import prune
 from lgvit_edge.tuning.record import DONE, UNREADABLE, Recording, record_type
 from lgvit_edge.tuning.search import SWEEP, search
 from lgvit_edge.tuning.shapes import Scorer, Shape
 
 # Beyond the baseline: 0.5 + 7 - 6 = 1.5 ms, of which heads take 2, 3 and 5 tenths.
-COSTS = Costs(0.5, (1.0, 2.0, 3.0, 1.0), 6.0, (10, 20, 30, 10), (2, 3, 5), 60)
+COSTS = Costs(0.5, (1.0, 2.0, 3.0, 1.0), 6.0, (10, 20, 30, 10), (2, 3, 5), 60, (1, 2, 3, 4))
 FEW = TuneOptions(trials=2)
 
 
@@ -54,7 +64,7 @@ def recorded(images: Images, sha: str = "a") -> Recording:
 
 def test_costs_add_up_and_heads_share_what_the_chain_takes_beyond_the_baseline() -> None:
     assert COSTS.ms.tolist() == [1.5, 3.5, 6.5, 7.5]
-    assert COSTS.macs.tolist() == [10, 30, 60, 70]
+    assert COSTS.by_exit == ExitCosts((1, 2, 3, 4), (10, 30, 60, 70), 60, (1.5, 3.5, 6.5, 7.5), 6.0)
     assert COSTS.head_ms == pytest.approx([0.3, 0.45, 0.75])
     quick = dataclasses.replace(COSTS, baseline_ms=8.0)
     assert quick.head_ms is not None and quick.head_ms.tolist() == [0, 0, 0]
@@ -79,6 +89,7 @@ def test_without_exits_blocks_stay_and_heads_go(
     fewer = COSTS.without(exits)
     assert fewer.segment_ms == pytest.approx(ms)
     assert (fewer.segment_macs, fewer.head_macs) == (macs, heads)
+    assert fewer.blocks == tuple(block for block in (1, 2, 3, 4) if block not in exits)
     kept = [h for e, h in enumerate([0.3, 0.45, 0.75], 1) if e not in exits]
     assert fewer.head_ms == pytest.approx(kept)  # those that stay cost what they did
 
@@ -102,35 +113,12 @@ def test_recorded_times_are_means_of_what_was_measured(manifest: Manifest) -> No
     kept.rows["state"][3] = UNREADABLE
     costs = kept.costs(manifest)
     assert (costs.prepare_ms, costs.segment_ms, costs.baseline_ms) == (0.5, (1, 3, 1, 1), 3)
-    assert costs.macs.tolist() == [manifest.cumulative_macs(e) for e in (1, 2, 3, 4)]
+    assert costs.by_exit == ExitCosts.of(manifest, [1.5, 4.5, 5.5, 6.5], 3.0)
     assert costs.head_macs == tuple(s.head_macs for s in manifest.segments[:-1])
     assert costs.baseline_macs == manifest.baseline.macs
 
 
-# What a policy gives.
-
-
-def test_an_outcome_by_hand() -> None:
-    """Leaves rightly; leaves wrongly; goes on; leaves rightly where the baseline is wrong."""
-    sure, unsure = [5.0, 0.0], [0.1, 0.0]
-    exits = [[sure, sure], [sure, [0.0, 5.0]], [unsure, sure], [sure, [0.0, 5.0]]]
-    images = Images(np.array(exits, np.float32), np.array([0, 1, 0, 0]))
-    found = outcome(Confidence(0.8), images, Costs(0.5, (1, 3), 4.0, (10, 30), (1,), 39))
-    assert (found.accuracy, images.baseline_accuracy, found.errors) == (0.75, 0.75, 1)
-    assert found.drop_error == pytest.approx(np.std([0, 1, 0, -1]) / np.sqrt(4))
-    assert found.drop_error == pytest.approx(math.sqrt(0.5) / 2)
-    assert found.shares == (0.75, 0.25)
-    assert found.latency_ms == 0.75 * 1.5 + 0.25 * 4.5
-    assert found.macs == 0.75 * 10 + 0.25 * 40
-    whole = outcome(Never(), images, COSTS.without([2, 3]))
-    assert (whole.errors, whole.drop_error, whole.latency_ms) == (0, 0, 6.3)
-
-
-@pytest.mark.parametrize("policy", [Patience(2), Ensemble(0.9), Confidence(0.6)], ids=repr)
-def test_many_images_are_replayed_as_few_are(policy: Policy) -> None:
-    images = views(1100, 1)  # chunks of 512, 512 and 76
-    for found, expected in zip(replay(policy, images), policy.replay(images.logits), strict=True):
-        assert (found == expected).all()
+# Fronts and lines.
 
 
 def test_a_front_holds_what_nothing_beats() -> None:
@@ -144,7 +132,7 @@ def test_a_front_holds_what_nothing_beats() -> None:
 
 
 def point(accuracy: float, ms: float, error: float = 0.0) -> Outcome:
-    return Outcome(Never(), accuracy, 0, error, ms, 1.0, (1.0,))
+    return Outcome(Never(), accuracy, 0, error, (1.0,), (accuracy,), 1.0, 1.0, 1.0, ms, 1.0)
 
 
 def test_a_line_between_points_by_hand() -> None:
@@ -159,17 +147,17 @@ def test_a_line_between_points_by_hand() -> None:
 # Curves.
 
 SHAPES = [
-    Shape("confidence"),
-    Shape("confidence", 0.5, slope=0.3),
-    Shape("confidence", (0.35, 1.1, 0.7), slope=-0.2),
-    Shape("entropy", 1.4, slope=0.1),
-    Shape("entropy", (1.3, 0.7, 0.3)),
-    Shape("ensemble", 0.7, 0.5, 0.2),
-    Shape("ensemble", (0.6, 1.4, 0.9), 0.3),
-    Shape("patient_confidence", 0.7, slope=0.3, patience=2),
-    Shape("patient_confidence", (0.5, 0.9, 1.3), slope=-0.2, patience=3),
-    Shape("patience", patience=1),
-    Shape("patience", patience=3),
+    Shape(Confidence()),
+    Shape(Confidence(temperature=0.5), 0.3),
+    Shape(Confidence(temperature=(0.35, 1.1, 0.7)), -0.2),
+    Shape(Entropy(temperature=1.4), 0.1),
+    Shape(Entropy(temperature=(1.3, 0.7, 0.3))),
+    Shape(Ensemble(decay=0.5, temperature=0.7), 0.2),
+    Shape(Ensemble(decay=0.3, temperature=(0.6, 1.4, 0.9))),
+    Shape(PatientConfidence(patience=2, temperature=0.7), 0.3),
+    Shape(PatientConfidence(patience=3, temperature=(0.5, 0.9, 1.3)), -0.2),
+    Shape(Patience(1)),
+    Shape(Patience(3)),
 ]
 
 
@@ -179,9 +167,10 @@ def test_a_curve_is_what_its_policies_give(shape: Shape) -> None:
     images.logits[:] *= 0.5  # no confidences crowd at 1
     scorer = Scorer(images, COSTS)
     own = scorer.curve(shape)
-    assert len(own.policies()) == len(own.accuracy) > (0 if shape.name == "patience" else 40)
+    least = 40 if isinstance(shape.policy, ThresholdPolicy) else 0
+    assert len(own.policies()) == len(own.accuracy) > least
     for i, policy in enumerate(own.policies()):
-        found = outcome(policy, images, COSTS)
+        found = evaluate(policy, images, COSTS.by_exit)
         assert found.accuracy == pytest.approx(own.accuracy[i], abs=1e-12)
         assert found.errors / len(images) == pytest.approx(own.errors[i], abs=1e-12)
         assert found.latency_ms == pytest.approx(own.latency_ms[i], abs=1e-9)
@@ -196,11 +185,11 @@ def test_raising_the_level_takes_time() -> None:
 
 
 def test_a_slope_asks_more_of_deep_exits() -> None:
-    curve = Scorer(views(600, 3), COSTS).curve(Shape("confidence", slope=0.3))
+    curve = Scorer(views(600, 3), COSTS).curve(Shape(Confidence(), 0.3))
     assert (np.diff(curve.thresholds, axis=1) >= 0).all()
     assert (np.diff(curve.thresholds, axis=1) > 0).any()
     single = Scorer(Images(views(60, 3).logits[:, 2:], views(60, 3).labels), COSTS.without([1, 2]))
-    assert single.curve(Shape("confidence", slope=0.3)).thresholds.shape[1] == 1
+    assert single.curve(Shape(Confidence(), 0.3)).thresholds.shape[1] == 1
 
 
 # Calibration.
@@ -240,7 +229,7 @@ def test_the_same_seed_finds_the_same() -> None:
     assert [c.shape for c in first] == [c.shape for c in again]
     assert all((a.accuracy == b.accuracy).all() for a, b in zip(first, again, strict=True))
     assert steps == [(done, 24) for done in range(25)]
-    assert first[0].shape == SWEEP == Shape("confidence")
+    assert first[0].shape == SWEEP == Shape(Confidence())
     assert (first[0].accuracy == scorer.curve(SWEEP).accuracy).all()
 
 
@@ -258,18 +247,18 @@ def test_a_search_beats_one_threshold_on_images_it_has_not_seen(manifest: Manife
     assert mine == pytest.approx(4 / (tuned.ms_at(found.baseline_accuracy - 0.01) or 0))
     assert mine >= plain > 1
     for given in (*found.front, *found.sweep):
-        assert given == outcome(given.policy, other, found.costs)
+        assert given == evaluate(given.policy, other, found.costs.by_exit)
 
 
 # Exits that never pay.
 
-DEAR = Costs(0.5, (1.0, 3.0, 1.0, 1.0), 4.0, (10, 30, 10, 10), (1, 48, 1), 40)
+DEAR = Costs(0.5, (1.0, 3.0, 1.0, 1.0), 4.0, (10, 30, 10, 10), (1, 48, 1), 40, (1, 2, 3, 4))
 
 
 def test_an_exit_of_noise_with_a_dear_head_is_dropped(manifest: Manifest) -> None:
     noise = (1.2, 50.0, 0.8, 0.5)
     tuning, report = views(800, 7, noise), views(800, 8, noise)
-    for shape in (SWEEP, Shape("confidence", (1.0, 9.0, 1.0)), Shape("entropy")):
+    for shape in (SWEEP, Shape(Confidence(temperature=(1.0, 9.0, 1.0))), Shape(Entropy())):
         found = prune(tuning, report, DEAR, shape, manifest, [0.01, 0.02])
         assert found is not None
         assert (found.dropped, found.kept, found.blocks) == ([2], [1, 3], [1, 3])

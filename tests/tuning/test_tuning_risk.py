@@ -15,17 +15,17 @@ from lgvit_edge.bundle.directory import open_bundle
 from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.errors import TuningError, UsageError
 from lgvit_edge.policies import Never, from_json
+from lgvit_edge.policies.evaluate import Images
 from lgvit_edge.tuning import Goal, Tuned, TuneOptions, tune
 from lgvit_edge.tuning.certify import certified, images_needed, p_value
 from lgvit_edge.tuning.costs import Costs
-from lgvit_edge.tuning.outcome import Images, replay
 from lgvit_edge.tuning.record import DONE, UNREADABLE, Recording, record_type
 from lgvit_edge.tuning.search import policies_by, search
 from lgvit_edge.tuning.shapes import Scorer
 from lgvit_edge.tuning.tune import _certify, _split
 
 DRAWS = 500
-COSTS = Costs(0.5, (1.0, 1.0, 1.0, 1.0), 4.0, (1, 1, 1, 1), (0, 0, 0), 4)
+COSTS = Costs(0.5, (1.0, 1.0, 1.0, 1.0), 4.0, (1, 1, 1, 1), (0, 0, 0), 4, (1, 2, 3, 4))
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_a_searched_path_keeps_to_the_risk_on_a_population() -> None:
     assert isinstance(path[0], Never) and len(path) > 20
     world = views(20_000, 1)
     wrong = np.array(
-        [world.baseline_right & (replay(policy, world)[1] != world.labels) for policy in path]
+        [world.baseline_right & (policy.replay(world.logits)[1] != world.labels) for policy in path]
     )
     risks = wrong.mean(axis=1)
     # A hair less than what one of them risks, which is where a certificate breaks most often.

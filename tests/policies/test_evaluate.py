@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from rich.console import Console
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
 from lgvit_edge.errors import TrainingError
 from lgvit_edge.images.spec import Preprocess
-from lgvit_edge.policies import Confidence
-from lgvit_edge.policies.curves import draw, summary, sweep
+from lgvit_edge.policies import POLICIES, Confidence, Ensemble, Never, Patience, Policy
+from lgvit_edge.policies.evaluate import ExitCosts, Images, evaluate, summary, sweep
+from lgvit_edge.policies.picture import by_label, draw
 from lgvit_edge.training import TrainingConfig, train
 from lgvit_edge.training.data.datasets import ArrayDataset
 from lgvit_edge.training.history import COLUMNS, write_log
@@ -27,34 +29,71 @@ from lgvit_edge.training.start import seeded
 LABELS = np.array([0, 0, 0, 0])
 EXIT = np.array([[5, 0], [0.1, 0], [0, 5], [0, 0.1]])
 FINAL = np.array([[5, 0], [5, 0], [5, 0], [0, 5]])
-LOGITS = np.stack([EXIT, FINAL], axis=1).astype(np.float32)
-COSTS = {"macs": [30, 90], "baseline": 100, "blocks": [1, 4]}
+IMAGES = Images(np.stack([EXIT, FINAL], axis=1).astype(np.float32), LABELS)
+COSTS = ExitCosts(blocks=(1, 4), macs=(30, 120), baseline_macs=100)
 
 
 def test_points_by_hand() -> None:
-    points = sweep(LOGITS, LABELS, **COSTS)  # type: ignore[arg-type]
-    (point,) = [p for p in points["confidence"] if p.policy == Confidence(0.9).to_json()]
+    points = sweep(IMAGES, COSTS)
+    (point,) = [p for p in points["confidence"] if p.policy == Confidence(0.9)]
     # The two sure ones leave at the exit: one is right, and so is one of those that go on.
     assert point.accuracy == 0.5 and point.shares == (0.5, 0.5)
-    assert point.layers == pytest.approx(4 / 2.5)  # Eq. 17
-    assert point.macs == pytest.approx(100 / (0.5 * 30 + 0.5 * 120))
+    assert point.right_shares == (0.25, 0.25)
+    assert point.layers_speedup == pytest.approx(4 / 2.5)  # Eq. 17
+    assert point.macs == 75 and point.macs_speedup == pytest.approx(100 / 75)
     careless, careful = points["confidence"][0], points["confidence"][-1]
     assert careless.shares == (1.0, 0.0) and careful.shares == (0.0, 1.0)
-    assert careful.macs == pytest.approx(100 / 120)  # the head was paid for
-    assert points["entropy"][0].macs > points["entropy"][-1].macs
-    assert [p.policy["patience"] for p in points["patience"]] == [1]
+    assert careful.macs_speedup == pytest.approx(100 / 120)  # the head was paid for
+    assert points["entropy"][0].macs < points["entropy"][-1].macs
+    assert [p.policy for p in points["patience"]] == [Patience(1)]
+    assert not {"fixed", "never"} & points.keys()  # nothing to vary
+
+
+def test_an_outcome_by_hand() -> None:
+    """Leaves rightly; leaves wrongly; goes on; leaves rightly where the baseline is wrong."""
+    sure, unsure = [5.0, 0.0], [0.1, 0.0]
+    exits = [[sure, sure], [sure, [0.0, 5.0]], [unsure, sure], [sure, [0.0, 5.0]]]
+    images = Images(np.array(exits, np.float32), np.array([0, 1, 0, 0]))
+    costs = ExitCosts((1, 4), (10, 40), 39, (1.5, 4.5), 4.0)
+    found = evaluate(Confidence(0.8), images, costs)
+    assert (found.accuracy, images.baseline_accuracy, found.errors) == (0.75, 0.75, 1)
+    assert found.drop_error == pytest.approx(np.std([0, 1, 0, -1]) / np.sqrt(4))
+    assert found.drop_error == pytest.approx(math.sqrt(0.5) / 2)
+    assert found.shares == (0.75, 0.25)
+    assert found.latency_ms == 0.75 * 1.5 + 0.25 * 4.5
+    assert found.wall_clock_speedup == pytest.approx(4.0 / 2.25)
+    assert found.macs == 0.75 * 10 + 0.25 * 40
+    whole = evaluate(Never(), images, costs)
+    assert (whole.errors, whole.drop_error, whole.latency_ms) == (0, 0, 4.5)
+
+
+def test_without_times_none_are_told() -> None:
+    untimed = evaluate(Never(), IMAGES, COSTS)
+    assert math.isnan(untimed.latency_ms) and math.isnan(untimed.wall_clock_speedup)
+    row = json.loads(json.dumps(untimed.to_json(), allow_nan=False))
+    assert "latency_ms" not in row and "wall_clock_speedup" not in row
+    assert row["policy"] == {"name": "never"} and row["shares"] == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("policy", [Patience(2), Ensemble(0.9), Confidence(0.6)], ids=repr)
+def test_many_images_are_replayed_as_few_are(policy: Policy) -> None:
+    logits = np.random.default_rng(1).normal(0, 2, (1100, 4, 5)).astype(np.float32)
+    exits, classes = policy.replay(logits)  # in chunks of 512, 512 and 76
+    few = [policy.replay(logits[first : first + 100]) for first in range(0, 1100, 100)]
+    assert (exits == np.concatenate([part[0] for part in few])).all()
+    assert (classes == np.concatenate([part[1] for part in few])).all()
 
 
 def test_an_oracle_is_never_worse_than_any_exit() -> None:
-    found = summary(LOGITS, LABELS, **COSTS)  # type: ignore[arg-type]
+    found = summary(IMAGES, COSTS)
     assert found["accuracy"] == [0.5, 0.75]
     assert found["oracle"]["accuracy"] == 0.75
-    assert found["oracle"]["layers"] == pytest.approx(4 / 2.5)  # blocks 1, 1, 4, 4
+    assert found["oracle"]["layers_speedup"] == pytest.approx(4 / 2.5)  # blocks 1, 1, 4, 4
     assert json.loads(json.dumps(found)) == json.loads(json.dumps(found))
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(50, 4, 3)).astype(np.float32)
     labels = rng.integers(0, 3, 50)
-    many = summary(logits, labels, [3, 2, 2, 2], 8, [1, 2, 3, 4])
+    many = summary(Images(logits, labels), ExitCosts((1, 2, 3, 4), (3, 5, 7, 9), 8))
     assert many["oracle"]["accuracy"] >= max(many["accuracy"])
     best = max(p["accuracy"] for points in many["policies"].values() for p in points)
     assert many["oracle"]["accuracy"] >= best
@@ -62,11 +101,21 @@ def test_an_oracle_is_never_worse_than_any_exit() -> None:
 
 def test_the_figure_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    draw(summary(LOGITS, LABELS, **COSTS), tmp_path / "f.png", title="t")  # type: ignore[arg-type]
+    lines = by_label(summary(IMAGES, COSTS)["policies"])
+    assert "patience (PABEE)" in lines
+    draw(lines, tmp_path / "f.png", baseline=0.75, title="t")
     from PIL import Image
 
     with Image.open(tmp_path / "f.png") as image:
         assert image.size == (1050, 675) and len(np.unique(np.asarray(image.convert("L")))) > 20
+
+
+def test_more_lines_than_markers_are_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    rows = [{"macs_speedup": 1.0, "accuracy": 0.5}, {"macs_speedup": 2.0, "accuracy": 0.4}]
+    lines = {f"line {i}": rows for i in range(3 * len(POLICIES))}
+    draw(lines, tmp_path / "f.png", baseline=0.5, title="t", drop=0.1, limits=((1, 2), (0, 99)))
+    assert (tmp_path / "f.png").stat().st_size > 1000
 
 
 CONFIG = LGViTConfig(

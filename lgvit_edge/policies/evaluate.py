@@ -1,0 +1,206 @@
+"""What a policy gives on labelled images whose logits of all exits are known.
+
+Torch-free: training, tuning, benches and studies ask here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lgvit_edge.bundle.manifest import Manifest
+from lgvit_edge.policies.base import POLICIES, Policy
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled images, each through all exits.
+
+    Attributes:
+        logits: ``[n, M + 1, C] float32``.
+        labels: ``[n]``, whole numbers.
+    """
+
+    logits: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def exits(self) -> int:
+        """M."""
+        return int(self.logits.shape[1]) - 1
+
+    @cached_property
+    def right(self) -> NDArray[np.bool_]:
+        """Whether each exit is right, ``[n, M + 1]``."""
+        return np.asarray(self.logits.argmax(axis=-1) == self.labels[:, None])
+
+    @property
+    def accuracies(self) -> list[float]:
+        """Top-1 of every exit, 0..1, the final classifier last."""
+        return [float(share) for share in self.right.mean(axis=0)]
+
+    @property
+    def baseline_right(self) -> NDArray[np.bool_]:
+        """Where the baseline, which ends in the same classifier as the chain, is right, ``[n]``."""
+        return self.right[:, -1]
+
+    @property
+    def baseline_accuracy(self) -> float:
+        """Top-1 of the baseline, 0..1."""
+        return float(self.baseline_right.mean())
+
+
+@dataclass(frozen=True)
+class ExitCosts:
+    """What an image costs by the exit it takes, and through the baseline.
+
+    Attributes:
+        blocks: it goes through, ``[M + 1]``; the last is L.
+        macs: multiply-accumulates, heads included, ``[M + 1]``.
+        baseline_macs: of the model without exits.
+        ms: milliseconds, ``[M + 1]``; empty where nothing was timed.
+        baseline_ms: likewise through the baseline; NaN where nothing was timed.
+    """
+
+    blocks: tuple[int, ...]
+    macs: tuple[int, ...]
+    baseline_macs: int
+    ms: tuple[float, ...] = ()
+    baseline_ms: float = math.nan
+
+    @classmethod
+    def of(
+        cls, manifest: Manifest, ms: Sequence[float] = (), baseline_ms: float = math.nan
+    ) -> ExitCosts:
+        """Those of a bundle, beside what was timed."""
+        return cls(
+            tuple(segment.last_block for segment in manifest.segments),
+            tuple(manifest.cumulative_macs(e + 1) for e in range(len(manifest.segments))),
+            manifest.baseline.macs,
+            tuple(float(each) for each in ms),
+            baseline_ms,
+        )
+
+    def mean_macs(self, shares: ArrayLike) -> float:
+        """Mean over images of which these shares take each exit, ``[M + 1]``."""
+        return float(np.dot(shares, self.macs))
+
+    def layers_speedup(self, shares: ArrayLike) -> float:
+        """Speed-up in blocks, the paper's Eq. 17: L times the images over the blocks they took."""
+        return float(self.blocks[-1] / np.dot(shares, self.blocks))
+
+    def mean_ms(self, shares: ArrayLike) -> float:
+        """As ``mean_macs``; NaN where nothing was timed."""
+        return float(np.dot(shares, self.ms)) if self.ms else math.nan
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a policy gives on a set of images.
+
+    Attributes:
+        policy: itself.
+        accuracy: top-1 of the answers given, 0..1.
+        errors: images that the chain gets wrong and the baseline right.
+        drop_error: standard error of the accuracy given up, from the images that differ.
+        shares: of the images per exit, the final classifier last.
+        right_shares: likewise of those that are answered rightly.
+        layers_speedup: in blocks, Eq. 17 of the paper.
+        macs: mean, heads included.
+        macs_speedup: against the baseline.
+        latency_ms: mean; NaN where nothing was timed.
+        wall_clock_speedup: against the baseline's mean; NaN where nothing was timed.
+    """
+
+    policy: Policy
+    accuracy: float
+    errors: int
+    drop_error: float
+    shares: tuple[float, ...]
+    right_shares: tuple[float, ...]
+    layers_speedup: float
+    macs: float
+    macs_speedup: float
+    latency_ms: float
+    wall_clock_speedup: float
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain types; without times where nothing was timed."""
+        row = {f.name: getattr(self, f.name) for f in fields(self)}
+        known = {k: v for k, v in row.items() if not (isinstance(v, float) and math.isnan(v))}
+        return known | {
+            "policy": self.policy.to_json(),
+            "shares": list(self.shares),
+            "right_shares": list(self.right_shares),
+        }
+
+
+def evaluate(policy: Policy, images: Images, costs: ExitCosts) -> Outcome:
+    """Replay a policy, as a session would act.
+
+    Raises:
+        UsageError: it does not fit the exits.
+    """
+    exits, classes = policy.replay(images.logits)
+    right = classes == images.labels
+    change = images.baseline_right.astype(np.float64) - right
+    count, places = len(images), images.exits + 1
+    shares = np.bincount(exits - 1, minlength=places) / count
+    macs, ms = costs.mean_macs(shares), costs.mean_ms(shares)
+    return Outcome(
+        policy,
+        accuracy=float(right.mean()),
+        errors=int((change > 0).sum()),
+        drop_error=float(change.std() / count**0.5),
+        shares=tuple(shares.tolist()),
+        right_shares=tuple((np.bincount(exits - 1, right, places) / count).tolist()),
+        layers_speedup=costs.layers_speedup(shares),
+        macs=macs,
+        macs_speedup=costs.baseline_macs / macs,
+        latency_ms=ms,
+        wall_clock_speedup=costs.baseline_ms / ms,
+    )
+
+
+def sweep(images: Images, costs: ExitCosts) -> dict[str, list[Outcome]]:
+    """What every policy gives from careless to careful, by name; none that has nothing to vary."""
+    settings = {name: kind.settings(images.exits) for name, kind in POLICIES.items()}
+    return {
+        name: [evaluate(policy, images, costs) for policy in policies]
+        for name, policies in settings.items()
+        if policies
+    }
+
+
+def summary(images: Images, costs: ExitCosts) -> dict[str, Any]:
+    """What the exits are worth, as JSON: accuracy of each, of an oracle, and every policy's sweep.
+
+    The oracle leaves at the first exit that is right, and at the last when none is: what no policy
+    can do better.
+    """
+    right = images.right
+    first = np.where(right.any(axis=1), right.argmax(axis=1), images.exits)
+    shares = np.bincount(first, minlength=images.exits + 1) / len(images)
+    return {
+        "images": len(images),
+        "accuracy": images.accuracies,
+        "oracle": {
+            "accuracy": float(right.any(axis=1).mean()),
+            "layers_speedup": costs.layers_speedup(shares),
+        },
+        "policies": {
+            name: [outcome.to_json() for outcome in outcomes]
+            for name, outcomes in sweep(images, costs).items()
+        },
+    }

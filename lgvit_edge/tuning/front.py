@@ -1,0 +1,75 @@
+"""Choosing among policies: those that none beats, and the line of accuracy over time they make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lgvit_edge.policies.evaluate import Outcome
+
+T = TypeVar("T")
+
+
+def front(
+    items: Sequence[T],
+    cost: Callable[[T], float],
+    worth: Callable[[T], float],
+    gap: float = 0.0,
+) -> list[T]:
+    """The items that none is both cheaper and worth more than, cheapest first.
+
+    Args:
+        items: to choose from.
+        cost: less is better.
+        worth: more is better.
+        gap: least relative difference in cost between two that are kept.
+    """
+    rising: list[T] = []
+    for item in sorted(items, key=lambda i: (cost(i), -worth(i))):
+        if not rising or worth(item) > worth(rising[-1]):
+            rising.append(item)
+    kept: list[T] = []
+    for place, item in enumerate(rising, 1):
+        if place == len(rising) or not kept or cost(item) >= cost(kept[-1]) * (1 + gap):
+            kept.append(item)
+    return kept
+
+
+@dataclass(frozen=True)
+class Line:
+    """Accuracy over mean latency, on the lines between points of a front.
+
+    Attributes:
+        ms: ``[k]``, rising.
+        accuracy: ``[k]``; where points were chosen on other images it need not rise.
+    """
+
+    ms: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+
+    @classmethod
+    def through(cls, points: Sequence[Outcome]) -> Line:
+        """The line through what policies give."""
+        ordered = sorted(points, key=lambda point: point.latency_ms)
+        return cls(
+            np.array([p.latency_ms for p in ordered]), np.array([p.accuracy for p in ordered])
+        )
+
+    def accuracy_at(self, ms: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Accuracy at given mean latencies."""
+        return np.asarray(np.interp(ms, self.ms, self.accuracy), np.float64)
+
+    def ms_at(self, accuracy: float) -> float | None:
+        """The least mean latency with this accuracy; None where it is out of reach."""
+        reached = np.flatnonzero(self.accuracy >= accuracy)
+        if not len(reached):
+            return None
+        i = int(reached[0])
+        if i == 0:
+            return float(self.ms[0])
+        (low, high), ends = self.accuracy[i - 1 : i + 1], self.ms[i - 1 : i + 1]
+        return float(ends[0] + (accuracy - low) / (high - low) * (ends[1] - ends[0]))
