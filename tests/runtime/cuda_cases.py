@@ -12,7 +12,8 @@ import pytest
 from fake_cuda import captured, counts, roundtrip
 
 from lgvit_edge.errors import BackendError
-from lgvit_edge.runtime.cuda.api import Cuda, Device, open_cuda
+from lgvit_edge.runtime.cuda.api import Cuda, Device
+from lgvit_edge.runtime.cuda.bindings import open_cuda
 
 FAKE = fake_cuda.load()
 BINDING = os.environ["CUDA_BINDING"]
