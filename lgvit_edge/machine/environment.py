@@ -4,36 +4,26 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import resource
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
 from lgvit_edge.machine import jetson
 from lgvit_edge.machine.cpu import available_cores
 
-_PACKAGES = (
-    *("lgvit-edge", "numpy", "Pillow", "onnxruntime", "onnxruntime-gpu"),
-    *("tensorrt", "tensorrt-rtx", "pycuda", "cuda-bindings"),
-)
-
 
 def environment() -> dict[str, Any]:
     """Machine, system and versions, as JSON."""
-    packages = {}
-    for name in _PACKAGES:
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            continue
     found: dict[str, Any] = {
         "cpu": cpu_name(),
         "cores": available_cores(),
         "memory_gb": round(_memory_bytes() / 1e9, 1),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "packages": packages,
+        "packages": installed_packages(),
         "load_average": load_average(),
         "running": running_processes(),
     }
@@ -52,6 +42,25 @@ def environment() -> dict[str, Any]:
         | ({"cpu_governor": governor} if governor else {})
         | ({"jetson": device} if device else {})
     )
+
+
+def installed_packages() -> dict[str, str]:
+    """Versions of lgvit-edge and of all it can make use of, as its own metadata names them."""
+    try:
+        listed = requires("lgvit-edge") or []
+    except PackageNotFoundError:  # run from a folder, never installed
+        listed = []
+    used = [text for text in listed if not re.search(r"extra == .dev.", text)]
+    names = dict.fromkeys(["lgvit-edge", *(re.split(r"[^\w.-]", text)[0] for text in used)])
+    return {name: found for name in names if (found := version_of(name)) is not None}
+
+
+def version_of(distribution: str) -> str | None:
+    """The installed version of a distribution; None where there is none."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
 
 
 def cpu_name() -> str:
