@@ -5,8 +5,9 @@ Exporting needs torch, building engines must not (it runs on devices), so names 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lgvit_edge._support.lazy import lazily
 
 if TYPE_CHECKING:
     from lgvit_edge.export.bundle import ExportOptions, export_bundle
@@ -15,15 +16,11 @@ if TYPE_CHECKING:
 
 __all__ = ["BuilderOptions", "ExportOptions", "build_engines", "export_bundle"]
 
-_HOMES = {
-    "BuilderOptions": "lgvit_edge.export.tensorrt.builder",
-    "ExportOptions": "lgvit_edge.export.bundle",
-    "build_engines": "lgvit_edge.export.tensorrt.build",
-    "export_bundle": "lgvit_edge.export.bundle",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "lgvit_edge.export.bundle": ("ExportOptions", "export_bundle"),
+        "lgvit_edge.export.tensorrt.build": ("build_engines",),
+        "lgvit_edge.export.tensorrt.builder": ("BuilderOptions",),
+    },
+)

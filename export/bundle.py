@@ -139,6 +139,9 @@ def export_bundle(
 ) -> Manifest:
     """Export every segment and the baseline, check each against PyTorch, write the bundle.
 
+    Example:
+        export_bundle(load_checkpoint("model.pt"), "out/", ExportOptions(target="cpu"))
+
     Args:
         model: in eval mode, with at least one exit.
         out: the bundle's directory; an older bundle there is replaced at the very end.

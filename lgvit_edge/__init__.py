@@ -1,28 +1,154 @@
 """Early-exit Vision Transformers as engine chains for edge devices.
 
 Importing this package imports nothing heavy; the names below are loaded when first used.
+docs/api.md says what each is for.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lgvit_edge._support.lazy import lazily
 
 if TYPE_CHECKING:
-    from lgvit_edge.errors import LGViTEdgeError
-    from lgvit_edge.runtime import Result, Session
+    from lgvit_edge.errors import (
+        BackendError,
+        BuildError,
+        BundleError,
+        CheckpointError,
+        ConfigError,
+        DataError,
+        ExportError,
+        LGViTEdgeError,
+        MissingDependency,
+        ParityError,
+        TrainingError,
+        TuningError,
+        UsageError,
+    )
+    from lgvit_edge.export import BuilderOptions, ExportOptions, build_engines, export_bundle
+    from lgvit_edge.images.preprocess import load_rgb
+    from lgvit_edge.model import load_checkpoint
+    from lgvit_edge.policies import (
+        Confidence,
+        Ensemble,
+        Entropy,
+        FixedExit,
+        Never,
+        Patience,
+        PatientConfidence,
+        Policy,
+    )
+    from lgvit_edge.runtime import (
+        Result,
+        Session,
+        Statistics,
+        StreamError,
+        TargetRate,
+        TensorRTOptions,
+        register_backend,
+    )
+    from lgvit_edge.training import TrainingConfig, train
+    from lgvit_edge.tuning.collect import collect
+    from lgvit_edge.tuning.goals import Goal
+    from lgvit_edge.tuning.tune import TuneOptions, tune
 
 __version__ = "0.1.0"
-__all__ = ["LGViTEdgeError", "Result", "Session", "__version__"]
+__all__ = [
+    "BackendError",
+    "BuildError",
+    "BuilderOptions",
+    "BundleError",
+    "CheckpointError",
+    "Confidence",
+    "ConfigError",
+    "DataError",
+    "Ensemble",
+    "Entropy",
+    "ExportError",
+    "ExportOptions",
+    "FixedExit",
+    "Goal",
+    "LGViTEdgeError",
+    "MissingDependency",
+    "Never",
+    "ParityError",
+    "Patience",
+    "PatientConfidence",
+    "Policy",
+    "Result",
+    "Session",
+    "Statistics",
+    "StreamError",
+    "TargetRate",
+    "TensorRTOptions",
+    "TrainingConfig",
+    "TrainingError",
+    "TuneOptions",
+    "TuningError",
+    "UsageError",
+    "__version__",
+    "build_engines",
+    "collect",
+    "export_bundle",
+    "load_checkpoint",
+    "load_rgb",
+    "register_backend",
+    "train",
+    "tune",
+]
 
-_HOMES = {
-    "LGViTEdgeError": "lgvit_edge.errors",
-    "Result": "lgvit_edge.runtime",
-    "Session": "lgvit_edge.runtime",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "lgvit_edge.errors": (
+            "BackendError",
+            "BuildError",
+            "BundleError",
+            "CheckpointError",
+            "ConfigError",
+            "DataError",
+            "ExportError",
+            "LGViTEdgeError",
+            "MissingDependency",
+            "ParityError",
+            "TrainingError",
+            "TuningError",
+            "UsageError",
+        ),
+        "lgvit_edge.export": (
+            "BuilderOptions",
+            "ExportOptions",
+            "build_engines",
+            "export_bundle",
+        ),
+        "lgvit_edge.images.preprocess": ("load_rgb",),
+        "lgvit_edge.model": ("load_checkpoint",),
+        "lgvit_edge.policies": (
+            "Confidence",
+            "Ensemble",
+            "Entropy",
+            "FixedExit",
+            "Never",
+            "Patience",
+            "PatientConfidence",
+            "Policy",
+        ),
+        "lgvit_edge.runtime": (
+            "Result",
+            "Session",
+            "Statistics",
+            "StreamError",
+            "TargetRate",
+            "TensorRTOptions",
+            "register_backend",
+        ),
+        "lgvit_edge.training": (
+            "TrainingConfig",
+            "train",
+        ),
+        "lgvit_edge.tuning.collect": ("collect",),
+        "lgvit_edge.tuning.goals": ("Goal",),
+        "lgvit_edge.tuning.tune": ("TuneOptions", "tune"),
+    },
+)

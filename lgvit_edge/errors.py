@@ -7,12 +7,12 @@
     ├── BundleError           a bundle is missing, damaged, unsafe or of another schema
     ├── DataError             images or labels cannot be used
     ├── ExportError           a graph could not be exported or written
-    │   ├── ParityError       an exported graph disagrees with PyTorch
     │   └── BuildError        an engine could not be compiled, or is not what was asked for
+    ├── ParityError           a graph or a backend disagrees with PyTorch
     ├── TrainingError         training cannot go on
     ├── TuningError           no operating point is what was asked for
-    └── BackendError          a backend cannot run here
-        └── MissingDependency a package of an optional extra is not installed
+    ├── BackendError          a backend cannot run here
+    └── MissingDependency     a package of an optional extra is not installed
 
 The command line catches the root and nothing else. Each message says what was expected, what was
 found and, where there is one, the command that fixes it.
@@ -49,12 +49,12 @@ class ExportError(LGViTEdgeError):
     """A graph could not be exported or written."""
 
 
-class ParityError(ExportError):
-    """An exported graph disagrees with PyTorch."""
-
-
 class BuildError(ExportError):
     """An engine could not be compiled, or is not what was asked for."""
+
+
+class ParityError(LGViTEdgeError):
+    """A graph, or a backend on this machine, disagrees with PyTorch."""
 
 
 class TrainingError(LGViTEdgeError):
@@ -69,5 +69,5 @@ class BackendError(LGViTEdgeError):
     """A backend cannot run here."""
 
 
-class MissingDependency(BackendError):
+class MissingDependency(LGViTEdgeError):
     """A package of an optional extra is not installed."""

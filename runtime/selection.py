@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lgvit_edge._support.cache import bundle_cache, cache_root, keep, key_of, ours
 from lgvit_edge.bundle.directory import Bundle, open_bundle
-from lgvit_edge.errors import BackendError, LGViTEdgeError, UsageError
+from lgvit_edge.errors import BackendError, LGViTEdgeError, MissingDependency, UsageError
 from lgvit_edge.machine.cpu import available_cores, cpu_name
-from lgvit_edge.runtime.backends.base import Chain
+from lgvit_edge.machine.environment import version_of
+from lgvit_edge.runtime.backends.base import Candidate, Chain, ChainOptions
 from lgvit_edge.runtime.backends.registry import (
-    BACKENDS,
-    ChainOptions,
+    AUTO,
+    backend_of,
+    backends,
     chain_opener,
+    refusal,
     segment_names,
-    tensorrt_runs,
+    ships,
 )
 from lgvit_edge.runtime.parity import check_parity
 
@@ -34,6 +35,8 @@ OVERRIDE = "LGVIT_EDGE_BACKEND"
 _SECONDS = 4.0  # that all candidates together may compute
 _ROUNDS = 12
 _PATIENCE = 300.0  # seconds: compiling for a GPU takes a while
+# Set in the process that measures, so that it never starts another one.
+_MEASURING = "LGVIT_EDGE_MEASURING"
 _BURST = 3  # chains in a row: the first finds its weights pushed out of the caches
 
 
@@ -43,7 +46,7 @@ class Choice:
 
     Attributes:
         backend: the fastest whose answers are PyTorch's.
-        hint: its execution hint; None where it has none.
+        precision: what it computes float32 graphs in; None where it has no choice.
         measured: ms per image of each candidate, every exit equally often.
         refused: why a candidate was not taken, by its name.
         bundle: where it lay.
@@ -52,7 +55,7 @@ class Choice:
     """
 
     backend: str
-    hint: str | None
+    precision: str | None
     measured: dict[str, float]
     refused: dict[str, str]
     bundle: str
@@ -67,148 +70,159 @@ def choose(
 
     Args:
         bundle: to run.
-        backend: one of ``BACKENDS``, or ``auto``.
-        options: what the user asked for; a device, a hint or private pools leave less to choose.
+        backend: a backend's name, or ``auto``.
+        options: what the user asked for; each leaves less to choose.
         afresh: measure even if that was done before.
 
     Raises:
-        UsageError: there is no such backend.
+        UsageError: there is no such backend, or it does not take an option.
         BackendError: nothing here can run the bundle.
+        MissingDependency: the only backend that takes the options is not installed.
     """
-    if backend == "auto":
-        backend = os.environ.get(OVERRIDE, "auto")
-    if backend not in (*BACKENDS, "auto"):
-        raise UsageError(f"backend must be one of auto, {', '.join(BACKENDS)}, found {backend!r}")
-    free = options.device is None and options.hint is None
-    if backend == "auto" and free and tensorrt_runs(bundle):
-        backend = "tensorrt"
-    found = list(_candidates(backend, options))
+    if backend == AUTO:
+        backend = os.environ.get(OVERRIDE, AUTO)
+    found = candidates(bundle, backend, options)
+    best = found[0]
     if len(found) > 1:
         made = None if afresh else read_choice(bundle, found, options)
         made = made or _measure_elsewhere(bundle, found, options)
         made = made or measure(bundle, found, options)
-        found = [(made.backend, made.hint)]
-    name, hint = found[0]
-    return name, replace(options, hint=hint)
+        best = Candidate(made.backend, made.precision)
+    return best.backend, replace(options, precision=best.precision)
 
 
-def _candidates(backend: str, options: ChainOptions) -> Iterator[tuple[str, str | None]]:
-    """Backends that are installed and fit the options, each with its hints."""
-    if backend in ("tensorrt", "onnxruntime"):
-        yield backend, options.hint
-        return
-    gpu_runtime = options.device == "cuda" or options.thread_pool == "private"
-    has_ort = importlib.util.find_spec("onnxruntime") is not None
-    has_openvino = importlib.util.find_spec("openvino") is not None
-    if backend == "auto" and options.hint is None and options.device not in ("gpu", "npu"):
-        # Where neither is there, ONNX Runtime's absence is what the user hears of.
-        if has_ort or not has_openvino or gpu_runtime:
-            yield "onnxruntime", None
-        if not has_openvino or gpu_runtime or _cuda_here(options.device):
-            return
-    from lgvit_edge.runtime.backends.openvino import available_hints
+def candidates(bundle: Bundle, backend: str, options: ChainOptions) -> list[Candidate]:
+    """What to choose from: on the fastest kind of hardware here, one at least.
 
-    hints = available_hints(options.device)  # says what is missing
-    for hint in hints if options.hint is None else [options.hint]:
-        yield "openvino", hint
+    Raises:
+        LGViTEdgeError: see ``choose``.
+    """
+    suitable = list(backends()) if backend == AUTO else [backend_of(backend)]
+    refused = {b.name: fault for b in suitable if (fault := refusal(b, options)) is not None}
+    suitable = [b for b in suitable if b.name not in refused]
+    if not suitable:
+        raise UsageError("; ".join(refused.values()))
+    if len(suitable) == 1 and (options.precision or not suitable[0].precisions):
+        # Nothing to choose: opening it tells best what may be wrong.
+        return [Candidate(suitable[0].name, options.precision)]
+    found: list[Candidate] = []
+    faults: dict[str, str] = {}
+    for one in suitable:
+        try:
+            if not one.installed:
+                raise MissingDependency(f"{one.name} is not installed; {one.to_install}")
+            found += one.own_candidates(bundle, options)
+        except (BackendError, MissingDependency) as error:
+            if len(suitable) == 1:
+                raise
+            faults[one.name] = str(error)
+    if not found:
+        raise BackendError(_nothing_runs(bundle, faults))
+    highest = max(candidate.rank for candidate in found)
+    return [candidate for candidate in found if candidate.rank == highest]
 
 
-def _cuda_here(device: str | None) -> bool:
-    """Whether ONNX Runtime computes on a GPU, which no processor is measured against."""
-    if device == "cpu" or importlib.util.find_spec("onnxruntime") is None:
-        return False
-    import onnxruntime
-
-    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+def _nothing_runs(bundle: Bundle, faults: dict[str, str]) -> str:
+    reasons = "; ".join(f"{name}: {why}" for name, why in faults.items())
+    return f"nothing here runs {bundle.root}: {reasons}; run: lgvit-edge doctor"
 
 
 def _measure_elsewhere(
-    bundle: Bundle, candidates: list[tuple[str, str | None]], options: ChainOptions
+    bundle: Bundle, found: list[Candidate], options: ChainOptions
 ) -> Choice | None:
     """``measure`` in a process of its own; None where that does not work.
 
     What loses should leave neither memory nor ONNX Runtime's thread pool behind, which makes
-    demands on every other session of a process.
+    demands on every other session of a process. An application that was packed into one program,
+    or that has Python inside, would start itself once more instead of Python; a process of its own
+    knows no backend that the application registered.
     """
-    if not sys.executable:  # embedded in a program that is not Python
+    if not (_python_starts_python() and all(ships(one.backend) for one in found)):
         return None
-    asked = {"root": str(bundle.root), "candidates": candidates, "threads": options.threads}
-    asked |= {"device": options.device}
+    given = {name: getattr(options, name) for name in options.given}
+    asked = {"root": str(bundle.root), "candidates": found, "options": given}
     command = [sys.executable, "-m", "lgvit_edge.runtime.selection", json.dumps(asked)]
+    environment = os.environ | {_MEASURING: "1"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=_PATIENCE
+        )
         return Choice(**json.loads(done.stdout)) if done.returncode == 0 else None
     except (OSError, subprocess.SubprocessError, ValueError, TypeError):
         return None
+
+
+def _python_starts_python() -> bool:
+    """Whether ``sys.executable`` is an interpreter that may be started to measure."""
+    if _MEASURING in os.environ or getattr(sys, "frozen", False):
+        return False
+    return Path(sys.executable or "").name.lower().startswith(("python", "pypy"))
 
 
 def _main() -> None:
     """The other side of ``_measure_elsewhere``."""
     asked = json.loads(sys.argv[1])
     bundle = open_bundle(asked["root"], verify=False)  # as was done a moment ago
-    candidates = [(name, hint) for name, hint in asked["candidates"]]
-    options = ChainOptions(threads=asked["threads"], device=asked["device"])
-    print(json.dumps(vars(measure(bundle, candidates, options))))
+    found = [Candidate(*row) for row in asked["candidates"]]
+    print(json.dumps(vars(measure(bundle, found, ChainOptions(**asked["options"])))))
 
 
-def measure(
-    bundle: Bundle, candidates: list[tuple[str, str | None]], options: ChainOptions
-) -> Choice:
+def measure(bundle: Bundle, found: list[Candidate], options: ChainOptions) -> Choice:
     """Time candidates in turn on the bundle's samples, keep the result, and say which is fastest.
 
     Raises:
         BackendError: none opens and agrees with PyTorch.
     """
     refused: dict[str, str] = {}
-    times: dict[str, list[float]] = {}
+    times: dict[Candidate, list[float]] = {}
     with contextlib.ExitStack() as stack:
-        chains: dict[tuple[str, str | None], Chain] = {}
-        for name, hint in candidates:
+        chains: dict[Candidate, Chain] = {}
+        for one in found:
             try:
-                opener = chain_opener(bundle, name, replace(options, hint=hint))
+                opener = chain_opener(
+                    bundle, one.backend, replace(options, precision=one.precision)
+                )
                 chain = opener(segment_names(bundle))
                 stack.callback(chain.close)
                 check_parity(bundle, chain, None)
-                chains[name, hint] = chain
+                chains[one] = chain
             except LGViTEdgeError as error:
-                refused[_label(name, hint)] = str(error)
+                refused[one.label] = str(error)
         with np.load(bundle.path(bundle.manifest.parity.samples), allow_pickle=False) as samples:
             image = samples["images"][:1]
         began = time.perf_counter()
         for _ in range(_ROUNDS):
-            for pair, chain in chains.items():
+            for one, chain in chains.items():
                 time.sleep(0.005)  # pools that were used before stop spinning
                 burst = [_mean_exit_ms(chain, image, bundle) for _ in range(_BURST)]
-                times.setdefault(_label(*pair), []).extend(burst[1:])
+                times.setdefault(one, []).extend(burst[1:])
             if time.perf_counter() - began > _SECONDS:
                 break
     if not times:
-        reasons = "; ".join(f"{name}: {why}" for name, why in refused.items())
-        raise BackendError(f"nothing here runs {bundle.root}: {reasons}; run: lgvit-edge doctor")
-    measured = {name: round(float(np.median(ms)), 4) for name, ms in times.items()}
-    name, hint = min(chains, key=lambda pair: measured[_label(*pair)])
+        raise BackendError(_nothing_runs(bundle, refused))
+    measured = {one: round(float(np.median(ms)), 4) for one, ms in times.items()}
+    best = min(measured, key=lambda one: measured[one])
     choice = Choice(
-        backend=name,
-        hint=hint,
-        measured=measured,
+        backend=best.backend,
+        precision=best.precision,
+        measured={one.label: ms for one, ms in measured.items()},
         refused=refused,
         bundle=str(bundle.root.resolve()),
-        machine=_machine(options),
+        machine=_machine(found, options),
         date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
-    if (path := _path(bundle, candidates, options)) is not None:
+    if (path := _path(bundle, found, options)) is not None:
         text = json.dumps(vars(choice), indent=1) + "\n"
         keep(path, lambda partial: partial.write_text(text, encoding="utf-8"))
     return choice
 
 
-def read_choice(
-    bundle: Bundle, candidates: list[tuple[str, str | None]], options: ChainOptions
-) -> Choice | None:
+def read_choice(bundle: Bundle, found: list[Candidate], options: ChainOptions) -> Choice | None:
     """What was measured before for this bundle, machine and set of candidates."""
-    path = _path(bundle, candidates, options)
-    found = None if path is None else _read(path)
-    return found if found and (found.backend, found.hint) in candidates else None
+    path = _path(bundle, found, options)
+    made = None if path is None else _read(path)
+    named = [(one.backend, one.precision) for one in found]
+    return made if made and (made.backend, made.precision) in named else None
 
 
 def known_choices() -> list[Choice]:
@@ -218,7 +232,7 @@ def known_choices() -> list[Choice]:
     return sorted((c for c in found if c is not None), key=lambda c: c.date, reverse=True)
 
 
-def _mean_exit_ms(chain: Chain, image: np.ndarray[Any, Any], bundle: Bundle) -> float:
+def _mean_exit_ms(chain: Chain, image: NDArray[np.uint8 | np.float32], bundle: Bundle) -> float:
     """Of one image that leaves at every exit equally often."""
     start = time.perf_counter()
     chain.start(image)
@@ -229,25 +243,18 @@ def _mean_exit_ms(chain: Chain, image: np.ndarray[Any, Any], bundle: Bundle) -> 
     return sum(ends) / len(ends) * 1e3
 
 
-def _label(backend: str, hint: str | None) -> str:
-    return backend if hint is None else f"{backend} {hint}"
-
-
-def _machine(options: ChainOptions) -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
+def _machine(found: list[Candidate], options: ChainOptions) -> str:
     parts = [cpu_name(), f"{options.threads or available_cores()} threads"]
-    for package in ("onnxruntime", "onnxruntime-gpu", "openvino"):
-        with contextlib.suppress(PackageNotFoundError):
-            parts.append(f"{package} {version(package)}")
+    for name in dict.fromkeys(one.backend for one in found):
+        for package in backend_of(name).packages:
+            if (version := version_of(package.name)) is not None:
+                parts.append(f"{package.name} {version}")
     return ", ".join(parts)
 
 
-def _path(
-    bundle: Bundle, candidates: list[tuple[str, str | None]], options: ChainOptions
-) -> Path | None:
+def _path(bundle: Bundle, found: list[Candidate], options: ChainOptions) -> Path | None:
     folder = bundle_cache(bundle.manifest.identity)
-    key = key_of(_machine(options), options.device, options.thread_pool, candidates)
+    key = key_of(_machine(found, options), options.device, options.thread_pool, found)
     return None if folder is None else folder / f"backend-{key}.json"
 
 

@@ -3,43 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from lgvit_edge import policies
 from lgvit_edge.bundle.directory import Bundle, open_bundle
-from lgvit_edge.bundle.manifest import Manifest
-from lgvit_edge.errors import BackendError, BundleError, UsageError
-from lgvit_edge.images.preprocess import network_input
+from lgvit_edge.errors import UsageError
+from lgvit_edge.images.preprocess import ImageLike, refuse_single
 from lgvit_edge.policies import Policy
-from lgvit_edge.runtime.backends.base import Chain
-from lgvit_edge.runtime.backends.registry import ChainOptions, chain_opener, segment_names
-from lgvit_edge.runtime.parity import check_parity
+from lgvit_edge.runtime.backends.base import Chain, ChainOptions
+from lgvit_edge.runtime.backends.registry import chain_opener
+from lgvit_edge.runtime.loaded import LoadedBundle
+from lgvit_edge.runtime.points import bundle_policy
 from lgvit_edge.runtime.result import Result
-from lgvit_edge.runtime.runner import Walk
 from lgvit_edge.runtime.stats import Recorder, Statistics
-from lgvit_edge.runtime.streams import run_streams
+from lgvit_edge.runtime.streams import StreamError, run_streams
 from lgvit_edge.runtime.target_rate import TargetRate
 
 if TYPE_CHECKING:
     from lgvit_edge.runtime.backends.tensorrt import TensorRTOptions
 
 
-class Session:
+class Session(LoadedBundle):
     """An early-exit chain, ready to predict.
 
     Any thread may call, several at once: a lock lets one image or batch into the chain at a time,
     while others are resized. For images in parallel, open a session per thread.
 
     Attributes:
-        chain: the segments, for benchmarks; whoever runs it holds the session alone.
         hooks: each is called with every ``Result``, in the thread that predicts; what it raises
             comes out of the prediction.
     """
@@ -48,17 +43,16 @@ class Session:
         self, bundle: Bundle, policy: Policy, open_chain: Callable[[list[str]], Chain]
     ) -> None:
         """Use ``Session.open``."""
-        self._bundle, self._open_chain = bundle, open_chain
-        self.chain = open_chain(segment_names(bundle))
-        self._walk = Walk(self.chain, bundle.manifest)
-        self._exits = len(bundle.manifest.segments) - 1
-        self._baseline: Chain | None = None
-        self._lock, self._closed = threading.RLock(), False
+        super().__init__(bundle, open_chain)
         self._recorder = Recorder(self._exits + 1)
         self._rate: TargetRate | None = None
         self._point: str | None = None
         self.hooks: list[Callable[[Result], None]] = []
-        self.policy = policy
+        try:
+            self.policy = policy
+        except BaseException:
+            self.close()
+            raise
 
     @classmethod
     def open(
@@ -69,60 +63,66 @@ class Session:
         policy: Policy | None = None,
         point: str | None = None,
         threads: int | None = None,
-        thread_pool: str = "global",
+        thread_pool: str | None = None,
         device: str | None = None,
-        hint: str | None = None,
+        precision: str | None = None,
         tensorrt: TensorRTOptions | None = None,
         warm_up: bool = False,
     ) -> Session:
         """Open a bundle and load its segments.
 
+        Example:
+            with Session.open("out/", warm_up=True) as session:
+                result = session.predict("cat.jpg")
+
         Args:
             path: the directory ``lgvit-edge export`` wrote.
-            backend: ``tensorrt``, ``onnxruntime`` or ``openvino``; ``auto`` for ``tensorrt`` where
-                the bundle has engines and this machine a GPU, else for the fastest one installed,
-                measured when a bundle is first opened on a machine (seconds) and remembered.
-                ``LGVIT_EDGE_BACKEND`` takes the place of ``auto``.
+            backend: ``tensorrt``, ``onnxruntime``, ``openvino``, or what ``register_backend`` was
+                given; ``auto`` for ``tensorrt`` where the bundle has engines and this machine a
+                GPU, else for the fastest one installed, measured when a bundle is first opened on
+                a machine (seconds) and remembered. ``LGVIT_EDGE_BACKEND`` takes the place of
+                ``auto``. An option that a backend does not take is refused, and with ``auto``
+                leaves that backend out.
             policy: what stops the chain; None for the manifest's.
             point: the name of an operating point that ``lgvit-edge tune`` found, instead.
             threads: CPU threads (onnxruntime, openvino); None for one per core this process may
                 use.
-            thread_pool: (onnxruntime) ``global`` is fastest and makes ONNX Runtime demand
-                ``use_per_session_threads = False`` of every other session in this process;
+            thread_pool: (onnxruntime) ``global``, the default, is fastest and makes ONNX Runtime
+                demand ``use_per_session_threads = False`` of every other session in this process;
                 ``private`` leaves them alone.
             device: ``cpu`` or ``cuda`` (onnxruntime), ``cpu``, ``gpu`` or ``npu`` (openvino); None
                 for the best one here.
-            hint: (openvino) ``f32``, ``bf16`` or ``f16``: what float32 graphs are computed in; None
-                for the fastest whose logits stay within the bundle's tolerance here.
+            precision: (openvino) ``fp32``, ``bf16`` or ``fp16``: what float32 graphs are computed
+                in; None for the fastest whose logits stay within the bundle's tolerance here.
             tensorrt: how the tensorrt backend waits, records and speculates.
             warm_up: see ``warm_up``; else the first predictions are slower than those to come.
 
         Raises:
             BundleError: missing, damaged, unsafe or of another schema version.
             BackendError: the backend or device cannot run here, or no engine fits this GPU.
-            UsageError: an argument means nothing, the policy does not fit the exits, or there is
-                no such point.
+            MissingDependency: the backend is not installed.
+            UsageError: an argument means nothing or is not for this backend, the policy does not
+                fit the exits, or there is no such point.
         """
         if policy is not None and point is not None:
             raise UsageError("give a policy or an operating point, not both")
         from lgvit_edge.runtime.selection import choose  # importing the runtime stays quick
 
-        options = ChainOptions(threads, thread_pool, device, hint, tensorrt)
+        options = ChainOptions(threads, thread_pool, device, precision, tensorrt)
         bundle = open_bundle(path)
         if policy is None:
-            policy = _from_manifest(bundle.manifest, point)
+            policy = bundle_policy(bundle.manifest, point)
         policy.start(len(bundle.manifest.segments) - 1)  # before anything is loaded
         name, options = choose(bundle, backend, options)
         session = cls(bundle, policy, chain_opener(bundle, name, options))
-        if warm_up:
-            session.warm_up()
+        try:
+            if warm_up:
+                session.warm_up()
+        except BaseException:
+            session.close()
+            raise
         session._point = point
         return session
-
-    @property
-    def manifest(self) -> Manifest:
-        """What the bundle says about itself."""
-        return self._bundle.manifest
 
     @property
     def policy(self) -> Policy:
@@ -159,105 +159,137 @@ class Session:
 
     @point.setter
     def point(self, name: str) -> None:
-        self.policy = _from_manifest(self.manifest, name)
+        self.policy = bundle_policy(self.manifest, name)
         self._point = name
 
-    def predict(self, frame: NDArray[np.uint8], *, deadline_ms: float | None = None) -> Result:
-        """Classify one frame, ``uint8`` RGB ``[H, W, 3]`` of any size.
+    def predict(
+        self, image: ImageLike, *, color: str = "rgb", deadline_ms: float | None = None
+    ) -> Result:
+        """Classify one image of any size.
+
+        Example:
+            result = session.predict(frame, color="bgr")  # a frame of OpenCV
+            print(result.label, result.confidence, result.exit)
 
         Args:
-            frame: the image.
+            image: ``uint8`` array ``[H, W, 3]``; ``[H, W]`` or ``[H, W, 1]``, grey; ``[H, W, 4]``,
+                whose transparency is dropped, as of files; the path of a file; or a Pillow image.
+            color: of arrays, whether channels come as ``rgb`` or, as in OpenCV, ``bgr``.
             deadline_ms: from this call to the answer: no segment is begun that may end later, by
                 what segments take at present (``clock.MISS``). At least exit 1 answers, late where
                 even that takes longer (``Result.late``). The first call with a deadline warms the
                 session up, unless that was done.
 
         Raises:
-            DataError: the frame is of another type or shape.
-            UsageError: the deadline is not a positive number.
+            DataError: the image is of another type or shape, or cannot be read.
+            UsageError: the deadline is not a positive number, or there is no such color.
             BackendError: the session is closed.
         """
         start = time.perf_counter()
         if deadline_ms is not None and not 0 < deadline_ms < float("inf"):
             raise UsageError(f"deadline_ms must be a positive number, found {deadline_ms!r}")
-        images = self.prepare([frame])
+        images = self.prepare([image], color=color)
         spent = (time.perf_counter() - start) * 1e3
         return self.run(images, starts=[start], deadline_ms=deadline_ms, prepare_ms=spent)[0]
 
-    def predict_batch(self, frames: Sequence[NDArray[np.uint8]]) -> list[Result]:
-        """Classify frames together; those that exit leave the batch.
+    def predict_batch(self, images: Sequence[ImageLike], *, color: str = "rgb") -> list[Result]:
+        """Classify images together; those that exit leave the batch.
 
-        More frames than the bundle's largest batch are split.
+        More images than the bundle's largest batch are split.
+
+        Args:
+            images: each as for ``predict``; one array ``[B, H, W, C]`` will do.
+            color: see ``predict``.
 
         Raises:
-            DataError: a frame is of another type or shape.
+            DataError: an image is of another type or shape, or cannot be read.
+            UsageError: there is no such color.
             BackendError: the session is closed.
         """
+        refuse_single(images)
         results: list[Result] = []
-        for first in range(0, len(frames), self.max_batch):
+        for first in range(0, len(images), self.max_batch):
             start = time.perf_counter()
-            images = self.prepare(frames[first : first + self.max_batch])
+            ready = self.prepare(images[first : first + self.max_batch], color=color)
             spent = (time.perf_counter() - start) * 1e3
-            results += self.run(images, starts=[start] * len(images), prepare_ms=spent)
+            results += self.run(ready, starts=[start] * len(ready), prepare_ms=spent)
         return results
 
     def stream(
         self,
-        frames: Iterable[NDArray[np.uint8]],
+        images: Iterable[ImageLike],
         *,
+        color: str = "rgb",
         batch: int | None = None,
         ahead: int | None = None,
     ) -> Iterator[Result]:
-        """Classify frames as they come, in their order, for throughput.
+        """Classify images as they come, in their order, for throughput.
 
-        A thread reads and resizes up to ``ahead`` frames while the network computes; batches are
-        of what has been read by then.
+        A thread reads and resizes up to ``ahead`` images while the network computes; batches are
+        of what has been read by then. A source may fill one and the same array again and again.
 
         Args:
-            frames: ``uint8`` RGB ``[H, W, 3]`` each; a camera, a generator of files.
+            images: each as for ``predict``; a camera, a generator of files.
+            color: see ``predict``.
             batch: the largest; None for the bundle's largest.
-            ahead: frames read before they are needed; None for two batches.
+            ahead: images read before they are needed; None for two batches.
 
         Raises:
-            DataError: a frame is of another type or shape; what ``frames`` raises comes through
-                likewise, after the results of the frames before it.
-            UsageError: ``batch`` or ``ahead`` are below 1.
+            DataError: an image is of another type or shape; what ``images`` raises comes through
+                likewise, after the results of the images before it.
+            UsageError: ``batch`` or ``ahead`` are below 1, or there is no such color.
             BackendError: the session is closed.
         """
-        for _, result in self.streams({"frames": frames}, batch=batch, ahead=ahead):
+        refuse_single(images)
+        for _, result in self._run_streams({"images": images}, color, batch, ahead, patient=False):
+            if isinstance(result, StreamError):
+                raise result.error
             yield result
 
     def streams(
         self,
-        sources: Mapping[str, Iterable[NDArray[np.uint8]]],
+        sources: Mapping[str, Iterable[ImageLike]],
         *,
+        color: str = "rgb",
         batch: int | None = None,
         ahead: int | None = None,
-    ) -> Iterator[tuple[str, Result]]:
+    ) -> Iterator[tuple[str, Result | StreamError]]:
         """Several cameras into one session: a thread reads each, batches mix them.
+
+        A bad image, or a source that fails, stops no other source: a ``StreamError`` takes the
+        place of its result.
 
         Args:
             sources: by name; arguments and errors otherwise as for ``stream``.
+            color: see ``predict``.
             batch: the largest; None for the bundle's largest.
-            ahead: frames read before they are needed, of all sources together.
+            ahead: images read before they are needed, of all sources together.
 
         Returns:
-            The source's name with each result; those of one source are in its order.
+            The source's name with each result or error; those of one source are in its order.
         """
+        for images in sources.values():
+            refuse_single(images)
+        return self._run_streams(sources, color, batch, ahead, patient=True)
+
+    def _run_streams(
+        self,
+        sources: Mapping[str, Iterable[ImageLike]],
+        color: str,
+        batch: int | None,
+        ahead: int | None,
+        *,
+        patient: bool,
+    ) -> Iterator[tuple[str, Result | StreamError]]:
         size = self.max_batch if batch is None else min(batch, self.max_batch)
-        return run_streams(self, sources, batch=size, ahead=2 * size if ahead is None else ahead)
-
-    def prepare(self, frames: Sequence[NDArray[np.uint8]]) -> NDArray[Any]:
-        """Frames to network input, as the manifest says.
-
-        Returns:
-            ``[B, H, W, 3] uint8``, or ``[B, 3, H, W] float32`` where the bundle says so.
-
-        Raises:
-            DataError: a frame is of another type or shape.
-        """
-        manifest = self.manifest
-        return network_input(frames, manifest.preprocess, manifest.image_size, manifest.input)
+        return run_streams(
+            lambda image: self.prepare([image], color=color),
+            lambda images, starts: self.run(images, starts=starts),
+            sources,
+            batch=size,
+            ahead=2 * size if ahead is None else ahead,
+            patient=patient,
+        )
 
     def run(
         self,
@@ -305,107 +337,18 @@ class Session:
                 hook(result)
         return results
 
-    def exit_logits(self, frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Every exit's logits, ``[B, M + 1, C] float32``; nothing stops early.
-
-        Raises:
-            DataError: a frame is of another type or shape.
-            BackendError: the session is closed.
-        """
-        shape = (len(frames), self._exits + 1, self.manifest.num_classes)
-        logits = np.empty(shape, np.float32)
-        for first in range(0, len(frames), self.max_batch):
-            images = self.prepare(frames[first : first + self.max_batch])
-            with self._lock:
-                self._check_open()
-                self.chain.start(images)
-                for exit in range(self._exits + 1):
-                    logits[first : first + len(images), exit] = self.chain.step()
-        return logits
-
-    def timed_exits(self, images: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """Run all segments on one prepared image, deciding at every exit and obeying at none.
-
-        Returns:
-            Logits ``[M + 1, C] float32``, yours, and what each segment took with the decision at
-            its end, ``[M + 1]`` in ms.
-
-        Raises:
-            BackendError: the session is closed.
-        """
-        with self._lock:
-            self._check_open()
-            return self._walk.timed(images)
-
-    def baseline_logits(self, images: NDArray[Any]) -> NDArray[np.float32]:
-        """The baseline on prepared input, ``-> [B, C] float32``, yours; loaded on first use.
-
-        Raises:
-            BackendError: the session is closed.
-        """
-        with self._lock:
-            baseline = self._open_baseline()
-            baseline.start(images)
-            return baseline.step().copy()
-
-    def check_parity(self) -> float:
-        """See ``parity.check_parity``; the baseline is checked too.
-
-        Raises:
-            ParityError: beyond the tolerance the bundle was exported with; names the segment.
-            BackendError: the session is closed.
-        """
-        with self._lock:
-            return check_parity(self._bundle, self.chain, self._open_baseline())
-
-    def warm_up(self, runs: int = 10) -> float:
-        """Run the whole chain a few times, so that buffers and clocks have settled.
-
-        Deadlines and ``TargetRate`` go by what the segments take here.
-
-        Args:
-            runs: at least 1.
-
-        Returns:
-            Median ms of the whole chain.
-
-        Raises:
-            BackendError: the session is closed.
-        """
-        side = self.manifest.image_size
-        frame = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
-        images = self.prepare([frame])
-        with self._lock:
-            self._check_open()
-            times = np.stack([self._walk.timed(images)[1] for _ in range(runs + 2)])[2:]
-            self._walk.clock.calibrate(times)
-        return float(np.median(times.sum(axis=1)))
-
-    @property
-    def max_batch(self) -> int:
-        """Largest batch that runs at once."""
-        return self.chain.max_batch
-
     @property
     def stats(self) -> Statistics:
         """What the session has done so far."""
         with self._lock:
             return self._recorder.snapshot()
 
-    def describe(self) -> dict[str, Any]:
-        """Backend, version, device and threads, for records."""
-        return self.chain.describe()
-
     def close(self) -> None:
         """Free the backend's memory, once what other threads run is done; may be called again."""
         with self._lock:
-            if not self._closed:
-                self._closed = True
-                if self._rate is not None:
-                    self._rate.detach()
-                self.chain.close()
-                if self._baseline is not None:
-                    self._baseline.close()
+            if self._rate is not None:
+                self._rate.detach()
+            super().close()
 
     def __enter__(self) -> Session:
         """Return the session itself."""
@@ -419,29 +362,3 @@ class Session:
     ) -> None:
         """Close."""
         self.close()
-
-    def _open_baseline(self) -> Chain:
-        self._check_open()
-        if self._baseline is None:
-            self._baseline = self._open_chain(["baseline"])
-        return self._baseline
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise BackendError("the session is closed; open another one")
-
-
-def _from_manifest(manifest: Manifest, point: str | None) -> Policy:
-    """The policy of an operating point, or the bundle's own."""
-    where, data = "manifest.policy", manifest.policy
-    if point is not None:
-        if point not in manifest.points:
-            known = ", ".join(manifest.points) or "none; run: lgvit-edge tune"
-            raise UsageError(f"no operating point {point!r}; this bundle has {known}")
-        where, data = f"manifest.points.{point}.policy", manifest.points[point].policy
-    try:
-        policy = policies.from_json(data)
-        policy.start(len(manifest.segments) - 1)
-    except UsageError as error:
-        raise BundleError(f"{where}: {error}") from None
-    return policy

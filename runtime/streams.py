@@ -1,44 +1,69 @@
-"""Many frames through one session: read ahead, batched, answered in order."""
+"""Many images through one session: read ahead, batched, answered in order."""
 
 from __future__ import annotations
 
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge.errors import UsageError
+from lgvit_edge.images.preprocess import ImageLike
 from lgvit_edge.runtime.result import Result
-
-if TYPE_CHECKING:
-    from lgvit_edge.runtime.session import Session
 
 _POLL = 0.05  # seconds after which a reader that waits for room looks whether it should stop
 
 
 @dataclass(frozen=True)
+class StreamError:
+    """What took the place of a result in ``Session.streams``.
+
+    Attributes:
+        error: a ``DataError`` where an image could not be used, or what the source raised.
+        image: the number of that image in its source, from 0.
+        ended: whether the source is over; else it goes on with its next image.
+    """
+
+    error: BaseException
+    image: int
+    ended: bool
+
+
+@dataclass(frozen=True)
 class _Item:
-    """A frame that was read and resized, or the end of its source."""
+    """What a reader hands over: an image that was read and resized, an error, or the end."""
 
     source: str
     images: NDArray[Any] | None = None
     start: float = 0.0
-    error: BaseException | None = None
+    error: StreamError | None = None
+    ended: bool = False
 
 
 def run_streams(
-    session: Session,
-    sources: Mapping[str, Iterable[NDArray[np.uint8]]],
+    prepare: Callable[[ImageLike], NDArray[Any]],
+    run: Callable[[NDArray[Any], Sequence[float]], list[Result]],
+    sources: Mapping[str, Iterable[ImageLike]],
     *,
     batch: int,
     ahead: int,
-) -> Iterator[tuple[str, Result]]:
-    """See ``Session.streams``."""
+    patient: bool,
+) -> Iterator[tuple[str, Result | StreamError]]:
+    """See ``Session.streams``.
+
+    Args:
+        prepare: one image to network input ``[1, ...]``.
+        run: network input ``[B, ...]``, and when each image's latency began, to results.
+        sources: by name.
+        batch: the largest.
+        ahead: images read before they are needed.
+        patient: whether a source goes on after an image that cannot be used.
+    """
     if ahead < 1 or batch < 1:
         raise UsageError(f"batch and ahead must be at least 1, found {batch} and {ahead}")
     items: queue.Queue[_Item] = queue.Queue(ahead)
@@ -51,18 +76,24 @@ def run_streams(
             except queue.Full:
                 continue
 
-    def read(name: str, frames: Iterable[NDArray[np.uint8]]) -> None:
+    def read(name: str, images: Iterable[ImageLike]) -> None:
         # Decoding and resizing happen here, beside the network, which leaves Python alone.
-        error: BaseException | None = None
+        number, last = 0, _Item(name, ended=True)
         try:
-            for frame in frames:
+            for image in images:
                 start = time.perf_counter()
-                put(_Item(name, session.prepare([frame]), start))
+                try:
+                    put(_Item(name, _owned(prepare(image), image), start))
+                except Exception as error:
+                    if not patient:
+                        raise
+                    put(_Item(name, error=StreamError(error, number, ended=False)))
                 if stop.is_set():
                     return
-        except BaseException as raised:  # handed to whoever reads the results
-            error = raised
-        put(_Item(name, error=error))
+                number += 1
+        except BaseException as error:  # handed to whoever reads the results
+            last = _Item(name, error=StreamError(error, number, ended=True), ended=True)
+        put(last)
 
     readers = [
         threading.Thread(target=read, args=pair, name=f"lgvit-edge {pair[0]}", daemon=True)
@@ -73,22 +104,31 @@ def run_streams(
     open_sources = len(readers)
     try:
         while open_sources:
-            taken, failed = [items.get()], None
+            taken = [items.get()]
             while len(taken) < batch:  # what is there by now; nobody waits for a full batch
                 try:
                     taken.append(items.get_nowait())
                 except queue.Empty:
                     break
+            open_sources -= sum(item.ended for item in taken)
             ready = [item for item in taken if item.images is not None]
-            open_sources -= len(taken) - len(ready)
-            failed = next((item.error for item in taken if item.error is not None), None)
+            results: Iterator[Result] = iter(())
             if ready:
                 images = np.concatenate([item.images for item in ready])
-                results = session.run(images, starts=[item.start for item in ready])
-                yield from zip((item.source for item in ready), results, strict=True)
-            if failed is not None:
-                raise failed
+                results = iter(run(images, [item.start for item in ready]))
+            for item in taken:
+                if item.error is not None:
+                    yield item.source, item.error
+                elif item.images is not None:
+                    yield item.source, next(results)
     finally:
         stop.set()
         for reader in readers:
             reader.join(timeout=1.0)  # a camera that hangs is not waited for
+
+
+def _owned(images: NDArray[Any], image: ImageLike) -> NDArray[Any]:
+    """Network input that stays as it is when the source fills its array again."""
+    if isinstance(image, np.ndarray) and np.may_share_memory(images, image):
+        return images.copy()
+    return images

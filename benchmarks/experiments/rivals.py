@@ -62,7 +62,7 @@ def main(
     images = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), np.uint8)
     with (
         Session.open(engines, backend="onnxruntime", device="cpu") as ours,
-        Session.open(engines, backend="openvino", device="cpu", hint="f32") as vino,
+        Session.open(engines, backend="openvino", device="cpu", precision="fp32") as vino,
         tempfile.TemporaryDirectory(dir=bundle.root.absolute().parent) as folder,
     ):
         sides: dict[str, Run] = {

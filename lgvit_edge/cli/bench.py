@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -13,9 +13,9 @@ from lgvit_edge.cli.options import (
     CudaGraphs,
     Device,
     Engines,
-    Hint,
     PointName,
     PolicyText,
+    Precision,
     Speculate,
     Threads,
     Wait,
@@ -24,9 +24,6 @@ from lgvit_edge.cli.options import (
     parse_numbers,
 )
 from lgvit_edge.errors import UsageError
-
-if TYPE_CHECKING:
-    pass
 
 
 def bench(
@@ -49,10 +46,10 @@ def bench(
     threads: Threads = None,
     device: Device = None,
     backend: Backend = "auto",
-    hint: Hint = None,
-    wait: Wait = "hybrid",
-    cuda_graphs: CudaGraphs = True,
-    speculate: Speculate = False,
+    precision: Precision = None,
+    wait: Wait = None,
+    cuda_graphs: CudaGraphs = None,
+    speculate: Speculate = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write the record to this file.")
     ] = None,
@@ -67,7 +64,6 @@ def bench(
     from lgvit_edge.benchmarks.report.page import check_report, write_page
     from lgvit_edge.benchmarks.report.survey import survey
     from lgvit_edge.images.labelled import evenly, find_images
-    from lgvit_edge.runtime import TensorRTOptions
 
     if (labels or samples) and data is None:
         raise UsageError("--labels and --samples need --data")
@@ -76,9 +72,19 @@ def bench(
         raise UsageError("--mix is for runs without --data, where exits are forced")
     if report is not None:
         check_report()
-    how = TensorRTOptions(wait=wait, cuda_graphs=cuda_graphs, speculate=speculate)
     with (
-        open_session(engines, policy, point, threads, device, backend, hint, how) as session,
+        open_session(
+            engines,
+            policy,
+            point,
+            threads,
+            device,
+            backend,
+            precision,
+            wait,
+            cuda_graphs,
+            speculate,
+        ) as session,
         progress_bar("measuring") as progress,
     ):
         manifest, images, gallery = session.manifest, None, None

@@ -10,15 +10,17 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
-from numpy.typing import NDArray
 from rich.console import Console
 
 from lgvit_edge._support.optional import require
 from lgvit_edge._support.terminal import console, progress_bar, say
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 # Chosen on the training digits' confidences, not on the held-out ones that are reported.
 POLICY = "confidence:0.9"
@@ -93,7 +95,7 @@ def _write_images(folder: Path, images: NDArray[np.uint8], labels: NDArray[Any])
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
         target = folder / str(int(label))
         target.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.asarray(image)).save(target / f"{number:04d}.png")
+        Image.fromarray(image).save(target / f"{number:04d}.png")
 
 
 def demo(

@@ -14,9 +14,22 @@ from typer.core import TyperGroup
 from lgvit_edge._support.terminal import errors
 from lgvit_edge.errors import DataError, LGViTEdgeError, UsageError
 from lgvit_edge.policies import described
+from lgvit_edge.runtime.backends.registry import backends
 
 if TYPE_CHECKING:
-    from lgvit_edge.runtime import TensorRTOptions
+    from lgvit_edge.runtime import Session
+
+
+def _values(field: str) -> str:
+    """What each backend takes, for help: "onnxruntime: cpu or cuda; openvino: cpu or gpu."."""
+    rows = {backend.name: getattr(backend, field) for backend in backends()}
+    return "; ".join(f"{name}: {' or '.join(row)}" for name, row in rows.items() if row) + "."
+
+
+def _takers(option: str) -> str:
+    """The backends that take an option, for help."""
+    return ", ".join(backend.name for backend in backends() if option in backend.options)
+
 
 Engines = Annotated[Path, typer.Option(help="The bundle `lgvit-edge export` wrote.")]
 PolicyText = Annotated[
@@ -29,26 +42,43 @@ PolicyText = Annotated[
 PointName = Annotated[
     str | None, typer.Option("--point", help="An operating point of `lgvit-edge tune`, by name.")
 ]
-Threads = Annotated[int | None, typer.Option(help="CPU threads. Default: one per core.")]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda; openvino: cpu, gpu or npu.")]
+Threads = Annotated[
+    int | None, typer.Option(help=f"CPU threads ({_takers('threads')}). Default: one per core.")
+]
+Device = Annotated[str | None, typer.Option(help=_values("devices"))]
 Backend = Annotated[
     str,
     typer.Option(
-        help="tensorrt, onnxruntime or openvino. auto: tensorrt where engines and a GPU are, else "
-        "the fastest installed, measured once per bundle and machine."
+        help=f"{', '.join(backend.name for backend in backends())}. auto: tensorrt where engines "
+        "and a GPU are, else the fastest installed, measured once per bundle and machine."
     ),
 ]
-Hint = Annotated[
+Precision = Annotated[
     str | None,
     typer.Option(
-        help="openvino: compute in f32, bf16 or f16. Default: the fastest within the bundle's "
-        "tolerance."
+        help=f"What float32 graphs are computed in; {_values('precisions')} Default: the "
+        "fastest within the bundle's tolerance."
     ),
 ]
-Wait = Annotated[str, typer.Option(help="tensorrt: spin (soonest, burns a core), block or hybrid.")]
-CudaGraphs = Annotated[bool, typer.Option(help="tensorrt: replay recorded segments.")]
+# Of these nothing is passed on but what was typed: a backend that does not take one refuses it.
+Wait = Annotated[
+    str | None,
+    typer.Option(help="tensorrt: spin (soonest, burns a core), block or hybrid. Default: hybrid."),
+]
+CudaGraphs = Annotated[
+    bool | None,
+    typer.Option(
+        "--cuda-graphs/--no-cuda-graphs",
+        help="tensorrt: replay recorded segments. Default: --cuda-graphs.",
+    ),
+]
 Speculate = Annotated[
-    bool, typer.Option(help="tensorrt: start the next segment before the exit is decided.")
+    bool | None,
+    typer.Option(
+        "--speculate/--no-speculate",
+        help="tensorrt: start the next segment before the exit is decided. Default: "
+        "--no-speculate.",
+    ),
 ]
 Heads = Annotated[
     str | None,
@@ -164,7 +194,6 @@ def read_labels(path: Path, count: int) -> tuple[str, ...]:
     return names
 
 
-@contextlib.contextmanager
 def open_session(
     engines: Path,
     policy: str | None,
@@ -172,25 +201,28 @@ def open_session(
     threads: int | None,
     device: str | None,
     backend: str,
-    hint: str | None,
-    tensorrt: TensorRTOptions,
-) -> Iterator[Any]:
-    """The session that a command's options ask for.
+    precision: str | None,
+    wait: str | None,
+    cuda_graphs: bool | None,
+    speculate: bool | None,
+) -> Session:
+    """The session that a command's options ask for; None is what nobody typed.
 
     Raises:
         LGViTEdgeError: as ``Session.open`` does.
     """
     from lgvit_edge import policies
-    from lgvit_edge.runtime import Session
+    from lgvit_edge.runtime import Session, TensorRTOptions
 
-    with Session.open(
+    options = {"wait": wait, "cuda_graphs": cuda_graphs, "speculate": speculate}
+    typed: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    return Session.open(
         engines,
         backend=backend,
         policy=None if policy is None else policies.parse(policy),
         point=point,
         threads=threads,
         device=device,
-        hint=hint,
-        tensorrt=tensorrt,
-    ) as session:
-        yield session
+        precision=precision,
+        tensorrt=TensorRTOptions(**typed) if typed else None,
+    )

@@ -16,9 +16,9 @@ from lgvit_edge.cli.options import (
     CudaGraphs,
     Device,
     Engines,
-    Hint,
     PointName,
     PolicyText,
+    Precision,
     Speculate,
     Threads,
     Wait,
@@ -35,24 +35,24 @@ def predict(
     threads: Threads = None,
     device: Device = None,
     backend: Backend = "auto",
-    hint: Hint = None,
-    wait: Wait = "hybrid",
-    cuda_graphs: CudaGraphs = True,
-    speculate: Speculate = False,
+    precision: Precision = None,
+    wait: Wait = None,
+    cuda_graphs: CudaGraphs = None,
+    speculate: Speculate = None,
     as_json: AsJson = False,
 ) -> None:
     """Classify images: label, confidence, exit taken, latency."""
     from lgvit_edge.images.preprocess import list_images, load_rgb
-    from lgvit_edge.runtime import TensorRTOptions
 
     files = [f for path in images for f in (list_images(path) if path.is_dir() else [path])]
     if not files:
         raise DataError(f"no images in {', '.join(map(str, images))}")
-    how = TensorRTOptions(wait=wait, cuda_graphs=cuda_graphs, speculate=speculate)
     rows: list[dict[str, Any]] = []
     sure: list[str] = []
     failures: list[str] = []
-    with open_session(engines, policy, point, threads, device, backend, hint, how) as session:
+    with open_session(
+        engines, policy, point, threads, device, backend, precision, wait, cuda_graphs, speculate
+    ) as session:
         for file in files:
             try:
                 frame = load_rgb(file)

@@ -9,7 +9,7 @@ import typer
 
 from lgvit_edge._support.terminal import console, progress_bar, say
 from lgvit_edge.bundle.points import check_name
-from lgvit_edge.cli.options import Backend, Device, Engines, Hint, Threads, check_folders
+from lgvit_edge.cli.options import Backend, Device, Engines, Precision, Threads, check_folders
 from lgvit_edge.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def tune(
     threads: Threads = None,
     device: Device = None,
     backend: Backend = "auto",
-    hint: Hint = None,
+    precision: Precision = None,
     plot: Annotated[
         Path | None, typer.Option(help="Also draw accuracy over time (.png, .svg, .pdf).")
     ] = None,
@@ -117,7 +117,7 @@ def tune(
         from lgvit_edge.runtime import Session
 
         with Session.open(
-            engines, backend=backend, threads=threads, device=device, hint=hint
+            engines, backend=backend, threads=threads, device=device, precision=precision
         ) as session:
             if data is not None:
                 kept = _collect(session, data, labels, samples, main)

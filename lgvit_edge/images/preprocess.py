@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, Union
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lgvit_edge.errors import DataError
+from lgvit_edge.errors import DataError, UsageError
 from lgvit_edge.images.spec import Preprocess
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# What ``as_rgb`` takes: an array, the path of a file, a Pillow image.
+ImageLike: TypeAlias = Union["NDArray[np.uint8]", str, "os.PathLike[str]", "Image"]
+
+COLORS = ("rgb", "bgr")
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _MAX_PIXELS = 100_000_000  # a decoded bomb would take gigabytes
@@ -29,48 +40,92 @@ def list_images(folder: Path) -> list[Path]:
         raise DataError(f"cannot read {folder}: {error.strerror}") from None
 
 
-def load_rgb(path: str | Path) -> NDArray[np.uint8]:
-    """Decode an image file to ``[H, W, 3] uint8`` RGB, turned upright.
+def load_rgb(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
+    """Decode an image file to ``[H, W, 3] uint8`` RGB, turned upright; transparency is dropped.
 
     Raises:
         DataError: no such file, not an image, or damaged.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > _MAX_PIXELS:
-                raise DataError(f"{path}: {image.width} x {image.height} pixels are too many")
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I;16"):  # Pillow would cut off at 255 instead of scaling
-                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-            return np.asarray(upright.convert("RGB"))
-    except FileNotFoundError:
-        raise DataError(f"no such image: {path}") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} is not an image that can be decoded: {error}") from None
+    with _decoding(path), Image.open(path) as image:
+        return _pixels(image, path)
 
 
-def check_frame(frame: Any) -> NDArray[np.uint8]:
-    """``frame`` itself when it is ``[H, W, 3] uint8``.
+def as_rgb(image: ImageLike, color: str = "rgb") -> NDArray[np.uint8]:
+    """Any image that people have as ``[H, W, 3] uint8`` RGB.
+
+    Args:
+        image: ``uint8`` array ``[H, W, 3]``, ``[H, W, 4]`` (transparency is dropped, as of files),
+            ``[H, W]`` or ``[H, W, 1]`` (grey, repeated); the path of a file; or a Pillow image,
+            which is read as its file would be.
+        color: of arrays, whether channels come as ``rgb`` or, as in OpenCV, ``bgr``.
+
+    Returns:
+        ``image`` itself where it is RGB already; a view of it where its channels are picked.
 
     Raises:
-        DataError: it is not.
+        DataError: it is none of these.
+        UsageError: there is no such order.
     """
-    if (
-        not isinstance(frame, np.ndarray)
-        or frame.dtype != np.uint8
-        or frame.ndim != 3
-        or frame.shape[2] != 3
-        or 0 in frame.shape
-    ):
-        found = (
-            f"{frame.dtype} {list(frame.shape)}"
-            if isinstance(frame, np.ndarray)
-            else type(frame).__name__
+    if color not in COLORS:
+        raise UsageError(f"color must be one of {', '.join(COLORS)}, found {color!r}")
+    if isinstance(image, np.ndarray):
+        if image.dtype == np.uint8 and image.size:
+            channels = image.shape[2] if image.ndim == 3 else 1 if image.ndim == 2 else 0
+            if channels == 3:
+                return image if color == "rgb" else image[..., ::-1]
+            if channels == 4:
+                return image[..., :3] if color == "rgb" else image[..., 2::-1]
+            if channels == 1:
+                return np.broadcast_to(image.reshape(*image.shape[:2], 1), (*image.shape[:2], 3))
+        found = f"{image.dtype} {list(image.shape)}"
+    elif isinstance(image, (str, os.PathLike)):
+        return load_rgb(image)
+    elif _is_pillow(image):
+        with _decoding("this Pillow image"):
+            return _pixels(image, "this Pillow image")
+    else:
+        found = type(image).__name__
+    raise DataError(
+        "an image must be a uint8 array [H, W, 3], [H, W, 4], [H, W] or [H, W, 1], the path of a "
+        f"file, or a Pillow image; found {found}"
+    )
+
+
+def _is_pillow(image: object) -> TypeGuard[Image]:
+    """Whether it is an image of Pillow's, which nobody has where Pillow was not imported."""
+    pillow = sys.modules.get("PIL.Image")
+    return pillow is not None and isinstance(image, pillow.Image)
+
+
+@contextlib.contextmanager
+def _decoding(name: str | os.PathLike[str]) -> Iterator[None]:
+    """Say in one way what Pillow says in many."""
+    from PIL.Image import DecompressionBombError
+
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataError(f"no such image: {name}") from None
+    except (OSError, ValueError, SyntaxError, DecompressionBombError) as error:
+        raise DataError(f"{name} is not an image that can be decoded: {error}") from None
+
+
+def _pixels(image: Image, name: str | os.PathLike[str]) -> NDArray[np.uint8]:
+    from PIL import Image, ImageOps
+
+    if image.width * image.height > _MAX_PIXELS:
+        raise DataError(f"{name}: {image.width} x {image.height} pixels are too many")
+    upright = ImageOps.exif_transpose(image)
+    # Pillow would cut these off at 255 instead of scaling them.
+    if upright.mode.startswith("I;16"):
+        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+    elif upright.mode in ("I", "F"):
+        raise DataError(
+            f"{name} has 32 bits per pixel, whose range only its maker knows; convert it to 8 bits"
         )
-        raise DataError(f"a frame must be uint8 RGB [H, W, 3], found {found}")
-    return frame
+    return np.asarray(upright.convert("RGB"))
 
 
 def resize_crop(frame: NDArray[np.uint8], spec: Preprocess, size: int) -> NDArray[np.uint8]:
@@ -81,7 +136,7 @@ def resize_crop(frame: NDArray[np.uint8], spec: Preprocess, size: int) -> NDArra
     resize-then-crop; bicubic overshoot at saturated edges is cut off once instead of twice.
 
     Args:
-        frame: ``[H, W, 3] uint8``.
+        frame: ``[H, W, 3] uint8`` RGB.
         spec: side, shape and interpolation.
         size: side of the crop, in pixels.
 
@@ -111,25 +166,39 @@ def resize_crop(frame: NDArray[np.uint8], spec: Preprocess, size: int) -> NDArra
 
 
 def network_input(
-    frames: Sequence[NDArray[np.uint8]], spec: Preprocess, size: int, dtype: str
+    images: Sequence[ImageLike], spec: Preprocess, size: int, dtype: str, color: str = "rgb"
 ) -> NDArray[Any]:
-    """Frames of any sizes to what segment 0 takes.
+    """Images of any sizes to what segment 0 takes.
 
     Args:
-        frames: each ``[H, W, 3] uint8`` RGB.
+        images: each as ``as_rgb`` takes it; one array ``[B, H, W, C]`` will do.
         spec: resize, crop, mean and std.
         size: side of the network's input.
         dtype: ``uint8`` or ``float32``, as the bundle says.
+        color: see ``as_rgb``.
 
     Returns:
         ``[B, size, size, 3] uint8``, or normalised ``[B, 3, size, size] float32``.
 
     Raises:
-        DataError: a frame is of another type or shape.
+        DataError: an image is of another type or shape, or there is one where several are expected.
     """
-    resized = [resize_crop(check_frame(frame), spec, size) for frame in frames]
-    images = resized[0][None] if len(resized) == 1 else np.stack(resized)
-    return images if dtype == "uint8" else to_float(images, spec)
+    refuse_single(images)
+    resized = [resize_crop(as_rgb(image, color), spec, size) for image in images]
+    ready = resized[0][None] if len(resized) == 1 else np.stack(resized)
+    return ready if dtype == "uint8" else to_float(ready, spec)
+
+
+def refuse_single(images: object) -> None:
+    """Refuse one image where several are expected: its rows, or letters, would pass for images.
+
+    Raises:
+        DataError: it is one.
+    """
+    single = isinstance(images, (str, os.PathLike)) or _is_pillow(images)
+    if single or (isinstance(images, np.ndarray) and images.ndim != 4):
+        found = f"an array {list(images.shape)}" if isinstance(images, np.ndarray) else repr(images)
+        raise DataError(f"expected several images, such as [image], found {found}")
 
 
 def to_float(images: NDArray[np.uint8], spec: Preprocess) -> NDArray[np.float32]:

@@ -47,10 +47,13 @@ def packages() -> dict[str, str]:
     except PackageNotFoundError:
         return {}
     names = [re.split(r"[^\w.-]", text)[0] for text in requirements if _FOR_TESTS not in text]
-    installed = {}
-    for name in ("lgvit-edge", *dict.fromkeys(names)):
-        try:
-            installed[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return installed
+    listed = dict.fromkeys(["lgvit-edge", *names])
+    return {name: found for name in listed if (found := version_of(name)) is not None}
+
+
+def version_of(distribution: str) -> str | None:
+    """The installed version of a distribution; None where there is none."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None

@@ -54,6 +54,9 @@ def train(
     number of threads. Started by ``accelerate launch``, its processes share every batch; the first
     one writes and speaks.
 
+    Example:
+        train(load_checkpoint("start.pt"), train_set, None, TrainingConfig(), out="model.pt")
+
     Args:
         model: where to start; left as it is.
         train_set: what to learn from.

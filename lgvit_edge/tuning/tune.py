@@ -121,6 +121,11 @@ def tune(
 ) -> Tuned:
     """Search operating points on some images, certify them on others, and report on yet others.
 
+    Example:
+        with Session.open("out/") as session:
+            recording = collect(session, images, Path("out.logits.npy"))
+            tuned = tune(recording, session.manifest, TuneOptions(Goal(max_drop=0.01)))
+
     Args:
         kept: logits and times; split by the seed, into halves to tune and to report on, or, with a
             risk, into a quarter, a half and a quarter to tune, certify and report on.

@@ -21,12 +21,12 @@ from lgvit_edge.machine.cpu import available_cores
 from lgvit_edge.machine.openvino import shared_core
 
 DEVICES = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
-# Execution hints, and the capability with which a device says that it computes so.
-HINTS = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
+# Precisions, and what OpenVINO calls them; devices call what they compute in "FP32" and so on.
+PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
-def available_hints(device: str | None = None) -> list[str]:
-    """The precisions that a device computes in, f32 first.
+def available_precisions(device: str | None = None) -> list[str]:
+    """The precisions that a device computes in, fp32 first.
 
     Raises:
         MissingDependency: openvino is not installed.
@@ -35,7 +35,7 @@ def available_hints(device: str | None = None) -> list[str]:
     """
     core, name = _open_core(device)
     able = core.get_property(name, "OPTIMIZATION_CAPABILITIES")
-    return [hint for hint, capability in HINTS.items() if capability in able]
+    return [precision for precision in PRECISIONS if precision.upper() in able]
 
 
 class OpenVINOChain:
@@ -49,7 +49,7 @@ class OpenVINOChain:
         max_batch: int,
         threads: int | None = None,
         device: str | None = None,
-        hint: str = "f32",
+        precision: str = "fp32",
         cache: Path | None = None,
     ) -> None:
         """Compile every graph, or take what was compiled before.
@@ -60,26 +60,24 @@ class OpenVINOChain:
             max_batch: largest batch.
             threads: of the CPU; by default one per core this process may use.
             device: ``cpu`` (the default), ``gpu`` or ``npu``.
-            hint: one of ``HINTS``: what float32 graphs are computed in.
+            precision: one of ``PRECISIONS``: what float32 graphs are computed in.
             cache: folder to keep compiled models in; None: nowhere.
 
         Raises:
             MissingDependency: openvino is not installed.
             BackendError: the device is not there, or does not compute in this precision.
             BundleError: a graph cannot be compiled.
-            UsageError: an argument means nothing.
+            UsageError: there is no such device.
         """
-        if threads is not None and threads < 1:
-            raise UsageError(f"threads must be at least 1, found {threads}")
-        if hint not in HINTS:
-            raise UsageError(f"hint must be one of {', '.join(HINTS)}, found {hint!r}")
         core, self._device = _open_core(device)
-        able = available_hints(device)
-        if hint not in able:
+        able = available_precisions(device)
+        if precision not in able:
             raise BackendError(
-                f"this {self._device} computes in {', '.join(able)}, not in {hint}; use hint='f32'"
+                f"this {self._device} computes in {', '.join(able)}, not in {precision}; use "
+                "precision='fp32'"
             )
-        self._ov, self._hint, self._cache = require("openvino", extra="openvino"), hint, cache
+        self._ov, self._precision = require("openvino", extra="openvino"), precision
+        self._cache = cache
         self._threads = threads or available_cores()
         self._max_batch, self._graphs = max_batch, graphs
         # On several cores at once: compiling uses one each.
@@ -129,7 +127,7 @@ class OpenVINOChain:
             "version": self._ov.__version__.split("-")[0],
             "device": self._device.lower(),
             "threads": self._threads,
-            "hint": self._hint,
+            "precision": self._precision,
         }
 
     def close(self) -> None:
@@ -142,7 +140,7 @@ class OpenVINOChain:
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             # Left alone, processors with bfloat16 compute float32 graphs in it.
-            "INFERENCE_PRECISION_HINT": self._hint,
+            "INFERENCE_PRECISION_HINT": PRECISIONS[self._precision],
         }
         if self._device == "CPU":
             settings |= {"INFERENCE_NUM_THREADS": self._threads, "NUM_STREAMS": "1"}

@@ -27,6 +27,16 @@ from lgvit_edge.runtime.backends.ort_pool import (
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
+def has_cuda() -> bool:
+    """Whether this onnxruntime was built to run on NVIDIA's GPUs.
+
+    Raises:
+        MissingDependency: onnxruntime is not installed.
+    """
+    ort = require("onnxruntime", extra="cpu")
+    return _PROVIDERS["cuda"] in ort.get_available_providers()
+
+
 @dataclass
 class _Buffer:
     """Memory of one tensor for up to ``max_batch`` rows; the first rows are a smaller batch."""
@@ -69,14 +79,12 @@ class OrtChain:
             BackendError: the device is not there, or another session of this process has a pool
                 of another size or kind.
             BundleError: a graph cannot be loaded or is not what the manifest says.
-            UsageError: ``threads``, ``thread_pool`` or ``device`` mean nothing.
+            UsageError: there is no such thread pool.
         """
-        if threads is not None and threads < 1:
-            raise UsageError(f"threads must be at least 1, found {threads}")
         if thread_pool not in ("global", "private"):
             raise UsageError(f"thread_pool must be global or private, found {thread_pool!r}")
         self._ort = require("onnxruntime", extra="cpu")
-        self._device = _choose_device(self._ort, device)
+        self._device = _choose_device(device)
         self._shared = thread_pool == "global"
         if self._shared:
             self._threads = join_pool(self._ort, threads)
@@ -232,13 +240,10 @@ def _tensor(found: Any) -> tuple[str, str, tuple[int, ...]]:
     return found.name, kinds.get(found.type, found.type), shape
 
 
-def _choose_device(ort: Any, device: str | None) -> str:
-    if device not in (None, *_PROVIDERS):
-        raise UsageError(f"device must be one of {', '.join(_PROVIDERS)}, found {device!r}")
-    has_cuda = _PROVIDERS["cuda"] in ort.get_available_providers()
-    if device == "cuda" and not has_cuda:
+def _choose_device(device: str | None) -> str:
+    if device == "cuda" and not has_cuda():
         raise BackendError(
             "this onnxruntime has no CUDA provider; run: pip uninstall onnxruntime && "
             "pip install 'lgvit-edge[gpu]'"
         )
-    return device or ("cuda" if has_cuda else "cpu")
+    return device or ("cuda" if has_cuda() else "cpu")

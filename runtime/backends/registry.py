@@ -1,94 +1,237 @@
-"""The backends, opening their chains, and which of them runs a bundle here."""
+"""The backends: one description each, and finding, checking and opening them by name.
+
+Backends are imported when a chain of theirs is opened; this module loads none.
+"""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lgvit_edge._support.cache import bundle_cache
-from lgvit_edge.bundle.builds import graphs_of
-from lgvit_edge.bundle.directory import ENGINES, Bundle
 from lgvit_edge.errors import BackendError, BundleError, UsageError
-from lgvit_edge.machine.gpu import find_gpu
-from lgvit_edge.runtime.backends.base import Chain
+from lgvit_edge.machine.jetson import Jetson
+from lgvit_edge.runtime.backends.base import (
+    ON_CPU,
+    ON_ENGINES,
+    ON_GPU,
+    Backend,
+    Candidate,
+    Chain,
+    ChainOptions,
+    Check,
+    Package,
+)
 
 if TYPE_CHECKING:
-    from lgvit_edge.runtime.backends.tensorrt import TensorRTOptions
+    from lgvit_edge.bundle.directory import Bundle
 
-BACKENDS = ("tensorrt", "onnxruntime", "openvino")
-
-
-@dataclass(frozen=True)
-class ChainOptions:
-    """How a backend is to run; each field as for ``Session.open``."""
-
-    threads: int | None = None
-    thread_pool: str = "global"
-    device: str | None = None
-    hint: str | None = None
-    tensorrt: TensorRTOptions | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what no backend takes."""
-        if self.threads is not None and self.threads < 1:
-            raise UsageError(f"threads must be at least 1, found {self.threads}")
+AUTO = "auto"
+# An option that a backend does not take, in words; the others are called what they are called.
+_WORDS = {"tensorrt": "TensorRT options (wait, cuda_graphs, speculate)"}
 
 
-def chain_opener(
-    bundle: Bundle, backend: str, options: ChainOptions
-) -> Callable[[list[str]], Chain]:
+def register_backend(backend: Backend) -> None:
+    """Add a kind of backend, for ``Session.open``, ``auto`` and ``doctor`` of this process.
+
+    Raises:
+        UsageError: the name is taken or means something else, or it takes an option there is not.
+    """
+    if backend.name in (AUTO, *_BACKENDS):
+        raise UsageError(f"there is a backend {backend.name!r} already; choose another name")
+    if unknown := backend.options - set(ChainOptions.__dataclass_fields__):
+        raise UsageError(f"backend {backend.name!r} takes unknown options: {sorted(unknown)}")
+    _BACKENDS[backend.name] = backend
+
+
+def backends() -> tuple[Backend, ...]:
+    """All of them, in the order of ``doctor``."""
+    return tuple(_BACKENDS.values())
+
+
+def backend_of(name: str) -> Backend:
+    """A backend by its name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in _BACKENDS:
+        raise UsageError(f"backend must be one of {AUTO}, {', '.join(_BACKENDS)}, found {name!r}")
+    return _BACKENDS[name]
+
+
+def ships(name: str) -> bool:
+    """Whether a backend comes with lgvit-edge, so that any process of it knows the name."""
+    return name in _SHIPPED
+
+
+def refusal(backend: Backend, options: ChainOptions) -> str | None:
+    """Why a backend does not take these options; None where it does."""
+    for name in options.given:
+        if name not in backend.options:
+            others = " or ".join(repr(b.name) for b in backends() if name in b.options)
+            return (
+                f"the {backend.name} backend takes no {_WORDS.get(name, name)}; leave that out, or "
+                f"use backend {others}"
+            )
+    for name, values in (("device", backend.devices), ("precision", backend.precisions)):
+        value = getattr(options, name)
+        if value not in (None, *values):
+            return f"{name} must be one of {', '.join(values)}, found {value!r} ({backend.name})"
+    return None
+
+
+def chain_opener(bundle: Bundle, name: str, options: ChainOptions) -> Callable[[list[str]], Chain]:
     """What makes a chain of the graphs it is given by name.
 
     Raises:
-        UsageError: a hint for a backend that has none.
+        UsageError: there is no such backend, or it does not take an option.
     """
-    if options.hint is not None and backend != "openvino":
-        raise UsageError(f"hint is for the openvino backend, found {backend}")
-    if backend == "tensorrt":
-        from lgvit_edge.runtime.backends.tensorrt import TensorRTChain
-
-        return lambda names: TensorRTChain(bundle, names, options=options.tensorrt)
-    graphs, largest = graphs_of(bundle), bundle.manifest.batch[2]
-    if backend == "openvino":
-        from lgvit_edge.runtime.backends.openvino import OpenVINOChain
-
-        return lambda names: OpenVINOChain(
-            bundle.root,
-            [graphs[name] for name in names],
-            max_batch=largest,
-            threads=options.threads,
-            device=options.device,
-            hint=options.hint or "f32",
-            cache=bundle_cache(bundle.manifest.identity),
-        )
-    from lgvit_edge.runtime.backends.ort import OrtChain
-
-    return lambda names: OrtChain(
-        bundle.root,
-        [graphs[name] for name in names],
-        max_batch=largest,
-        threads=options.threads,
-        thread_pool=options.thread_pool,
-        device=options.device,
-    )
+    backend = backend_of(name)
+    if (fault := refusal(backend, options)) is not None:
+        raise UsageError(fault)
+    return lambda names: backend.open_chain(bundle, names, options)
 
 
 def segment_names(bundle: Bundle) -> list[str]:
     """The chain's graphs, in order."""
+    from lgvit_edge.bundle.builds import graphs_of
+
     return [name for name in graphs_of(bundle) if name != "baseline"]
 
 
-def tensorrt_runs(bundle: Bundle) -> bool:
-    """Whether there are engines and a GPU; warns when there are and they do not fit."""
-    if not (bundle.root / ENGINES).is_dir() or find_gpu() is None:
-        return False
+def _tensorrt(bundle: Bundle, names: list[str], options: ChainOptions) -> Chain:
+    from lgvit_edge.runtime.backends.tensorrt import TensorRTChain
+
+    return TensorRTChain(bundle, names, options=options.tensorrt)
+
+
+def _tensorrt_candidates(bundle: Bundle, options: ChainOptions) -> list[Candidate]:
+    """Where there are engines and a GPU; warns when there are and they do not fit."""
+    from lgvit_edge.bundle.directory import ENGINES
+    from lgvit_edge.machine.gpu import find_gpu
     from lgvit_edge.runtime.backends.tensorrt_engine import choose_build
 
+    if not (bundle.root / ENGINES).is_dir() or find_gpu() is None:
+        return []
     try:
         choose_build(bundle)
     except (BackendError, BundleError) as error:
         warnings.warn(f"not running on TensorRT, because {error}", stacklevel=3)
-        return False
-    return True
+        return []
+    return [Candidate("tensorrt", rank=ON_ENGINES)]
+
+
+def _tensorrt_checks(driver: bool, jetson: Jetson | None) -> list[Check]:
+    from lgvit_edge.runtime.backends.checks import tensorrt_checks
+
+    return tensorrt_checks(driver, jetson)
+
+
+def _onnxruntime(bundle: Bundle, names: list[str], options: ChainOptions) -> Chain:
+    from lgvit_edge.bundle.builds import graphs_of
+    from lgvit_edge.runtime.backends.ort import OrtChain
+
+    graphs = graphs_of(bundle)
+    return OrtChain(
+        bundle.root,
+        [graphs[name] for name in names],
+        max_batch=bundle.manifest.batch[2],
+        threads=options.threads,
+        thread_pool=options.thread_pool or "global",
+        device=options.device,
+    )
+
+
+def _onnxruntime_candidates(bundle: Bundle, options: ChainOptions) -> list[Candidate]:
+    from lgvit_edge.machine.gpu import find_gpu
+    from lgvit_edge.runtime.backends.ort import has_cuda
+
+    gpu = options.device != "cpu" and find_gpu() is not None and has_cuda()
+    return [Candidate("onnxruntime", rank=ON_GPU if gpu else ON_CPU)]
+
+
+def _onnxruntime_checks(driver: bool, jetson: Jetson | None) -> list[Check]:
+    from lgvit_edge.runtime.backends.checks import onnxruntime_checks
+
+    return onnxruntime_checks(driver, jetson)
+
+
+def _openvino(bundle: Bundle, names: list[str], options: ChainOptions) -> Chain:
+    from lgvit_edge._support.cache import bundle_cache
+    from lgvit_edge.bundle.builds import graphs_of
+    from lgvit_edge.runtime.backends.openvino import OpenVINOChain
+
+    graphs = graphs_of(bundle)
+    return OpenVINOChain(
+        bundle.root,
+        [graphs[name] for name in names],
+        max_batch=bundle.manifest.batch[2],
+        threads=options.threads,
+        device=options.device,
+        precision=options.precision or "fp32",
+        cache=bundle_cache(bundle.manifest.identity),
+    )
+
+
+def _openvino_candidates(bundle: Bundle, options: ChainOptions) -> list[Candidate]:
+    from lgvit_edge.runtime.backends.openvino import available_precisions
+
+    asked = options.precision
+    precisions = available_precisions(options.device) if asked is None else [asked]
+    return [Candidate("openvino", precision) for precision in precisions]
+
+
+def _openvino_checks(driver: bool, jetson: Jetson | None) -> list[Check]:
+    from lgvit_edge.runtime.backends.checks import openvino_checks
+
+    return openvino_checks()
+
+
+_BACKENDS = {
+    backend.name: backend
+    for backend in (
+        Backend(
+            name="tensorrt",
+            help="engines that lgvit-edge build compiled for this NVIDIA GPU",
+            open_chain=_tensorrt,
+            modules=(),  # which of its two libraries a bundle needs is in the engines' records
+            packages=(
+                Package("tensorrt", "tensorrt", "build and run engines"),
+                Package("tensorrt-rtx", "rtx", "engines for RTX GPUs"),
+                Package("pycuda", "pycuda", "run engines"),
+                Package("cuda-bindings", "rtx", "run engines (cuda-python)"),
+            ),
+            options=frozenset({"tensorrt"}),
+            candidates=_tensorrt_candidates,
+            checks=_tensorrt_checks,
+        ),
+        Backend(
+            name="onnxruntime",
+            help="the bundle's graphs as they are, on CPUs and NVIDIA GPUs",
+            open_chain=_onnxruntime,
+            modules=("onnxruntime",),
+            packages=(
+                Package("onnxruntime", "cpu", "run bundles on the CPU"),
+                Package("onnxruntime-gpu", "gpu", "run bundles on an NVIDIA GPU"),
+            ),
+            devices=("cpu", "cuda"),
+            options=frozenset({"threads", "thread_pool", "device"}),
+            candidates=_onnxruntime_candidates,
+            checks=_onnxruntime_checks,
+        ),
+        Backend(
+            name="openvino",
+            help="models compiled on first use, on CPUs and Intel's GPUs and NPUs",
+            open_chain=_openvino,
+            modules=("openvino",),
+            packages=(Package("openvino", "openvino", "run bundles"),),
+            devices=("cpu", "gpu", "npu"),
+            precisions=("fp32", "bf16", "fp16"),
+            options=frozenset({"threads", "device", "precision"}),
+            candidates=_openvino_candidates,
+            checks=_openvino_checks,
+        ),
+    )
+}
+_SHIPPED = frozenset(_BACKENDS)

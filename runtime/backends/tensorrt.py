@@ -27,7 +27,8 @@ from lgvit_edge.runtime.backends.tensorrt_engine import (
     choose_build,
     scratch_size,
 )
-from lgvit_edge.runtime.cuda.api import WAITS, open_cuda
+from lgvit_edge.runtime.cuda.api import WAITS
+from lgvit_edge.runtime.cuda.bindings import open_cuda
 
 _SPIN_SECONDS = 50e-6  # of a hybrid wait; longer than most segments take to answer
 

@@ -11,7 +11,7 @@ from lgvit_edge.bundle import builds as engines
 from lgvit_edge.bundle.builds import Build
 from lgvit_edge.bundle.directory import Bundle
 from lgvit_edge.bundle.manifest import GraphSpec
-from lgvit_edge.errors import BackendError, BundleError
+from lgvit_edge.errors import BackendError, BundleError, MissingDependency
 from lgvit_edge.machine.gpu import Gpu, find_gpu
 from lgvit_edge.machine.tensorrt import TensorRT
 
@@ -50,7 +50,7 @@ def choose_build(bundle: Bundle, tag: str | None = None) -> tuple[Path, Build, T
         try:
             trt = TensorRT(build.library)
             fault = _misfit(bundle, folder, build, trt, gpu)
-        except BackendError as error:  # a missing library, or one that does not start
+        except (BackendError, MissingDependency) as error:  # no library, or one that fails
             fault = str(error)
         if fault is None:
             return folder, build, trt

@@ -1,30 +1,18 @@
 """CUDA as the chain needs it: one device, one stream, a dozen calls.
 
-Two implementations, chosen by ``open_cuda``: pycuda, and NVIDIA's cuda-python. Both use the
-device's primary context, so that other libraries of the process (PyTorch, OpenCV) share it.
+Two implementations, chosen by ``bindings.open_cuda``: pycuda, and NVIDIA's cuda-python. Both use
+the device's primary context, so that other libraries of the process (PyTorch, OpenCV) share it.
 """
 
 from __future__ import annotations
 
-import importlib
 from typing import Any, Protocol
 
 from numpy.typing import DTypeLike, NDArray
 
-from lgvit_edge.errors import MissingDependency, UsageError
 from lgvit_edge.machine.gpu import Gpu
 
 WAITS = ("hybrid", "spin", "block")
-
-# In order of preference: the module that is imported, and what installs it.
-_BINDINGS = {
-    "pycuda": (
-        "pycuda.driver",
-        "pip install pycuda (it compiles: cuda.h of the CUDA toolkit and a C++ compiler are "
-        "needed)",
-    ),
-    "cuda-python": ("cuda.bindings.driver", "pip install cuda-python"),
-}
 
 
 class Cuda(Protocol):
@@ -93,43 +81,3 @@ class Cuda(Protocol):
         Never raises: what cannot be freed is left to the end of the process. The calling thread
         gets back the context that was current when the device was opened.
         """
-
-
-def open_cuda(binding: str | None = None, device: int = 0) -> Cuda:
-    """Open a CUDA device.
-
-    Args:
-        binding: ``pycuda`` or ``cuda-python``; None for pycuda where it works, else cuda-python.
-        device: index of the GPU.
-
-    Raises:
-        UsageError: there is no such binding.
-        BackendError: there is no driver or no such GPU, or the driver refuses.
-        MissingDependency: the binding is not installed, or is broken.
-    """
-    from lgvit_edge.runtime.cuda.driver import Driver
-
-    if binding is not None and binding not in _BINDINGS:
-        raise UsageError(f"binding must be one of {', '.join(_BINDINGS)}, found {binding!r}")
-    # The driver comes first: without it pycuda cannot be imported, and no binding would help.
-    driver = Driver()
-    tried = [binding] if binding else list(_BINDINGS)
-    failures = []
-    for name in tried:
-        try:
-            module = importlib.import_module(_BINDINGS[name][0])
-        except ImportError as error:
-            failures.append(f"{name}: {error}")
-            continue
-        if name == "pycuda":
-            from lgvit_edge.runtime.cuda.pycuda import PyCuda
-
-            return PyCuda(driver, module, device)
-        from lgvit_edge.runtime.cuda.cuda_python import CudaPython
-
-        return CudaPython(driver, module, device)
-    commands = ", or ".join(_BINDINGS[name][1] for name in tried)
-    raise MissingDependency(
-        f"{' or '.join(tried)} is needed for CUDA and cannot be imported "
-        f"({'; '.join(failures)}); run: {commands}"
-    )

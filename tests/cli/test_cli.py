@@ -125,6 +125,17 @@ def test_labels_are_put_into_the_bundle(checkpoint: Path, tmp_path: Path) -> Non
         (("build", "{out}"), 2, "was exported for CPUs"),
         (("bench", "--engines", "{out}", "--backend", "cuda"), 2, "backend must be one of"),
         (("bench", "--engines", "{out}", "--wait", "sleep"), 2, "wait must be one of hybrid"),
+        (("bench", "--engines", "{out}", "--speculate"), 2, "takes no TensorRT options"),
+        (
+            ("bench", "--engines", "{out}", "--backend", "tensorrt", "--threads", "2"),
+            2,
+            "the tensorrt backend takes no threads; leave that out, or use backend 'onnxruntime'",
+        ),
+        (
+            ("predict", "--engines", "{out}", "{junk}", "--precision", "fp16"),
+            2,
+            "the onnxruntime backend takes no precision; .*use backend 'openvino'",
+        ),
         (("bench", "--engines", "nowhere"), 1, "not a bundle.*run: lgvit-edge export"),
         (("bench", "--engines", "{out}", "--data", "nowhere"), 1, "no such folder: nowhere"),
         (("bench", "--engines", "{out}", "--data", "{empty}"), 1, "holds no images"),
@@ -172,8 +183,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 def test_doctor_says_what_can_run_here() -> None:
     found = json.loads(run("doctor", "--json").stdout)
     assert {"onnxruntime", "torch"} <= {p["name"] for p in found["packages"]}
-    cpu = found["backends"][0]
-    assert cpu["name"] == "onnxruntime on cpu" and cpu["runs"]
+    assert {b["name"]: b["runs"] for b in found["backends"]}["onnxruntime on cpu"]
     assert "onnxruntime on cpu" in run("doctor").stdout
 
 

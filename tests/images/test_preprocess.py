@@ -11,8 +11,15 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from lgvit_edge.errors import DataError
-from lgvit_edge.images.preprocess import check_frame, list_images, load_rgb, resize_crop, to_float
+from lgvit_edge.errors import DataError, UsageError
+from lgvit_edge.images.preprocess import (
+    as_rgb,
+    list_images,
+    load_rgb,
+    network_input,
+    resize_crop,
+    to_float,
+)
 from lgvit_edge.images.spec import Preprocess
 
 Frame = NDArray[np.uint8]
@@ -314,28 +321,86 @@ def test_list_images_by_suffix_sorted(tmp_path: Path) -> None:
         list_images(tmp_path / "nowhere")
 
 
-def test_frames_are_taken_as_they_are() -> None:
+def test_rgb_frames_are_taken_as_they_are() -> None:
     frame = scene(4, 5)
-    assert check_frame(frame) is frame
-    assert check_frame(frame[:, ::-1]).shape == (4, 5, 3)
+    assert as_rgb(frame) is frame
+    assert as_rgb(frame[:, ::-1]).shape == (4, 5, 3)
+
+
+def test_what_people_have_becomes_rgb(tmp_path: Path) -> None:
+    """The same answer whether an image comes as a file, a Pillow image or an array."""
+    frame = scene(20, 31)
+    grey, alpha = frame[:, :, 0], frame[:, :, 1]
+    see_through = np.dstack([frame, alpha])
+    for array, expected in (
+        (grey, grey[..., None].repeat(3, axis=2)),
+        (grey[..., None], grey[..., None].repeat(3, axis=2)),
+        (see_through, frame),
+        (frame, frame),
+    ):
+        assert as_rgb(array).tolist() == expected.tolist()
+        pillow = Image.fromarray(array.squeeze())
+        path = saved(tmp_path / "image.png", pillow)
+        for other in (pillow, path, str(path), Image.open(path)):
+            assert as_rgb(other).tolist() == expected.tolist()
+
+
+def test_frames_of_opencv_are_bgr() -> None:
+    frame = scene(6, 7)
+    bgr = np.ascontiguousarray(frame[..., ::-1])
+    assert as_rgb(bgr, "bgr").tolist() == frame.tolist()
+    alpha = np.dstack([bgr, frame[..., 0]])
+    assert as_rgb(alpha, "bgr").tolist() == frame.tolist()
+    assert as_rgb(frame[..., 0], "bgr").tolist() == as_rgb(frame[..., 0]).tolist()
+    # Files and Pillow images say themselves what their channels are.
+    assert as_rgb(Image.fromarray(frame), "bgr").tolist() == frame.tolist()
+    spec = Preprocess(resize=8)
+    found = network_input([bgr], spec, 8, "uint8", "bgr")
+    assert found.tolist() == network_input([frame], spec, 8, "uint8").tolist()
+    with pytest.raises(UsageError, match="color must be one of rgb, bgr, found 'BGR'"):
+        as_rgb(frame, "BGR")
+
+
+def test_a_pillow_image_is_turned_upright_as_its_file_is(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = saved(tmp_path / "turned.png", Image.fromarray(scene(20, 31)), exif=exif)
+    with Image.open(path) as image:
+        assert as_rgb(image).tolist() == load_rgb(path).tolist()
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_pixels_without_a_known_range_are_refused(mode: str) -> None:
+    with pytest.raises(DataError, match="32 bits per pixel.*convert it to 8 bits"):
+        as_rgb(Image.new(mode, (4, 5)))
 
 
 @pytest.mark.parametrize(
-    ("frame", "found"),
+    ("image", "found"),
     [
         (None, "NoneType"),
         ([[[1, 2, 3]]], "list"),
-        ("image.png", "str"),
         (np.zeros((4, 5, 3), np.float32), r"float32 \[4, 5, 3\]"),
         (np.zeros((4, 5, 3), np.int8), r"int8 \[4, 5, 3\]"),
-        (np.zeros((4, 5), np.uint8), r"uint8 \[4, 5\]"),
-        (np.zeros((4, 5, 4), np.uint8), r"uint8 \[4, 5, 4\]"),
+        (np.zeros((4, 5), np.uint16), r"uint16 \[4, 5\]"),
+        (np.zeros((4, 5, 2), np.uint8), r"uint8 \[4, 5, 2\]"),
         (np.zeros((3, 4, 5), np.uint8), r"uint8 \[3, 4, 5\]"),
         (np.zeros((1, 4, 5, 3), np.uint8), r"uint8 \[1, 4, 5, 3\]"),
         (np.zeros((0, 5, 3), np.uint8), r"uint8 \[0, 5, 3\]"),
-        (np.zeros((4, 0, 3), np.uint8), r"uint8 \[4, 0, 3\]"),
+        (np.zeros((4, 0), np.uint8), r"uint8 \[4, 0\]"),
+        (np.zeros(4, np.uint8), r"uint8 \[4\]"),
     ],
 )
-def test_frames_that_are_refused(frame: object, found: str) -> None:
-    with pytest.raises(DataError, match=rf"a frame must be uint8 RGB \[H, W, 3\], found {found}"):
-        check_frame(frame)
+def test_images_that_are_refused(image: Any, found: str) -> None:
+    accepted = r"uint8 array \[H, W, 3\], .*the path of a file, or a Pillow image"
+    with pytest.raises(DataError, match=f"an image must be a {accepted}; found {found}"):
+        as_rgb(image)
+
+
+@pytest.mark.parametrize("images", ["cat.jpg", Path("cat.jpg"), scene(8, 8), scene(8, 8)[..., 0]])
+def test_one_image_is_not_several(images: Any) -> None:
+    """Its rows would pass for grey images."""
+    with pytest.raises(DataError, match=r"expected several images, such as \[image\], found"):
+        network_input(images, Preprocess(resize=8), 8, "uint8")
+    with pytest.raises(DataError, match="expected several images"):
+        network_input(Image.new("RGB", (8, 8)), Preprocess(resize=8), 8, "uint8")  # type: ignore[arg-type]

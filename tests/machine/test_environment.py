@@ -25,3 +25,7 @@ def test_what_is_not_installed_says_nothing(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(module, "requires", nothing)
     assert module.packages() == {}
+
+
+def test_a_package_that_is_not_there_has_no_version() -> None:
+    assert module.version_of("no-such-package-anywhere") is None

@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lgvit_edge.cli.doctor import examine, print_examination
+from lgvit_edge.cli.doctor import print_examination
 from lgvit_edge.errors import BackendError
 from lgvit_edge.export import build_engines
 from lgvit_edge.machine.jetson import JETPACKS, Jetson, detect
 from lgvit_edge.machine.preflight import Finding, explain_import_error, fits, preflight
+from lgvit_edge.runtime.examination import examine
 
 HERE = f"{sys.version_info[0]}.{sys.version_info[1]}"
 REINSTALL = "sudo apt install --reinstall tensorrt python3-libnvinfer"
@@ -501,9 +502,14 @@ def backends(found: dict[str, object]) -> dict[str, tuple[bool, str]]:
     return {row["name"]: (row["runs"], row["note"]) for row in rows}
 
 
+def without_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("runtime.examination", "runtime.backends.checks"):
+        monkeypatch.setattr(f"lgvit_edge.{module}.version_of", lambda name: None)
+
+
 def test_doctor_on_a_pc_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     absent(monkeypatch, "tensorrt", "tensorrt_rtx")
-    monkeypatch.setattr("lgvit_edge.cli.doctor._version", lambda name: None)
+    without_packages(monkeypatch)
     found = json.loads(json.dumps(examine(tmp_path)))
     assert found["jetson"] is None
     assert {"tensorrt", "tensorrt-rtx", "pycuda", "cuda-bindings"} <= {
@@ -551,7 +557,7 @@ def test_doctor_survives_a_module_that_breaks_in_its_own_way(tmp_path: Path, sit
 
 def test_doctor_shows_the_jetson(board: Board, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.module("__version__ = '10.3.0'")
-    monkeypatch.setattr("lgvit_edge.cli.doctor._version", lambda name: None)
+    without_packages(monkeypatch)
     board.power(0, "15W", "25W", "MAXN_SUPER")
     board.clocks("17000000.gpu", gpu_locked=False)
     found = json.loads(json.dumps(examine(board.root)))

@@ -13,7 +13,8 @@ from fake_cuda import captured, counts, roundtrip
 
 from lgvit_edge.errors import BackendError
 from lgvit_edge.machine.gpu import Gpu, find_gpus
-from lgvit_edge.runtime.cuda.api import Cuda, open_cuda
+from lgvit_edge.runtime.cuda.api import Cuda
+from lgvit_edge.runtime.cuda.bindings import open_cuda
 
 FAKE = fake_cuda.load()
 BINDING = os.environ["CUDA_BINDING"]

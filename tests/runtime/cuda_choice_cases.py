@@ -12,7 +12,7 @@ import pytest
 from lgvit_edge.errors import BackendError, MissingDependency
 from lgvit_edge.runtime.cuda import cuda_python
 from lgvit_edge.runtime.cuda import pycuda as cuda_pycuda
-from lgvit_edge.runtime.cuda.api import open_cuda
+from lgvit_edge.runtime.cuda.bindings import open_cuda
 from lgvit_edge.runtime.cuda.driver import Driver
 
 FAKE = fake_cuda.load()

@@ -12,7 +12,8 @@ import pytest
 from fake_cuda import captured, counts, current_context, in_thread, roundtrip
 
 from lgvit_edge.errors import BackendError
-from lgvit_edge.runtime.cuda.api import Cuda, open_cuda
+from lgvit_edge.runtime.cuda.api import Cuda
+from lgvit_edge.runtime.cuda.bindings import open_cuda
 
 FAKE = fake_cuda.load()
 BINDING = os.environ["CUDA_BINDING"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,8 @@ from lgvit_edge.cli.app import app
 from lgvit_edge.errors import BackendError, UsageError
 from lgvit_edge.runtime import Session
 from lgvit_edge.runtime import selection as choice
-from lgvit_edge.runtime.backends import openvino as ov_chain
-from lgvit_edge.runtime.backends.registry import ChainOptions
+from lgvit_edge.runtime.backends import openvino
+from lgvit_edge.runtime.backends.base import Candidate, ChainOptions
 from lgvit_edge.runtime.selection import choose, known_choices, measure
 
 pytest.importorskip("openvino", reason="openvino is not installed")
@@ -32,24 +34,24 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-@pytest.fixture(params=[["f32"], ["f32", "bf16", "f16"]], ids=["f32", "halves_too"])
-def hints(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+@pytest.fixture(params=[["fp32"], ["fp32", "bf16", "fp16"]], ids=["fp32", "halves_too"])
+def precisions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What processors of both kinds say; measuring, in its own process, finds what is true."""
-    monkeypatch.setattr(ov_chain, "available_hints", lambda device=None: request.param)
+    monkeypatch.setattr(openvino, "available_precisions", lambda device=None: request.param)
     found: list[str] = request.param
     return found
 
 
 def test_the_fastest_is_measured_once(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch, hints: list[str]
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, precisions: list[str]
 ) -> None:
     with Session.open(bundle) as session:
         chosen = session.describe()["backend"]
         session.predict(FRAME)
     (kept,) = known_choices()
     assert kept.backend == chosen == min(kept.measured, key=lambda n: kept.measured[n]).split()[0]
-    assert {"onnxruntime", "openvino f32"} <= set(kept.measured)
-    asked = {"onnxruntime", *(f"openvino {hint}" for hint in hints)}
+    assert {"onnxruntime", "openvino fp32"} <= set(kept.measured)
+    asked = {"onnxruntime", *(f"openvino {precision}" for precision in precisions)}
     assert sorted([*kept.measured, *kept.refused]) == sorted(asked)
     assert kept.bundle == str(bundle.resolve())
 
@@ -76,15 +78,19 @@ def test_measuring_leaves_nothing_in_this_process(bundle: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_user_may_decide(bundle: Path, monkeypatch: pytest.MonkeyPatch, hints: list[str]) -> None:
+def test_a_user_may_decide(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, precisions: list[str]
+) -> None:
     monkeypatch.setenv(choice.OVERRIDE, "openvino")
     with Session.open(bundle) as session:
         assert session.describe()["backend"] == "openvino"
     with Session.open(bundle, backend="onnxruntime") as session:
         assert session.describe()["backend"] == "onnxruntime"
-    # Where the processor offers a choice of hints, those were measured, and nothing else.
+    # Where the processor offers a choice of precisions, those were measured, and nothing else.
     kept = [name for found in known_choices() for name in (*found.measured, *found.refused)]
-    assert kept == ([f"openvino {hint}" for hint in hints] if len(hints) > 1 else [])
+    assert kept == (
+        [f"openvino {precision}" for precision in precisions] if len(precisions) > 1 else []
+    )
     monkeypatch.setenv(choice.OVERRIDE, "abacus")
     with pytest.raises(UsageError, match="backend must be one of auto, .*found 'abacus'"):
         Session.open(bundle)
@@ -95,24 +101,88 @@ def test_a_user_may_decide(bundle: Path, monkeypatch: pytest.MonkeyPatch, hints:
     [
         (ChainOptions(), ["onnxruntime", "openvino"]),
         (ChainOptions(thread_pool="private"), ["onnxruntime"]),
-        (ChainOptions(hint="f32"), ["openvino"]),
+        (ChainOptions(precision="fp32"), ["openvino"]),
         (ChainOptions(device="cpu"), ["onnxruntime", "openvino"]),
     ],
 )
-def test_what_is_asked_for_leaves_less_to_choose(options: ChainOptions, names: list[str]) -> None:
-    found = list(choice._candidates("auto", options))
-    assert list(dict.fromkeys(name for name, _ in found)) == names
+def test_what_is_asked_for_leaves_less_to_choose(
+    bundle: Path, options: ChainOptions, names: list[str]
+) -> None:
+    found = choice.candidates(open_bundle(bundle), "auto", options)
+    assert list(dict.fromkeys(one.backend for one in found)) == names
+
+
+def test_options_that_nobody_takes_together_are_refused(bundle: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        Session.open(bundle, thread_pool="private", precision="fp32")
+    said = str(caught.value)
+    assert "the onnxruntime backend takes no precision; leave that out, or use backend" in said
+    assert "the openvino backend takes no thread_pool" in said
+    with pytest.raises(UsageError, match="device must be one of cpu, gpu, npu, found 'tpu'"):
+        Session.open(bundle, device="tpu")
 
 
 def test_without_openvino_nothing_is_measured(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = choice.importlib.util.find_spec
-    monkeypatch.setattr(
-        choice.importlib.util, "find_spec", lambda n: None if n == "openvino" else real(n)
-    )
+    lack(monkeypatch, "openvino")
     monkeypatch.setattr(choice, "_measure_elsewhere", None)
     assert choose(open_bundle(bundle), "auto", ChainOptions())[0] == "onnxruntime"
+
+
+def lack(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in modules else real(name)
+    )
+
+
+def test_without_any_backend_everything_missing_is_named(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lack(monkeypatch, "openvino", "onnxruntime")
+    with pytest.raises(BackendError) as caught:
+        Session.open(bundle)
+    for name, extra in (("onnxruntime", "cpu"), ("openvino", "openvino")):
+        wanted = f"{name} is not installed; run: pip install 'lgvit-edge[{extra}]'"
+        assert wanted in str(caught.value)
+
+
+def program(path: Path, log: Path) -> Path:
+    """An executable that notes that it was started."""
+    path.write_text(f"#!/bin/sh\necho started >> {log}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "frozen", "marked", "starts"),
+    [
+        ("python3", False, False, True),  # an interpreter is started: the test would see it
+        ("python3", True, False, False),  # PyInstaller, cx_Freeze
+        ("camera", False, False, False),  # Python inside another program
+        ("python3", False, True, False),  # what was started to measure
+    ],
+)
+def test_a_packed_application_does_not_start_itself_again(
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    frozen: bool,
+    marked: bool,
+    starts: bool,
+) -> None:
+    log = tmp_path / "log"
+    monkeypatch.setattr(sys, "executable", str(program(tmp_path / name, log)))
+    if frozen:
+        monkeypatch.setattr(sys, "frozen", True, raising=False)
+    if marked:
+        monkeypatch.setenv(choice._MEASURING, "1")
+    with Session.open(bundle) as session:
+        session.predict(FRAME)
+    assert len(known_choices()) == 1  # measured all the same, here
+    assert log.exists() == starts
 
 
 def test_who_computes_something_else_is_refused(bundle_copy: Path) -> None:
@@ -121,9 +191,9 @@ def test_who_computes_something_else_is_refused(bundle_copy: Path) -> None:
         arrays = dict(samples)
     arrays["logits"] = arrays["logits"] + 1
     np.savez(bundle_copy / "parity.npz", **arrays)
-    pairs: list[tuple[str, str | None]] = [("onnxruntime", None), ("openvino", "f32")]
+    pairs = [Candidate("onnxruntime"), Candidate("openvino", "fp32")]
     opened = open_bundle(bundle_copy, verify=False)
-    with pytest.raises(BackendError, match="nothing here runs .*openvino f32: segment 0 diverges"):
+    with pytest.raises(BackendError, match="nothing here runs .*openvino fp32: segment 0 diverges"):
         measure(opened, pairs, ChainOptions())
     assert known_choices() == []
 
@@ -155,7 +225,7 @@ def test_doctor_measures_and_shows(bundle: Path) -> None:
     assert done.exit_code == 0, done.output
     (found,) = json.loads(done.stdout)["choices"]
     assert found["backend"] in ("onnxruntime", "openvino")
-    assert set(found["measured"]) >= {"onnxruntime", "openvino f32"}
+    assert set(found["measured"]) >= {"onnxruntime", "openvino fp32"}
     shown = CliRunner().invoke(app, ["doctor"]).output
     assert "auto runs it on" in shown
 

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from lgvit_edge.errors import UsageError
-from lgvit_edge.runtime.cuda.api import open_cuda
+from lgvit_edge.runtime.cuda.bindings import open_cuda
 
 fake_cuda = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "fakes/fake_cuda.py")))
 
@@ -58,7 +58,7 @@ def test_no_driver() -> None:
         pass
     else:
         pytest.skip("a CUDA driver is installed here")
-    code = "from lgvit_edge.runtime.cuda.api import open_cuda; open_cuda()"
+    code = "from lgvit_edge.runtime.cuda.bindings import open_cuda; open_cuda()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "BackendError: no CUDA driver here" in done.stderr
     assert "lgvit-edge doctor" in done.stderr

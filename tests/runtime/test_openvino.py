@@ -15,7 +15,7 @@ from lgvit_edge.export import ExportOptions, export_bundle
 from lgvit_edge.machine.openvino import shared_core
 from lgvit_edge.model import LGViT
 from lgvit_edge.runtime import Confidence, Ensemble, FixedExit, Never, Patience, Policy, Session
-from lgvit_edge.runtime.backends.openvino import HINTS, OpenVINOChain, available_hints
+from lgvit_edge.runtime.backends.openvino import PRECISIONS, OpenVINOChain, available_precisions
 
 pytest.importorskip("openvino", reason="openvino is not installed")
 
@@ -99,15 +99,15 @@ def test_a_graph_that_is_none(bundle_copy: Path) -> None:
 
 
 def test_a_precision_the_processor_lacks_is_refused(bundle: Path) -> None:
-    with pytest.raises(UsageError, match="hint must be one of f32, bf16, f16, found 'f64'"):
-        Session.open(bundle, backend="openvino", hint="f64")
-    with pytest.raises(UsageError, match="hint is for the openvino backend, found onnxruntime"):
-        Session.open(bundle, backend="onnxruntime", hint="f32")
-    lacking = set(HINTS) - set(available_hints())
+    with pytest.raises(UsageError, match="precision must be one of fp32, bf16, fp16, found 'f32'"):
+        Session.open(bundle, backend="openvino", precision="f32")
+    with Session.open(bundle, backend="openvino", precision="fp32") as session:
+        assert session.describe()["precision"] == "fp32"
+    lacking = set(PRECISIONS) - set(available_precisions())
     if not lacking:
         pytest.skip("this processor computes in every precision")
-    with pytest.raises(BackendError, match="computes in f32.*, not in .*16; use hint='f32'"):
-        Session.open(bundle, backend="openvino", hint=lacking.pop())
+    with pytest.raises(BackendError, match="computes in fp32.*, not in .*16; use precision='fp32'"):
+        Session.open(bundle, backend="openvino", precision=lacking.pop())
 
 
 def test_compiled_models_are_kept_and_damage_is_noticed(

@@ -24,6 +24,7 @@ from lgvit_edge.runtime import (
     Patience,
     PatientConfidence,
     Policy,
+    Result,
     Session,
 )
 
@@ -218,15 +219,51 @@ def test_an_application_that_was_first_keeps_its_sessions(bundle: Path) -> None:
     ("frame", "found"),
     [
         (np.zeros((8, 8, 3), np.float32), r"float32 \[8, 8, 3\]"),
-        (np.zeros((8, 8), np.uint8), r"uint8 \[8, 8\]"),
-        (np.zeros((8, 8, 4), np.uint8), r"uint8 \[8, 8, 4\]"),
+        (np.zeros((8, 8, 2), np.uint8), r"uint8 \[8, 8, 2\]"),
         (np.zeros((0, 8, 3), np.uint8), r"uint8 \[0, 8, 3\]"),
-        ("cat.jpg", "str"),
+        (b"cat.jpg", "bytes"),
     ],
 )
 def test_a_frame_of_another_kind_is_refused(session: Session, frame: Any, found: str) -> None:
-    with pytest.raises(DataError, match=f"uint8 RGB .*found {found}"):
+    with pytest.raises(DataError, match=f"uint8 array .*found {found}"):
         session.predict(frame)
+
+
+def test_everything_people_have_gets_the_same_answer(session: Session, tmp_path: Path) -> None:
+    from PIL import Image
+
+    session.policy = Never()
+    (frame,) = frames(1)
+    expected = session.predict(frame)
+    path = tmp_path / "frame.png"
+    Image.fromarray(frame).save(path)
+    bgr = np.ascontiguousarray(frame[..., ::-1])
+    alpha = np.dstack([frame, np.zeros(frame.shape[:2], np.uint8)])
+    answers = [session.predict(image) for image in (path, str(path), Image.open(path), alpha)]
+    answers.append(session.predict(bgr, color="bgr"))
+    answers += session.predict_batch([bgr, bgr], color="bgr")
+    answers += session.predict_batch(frame[None])
+    answers += session.stream([bgr], color="bgr")
+    answers += [r for _, r in session.streams({"a": [bgr]}, color="bgr") if isinstance(r, Result)]
+    assert [(a.label, a.confidence) for a in answers] == [
+        (expected.label, pytest.approx(expected.confidence, abs=1e-5))
+    ] * len(answers) and len(answers) == 10
+    logits = session.exit_logits([frame])
+    np.testing.assert_array_equal(session.exit_logits([bgr], color="bgr"), logits)
+    assert not np.allclose(session.exit_logits([bgr]), logits)  # misread, as it must be
+
+
+def test_one_frame_is_not_several(session: Session) -> None:
+    (frame,) = frames(1)
+    calls: list[Any] = [
+        session.predict_batch,
+        session.exit_logits,
+        lambda images: list(session.stream(images)),
+        lambda images: list(session.streams({"a": images})),
+    ]
+    for call in calls:
+        with pytest.raises(DataError, match="expected several images, such as .image., found an a"):
+            call(frame)
 
 
 def test_no_frames_give_no_results(session: Session) -> None:

@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lgvit_edge.errors import BackendError, DataError, UsageError
-from lgvit_edge.runtime import Confidence, Result, Session
+from lgvit_edge.runtime import Confidence, FixedExit, Result, Session, StreamError
 
 Frame = NDArray[np.uint8]
 
@@ -150,8 +150,8 @@ def test_what_a_source_raises_comes_after_its_frames(session: Session) -> None:
         for result in session.stream(source()):
             seen.append(result)
     assert len(seen) == 5
-    bad = [*frames(2), np.zeros((4, 4), np.uint8)]
-    with pytest.raises(DataError, match="a frame must be uint8 RGB"):
+    bad = [*frames(2), np.zeros((4, 4), np.float32)]
+    with pytest.raises(DataError, match="an image must be a uint8 array"):
         list(session.stream(bad))
 
 
@@ -163,8 +163,63 @@ def test_cameras_keep_their_order_and_their_frames(session: Session) -> None:
     }
     found: dict[str, list[Result]] = {name: [] for name in cameras}
     for name, result in session.streams(cameras):
+        assert isinstance(result, Result)
         found[name].append(result)
     assert {name: answers(results) for name, results in found.items()} == expected
+
+
+def test_a_camera_that_fails_stops_no_other(session: Session) -> None:
+    def unplugged() -> Iterator[Frame]:
+        yield from frames(3, 1)
+        raise OSError("the camera was unplugged")
+
+    good = frames(20, 2)
+    bad: list[Any] = [good[0], np.zeros((4, 4), np.float32), "missing.png", good[1]]
+    found: dict[str, list[Any]] = {"gate": [], "yard": [], "roof": []}
+    sources: dict[str, Any] = {"gate": unplugged(), "yard": bad, "roof": good}
+    for name, result in session.streams(sources):
+        found[name].append(result)
+    assert answers(found["roof"]) == answers([session.predict(frame) for frame in good])
+    *before, end = found["gate"]
+    assert len(answers(before)) == 3
+    assert isinstance(end, StreamError) and isinstance(end.error, OSError)
+    assert (end.image, end.ended) == (3, True)
+    first, float_frame, missing, last = found["yard"]
+    assert answers([first, last]) == answers(session.predict_batch(good[:2]))
+    assert "float32 [4, 4]" in str(float_frame.error) and float_frame.image == 1
+    assert "no such image: missing.png" in str(missing.error) and missing.image == 2
+    assert not float_frame.ended and not missing.ended
+
+
+def test_a_source_that_exits_ends_its_stream(session: Session) -> None:
+    def source() -> Iterator[Frame]:
+        yield from frames(1)
+        raise SystemExit(3)
+
+    (_, first), (_, end) = session.streams({"gate": source()})
+    assert isinstance(first, Result) and isinstance(end, StreamError) and end.ended
+    with pytest.raises(SystemExit):
+        list(session.stream(source()))
+
+
+def test_a_camera_may_fill_one_array_again_and_again(session: Session) -> None:
+    """Frames of the network's own size are not resized, so nothing else would copy them."""
+    session.policy = FixedExit(4)
+    images = [np.full((32, 32, 3), 10 * number, np.uint8) for number in range(12)]
+
+    def camera() -> Iterator[Frame]:
+        buffer = np.empty((32, 32, 3), np.uint8)
+        for image in images:
+            buffer[:] = image
+            yield buffer
+
+    expected = [session.predict(image).confidence for image in images]
+    stream = session.stream(camera(), batch=1, ahead=8)
+    first = next(stream)
+    time.sleep(0.3)  # the camera is far ahead
+    found = [first.confidence, *(result.confidence for result in stream)]
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert len(set(expected)) > 6
 
 
 @pytest.mark.parametrize("numbers", [{"batch": 0}, {"ahead": 0}])

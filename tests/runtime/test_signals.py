@@ -183,17 +183,17 @@ for order in {list(ORDERS.values())!r} * len(makers):
     lives(script, str(bundle))
 
 
-def test_hints_and_devices_asked_beside_a_session(bundle: Path) -> None:
+def test_precisions_and_devices_asked_beside_a_session(bundle: Path) -> None:
     pytest.importorskip("openvino", reason="openvino is not installed")
     script = """
-from lgvit_edge.cli.doctor import _openvino
-from lgvit_edge.runtime.backends.openvino import available_hints
-elsewhere(available_hints)
+from lgvit_edge.runtime.backends.checks import openvino_checks
+from lgvit_edge.runtime.backends.openvino import available_precisions
+elsewhere(available_precisions)
 a = make()
-available_hints(), _openvino()
+available_precisions(), openvino_checks()
 strike()
 drop('a')
-elsewhere(lambda: (available_hints(), _openvino()))
+elsewhere(lambda: (available_precisions(), openvino_checks()))
 """
     lives(LIBRARIES["openvino"] + script, str(bundle))
 

@@ -1,0 +1,93 @@
+"""What is installed, what can run here, and what ``backend="auto"`` chose: for ``doctor``."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lgvit_edge import __version__
+from lgvit_edge.bundle.directory import open_bundle
+from lgvit_edge.machine.environment import environment, version_of
+from lgvit_edge.machine.gpu import find_gpu, find_gpus
+from lgvit_edge.machine.jetson import Jetson, detect
+from lgvit_edge.machine.preflight import preflight
+from lgvit_edge.runtime.backends.base import ChainOptions, Package
+from lgvit_edge.runtime.backends.registry import AUTO, backends
+from lgvit_edge.runtime.selection import choose, known_choices
+
+# What no backend needs.
+_OTHERS = (
+    Package("torch", "export", "export and train"),
+    Package("onnx", "export", "export"),
+    Package("onnxscript", "export", "export"),
+    Package("safetensors", "export", "read and write .safetensors"),
+    Package("scikit-learn", "train", "the demo's digits"),
+    Package("optuna", "tune", "search operating points"),
+    Package("matplotlib", "report", "pictures"),
+    Package("Jinja2", "report", "the page of bench --report"),
+)
+
+
+def examine(root: Path = Path("/"), engines: Path | None = None) -> dict[str, Any]:
+    """Find out what ``lgvit-edge doctor`` shows, as JSON.
+
+    Args:
+        root: where the system's files lie, for tests.
+        engines: a bundle whose fastest backend is measured anew first.
+
+    Raises:
+        BundleError: it is none.
+        BackendError: nothing here can run it.
+    """
+    if engines is not None:
+        choose(open_bundle(engines), AUTO, ChainOptions(), afresh=True)
+    jetson = detect(root)
+    signs = ("proc/driver/nvidia/version", "dev/nvhost-gpu", "dev/nvgpu")
+    driver = jetson is not None or any(os.path.exists(root / sign) for sign in signs)
+    driver = driver or find_gpu() is not None  # WSL has none of those files
+    packages = [package for backend in backends() for package in backend.packages]
+    return {
+        "lgvit-edge": __version__,
+        "machine": _machine() | {"nvidia_driver": driver},
+        "packages": [
+            {"name": name, "version": version_of(name), "extra": extra, "for": purpose}
+            for name, extra, purpose in (*packages, *_OTHERS)
+        ],
+        "backends": [
+            check._asdict()
+            for backend in backends()
+            for check in backend.own_checks(driver, jetson)
+        ],
+        "jetson": None if jetson is None else _jetson(jetson),
+        "choices": [vars(choice) for choice in known_choices()],
+    }
+
+
+def _machine() -> dict[str, Any]:
+    found = environment()
+    found.pop("packages")
+    return found | {"gpus": _gpus()}
+
+
+def _gpus() -> list[str]:
+    return [
+        f"{gpu.name}, {gpu.memory / 1e9:.1f} GB, compute capability {gpu.compute_capability}, "
+        f"CUDA {gpu.driver}"
+        for gpu in find_gpus()
+    ]
+
+
+def _jetson(jetson: Jetson) -> dict[str, Any]:
+    return {
+        "model": jetson.model,
+        "l4t": jetson.l4t,
+        "jetpack": jetson.jetpack.name if jetson.jetpack else None,
+        "tensorrt": jetson.tensorrt,
+        "power_mode": jetson.power_mode,
+        "clocks_locked": jetson.clocks_locked,
+        "memory_gb": jetson.memory_gb,
+        "available_gb": jetson.available_gb,
+        "findings": [asdict(finding) for finding in preflight(jetson)],
+    }
