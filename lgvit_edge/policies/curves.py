@@ -155,4 +155,4 @@ def draw(found: dict[str, Any], path: Path, *, title: str) -> None:
     axes.set_title(title, fontsize=10)
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, format="png")
