@@ -19,10 +19,10 @@ from PIL import Image
 from torch import nn
 
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
-from lgvit_edge.benchmarks.experiments.coverage import randomised
 from lgvit_edge.export import ExportOptions, export_bundle
 from lgvit_edge.images.spec import Preprocess
 from lgvit_edge.model import LGViT, save_checkpoint
+from lgvit_edge.model.randomised import randomised
 from lgvit_edge.training.start import seeded
 
 

@@ -18,16 +18,13 @@ import typer
 from numpy.typing import NDArray
 
 from lgvit_edge import policies
-from lgvit_edge._support.files import write_json
 from lgvit_edge._support.terminal import console, progress_bar, table
-from lgvit_edge.benchmarks.measure import command_line
+from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, run_command
 from lgvit_edge.bundle.manifest import Manifest
-from lgvit_edge.cli.options import Backend, Commands, Engines, exit_status, parse_numbers
+from lgvit_edge.cli.options import Backend, Engines, parse_numbers
 from lgvit_edge.errors import UsageError
 from lgvit_edge.images.labelled import evenly, find_images
 from lgvit_edge.images.preprocess import load_rgb
-from lgvit_edge.machine.cpu import load_average
-from lgvit_edge.machine.environment import environment
 from lgvit_edge.policies import Departures, Policy
 from lgvit_edge.runtime import Session
 
@@ -42,10 +39,10 @@ def main(
     samples: Annotated[int, typer.Option(min=32, help="Images, spread evenly.")] = 192,
     rounds: Annotated[int, typer.Option(min=1, help="Times that each image is run.")] = 3,
     backend: Backend = "auto",
-    json_file: Annotated[Path | None, typer.Option("--json")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Time chain, chain without compaction and baseline at each batch size."""
-    start = environment()
+    record = Record(json_file)
     with Session.open(engines, backend=backend) as session, progress_bar("in turn") as progress:
         manifest = session.manifest
         wanted = [int(size) for size in parse_numbers(sizes) or []]
@@ -62,7 +59,7 @@ def main(
             for place, size in enumerate(wanted):
                 progress(number * len(wanted) + place, len(chosen) * len(wanted))
                 rows.append(_compare(session, rule, images, size, rounds))
-        env = start | {"runtime": session.describe(), "load_average_end": load_average()}
+        record.env |= {"runtime": session.describe()}
     shown = table(
         "policy",
         numbers=("batch", "MACs x", "wall x", "ratio", "all rows stay x", "images/s", "baseline"),
@@ -77,8 +74,7 @@ def main(
             f"{row['baseline_images_per_s']:.1f}",
         )
     console.print(shown)
-    if json_file is not None:
-        write_json(json_file, {"env": env, "rows": rows, "command": command_line()})
+    record.write(rows=rows)
 
 
 def _compare(
@@ -137,7 +133,4 @@ def _macs_speedup(manifest: Manifest, exits: list[int]) -> float:
 
 
 if __name__ == "__main__":
-    app = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
-    app.command()(main)
-    with exit_status():
-        app()
+    run_command(main)

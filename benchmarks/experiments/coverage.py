@@ -19,13 +19,12 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from torch import nn
 
-from lgvit_edge._support.files import write_json
 from lgvit_edge._support.terminal import console, progress_bar, say, table
 from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.architecture.placement import HEADS, default_heads
 from lgvit_edge.architecture.published import architecture
+from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, run_command
 from lgvit_edge.bundle.directory import open_bundle
 from lgvit_edge.errors import LGViTEdgeError, MissingDependency
 from lgvit_edge.export.bundle import ExportOptions, export_bundle
@@ -33,6 +32,7 @@ from lgvit_edge.export.checks.parity import TOLERANCE, sample_images
 from lgvit_edge.export.tensorrt.build import build_engines
 from lgvit_edge.machine.openvino import shared_core
 from lgvit_edge.model import LGViT, cut
+from lgvit_edge.model.randomised import randomised
 from lgvit_edge.policies.scores import difference
 
 ARCHITECTURES = ("vit-tiny", "deit-tiny-distilled", "swin-tiny")
@@ -140,28 +140,6 @@ def _openvino(out: Path) -> float:
     return worst
 
 
-@torch.no_grad()
-def randomised(model: LGViT, seed: int = 0) -> LGViT:
-    """Random weights, norms and statistics: fresh ones are near identities and hide mistakes."""
-    generator = torch.Generator().manual_seed(seed)
-    for module in model.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            module.weight.normal_(0, module.weight[0].numel() ** -0.5, generator=generator)
-            if module.bias is not None:
-                module.bias.normal_(0, 0.2, generator=generator)
-        elif isinstance(module, (nn.LayerNorm, nn.BatchNorm2d)):
-            module.weight.uniform_(0.5, 1.5, generator=generator)
-            module.bias.normal_(0, 0.2, generator=generator)
-        if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None and module.running_var is not None
-            module.running_mean.normal_(0, 0.3, generator=generator)
-            module.running_var.uniform_(0.5, 1.5, generator=generator)
-    for name, parameter in model.backbone.named_parameters():
-        if name in ("embedding.prefix", "embedding.position") or name.endswith("attention.table"):
-            parameter.normal_(0, 0.5, generator=generator)
-    return model.eval()
-
-
 def published() -> list[LGViTConfig]:
     """The smallest published backbone of each family, with two exits of each kind of head."""
     configs = []
@@ -193,10 +171,10 @@ def _words(cell: Cell) -> str:
 
 def main(
     out: Annotated[Path | None, typer.Option(help="Also write the table here, .md.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="And the rows here.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Put every family with every kind of head through export and build, and print a table."""
-    configs, rows = published(), list[Row]()
+    record, configs, rows = Record(json_file), published(), list[Row]()
     with tempfile.TemporaryDirectory() as work, progress_bar("covering") as progress:
         progress(0, len(configs))
         for row in cover(configs, Path(work)):
@@ -208,8 +186,7 @@ def main(
     console.print(shown)
     if out is not None:
         out.write_text(markdown(rows), encoding="utf-8")
-    if json_file is not None:
-        write_json(json_file, [vars(row) for row in rows])
+    record.write(rows=[vars(row) for row in rows])
     bad = [f"{row.family} {row.heads}: {name}" for row in rows for name in row.failed]
     if bad:
         say("failed: " + "; ".join(bad))
@@ -217,4 +194,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

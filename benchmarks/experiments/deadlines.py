@@ -13,21 +13,12 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from lgvit_edge._support.files import write_json
 from lgvit_edge._support.terminal import console, progress_bar, table
 from lgvit_edge.benchmarks.experiments.competitor import competing
-from lgvit_edge.benchmarks.measure import command_line
-from lgvit_edge.cli.options import (
-    Backend,
-    Commands,
-    Engines,
-    PolicyText,
-    exit_status,
-    parse_numbers,
-)
+from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, run_command
+from lgvit_edge.cli.options import Backend, Engines, PolicyText, parse_numbers
 from lgvit_edge.images.labelled import LabelledImage, evenly, find_images
 from lgvit_edge.images.preprocess import load_rgb
-from lgvit_edge.machine.environment import environment
 from lgvit_edge.policies import parse
 from lgvit_edge.runtime import Session
 from lgvit_edge.runtime.deadlines import MISS
@@ -43,10 +34,10 @@ def main(
     load: Annotated[int, typer.Option(min=0, help="Processes that compete.")] = 1,
     policy: PolicyText = None,
     backend: Backend = "auto",
-    json_file: Annotated[Path | None, typer.Option("--json")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Answer frames under load at several deadlines; report late answers and accuracy."""
-    start = environment()
+    record = Record(json_file)
     chosen = None if policy is None else parse(policy)
     factors = parse_numbers(deadlines) or []
     rows = []
@@ -68,10 +59,11 @@ def main(
                         lambda done, n=number: progress(n * frames + done, len(runs) * frames),
                     )
                 )
-        env = start | {"runtime": session.describe()}
+        record.env |= {"runtime": session.describe()}
     console.print(
-        f"{frames} frames each, {load} competing process(es), {env['runtime']['backend']}; the "
-        f"whole chain takes {whole:.1f} ms on the idle machine; a segment may exceed what is "
+        f"{frames} frames each, {load} competing process(es), "
+        f"{record.env['runtime']['backend']}; the whole chain takes {whole:.1f} ms "
+        "on the idle machine; a segment may exceed what is "
         f"expected of it in {MISS:.1%} of its runs",
         highlight=False,
     )
@@ -84,9 +76,7 @@ def main(
         late = "" if row["late"] is None else f"{row['late']:.2%}"
         shown.add_row(name, late, *times, f"{row['mean_exit']:.2f}", f"{row['accuracy']:.2%}")
     console.print(shown)
-    if json_file is not None:
-        record = {"env": env, "whole_chain_ms": whole, "load": load, "rows": rows}
-        write_json(json_file, record | {"command": command_line()})
+    record.write(whole_chain_ms=whole, load=load, rows=rows)
 
 
 def _run(
@@ -120,7 +110,4 @@ def _run(
 
 
 if __name__ == "__main__":
-    app = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
-    app.command()(main)
-    with exit_status():
-        app()
+    run_command(main)

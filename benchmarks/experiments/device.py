@@ -17,12 +17,10 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from lgvit_edge._support.files import write_json
 from lgvit_edge._support.terminal import console, progress_bar, say, table
+from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, run_command
 from lgvit_edge.benchmarks.measure import measure_exits
 from lgvit_edge.benchmarks.report.terminal import print_report
-from lgvit_edge.cli.options import Commands, exit_status
-from lgvit_edge.errors import UsageError
 from lgvit_edge.runtime import FixedExit, Session, TensorRTOptions
 
 # The first is the default, which the others are compared with.
@@ -39,11 +37,10 @@ _WARM_UP = 5
 def main(
     engines: Annotated[Path, typer.Option(help="A bundle with engines for this GPU.")],
     rounds: Annotated[int, typer.Option(min=4, help="Measurements of each exit.")] = 50,
-    json_file: Annotated[Path | None, typer.Option("--json", help="The record to write.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Check, bench and compare the ways of running the TensorRT chain."""
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise UsageError(f"--json: no such folder: {json_file.absolute().parent}")
+    record = Record(json_file)
     with Session.open(engines, backend="tensorrt") as session:
         parity = session.check_parity()
         with progress_bar("measuring") as progress:
@@ -57,9 +54,9 @@ def main(
         shown.add_row(name, *(f"{ms:.3f}" for ms in times))
     console.print(shown)
     say(f"max |difference| from PyTorch's samples: {parity:.2g}")
+    record.write(parity=parity, ways_median_ms=ways, bench=bench)
     if json_file is not None:
-        write_json(json_file, {"parity": parity, "ways_median_ms": ways, "bench": bench})
-        say(f"record: {json_file}; add how the device was set up (power mode, clocks, cooling)")
+        say("add how the device was set up (power mode, clocks, cooling)")
 
 
 def compare(engines: Path, rounds: int, progress: Any) -> dict[str, list[float]]:
@@ -94,7 +91,4 @@ def compare(engines: Path, rounds: int, progress: Any) -> dict[str, list[float]]
 
 
 if __name__ == "__main__":
-    app = typer.Typer(cls=Commands, add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
-    with exit_status():
-        app()
+    run_command(main)

@@ -15,15 +15,11 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.console import Console
 
-from lgvit_edge._support.files import write_json
-from lgvit_edge._support.terminal import say, table
+from lgvit_edge._support.terminal import console, say, table
 from lgvit_edge.architecture.placement import plan_exits
-from lgvit_edge.benchmarks.measure import command_line
-from lgvit_edge.cli.options import Commands, exit_status
+from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, run_command
 from lgvit_edge.images.labelled import evenly
-from lgvit_edge.machine.environment import environment
 from lgvit_edge.model import LGViT, block_macs
 from lgvit_edge.training import TrainingConfig
 from lgvit_edge.training.data.batches import Batches
@@ -49,24 +45,24 @@ def main(
     images: Annotated[int, typer.Option(min=64, help="How many, spread over classes.")] = 1280,
     rounds: Annotated[int, typer.Option(min=1, help="Epochs of each kind.")] = 3,
     heads: Annotated[str, typer.Option(help="Kinds of heads, by comma.")] = "lgvit,mlp",
-    json_file: Annotated[Path | None, typer.Option("--json")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Time an epoch of stage 2 both ways."""
-    start = load_start(backbone, weights, num_classes=0, seed=0).eval()
-    folder = _Plain(data, size=start.config.image_size, preprocess=start.config.preprocess)
+    plain = load_start(backbone, weights, num_classes=0, seed=0).eval()
+    folder = _Plain(data, size=plain.config.image_size, preprocess=plain.config.preprocess)
     kept = evenly(range(len(folder)), images)
     folder.paths, folder.labels = [folder.paths[i] for i in kept], folder.labels[list(kept)]
     shown = table(
         "heads", "precision", numbers=("backbone (s)", "kept (s)", "ratio", "loss differs by")
     )
-    record: dict[str, Any] = {"images": len(folder), "rows": [], "env": environment()}
+    record, rows = Record(json_file), list[dict[str, Any]]()
     for kind in heads.split(","):
-        config = start.config
+        config = plain.config
         exits = plan_exits("uniform:8", block_macs(config), heads=kind, family=config.family)
         for precision in ("fp32", "bf16"):
             settings = TrainingConfig(precision=precision, lr=(1e-3, 1e-3))
-            row = _compare(attach_exits(start, exits), folder, settings, rounds)
-            record["rows"].append({"heads": kind, "precision": precision, **row})
+            row = _compare(attach_exits(plain, exits), folder, settings, rounds)
+            rows.append({"heads": kind, "precision": precision, **row})
             shown.add_row(
                 kind,
                 precision,
@@ -75,14 +71,9 @@ def main(
                 f"{row['ratio']:.2f}",
                 f"{row['loss_difference']:.1e}",
             )
-    console = Console(highlight=False)
-    console.print(
-        f"{len(folder)} images, {record['env']['cpu']}; medians of {rounds} epochs in turn"
-    )
+    say(f"{len(folder)} images, {record.env['cpu']}; medians of {rounds} epochs in turn")
     console.print(shown)
-    if json_file is not None:
-        write_json(json_file, record | {"command": command_line()})
-        say(f"wrote {json_file}")
+    record.write(images=len(folder), rows=rows)
 
 
 def _compare(
@@ -136,7 +127,4 @@ def _epoch(
 
 
 if __name__ == "__main__":
-    app = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
-    app.command()(main)
-    with exit_status():
-        app()
+    run_command(main)

@@ -15,15 +15,14 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from lgvit_edge._support.files import replacing, write_json
+from lgvit_edge._support.files import replacing
 from lgvit_edge._support.optional import require
 from lgvit_edge._support.terminal import console, progress_bar
 from lgvit_edge.benchmarks.experiments.competitor import competing
-from lgvit_edge.benchmarks.measure import command_line
-from lgvit_edge.cli.options import Backend, Commands, Engines, check_folders, exit_status
+from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, run_command
+from lgvit_edge.cli.options import Backend, Engines, check_folders
 from lgvit_edge.images.labelled import evenly, find_images
 from lgvit_edge.images.preprocess import load_rgb
-from lgvit_edge.machine.environment import environment
 from lgvit_edge.runtime import Session, TargetRate
 
 _SETTLED = 30  # frames after a step, within which the level should be found
@@ -37,17 +36,17 @@ def main(
     load: Annotated[int, typer.Option(min=1, help="Processes that compete.")] = 2,
     backend: Backend = "auto",
     plot: Annotated[Path | None, typer.Option(help="FILE.png")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Step the load up and down under a fixed frame rate."""
-    check_folders({"--plot": plot, "--json": json_file})
-    start = environment()
+    check_folders({"--plot": plot})
+    record = Record(json_file)
     with Session.open(engines, backend=backend, warm_up=True) as session:
         session.warm_up(50)
         rate = TargetRate(fps)
         session.policy = rate
         rows = _play(session, data, fps, frames, load)
-        env = start | {"runtime": session.describe()}
+        record.env |= {"runtime": session.describe()}
     steps = (frames // 3, 2 * frames // 3)
     found = summarise(rows, steps, 1e3 / fps)
     for name, part in found.items():
@@ -60,9 +59,7 @@ def main(
     if plot is not None:
         with replacing(plot) as partial:
             _draw(rows, steps, fps, rate.budget_ms, partial)
-    if json_file is not None:
-        record = {"env": env, "fps": fps, "load": load, "parts": found, "raw": rows}
-        write_json(json_file, record | {"command": command_line()})
+    record.write(fps=fps, load=load, parts=found, raw=rows)
 
 
 def _play(session: Session, data: Path, fps: float, frames: int, load: int) -> dict[str, list[Any]]:
@@ -148,7 +145,4 @@ def _draw(
 
 
 if __name__ == "__main__":
-    app = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
-    app.command()(main)
-    with exit_status():
-        app()
+    run_command(main)

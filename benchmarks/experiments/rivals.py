@@ -20,19 +20,25 @@ import torch
 import typer
 from numpy.typing import NDArray
 
-from lgvit_edge._support.files import write_json
 from lgvit_edge._support.terminal import console, progress_bar, table
-from lgvit_edge.architecture.config import ExitConfig
+from lgvit_edge.architecture.config import LGViTConfig
+from lgvit_edge.architecture.placement import HEADS, default_heads
 from lgvit_edge.architecture.published import architecture
+from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, run_command
 from lgvit_edge.benchmarks.experiments.if_graph import IfGraph
-from lgvit_edge.benchmarks.measure import command_line
 from lgvit_edge.bundle.directory import Bundle, open_bundle
-from lgvit_edge.cli.options import Commands, Engines, exit_status, parse_numbers
+from lgvit_edge.cli.options import Engines, parse_numbers
 from lgvit_edge.errors import UsageError
 from lgvit_edge.images.preprocess import to_float
-from lgvit_edge.machine.cpu import available_cores, load_average
-from lgvit_edge.machine.environment import environment
-from lgvit_edge.model import LGViT, count_parameters, load_checkpoint
+from lgvit_edge.machine.cpu import available_cores
+from lgvit_edge.model import (
+    LGViT,
+    count_macs,
+    count_parameters,
+    cut,
+    example_input,
+    load_checkpoint,
+)
 from lgvit_edge.runtime import FixedExit, Session
 
 PEERS_MIX = "43.3,15.6,9.4,8.9,11.4,5.0,2.4,0.9,3.1"  # at 0.80, see the results' README
@@ -48,7 +54,7 @@ def main(
     ckpt: Annotated[Path | None, typer.Option(help="Or the checkpoint it came from.")] = None,
     mix: Annotated[str, typer.Option(help="Share of images per exit.")] = PEERS_MIX,
     rounds: Annotated[int, typer.Option(min=2)] = 10,
-    json_file: Annotated[Path | None, typer.Option("--json")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Time every way at every exit, in turn."""
     bundle = open_bundle(engines)
@@ -56,7 +62,7 @@ def main(
     shares = np.array(parse_numbers(mix), np.float64)
     if len(shares) != exits or bundle.manifest.batch[2] != 1:
         raise UsageError(f"expected a bundle of batch 1 and {exits} shares, found {len(shares)}")
-    start, threads = environment(), available_cores()
+    record, threads = Record(json_file), available_cores()
     torch.set_num_threads(threads)
     side = bundle.manifest.image_size
     images = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), np.uint8)
@@ -69,7 +75,7 @@ def main(
             "chain, ONNX Runtime": _chain(ours, images),
             "chain, OpenVINO": _chain(vino, images),
             "If graph, ONNX Runtime": IfGraph(bundle, Path(folder), images, threads),
-            "PyTorch eager": eager(_model(bundle, arch, ckpt), images),
+            "PyTorch eager": eager(model_of(bundle, arch, ckpt), images),
         }
         baselines: dict[str, Run] = {
             "ONNX Runtime": lambda _: ours.baseline_logits(images),
@@ -79,12 +85,9 @@ def main(
             times = _in_turn(sides, baselines, exits, rounds, progress)
     rows = _summary(times, baselines, bundle, shares / shares.sum())
     _show(rows, shares)
-    if json_file is not None:
-        raw = {n: [np.round(t, 3).tolist() for t in per_exit] for n, per_exit in times.items()}
-        env = start | {"threads": threads, "load_average_end": load_average()}
-        env["torch"] = torch.__version__
-        record = {"env": env, "mix": shares.tolist(), "rows": rows, "raw_ms": raw}
-        write_json(json_file, record | {"command": command_line()})
+    raw = {n: [np.round(t, 3).tolist() for t in per_exit] for n, per_exit in times.items()}
+    record.env |= {"threads": threads, "torch": torch.__version__}
+    record.write(mix=shares.tolist(), rows=rows, raw_ms=raw)
 
 
 def eager(model: LGViT, images: NDArray[np.uint8]) -> Run:
@@ -117,7 +120,12 @@ def _chain(session: Session, images: NDArray[np.uint8]) -> Run:
     return run
 
 
-def _model(bundle: Bundle, arch: str | None, ckpt: Path | None) -> LGViT:
+def model_of(bundle: Bundle, arch: str | None, ckpt: Path | None) -> LGViT:
+    """The model that a bundle was made of, or one of its sizes with random weights.
+
+    Raises:
+        UsageError: neither or both were given, or the bundle was made of another.
+    """
     if (arch is None) == (ckpt is None):
         raise UsageError("expected --arch NAME or --ckpt MODEL")
     manifest = bundle.manifest
@@ -125,24 +133,39 @@ def _model(bundle: Bundle, arch: str | None, ckpt: Path | None) -> LGViT:
         model = load_checkpoint(ckpt)
         model = model.with_exits([s.last_block for s in manifest.segments[:-1]])
     else:
-        exits = [
-            ExitConfig(s.last_block, s.head, **_kind(i))
-            for i, s in enumerate(manifest.segments[:-1])
-        ]
-        config = architecture(str(arch), num_classes=manifest.num_classes)
-        model = LGViT(config.replace(exits=tuple(exits)))
+        model = LGViT(_with_exits(str(arch), bundle))
     expected, found = manifest.baseline.parameters, count_parameters(model.backbone)
     if expected != found:
         raise UsageError(
             f"expected the model of {bundle.root}, whose baseline has {expected} parameters, "
             f"found one with {found}: give its own --arch or --ckpt"
         )
+    parts = cut(model, input=manifest.input)
+    macs = [
+        count_macs(part.module, example_input(model.config, part.index, input=manifest.input))
+        for part in parts
+    ]
+    if macs != [segment.spec.macs for segment in manifest.segments]:
+        raise UsageError(
+            f"expected the model of {bundle.root}, found one whose segments compute something "
+            "else: give the checkpoint it came from, --ckpt"
+        )
     return model.eval()
 
 
-def _kind(index: int) -> dict[str, int]:
-    """Sizes of the paper's eight heads."""
-    return ({"kernel": 3}, {"kernel": 0}, {"window": 2}, {"window": 3})[index // 2]
+def _with_exits(arch: str, bundle: Bundle) -> LGViTConfig:
+    """The architecture with the bundle's exits, heads in the sizes that placement gives them."""
+    manifest = bundle.manifest
+    *early, _ = manifest.segments
+    config = architecture(arch, num_classes=manifest.num_classes, image_size=manifest.image_size)
+    for heads in HEADS:
+        blocks = [segment.last_block for segment in early]
+        exits = default_heads(blocks, heads=heads, family=config.family)
+        if [exit.head for exit in exits] == [segment.head for segment in early]:
+            return config.replace(exits=exits)
+    raise UsageError(
+        f"the heads of {bundle.root} are not those of `train --heads`; give its --ckpt, not --arch"
+    )
 
 
 def _in_turn(
@@ -210,7 +233,4 @@ def _show(rows: list[dict[str, Any]], shares: NDArray[np.float64]) -> None:
 
 
 if __name__ == "__main__":
-    app = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
-    app.command()(main)
-    with exit_status():
-        app()
+    run_command(main)

@@ -16,12 +16,9 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from lgvit_edge._support.files import write_json
 from lgvit_edge._support.terminal import console, progress_bar
-from lgvit_edge.benchmarks.measure import command_line
-from lgvit_edge.cli.options import Backend, Commands, Engines, exit_status
-from lgvit_edge.machine.cpu import load_average
-from lgvit_edge.machine.environment import environment
+from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, run_command
+from lgvit_edge.cli.options import Backend, Engines
 from lgvit_edge.runtime import FixedExit, Result, Session
 
 _CHUNK = 1000  # images between two looks at the memory
@@ -32,13 +29,13 @@ def main(
     engines: Engines,
     images: Annotated[int, typer.Option(min=20_000)] = 200_000,
     backend: Backend = "auto",
-    json_file: Annotated[Path | None, typer.Option("--json")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Predict many times; report growth in memory and drift in latency with 95 % intervals."""
-    start = environment()
+    record = Record(json_file)
     with Session.open(engines, backend=backend, warm_up=True) as session:
         rows = run(session, images)
-        env = start | {"runtime": session.describe(), "load_average_end": load_average()}
+        record.env |= {"runtime": session.describe()}
     done, memory, latency = rows[int(len(rows) * _WARM_UP) :].T
     found: dict[str, Any] = {
         "memory_kb_per_1000": line(done / 1000, memory * 1024),
@@ -48,7 +45,7 @@ def main(
     }
     growth, drift = found["memory_kb_per_1000"], found["latency_us_per_1000"]
     console.print(
-        f"{images} images on {env['runtime']['backend']}: memory "
+        f"{images} images on {record.env['runtime']['backend']}: memory "
         f"{memory[0]:.1f} MB -> {memory[-1]:.1f} MB, {growth['slope']:+.3f} kB per 1000 images "
         f"(95 %: {growth['low']:+.3f} to {growth['high']:+.3f})",
         f"median latency of exit 1: {found['median_latency_ms'][0]:.3f} ms in the first half, "
@@ -57,9 +54,8 @@ def main(
         sep="\n",
         highlight=False,
     )
-    if json_file is not None:
-        raw = {"done": done.tolist(), "memory_mb": memory.tolist(), "latency_ms": latency.tolist()}
-        write_json(json_file, {"env": env, **found, "raw": raw, "command": command_line()})
+    raw = {"done": done.tolist(), "memory_mb": memory.tolist(), "latency_ms": latency.tolist()}
+    record.write(**found, raw=raw)
 
 
 def run(session: Session, images: int) -> NDArray[np.float64]:
@@ -118,7 +114,4 @@ def resident_mb() -> float:
 
 
 if __name__ == "__main__":
-    app = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
-    app.command()(main)
-    with exit_status():
-        app()
+    run_command(main)

@@ -17,6 +17,7 @@ import typer
 
 from lgvit_edge._support.files import replacing, write_json
 from lgvit_edge._support.terminal import say
+from lgvit_edge.benchmarks.experiments.frame import run_command
 from lgvit_edge.benchmarks.experiments.study_rows import DROP, RATE, RATES, SPEED_UP, Study
 from lgvit_edge.benchmarks.experiments.study_tables import (
     Case,
@@ -24,7 +25,6 @@ from lgvit_edge.benchmarks.experiments.study_tables import (
     tables,
 )
 from lgvit_edge.benchmarks.measure import command_line
-from lgvit_edge.cli.options import Commands, exit_status
 from lgvit_edge.errors import UsageError
 from lgvit_edge.machine.environment import environment
 from lgvit_edge.model import (
@@ -100,13 +100,13 @@ def main(
     config = TrainingConfig(
         epochs=(epochs, epochs), cache_views=1, min_crop=0.25, precision=precision
     )
-    start = load_start(backbone, weights, num_classes=0, seed=config.seed).eval()
-    size, spec = start.config.image_size, start.config.preprocess
+    plain = load_start(backbone, weights, num_classes=0, seed=config.seed).eval()
+    size, spec = plain.config.image_size, plain.config.preprocess
     images = ImageFolder(
         data / "train", size=size, preprocess=spec, min_crop=config.min_crop, flip=config.flip
     )
     val = ImageFolder(data / "val", size=size, preprocess=spec, classes=images.classes)
-    study = Study(start, images, val, config, out)
+    study = Study(plain, images, val, config, out)
     study.keep_features([case for cases in chosen.values() for case in cases])
     record = _record(study, chosen)
     write_json(out / "study.json", record)
@@ -159,7 +159,4 @@ def _record(study: Study, chosen: dict[str, tuple[Case, ...]]) -> dict[str, Any]
 
 
 if __name__ == "__main__":
-    app = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
-    app.command()(main)
-    with exit_status():
-        app()
+    run_command(main)

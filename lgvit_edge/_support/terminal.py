@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 console = Console()
 errors = Console(stderr=True)
+_ELAPSED = TimeElapsedColumn()
+_LOG_EVERY = 60.0  # seconds
 
 
 def say(text: str) -> None:
@@ -60,23 +64,70 @@ def held_interrupts() -> Iterator[Callable[[], None]]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+class Update(Protocol):
+    """Says how far a loop is."""
+
+    def __call__(self, done: int, total: int, detail: str = "") -> None:
+        """Say it.
+
+        Args:
+            done: steps done.
+            total: steps in all.
+            detail: what is being done; what changes too often for a log stands after a colon, as
+                in ``epoch 2/50: loss 0.71``.
+        """
+        ...
+
+
 @contextlib.contextmanager
-def progress_bar(text: str) -> Iterator[Callable[..., None]]:
-    """A bar; call it with steps done, steps in all and, if it changes, the text.
+def progress_bar(text: str, *, to: Console = errors, lasting: bool = False) -> Iterator[Update]:
+    """Show how far a loop is: a bar in a terminal, a line now and then in a log.
 
-    It is drawn when called, never by a thread of its own, which would disturb what is measured.
+    Both are written when the loop speaks, never by a thread of their own, which would disturb what
+    is measured. A log gets a line for every new ``detail``, one a minute while that stays, and one
+    for what was said last.
+
+    Args:
+        text: what the loop does.
+        to: where to show it.
+        lasting: of a bar: it remains, tells the time left, and is drawn by a thread.
     """
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=errors, transient=True, auto_refresh=False) as bar:
-        task = bar.add_task(text, total=1)
+    with _bar(text, to, lasting) if to.is_terminal else _log(text, to) as update:
+        yield update
 
-        def update(done: int, total: int, detail: str | None = None) -> None:
-            description = text if detail is None else f"{text} {detail}"
-            bar.update(task, completed=done, total=total, description=description, refresh=True)
+
+@contextlib.contextmanager
+def _bar(text: str, to: Console, lasting: bool) -> Iterator[Update]:
+    detail = TextColumn("{task.fields[detail]}", markup=False)
+    counted = (BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"))
+    columns = (*counted, detail, TimeRemainingColumn()) if lasting else (detail, *counted, _ELAPSED)
+    name = TextColumn("{task.description}", markup=False)
+    with Progress(name, *columns, console=to, transient=not lasting, auto_refresh=lasting) as bar:
+        task = bar.add_task(text, total=1, detail="")
+
+        def update(done: int, total: int, detail: str = "") -> None:
+            bar.update(task, completed=done, total=total, detail=detail, refresh=not lasting)
 
         yield update
+
+
+@contextlib.contextmanager
+def _log(text: str, to: Console) -> Iterator[Update]:
+    subject: str | None = None
+    due, last, written = 0.0, "", ""
+
+    def update(done: int, total: int, detail: str = "") -> None:
+        nonlocal subject, due, last, written
+        last = f"{text} {detail} ({done}/{total})" if detail else f"{text} ({done}/{total})"
+        if (now := detail.partition(":")[0]) != subject or time.monotonic() >= due:
+            subject, due, written = now, time.monotonic() + _LOG_EVERY, last
+            write(last)
+
+    def write(line: str) -> None:
+        line = f"{time.strftime('%H:%M:%S')} {line}"
+        to.print(line, markup=False, highlight=False, soft_wrap=True)
+        to.file.flush()
+
+    yield update
+    if last != written:
+        write(last)

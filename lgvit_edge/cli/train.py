@@ -2,23 +2,72 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from shlex import quote
+from typing import Annotated, Any
 
 import typer
 
 from lgvit_edge._support.terminal import console, say
 from lgvit_edge.cli.options import Heads, ImageSize
 from lgvit_edge.errors import UsageError
-
-N = TypeVar("N")
-
-_AUTHORS = "as the authors have it"
-_BOTH = "; stage 1's and stage 2's as A,B"
-_OPTIMISER, _DISTILLATION, _IMAGES = "Optimiser", "Distillation", "Images and speed"
+from lgvit_edge.training.settings import Setting, TrainingConfig, settings
 
 
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command an option for every field of ``TrainingConfig``, and the config they make.
+
+    Default, bounds, help and group of an option are the field's own.
+    """
+    own = inspect.signature(command, eval_str=True).parameters
+    options = [_option(*known) for known in settings()]
+
+    @functools.wraps(command)
+    def parsed(**values: Any) -> None:
+        given: dict[str, Any] = {}
+        for name, _, default in settings():
+            given[name] = values.pop(name)
+            if isinstance(default, tuple):
+                given[name] = _pair(name, given[name], type(default[0]))
+        command(**values, config=TrainingConfig(**given))
+
+    parameters = [p for p in own.values() if p.name != "config"] + options
+    parsed.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    parsed.__annotations__ = {p.name: p.annotation for p in parameters}
+    return parsed
+
+
+def _option(name: str, about: Setting, default: Any) -> inspect.Parameter:
+    words = f"{about.help} ({about.bounds})" if about.bounds else about.help
+    if about.choices is not None:
+        words += ": " + ", ".join(f"{word} ({does})" for word, does in about.choices().items())
+    kind = type(default)
+    if kind is tuple:
+        kind, words = str, f"{words}; stage 1's and stage 2's as A,B"
+        default = ",".join(f"{value:g}" for value in dict.fromkeys(default))
+    option = typer.Option(rich_help_panel=about.panel, help=f"{words}.")
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
+    )
+
+
+def _pair(name: str, text: str, kind: Callable[[str], float]) -> tuple[float, ...]:
+    """Stage 1's value and stage 2's, from one or two numbers."""
+    try:
+        values = [kind(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) not in (1, 2):
+        raise UsageError(
+            f"--{name}: expected a number, or stage 1's and stage 2's as A,B; found {text!r}"
+        )
+    return tuple(values * 2 if len(values) == 1 else values)
+
+
+@with_settings
 def train(
     data: Annotated[
         Path, typer.Option(help="Image folder: a sub-folder per class, or train/ and val/.")
@@ -48,155 +97,24 @@ def train(
     ] = None,
     heads: Heads = None,
     image_size: ImageSize = None,
-    scheme: Annotated[
-        str,
-        typer.Option(help="lgvit (the paper's), normal, weighted, distillation or alternating."),
-    ] = "lgvit",
     stage: Annotated[
         str, typer.Option(help="1 (whole model), 2 (exits, backbone frozen) or both.")
     ] = "both",
-    epochs: Annotated[str, typer.Option(help=f"Epochs of each stage{_BOTH}.")] = "50",
-    batch_size: Annotated[
-        int, typer.Option(rich_help_panel=_OPTIMISER, min=2, help=f"Images per step, {_AUTHORS}.")
-    ] = 64,
-    lr: Annotated[
-        str,
-        typer.Option(
-            rich_help_panel=_OPTIMISER,
-            help=f"Peak learning rate, {_AUTHORS}{_BOTH}. Few images and epochs want 1e-4,4e-3.",
-        ),
-    ] = "5e-5",
-    warmup: Annotated[
-        float,
-        typer.Option(
-            rich_help_panel=_OPTIMISER, help="Share of the steps in which the rate rises."
-        ),
-    ] = 0.05,
-    weight_decay: Annotated[
-        float, typer.Option(rich_help_panel=_OPTIMISER, help="AdamW's.")
-    ] = 0.05,
-    clip: Annotated[
-        float,
-        typer.Option(rich_help_panel=_OPTIMISER, help="Largest norm of the gradient; 0: any."),
-    ] = 1.0,
-    gamma: Annotated[
-        float,
-        typer.Option(
-            rich_help_panel=_DISTILLATION, help=f"Share of prediction distillation, {_AUTHORS}."
-        ),
-    ] = 0.3,
-    temperature: Annotated[
-        float,
-        typer.Option(rich_help_panel=_DISTILLATION, help=f"Softens what is distilled, {_AUTHORS}."),
-    ] = 2.0,
-    alpha: Annotated[
-        float,
-        typer.Option(
-            rich_help_panel=_DISTILLATION, help=f"Weight of heterogeneous distillation, {_AUTHORS}."
-        ),
-    ] = 0.01,
-    beta: Annotated[
-        float,
-        typer.Option(
-            rich_help_panel=_DISTILLATION, help=f"Weight of homogeneous distillation, {_AUTHORS}."
-        ),
-    ] = 0.01,
-    kl: Annotated[
-        str,
-        typer.Option(
-            rich_help_panel=_DISTILLATION,
-            help="Average of distilled predictions: image, or class as the authors.",
-        ),
-    ] = "image",
-    gram: Annotated[
-        str,
-        typer.Option(
-            rich_help_panel=_DISTILLATION,
-            help="Over the tokens of Eq. 11: mean, or sum as it is written.",
-        ),
-    ] = "mean",
-    prediction_exits: Annotated[
-        str,
-        typer.Option(
-            rich_help_panel=_DISTILLATION,
-            help="Exits that Eq. 13 supervises: all, or two as in the paper.",
-        ),
-    ] = "all",
-    min_crop: Annotated[
-        float,
-        typer.Option(
-            rich_help_panel=_IMAGES, help="Smallest share of an image that a random crop keeps."
-        ),
-    ] = 0.08,
-    flip: Annotated[
-        bool, typer.Option(rich_help_panel=_IMAGES, help="Mirror every other training image.")
-    ] = True,
-    cache: Annotated[
-        bool,
-        typer.Option(
-            rich_help_panel=_IMAGES,
-            help="Stage 2: run the frozen backbone once and keep its outputs.",
-        ),
-    ] = False,
     cache_features: Annotated[
         Path | None,
-        typer.Option(
-            rich_help_panel=_IMAGES,
-            help="The same in this folder, for this training and later ones; float16.",
-        ),
+        typer.Option(help="Like --cache, in this folder: for this training and later ones."),
     ] = None,
-    cache_views: Annotated[
-        int,
-        typer.Option(
-            rich_help_panel=_IMAGES,
-            min=0,
-            help="With a cache: augmented copies of each image; 0: as they are.",
-        ),
-    ] = 0,
-    workers: Annotated[
-        int, typer.Option(rich_help_panel=_IMAGES, min=0, help="Processes that decode images.")
-    ] = 2,
-    precision: Annotated[
-        str,
-        typer.Option(
-            rich_help_panel=_IMAGES,
-            help="fp32, or bf16 for mixed precision: faster where the processor has it.",
-        ),
-    ] = "fp32",
-    seed: Annotated[int, typer.Option(help=f"Of everything random, {_AUTHORS}.")] = 777,
     resume: Annotated[bool, typer.Option(help="Go on where an interrupted run stopped.")] = True,
+    *,
+    config: TrainingConfig,
 ) -> None:
     """Train an LGViT from a backbone and a folder of images."""
     from lgvit_edge._support.optional import require
 
     require("torch", extra="train")
     from lgvit_edge.training.run import train_from_folder
-    from lgvit_edge.training.settings import TrainingConfig
     from lgvit_edge.training.team import join
 
-    config = TrainingConfig(
-        epochs=_pair("--epochs", epochs, int),
-        lr=_pair("--lr", lr, float),
-        batch_size=batch_size,
-        warmup=warmup,
-        weight_decay=weight_decay,
-        clip=clip,
-        scheme=scheme,
-        gamma=gamma,
-        temperature=temperature,
-        alpha=alpha,
-        beta=beta,
-        kl=kl,
-        gram=gram,
-        prediction_exits=prediction_exits,
-        min_crop=min_crop,
-        flip=flip,
-        cache=cache,
-        cache_views=cache_views,
-        workers=workers,
-        precision=precision,
-        seed=seed,
-    )
     train_from_folder(
         data,
         backbone=backbone,
@@ -213,19 +131,7 @@ def train(
         console=console,
     )
     if join(config.device).leads:
-        say(f"next: lgvit-edge export --ckpt {out} --target cpu --out out/")
-
-
-def _pair(option: str, text: str, kind: Callable[[str], N]) -> tuple[N, N]:
-    """Stage 1's value and stage 2's, from one or two numbers."""
-    try:
-        values = [kind(part) for part in text.split(",")]
-        first, second = values * 2 if len(values) == 1 else values
-    except ValueError:
-        raise UsageError(
-            f"{option}: expected a number, or stage 1's and stage 2's as A,B; found {text!r}"
-        ) from None
-    return first, second
+        say(f"next: lgvit-edge export --ckpt {quote(str(out))} --target cpu --out out/")
 
 
 def _val(text: str | None) -> str | float | None:

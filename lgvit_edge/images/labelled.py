@@ -30,7 +30,8 @@ def find_images(
         num_classes: C of the model.
         names: the model's class names; sub-folders are matched by name, or by sorted order where
             the model has no names.
-        labels: for a flat folder, a text file of lines ``FILE CLASS``, class by index or name.
+        labels: for a flat folder, a text file of lines ``FILE CLASS``, class by index or name. A
+            tab, or else a space, stands between them.
 
     Raises:
         DataError: nothing there, or the labels do not match the model's classes.
@@ -129,7 +130,7 @@ def _refuse_twins(used: list[str], names: tuple[str, ...]) -> None:
         if names.count(name) > 1:
             raise DataError(
                 f"the model has {names.count(name)} classes called {name!r}; give the class by "
-                "index (--labels with lines FILE INDEX)"
+                "index, in a list of lines FILE INDEX (--labels; of export: --data-labels)"
             )
 
 
@@ -142,25 +143,53 @@ def _listed(
         raise DataError(f"cannot read the labels {labels}: {error}") from None
     images = []
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        line = line.strip()
-        file, _, text = line.partition("\t" if "\t" in line else " ")
-        text = text.strip()
-        if text in names:
-            _refuse_twins([text], names)
-            index = names.index(text)
-        elif text.isdecimal() and len(text) < 20 and int(text) < num_classes:
-            index = int(text)
-        else:
-            raise DataError(
-                f"{labels}, line {number}: expected FILE CLASS with a class in "
-                f"0..{num_classes - 1} or a name the model knows, found {line[:80]!r}"
-            )
-        path = data / file
-        if not path.is_file():
-            raise DataError(f"{labels}, line {number}: no such image: {path}")
-        images.append(LabelledImage(path, index))
+        if line.strip():
+            try:
+                images.append(_listed_image(data, line.strip(), num_classes, names))
+            except DataError as error:
+                raise DataError(f"{labels}, line {number}: {error}") from None
     if not images:
         raise DataError(f"{labels} lists no images")
     return images
+
+
+def _listed_image(data: Path, line: str, num_classes: int, names: tuple[str, ...]) -> LabelledImage:
+    """The image and the class of ``FILE CLASS``; both may hold spaces.
+
+    A tab parts them where there is one. Else every space may: the one that leaves a class on its
+    right and an image that is there on its left.
+
+    Raises:
+        DataError: no space does, or several do.
+    """
+    separator = "\t" if "\t" in line else " "
+    places = [place for place, character in enumerate(line) if character == separator]
+    if separator == "\t":
+        del places[1:]
+    pairs = {line[:place].rstrip(): line[place:].strip() for place in places}
+    readings = {
+        text: LabelledImage(data / file, index)
+        for file, text in pairs.items()
+        if (index := _class_of(text, num_classes, names)) is not None
+    }
+    if not readings:
+        raise DataError(
+            f"expected FILE CLASS with a class in 0..{num_classes - 1} or a name the model knows, "
+            f"found {line[:80]!r}"
+        )
+    present = {text: image for text, image in readings.items() if image.path.is_file()}
+    if not present:
+        raise DataError(f"no such image: {next(iter(readings.values())).path}")
+    if len(present) > 1:
+        files = " and ".join(repr(image.path.name) for image in present.values())
+        raise DataError(f"{line[:80]!r} fits {files}; put a tab between file and class")
+    ((text, image),) = present.items()
+    _refuse_twins([text], names)
+    return image
+
+
+def _class_of(text: str, num_classes: int, names: tuple[str, ...]) -> int | None:
+    if text in names:
+        return names.index(text)
+    is_index = text.isdecimal() and len(text) < 20 and int(text) < num_classes
+    return int(text) if is_index else None

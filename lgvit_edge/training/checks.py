@@ -10,6 +10,10 @@ from lgvit_edge._support.optional import require
 from lgvit_edge.errors import DataError, TrainingError, UsageError
 from lgvit_edge.model import LGViT, count_parameters
 from lgvit_edge.training.data.datasets import Dataset
+from lgvit_edge.training.losses import last_of_each
+from lgvit_edge.training.schemes import SCHEMES
+from lgvit_edge.training.settings import TrainingConfig
+from lgvit_edge.training.team import Team
 
 _SUFFIXES = (".pt", ".safetensors")
 # The checkpoint, and twice (while it is replaced) the file to resume from: weights and two moments.
@@ -47,27 +51,68 @@ def check_output(out: Path, model: LGViT) -> None:
         )
 
 
-def check_task(
-    model: LGViT, train_set: Dataset, val_set: Dataset | None, stages: tuple[int, ...]
-) -> None:
-    """Check that a model and images go together.
+def check_team(team: Team, config: TrainingConfig, images: int, *, shared: bool) -> None:
+    """Check that several processes can train together.
+
+    Args:
+        team: the processes.
+        config: settings.
+        images: to train on.
+        shared: whether features are kept in a folder.
 
     Raises:
-        UsageError: the stages do not exist, or the model has nothing that they train.
+        DataError: there are too few images for so many.
+        UsageError: the settings are not for so many.
+    """
+    if team.size > 1 and images < 2 * team.size:
+        raise DataError(
+            f"expected at least {2 * team.size} training images for {team.size} processes, found "
+            f"{images}"
+        )
+    if team.size > config.batch_size // 2:
+        raise UsageError(
+            f"batch_size is of all processes together: expected at least {2 * team.size} for "
+            f"{team.size} processes, found {config.batch_size}"
+        )
+    if team.size > 1 and config.cache and not shared:
+        raise UsageError(
+            f"--cache would keep all features in each of {team.size} processes; keep them in a "
+            "folder, which they share: --cache-features DIR"
+        )
+
+
+def check_task(
+    model: LGViT,
+    train_set: Dataset,
+    val_set: Dataset | None,
+    config: TrainingConfig,
+    stages: tuple[int, ...],
+) -> None:
+    """Check that a model, images and settings go together.
+
+    Raises:
+        UsageError: the stages do not exist, or there is nothing that they would train.
         DataError: classes or sizes differ, or not one training image can be read.
     """
     if stages not in ((1,), (2,), (1, 2)):
         raise UsageError(f"stages must be (1,), (2,) or (1, 2), found {stages}")
-    config = model.config
-    if 2 in stages and not config.exits:
+    if 2 in stages and not model.config.exits:
         raise UsageError("stage 2 trains exit heads: expected exits, found none")
+    eq13 = 2 in stages and SCHEMES[config.scheme].features and config.prediction_exits == "paper"
+    if eq13 and not last_of_each(model.config.exits):
+        kinds = ", ".join(sorted({exit.head for exit in model.config.exits}))
+        raise UsageError(
+            "--prediction-exits paper supervises the last local and the last global head, "
+            f"and the exits have neither ({kinds}): none would learn answers; give "
+            "--prediction-exits all, or --heads lgvit"
+        )
     for dataset, what in ((train_set, "training"), (val_set, "validation")):
-        if dataset is not None and len(dataset.classes) != config.num_classes:
+        if dataset is not None and len(dataset.classes) != model.config.num_classes:
             raise DataError(
-                f"expected {config.num_classes} classes as the model has, found "
+                f"expected {model.config.num_classes} classes as the model has, found "
                 f"{len(dataset.classes)} among the {what} images"
             )
-    side = config.image_size
+    side = model.config.image_size
     for index in range(len(train_set)):
         try:
             shape = train_set.image(index, None).shape

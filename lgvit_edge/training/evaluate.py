@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import accumulate
 
 import numpy as np
@@ -19,10 +20,17 @@ from lgvit_edge.training.team import Team
 
 
 @torch.no_grad()
-def all_logits(model: LGViT, dataset: Dataset, batch_size: int = 64, *, workers: int = 0) -> Images:
+def all_logits(
+    model: LGViT,
+    dataset: Dataset,
+    batch_size: int = 64,
+    *,
+    workers: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Images:
     """Logits of every exit, the final classifier last, on images as at inference.
 
-    Images that cannot be read are left out.
+    Images that cannot be read are left out; ``progress`` hears of images done and images in all.
 
     Raises:
         DataError: not one image could be read.
@@ -35,7 +43,8 @@ def all_logits(model: LGViT, dataset: Dataset, batch_size: int = 64, *, workers:
     model.eval()
     logits, labels = [], []
     try:
-        for batch in batches.ordered():
+        for done, batch in enumerate(batches.ordered()):
+            progress(done * batch_size, len(dataset))
             logits.append(model.exit_logits(batch.images).cpu().numpy())
             labels.append(batch.labels.cpu().numpy())
     finally:

@@ -14,6 +14,7 @@ from lgvit_edge.errors import TrainingError
 
 COLUMNS = ("stage", "epoch", "step", "lr", "loss", "accuracy", "seconds")
 Row = dict[str, float]  # of COLUMNS; loss and accuracy are means over the epoch's steps
+_NEWEST = 0.05  # weight of the newest step in what is shown while an epoch runs
 
 
 def log_path(out: Path) -> Path:
@@ -58,7 +59,7 @@ def draw_log(rows: Sequence[Row], path: Path) -> None:
         right.set_ylabel("training accuracy (%)", color="C1")
         right.set_ylim(0, 100)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    made.savefig(path, dpi=120)
+    made.savefig(path, dpi=120, format="png")
 
 
 class Mean:
@@ -76,3 +77,20 @@ class Mean:
     def value(self) -> float:
         """NaN where nothing was added."""
         return self.sum / self.weight if self.weight else math.nan
+
+
+class Smoothed:
+    """Loss and accuracy of the last steps."""
+
+    def __init__(self) -> None:
+        self.loss = self.accuracy = math.nan
+
+    def add(self, loss: float, accuracy: float) -> None:
+        """One more step."""
+        if math.isnan(self.loss):
+            self.loss, self.accuracy = loss, accuracy
+        self.loss += _NEWEST * (loss - self.loss)
+        self.accuracy += _NEWEST * (accuracy - self.accuracy)
+
+    def __str__(self) -> str:
+        return f"loss {self.loss:.3f}  accuracy {100 * self.accuracy:.1f} %"

@@ -12,16 +12,16 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from lgvit_edge.errors import DataError, TrainingError, UsageError
+from lgvit_edge._support.terminal import progress_bar
+from lgvit_edge.errors import DataError, TrainingError
 from lgvit_edge.model import LGViT, save_checkpoint
-from lgvit_edge.training.checks import check_output, check_task
+from lgvit_edge.training.checks import check_output, check_task, check_team
 from lgvit_edge.training.data.batches import Batches
 from lgvit_edge.training.data.datasets import Dataset
 from lgvit_edge.training.features.states import HiddenCache, StoredStates
 from lgvit_edge.training.features.store import FeatureStore
-from lgvit_edge.training.history import COLUMNS, Mean, Row, log_path, write_log
+from lgvit_edge.training.history import COLUMNS, Mean, Row, Smoothed, log_path, write_log
 from lgvit_edge.training.optimiser import adamw, learning_rate
-from lgvit_edge.training.progress import Smoothed, bar
 from lgvit_edge.training.report import measure, picture_of
 from lgvit_edge.training.resume import (
     Progress,
@@ -84,8 +84,8 @@ def train(
     if features is not None:
         config = config.replace(cache=True)
     team = join(config.device)
-    _check_team(team, config, train_set, features)
-    check_task(model, train_set, val_set, stages)
+    check_team(team, config, len(train_set), shared=features is not None)
+    check_task(model, train_set, val_set, config, stages)
     if team.leads:
         check_output(out, model)
     console = (console or Console(stderr=True)) if team.leads else Console(quiet=True)
@@ -102,38 +102,22 @@ def train(
             if done is not None and number < done.stage:
                 continue
             run.stage(number, done if done is not None and done.stage == number else None)
+            if team.leads:
+                if number == stages[-1]:  # before all that might fail and is worth less
+                    save_checkpoint(model, out)
+                    console.print(f"wrote {out}", soft_wrap=True)
+                run.measure(number)
+            team.wait()
+        if team.leads:
+            picture_of(run.history, log_path(out), console)
+            resume_path(out).unlink(missing_ok=True)
     except KeyboardInterrupt:
         console.print(run.how_to_continue(), soft_wrap=True)
         raise
     model = model.cpu().requires_grad_(True).eval()
     team.separate(model)
-    if team.leads:
-        picture_of(run.history, log_path(out), console)
-        save_checkpoint(model, out)
-        resume_path(out).unlink(missing_ok=True)
-        console.print(f"wrote {out}", soft_wrap=True)
     team.wait()
     return model
-
-
-def _check_team(
-    team: Team, config: TrainingConfig, train_set: Dataset, features: str | Path | None
-) -> None:
-    if team.size > 1 and len(train_set) < 2 * team.size:
-        raise DataError(
-            f"expected at least {2 * team.size} training images for {team.size} processes, found "
-            f"{len(train_set)}"
-        )
-    if team.size > config.batch_size // 2:
-        raise UsageError(
-            f"batch_size is of all processes together: expected at least {2 * team.size} for "
-            f"{team.size} processes, found {config.batch_size}"
-        )
-    if team.size > 1 and config.cache and features is None:
-        raise UsageError(
-            f"--cache would keep all features in each of {team.size} processes; keep them in a "
-            "folder, which they share: --cache-features DIR"
-        )
 
 
 @dataclass
@@ -154,7 +138,7 @@ class _Run:
     reported: set[int] = field(default_factory=set)
 
     def stage(self, number: int, done: Progress | None) -> None:
-        """Run a stage, or what is left of it, and measure."""
+        """Run a stage, or what is left of it."""
         batches = Batches(
             self.train_set,
             self.model.config.preprocess,
@@ -184,10 +168,8 @@ class _Run:
             self.console.print(f"continuing after {self.saved}")
         epochs = self.config.epochs[number - 1]
         steps = epochs * len(batches)
-        with bar(self.console) as shown:
-            task = shown.add_task(f"stage {number}", total=steps, completed=step, shown="")
-            recent = Smoothed()
-            rate = 0.0
+        recent, rate = Smoothed(), 0.0
+        with progress_bar(f"stage {number}", to=self.console, lasting=True) as progress:
             for epoch in range(first, epochs):
                 stage.start()
                 # The schedule follows the epochs, whatever images had to be skipped.
@@ -205,8 +187,7 @@ class _Run:
                     losses.add(loss)
                     accuracies.add(accuracy, rows)
                     step += 1
-                    text = f"epoch {epoch + 1}/{epochs}  {recent}"
-                    shown.update(task, completed=step, shown=text)
+                    progress(step, steps, f"epoch {epoch + 1}/{epochs}: {recent}")
                 self._report_unreadable(batches)
                 row = (number, epoch + 1, step, rate, losses.value, accuracies.value)
                 seconds = time.monotonic() - begun
@@ -214,9 +195,6 @@ class _Run:
                 if self.team.leads:
                     write_log(self.history, log_path(self.out))
                     self._save(stage, optimizer, epoch + 1, step)
-        if self.team.leads:
-            self._measure(number)
-        self.team.wait()
 
     def _make(self, number: int, batches: Batches) -> Stage:
         if number == 1:
@@ -225,8 +203,8 @@ class _Run:
         if self.features is not None:
             cache = self._stored(self.features, batches)
         elif self.config.cache:
-            with self.console.status("computing the frozen blocks once"):
-                cache = HiddenCache(self.model, batches, self.config)
+            with progress_bar("frozen blocks", to=self.console) as progress:
+                cache = HiddenCache(self.model, batches, self.config, progress)
         return StageTwo(self.model, self.config, batches, cache)
 
     def _stored(self, folder: Path, batches: Batches) -> FeatureStore:
@@ -237,11 +215,8 @@ class _Run:
         )
         made = 0
         if self.team.leads:
-            with bar(self.console) as shown:
-                task = shown.add_task("frozen blocks", total=None, shown="")
-                made = store.fill(
-                    lambda done, total: shown.update(task, completed=done, total=total)
-                )
+            with progress_bar("frozen blocks", to=self.console, lasting=True) as progress:
+                made = store.fill(progress)
         self.team.wait()
         if self.team.leads_machine and not self.team.leads:
             store.fill(wait=True)  # finds all where machines share the folder
@@ -291,7 +266,8 @@ class _Run:
     def _remember(self, stage: int, epoch: int) -> None:
         self.saved = f"epoch {epoch}/{self.config.epochs[stage - 1]} of stage {stage}"
 
-    def _measure(self, number: int) -> None:
+    def measure(self, number: int) -> None:
+        """What the exits are worth after a stage, where there are validation images."""
         if self.val_set is None:
             self.console.print(
                 "no validation images, so no accuracy of the exits; add --val DIR or 0.1"

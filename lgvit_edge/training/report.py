@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from lgvit_edge._support.files import write_json
-from lgvit_edge.errors import MissingDependency, TrainingError
+from lgvit_edge._support.files import replacing, write_json
+from lgvit_edge._support.terminal import progress_bar
+from lgvit_edge.errors import TrainingError
 from lgvit_edge.model import LGViT
 from lgvit_edge.policies.evaluate import summary
 from lgvit_edge.policies.picture import by_label, draw
@@ -26,9 +27,9 @@ def measure(
         DataError: not one image could be read.
         TrainingError: a file cannot be written.
     """
-    with console.status("measuring accuracy"):
-        images = all_logits(model, dataset, batch_size, workers=workers)
-        found = summary(images, exit_costs(model))
+    with progress_bar("measuring accuracy", to=console) as progress:
+        images = all_logits(model, dataset, batch_size, workers=workers, progress=progress)
+    found = summary(images, exit_costs(model))
     console.print(accuracy_table(model.config, found["accuracy"]))
     oracle = found["oracle"]
     console.print(
@@ -37,32 +38,33 @@ def measure(
         soft_wrap=True,
     )
     target = out.with_suffix(".eval.json")
-    picture = target.with_suffix(".png")
     try:
         write_json(target, found)
-        title = f"{model.config.family}, {model.config.num_exits} exits, {len(images)} images"
-        lines = by_label(found["policies"])
-        draw(lines, picture, baseline=images.baseline_accuracy, title=title)
-    except MissingDependency as error:
-        console.print(f"wrote {target}; no picture: {error}", soft_wrap=True, markup=False)
     except OSError as error:
         raise TrainingError(f"cannot write {target}: {error.strerror}") from None
-    else:
-        console.print(f"accuracy against speed-up: {target}, {picture}", soft_wrap=True)
+    title = f"{model.config.family}, {model.config.num_exits} exits, {len(images)} images"
+    lines, base = by_label(found["policies"]), images.baseline_accuracy
+    _draw(
+        "accuracy against speed-up",
+        lambda path: draw(lines, path, baseline=base, title=title),
+        target,
+        console,
+    )
 
 
 def picture_of(history: Sequence[Row], log: Path, console: Console) -> None:
-    """The learning curve beside its table; without matplotlib none, and it is said.
+    """The learning curve beside its table; where it cannot be drawn that is said."""
+    _draw("learning curve", lambda path: draw_log(history, path), log, console)
 
-    Raises:
-        TrainingError: the file cannot be written.
-    """
-    picture = log.with_suffix(".png")
+
+def _draw(what: str, draw: Callable[[Path], None], table: Path, console: Console) -> None:
+    """A picture beside the file that holds its figures; a training is worth more than a picture."""
+    picture = table.with_suffix(".png")
     try:
-        draw_log(history, picture)
-    except MissingDependency:
-        console.print(f"wrote {log}", soft_wrap=True)
-    except OSError as error:
-        raise TrainingError(f"cannot write {picture}: {error.strerror}") from None
+        with replacing(picture) as partial:
+            draw(partial)
+    except Exception as error:  # a full disk, no matplotlib, or one that is broken in any way
+        said = f"{what}: {table}; no picture: {error}"
     else:
-        console.print(f"wrote {log}, {picture}", soft_wrap=True)
+        said = f"{what}: {table}, {picture}"
+    console.print(said, soft_wrap=True, markup=False)

@@ -1,19 +1,18 @@
 """Training schemes: the paper's own and its rivals (paper Tables 4 and 6).
 
 What differs is how the losses of the exits and of the final classifier become one. In stage 1 that
-trains the whole model, in stage 2, where the backbone is frozen, the heads alone.
+trains the whole model, in stage 2, where the backbone is frozen, the heads alone. Listing schemes
+needs no torch: the command's help does that where torch is missing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from torch.nn import functional
-
-from lgvit_edge.training import losses
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -21,12 +20,16 @@ class Scheme:
     """One way to train.
 
     Attributes:
+        name: what users type.
+        help: what it does, in a few words.
         alternates: every other step of stage 1 trains on the final loss alone (BERxiT).
         by_depth: losses are weighted by their block (SDN), else alike.
         predictions: exits imitate the final classifier's predictions as well.
         features: stage 2 is the paper's, Eq. 15.
     """
 
+    name: str
+    help: str
     alternates: bool = False
     by_depth: bool = False
     predictions: bool = False
@@ -56,6 +59,11 @@ class Scheme:
             temperature: T, which softens what is imitated.
             kl: see ``losses.kl_loss``.
         """
+        import torch
+        from torch.nn import functional
+
+        from lgvit_edge.training import losses
+
         learning = [*exits, final] if joint else exits
         *crosses, last = (functional.cross_entropy(logits, labels) for logits in learning)
         weights = list(blocks[: len(learning)]) if self.by_depth else [1] * len(learning)
@@ -67,10 +75,25 @@ class Scheme:
         return (1 - gamma) * cross + gamma * torch.stack(imitation).mean()
 
 
-SCHEMES = {
-    "lgvit": Scheme(alternates=True, by_depth=True, features=True),
-    "normal": Scheme(),
-    "weighted": Scheme(by_depth=True),
-    "distillation": Scheme(predictions=True),
-    "alternating": Scheme(alternates=True),
-}
+SCHEMES: dict[str, Scheme] = {}
+
+
+def register_scheme(scheme: Scheme) -> None:
+    """Make a scheme known to ``TrainingConfig`` and ``lgvit-edge train --scheme``.
+
+    Raises:
+        ValueError: its name is taken.
+    """
+    if scheme.name in SCHEMES:
+        raise ValueError(f"there is a training scheme called {scheme.name!r} already")
+    SCHEMES[scheme.name] = scheme
+
+
+for _scheme in (
+    Scheme("lgvit", "the paper's", alternates=True, by_depth=True, features=True),
+    Scheme("normal", "all losses alike"),
+    Scheme("weighted", "losses by depth", by_depth=True),
+    Scheme("distillation", "exits imitate the end", predictions=True),
+    Scheme("alternating", "every other step the end alone", alternates=True),
+):
+    register_scheme(_scheme)

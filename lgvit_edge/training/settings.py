@@ -1,134 +1,220 @@
-"""Everything that decides how a training goes."""
+"""Everything that decides how a training goes: default, help and bounds of each setting, once."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
-from typing import Any
-
-import torch
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from lgvit_edge.bundle.codec import to_json
 from lgvit_edge.errors import UsageError
 from lgvit_edge.training.schemes import SCHEMES
 
-PREDICTION_EXITS = ("all", "paper")
-KL = ("image", "class")
-DEVICES = ("auto", "cpu", "cuda")
-PRECISIONS = ("fp32", "bf16")
-# What changes how fast the same numbers are computed, not which.
-_SPEED_ONLY = ("workers", "device")
+if TYPE_CHECKING:
+    import torch
+
+# Groups of settings, as the command's help shows them.
+OPTIMISER, DISTILLATION, SPEED = "Optimiser", "Distillation", "Images and speed"
+_AUTHORS = "as the authors have it"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is known of a field of ``TrainingConfig``, beside its type and default.
+
+    Attributes:
+        help: what it does.
+        bounds: which numbers are allowed, in words; empty where all are.
+        fits: whether a number is allowed; of a pair, each of the two.
+        choices: of a word: what may be said, and what each does; looked up when asked for.
+        panel: the group it is shown in.
+        speed_only: it decides how fast the same numbers are computed, not which.
+    """
+
+    help: str
+    bounds: str = ""
+    fits: Callable[[Any], bool] = lambda value: True
+    choices: Callable[[], Mapping[str, str]] | None = None
+    panel: str | None = None
+    speed_only: bool = False
+
+    @property
+    def allowed(self) -> str:
+        """What may be said."""
+        return self.bounds if self.choices is None else f"one of {', '.join(self.choices())}"
+
+    def faults(self, value: Any, default: Any) -> bool:
+        """Whether ``value`` is not allowed, of another type than ``default``, or no number."""
+        if self.choices is not None:
+            return value not in self.choices()
+        values, kind = (value, type(default[0])) if _pair(default) else ((value,), type(default))
+        if not isinstance(values, tuple) or len(values) != (2 if _pair(default) else 1):
+            return True
+        kinds = (int, float) if kind is float else kind
+        return not all(isinstance(v, kinds) and math.isfinite(v) and self.fits(v) for v in values)
+
+
+def _pair(default: Any) -> bool:
+    return isinstance(default, tuple)
+
+
+def _setting(default: Any, help: str, *bounds: Any, **about: Any) -> Any:
+    """A field with its help and, where not every number will do, bounds in words and as a check."""
+    return field(default=default, metadata={"setting": Setting(help, *bounds, **about)})
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Settings of both stages; pairs hold stage 1's value, then stage 2's.
+    """Settings of both stages; pairs hold stage 1's value, then stage 2's."""
 
-    The defaults of ``lr``, ``batch_size``, ``gamma``, ``temperature``, ``alpha``, ``beta`` and
-    ``seed`` are the authors'.
-
-    Attributes:
-        epochs: passes over the training images.
-        lr: peak learning rates.
-        batch_size: images per step.
-        warmup: share of each stage's steps in which the rate rises linearly; then a cosine to 0.
-        weight_decay: AdamW's, on weights of two or more dimensions (no norm, bias or embedding).
-        clip: largest norm of the gradient; 0 leaves it alone.
-        scheme: how losses become one, of ``lgvit_edge.training.schemes.SCHEMES``.
-        gamma: share of the distillation term in Eq. 14.
-        temperature: T of Eq. 14.
-        alpha: weight of the heterogeneous loss in Eq. 15.
-        beta: weight of the homogeneous loss in Eq. 15.
-        kl: ``image`` averages the KL term of Eq. 14 over images; ``class`` divides by the number of
-            classes as well, as the authors' code does.
-        prediction_exits: ``all`` applies Eq. 14 at every exit, as the authors' code does;
-            ``paper`` only at exits M/2 and M, as Eq. 13 is written, which leaves the classifiers
-            of all other exits untrained.
-        gram: ``mean`` divides F^T F of Eq. 11 by the number of tokens, which differs between
-            exits; ``sum`` takes it as it is written.
-        cache: stage 2 computes the blocks' outputs once and keeps them in memory (float16).
-        cache_views: augmented copies of every image in the cache; 0 caches the images as they are.
-        min_crop: smallest share of an image that a random crop keeps (image folders).
-        flip: mirror every other training image (image folders).
-        precision: ``bf16`` computes products of matrices in bfloat16 (mixed precision: weights,
-            losses and the optimizer stay in float32), faster where the processor has it.
-        seed: of everything random.
-        workers: processes that decode images; 0 decodes in this one.
-        device: ``cpu``, ``cuda``, or ``auto`` for cuda where there is one.
-    """
-
-    epochs: tuple[int, int] = (50, 50)
-    lr: tuple[float, float] = (5e-5, 5e-5)
-    batch_size: int = 64
-    warmup: float = 0.05
-    weight_decay: float = 0.05
-    clip: float = 1.0
-    scheme: str = "lgvit"
-    gamma: float = 0.3
-    temperature: float = 2.0
-    alpha: float = 0.01
-    beta: float = 0.01
-    kl: str = "image"
-    prediction_exits: str = "all"
-    gram: str = "mean"
-    cache: bool = False
-    cache_views: int = 0
-    min_crop: float = 0.08
-    flip: bool = True
-    precision: str = "fp32"
-    seed: int = 777
-    workers: int = 2
-    device: str = "auto"
+    epochs: tuple[int, int] = _setting(
+        (50, 50), "Passes over the training images", "at least 1", lambda n: n >= 1
+    )
+    lr: tuple[float, float] = _setting(
+        (5e-5, 5e-5),
+        f"Peak learning rate, {_AUTHORS}; few images and epochs want 1e-4,4e-3",
+        "above 0",
+        lambda x: x > 0,
+        panel=OPTIMISER,
+    )
+    batch_size: int = _setting(
+        64,
+        f"Images per step, of all processes together, {_AUTHORS}",
+        "at least 2",  # BatchNorm cannot learn from a single value per channel
+        lambda n: n >= 2,
+        panel=OPTIMISER,
+    )
+    warmup: float = _setting(
+        0.05,
+        "Share of the steps in which the rate rises; then a cosine to 0",
+        "in 0..1, below 1",
+        lambda x: 0 <= x < 1,
+        panel=OPTIMISER,
+    )
+    weight_decay: float = _setting(
+        0.05,
+        "AdamW's; on no norm, bias or embedding",
+        "at least 0",
+        lambda x: x >= 0,
+        panel=OPTIMISER,
+    )
+    clip: float = _setting(
+        1.0,
+        "Largest norm of the gradient; 0 leaves it alone",
+        "at least 0",
+        lambda x: x >= 0,
+        panel=OPTIMISER,
+    )
+    scheme: str = _setting(
+        "lgvit",
+        "How the losses of all exits become one",
+        choices=lambda: {scheme.name: scheme.help for scheme in SCHEMES.values()},
+    )
+    gamma: float = _setting(
+        0.3,
+        f"Share of prediction distillation, Eq. 14, {_AUTHORS}",
+        "in 0..1",
+        lambda x: 0 <= x <= 1,
+        panel=DISTILLATION,
+    )
+    temperature: float = _setting(
+        2.0,
+        f"Softens what is distilled, T of Eq. 14, {_AUTHORS}",
+        "above 0",
+        lambda x: x > 0,
+        panel=DISTILLATION,
+    )
+    alpha: float = _setting(
+        0.01,
+        f"Weight of heterogeneous distillation, Eq. 15, {_AUTHORS}",
+        "at least 0",
+        lambda x: x >= 0,
+        panel=DISTILLATION,
+    )
+    beta: float = _setting(
+        0.01,
+        f"Weight of homogeneous distillation, Eq. 15, {_AUTHORS}",
+        "at least 0",
+        lambda x: x >= 0,
+        panel=DISTILLATION,
+    )
+    kl: str = _setting(
+        "image",
+        "The KL term of Eq. 14",
+        choices=lambda: {
+            "image": "averaged over images",
+            "class": "divided by the number of classes too, as the authors' code has it",
+        },
+        panel=DISTILLATION,
+    )
+    prediction_exits: str = _setting(
+        "all",
+        "Exits that Eq. 13 supervises",
+        choices=lambda: {
+            "all": "every one, as the authors' code",
+            "paper": "the last local and the last global one; the others learn no answers",
+        },
+        panel=DISTILLATION,
+    )
+    gram: str = _setting(
+        "mean",
+        "F^T F of Eq. 11 over the tokens, whose number differs between exits",
+        choices=lambda: {"mean": "divided by their number", "sum": "as it is written"},
+        panel=DISTILLATION,
+    )
+    cache: bool = _setting(
+        False,
+        "Stage 2: run the frozen blocks once and keep what they give in memory, float16",
+        panel=SPEED,
+    )
+    cache_views: int = _setting(
+        0,
+        "With a cache: augmented copies of each image; 0 keeps the images as they are",
+        "at least 0",
+        lambda n: n >= 0,
+        panel=SPEED,
+    )
+    min_crop: float = _setting(
+        0.08,
+        "Smallest share of an image that a random crop keeps",
+        "in 0..1, above 0",
+        lambda x: 0 < x <= 1,
+        panel=SPEED,
+    )
+    flip: bool = _setting(True, "Mirror every other training image", panel=SPEED)
+    precision: str = _setting(
+        "fp32",
+        "Of products of matrices; weights, losses and optimiser stay in float32",
+        choices=lambda: {"fp32": "float32", "bf16": "bfloat16, faster where there is hardware"},
+        panel=SPEED,
+    )
+    seed: int = _setting(777, f"Of everything random, {_AUTHORS}", "at least 0", lambda n: n >= 0)
+    workers: int = _setting(
+        2,
+        "Processes that decode images; 0 decodes in this one",
+        "at least 0",
+        lambda n: n >= 0,
+        panel=SPEED,
+        speed_only=True,
+    )
+    device: str = _setting(
+        "auto",
+        "What trains",
+        choices=lambda: {"auto": "cuda where there is one", "cpu": "CPU", "cuda": "GPU"},
+        panel=SPEED,
+        speed_only=True,
+    )
 
     def __post_init__(self) -> None:
         """Report every fault at once."""
-        checks = [
-            (_pair(self.epochs, 1), "epochs must be two whole numbers >= 1", "epochs"),
-            (_pair(self.lr) and min(self.lr) > 0, "lr must be two numbers > 0", "lr"),
-            # BatchNorm cannot learn from a single value per channel.
-            (self.batch_size >= 2, "batch_size must be at least 2", "batch_size"),
-            (0 <= self.warmup < 1, "warmup must lie in 0..1", "warmup"),
-            (_finite(self.weight_decay), "weight_decay must be >= 0", "weight_decay"),
-            (_finite(self.clip), "clip must be >= 0", "clip"),
-            (0 <= self.gamma <= 1, "gamma must lie in 0..1", "gamma"),
-            (
-                _finite(self.temperature) and self.temperature > 0,
-                "temperature must be > 0",
-                "temperature",
-            ),
-            (_finite(self.alpha), "alpha must be >= 0", "alpha"),
-            (_finite(self.beta), "beta must be >= 0", "beta"),
-            (
-                self.scheme in SCHEMES,
-                f"scheme must be one of {', '.join(SCHEMES)}",
-                "scheme",
-            ),
-            (self.kl in KL, f"kl must be one of {', '.join(KL)}", "kl"),
-            (
-                self.gram in ("mean", "sum"),
-                "gram must be one of mean, sum",
-                "gram",
-            ),
-            (
-                self.prediction_exits in PREDICTION_EXITS,
-                f"prediction_exits must be one of {', '.join(PREDICTION_EXITS)}",
-                "prediction_exits",
-            ),
-            (self.cache_views >= 0, "cache_views must be >= 0", "cache_views"),
-            (0 < self.min_crop <= 1, "min_crop must lie in 0..1, above 0", "min_crop"),
-            (
-                self.precision in PRECISIONS,
-                f"precision must be one of {', '.join(PRECISIONS)}",
-                "precision",
-            ),
-            (self.seed >= 0, "seed must be >= 0", "seed"),
-            (self.workers >= 0, "workers must be >= 0", "workers"),
-            (self.device in DEVICES, f"device must be one of {', '.join(DEVICES)}", "device"),
-        ]
-        faults = [
-            f"{fault}, found {getattr(self, name)!r}" for good, fault, name in checks if not good
-        ]
+        faults = []
+        for name, about, default in settings():
+            value = getattr(self, name)
+            if about.faults(value, default):
+                words = "two numbers " if _pair(default) else ""
+                faults.append(f"{name} must be {words}{about.allowed}, found {value!r}")
         if faults:
             raise UsageError("; ".join(faults))
 
@@ -143,16 +229,17 @@ class TrainingConfig:
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """The context in which networks, but not losses, are computed."""
+        import torch
+
         return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the result, as plain JSON types."""
-        return {k: v for k, v in to_json(self).items() if k not in _SPEED_ONLY}
+        values = to_json(self)
+        return {name: values[name] for name, about, _ in settings() if not about.speed_only}
 
 
-def _finite(value: float) -> bool:
-    return math.isfinite(value) and value >= 0
-
-
-def _pair(values: tuple[float, float], least: float = 0) -> bool:
-    return len(values) == 2 and all(math.isfinite(v) and v >= least for v in values)
+def settings() -> list[tuple[str, Setting, Any]]:
+    """Name, what is known, and default of every field of ``TrainingConfig``, in order."""
+    fields = dataclasses.fields(TrainingConfig)
+    return [(place.name, place.metadata["setting"], place.default) for place in fields]

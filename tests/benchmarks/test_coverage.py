@@ -172,7 +172,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
 
 def test_the_table_is_green(run: Callable[..., str], tmp_path: Path) -> None:
     written = run(tiny("swin", (ExitConfig(1, "lph", kernel=3),)))
-    (row,) = json.loads((tmp_path / "rows.json").read_text())
+    (row,) = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert (row["family"], row["heads"], row["failed"]) == ("swin", "lph", [])
     cells = row["cells"]
     assert tuple(cells) == coverage.COLUMNS
@@ -199,7 +199,7 @@ def test_a_deployed_form_that_is_off_fails_its_row(
     assert stopped.value.code == 1
     said = " ".join(capsys.readouterr().out.split())
     assert "failed: vit gah: PyTorch; vit gah: ONNX Runtime; " in said
-    (row,) = json.loads((tmp_path / "rows.json").read_text())
+    (row,) = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert set(row["failed"]) >= {"PyTorch", "ONNX Runtime", "ONNX Runtime fp16"}
     assert 0.01 < row["cells"]["PyTorch"] < 1
     assert "failed: the chain up to segment 0 diverges" in row["cells"]["ONNX Runtime"]

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lgvit_edge.architecture.placement import default_heads
+from lgvit_edge.architecture.published import architecture
 from lgvit_edge.benchmarks.experiments import batches, deadlines, rates, soak
 from lgvit_edge.benchmarks.experiments.if_graph import IfGraph
 from lgvit_edge.benchmarks.experiments.rates import summarise
@@ -78,6 +80,26 @@ def test_rivals_are_timed_in_turn(
         rivals.main(single, None, tmp_path / "other.pt", **options)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="and 4 shares, found 2"):
         rivals.main(single, "vit-base", None, "1,2", 2, None)
+
+
+@pytest.mark.parametrize(("heads", "blocks"), [("lgvit", [2, 5, 8, 10]), ("mlp", [3, 6])])
+def test_a_rival_by_architecture_has_the_bundles_exits(
+    tmp_path: Path, heads: str, blocks: list[int]
+) -> None:
+    from lgvit_edge.benchmarks.experiments import rivals
+
+    plain = architecture("vit-tiny", num_classes=7, image_size=64)
+    exits = default_heads(blocks, heads=heads, family="vit")
+    export_bundle(LGViT(plain.replace(exits=exits)).eval(), tmp_path / "out", ExportOptions())
+    bundle = open_bundle(tmp_path / "out")
+    model = rivals.model_of(bundle, "vit-tiny", None)
+    assert model.config.exits == exits and model.config.image_size == 64
+    with pytest.raises(UsageError, match="parameters, found one with"):
+        rivals.model_of(bundle, "deit-tiny-distilled", None)
+    other = plain.replace(exits=default_heads(blocks, heads="conv", family="vit"))
+    save_checkpoint(LGViT(other), tmp_path / "conv.pt")
+    with pytest.raises(UsageError, match="whose segments compute something else.*--ckpt"):
+        rivals.model_of(bundle, None, tmp_path / "conv.pt")
 
 
 def test_pytorch_leaves_where_it_is_told(exported_model: LGViT) -> None:

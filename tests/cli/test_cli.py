@@ -197,4 +197,5 @@ def test_a_missing_extra_is_named_with_its_command(bundle: Path, tmp_path: Path)
     assert done.returncode == 1 and "run: pip install 'lgvit-edge[cpu]'" in done.stderr
     done = run("export", "--ckpt", "model.pt", PYTHONPATH=path)
     assert done.returncode == 1 and "run: pip install 'lgvit-edge[export]'" in done.stderr
-    assert run("--help", PYTHONPATH=path).returncode == 0
+    for arguments in (("--help",), ("train", "--help")):
+        assert run(*arguments, PYTHONPATH=path).returncode == 0

@@ -111,6 +111,23 @@ def test_a_tab_allows_spaces_in_file_names(flat: Path) -> None:
     }
 
 
+def test_without_a_tab_the_space_that_fits_file_and_class_parts_them(flat: Path) -> None:
+    names = ("red fox", "fox", "lynx")
+    assert listed(flat, "my cat.png 2\nb.jpg red fox\na.png  fox", names=names) == {
+        "my cat.png": 2,
+        "b.jpg": 0,
+        "a.png": 1,
+    }
+    files(flat, "a.png red")
+    with pytest.raises(DataError, match=r"fits 'a\.png' and 'a\.png red'; put a tab between"):
+        listed(flat, "a.png red fox", names=names)
+    # The name that two classes share is not the one that was meant.
+    twins = ("crane", "crane", "old crane")
+    assert listed(flat, "b.jpg old crane", names=twins) == {"b.jpg": 2}
+    with pytest.raises(DataError, match="line 1: the model has 2 classes called 'crane'"):
+        listed(flat, "b.jpg crane", names=twins)
+
+
 LINE = r"expected FILE CLASS with a class in 0\.\.11 or a name the model knows, found"
 
 
@@ -124,7 +141,7 @@ LINE = r"expected FILE CLASS with a class in 0\.\.11 or a name the model knows, 
         ("a.png wolf", LINE),
         ("a.png " + "9" * 5000, LINE),
         ("a.png ²", LINE),
-        ("my cat.png 3", LINE),  # spaces want a tab
+        ("no cat.png 3", r"line 1: no such image: .*/no cat\.png"),
         ("missing.png 3", r"line 1: no such image: .*missing\.png"),
         ("sub 3", r"line 1: no such image: .*sub"),
         ("a\0.png 3", "no such image"),

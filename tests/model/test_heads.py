@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
-from lgvit_edge.benchmarks.experiments.coverage import randomised
 from lgvit_edge.export.checks.parity import sample_images
 from lgvit_edge.images.spec import Preprocess
 from lgvit_edge.model import LGViT, baseline, cut
 from lgvit_edge.model.heads import HEADS, ExitHead
 from lgvit_edge.model.heads.encoder import EncoderHead
 from lgvit_edge.model.heads.gah import GlobalAggregation
+from lgvit_edge.model.randomised import randomised
 
 FORMS: dict[str, dict[str, Any]] = {
     "vit": {"family": "vit"},

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
-from lgvit_edge.benchmarks.experiments.coverage import randomised
 from lgvit_edge.errors import ConfigError
 from lgvit_edge.images.spec import Preprocess
 from lgvit_edge.model import LGViT, baseline, cut, example_input
+from lgvit_edge.model.randomised import randomised
 
 
 def frames(count: int, side: int) -> np.ndarray:

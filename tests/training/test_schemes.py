@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import math
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
 from lgvit_edge.errors import UsageError
 from lgvit_edge.images.spec import Preprocess
-from lgvit_edge.model import LGViT
-from lgvit_edge.training import TrainingConfig
+from lgvit_edge.model import LGViT, load_checkpoint
+from lgvit_edge.training import TrainingConfig, register_scheme, train_from_folder
 from lgvit_edge.training.data.batches import Batch
 from lgvit_edge.training.features.states import hidden_states
 from lgvit_edge.training.losses import kl_loss
-from lgvit_edge.training.schemes import SCHEMES
+from lgvit_edge.training.schemes import SCHEMES, Scheme
+from lgvit_edge.training.settings import settings
 from lgvit_edge.training.stages import StageOne, StageTwo
 
 # One image of class 0; two exits after blocks 1 and 3 of 4, two classes.
@@ -168,6 +173,46 @@ def test_mixed_precision_computes_nearly_the_same(scheme: str) -> None:
     exact, mixed = (torch.stack(losses[p]) for p in ("fp32", "bf16"))
     torch.testing.assert_close(mixed, exact, rtol=2e-2, atol=2e-2)
     assert not torch.equal(mixed, exact)
+
+
+class Focal(Scheme):
+    """Only the deepest classifier that learns counts."""
+
+    def loss(
+        self, exits: Any, final: Tensor, labels: Tensor, blocks: Any, *, joint: bool, **_: Any
+    ) -> Tensor:
+        return torch.nn.functional.cross_entropy(final if joint else exits[-1], labels)
+
+
+@pytest.fixture
+def toy() -> Iterator[None]:
+    register_scheme(Focal("toy", "the deepest classifier alone"))
+    yield
+    del SCHEMES["toy"]
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_scheme_from_outside_trains(folder: Path) -> None:
+    with pytest.raises(ValueError, match="called 'toy' already"):
+        register_scheme(Focal("toy", "again"))
+    shown = dict((name, about) for name, about, _ in settings())["scheme"]
+    assert shown.choices is not None and "deepest classifier" in shown.choices()["toy"]
+    with pytest.raises(UsageError, match=r"one of lgvit, .*, toy, found 'sdn'"):
+        TrainingConfig(scheme="sdn")
+    start = load_checkpoint(folder / "start.pt")
+    model = train_from_folder(
+        folder / "data",
+        backbone=str(folder / "start.pt"),
+        out=folder / "toy.pt",
+        config=TrainingConfig(
+            scheme="toy", epochs=(1, 1), lr=(1e-3, 1e-3), batch_size=16, weight_decay=0.0, workers=0
+        ),
+        console=Console(file=io.StringIO()),
+    )
+    states = start.state_dict(), model.state_dict()
+    moved = {n for n in states[0] if not torch.equal(*(state[n] for state in states))}
+    assert any(name.startswith("heads.1.") for name in moved)
+    assert not any(name.startswith("heads.0.") and name.endswith("weight") for name in moved)
 
 
 def test_schemes_and_forms_of_kl_that_do_not_exist() -> None:

@@ -25,12 +25,12 @@ from lgvit_edge.training import (
     ImageFolder,
     TrainingConfig,
     attach_exits,
-    evaluate,
     train,
     train_from_folder,
 )
 from lgvit_edge.training.data.augment import random_crop_box, random_shift
 from lgvit_edge.training.data.batches import Batches
+from lgvit_edge.training.evaluate import evaluate
 from lgvit_edge.training.optimiser import adamw, learning_rate
 from lgvit_edge.training.start import seeded
 
@@ -315,6 +315,52 @@ def test_model_and_data_must_agree(tmp_path: Path) -> None:
         ArrayDataset(np.zeros((3, 32, 32, 3), np.uint8), np.zeros(2, np.int64))
     with pytest.raises(DataError, match=r"labels in 0\.\.1, found 0\.\.2"):
         ArrayDataset(np.zeros((3, 32, 32, 3), np.uint8), np.arange(3), classes=("a", "b"))
+
+
+def test_exits_that_would_learn_no_answers_are_refused(tmp_path: Path) -> None:
+    mlp = TINY.replace(exits=(ExitConfig(1, "mlp"), ExitConfig(2, "mlp")))
+    out, paper = tmp_path / "m.pt", SETTINGS.replace(prediction_exits="paper")
+    with pytest.raises(UsageError, match=r"have neither \(mlp\).*--prediction-exits all"):
+        train(seeded(mlp, 0), stripes(), None, paper, out=out)
+    assert not list(tmp_path.iterdir())
+    # Other schemes do not ask for Eq. 13, nor does stage 1.
+    for settings, stages in ((paper.replace(scheme="normal"), (2,)), (paper, (1,))):
+        train(seeded(mlp, 0), stripes(), None, settings, stages=stages, out=out, console=quiet())
+
+
+@pytest.mark.parametrize("name", ["draw", "draw_log"])
+def test_a_picture_that_cannot_be_drawn_costs_no_model(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise ValueError("a broken font")
+
+    monkeypatch.setattr(f"lgvit_edge.training.report.{name}", fails)
+    out, console = tmp_path / "m.pt", quiet()
+    model = train(seeded(TINY, 0), stripes(), stripes(), SETTINGS, out=out, console=console)
+    assert same_weights(model, load_checkpoint(out))
+    assert "no picture: a broken font" in said(console)
+    assert not (tmp_path / "m.pt.resume").exists()
+
+
+@pytest.mark.parametrize("name", ["draw", "draw_log"])
+def test_ctrl_c_while_drawing_costs_no_model(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    start, data, out = seeded(TINY, 0), stripes(), tmp_path / "m.pt"
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(f"lgvit_edge.training.report.{name}", interrupted)
+        train(start, data, data, SETTINGS, stages=(2,), out=out, console=quiet())
+    written = load_checkpoint(out)
+    # The same command measures what is left, and trains nothing again.
+    console = quiet()
+    model = train(start, data, data, SETTINGS, stages=(2,), out=out, console=console)
+    assert same_weights(model, written)
+    assert "continuing after epoch 2/2 of stage 2" in said(console)
+    assert (tmp_path / "m.log.png").exists() and not (tmp_path / "m.pt.resume").exists()
 
 
 def test_a_target_that_cannot_be_written_is_found_first(

@@ -14,6 +14,7 @@ import torch
 from click.testing import Result
 from PIL import Image
 from rich.console import Console
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
@@ -21,9 +22,11 @@ from lgvit_edge.cli.app import app
 from lgvit_edge.errors import ConfigError, UsageError
 from lgvit_edge.images.spec import Preprocess
 from lgvit_edge.model import LGViT, load_checkpoint, save_checkpoint
-from lgvit_edge.training import TrainingConfig, evaluate, train_from_folder
+from lgvit_edge.training import TrainingConfig, train_from_folder
 from lgvit_edge.training.data.datasets import ImageFolder
+from lgvit_edge.training.evaluate import evaluate
 from lgvit_edge.training.optimiser import adamw
+from lgvit_edge.training.settings import settings
 from lgvit_edge.training.start import seeded
 
 SPEC = Preprocess(resize=32)
@@ -201,3 +204,14 @@ def test_a_size_or_heads_that_do_not_fit_are_refused(
     with pytest.raises(ConfigError, match="heads must be one of lgvit, mlp, .*, found 'linear'"):
         trained(folder, saved(VIT), exits="2,3", heads="linear")
     assert not (folder.parent / "out.pt").exists()
+
+
+def test_every_setting_is_an_option_with_its_own_default_and_bounds() -> None:
+    options = {p.name: p for p in get_command(app).commands["train"].params}  # type: ignore[attr-defined]
+    for name, about, default in settings():
+        option = options[name]
+        pair = isinstance(default, tuple)
+        assert option.default == (f"{default[0]:g}" if pair else default), name
+        assert about.help in option.help and about.bounds in option.help
+        for word, does in ({} if about.choices is None else about.choices()).items():
+            assert f"{word} ({does})" in option.help

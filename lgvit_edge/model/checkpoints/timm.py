@@ -66,7 +66,8 @@ def _vit(state: State, arch: str | None, written: dict[str, Any]) -> LGViTConfig
     if dim % 64:
         raise CheckpointError(
             f"the number of attention heads cannot be told from hidden size {dim}; "
-            "name the architecture with --arch"
+            "name the architecture that these weights are of: lgvit-edge train --backbone NAME "
+            "--weights FILE (in Python: arch=)"
         )
     deit = tokens == 2 or str(written.get("architecture", "")).startswith("deit")
     family = "deit" if deit else "vit"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -72,13 +72,20 @@ class StoredStates(Protocol):
 class HiddenCache:
     """Hidden states of all images in memory, in float16."""
 
-    def __init__(self, model: LGViT, batches: Batches, config: TrainingConfig) -> None:
+    def __init__(
+        self,
+        model: LGViT,
+        batches: Batches,
+        config: TrainingConfig,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
         """Run the backbone over the dataset.
 
         Args:
             model: its backbone is frozen from here on.
             batches: of the training images.
             config: ``cache_views``, ``seed`` and ``precision`` are read.
+            progress: called with images done and images in all, each view's anew.
 
         Raises:
             TrainingError: the states would not fit into half of this machine's memory.
@@ -87,6 +94,7 @@ class HiddenCache:
         _check_memory(model, len(batches.dataset) * len(keys))
         self.device = next(model.parameters()).device
         model.eval()
+        self._progress = progress
         self._views = [self._compute(model, batches, config, key) for key in keys]
 
     def _compute(
@@ -101,6 +109,7 @@ class HiddenCache:
             for whole, part in zip(stored, rows, strict=True):
                 whole[filled : filled + len(part)] = part
             filled += len(s.labels)
+            self._progress(filled, count)
         if not stored:
             raise TrainingError("expected training images, found none that can be read")
         *exits, last, teacher, labels = (whole[:filled] for whole in stored)

@@ -141,8 +141,11 @@ def test_timm_shapes_of_attention_that_make_no_sense(
 
 def test_timm_of_a_width_that_does_not_tell_its_heads(tmp_path: Path) -> None:
     torch.save(timm_state(96, 1, distilled=False), tmp_path / "timm.pth")
-    with pytest.raises(CheckpointError, match="cannot be told from hidden size 96; name the arch"):
+    with pytest.raises(CheckpointError, match="cannot be told from hidden size 96; name") as caught:
         load_backbone(tmp_path / "timm.pth")
+    # No command that reads a backbone has --arch.
+    assert "lgvit-edge train --backbone NAME" in str(caught.value)
+    assert "--arch" not in str(caught.value)
 
 
 CFG = {
