@@ -71,7 +71,7 @@ def test_a_closed_session_says_so(session: Session) -> None:
         lambda: list(session.stream(frames(2))),
         lambda: session.exit_logits(frames(1)),
         lambda: session.baseline_logits(ready),
-        lambda: session.timed_exits(ready, Confidence(1.0)),
+        lambda: session.timed_exits(ready),
         session.check_parity,
         session.warm_up,
     ]
