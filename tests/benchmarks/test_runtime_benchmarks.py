@@ -20,7 +20,6 @@ from lgvit_edge.bundle.directory import open_bundle
 from lgvit_edge.errors import UsageError
 from lgvit_edge.export import ExportOptions, export_bundle
 from lgvit_edge.model import LGViT, save_checkpoint
-from lgvit_edge.policies import Confidence
 from lgvit_edge.runtime import Session
 
 
@@ -48,7 +47,7 @@ def test_the_rival_graph_leaves_with_the_chains_logits(single: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
     with tempfile.TemporaryDirectory() as folder, Session.open(single) as session:
         graph = IfGraph(bundle, Path(folder), images, session.describe()["threads"])
-        expected = session.timed_exits(images, Confidence(1.0))[0]
+        expected = session.timed_exits(images)[0]
         for exit in (1, 3, 4, 2):
             graph(exit)
             np.testing.assert_allclose(graph.logits[0], expected[exit - 1], atol=1e-5)
