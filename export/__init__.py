@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lgvit_edge.export.bundle import ExportOptions, export_bundle
+    from lgvit_edge.export.source import model_to_export
     from lgvit_edge.export.tensorrt.build import build_engines
     from lgvit_edge.export.tensorrt.builder import BuilderOptions
 
-__all__ = ["BuilderOptions", "ExportOptions", "build_engines", "export_bundle"]
+__all__ = ["BuilderOptions", "ExportOptions", "build_engines", "export_bundle", "model_to_export"]
 
 _HOMES = {
     "BuilderOptions": "lgvit_edge.export.tensorrt.builder",
     "ExportOptions": "lgvit_edge.export.bundle",
     "build_engines": "lgvit_edge.export.tensorrt.build",
     "export_bundle": "lgvit_edge.export.bundle",
+    "model_to_export": "lgvit_edge.export.source",
 }
 
 

@@ -12,9 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
-from numpy.typing import NDArray
 from rich.console import Console
 
 from lgvit_edge._support.optional import require
@@ -41,12 +39,17 @@ def run_demo(out: Path, console: Console, progress: Progress) -> dict[str, Any]:
     from lgvit_edge.images.labelled import find_images
     from lgvit_edge.runtime import Session
     from lgvit_edge.training import train
-    from lgvit_edge.training.data.digits import digits_model, digits_sets, digits_training
+    from lgvit_edge.training.data.digits import (
+        digits_model,
+        digits_sets,
+        digits_training,
+        write_images,
+    )
 
     began = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     train_set, val_set = digits_sets()
-    _write_images(out / "digits", val_set.images, val_set.labels)
+    write_images(val_set, out / "digits")
 
     console.rule("1/3 train a 12-block LGViT on 1,437 handwritten digits")
     training = digits_training()
@@ -84,16 +87,6 @@ def run_demo(out: Path, console: Console, progress: Progress) -> dict[str, Any]:
     ):
         say(command)
     return record
-
-
-def _write_images(folder: Path, images: NDArray[np.uint8], labels: NDArray[Any]) -> None:
-    """``images [n, H, W, 3] uint8`` as PNG files, a sub-folder per class."""
-    from PIL import Image
-
-    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-        target = folder / str(int(label))
-        target.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.asarray(image)).save(target / f"{number:04d}.png")
 
 
 def demo(
