@@ -36,6 +36,8 @@ from lgvit_edge.export.graph import WeightStore, export_graph
 from lgvit_edge.export.half import ISLANDS, halve
 from lgvit_edge.images.labelled import LabelledImage, content_hash, evenly
 from lgvit_edge.images.preprocess import load_rgb, network_input
+from lgvit_edge.machine.jetson import JETPACKS, JetPack
+from lgvit_edge.machine.preflight import fits
 from lgvit_edge.model import (
     LGViT,
     Segment,
@@ -69,6 +71,7 @@ class ExportOptions:
         opset: ONNX operator set; None for the precision's usual one.
         policy: the bundle's policy unless the user sets another.
         tolerance: largest difference from PyTorch; None for the precision's own.
+        jetpack: of the Jetson that compiles the graphs, as ``6.0`` or ``6``; None for 6.
     """
 
     target: str = "cpu"
@@ -79,13 +82,17 @@ class ExportOptions:
     opset: int | None = None
     policy: Policy = Confidence(0.8)
     tolerance: float | None = None
+    jetpack: str | None = None
 
     def __post_init__(self) -> None:
         """Fill in what depends on other options, and report every fault at once."""
         if self.precision is None:
             object.__setattr__(self, "precision", DEFAULT_PRECISION.get(self.target, "fp32"))
-        if self.opset is None:  # scales in float16 came with 19
-            object.__setattr__(self, "opset", 20 if self.precision == "int8" else 18)
+        device = find_jetpack(self.jetpack or "6") if self.target == "jetson" else None
+        if self.opset is None:
+            # Scales in float16 came with 19; the TensorRT of an old device reads no more than 17.
+            old = device is not None and device.opset < 18
+            object.__setattr__(self, "opset", 20 if self.precision == "int8" else 17 if old else 18)
         low, usual, high = self.batch
         checks = [
             (self.target in TARGETS, f"target must be one of {', '.join(TARGETS)}: {self.target}"),
@@ -118,7 +125,13 @@ class ExportOptions:
                 f"quantizer writes invalid graphs from 21 on): {self.opset}",
             ),
         ]
+        checks.append(
+            (self.jetpack is None or device is not None, "--jetpack is for --target jetson")
+        )
         faults = [fault for good, fault in checks if not good]
+        if device is not None and self.opset is not None and not faults:
+            unfit = fits(device, opset=self.opset, precision=str(self.precision))
+            faults = [f"{f.text}; {f.cure}" for f in unfit if f.level == "problem"]
         if faults:
             raise UsageError("; ".join(faults))
 
@@ -126,6 +139,19 @@ class ExportOptions:
     def batch_size(self) -> int:
         """The batch dimension in tensor shapes: 1, or -1 where it varies."""
         return 1 if self.batch[2] == 1 else -1
+
+
+def find_jetpack(name: str) -> JetPack:
+    """A JetPack by number: the newest of those that begin so.
+
+    Raises:
+        UsageError: there is none.
+    """
+    known = [j for j in JETPACKS if name in (str(j.major), *j.name.split("/"), j.name)]
+    if not known:
+        names = ", ".join(name for j in JETPACKS for name in j.name.split("/"))
+        raise UsageError(f"--jetpack: expected one of {names}, found {name!r}")
+    return known[-1]
 
 
 def export_bundle(

@@ -19,8 +19,7 @@ from lgvit_edge._support.optional import require
 from lgvit_edge._support.terminal import console, progress_bar, say
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    pass
 
 # Chosen on the training digits' confidences, not on the held-out ones that are reported.
 POLICY = "confidence:0.9"
@@ -43,12 +42,17 @@ def run_demo(out: Path, console: Console, progress: Progress) -> dict[str, Any]:
     from lgvit_edge.images.labelled import find_images
     from lgvit_edge.runtime import Session
     from lgvit_edge.training import train
-    from lgvit_edge.training.data.digits import digits_model, digits_sets, digits_training
+    from lgvit_edge.training.data.digits import (
+        digits_model,
+        digits_sets,
+        digits_training,
+        write_images,
+    )
 
     began = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     train_set, val_set = digits_sets()
-    _write_images(out / "digits", val_set.images, val_set.labels)
+    write_images(val_set, out / "digits")
 
     console.rule("1/3 train a 12-block LGViT on 1,437 handwritten digits")
     training = digits_training()
@@ -86,16 +90,6 @@ def run_demo(out: Path, console: Console, progress: Progress) -> dict[str, Any]:
     ):
         say(command)
     return record
-
-
-def _write_images(folder: Path, images: NDArray[np.uint8], labels: NDArray[Any]) -> None:
-    """``images [n, H, W, 3] uint8`` as PNG files, a sub-folder per class."""
-    from PIL import Image
-
-    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-        target = folder / str(int(label))
-        target.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(target / f"{number:04d}.png")
 
 
 def demo(

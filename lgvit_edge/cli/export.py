@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,9 +16,6 @@ from lgvit_edge.errors import MissingDependency, UsageError
 
 if TYPE_CHECKING:
     from lgvit_edge.bundle.manifest import Manifest
-    from lgvit_edge.export import ExportOptions
-    from lgvit_edge.images.labelled import LabelledImage
-    from lgvit_edge.machine.jetson import JetPack
 
 
 def export(
@@ -89,16 +85,11 @@ def export(
     from lgvit_edge._support.optional import require
 
     require("torch", extra="export")
-    from lgvit_edge.export import ExportOptions, export_bundle
+    from lgvit_edge.export import BuilderOptions, ExportOptions, export_bundle, source
     from lgvit_edge.machine.memory import peak_memory_mb
 
-    if jetpack is not None and target != "jetson":
-        raise UsageError("--jetpack is for --target jetson")
     if capability is not None and (target != "rtx" or not engines):
         raise UsageError("--capability is for --target rtx, where engines are compiled")
-    jetpack = jetpack or "6"
-    if target == "jetson" and opset is None:
-        opset = _opset_for(jetpack, precision)
     options = ExportOptions(
         target=target,
         precision=precision,
@@ -107,22 +98,15 @@ def export(
         batch=parse_batch(batch),
         opset=opset,
         policy=policies.parse(policy),
+        jetpack=jetpack,
     )
-    if target == "jetson":
-        _check_jetpack(options, jetpack)
     if target == "rtx" and engines:
-        from lgvit_edge.export import BuilderOptions
-        from lgvit_edge.export.tensorrt.builder import EngineBuilder
-        from lgvit_edge.machine.tensorrt import TensorRT
-
-        wanted = BuilderOptions(compute_capabilities=parse_capabilities(capability))
-        try:
-            EngineBuilder(TensorRT("tensorrt-rtx"), wanted)
-        except MissingDependency as error:  # say so before the long part
-            raise MissingDependency(
-                f"{error}; or add --no-engines, and later run: lgvit-edge build {quote(str(out))}"
-            ) from error
-    model = _model(ckpt, arch, exits, heads, image_size)
+        source.check_builder(
+            out, BuilderOptions(compute_capabilities=parse_capabilities(capability))
+        )
+    model = source.model_to_export(ckpt, arch=arch, exits=exits, heads=heads, image_size=image_size)
+    if arch is not None:
+        console.print(f"[yellow]{arch} with random weights: good for timing, not for answers[/]")
     if labels is not None:
         model.config = model.config.replace(labels=read_labels(labels, model.config.num_classes))
     start = time.perf_counter()
@@ -131,8 +115,8 @@ def export(
             model,
             out,
             options,
-            images=_images(data, samples, data_labels, model),
-            calibration=_calibration(calib, calib_images),
+            images=source.images_to_compare(model, data, count=samples, labels=data_labels),
+            calibration=source.images_to_calibrate(calib, count=calib_images),
             progress=lambda text, done, total: progress(done, total, text),
         )
     _report(out, manifest, sum(p.numel() for p in model.parameters()))
@@ -184,36 +168,6 @@ def _report(out: Path, manifest: Manifest, parameters: int) -> None:
     say(f"compared on {found.images} images")
 
 
-def _jetpack(name: str) -> JetPack:
-    from lgvit_edge.machine.jetson import JETPACKS
-
-    known = [j for j in JETPACKS if name in (str(j.major), *j.name.split("/"), j.name)]
-    if not known:
-        names = ", ".join(name for j in JETPACKS for name in j.name.split("/"))
-        raise UsageError(f"--jetpack: expected one of {names}, found {name!r}")
-    return known[-1]
-
-
-def _opset_for(jetpack: str, precision: str | None) -> int | None:
-    """The usual operator set, or an older one where the device's TensorRT reads no newer."""
-    highest = _jetpack(jetpack).opset
-    return 17 if highest < 18 and precision != "int8" else None
-
-
-def _check_jetpack(options: ExportOptions, jetpack: str) -> None:
-    """Refuse now what the device could not build."""
-    from lgvit_edge.machine.preflight import fits
-
-    assert options.opset is not None and options.precision is not None  # filled in
-    problems = [
-        f"{f.text}; {f.cure}"
-        for f in fits(_jetpack(jetpack), opset=options.opset, precision=options.precision)
-        if f.level == "problem"
-    ]
-    if problems:
-        raise UsageError("; ".join(problems))
-
-
 def _check_for_jetson(out: Path) -> None:
     """What can be known of a Jetson's engines on a workstation: no more than that they parse."""
     from lgvit_edge.export.tensorrt.build import check_graphs
@@ -230,50 +184,3 @@ def _check_for_jetson(out: Path) -> None:
             f"every graph parses with TensorRT-RTX {version}'s strongly typed parser (a Jetson "
             "has another version of TensorRT; only a build there is proof)"
         )
-
-
-def _images(
-    data: Path | None, samples: int, labels: Path | None, model: Any
-) -> Sequence[LabelledImage]:
-    if data is None:
-        return ()
-    from lgvit_edge.images.labelled import evenly, find_images
-
-    config = model.config
-    found = find_images(data, num_classes=config.num_classes, names=config.labels, labels=labels)
-    return evenly(found, samples)
-
-
-def _calibration(folder: Path | None, count: int) -> Sequence[Path]:
-    if folder is None:
-        return ()
-    from lgvit_edge.images.labelled import evenly, unlabelled_images
-
-    return evenly(unlabelled_images(folder), count)
-
-
-def _model(
-    ckpt: Path | None, arch: str | None, exits: str | None, heads: str | None, size: int | None
-) -> Any:
-    if (ckpt is None) == (arch is None):
-        raise UsageError("expected --ckpt MODEL, or --arch NAME for random weights")
-    if ckpt is not None and heads is not None:
-        raise UsageError("--heads is for --arch: a checkpoint has its heads")
-    from lgvit_edge.architecture.placement import plan_exits
-    from lgvit_edge.architecture.published import architecture
-    from lgvit_edge.model import LGViT, block_macs, load_checkpoint
-
-    if ckpt is not None:
-        model = load_checkpoint(ckpt)
-        if size is not None and size != model.config.image_size:
-            model = model.resized(size)
-        if exits is None:
-            return model
-        chosen = plan_exits(exits, block_macs(model.config))
-        return model.with_exits([exit.block for exit in chosen])
-    config = architecture(str(arch), image_size=size or 224)
-    console.print(f"[yellow]{arch} with random weights: good for timing, not for answers[/]")
-    chosen = plan_exits(
-        exits or "uniform:8", block_macs(config), heads=heads or "lgvit", family=config.family
-    )
-    return LGViT(config.replace(exits=chosen)).eval()

@@ -28,6 +28,7 @@ from lgvit_edge.errors import BundleError, ExportError, ParityError, UsageError
 from lgvit_edge.export import ExportOptions, export_bundle
 from lgvit_edge.export import bundle as exporter
 from lgvit_edge.export.graph import WeightStore
+from lgvit_edge.export.source import model_to_export
 from lgvit_edge.model import LGViT, block_macs, count_parameters, save_checkpoint
 from lgvit_edge.policies import Confidence
 from lgvit_edge.policies.scores import difference
@@ -382,3 +383,35 @@ def test_parity_samples_are_what_pytorch_said(bundle: Path) -> None:
         assert np.abs(found - samples["logits"]).max() < 1e-4
     recorded = json.loads((bundle / "manifest.json").read_text())["parity"]
     assert len(recorded["max_difference"]) == 4 and max(recorded["max_difference"]) < 1e-4
+
+
+def test_the_device_decides_the_operator_set_in_python_too() -> None:
+    def opset(**given: Any) -> int | None:
+        return ExportOptions(target="jetson", **given).opset
+
+    assert (opset(), opset(jetpack="6.0"), opset(precision="int8")) == (18, 17, 20)
+    for given, message in (
+        ({"jetpack": "4"}, "expected one of 5, 6.0"),
+        ({"jetpack": "6.0", "opset": 18}, "run: lgvit-edge export ... --opset 17"),
+        ({"jetpack": "6.0", "precision": "int8"}, "builds fp32, fp16, the bundle is int8"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            opset(**given)
+    with pytest.raises(UsageError, match="--jetpack is for --target jetson"):
+        ExportOptions(target="cpu", jetpack="6.0")
+
+
+def test_what_is_exported_is_a_checkpoint_or_an_architecture(
+    tmp_path: Path, exported_model: LGViT
+) -> None:
+    save_checkpoint(exported_model, tmp_path / "model.pt")
+    assert model_to_export(tmp_path / "model.pt").config == exported_model.config
+    fewer = model_to_export(tmp_path / "model.pt", exits="1,3", image_size=64).config
+    assert [exit.block for exit in fewer.exits] == [1, 3] and fewer.image_size == 64
+    timed = model_to_export(arch="vit-tiny", exits="4,8", heads="mlp", image_size=64).config
+    assert [exit.head for exit in timed.exits] == ["mlp", "mlp"] and timed.image_size == 64
+    for given in ({}, {"arch": "vit-tiny", "checkpoint": tmp_path / "model.pt"}):
+        with pytest.raises(UsageError, match="expected --ckpt MODEL, or --arch NAME"):
+            model_to_export(**given)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="a checkpoint has its heads"):
+        model_to_export(tmp_path / "model.pt", heads="mlp")

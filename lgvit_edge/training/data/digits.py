@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import nn
@@ -76,6 +78,20 @@ def digits_sets() -> tuple[ArrayDataset, ArrayDataset]:
         ArrayDataset(images[order[:cut]], labels[order[:cut]], classes=names, shift=1),
         ArrayDataset(images[order[cut:]], labels[order[cut:]], classes=names),
     )
+
+
+def write_images(images: ArrayDataset, folder: Path) -> None:
+    """Every image as a PNG file, in a sub-folder per class.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    from PIL import Image
+
+    for number, (image, label) in enumerate(zip(images.images, images.labels, strict=True)):
+        target = folder / str(int(label))
+        target.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.asarray(image)).save(target / f"{number:04d}.png")
 
 
 def digits_training() -> TrainingConfig:

@@ -1,0 +1,98 @@
+"""What to export and on what to check it: the model, images to calibrate on and to compare on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from shlex import quote
+
+from lgvit_edge.architecture.placement import plan_exits
+from lgvit_edge.architecture.published import architecture
+from lgvit_edge.errors import MissingDependency, UsageError
+from lgvit_edge.export.tensorrt.builder import BuilderOptions, EngineBuilder
+from lgvit_edge.images.labelled import LabelledImage, evenly, find_images, unlabelled_images
+from lgvit_edge.machine.tensorrt import TensorRT
+from lgvit_edge.model import LGViT, block_macs, load_checkpoint
+
+DEFAULT_EXITS, DEFAULT_IMAGE_SIZE = "uniform:8", 224
+
+
+def model_to_export(
+    checkpoint: str | Path | None = None,
+    *,
+    arch: str | None = None,
+    exits: str | None = None,
+    heads: str | None = None,
+    image_size: int | None = None,
+) -> LGViT:
+    """A trained model, or for timing an architecture with random weights; in eval mode.
+
+    Args:
+        checkpoint: as ``load_checkpoint`` reads it.
+        arch: instead of it, one of ``ARCHITECTURES``.
+        exits: of a checkpoint's exits, those to keep; of an architecture, as ``plan_exits`` reads
+            them. Default: all, and 8 uniform ones.
+        heads: of an architecture, as ``default_heads`` reads it.
+        image_size: side of the network's input, where it is not the model's.
+
+    Raises:
+        UsageError: neither or both are given, or heads for a checkpoint.
+        CheckpointError: the checkpoint cannot be used.
+        ConfigError: exits, heads or sizes do not fit the model.
+    """
+    if (checkpoint is None) == (arch is None):
+        raise UsageError("expected --ckpt MODEL, or --arch NAME for random weights")
+    if checkpoint is not None:
+        if heads is not None:
+            raise UsageError("--heads is for --arch: a checkpoint has its heads")
+        model = load_checkpoint(checkpoint)
+        if image_size is not None and image_size != model.config.image_size:
+            model = model.resized(image_size)
+        if exits is None:
+            return model
+        chosen = plan_exits(exits, block_macs(model.config))
+        return model.with_exits([exit.block for exit in chosen])
+    config = architecture(str(arch), image_size=image_size or DEFAULT_IMAGE_SIZE)
+    chosen = plan_exits(
+        exits or DEFAULT_EXITS, block_macs(config), heads=heads or "lgvit", family=config.family
+    )
+    return LGViT(config.replace(exits=chosen)).eval()
+
+
+def images_to_compare(
+    model: LGViT, data: Path | None, *, count: int, labels: Path | None = None
+) -> Sequence[LabelledImage]:
+    """``count`` images of a folder, spread evenly, on which an export must decide as float32.
+
+    Raises:
+        DataError: see ``find_images``.
+    """
+    if data is None:
+        return ()
+    config = model.config
+    images = find_images(data, num_classes=config.num_classes, names=config.labels, labels=labels)
+    return evenly(images, count)
+
+
+def images_to_calibrate(folder: Path | None, *, count: int) -> Sequence[Path]:
+    """``count`` image files of a folder, spread evenly, from which int8 takes its scales.
+
+    Raises:
+        DataError: there are none.
+    """
+    return () if folder is None else evenly(unlabelled_images(folder), count)
+
+
+def check_builder(out: Path, options: BuilderOptions) -> None:
+    """Find out before the long part whether TensorRT-RTX can compile here.
+
+    Raises:
+        MissingDependency: it is not installed.
+        UsageError: the options mean nothing to it.
+    """
+    try:
+        EngineBuilder(TensorRT("tensorrt-rtx"), options)
+    except MissingDependency as error:
+        raise MissingDependency(
+            f"{error}; or add --no-engines, and later run: lgvit-edge build {quote(str(out))}"
+        ) from error
