@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from lgvit_edge._support.files import write_json
 from lgvit_edge._support.terminal import console, progress_bar, table
-from lgvit_edge.architecture.config import ExitConfig
+from lgvit_edge.architecture.placement import default_heads
 from lgvit_edge.architecture.published import architecture
 from lgvit_edge.benchmarks.experiments.if_graph import IfGraph
 from lgvit_edge.benchmarks.measure import command_line
@@ -125,12 +125,11 @@ def _model(bundle: Bundle, arch: str | None, ckpt: Path | None) -> LGViT:
         model = load_checkpoint(ckpt)
         model = model.with_exits([s.last_block for s in manifest.segments[:-1]])
     else:
-        exits = [
-            ExitConfig(s.last_block, s.head, **_kind(i))
-            for i, s in enumerate(manifest.segments[:-1])
-        ]
         config = architecture(str(arch), num_classes=manifest.num_classes)
-        model = LGViT(config.replace(exits=tuple(exits)))
+        exits = default_heads([s.last_block for s in manifest.segments[:-1]], family=config.family)
+        if [exit.head for exit in exits] != [s.head for s in manifest.segments[:-1]]:
+            raise UsageError(f"{bundle.root} has other heads than an --arch gets: give its --ckpt")
+        model = LGViT(config.replace(exits=exits))
     expected, found = manifest.baseline.parameters, count_parameters(model.backbone)
     if expected != found:
         raise UsageError(
@@ -138,11 +137,6 @@ def _model(bundle: Bundle, arch: str | None, ckpt: Path | None) -> LGViT:
             f"found one with {found}: give its own --arch or --ckpt"
         )
     return model.eval()
-
-
-def _kind(index: int) -> dict[str, int]:
-    """Sizes of the paper's eight heads."""
-    return ({"kernel": 3}, {"kernel": 0}, {"window": 2}, {"window": 3})[index // 2]
 
 
 def _in_turn(

@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from lgvit_edge._support.terminal import errors
+from lgvit_edge.architecture.heads import head_choices
 from lgvit_edge.errors import DataError, LGViTEdgeError, UsageError
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ Speculate = Annotated[
 Heads = Annotated[
     str | None,
     typer.Option(
-        help="lgvit (local, then global), mlp, conv, attention or encoder. Default: lgvit."
+        help=", ".join(f"{name} ({what})" for name, what in head_choices().items())
+        + ". Default: lgvit."
     ),
 ]
 ImageSize = Annotated[

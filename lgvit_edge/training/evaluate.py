@@ -11,7 +11,7 @@ from rich.table import Table
 from lgvit_edge._support.terminal import table
 from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.errors import DataError
-from lgvit_edge.model import LGViT, baseline, count_macs, cut, example_input
+from lgvit_edge.model import LGViT, model_costs
 from lgvit_edge.policies.curves import Labels, Logits, summary
 from lgvit_edge.training.data.batches import Batches
 from lgvit_edge.training.data.datasets import Dataset
@@ -65,10 +65,9 @@ def evaluate(
 def worth(model: LGViT, logits: Logits, labels: Labels) -> dict[str, Any]:
     """``curves.summary`` of a model's logits."""
     config = model.config
-    macs = [count_macs(s.module, example_input(config, s.index)) for s in cut(model)]
-    whole = count_macs(baseline(model), example_input(config, None))
+    costs = model_costs(model)
     blocks = [*(exit.block for exit in config.exits), config.num_blocks]
-    return summary(logits, labels, macs, whole, blocks)
+    return summary(logits, labels, costs.segments, costs.baseline, blocks)
 
 
 def accuracy_table(config: LGViTConfig, accuracies: list[float]) -> Table:

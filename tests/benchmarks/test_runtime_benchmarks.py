@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,6 +80,16 @@ def test_rivals_are_timed_in_turn(
         rivals.main(single, None, tmp_path / "other.pt", **options)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="and 4 shares, found 2"):
         rivals.main(single, "vit-base", None, "1,2", 2, None)
+
+
+def test_rivals_refuse_heads_that_an_architecture_does_not_get() -> None:
+    from lgvit_edge.benchmarks.experiments.rivals import _model
+
+    kinds = [SimpleNamespace(last_block=block, head="mlp") for block in (4, 8, 12)]
+    manifest = SimpleNamespace(segments=kinds, num_classes=5)
+    bundle: Any = SimpleNamespace(manifest=manifest, root=Path("out"))
+    with pytest.raises(UsageError, match="out has other heads than an --arch gets: give its --ck"):
+        _model(bundle, "vit-tiny", None)
 
 
 def test_pytorch_leaves_where_it_is_told(exported_model: LGViT) -> None:
