@@ -42,10 +42,9 @@ from lgvit_edge.model import (
     LGViT,
     Segment,
     baseline,
-    count_macs,
     count_parameters,
     cut,
-    head_macs,
+    model_costs,
 )
 from lgvit_edge.model.segments import INPUTS, example_input
 from lgvit_edge.policies import Confidence, Policy
@@ -241,12 +240,14 @@ class _Export:
         images, pixels = sample_images(config, options.input)
         expected = reference_logits(self.model, pixels)
         check = ChainCheck(images, expected, self.precision, options.tolerance)
+        costs = model_costs(self.model)
         segments, gaps = [], []
         gpu = options.target != "cpu"
         for segment in cut(self.model, input=options.input, cast_first=gpu):
             self.progress(f"segment {segment.index}", segment.index, self.steps)
             name = bundle.segment_file(segment.index)
-            spec = self._graph(name, segment.module, segment, segment.parameters)
+            macs = costs.segments[segment.index]
+            spec = self._graph(name, segment.module, segment, macs, segment.parameters)
             gaps.append(check.segment(segment.index, self.staging / name, spec, segment.module))
             segments.append(
                 SegmentSpec(
@@ -254,13 +255,13 @@ class _Export:
                     segment.first_block,
                     segment.last_block,
                     segment.head,
-                    head_macs(config, segment),
+                    costs.heads[segment.index] if segment.exit else None,
                 )
             )
         self.progress("baseline", self.steps - 2, self.steps)
         module = baseline(self.model, input=options.input, cast_first=gpu)
         parameters = count_parameters(self.model.backbone)
-        whole = self._graph(bundle.BASELINE, module, None, parameters)
+        whole = self._graph(bundle.BASELINE, module, None, costs.baseline, parameters)
         check.baseline(self.staging / bundle.BASELINE, whole, images)
         agreed = self._agreement([segment.spec for segment in segments])
         self.progress("manifest", self.steps - 1, self.steps)
@@ -312,7 +313,12 @@ class _Export:
         return found
 
     def _graph(
-        self, name: str, module: torch.nn.Module, segment: Segment | None, parameters: int
+        self,
+        name: str,
+        module: torch.nn.Module,
+        segment: Segment | None,
+        macs: int,
+        parameters: int,
     ) -> GraphSpec:
         options, config = self.options, self.model.config
         index = segment.index if segment else None
@@ -346,7 +352,6 @@ class _Export:
             ),
             rewrite=self._quantizer(segment),
         )
-        macs = count_macs(module, example_input(config, index, input=options.input))
         return GraphSpec(bundle.describe(self.staging, name), (inputs,), outputs, macs, parameters)
 
     def _calibration(self) -> Calibration | None:

@@ -64,9 +64,9 @@ def make_tiny_config() -> LGViTConfig:
         intermediate_size=128,
         num_classes=5,
         exits=(
-            ExitConfig(1, "lph", kernel=3),
-            ExitConfig(2, "lph", kernel=0),
-            ExitConfig(3, "gah", window=2),
+            ExitConfig(1, "lph", 3),
+            ExitConfig(2, "lph", 0),
+            ExitConfig(3, "gah", 2),
         ),
         labels=tuple("abcde"),
         preprocess=Preprocess(resize=32),
@@ -88,7 +88,7 @@ def make_tiny_swin() -> LGViTConfig:
         depths=(2, 2, 1),
         stage_heads=(2, 2, 4),
         window_size=4,
-        exits=(ExitConfig(2, "lph", kernel=3), ExitConfig(3, "gah", window=2)),
+        exits=(ExitConfig(2, "lph", 3), ExitConfig(3, "gah", 2)),
         labels=tuple("abcde"),
         preprocess=Preprocess(resize=32),
     )
@@ -239,7 +239,7 @@ def folder(tmp_path: Path) -> Path:
         num_heads=2,
         intermediate_size=32,
         num_classes=2,
-        exits=(ExitConfig(1, "lph", kernel=3), ExitConfig(2, "gah", window=2)),
+        exits=(ExitConfig(1, "lph", 3), ExitConfig(2, "gah", 2)),
         preprocess=Preprocess(resize=16),
     )
     save_checkpoint(seeded(config, 0).eval(), tmp_path / "start.pt")

@@ -22,7 +22,8 @@ import typer
 
 from lgvit_edge._support.terminal import console, progress_bar, say, table
 from lgvit_edge.architecture.config import LGViTConfig
-from lgvit_edge.architecture.placement import HEADS, default_heads
+from lgvit_edge.architecture.heads import head_choices
+from lgvit_edge.architecture.placement import default_heads
 from lgvit_edge.architecture.published import architecture
 from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, run_command
 from lgvit_edge.bundle.directory import open_bundle
@@ -46,8 +47,8 @@ class Row:
     """One family with one kind of head.
 
     Attributes:
-        family: ``vit``, ``deit`` or ``swin``.
-        heads: ``lgvit`` or a kind of head.
+        family: its name.
+        heads: the kinds of head.
         cells: by column: the largest difference in the logits of any exit, or what happened.
         failed: columns that are not as they should be.
     """
@@ -76,8 +77,7 @@ def cover(configs: Sequence[LGViTConfig], work: Path) -> Iterator[Row]:
                 cells["OpenVINO"] = _tried(_openvino, out)
             cells[f"RTX {precision}"] = _tried(_compiled, out)
         failed = [name for name in COLUMNS if not _good(name, cells[name])]
-        kinds = sorted({exit.head for exit in config.exits})
-        heads = "lgvit" if kinds == ["gah", "lph"] else "+".join(kinds)
+        heads = "+".join(sorted({exit.head for exit in config.exits}))
         yield Row(config.family, heads, {name: cells[name] for name in COLUMNS}, tuple(failed))
 
 
@@ -147,7 +147,7 @@ def published() -> list[LGViTConfig]:
         plain = architecture(name)
         # In a Swin the first reads the tokens before a patch merging.
         blocks = [4, 9]
-        for heads in HEADS:
+        for heads in head_choices():
             exits = default_heads(blocks, heads=heads, family=plain.family)
             configs.append(plain.replace(exits=exits))
     return configs

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from lgvit_edge._support.terminal import console, progress_bar, table
 from lgvit_edge.architecture.config import LGViTConfig
-from lgvit_edge.architecture.placement import HEADS, default_heads
+from lgvit_edge.architecture.heads import head_choices
+from lgvit_edge.architecture.placement import default_heads
 from lgvit_edge.architecture.published import architecture
 from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, run_command
 from lgvit_edge.benchmarks.experiments.if_graph import IfGraph
@@ -158,7 +159,7 @@ def _with_exits(arch: str, bundle: Bundle) -> LGViTConfig:
     manifest = bundle.manifest
     *early, _ = manifest.segments
     config = architecture(arch, num_classes=manifest.num_classes, image_size=manifest.image_size)
-    for heads in HEADS:
+    for heads in head_choices():
         blocks = [segment.last_block for segment in early]
         exits = default_heads(blocks, heads=heads, family=config.family)
         if [exit.head for exit in exits] == [segment.head for segment in early]:

@@ -8,12 +8,12 @@ from typing import Any
 from lgvit_edge import __version__
 from lgvit_edge._support.files import replacing
 from lgvit_edge._support.optional import require
+from lgvit_edge.architecture.families import FAMILIES
 from lgvit_edge.benchmarks.report import plots
 from lgvit_edge.benchmarks.report.gallery import Gallery
 from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.bundle.points import OperatingPoint
 
-_FAMILIES = {"vit": "ViT", "deit": "DeiT", "swin": "Swin"}
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
 
 
@@ -68,8 +68,10 @@ def write_page(
 
 def _title(manifest: Manifest) -> str:
     exits = len(manifest.segments) - 1
+    # A device that opens a bundle need not know the family: it stands there by its name.
+    family = FAMILIES.get(manifest.family)
     return (
-        f"{_FAMILIES[manifest.family]} {manifest.image_size} with {exits} exits, "
+        f"{family.label if family else manifest.family} {manifest.image_size} with {exits} exits, "
         f"{manifest.precision}: what early exits give"
     )
 

@@ -1,11 +1,11 @@
-"""Imports of packages that only some users need."""
+"""Imports that only some users need, made where they are needed."""
 
 from __future__ import annotations
 
 import importlib
 from typing import Any
 
-from lgvit_edge.errors import MissingDependency
+from lgvit_edge.errors import ConfigError, MissingDependency
 
 
 def require(module: str, *, extra: str) -> Any:
@@ -22,3 +22,19 @@ def require(module: str, *, extra: str) -> Any:
             f"{module} is needed here and {reason} ({error}); "
             f"run: pip install 'lgvit-edge[{extra}]'"
         ) from error
+
+
+def resolve(place: Any) -> Any:
+    """What stands at ``module`` or ``module:name``; anything but a string is that itself.
+
+    Raises:
+        ConfigError: nothing does.
+    """
+    if not isinstance(place, str):
+        return place
+    module, _, name = place.partition(":")
+    try:
+        found = importlib.import_module(module)
+        return getattr(found, name) if name else found
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"nothing can be imported from {place}: {error}") from error

@@ -11,25 +11,13 @@ import itertools
 from dataclasses import dataclass
 from typing import Any
 
+from lgvit_edge.architecture.families import FAMILIES, BlockConfig
+from lgvit_edge.architecture.heads import HEAD_KINDS
 from lgvit_edge.bundle.codec import from_json, to_json
 from lgvit_edge.errors import ConfigError
 from lgvit_edge.images.spec import Preprocess
 
-FAMILIES = ("vit", "deit", "swin")
-GAH_HEADS = 8  # attention heads of every GAH, as the authors chose
 MAX_SIZE = 65_536  # no width, depth or side of a real model comes near
-
-# The kinds of head, and the field of ``ExitConfig`` that holds each one's size.
-HEAD_SIZES: dict[str, str | None] = {
-    "lph": "kernel",
-    "gah": "window",
-    "mlp": None,
-    "conv": None,
-    "attention": None,
-    "encoder": "width",
-}
-LOCAL_HEADS = ("lph",)
-GLOBAL_HEADS = ("gah",)
 
 
 @dataclass(frozen=True)
@@ -38,70 +26,32 @@ class ExitConfig:
 
     Attributes:
         block: 1-based; the head reads this block's output.
-        head: ``lph`` (paper Eq. 2), ``gah`` (Eq. 4), ``mlp``, ``conv``, ``attention`` (Table 3) or
-            ``encoder`` (ViT-EE).
-        kernel: side k of the LPH's depthwise convolution (Eq. 1), odd, or 0 for none.
-        window: side s of the GAH's feature convergence (Eq. 3).
-        width: of the MLP in an encoder head; 0 for that of the block before it.
+        head: a kind of ``HEAD_KINDS``.
+        size: of the head, in the sense its kind gives it: an LPH's kernel side k (paper Eq. 1), a
+            GAH's window side s (Eq. 3), the width of an encoder head's MLP.
     """
 
     block: int
     head: str
-    kernel: int = 0
-    window: int = 0
-    width: int = 0
+    size: int = 0
 
     def __post_init__(self) -> None:
         """Refuse heads that do not exist and sizes that mean nothing."""
-        if self.head not in HEAD_SIZES:
-            raise ConfigError(f"head must be one of {', '.join(HEAD_SIZES)}, found {self.head!r}")
-        for name in ("kernel", "window", "width"):
-            size = getattr(self, name)
-            if size and name != HEAD_SIZES[self.head]:
-                raise ConfigError(f"{self.head} has no {name}, found {size}")
-        if self.kernel < 0 or (self.kernel and self.kernel % 2 == 0):
-            raise ConfigError(f"an lph kernel must be 0 or odd, found {self.kernel}")
-        if self.head == "gah" and self.window < 1:
-            raise ConfigError(f"a gah window must be at least 1, found {self.window}")
-        if not 0 <= self.width <= MAX_SIZE:
-            raise ConfigError(f"an encoder width must be 0..{MAX_SIZE}, found {self.width}")
-
-    @property
-    def size(self) -> int | None:
-        """Kernel, window or width; None where the head has none."""
-        name = HEAD_SIZES[self.head]
-        return None if name is None else int(getattr(self, name))
-
-
-@dataclass(frozen=True)
-class BlockConfig:
-    """Sizes of one encoder block, which in a Swin depend on its stage.
-
-    Attributes:
-        dim: width D of its output.
-        grid: side of its output's map of patch tokens; N = grid^2.
-        num_heads: attention heads.
-        intermediate_size: width of its MLP.
-        window: side of its attention windows; 0 where every token sees every other.
-        shift: of the windows, against those of the block before.
-        merges: side of the map it gets, where a patch merging comes first; 0 for none.
-    """
-
-    dim: int
-    grid: int
-    num_heads: int
-    intermediate_size: int
-    window: int = 0
-    shift: int = 0
-    merges: int = 0
+        if self.head not in HEAD_KINDS:
+            raise ConfigError(f"head must be one of {', '.join(HEAD_KINDS)}, found {self.head!r}")
+        name = HEAD_KINDS[self.head].size
+        if self.size and not name:
+            raise ConfigError(f"{self.head} has no size, found {self.size}")
+        if not 0 <= self.size <= MAX_SIZE:
+            raise ConfigError(f"{self.head} {name} must be 0..{MAX_SIZE}, found {self.size}")
 
 
 @dataclass(frozen=True)
 class LGViTConfig:
-    """A ViT, DeiT or Swin backbone with exits.
+    """A backbone with exits.
 
     Attributes:
-        family: ``vit``, ``deit`` or ``swin``.
+        family: a name of ``FAMILIES``.
         image_size: side H = W of the input, in pixels.
         patch_size: side P of a patch; N = (H / P)^2 patch tokens.
         hidden_size: width D; in a Swin of the first stage, doubled by each that follows.
@@ -156,7 +106,7 @@ class LGViTConfig:
             if not 1 <= getattr(self, name) <= MAX_SIZE
         ]
         # Each step relies on what the one before has found to be sound.
-        for check in (self._contradictions, self._stage_contradictions, self._exit_contradictions):
+        for check in (self._contradictions, self._family_contradictions, self._exit_contradictions):
             if not faults:
                 faults = [fault for good, fault in check() if not good]
         if faults:
@@ -198,91 +148,46 @@ class LGViTConfig:
             ),
         ]
 
-    def _stage_contradictions(self) -> list[tuple[bool, str]]:
-        depths, heads = list(self.depths), list(self.stage_heads)
-        if self.family != "swin":
-            return [
-                (
-                    1 <= self.classifiers <= self.prefix_tokens <= 2,
-                    "expected 1 or 2 prefix_tokens and no more classifiers than prefix_tokens, "
-                    f"found {self.prefix_tokens} and {self.classifiers}",
-                ),
-                (
-                    not depths and not heads and self.window_size == 0,
-                    f"depths, stage_heads and window_size are a Swin's, found {depths}, {heads} "
-                    f"and {self.window_size} in a {self.family}",
-                ),
-            ]
-        widths = [self.hidden_size << stage for stage in range(min(len(depths), 8))]
+    def _family_contradictions(self) -> list[tuple[bool, str]]:
+        family = FAMILIES[self.family]
+        counts = " or ".join(map(str, family.prefix_tokens))
         return [
             (
-                (self.prefix_tokens, self.classifiers) == (0, 1),
-                "a swin has no prefix_tokens and one classifier, found "
-                f"{self.prefix_tokens} and {self.classifiers}",
+                self.prefix_tokens in family.prefix_tokens
+                and 1 <= self.classifiers <= min(max(self.prefix_tokens, 1), 2),
+                f"a {self.family} has {counts} prefix_tokens, and one classifier or one on each "
+                f"of the first two, found {self.prefix_tokens} and {self.classifiers}",
             ),
-            (
-                1 <= len(depths) <= 8 and min(depths) >= 1 and sum(depths) == self.num_blocks,
-                f"a swin has 1 to 8 stages of at least one block, {self.num_blocks} in all, found "
-                f"depths {depths}",
-            ),
-            (
-                len(heads) == len(depths) and heads[:1] == [self.num_heads],
-                f"expected one number of stage_heads per stage, {self.num_heads} in the first, "
-                f"found {heads}",
-            ),
-            (
-                all(h >= 1 and w % h == 0 for h, w in zip(heads, widths, strict=False)),
-                f"stage widths {widths} are not multiples of stage_heads {heads}",
-            ),
-            (1 <= self.window_size <= 256, f"window_size must be 1..256, found {self.window_size}"),
+            *family.faults(self),
         ]
 
     def _exit_contradictions(self) -> list[tuple[bool, str]]:
-        checks: list[tuple[bool, str]] = []
+        checks = []
         for exit in self.exits:
-            block = self.blocks[exit.block - 1]
-            tokens = f"the {block.grid} x {block.grid} tokens after block {exit.block}"
-            eight = exit.head == "gah" or (exit.head == "encoder" and self.family == "swin")
-            checks += [
-                (
-                    not eight or block.dim % GAH_HEADS == 0,
-                    f"{exit.head} has {GAH_HEADS} attention heads, but hidden_size {block.dim} "
-                    f"after block {exit.block} is not a multiple of {GAH_HEADS}",
-                ),
-                (exit.kernel <= 2 * block.grid, f"lph kernels must fit {tokens}"),
-                (exit.window <= block.grid, f"gah windows must fit {tokens}"),
-            ]
+            block, kind = self.blocks[exit.block - 1], HEAD_KINDS[exit.head]
+            fault = kind.fault(exit.size, block, FAMILIES[self.family])
+            checks.append((fault is None, f"{exit.head} after block {exit.block}: {fault}"))
         return checks
 
     @functools.cached_property
     def blocks(self) -> tuple[BlockConfig, ...]:
         """Sizes of blocks 1..L, at indices 0..L - 1."""
-        if not self.depths:
-            one = BlockConfig(self.hidden_size, self.grid, self.num_heads, self.intermediate_size)
-            return (one,) * self.num_blocks
-        blocks, grid = [], self.grid
-        for stage, (depth, heads) in enumerate(zip(self.depths, self.stage_heads, strict=True)):
-            merged = grid if stage else 0
-            grid = -(-grid // 2) if stage else grid
-            # A map no larger than the window is one window, and nothing is there to shift.
-            window = min(self.window_size, grid)
-            for place in range(depth):
-                block = BlockConfig(
-                    dim=self.hidden_size << stage,
-                    grid=grid,
-                    num_heads=heads,
-                    intermediate_size=self.intermediate_size << stage,
-                    window=window,
-                    shift=window // 2 if place % 2 and window < grid else 0,
-                    merges=0 if place else merged,
-                )
-                blocks.append(block)
-        return tuple(blocks)
+        return FAMILIES[self.family].blocks(self)
 
     def hidden_shape(self, block: int) -> tuple[int, int]:
-        """``(T, D)``: tokens, prefix included, and width of the hidden state after ``block``."""
+        """``(T, D)``: tokens, prefix included, and width of the hidden state after ``block``.
+
+        Block 0 stands for the embedding.
+        """
+        if block == 0:
+            return self.prefix_tokens + self.grid**2, self.hidden_size
         sizes = self.blocks[block - 1]
         return self.prefix_tokens + sizes.grid**2, sizes.dim
+
+    @property
+    def one_shape(self) -> bool:
+        """Whether the hidden states after all blocks have the same shape."""
+        return len({self.hidden_shape(block) for block in range(1, self.num_blocks + 1)}) == 1
 
     @property
     def grid(self) -> int:

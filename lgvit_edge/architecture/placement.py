@@ -5,13 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 
-from lgvit_edge.architecture.config import HEAD_SIZES, ExitConfig
+from lgvit_edge.architecture.config import ExitConfig
+from lgvit_edge.architecture.families import family_named
+from lgvit_edge.architecture.heads import HEAD_KINDS, head_choices
 from lgvit_edge.errors import ConfigError
-
-HEADS = ("lgvit", *(kind for kind in HEAD_SIZES if HEAD_SIZES[kind] in (None, "width")))
-# Windows of the first and the last GAH. The paper's g runs from 2 to 3; on the smaller maps of a
-# Swin the authors take 1 to 2.
-_WINDOWS = {"vit": (2, 3), "deit": (2, 3), "swin": (1, 2)}
 
 
 def plan_exits(
@@ -101,21 +98,22 @@ def default_heads(
     exits, 3, 0 / 2, 3 for four, 3 / 2 for two.
 
     Raises:
-        ConfigError: no such kind of head.
+        ConfigError: no such kind of head, or family.
     """
-    if heads not in HEADS:
-        raise ConfigError(f"heads must be one of {', '.join(HEADS)}, found {heads!r}")
+    if heads not in head_choices():
+        raise ConfigError(f"heads must be one of {', '.join(head_choices())}, found {heads!r}")
     if heads != "lgvit":
-        return tuple(ExitConfig(block, heads) for block in blocks)
+        size = HEAD_KINDS[heads].default or 0
+        return tuple(ExitConfig(block, heads, size) for block in blocks)
     lower = (len(blocks) + 1) // 2
     upper = len(blocks) - lower
-    smallest, largest = _WINDOWS[family]
+    smallest, largest = family_named(family).windows
     exits = []
     for i, block in enumerate(blocks):
         if i < lower:
             kernel = 3 * (1 - i / max(lower - 1, 1))
-            exits.append(ExitConfig(block, "lph", kernel=3 if kernel >= 1.5 else 0))
+            exits.append(ExitConfig(block, "lph", 3 if kernel >= 1.5 else 0))
         else:
             window = smallest + (largest - smallest) * (i - lower) / max(upper - 1, 1)
-            exits.append(ExitConfig(block, "gah", window=round(window)))
+            exits.append(ExitConfig(block, "gah", round(window)))
     return tuple(exits)

@@ -192,7 +192,7 @@ class Manifest:
 
     Attributes:
         schema_version: of this layout.
-        family: ``vit``, ``deit`` or ``swin``.
+        family: of the backbone.
         image_size: side of the network's input, in pixels.
         labels: class names, or empty.
         input: ``uint8`` (NHWC RGB, normalised inside segment 0) or ``float32`` (NCHW, normalised).

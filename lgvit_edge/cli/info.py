@@ -13,14 +13,11 @@ from rich.table import Table
 
 from lgvit_edge._support.optional import require
 from lgvit_edge._support.terminal import console, say, table
-from lgvit_edge.architecture.config import HEAD_SIZES
-from lgvit_edge.bundle.builds import Build, find_builds, graphs_of, read_engine
-from lgvit_edge.bundle.codec import to_json
-from lgvit_edge.bundle.directory import MANIFEST, Bundle, open_bundle
+from lgvit_edge.architecture.heads import HEAD_KINDS
+from lgvit_edge.bundle.directory import MANIFEST
+from lgvit_edge.bundle.inspection import inspect_bundle
 from lgvit_edge.cli.options import AsJson
-from lgvit_edge.errors import BundleError, CheckpointError
-
-_SIZES = {"kernel": "k", "window": "s", "width": "width"}
+from lgvit_edge.errors import CheckpointError
 
 
 def inspect(path: Path) -> dict[str, Any]:
@@ -32,142 +29,15 @@ def inspect(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise CheckpointError(f"no such checkpoint or bundle: {path}")
     if (path / MANIFEST).is_file():
-        return _bundle(path)
+        return inspect_bundle(path)
     if path.is_dir() and not (path / "config.json").is_file():
         raise CheckpointError(
             f"{path} is neither a bundle nor a checkpoint: expected {MANIFEST} or config.json in it"
         )
-    return _checkpoint(path)
-
-
-def _bundle(path: Path) -> dict[str, Any]:
-    bundle = open_bundle(path)
-    manifest = bundle.manifest
-    rows = [
-        _row(i, s.first_block, s.last_block, s.head, s.spec.macs, s.spec.parameters)
-        | ({} if s.head_macs is None else {"head_macs": s.head_macs})
-        for i, s in enumerate(manifest.segments)
-    ]
-    return {
-        "kind": "bundle",
-        "path": str(path),
-        "family": manifest.family,
-        "image_size": manifest.image_size,
-        "blocks": manifest.num_blocks,
-        "exits": len(manifest.segments) - 1,
-        "classes": manifest.num_classes,
-        "target": manifest.target,
-        "precision": manifest.precision,
-        "opset": manifest.opset,
-        "input": manifest.input,
-        "batch": list(manifest.batch),
-        "policy": manifest.policy,
-        "points": to_json(manifest.points),
-        "parity": max(manifest.parity.max_difference),
-        "bytes": sum(p.stat().st_size for p in path.rglob("*") if p.is_file()),
-        "versions": manifest.versions,
-        "fp32_islands": list(manifest.fp32_islands),
-        "calibration": to_json(manifest.calibration),
-        "agreement": to_json(manifest.agreement),
-        "engines": [_engines(folder, build, bundle) for folder, build in find_builds(path)],
-        "baseline": {"macs": manifest.baseline.macs, "parameters": manifest.baseline.parameters},
-        "segments": _cumulative(rows, manifest.baseline.macs),
-    }
-
-
-def _engines(folder: Path, build: Build | BundleError, bundle: Bundle) -> dict[str, Any]:
-    if isinstance(build, BundleError):
-        return {"tag": folder.name, "gpu": None, "count": 0, "bytes": 0, "fault": str(build)}
-    fault = build.fault(bundle)
-    try:
-        for name, graph in {} if fault else graphs_of(bundle).items():
-            read_engine(folder, build, name, graph)
-    except BundleError as error:
-        fault = str(error)
-    return {
-        "tag": build.tag,
-        "gpu": build.gpu,
-        "count": len(build.engines),
-        "bytes": sum(engine.bytes for engine in build.engines.values()),
-        "fault": fault,
-    }
-
-
-def _checkpoint(path: Path) -> dict[str, Any]:
     require("torch", extra="export")
-    from lgvit_edge.model import (
-        baseline,
-        count_macs,
-        count_parameters,
-        cut,
-        example_input,
-        head_macs,
-        load_model,
-    )
+    from lgvit_edge.model.inspection import inspect_checkpoint
 
-    model = load_model(path)
-    config = model.config
-    rows = []
-    for segment in cut(model):
-        macs = count_macs(segment.module, example_input(config, segment.index))
-        row = _row(
-            segment.index,
-            segment.first_block,
-            segment.last_block,
-            segment.head,
-            macs,
-            segment.parameters,
-        )
-        exit = segment.exit
-        if exit is not None:
-            name = HEAD_SIZES[exit.head]
-            row |= {} if name is None else {name: exit.size}
-            row["head_macs"] = head_macs(config, segment)
-        rows.append(row)
-    image = example_input(config, None)
-    whole, products = (count_macs(baseline(model), image, attention=a) for a in (True, False))
-    return {
-        "kind": "checkpoint",
-        "path": str(path),
-        "family": config.family,
-        "image_size": config.image_size,
-        "patch_size": config.patch_size,
-        "hidden_size": config.hidden_size,
-        "blocks": config.num_blocks,
-        "attention_heads": config.num_heads,
-        "exits": config.num_exits,
-        "classes": config.num_classes,
-        "parameters": count_parameters(model),
-        "depths": list(config.depths),
-        "window_size": config.window_size,
-        "baseline": {
-            "macs": whole,
-            "macs_without_attention_products": products,
-            "parameters": count_parameters(model.backbone),
-        },
-        "segments": _cumulative(rows, whole),
-    }
-
-
-def _row(
-    index: int, first: int, last: int, head: str, macs: int, parameters: int
-) -> dict[str, Any]:
-    return {
-        "index": index,
-        "first_block": first,
-        "last_block": last,
-        "head": head,
-        "macs": macs,
-        "parameters": parameters,
-    }
-
-
-def _cumulative(rows: list[dict[str, Any]], baseline_macs: int) -> list[dict[str, Any]]:
-    spent = 0
-    for row in rows:
-        spent += row["macs"]
-        row |= {"cumulative_macs": spent, "macs_speedup": baseline_macs / spent}
-    return rows
+    return inspect_checkpoint(path)
 
 
 def print_info(found: dict[str, Any], console: Console) -> None:
@@ -261,13 +131,13 @@ def _segments(found: dict[str, Any]) -> Table:
     shown = table("exit", "blocks", "head", numbers=(*costs, "total", "speed-up", "params (M)"))
     for row in rows:
         last = row is rows[-1]
-        sizes = [f" {short}={row[name]}" for name, short in _SIZES.items() if row.get(name)]
+        size = f" {HEAD_KINDS[row['head']].size}={row['size']}" if row.get("size") else ""
         head = row.get("head_macs", 0)
         parts = [row["macs"] - head, None if last else head] if split else [row["macs"]]
         shown.add_row(
             "final" if last else str(row["index"] + 1),
             f"{row['first_block']}-{row['last_block']}",
-            "" if last else row["head"] + "".join(sizes),
+            "" if last else row["head"] + size,
             *("" if part is None else f"{part / 1e6:,.1f}" for part in parts),
             f"{row['cumulative_macs'] / 1e6:,.1f}",
             f"{row['macs_speedup']:.2f}x",

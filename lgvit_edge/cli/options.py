@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from lgvit_edge._support.terminal import errors
+from lgvit_edge.architecture.heads import head_choices
 from lgvit_edge.errors import DataError, LGViTEdgeError, UsageError
 from lgvit_edge.policies import described
 from lgvit_edge.runtime.backends.registry import backends
@@ -83,7 +84,8 @@ Speculate = Annotated[
 Heads = Annotated[
     str | None,
     typer.Option(
-        help="lgvit (local, then global), mlp, conv, attention or encoder. Default: lgvit."
+        help=", ".join(f"{name} ({what})" for name, what in head_choices().items())
+        + ". Default: lgvit."
     ),
 ]
 ImageSize = Annotated[

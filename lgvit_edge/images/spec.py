@@ -47,6 +47,3 @@ class Preprocess:
 def usual_resize(size: int) -> int:
     """The short side that goes with a crop of ``size``: 256 for 224."""
     return size * 256 // 224
-
-
-IMAGENET_PREPROCESS = Preprocess(256, "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -1,17 +1,15 @@
 """The PyTorch side: backbones, heads, checkpoints, and cutting a model into segments."""
 
-from lgvit_edge.model.checkpoints.loading import (
-    load_backbone,
-    load_checkpoint,
-    load_model,
-    save_checkpoint,
-)
+from lgvit_edge.model.checkpoints.loading import load_backbone, load_checkpoint, load_model
+from lgvit_edge.model.checkpoints.own import save_checkpoint
+from lgvit_edge.model.costs import ModelCosts, model_costs
 from lgvit_edge.model.lgvit import LGViT
 from lgvit_edge.model.macs import block_macs, count_macs, count_parameters
-from lgvit_edge.model.segments import Segment, baseline, cut, example_input, head_macs
+from lgvit_edge.model.segments import Segment, baseline, cut, example_input
 
 __all__ = [
     "LGViT",
+    "ModelCosts",
     "Segment",
     "baseline",
     "block_macs",
@@ -19,9 +17,9 @@ __all__ = [
     "count_parameters",
     "cut",
     "example_input",
-    "head_macs",
     "load_backbone",
     "load_checkpoint",
     "load_model",
+    "model_costs",
     "save_checkpoint",
 ]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.errors import ConfigError
-from lgvit_edge.model.backbones.backbone import FAMILIES, Backbone
+from lgvit_edge.model.backbones.backbone import Backbone, parts
 from lgvit_edge.model.heads import exit_head
 
 
@@ -62,7 +62,7 @@ class LGViT(nn.Module):
         config = old.replace(image_size=image_size, preprocess=preprocess)
         with torch.device("meta"):
             model = LGViT(config)
-        family, state = FAMILIES[config.family], self.state_dict()
+        family, state = parts(config), self.state_dict()
         for name, tensor in self.backbone.state_dict().items():
             state[f"backbone.{name}"] = family.resized(name, tensor, old, config)
         model.load_state_dict(state, assign=True)

@@ -11,8 +11,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lgvit_edge.architecture.config import BlockConfig, LGViTConfig
-from lgvit_edge.model.backbones.backbone import FAMILIES
+from lgvit_edge.architecture.config import LGViTConfig
+from lgvit_edge.model.backbones.backbone import parts
 
 _PRODUCTS = (torch.ops.aten.bmm, torch.ops.aten.baddbmm)  # layers are mm, addmm, convolution
 
@@ -40,15 +40,13 @@ def count_parameters(module: nn.Module) -> int:
 
 def block_macs(config: LGViTConfig) -> list[int]:
     """MACs of each of the L blocks, with the patch merging that opens a Swin's stage."""
-    counted: dict[BlockConfig, int] = {}
-    family = FAMILIES[config.family]
+    counted: dict[object, int] = {}
+    macs = []
     for number, sizes in enumerate(config.blocks, 1):
-        if sizes in counted:
-            continue
-        with torch.device("meta"):
-            block = family.block(sizes, config)
-            tokens, dim = config.hidden_shape(number)
-            if sizes.merges:
-                tokens, dim = sizes.merges**2, sizes.dim // 2
-            counted[sizes] = count_macs(block, torch.zeros(1, tokens, dim))
-    return [counted[sizes] for sizes in config.blocks]
+        given = config.hidden_shape(number - 1)
+        if (sizes, given) not in counted:
+            with torch.device("meta"):
+                block = parts(config).block(sizes, config)
+                counted[sizes, given] = count_macs(block, torch.zeros(1, *given))
+        macs.append(counted[sizes, given])
+    return macs

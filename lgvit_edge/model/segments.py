@@ -17,7 +17,7 @@ from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
 from lgvit_edge.errors import ConfigError
 from lgvit_edge.model.heads import ExitHead
 from lgvit_edge.model.lgvit import LGViT
-from lgvit_edge.model.macs import count_macs, count_parameters
+from lgvit_edge.model.macs import count_parameters
 
 INPUTS = ("uint8", "float32")
 
@@ -73,16 +73,6 @@ def cut(model: LGViT, *, input: str = "uint8", cast_first: bool = False) -> list
         segments.append(Segment(index, first, last, exit, module, parameters))
         first = last + 1
     return segments
-
-
-def head_macs(config: LGViTConfig, segment: Segment) -> int | None:
-    """MACs of the head alone; None for the last segment, whose classifier the baseline has too."""
-    if segment.exit is None:
-        return None
-    hidden = torch.zeros(1, *config.hidden_shape(segment.exit.block))
-    tail = segment.module.tail
-    assert isinstance(tail, nn.Module)
-    return count_macs(tail, hidden)
 
 
 def baseline(model: LGViT, *, input: str = "uint8", cast_first: bool = False) -> nn.Module:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
+from lgvit_edge.architecture.heads import HEAD_KINDS
 
 
 class Align(nn.Module):
@@ -16,8 +17,8 @@ class Align(nn.Module):
 
     def __init__(self, config: LGViTConfig, exit: ExitConfig) -> None:
         super().__init__()
-        dim, self.grid = config.hidden_size, config.grid
-        stride = exit.window if exit.head == "gah" else 1
+        dim, self.grid = config.blocks[-1].dim, config.blocks[-1].grid
+        stride = HEAD_KINDS[exit.head].stride(exit.size)
         if stride > 1 and config.gah_average:
             kernel, padding = stride, 0  # floor(H / s) outputs a side, each reads its window
         else:

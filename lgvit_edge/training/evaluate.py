@@ -12,7 +12,7 @@ from rich.table import Table
 from lgvit_edge._support.terminal import table
 from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.errors import DataError
-from lgvit_edge.model import LGViT, baseline, count_macs, cut, example_input
+from lgvit_edge.model import LGViT, model_costs
 from lgvit_edge.policies.evaluate import ExitCosts, Images
 from lgvit_edge.training.data.batches import Batches
 from lgvit_edge.training.data.datasets import Dataset
@@ -68,10 +68,9 @@ def evaluate(
 def exit_costs(model: LGViT) -> ExitCosts:
     """What an image costs by the exit it takes; nothing is timed."""
     config = model.config
-    macs = [count_macs(s.module, example_input(config, s.index)) for s in cut(model)]
-    whole = count_macs(baseline(model), example_input(config, None))
+    costs = model_costs(model)
     blocks = (*(exit.block for exit in config.exits), config.num_blocks)
-    return ExitCosts(blocks, tuple(accumulate(macs)), whole)
+    return ExitCosts(blocks, tuple(accumulate(costs.segments)), costs.baseline)
 
 
 def accuracy_table(config: LGViTConfig, accuracies: list[float]) -> Table:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lgvit_edge.architecture.config import GLOBAL_HEADS, LOCAL_HEADS, ExitConfig
+from lgvit_edge.architecture.config import ExitConfig
+from lgvit_edge.architecture.heads import HEAD_KINDS, ROLES
 
 
 def kl_loss(
@@ -132,8 +133,8 @@ def homogeneous(
     """
     total = features[0].new_zeros(()) if features else torch.zeros(())
     by_mean = gram == "mean"
-    for kinds, comparable in ((LOCAL_HEADS, _same), (GLOBAL_HEADS, partial(_gram, mean=by_mean))):
-        members = [m for m, exit in enumerate(exits) if exit.head in kinds]
+    for role, comparable in (("local", _same), ("global", partial(_gram, mean=by_mean))):
+        members = _members(exits, role)
         if len(members) < 2:
             continue
         teacher = comparable(features[members[-1]]).detach()
@@ -173,16 +174,17 @@ def weighted_exits(losses: Sequence[Tensor], final: Tensor, blocks: Sequence[int
 def first_and_last_of_each(exits: Sequence[ExitConfig]) -> list[int]:
     """The set of Eq. 9, {1, M/2, M/2 + 1, M}, 0-based: first and last LPH, first and last GAH."""
     chosen = set()
-    for kinds in (LOCAL_HEADS, GLOBAL_HEADS):
-        members = [m for m, exit in enumerate(exits) if exit.head in kinds]
+    for role in ROLES:
+        members = _members(exits, role)
         chosen.update(members[:1] + members[-1:])
     return sorted(chosen)
 
 
 def last_of_each(exits: Sequence[ExitConfig]) -> list[int]:
     """The exits of Eq. 13, M/2 and M, 0-based: the last LPH and the last GAH."""
-    return sorted(
-        max(members)
-        for kinds in (LOCAL_HEADS, GLOBAL_HEADS)
-        if (members := [m for m, exit in enumerate(exits) if exit.head in kinds])
-    )
+    return sorted(max(members) for role in ROLES if (members := _members(exits, role)))
+
+
+def _members(exits: Sequence[ExitConfig], role: str) -> list[int]:
+    """The exits, 0-based, whose heads have this role in distillation."""
+    return [m for m, exit in enumerate(exits) if HEAD_KINDS[exit.head].role == role]

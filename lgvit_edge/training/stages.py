@@ -136,10 +136,10 @@ class StageTwo:
     ) -> None:
         self.model, self.config, self.batches, self.cache = model, config, batches, cache
         exits = model.config.exits
-        # Stages of a Swin differ in shape, so its heads' features cannot be compared: like the
-        # authors' code for it, only predictions are distilled.
+        # Features of different shapes cannot be compared: of a Swin, whose stages differ, only
+        # predictions are distilled, as in the authors' code for it.
         self.scheme = SCHEMES[config.scheme]
-        self.by_features = self.scheme.features and not model.config.depths
+        self.by_features = self.scheme.features and model.config.one_shape
         device = next(model.parameters()).device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
-from lgvit_edge.architecture.published import ARCHITECTURES, architecture
+from lgvit_edge.architecture.published import architecture, architectures
 from lgvit_edge.errors import UsageError
 from lgvit_edge.model import LGViT, load_model
 
@@ -69,7 +69,7 @@ def load_start(backbone: str, weights: Path | None, *, num_classes: int, seed: i
         UsageError: ``backbone`` is neither, or a path and ``weights`` are both given.
         CheckpointError: the checkpoint cannot be used.
     """
-    if backbone in ARCHITECTURES:
+    if backbone in architectures():
         if weights is None:
             return seeded(architecture(backbone, num_classes=num_classes), seed)
         model = load_model(weights, arch=backbone)
@@ -79,7 +79,7 @@ def load_start(backbone: str, weights: Path | None, *, num_classes: int, seed: i
     if not path.exists():
         raise UsageError(
             f"--backbone {backbone}: expected a checkpoint's path or one of "
-            f"{', '.join(ARCHITECTURES)}"
+            f"{', '.join(architectures())}"
         )
     if weights is not None:
         raise UsageError(

@@ -12,7 +12,7 @@ import pytest
 
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
 from lgvit_edge.architecture.placement import default_heads
-from lgvit_edge.architecture.published import ARCHITECTURES, architecture
+from lgvit_edge.architecture.published import architecture, architectures
 from lgvit_edge.errors import ConfigError
 from lgvit_edge.images.spec import Preprocess
 
@@ -23,12 +23,9 @@ from lgvit_edge.images.spec import Preprocess
     ("exit", "message"),
     [
         (lambda: ExitConfig(4, "lgvit"), "head must be one of lph, gah, mlp, .*, found 'lgvit'"),
-        (lambda: ExitConfig(4, "gah", kernel=3, window=2), "gah has no kernel, found 3"),
-        (lambda: ExitConfig(4, "mlp", window=2), "mlp has no window, found 2"),
-        (lambda: ExitConfig(4, "encoder", width=-1), "encoder width must be 0..65536, found -1"),
-        (lambda: ExitConfig(4, "lph", kernel=2), "kernel must be 0 or odd, found 2"),
-        (lambda: ExitConfig(4, "lph", kernel=-3), "kernel must be 0 or odd, found -3"),
-        (lambda: ExitConfig(4, "gah"), "gah window must be at least 1, found 0"),
+        (lambda: ExitConfig(4, "mlp", 2), "mlp has no size, found 2"),
+        (lambda: ExitConfig(4, "encoder", -1), "encoder width must be 0..65536, found -1"),
+        (lambda: ExitConfig(4, "lph", -3), "lph kernel must be 0..65536, found -3"),
         (lambda: Preprocess(resize=0), r"resize must be 1\.\.65536, found 0"),
         (lambda: Preprocess(interpolation="area"), "bilinear, bicubic, nearest, found 'area'"),
         (lambda: Preprocess(std=(1.0, 0.0, 1.0)), r"std must be positive, found \(1\.0, 0\.0"),
@@ -54,8 +51,11 @@ LPH = ExitConfig(1, "lph")
         ({"num_blocks": 60_000}, r"num_blocks must be 1\.\.1000, found 60000"),
         ({"image_size": 30}, "image_size 30 is not a multiple of patch_size 8"),
         ({"num_heads": 3}, "hidden_size 32 is not a multiple of num_heads 3"),
-        ({"classifiers": 2}, "no more classifiers than prefix_tokens, found 1 and 2"),
-        ({"prefix_tokens": 3}, "expected 1 or 2 prefix_tokens .* found 3 and 1"),
+        (
+            {"classifiers": 2},
+            "1 or 2 prefix_tokens, and one classifier or one on .* found 1 and 2",
+        ),
+        ({"prefix_tokens": 3}, "a vit has 1 or 2 prefix_tokens, .* found 3 and 1"),
         ({"classifiers": 0}, "found 1 and 0"),
         ({"layer_norm_eps": 0.0}, r"layer_norm_eps must be in 0..1, found 0\.0"),
         ({"layer_norm_eps": float("nan")}, "layer_norm_eps must be in 0..1, found nan"),
@@ -70,13 +70,16 @@ LPH = ExitConfig(1, "lph")
             r"\(the final classifier follows block 4\), found \[4\]",
         ),
         (
-            {"hidden_size": 36, "exits": (ExitConfig(1, "gah", window=1),)},
-            "gah has 8 attention heads, but hidden_size 36 after block 1 is not a multiple of 8",
+            {"hidden_size": 36, "exits": (ExitConfig(1, "gah", 1),)},
+            "gah after block 1: it has 8 attention heads, and width 36 is no multiple of 8",
         ),
         (
-            {"exits": (ExitConfig(1, "gah", window=5),)},
-            "gah windows must fit the 4 x 4 tokens",
+            {"exits": (ExitConfig(1, "gah", 5),)},
+            r"gah after block 1: its window must be 1\.\.4 on 4 x 4 tokens, not 5",
         ),
+        ({"exits": (ExitConfig(1, "gah"),)}, r"its window must be 1\.\.4 on 4 x 4 tokens, not 0"),
+        ({"exits": (ExitConfig(1, "lph", 2),)}, "lph after block 1: its kernel must be 0 or odd"),
+        ({"exits": (ExitConfig(1, "lph", 9),)}, "and at most 8 on 4 x 4 tokens, not 9"),
         ({"labels": ("a", "b")}, "expected 5 labels, found 2"),
         ({"preprocess": Preprocess(resize=31)}, "the crop of 32 is larger than resize 31"),
     ],
@@ -107,8 +110,8 @@ SWIN = LGViTConfig(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"prefix_tokens": 1}, "no prefix_tokens and one classifier, found 1 and 1"),
-        ({"classifiers": 2}, "no prefix_tokens and one classifier, found 0 and 2"),
+        ({"prefix_tokens": 1}, "a swin has 0 prefix_tokens, and one classifier .* found 1 and 1"),
+        ({"classifiers": 2}, "a swin has 0 prefix_tokens, and one classifier .* found 0 and 2"),
         ({"depths": ()}, r"1 to 8 stages of at least one block, 4 in all, found depths \[\]"),
         ({"depths": (2, 3)}, r"4 in all, found depths \[2, 3\]"),
         ({"depths": (4, 0)}, r"stages of at least one block, 4 in all, found depths \[4, 0\]"),
@@ -119,18 +122,18 @@ SWIN = LGViTConfig(
         ({"window_size": 0}, r"window_size must be 1\.\.256, found 0"),
         (
             {"family": "vit", "prefix_tokens": 1},
-            r"a Swin's, found \[2, 2\], \[2, 4\] and 4 in a vit",
+            r"a vit has no depths, .* found \[2, 2\], \[2, 4\] and 4",
         ),
         (
-            {"exits": (ExitConfig(3, "gah", window=6),)},
-            "gah windows must fit the 5 x 5 tokens after block 3",
+            {"exits": (ExitConfig(3, "gah", 6),)},
+            r"gah after block 3: its window must be 1\.\.5 on 5 x 5 tokens, not 6",
         ),
         (
             {
                 **{"hidden_size": 12, "stage_heads": (2, 4)},
-                "exits": (ExitConfig(2, "encoder"), ExitConfig(3, "gah", window=1)),
+                "exits": (ExitConfig(2, "encoder"), ExitConfig(3, "gah", 1)),
             },
-            "encoder has 8 attention heads, but hidden_size 12 after block 2",
+            "encoder after block 2: it has 8 attention heads, and width 12 is no multiple",
         ),
     ],
 )
@@ -166,8 +169,8 @@ def test_contradictions_are_reported_together(tiny_config: LGViTConfig) -> None:
 
 
 def test_every_architecture_is_valid() -> None:
-    assert len(ARCHITECTURES) == 14
-    for name in ARCHITECTURES:
+    assert len(architectures()) == 14
+    for name in architectures():
         config = architecture(name, num_classes=10, image_size=384)
         swin = config.family == "swin"
         assert (config.num_classes, config.grid, config.exits) == (10, 96 if swin else 24, ())
@@ -259,11 +262,11 @@ def test_json_that_is_no_object(data: object) -> None:
 
 def test_values_that_make_no_sense_are_named_with_their_place(tiny_config: LGViTConfig) -> None:
     data = tiny_config.to_json()
-    data["exits"][1]["kernel"] = 2
+    data["exits"][1]["size"] = -2
     data["preprocess"]["resize"] = -1
     with pytest.raises(ConfigError) as caught:
         LGViTConfig.from_json(data)
-    assert "config.exits[1]: an lph kernel must be 0 or odd, found 2" in str(caught.value)
+    assert "config.exits[1]: lph kernel must be 0..65536, found -2" in str(caught.value)
     assert "config.preprocess: resize must be 1..65536, found -1" in str(caught.value)
 
 

@@ -7,9 +7,11 @@ import random
 
 import pytest
 
-from lgvit_edge.architecture.config import FAMILIES, ExitConfig
-from lgvit_edge.architecture.placement import HEADS, default_heads, plan_exits
-from lgvit_edge.architecture.published import ARCHITECTURES, architecture
+from lgvit_edge.architecture.config import ExitConfig
+from lgvit_edge.architecture.families import FAMILIES
+from lgvit_edge.architecture.heads import head_choices
+from lgvit_edge.architecture.placement import default_heads, plan_exits
+from lgvit_edge.architecture.published import architecture, architectures
 from lgvit_edge.errors import ConfigError
 from lgvit_edge.model import block_macs
 
@@ -204,8 +206,8 @@ def test_local_heads_below_and_global_heads_above(
     exits = default_heads(range(1, count + 1), family=family)
     assert [e.block for e in exits] == list(range(1, count + 1))
     assert [e.head for e in exits] == ["lph"] * len(kernels) + ["gah"] * len(windows)
-    assert [e.kernel for e in exits if e.head == "lph"] == kernels
-    assert [e.window for e in exits if e.head == "gah"] == windows
+    assert [e.size for e in exits if e.head == "lph"] == kernels
+    assert [e.size for e in exits if e.head == "gah"] == windows
     assert plan_exits(f"deep:{count}", [1] * (count + 1), family=family) == exits
 
 
@@ -224,8 +226,8 @@ def test_unknown_heads_are_refused(heads: str) -> None:
         plan_exits("4,8", EQUAL, heads=heads)
 
 
-@pytest.mark.parametrize("heads", HEADS)
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("heads", head_choices())
+@pytest.mark.parametrize("name", architectures())
 def test_every_published_backbone_takes_every_kind_of_head(name: str, heads: str) -> None:
     config = architecture(name)
     macs = [1] * config.num_blocks

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
+from lgvit_edge.architecture.heads import HEAD_KINDS
 from lgvit_edge.architecture.placement import default_heads
 from lgvit_edge.benchmarks.experiments import coverage
 from lgvit_edge.bundle.manifest import FileSpec, GraphSpec, TensorSpec
@@ -33,7 +34,6 @@ from lgvit_edge.images.spec import Preprocess
 from lgvit_edge.machine.openvino import shared_core
 from lgvit_edge.machine.tensorrt import TensorRT
 from lgvit_edge.model import LGViT, cut
-from lgvit_edge.model.heads import HEADS
 from lgvit_edge.model.heads.attention import MeanAttention
 from lgvit_edge.policies.scores import difference
 
@@ -51,9 +51,9 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 # Each pair has a model to itself; its backbone is that of the others.
 PAIRS = (
-    (ExitConfig(1, "lph", kernel=3), ExitConfig(2, "gah", window=2)),
+    (ExitConfig(1, "lph", 3), ExitConfig(2, "gah", 2)),
     (ExitConfig(1, "conv"), ExitConfig(2, "mlp")),
-    (ExitConfig(1, "attention"), ExitConfig(2, "encoder", width=24)),
+    (ExitConfig(1, "attention"), ExitConfig(2, "encoder", 24)),
 )
 
 
@@ -108,7 +108,7 @@ def all_heads(form: str) -> list[LGViT]:
 def test_every_family_with_every_head_on_every_backend(
     form: str, precision: str, tmp_path: Path
 ) -> None:
-    assert {exit.head for exits in PAIRS for exit in exits} == set(HEADS)
+    assert {exit.head for exits in PAIRS for exit in exits} == set(HEAD_KINDS)
     models = all_heads(form)
     images, pixels = sample_images(models[0].config, "uint8")
     with torch.no_grad():
@@ -171,7 +171,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
 
 
 def test_the_table_is_green(run: Callable[..., str], tmp_path: Path) -> None:
-    written = run(tiny("swin", (ExitConfig(1, "lph", kernel=3),)))
+    written = run(tiny("swin", (ExitConfig(1, "lph", 3),)))
     (row,) = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert (row["family"], row["heads"], row["failed"]) == ("swin", "lph", [])
     cells = row["cells"]
@@ -195,7 +195,7 @@ def test_a_deployed_form_that_is_off_fails_its_row(
     right = MeanAttention.forward
     monkeypatch.setattr(MeanAttention, "forward", lambda self, x: right(self, x) + 0.1)
     with pytest.raises(SystemExit) as stopped:
-        run(tiny("vit", (ExitConfig(1, "gah", window=2),)))
+        run(tiny("vit", (ExitConfig(1, "gah", 2),)))
     assert stopped.value.code == 1
     said = " ".join(capsys.readouterr().out.split())
     assert "failed: vit gah: PyTorch; vit gah: ONNX Runtime; " in said
@@ -256,7 +256,7 @@ def test_the_published_table_covers_every_family_and_kind_of_head() -> None:
     assert len(configs) == 15
     for family in FORMS:
         of_it = [config for config in configs if config.family == family]
-        assert {exit.head for config in of_it for exit in config.exits} == set(HEADS)
+        assert {exit.head for config in of_it for exit in config.exits} == set(HEAD_KINDS)
     swin = configs[-1]
     # The first exit reads the tokens before a patch merging.
     assert swin.blocks[4].merges and swin.exits == default_heads([4, 9], heads="encoder")

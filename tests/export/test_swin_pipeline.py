@@ -187,6 +187,6 @@ def test_int8_inside_half_precision(tmp_path: Path, swin_model: LGViT) -> None:
 def test_exits_that_are_left_out_change_no_answer(swin_model: LGViT) -> None:
     images = frames(2)
     fewer = swin_model.with_exits([3])
-    assert fewer.config.exits == (ExitConfig(3, "gah", window=2),)
+    assert fewer.config.exits == (ExitConfig(3, "gah", 2),)
     expected = expected_logits(swin_model, images)
     np.testing.assert_allclose(expected_logits(fewer, images), expected[:, 1:], atol=1e-6)

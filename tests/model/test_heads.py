@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
+from lgvit_edge.architecture.heads import HEAD_KINDS
 from lgvit_edge.export.checks.parity import sample_images
 from lgvit_edge.images.spec import Preprocess
 from lgvit_edge.model import LGViT, baseline, cut
-from lgvit_edge.model.heads import HEADS, ExitHead
+from lgvit_edge.model.heads import ExitHead
 from lgvit_edge.model.heads.encoder import EncoderHead
 from lgvit_edge.model.heads.gah import GlobalAggregation
 from lgvit_edge.model.randomised import randomised
@@ -33,17 +34,17 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 # Every kind and size of head, for blocks 1 to 11; what needs a large map comes first.
 SIZED: tuple[tuple[str, dict[str, int]], ...] = (
-    ("gah", {"window": 3}),
-    ("lph", {"kernel": 5}),
+    ("gah", {"size": 3}),
+    ("lph", {"size": 5}),
     ("conv", {}),
-    ("encoder", {"width": 24}),
-    ("gah", {"window": 2}),
-    ("lph", {"kernel": 3}),
+    ("encoder", {"size": 24}),
+    ("gah", {"size": 2}),
+    ("lph", {"size": 3}),
     ("attention", {}),
     ("mlp", {}),
-    ("lph", {"kernel": 0}),
+    ("lph", {"size": 0}),
     ("encoder", {}),
-    ("gah", {"window": 1}),
+    ("gah", {"size": 1}),
 )
 EVERY_HEAD = tuple(ExitConfig(block, head, **size) for block, (head, size) in enumerate(SIZED, 1))
 PAPER = {"lph_residual": False, "gah_average": True}
@@ -77,7 +78,7 @@ def close(found: Tensor, expected: Tensor) -> None:
 
 
 def test_every_kind_of_head_is_here() -> None:
-    assert {exit.head for exit in EVERY_HEAD} == set(HEADS)
+    assert {exit.head for exit in EVERY_HEAD} == set(HEAD_KINDS)
 
 
 # Heads by themselves.
@@ -160,8 +161,7 @@ def test_encoder_heads_are_evaluated_at_the_prefix_only(form: str, qkv_bias: boo
 
 def test_encoder_heads_have_a_width_of_their_own() -> None:
     wide, usual = (
-        LGViT(every("swin", exits=(ExitConfig(5, "encoder", width=width),))).heads[0]
-        for width in (20, 0)
+        LGViT(every("swin", exits=(ExitConfig(5, "encoder", width),))).heads[0] for width in (20, 0)
     )
     assert isinstance(wide, EncoderHead) and isinstance(usual, EncoderHead)
     assert (wide.block.fc1.out_features, usual.block.fc1.out_features) == (20, 48)
@@ -253,7 +253,7 @@ def test_the_flags_change_what_they_name_and_nothing_else(form: str) -> None:
     with torch.no_grad():
         changed = (model.exit_logits(pixels) - paper.exit_logits(pixels)).abs().amax(dim=(0, 2))
     wanted = [
-        exit.head == "lph" or (exit.head == "gah" and exit.window > 1)  # 1 averages nothing
+        exit.head == "lph" or (exit.head == "gah" and exit.size > 1)  # 1 averages nothing
         for exit in EVERY_HEAD
     ]
     assert (changed > 1e-3).tolist() == [*wanted, False]

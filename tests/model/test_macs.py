@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
-from lgvit_edge.architecture.placement import HEADS, default_heads
-from lgvit_edge.architecture.published import ARCHITECTURES, architecture
+from lgvit_edge.architecture.heads import head_choices
+from lgvit_edge.architecture.placement import default_heads
+from lgvit_edge.architecture.published import architecture, architectures
 from lgvit_edge.model import (
     LGViT,
     baseline,
@@ -43,7 +44,7 @@ def backbone(name: str) -> LGViT:
 def counted(name: str, *, attention: bool = True) -> int:
     """MACs of the baseline."""
     twin = f"vit-{name.removeprefix('deit-')}"
-    if name.startswith("deit") and twin in ARCHITECTURES:  # the same layers, trained otherwise
+    if name.startswith("deit") and twin in architectures():  # the same layers, trained otherwise
         same = architecture(name).replace(family="vit")
         assert same == architecture(twin).replace(preprocess=same.preprocess)
         return counted(twin, attention=attention)
@@ -91,7 +92,7 @@ def test_published_macs_that_leave_out_attentions_products(name: str, giga: floa
     assert counted(name, attention=False) / 1e9 == pytest.approx(giga, rel=0.01)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES[::3])
+@pytest.mark.parametrize("name", architectures()[::3])
 def test_a_baseline_is_its_embedding_its_blocks_and_its_classifier(name: str) -> None:
     config = architecture(name)
     embedding = config.grid**2 * 3 * config.patch_size**2 * config.hidden_size
@@ -184,7 +185,7 @@ def both_forms(config: LGViTConfig, exit: ExitConfig) -> tuple[int, int]:
 
 @pytest.mark.parametrize("kernel", [0, 3, 5])
 def test_macs_of_lph(kernel: int) -> None:
-    paper, shipped = both_forms(architecture("vit-tiny"), ExitConfig(4, "lph", kernel=kernel))
+    paper, shipped = both_forms(architecture("vit-tiny"), ExitConfig(4, "lph", kernel))
     assert paper == 2 * N * D**2 + N * D * kernel**2  # Eq. 7
     # Deployed, the first projection sees the prefix too, the second one vector, and means are
     # products with a row: of the patches, and without a kernel of what they became.
@@ -196,7 +197,7 @@ def test_macs_of_lph(kernel: int) -> None:
 @pytest.mark.parametrize("average", [False, True])
 def test_macs_of_gah(window: int, average: bool) -> None:
     config = architecture("vit-tiny").replace(gah_average=average)
-    paper, shipped = both_forms(config, ExitConfig(9, "gah", window=window))
+    paper, shipped = both_forms(config, ExitConfig(9, "gah", window))
     side = 14 // window if average else math.ceil(14 / window)
     kept = side**2
     assert paper == 4 * kept * D**2 + 2 * kept**2 * D  # Eq. 7
@@ -222,7 +223,7 @@ def test_macs_of_an_attention_head() -> None:
 @pytest.mark.parametrize("width", [0, 100])
 @pytest.mark.parametrize(("name", "prefix"), [("vit-tiny", 1), ("deit-tiny-distilled", 2)])
 def test_macs_of_an_encoder_head(name: str, prefix: int, width: int) -> None:
-    paper, shipped = both_forms(architecture(name), ExitConfig(4, "encoder", width=width))
+    paper, shipped = both_forms(architecture(name), ExitConfig(4, "encoder", width))
     tokens, inner = N + prefix, width or MLP
     assert paper == tokens * D * (4 * D + 2 * inner) + 2 * tokens**2 * D
     # Deployed, only the prefix tokens ask, and each pass over all tokens is per head.
@@ -255,7 +256,7 @@ def test_what_multiplies_nothing_costs_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", ["vit-tiny", "deit-tiny-distilled", "swin-tiny"])
-@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("heads", head_choices())
 def test_deployed_heads_cost_no_more_than_the_papers(name: str, heads: str) -> None:
     config = architecture(name)
     for exit in default_heads([4, 6, 8, 10], heads=heads, family=config.family):

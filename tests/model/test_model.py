@@ -101,7 +101,7 @@ SWIN = LGViTConfig(
     depths=(2, 2),
     stage_heads=(2, 4),
     window_size=4,
-    exits=(ExitConfig(2, "lph", kernel=3), ExitConfig(3, "gah", window=2)),
+    exits=(ExitConfig(2, "lph", 3), ExitConfig(3, "gah", 2)),
     preprocess=Preprocess(resize=36),
 )
 
@@ -184,8 +184,12 @@ def test_tables_of_windows_that_were_cut_grow_again() -> None:
     ("config", "size", "message"),
     [
         ({}, 33, "image_size 33 is not a multiple of patch_size 2"),
-        ({}, 4, "gah windows must fit the 1 x 1 tokens after block 3"),
-        ({"exits": (ExitConfig(1, "lph", kernel=5),)}, 4, "lph kernels must fit the 2 x 2 tokens"),
+        ({}, 4, r"gah after block 3: its window must be 1\.\.1 on 1 x 1 "),
+        (
+            {"exits": (ExitConfig(1, "lph", 5),)},
+            4,
+            "at most 4 on 2 x 2 tokens, not 5",
+        ),
     ],
 )
 def test_sizes_that_do_not_fit(config: dict[str, Any], size: int, message: str) -> None:

@@ -37,7 +37,7 @@ CONFIG = LGViTConfig(
     num_heads=2,
     intermediate_size=32,
     num_classes=3,
-    exits=(ExitConfig(1, "lph", kernel=3), ExitConfig(2, "gah", window=2)),
+    exits=(ExitConfig(1, "lph", 3), ExitConfig(2, "gah", 2)),
     preprocess=Preprocess(resize=16),
 )
 FAST = TrainingConfig(epochs=(1, 2), lr=(1e-3, 1e-3), batch_size=8, workers=0, device="cpu")

@@ -99,7 +99,7 @@ TINY = LGViTConfig(
     num_heads=2,
     intermediate_size=32,
     num_classes=2,
-    exits=(ExitConfig(1, "lph"), ExitConfig(2, "gah", window=2)),
+    exits=(ExitConfig(1, "lph"), ExitConfig(2, "gah", 2)),
     preprocess=Preprocess(resize=16),
 )
 

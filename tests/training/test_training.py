@@ -45,7 +45,7 @@ def one_thread() -> Iterator[None]:
 
 
 SPEC = Preprocess(resize=32)
-EXITS = (ExitConfig(1, "lph", kernel=3), ExitConfig(2, "lph"), ExitConfig(3, "gah", window=2))
+EXITS = (ExitConfig(1, "lph", 3), ExitConfig(2, "lph"), ExitConfig(3, "gah", 2))
 TINY = LGViTConfig(
     family="vit",
     image_size=32,

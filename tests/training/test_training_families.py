@@ -46,7 +46,7 @@ SWIN = LGViTConfig(
     depths=(2, 3),
     stage_heads=(2, 4),
     window_size=4,
-    exits=(ExitConfig(2, "lph", kernel=3), ExitConfig(3, "gah", window=2)),
+    exits=(ExitConfig(2, "lph", 3), ExitConfig(3, "gah", 2)),
     **SIZES,
 )
 VIT = LGViTConfig(family="vit", patch_size=8, **SIZES)

@@ -29,10 +29,10 @@ def one_thread() -> Iterator[None]:
 
 
 EXITS = (
-    ExitConfig(1, "lph", kernel=3),
+    ExitConfig(1, "lph", 3),
     ExitConfig(2, "lph"),
-    ExitConfig(3, "gah", window=2),
-    ExitConfig(4, "gah", window=3),
+    ExitConfig(3, "gah", 2),
+    ExitConfig(4, "gah", 3),
 )
 
 
@@ -95,7 +95,7 @@ def test_heterogeneous_is_the_mean_over_exits_and_tokens() -> None:
 
 def test_heterogeneous_compares_the_exits_of_eq_9() -> None:
     eight = [ExitConfig(b, "lph") for b in range(4)] + [
-        ExitConfig(b, "gah", window=2) for b in range(4, 8)
+        ExitConfig(b, "gah", 2) for b in range(4, 8)
     ]
     assert losses.first_and_last_of_each(eight) == [0, 3, 4, 7]
     assert losses.first_and_last_of_each(EXITS[:1]) == [0]

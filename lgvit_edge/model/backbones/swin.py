@@ -17,28 +17,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lgvit_edge.architecture.config import BlockConfig, LGViTConfig
+from lgvit_edge.architecture.config import LGViTConfig
+from lgvit_edge.architecture.families import BlockConfig
 from lgvit_edge.model.backbones.block import Attention, Block, merge_heads, split_heads
+from lgvit_edge.model.backbones.classifier import MeanClassifier
+from lgvit_edge.model.backbones.embedding import PatchEmbedding
 
 _EPS = 1e-5  # of the norms of embedding and merging, whatever the configuration says of the others
 _MASKED = -100.0  # what Swin adds to the score of tokens that are no neighbours
 
 
-class Embedding(nn.Module):
+class Embedding(PatchEmbedding):
     """Patch embedding and norm."""
 
     def __init__(self, config: LGViTConfig) -> None:
-        super().__init__()
-        dim, patch = config.hidden_size, config.patch_size
-        self.patch = nn.Conv2d(3, dim, kernel_size=patch, stride=patch)
-        self.norm = nn.LayerNorm(dim, eps=_EPS)
-
-    def reset(self) -> None:
-        """Nothing but layers, which are reset with all others."""
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Normalised ``[B, 3, H, W] float -> [B, N, D]``."""
-        return self.assemble(self.patch(pixel_values).flatten(2).transpose(1, 2))
+        super().__init__(config)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=_EPS)
 
     def assemble(self, patches: Tensor) -> Tensor:
         """Embedded patches, normed, ``[B, N, D] -> [B, N, D]``."""
@@ -185,6 +179,12 @@ def block(sizes: BlockConfig, config: LGViTConfig) -> Block:
     merge = PatchMerging(sizes.merges, sizes.dim // 2) if sizes.merges else None
     attention = WindowAttention(sizes, qkv_bias=config.qkv_bias)
     return Block(sizes, attention, eps=config.layer_norm_eps, merge=merge)
+
+
+def final(config: LGViTConfig, dim: int) -> MeanClassifier:
+    """Norm and classifier on the mean of all tokens."""
+    eps = config.layer_norm_eps
+    return MeanClassifier(dim, config.num_classes, eps=eps)
 
 
 def resized(name: str, tensor: Tensor, old: LGViTConfig, new: LGViTConfig) -> Tensor:

@@ -9,17 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lgvit_edge.architecture.config import BlockConfig, LGViTConfig
+from lgvit_edge.architecture.config import LGViTConfig
+from lgvit_edge.architecture.families import BlockConfig
 from lgvit_edge.model.backbones.block import Attention, Block
+from lgvit_edge.model.backbones.classifier import TokenClassifier
+from lgvit_edge.model.backbones.embedding import PatchEmbedding
 
 
-class Embedding(nn.Module):
+class Embedding(PatchEmbedding):
     """Patch embedding, prefix tokens and position embeddings."""
 
     def __init__(self, config: LGViTConfig) -> None:
-        super().__init__()
-        dim, patch, prefix = config.hidden_size, config.patch_size, config.prefix_tokens
-        self.patch = nn.Conv2d(3, dim, kernel_size=patch, stride=patch)
+        super().__init__(config)
+        dim, prefix = config.hidden_size, config.prefix_tokens
         self.prefix = nn.Parameter(torch.zeros(1, prefix, dim))
         self.position = nn.Parameter(torch.zeros(1, config.grid**2 + prefix, dim))
 
@@ -27,10 +29,6 @@ class Embedding(nn.Module):
         """Fresh tokens and positions."""
         nn.init.trunc_normal_(self.prefix, std=0.02)
         nn.init.trunc_normal_(self.position, std=0.02)
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Normalised ``[B, 3, H, W] float -> [B, T, D]``."""
-        return self.assemble(self.patch(pixel_values).flatten(2).transpose(1, 2))
 
     def assemble(self, patches: Tensor) -> Tensor:
         """Prefix tokens and positions around embedded patches, ``[B, N, D] -> [B, T, D]``."""
@@ -42,6 +40,12 @@ def block(sizes: BlockConfig, config: LGViTConfig) -> Block:
     """One encoder block, in which every token sees every other."""
     attention = Attention(sizes.dim, sizes.num_heads, qkv_bias=config.qkv_bias)
     return Block(sizes, attention, eps=config.layer_norm_eps, merge=None)
+
+
+def final(config: LGViTConfig, dim: int) -> TokenClassifier:
+    """Norm and classifier on the prefix tokens."""
+    eps = config.layer_norm_eps
+    return TokenClassifier(dim, config.num_classes, config.classifiers, eps=eps)
 
 
 def resized(name: str, tensor: Tensor, old: LGViTConfig, new: LGViTConfig) -> Tensor:

@@ -1,17 +1,32 @@
-"""Configurations that a state dict's names and shapes imply: timm's models come without one."""
+"""timm's backbones: what their names and shapes imply, as they come without a configuration."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor
-
 from lgvit_edge.architecture.config import LGViTConfig
+from lgvit_edge.architecture.families import FAMILIES
 from lgvit_edge.architecture.published import architecture
+from lgvit_edge.bundle.codec import from_json
 from lgvit_edge.errors import CheckpointError, ConfigError
-from lgvit_edge.model.checkpoints.preprocessing import timm_preprocess, usual_preprocess
+from lgvit_edge.images.spec import Preprocess
+from lgvit_edge.model.checkpoints.fitting import Source, finals, places, sources_of, within
+from lgvit_edge.model.checkpoints.weights import State
+from lgvit_edge.model.heads import Names
+from lgvit_edge.model.lgvit import LGViT
 
-State = dict[str, Tensor]
+_BLOCK: Names = {
+    "norm1": "norm1",
+    "norm2": "norm2",
+    "attention.query": ("attn.qkv", 0),
+    "attention.key": ("attn.qkv", 1),
+    "attention.value": ("attn.qkv", 2),
+    "attention.table": "attn.relative_position_bias_table",
+    "attention.proj": "attn.proj",
+    "fc1": "mlp.fc1",
+    "fc2": "mlp.fc2",
+}
 
 
 def timm_config(state: State, arch: str | None, written: dict[str, Any]) -> LGViTConfig:
@@ -23,7 +38,7 @@ def timm_config(state: State, arch: str | None, written: dict[str, Any]) -> LGVi
 
     Args:
         state: the weights.
-        arch: one of ``ARCHITECTURES``, or None.
+        arch: one of ``architectures()``, or None.
         written: timm's own ``config.json``, or empty.
 
     Raises:
@@ -45,7 +60,7 @@ def timm_config(state: State, arch: str | None, written: dict[str, Any]) -> LGVi
         cfg = written.get("pretrained_cfg", {})
         if not isinstance(cfg, dict):
             raise ConfigError(f"pretrained_cfg must be an object, found {type(cfg).__name__}")
-        return config.replace(preprocess=timm_preprocess(cfg, config.preprocess, config.image_size))
+        return config.replace(preprocess=_preprocess(cfg, config.preprocess, config.image_size))
     except ConfigError as error:
         raise CheckpointError(f"the weights' shapes do not fit together: {error}") from None
 
@@ -83,7 +98,7 @@ def _vit(state: State, arch: str | None, written: dict[str, Any]) -> LGViTConfig
         prefix_tokens=tokens,
         classifiers=tokens,
         qkv_bias=bias,
-        preprocess=usual_preprocess(family, image_size),
+        preprocess=FAMILIES[family].usual_preprocess(image_size),
     )
 
 
@@ -122,7 +137,7 @@ def _swin(state: State, head: str, arch: str | None) -> LGViTConfig:
         depths=tuple(depths),
         stage_heads=tuple(heads),
         window_size=window,
-        preprocess=usual_preprocess("swin", image_size),
+        preprocess=FAMILIES["swin"].usual_preprocess(image_size),
     )
 
 
@@ -136,3 +151,36 @@ def _same(arch: str, named: LGViTConfig, dim: int, depth: int) -> None:
             f"{arch} has hidden size {named.hidden_size} and {named.num_blocks} blocks, "
             f"the weights have {dim} and {depth}"
         )
+
+
+def _preprocess(raw: dict[str, Any], usual: Preprocess, image_size: int) -> Preprocess:
+    """What the ``pretrained_cfg`` of a timm model says."""
+    share = raw.get("crop_pct")
+    known = isinstance(share, (int, float)) and 0.1 <= share <= 1
+    fields = {
+        "resize": int(image_size / share) if known and share is not None else usual.resize,
+        "interpolation": raw.get("interpolation", usual.interpolation),
+        "mean": raw.get("mean", usual.mean),
+        "std": raw.get("std", usual.std),
+    }
+    return from_json(Preprocess, fields, where="pretrained_cfg", error=ConfigError)
+
+
+def timm_names(model: LGViT, state: Iterable[str]) -> dict[str, Source]:
+    """Our names to timm's for a backbone; ``state`` tells older Swins from newer ones."""
+    config, found = model.config, set(state)
+    names: Names = {
+        "backbone.embedding.patch": "patch_embed.proj",
+        "backbone.embedding.norm": "patch_embed.norm",
+        "backbone.embedding.position": "pos_embed",
+        "backbone.final.norm": "norm",
+    }
+    # timm once merged at the end of a stage, like Swin's authors, and now at the start of the next.
+    late = "layers.0.downsample.norm.weight" in found
+    for i, (stage, place) in enumerate(places(config)):
+        theirs = f"layers.{stage}.blocks.{place}" if config.depths else f"blocks.{i}"
+        names[f"backbone.blocks.{i}.merge"] = f"layers.{stage - late}.downsample"
+        names |= within(f"backbone.blocks.{i}", _BLOCK, theirs)
+    head = "head.fc" if "head.fc.weight" in found else "head"
+    names |= finals([head, "head_dist"])
+    return sources_of(model, names, ["cls_token", "dist_token"])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
+from lgvit_edge.architecture.families import BlockConfig
 from lgvit_edge.model.backbones.classifier import Classifier, MeanClassifier
 
 # What the authors call a module of ours, within an exit's own names; a number takes that third.
@@ -66,22 +67,21 @@ class ExitHead(nn.Module):
 
 
 def body_head(config: LGViTConfig, exit: ExitConfig, body: nn.Module) -> ExitHead:
-    """A head around ``body``, in the form of the backbone's family."""
-    if config.prefix_tokens:
-        return TokenHead(config, body)
-    return MeanHead(config, config.blocks[exit.block - 1].dim, body)
+    """A head around ``body``, which reads prefix tokens where the backbone has them."""
+    block = config.blocks[exit.block - 1]
+    return (TokenHead if config.prefix_tokens else MeanHead)(config, block, body)
 
 
 class TokenHead(ExitHead):
-    """Mean feature plus prefix token, classified: ViT and DeiT."""
+    """Mean feature plus prefix token, classified."""
 
     body: Body
 
-    def __init__(self, config: LGViTConfig, body: nn.Module) -> None:
+    def __init__(self, config: LGViTConfig, block: BlockConfig, body: nn.Module) -> None:
         super().__init__()
-        self.prefix_tokens, self.patches = config.prefix_tokens, config.grid**2
+        self.prefix_tokens, self.patches = config.prefix_tokens, block.grid**2
         self.body = body  # type: ignore[assignment]
-        self.classifier = Classifier(config.hidden_size, config.num_classes, config.classifiers)
+        self.classifier = Classifier(block.dim, config.num_classes, config.classifiers)
 
     def features(self, hidden: Tensor) -> Tensor:
         """F_m of Eqs. 9 to 11, ``[B, T, D] -> [B, N', D]``."""
@@ -126,14 +126,14 @@ class _DeployedTokenHead(nn.Module):
 
 
 class MeanHead(ExitHead):
-    """Features normed, averaged and classified: Swin."""
+    """Features normed, averaged and classified, where there are no prefix tokens."""
 
     body: Body
 
-    def __init__(self, config: LGViTConfig, dim: int, body: nn.Module) -> None:
+    def __init__(self, config: LGViTConfig, block: BlockConfig, body: nn.Module) -> None:
         super().__init__()
         self.body = body  # type: ignore[assignment]
-        self.readout = MeanClassifier(dim, config.num_classes, eps=config.layer_norm_eps)
+        self.readout = MeanClassifier(block.dim, config.num_classes, eps=config.layer_norm_eps)
 
     def features(self, hidden: Tensor) -> Tensor:
         """F_m of Eqs. 9 to 11, ``[B, N, D] -> [B, N', D]``."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lgvit_edge.architecture.config import GAH_HEADS, BlockConfig, ExitConfig, LGViTConfig
+from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
+from lgvit_edge.architecture.families import FAMILIES, BlockConfig
 from lgvit_edge.model.backbones.block import Attention, Block
 from lgvit_edge.model.heads import mlp
 from lgvit_edge.model.heads.attention import after_value, per_head
 from lgvit_edge.model.heads.base import ExitHead, Names
-
-_SWIN_EPS = 1e-12  # the authors' block in a Swin's head is a DeiT's
 
 
 class EncoderHead(ExitHead):
@@ -89,13 +88,12 @@ class _PrefixBlock(nn.Module):
 
 
 def head(config: LGViTConfig, exit: ExitConfig) -> ExitHead:
-    """An encoder head: the backbone's own block again, in a Swin one of 8 attention heads."""
-    sizes, eps = config.blocks[exit.block - 1], config.layer_norm_eps
-    heads = sizes.num_heads
-    if config.family == "swin":
-        heads, eps = GAH_HEADS, _SWIN_EPS
-    width = exit.width or sizes.intermediate_size
+    """An encoder head: one more block in which every token sees every other."""
+    sizes, family = config.blocks[exit.block - 1], FAMILIES[config.family]
+    heads = family.encoder_heads or sizes.num_heads
+    width = exit.size or sizes.intermediate_size
     plain = BlockConfig(sizes.dim, sizes.grid, heads, width)
     attention = Attention(sizes.dim, heads, qkv_bias=config.qkv_bias)
+    eps = family.encoder_eps or config.layer_norm_eps
     block = Block(plain, attention, eps=eps, merge=None)
     return EncoderHead(block, mlp.head(config, exit), config.prefix_tokens)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lgvit_edge.architecture.config import GAH_HEADS, ExitConfig, LGViTConfig
+from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
+from lgvit_edge.architecture.heads import GAH_HEADS
 from lgvit_edge.model.backbones.block import Attention
 from lgvit_edge.model.heads.attention import MeanAttention
 from lgvit_edge.model.heads.base import ExitHead, Names, body_head
@@ -82,5 +83,5 @@ class _Converge(nn.Module):
 def head(config: LGViTConfig, exit: ExitConfig) -> ExitHead:
     """A GAH."""
     sizes = config.blocks[exit.block - 1]
-    body = GlobalAggregation(sizes.dim, sizes.grid, exit.window, average=config.gah_average)
+    body = GlobalAggregation(sizes.dim, sizes.grid, exit.size, average=config.gah_average)
     return body_head(config, exit, body)

@@ -142,5 +142,5 @@ class _Folded(_Layers):
 def head(config: LGViTConfig, exit: ExitConfig) -> ExitHead:
     """An LPH."""
     sizes = config.blocks[exit.block - 1]
-    body = LocalPerception(sizes.dim, sizes.grid, exit.kernel, residual=config.lph_residual)
+    body = LocalPerception(sizes.dim, sizes.grid, exit.size, residual=config.lph_residual)
     return body_head(config, exit, body)

@@ -1,7 +1,7 @@
 """The MLP head, which reads what the final classifier reads (SDN, PABEE, PCEE, BERxiT).
 
-ViT: a tanh pooler on the class token. DeiT: norm, then each classifier on its token. Swin: norm,
-mean, classifier.
+A family says which form its own has: that of its final classifier, or a tanh pooler on the class
+token.
 """
 
 from __future__ import annotations
@@ -9,8 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lgvit_edge._support.optional import resolve
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
-from lgvit_edge.model.backbones.classifier import Classifier, MeanClassifier, TokenClassifier
+from lgvit_edge.architecture.families import FAMILIES
+from lgvit_edge.model.backbones.backbone import parts
+from lgvit_edge.model.backbones.classifier import Classifier
 from lgvit_edge.model.heads.base import ExitHead, Names, classifier_names
 
 
@@ -23,7 +26,7 @@ class _MLPHead(ExitHead):
 
 
 class PoolerHead(_MLPHead):
-    """``classifier(tanh(dense(x[:, 0])))``, without a norm: ViT."""
+    """``classifier(tanh(dense(x[:, 0])))``, without a norm."""
 
     def __init__(self, dim: int, num_classes: int) -> None:
         super().__init__()
@@ -41,9 +44,9 @@ class PoolerHead(_MLPHead):
 
 
 class ReadoutHead(_MLPHead):
-    """The final classifier's form at an exit: DeiT and Swin."""
+    """The final classifier's form at an exit."""
 
-    def __init__(self, readout: TokenClassifier | MeanClassifier) -> None:
+    def __init__(self, readout: nn.Module) -> None:
         super().__init__()
         self.readout = readout
 
@@ -54,16 +57,23 @@ class ReadoutHead(_MLPHead):
 
     def authors(self) -> Names:
         """What the authors call this head's modules."""
-        names = classifier_names(self.readout.classifier, "readout.classifier")
+        classifier = self.readout.classifier
+        assert isinstance(classifier, Classifier)  # of the families that the authors have
+        names = classifier_names(classifier, "readout.classifier")
         return {"readout.norm": "layernorm", **names}
 
 
 def head(config: LGViTConfig, exit: ExitConfig) -> ExitHead:
-    """An MLP head in the family's form."""
-    dim, classes = config.blocks[exit.block - 1].dim, config.num_classes
-    eps = config.layer_norm_eps
-    if config.family == "vit":
-        return PoolerHead(dim, classes)
-    if config.family == "deit":
-        return ReadoutHead(TokenClassifier(dim, classes, config.classifiers, eps=eps))
-    return ReadoutHead(MeanClassifier(dim, classes, eps=eps))
+    """An MLP head in the form of the family."""
+    made: ExitHead = resolve(FAMILIES[config.family].mlp_head)(config, exit)
+    return made
+
+
+def pooler(config: LGViTConfig, exit: ExitConfig) -> ExitHead:
+    """An MLP head with a pooler."""
+    return PoolerHead(config.blocks[exit.block - 1].dim, config.num_classes)
+
+
+def readout(config: LGViTConfig, exit: ExitConfig) -> ExitHead:
+    """An MLP head in the form of the final classifier."""
+    return ReadoutHead(parts(config).final(config, config.blocks[exit.block - 1].dim))

@@ -13,6 +13,7 @@ from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.architecture.placement import plan_exits
 from lgvit_edge.images.spec import Preprocess
 from lgvit_edge.model import LGViT
+from lgvit_edge.model.backbones import vit
 from lgvit_edge.training.data.datasets import ArrayDataset
 from lgvit_edge.training.settings import TrainingConfig
 
@@ -50,6 +51,7 @@ def digits_model(seed: int = 777) -> LGViT:
             scale = module.weight[0].numel() ** -0.5
             nn.init.trunc_normal_(module.weight, std=scale, generator=generator)
     embedding = model.backbone.embedding
+    assert isinstance(embedding, vit.Embedding)
     nn.init.trunc_normal_(embedding.position, std=0.5, generator=generator)
     nn.init.trunc_normal_(embedding.prefix, std=0.02, generator=generator)
     return model

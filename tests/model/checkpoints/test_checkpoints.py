@@ -449,8 +449,8 @@ POSITIONS = r'position_exits must be a list such as "\[4,5,6\]", found '
             r"highway_type 'LGViT' is not supported; expected LGViT \(2, 4, 6 or 8 exits\)",
         ),
         ({"highway_type": "vti"}, "highway_type 'vti' is not supported"),
-        ({"highway_type": "attention_r0"}, "gah window must be at least 1, found 0"),
-        ({"highway_type": "attention_r9"}, "gah windows must fit the 4 x 4 tokens"),
+        ({"highway_type": "attention_r0"}, "highway_type .attention_r0. is not supported"),
+        ({"highway_type": "attention_r9"}, r"its window must be 1..4 on 4 x 4 tokens"),
         ({"highway_type": "attention_r22"}, "highway_type 'attention_r22' is not supported"),
         ({"hidden_act": "relu"}, "hidden_act must be gelu, found 'relu'"),
         ({"hidden_size": "32"}, "config.hidden_size: expected a whole number, found '32'"),
@@ -565,7 +565,7 @@ def test_a_directory_without_weights(tmp_path: Path) -> None:
 
 
 def test_a_huggingface_model_of_another_kind(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="model_type vit, deit or swin, found 'bert'"):
+    with pytest.raises(CheckpointError, match="model_type vit, deit, swin, found 'bert'"):
         load_backbone(directory(tmp_path, {"model_type": "bert"}))
     (tmp_path / "authors" / "config.json").write_text('{"model_type": "vit", "num_labels": -1}')
     with pytest.raises(CheckpointError, match=r"config\.json: num_classes must be 1"):
@@ -604,7 +604,7 @@ def test_negative_variances_are_refused(saved: Callable[[str], Path]) -> None:
 
 
 def test_huggingface_preprocessing_is_read_where_it_is_given(tmp_path: Path) -> None:
-    from lgvit_edge.model.checkpoints.foreign import huggingface_config
+    from lgvit_edge.model.checkpoints.huggingface import huggingface_config
 
     raw = {"model_type": "deit", "num_labels": 5}
     assert huggingface_config(raw, {}, {}).preprocess.interpolation == "bicubic"

@@ -55,7 +55,7 @@ def test_authors_vit_is_reproduced_at_every_exit(tmp_path: Path, weights: str) -
     model = load_checkpoint(foreign.write_directory(tmp_path / "authors", config, state, weights))
 
     assert not model.training
-    assert [(e.block, e.head, e.kernel or e.window) for e in model.config.exits] == [
+    assert [(e.block, e.head, e.size) for e in model.config.exits] == [
         *[(4, "lph", 3), (5, "lph", 3), (6, "lph", 0), (7, "lph", 0)],
         *[(8, "gah", 2), (9, "gah", 2), (10, "gah", 3), (11, "gah", 3)],
     ]
@@ -170,9 +170,9 @@ def test_authors_model_with_one_kind_of_head(tmp_path: Path, backbone: str, kind
 @pytest.mark.parametrize(
     ("highway", "exit"),
     [
-        ("conv1_1", ExitConfig(3, "lph", kernel=3)),
-        ("conv2_1", ExitConfig(3, "lph", kernel=0)),
-        ("attention_r1", ExitConfig(3, "gah", window=1)),
+        ("conv1_1", ExitConfig(3, "lph", 3)),
+        ("conv2_1", ExitConfig(3, "lph", 0)),
+        ("attention_r1", ExitConfig(3, "gah", 1)),
         ("linear", ExitConfig(3, "mlp")),
         ("self_attention", ExitConfig(3, "attention")),
         ("conv_normal", ExitConfig(3, "conv")),

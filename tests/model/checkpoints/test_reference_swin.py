@@ -149,7 +149,7 @@ def check_directory(
 def test_lgvit_with_every_exit_it_can_have(tmp_path: Path, shape: str) -> None:
     stages = [[], [1, 2], [1, 2, 3, 4, 5, 6], [1]]
     model = check_directory(tmp_path / "swin", SHAPES[shape], "LGViT", stages, made=6)
-    heads = [(exit.head, exit.kernel or exit.window) for exit in model.config.exits]
+    heads = [(exit.head, exit.size) for exit in model.config.exits]
     assert heads == [
         *[("lph", 3)] * 3,
         *[("lph", 0)] * 2,
@@ -202,7 +202,7 @@ def test_encoders_as_wide_as_their_weights(tmp_path: Path, widths: tuple[int, in
     config = config_of(shape, highway_type="vit", position_exits="[[],[1],[1],[]]")
     folder = foreign.write_directory(tmp_path / "swin", config, make.state, "pytorch_model.bin")
     model, states = load_checkpoint(folder), states_of(make.state, pixels, shape)
-    assert tuple(exit.width for exit in model.config.exits) == widths
+    assert tuple(exit.size for exit in model.config.exits) == widths
     name = "swin.encoder.layers.1.highway.0"
     with torch.no_grad():
         eq.assert_reproduced(

@@ -1,0 +1,259 @@
+"""The families of backbones, each described once.
+
+A new family is one ``Family`` here and the module its ``backbone`` names; ``register_family`` takes
+one from outside the package. Nothing here imports PyTorch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from lgvit_edge.errors import ConfigError
+from lgvit_edge.images.spec import Preprocess, usual_resize
+
+if TYPE_CHECKING:
+    from lgvit_edge.architecture.config import LGViTConfig
+
+Checks = list[tuple[bool, str]]  # whether it is as it should be, and what to say otherwise
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """Sizes of one encoder block, which in a Swin depend on its stage.
+
+    Attributes:
+        dim: width D of its output.
+        grid: side of its output's map of patch tokens; N = grid^2.
+        num_heads: attention heads.
+        intermediate_size: width of its MLP.
+        window: side of its attention windows; 0 where every token sees every other.
+        shift: of the windows, against those of the block before.
+        merges: side of the map it gets, where a patch merging comes first; 0 for none.
+    """
+
+    dim: int
+    grid: int
+    num_heads: int
+    intermediate_size: int
+    window: int = 0
+    shift: int = 0
+    merges: int = 0
+
+
+def _equal_blocks(config: LGViTConfig) -> tuple[BlockConfig, ...]:
+    one = BlockConfig(config.hidden_size, config.grid, config.num_heads, config.intermediate_size)
+    return (one,) * config.num_blocks
+
+
+def _no_stages(config: LGViTConfig) -> Checks:
+    found = (list(config.depths), list(config.stage_heads), config.window_size)
+    return [
+        (
+            found == ([], [], 0),
+            f"a {config.family} has no depths, stage_heads and window_size, found {found[0]}, "
+            f"{found[1]} and {found[2]}",
+        )
+    ]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family of backbones: its name, its shape and where its code is.
+
+    Attributes:
+        name: as in configurations and bundles.
+        label: as people write it.
+        backbone: the module of its embedding, blocks and final classifier, or an object that has
+            them; see ``lgvit_edge.model.backbones.backbone.Parts``.
+        architectures: published sizes by name: the fields of ``LGViTConfig`` for an image size.
+        preprocess: how published weights expect their images, at 224 x 224 pixels.
+        prefix_tokens: how many tokens may stand before those of the patches.
+        blocks: sizes of blocks 1..L of a configuration.
+        faults: what a configuration of this family must be besides.
+        windows: of the first and the last GAH; the paper's g runs from 2 to 3.
+        mlp_head: ``(LGViTConfig, ExitConfig) -> ExitHead``, or where that is; usually the form of
+            the final classifier.
+        encoder_heads: attention heads of an encoder head; 0 for those of the block before it.
+        encoder_eps: of the norms of an encoder head's block; 0 for those of the backbone.
+        model_types: what Hugging Face calls it in ``config.json``.
+        huggingface: ``(config.json) -> fields of LGViTConfig``, or where that is.
+    """
+
+    name: str
+    label: str
+    backbone: Any
+    architectures: Mapping[str, Callable[[int], dict[str, Any]]] = field(default_factory=dict)
+    preprocess: Preprocess = Preprocess()
+    prefix_tokens: tuple[int, ...] = (0,)
+    blocks: Callable[[LGViTConfig], tuple[BlockConfig, ...]] = _equal_blocks
+    faults: Callable[[LGViTConfig], Checks] = _no_stages
+    windows: tuple[int, int] = (2, 3)
+    mlp_head: str | Callable[..., Any] = "lgvit_edge.model.heads.mlp:readout"
+    encoder_heads: int = 0
+    encoder_eps: float = 0.0
+    model_types: tuple[str, ...] = ()
+    huggingface: str | Callable[..., Any] = ""
+
+    def usual_preprocess(self, image_size: int) -> Preprocess:
+        """What published weights were trained with, for images of this size."""
+        return dataclasses.replace(self.preprocess, resize=usual_resize(image_size))
+
+
+FAMILIES: dict[str, Family] = {}
+
+
+def register_family(family: Family) -> None:
+    """Make a family of backbones known: to configurations, commands, export and training.
+
+    Raises:
+        ConfigError: its name, or that of one of its architectures, is taken.
+    """
+    names = {family.name, *family.architectures, *family.model_types}
+    for other in FAMILIES.values():
+        taken = names & {other.name, *other.architectures, *other.model_types}
+        if taken:
+            raise ConfigError(f"the family {other.name} has the name {sorted(taken)[0]!r} already")
+    FAMILIES[family.name] = family
+
+
+def family_named(name: str) -> Family:
+    """A family by its name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in FAMILIES:
+        raise ConfigError(f"family must be one of {', '.join(FAMILIES)}, found {name!r}")
+    return FAMILIES[name]
+
+
+def _staged_blocks(config: LGViTConfig) -> tuple[BlockConfig, ...]:
+    blocks, grid = [], config.grid
+    for stage, (depth, heads) in enumerate(zip(config.depths, config.stage_heads, strict=True)):
+        merged = grid if stage else 0
+        grid = -(-grid // 2) if stage else grid
+        # A map no larger than the window is one window, and nothing is there to shift.
+        window = min(config.window_size, grid)
+        for place in range(depth):
+            block = BlockConfig(
+                dim=config.hidden_size << stage,
+                grid=grid,
+                num_heads=heads,
+                intermediate_size=config.intermediate_size << stage,
+                window=window,
+                shift=window // 2 if place % 2 and window < grid else 0,
+                merges=0 if place else merged,
+            )
+            blocks.append(block)
+    return tuple(blocks)
+
+
+def _stage_faults(config: LGViTConfig) -> Checks:
+    depths, heads = list(config.depths), list(config.stage_heads)
+    widths = [config.hidden_size << stage for stage in range(min(len(depths), 8))]
+    return [
+        (
+            1 <= len(depths) <= 8 and min(depths) >= 1 and sum(depths) == config.num_blocks,
+            f"a swin has 1 to 8 stages of at least one block, {config.num_blocks} in all, found "
+            f"depths {depths}",
+        ),
+        (
+            len(heads) == len(depths) and heads[:1] == [config.num_heads],
+            f"expected one number of stage_heads per stage, {config.num_heads} in the first, "
+            f"found {heads}",
+        ),
+        (
+            all(h >= 1 and w % h == 0 for h, w in zip(heads, widths, strict=False)),
+            f"stage widths {widths} are not multiples of stage_heads {heads}",
+        ),
+        (1 <= config.window_size <= 256, f"window_size must be 1..256, found {config.window_size}"),
+    ]
+
+
+def _vit(width: int, depth: int, heads: int, tokens: int, image_size: int) -> dict[str, Any]:
+    return {
+        "patch_size": 16,
+        "hidden_size": width,
+        "num_blocks": depth,
+        "num_heads": heads,
+        "intermediate_size": 4 * width,
+        "prefix_tokens": tokens,
+        "classifiers": tokens,
+    }
+
+
+def _swin(width: int, depths: tuple[int, ...], heads: int, image_size: int) -> dict[str, Any]:
+    return {
+        "patch_size": 4,
+        "hidden_size": width,
+        "num_blocks": sum(depths),
+        "num_heads": heads,
+        "intermediate_size": 4 * width,
+        "prefix_tokens": 0,
+        "layer_norm_eps": 1e-5,
+        "depths": depths,
+        "stage_heads": tuple(heads << stage for stage in range(len(depths))),
+        "window_size": 7 if image_size % 32 else image_size // 32,
+    }
+
+
+_IMAGENET = Preprocess(256, "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_VITS = {  # width, blocks, attention heads
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+}
+_SWINS = {  # width of the first stage, blocks per stage, attention heads in the first stage
+    "tiny": (96, (2, 2, 6, 2), 3),
+    "small": (96, (2, 2, 18, 2), 3),
+    "base": (128, (2, 2, 18, 2), 4),
+    "large": (192, (2, 2, 18, 2), 6),
+}
+
+for _family in (
+    Family(
+        "vit",
+        "ViT",
+        "lgvit_edge.model.backbones.vit",
+        {f"vit-{size}": partial(_vit, *_VITS[size], 1) for size in _VITS},
+        prefix_tokens=(1, 2),
+        mlp_head="lgvit_edge.model.heads.mlp:pooler",
+        model_types=("vit",),
+        huggingface="lgvit_edge.model.checkpoints.huggingface:vit_fields",
+    ),
+    Family(
+        "deit",
+        "DeiT",
+        "lgvit_edge.model.backbones.vit",
+        {
+            f"deit-{size}{form}": partial(_vit, *_VITS[size], tokens)
+            for form, tokens in (("", 1), ("-distilled", 2))
+            for size in ("tiny", "small", "base")
+        },
+        preprocess=_IMAGENET,
+        prefix_tokens=(1, 2),
+        model_types=("deit",),
+        huggingface="lgvit_edge.model.checkpoints.huggingface:deit_fields",
+    ),
+    Family(
+        "swin",
+        "Swin",
+        "lgvit_edge.model.backbones.swin",
+        {f"swin-{size}": partial(_swin, *_SWINS[size]) for size in _SWINS},
+        preprocess=_IMAGENET,
+        blocks=_staged_blocks,
+        faults=_stage_faults,
+        windows=(1, 2),  # the authors' choice on its smaller maps
+        # The authors' encoder block in a Swin is a DeiT's.
+        encoder_heads=8,
+        encoder_eps=1e-12,
+        model_types=("swin",),
+        huggingface="lgvit_edge.model.checkpoints.huggingface:swin_fields",
+    ),
+):
+    register_family(_family)

@@ -1,0 +1,162 @@
+"""The kinds of exit head, each described once.
+
+A new kind is one ``HeadKind`` here and the module its factory names; ``register_head`` takes one
+from outside the package. Nothing here imports PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from lgvit_edge.architecture.families import BlockConfig, Family
+from lgvit_edge.errors import ConfigError
+
+GAH_HEADS = 8  # attention heads of every GAH, as the authors chose
+ROLES = ("local", "global")
+_TAKEN = ("lgvit", "final")  # the paper's mix of kinds, and what the last segment ends in
+
+
+def _always_fits(size: int, block: BlockConfig, family: Family) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class HeadKind:
+    """One kind of exit head: its name, its size and where its code is.
+
+    Attributes:
+        name: as in configurations and commands.
+        help: what it is, in a few words.
+        factory: ``(LGViTConfig, ExitConfig) -> ExitHead``, or where that is: ``module:function``.
+        size: what its size is called, such as ``kernel``; empty where it has none.
+        default: the size that exits get where only the kind is asked for; None where no size suits
+            them all, so that only the paper's mix can choose it.
+        fault: what is wrong with a size after such a block in such a family, or None.
+        role: in distillation (paper section 3.4): ``local`` features are compared one by one,
+            ``global`` ones by F^T F, those of kinds without a role not at all.
+        stride: every how many tokens, along each side of the map, its features have one, by size.
+        authors: what the authors call it, and the size that goes with each name.
+    """
+
+    name: str
+    help: str
+    factory: str | Callable[..., Any]
+    size: str = ""
+    default: int | None = 0
+    fault: Callable[[int, BlockConfig, Family], str | None] = _always_fits
+    role: str = ""
+    stride: Callable[[int], int] = lambda size: 1
+    authors: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be told apart or used."""
+        if not self.name.isidentifier() or self.name in _TAKEN:
+            raise ConfigError(
+                f"a kind of head needs a name of one word that is not {' or '.join(_TAKEN)}, "
+                f"found {self.name!r}"
+            )
+        if self.role not in ("", *ROLES):
+            raise ConfigError(f"role must be empty or {' or '.join(ROLES)}, found {self.role!r}")
+        if self.default and not self.size:
+            raise ConfigError(f"{self.name} has no size, found the default {self.default}")
+
+
+HEAD_KINDS: dict[str, HeadKind] = {}
+
+
+def register_head(kind: HeadKind) -> None:
+    """Make a kind of head known: to configurations, commands, export and training.
+
+    Raises:
+        ConfigError: its name is taken.
+    """
+    if kind.name in HEAD_KINDS:
+        raise ConfigError(f"there is a kind of head {kind.name!r} already")
+    HEAD_KINDS[kind.name] = kind
+
+
+def head_choices() -> dict[str, str]:
+    """What ``--heads`` offers, and what it is: the paper's mix, and kinds fit for every exit."""
+    kinds = {k.name: k.help for k in HEAD_KINDS.values() if k.default is not None}
+    return {"lgvit": "local, then global heads", **kinds}
+
+
+def _attention(heads: int, block: BlockConfig) -> str | None:
+    if heads and block.dim % heads:
+        return f"it has {heads} attention heads, and width {block.dim} is no multiple of {heads}"
+    return None
+
+
+def _lph(size: int, block: BlockConfig, family: Family) -> str | None:
+    if (size == 0 or size % 2) and size <= 2 * block.grid:
+        return None
+    return f"its kernel must be 0 or odd, and at most {2 * block.grid} on {_map(block)}, not {size}"
+
+
+def _gah(size: int, block: BlockConfig, family: Family) -> str | None:
+    if not 1 <= size <= block.grid:
+        return f"its window must be 1..{block.grid} on {_map(block)}, not {size}"
+    return _attention(GAH_HEADS, block)
+
+
+def _encoder(size: int, block: BlockConfig, family: Family) -> str | None:
+    return _attention(family.encoder_heads, block)
+
+
+def _map(block: BlockConfig) -> str:
+    return f"{block.grid} x {block.grid} tokens"
+
+
+for _kind in (
+    HeadKind(
+        "lph",
+        "local perception, paper Eqs. 1 and 2",
+        "lgvit_edge.model.heads.lph:head",
+        size="kernel",
+        default=None,
+        fault=_lph,
+        role="local",
+        authors={"conv1_1": 3, "conv2_1": 0},
+    ),
+    HeadKind(
+        "gah",
+        "global aggregation, paper Eqs. 3 and 4",
+        "lgvit_edge.model.heads.gah:head",
+        size="window",
+        default=None,
+        fault=_gah,
+        role="global",
+        stride=lambda size: size,
+        authors={f"attention_r{size}": size for size in range(1, 10)},
+    ),
+    HeadKind(
+        "mlp",
+        "what the final classifier does",
+        "lgvit_edge.model.heads.mlp:head",
+        authors={"linear": 0},
+    ),
+    HeadKind(
+        "conv",
+        "a 3x3 convolution",
+        "lgvit_edge.model.heads.conv:head",
+        authors={"conv_normal": 0},
+    ),
+    HeadKind(
+        "attention",
+        "self-attention over all patches",
+        "lgvit_edge.model.heads.attention:head",
+        authors={"self_attention": 0},
+    ),
+    # Width 0 is that of the block before it.
+    HeadKind(
+        "encoder",
+        "one more block, then mlp",
+        "lgvit_edge.model.heads.encoder:head",
+        size="width",
+        fault=_encoder,
+        authors={"vit": 0},
+    ),
+):
+    register_head(_kind)

@@ -1,0 +1,85 @@
+"""What a bundle holds, as plain JSON types: what ``lgvit-edge info`` shows of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lgvit_edge.bundle.builds import Build, find_builds, graphs_of, read_engine
+from lgvit_edge.bundle.codec import to_json
+from lgvit_edge.bundle.directory import Bundle, open_bundle
+from lgvit_edge.errors import BundleError
+
+
+def inspect_bundle(path: Path) -> dict[str, Any]:
+    """Describe a bundle, its segments and its engines.
+
+    Raises:
+        BundleError: it is damaged.
+    """
+    bundle = open_bundle(path)
+    manifest = bundle.manifest
+    rows = [
+        {
+            "index": index,
+            "first_block": segment.first_block,
+            "last_block": segment.last_block,
+            "head": segment.head,
+            "macs": segment.spec.macs,
+            "parameters": segment.spec.parameters,
+            **({} if segment.head_macs is None else {"head_macs": segment.head_macs}),
+        }
+        for index, segment in enumerate(manifest.segments)
+    ]
+    return {
+        "kind": "bundle",
+        "path": str(path),
+        "family": manifest.family,
+        "image_size": manifest.image_size,
+        "blocks": manifest.num_blocks,
+        "exits": len(manifest.segments) - 1,
+        "classes": manifest.num_classes,
+        "target": manifest.target,
+        "precision": manifest.precision,
+        "opset": manifest.opset,
+        "input": manifest.input,
+        "batch": list(manifest.batch),
+        "policy": manifest.policy,
+        "points": to_json(manifest.points),
+        "parity": max(manifest.parity.max_difference),
+        "bytes": sum(p.stat().st_size for p in path.rglob("*") if p.is_file()),
+        "versions": manifest.versions,
+        "fp32_islands": list(manifest.fp32_islands),
+        "calibration": to_json(manifest.calibration),
+        "agreement": to_json(manifest.agreement),
+        "engines": [_engines(folder, build, bundle) for folder, build in find_builds(path)],
+        "baseline": {"macs": manifest.baseline.macs, "parameters": manifest.baseline.parameters},
+        "segments": with_totals(rows, manifest.baseline.macs),
+    }
+
+
+def with_totals(rows: list[dict[str, Any]], baseline_macs: int) -> list[dict[str, Any]]:
+    """Rows of segments with what leaving after each costs and saves."""
+    spent = 0
+    for row in rows:
+        spent += row["macs"]
+        row |= {"cumulative_macs": spent, "macs_speedup": baseline_macs / spent}
+    return rows
+
+
+def _engines(folder: Path, build: Build | BundleError, bundle: Bundle) -> dict[str, Any]:
+    if isinstance(build, BundleError):
+        return {"tag": folder.name, "gpu": None, "count": 0, "bytes": 0, "fault": str(build)}
+    fault = build.fault(bundle)
+    try:
+        for name, graph in {} if fault else graphs_of(bundle).items():
+            read_engine(folder, build, name, graph)
+    except BundleError as error:
+        fault = str(error)
+    return {
+        "tag": build.tag,
+        "gpu": build.gpu,
+        "count": len(build.engines),
+        "bytes": sum(engine.bytes for engine in build.engines.values()),
+        "fault": fault,
+    }

@@ -1,0 +1,279 @@
+"""Hugging Face's backbones: ``config.json``, ``preprocessor_config.json`` and names of weights.
+
+Transformers 5 renames modules in memory and saves them under their old names: ``saved`` undoes that
+first.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from lgvit_edge._support.optional import resolve
+from lgvit_edge.architecture.config import MAX_SIZE, LGViTConfig
+from lgvit_edge.architecture.families import FAMILIES, Family
+from lgvit_edge.bundle.codec import from_json
+from lgvit_edge.errors import CheckpointError, ConfigError
+from lgvit_edge.images.spec import Preprocess, usual_resize
+from lgvit_edge.model.checkpoints.fitting import Source, finals, places, sources_of, within
+from lgvit_edge.model.checkpoints.weights import State
+from lgvit_edge.model.heads import Names
+from lgvit_edge.model.lgvit import LGViT
+
+_RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+
+_PILLOW = {name: number for number, name in _RESAMPLE.items()}
+_BLOCK: Names = {
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "attention.proj": "attention.output.dense",
+    "fc1": "intermediate.dense",
+    "fc2": "output.dense",
+}
+_RENAMED = tuple(
+    (re.compile(pattern), name)
+    for pattern, name in (
+        (r"^(vit|deit)\.layers\.", r"\1.encoder.layer."),
+        (r"^(swin\..*\.attention)\.([qkv])_proj\.", r"\1.self.\2_proj."),
+        (r"^((?:vit|deit)\..*\.attention)\.([qkv])_proj\.", r"\1.attention.\2_proj."),
+        (r"\.q_proj\.", ".query."),
+        (r"\.k_proj\.", ".key."),
+        (r"\.v_proj\.", ".value."),
+        (r"\.attention\.o_proj\.", ".attention.output.dense."),
+        (r"\.attention\.relative_position_bias\.", ".attention.self."),
+        (r"^((?:vit|deit|swin)\..*)\.mlp\.fc1\.", r"\1.intermediate.dense."),
+        (r"^((?:vit|deit|swin)\..*)\.mlp\.fc2\.", r"\1.output.dense."),
+    )
+)
+
+
+def model_types() -> dict[str, Family]:
+    """The families that are read, by what Hugging Face calls them."""
+    return {name: family for family in FAMILIES.values() for name in family.model_types}
+
+
+def huggingface_config(
+    raw: dict[str, Any], state: State, preprocessor: dict[str, Any]
+) -> LGViTConfig:
+    """A Hugging Face ``config.json`` of a plain classifier.
+
+    Args:
+        raw: ``config.json``.
+        state: the weights, whose names tell one classifier from two.
+        preprocessor: ``preprocessor_config.json``, or empty for the family's own preprocessing.
+
+    Raises:
+        CheckpointError: not such a file.
+    """
+    found, known = raw.get("model_type"), model_types()
+    if not isinstance(found, str) or found not in known:
+        raise CheckpointError(
+            f"expected config.json with model_type {', '.join(known)}, found {short(found)}"
+        )
+    try:
+        config = transformer(raw, known[found], 2 if "cls_classifier.weight" in state else 1)
+        return config.replace(preprocess=huggingface_preprocess(preprocessor, config))
+    except ConfigError as error:
+        raise wrong_config(error) from None
+
+
+def transformer(raw: dict[str, Any], family: Family, classifiers: int | None = None) -> LGViTConfig:
+    """A backbone's configuration in Hugging Face's words; absent ones have its defaults.
+
+    Args:
+        raw: ``config.json``.
+        family: of the backbone.
+        classifiers: how many there are; default: one per prefix token.
+
+    Raises:
+        ConfigError: with everything that is wrong.
+    """
+    names = _labels(raw)
+    size = raw.get("image_size", 224)
+    if raw.get("hidden_act", "gelu") != "gelu":
+        raise ConfigError(f"hidden_act must be gelu, found {short(raw['hidden_act'])}")
+    known = type(size) is int and 0 < size <= MAX_SIZE // 2
+    own = resolve(family.huggingface)(raw)
+    fields = {
+        "family": family.name,
+        "image_size": size,
+        "num_classes": raw.get("num_labels", len(names) or 2),
+        "classifiers": classifiers or max(own["prefix_tokens"], 1),
+        "qkv_bias": raw.get("qkv_bias", True),
+        # Placeholders such as LABEL_0 are no names.
+        "labels": [] if all(n.startswith("LABEL_") for n in names) else list(names),
+        "preprocess": {"resize": usual_resize(size) if known else 256},
+        **own,
+    }
+    return LGViTConfig.from_json(fields)
+
+
+def _labels(raw: dict[str, Any]) -> tuple[str, ...]:
+    labels = raw.get("id2label")
+    if not isinstance(labels, dict):
+        return ()
+    try:
+        names = {int(key): str(name) for key, name in labels.items()}
+    except ValueError:
+        names = {}
+    if sorted(names) != list(range(len(labels))):
+        raise ConfigError("id2label must map class numbers to names, from 0 on")
+    return tuple(names[i] for i in range(len(names)))
+
+
+def vit_fields(raw: dict[str, Any]) -> dict[str, Any]:
+    """What is a ViT's own in ``config.json``."""
+    return {
+        "prefix_tokens": 1,
+        "patch_size": raw.get("patch_size", 16),
+        "hidden_size": raw.get("hidden_size", 768),
+        "num_blocks": raw.get("num_hidden_layers", 12),
+        "num_heads": raw.get("num_attention_heads", 12),
+        "intermediate_size": raw.get("intermediate_size", 3072),
+        "layer_norm_eps": raw.get("layer_norm_eps", 1e-12),
+    }
+
+
+def deit_fields(raw: dict[str, Any]) -> dict[str, Any]:
+    """What is a DeiT's own in ``config.json``: the distillation token is always there."""
+    return vit_fields(raw) | {"prefix_tokens": 2}
+
+
+def swin_fields(raw: dict[str, Any]) -> dict[str, Any]:
+    """What is a Swin's own in ``config.json``.
+
+    Raises:
+        ConfigError: it cannot be read, or asks for what we do not do.
+    """
+    dim, ratio = raw.get("embed_dim", 96), raw.get("mlp_ratio", 4.0)
+    depths, heads = raw.get("depths", [2, 2, 6, 2]), raw.get("num_heads", [3, 6, 12, 24])
+    if raw.get("use_absolute_embeddings", False):
+        raise ConfigError("use_absolute_embeddings is not supported: expected false")
+    if type(dim) is not int or not 1 <= dim <= MAX_SIZE:
+        raise ConfigError(f"embed_dim {short(dim)} must be a whole number in 1..{MAX_SIZE}")
+    number = isinstance(ratio, (int, float)) and not isinstance(ratio, bool)
+    if not number or not 0 < ratio <= MAX_SIZE or ratio * dim != int(ratio * dim):
+        raise ConfigError(f"mlp_ratio {short(ratio)} must make a whole number of embed_dim {dim}")
+    for name, values in (("depths", depths), ("num_heads", heads)):
+        if not (whole_numbers(values) and values):
+            raise ConfigError(f"{name} must be a list such as [2, 2, 6, 2], found {short(values)}")
+    return {
+        "prefix_tokens": 0,
+        "patch_size": raw.get("patch_size", 4),
+        "hidden_size": dim,
+        "num_blocks": sum(depths),
+        "num_heads": heads[0],
+        "intermediate_size": int(ratio * dim),
+        "layer_norm_eps": raw.get("layer_norm_eps", 1e-5),
+        "depths": depths,
+        "stage_heads": heads,
+        "window_size": raw.get("window_size", 7),
+    }
+
+
+def wrong_config(error: ConfigError) -> CheckpointError:
+    """What is wrong with a ``config.json``."""
+    return CheckpointError(f"config.json: {str(error).replace('config: ', '')}")
+
+
+def whole_numbers(value: object) -> bool:
+    """Whether this is a list of whole numbers."""
+    return isinstance(value, list) and all(type(v) is int for v in value)
+
+
+def short(value: object) -> str:
+    """A value as messages show it, whatever its length."""
+    text = repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def huggingface_preprocess(raw: dict[str, Any], config: LGViTConfig) -> Preprocess:
+    """What ``preprocessor_config.json`` says, or the family's own where it is empty.
+
+    Raises:
+        ConfigError: it contradicts itself or the model, or asks for what we do not do.
+    """
+    usual = FAMILIES[config.family].usual_preprocess(config.image_size)
+    if not raw:
+        return usual
+    where = "preprocessor_config.json"
+    crop = _side(raw, "crop_size") if raw.get("do_center_crop", "crop_size" in raw) else None
+    side, squash = usual.resize, False
+    if raw.get("do_resize", True) and "size" in raw:
+        # Of one number and of height and width both sides become it, whatever the image's shape.
+        squash = not (isinstance(raw["size"], dict) and "shortest_edge" in raw["size"])
+        side = _side(raw, "size")
+    final = crop or (side if squash else config.image_size)
+    if final != config.image_size:
+        raise ConfigError(
+            f"{where} makes images of {final} x {final}, the model takes {config.image_size}"
+        )
+    factor = raw.get("rescale_factor", 1 / 255) if raw.get("do_rescale", True) else 1.0
+    if not isinstance(factor, (int, float)) or not 0.00391 < factor < 0.00393:
+        raise ConfigError(f"{where}: pixels must be scaled by 1/255 before they are normalised")
+    resample = raw.get("resample", _PILLOW[usual.interpolation])
+    if type(resample) is not int or resample not in _RESAMPLE:
+        raise ConfigError(
+            f"{where}: resample must be 0 (nearest), 2 (bilinear) or 3 (bicubic), found "
+            f"{str(resample)[:60]!r}"
+        )
+    normalised = raw.get("do_normalize", True)
+    fields = {
+        "resize": side,
+        "interpolation": _RESAMPLE[resample],
+        "mean": raw.get("image_mean", usual.mean) if normalised else (0.0, 0.0, 0.0),
+        "std": raw.get("image_std", usual.std) if normalised else (1.0, 1.0, 1.0),
+        "squash": squash,
+    }
+    return from_json(Preprocess, fields, where=where, error=ConfigError)
+
+
+def _side(raw: dict[str, Any], name: str) -> int:
+    size = raw.get(name)
+    if isinstance(size, dict):
+        sides = [size[key] for key in ("shortest_edge", "height", "width") if key in size]
+        size = sides[0] if sides and all(side == sides[0] for side in sides) else size
+    if type(size) is not int:
+        raise ConfigError(
+            f"preprocessor_config.json: {name} must be one number, a shortest_edge, or height and "
+            f"width alike; found {size!r}"
+        )
+    return size
+
+
+def saved(state: State) -> State:
+    """A Hugging Face state dict under the names that are saved, whichever it came with."""
+    found = {}
+    for name, tensor in state.items():
+        for pattern, replacement in _RENAMED:
+            name = pattern.sub(replacement, name)
+        found[name] = tensor
+    return found
+
+
+def huggingface_names(model: LGViT, prefix: str) -> dict[str, Source]:
+    """Our names to Hugging Face's for a backbone; ``prefix`` is its model type."""
+    config = model.config
+    inner = "self" if config.depths else "attention"
+    parts = {f"attention.{p}": f"attention.{inner}.{p}" for p in ("query", "key", "value")}
+    block = {
+        **_BLOCK,
+        **parts,
+        "attention.table": f"attention.{inner}.relative_position_bias_table",
+    }
+    names: Names = {
+        "backbone.embedding.patch": f"{prefix}.embeddings.patch_embeddings.projection",
+        "backbone.embedding.norm": f"{prefix}.embeddings.norm",
+        "backbone.embedding.position": f"{prefix}.embeddings.position_embeddings",
+        "backbone.final.norm": f"{prefix}.layernorm",
+    }
+    for i, (stage, place) in enumerate(places(config)):
+        theirs = f"{prefix}.encoder.layer.{i}"
+        if config.depths:
+            theirs = f"{prefix}.encoder.layers.{stage}.blocks.{place}"
+            names[f"backbone.blocks.{i}.merge"] = f"{prefix}.encoder.layers.{stage - 1}.downsample"
+        names |= within(f"backbone.blocks.{i}", block, theirs)
+    linears = ["cls_classifier", "distillation_classifier"]
+    names |= finals(linears if config.classifiers == 2 else ["classifier"])
+    tokens = [f"{prefix}.embeddings.{t}" for t in ("cls_token", "distillation_token")]
+    return sources_of(model, names, tokens)

@@ -1,0 +1,58 @@
+"""What a checkpoint holds, as plain JSON types: what ``lgvit-edge info`` shows of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lgvit_edge.architecture.heads import HEAD_KINDS
+from lgvit_edge.bundle.inspection import with_totals
+from lgvit_edge.model.checkpoints.loading import load_model
+from lgvit_edge.model.costs import model_costs
+from lgvit_edge.model.macs import count_parameters
+from lgvit_edge.model.segments import cut
+
+
+def inspect_checkpoint(path: Path) -> dict[str, Any]:
+    """Describe a checkpoint of any origin, with or without exits.
+
+    Raises:
+        CheckpointError: it cannot be used.
+    """
+    model = load_model(path)
+    config, costs, rows = model.config, model_costs(model), []
+    for segment, macs in zip(cut(model), costs.segments, strict=True):
+        row = {
+            "index": segment.index,
+            "first_block": segment.first_block,
+            "last_block": segment.last_block,
+            "head": segment.head,
+            "macs": macs,
+            "parameters": segment.parameters,
+        }
+        if segment.exit is not None:
+            if HEAD_KINDS[segment.head].size:
+                row["size"] = segment.exit.size
+            row["head_macs"] = costs.heads[segment.index]
+        rows.append(row)
+    return {
+        "kind": "checkpoint",
+        "path": str(path),
+        "family": config.family,
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "hidden_size": config.hidden_size,
+        "blocks": config.num_blocks,
+        "attention_heads": config.num_heads,
+        "exits": config.num_exits,
+        "classes": config.num_classes,
+        "parameters": count_parameters(model),
+        "depths": list(config.depths),
+        "window_size": config.window_size,
+        "baseline": {
+            "macs": costs.baseline,
+            "macs_without_attention_products": costs.baseline_without_products,
+            "parameters": count_parameters(model.backbone),
+        },
+        "segments": with_totals(rows, costs.baseline),
+    }
