@@ -11,8 +11,9 @@ import itertools
 from dataclasses import dataclass
 from typing import Any
 
-from lgvit_edge.architecture.families import FAMILIES, BlockConfig
+from lgvit_edge.architecture.families import FAMILIES
 from lgvit_edge.architecture.heads import HEAD_KINDS
+from lgvit_edge.architecture.sizes import BackboneConfig, BlockConfig
 from lgvit_edge.bundle.codec import from_json, to_json
 from lgvit_edge.errors import ConfigError
 from lgvit_edge.images.spec import Preprocess
@@ -47,26 +48,10 @@ class ExitConfig:
 
 
 @dataclass(frozen=True)
-class LGViTConfig:
-    """A backbone with exits.
+class LGViTConfig(BackboneConfig):
+    """A backbone with exits; what it has of the backbone is in ``BackboneConfig``.
 
     Attributes:
-        family: a name of ``FAMILIES``.
-        image_size: side H = W of the input, in pixels.
-        patch_size: side P of a patch; N = (H / P)^2 patch tokens.
-        hidden_size: width D; in a Swin of the first stage, doubled by each that follows.
-        num_blocks: depth L, over all stages.
-        num_heads: attention heads per block, in a Swin of the first stage.
-        intermediate_size: width of the blocks' MLP, usually 4D, in a Swin of the first stage.
-        num_classes: C.
-        prefix_tokens: 1 (class token), 2 (and DeiT's distillation token), or 0 (Swin).
-        classifiers: 1 (on the class token or, in a Swin, the mean of all), or 2 (one per prefix
-            token, logits averaged).
-        layer_norm_eps: of every LayerNorm of blocks, heads and final classifier.
-        qkv_bias: whether query, key and value have biases.
-        depths: blocks of each stage of a Swin; empty for the others.
-        stage_heads: attention heads of each stage of a Swin; empty for the others.
-        window_size: side of a Swin's attention windows, in tokens; 0 for the others.
         exits: in order of their blocks.
         lph_residual: the authors' code adds the patch tokens to the LPH's output; Eq. 2 does not.
         gah_average: Eq. 3 averages each window; the authors' code keeps its first token only.
@@ -74,21 +59,6 @@ class LGViTConfig:
         preprocess: how the weights expect their images.
     """
 
-    family: str
-    image_size: int
-    patch_size: int
-    hidden_size: int
-    num_blocks: int
-    num_heads: int
-    intermediate_size: int
-    num_classes: int
-    prefix_tokens: int = 1
-    classifiers: int = 1
-    layer_norm_eps: float = 1e-6
-    qkv_bias: bool = True
-    depths: tuple[int, ...] = ()
-    stage_heads: tuple[int, ...] = ()
-    window_size: int = 0
     exits: tuple[ExitConfig, ...] = ()
     lph_residual: bool = True
     gah_average: bool = False
@@ -188,11 +158,6 @@ class LGViTConfig:
     def one_shape(self) -> bool:
         """Whether the hidden states after all blocks have the same shape."""
         return len({self.hidden_shape(block) for block in range(1, self.num_blocks + 1)}) == 1
-
-    @property
-    def grid(self) -> int:
-        """Patches along one side of the image."""
-        return self.image_size // self.patch_size
 
     @property
     def num_exits(self) -> int:

@@ -10,46 +10,21 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lgvit_edge.architecture.sizes import BackboneConfig, BlockConfig
 from lgvit_edge.errors import ConfigError
 from lgvit_edge.images.spec import Preprocess, usual_resize
-
-if TYPE_CHECKING:
-    from lgvit_edge.architecture.config import LGViTConfig
 
 Checks = list[tuple[bool, str]]  # whether it is as it should be, and what to say otherwise
 
 
-@dataclass(frozen=True)
-class BlockConfig:
-    """Sizes of one encoder block, which in a Swin depend on its stage.
-
-    Attributes:
-        dim: width D of its output.
-        grid: side of its output's map of patch tokens; N = grid^2.
-        num_heads: attention heads.
-        intermediate_size: width of its MLP.
-        window: side of its attention windows; 0 where every token sees every other.
-        shift: of the windows, against those of the block before.
-        merges: side of the map it gets, where a patch merging comes first; 0 for none.
-    """
-
-    dim: int
-    grid: int
-    num_heads: int
-    intermediate_size: int
-    window: int = 0
-    shift: int = 0
-    merges: int = 0
-
-
-def _equal_blocks(config: LGViTConfig) -> tuple[BlockConfig, ...]:
+def _equal_blocks(config: BackboneConfig) -> tuple[BlockConfig, ...]:
     one = BlockConfig(config.hidden_size, config.grid, config.num_heads, config.intermediate_size)
     return (one,) * config.num_blocks
 
 
-def _no_stages(config: LGViTConfig) -> Checks:
+def _no_stages(config: BackboneConfig) -> Checks:
     found = (list(config.depths), list(config.stage_heads), config.window_size)
     return [
         (
@@ -89,8 +64,8 @@ class Family:
     architectures: Mapping[str, Callable[[int], dict[str, Any]]] = field(default_factory=dict)
     preprocess: Preprocess = Preprocess()
     prefix_tokens: tuple[int, ...] = (0,)
-    blocks: Callable[[LGViTConfig], tuple[BlockConfig, ...]] = _equal_blocks
-    faults: Callable[[LGViTConfig], Checks] = _no_stages
+    blocks: Callable[[BackboneConfig], tuple[BlockConfig, ...]] = _equal_blocks
+    faults: Callable[[BackboneConfig], Checks] = _no_stages
     windows: tuple[int, int] = (2, 3)
     mlp_head: str | Callable[..., Any] = "lgvit_edge.model.heads.mlp:readout"
     encoder_heads: int = 0
@@ -131,7 +106,7 @@ def family_named(name: str) -> Family:
     return FAMILIES[name]
 
 
-def _staged_blocks(config: LGViTConfig) -> tuple[BlockConfig, ...]:
+def _staged_blocks(config: BackboneConfig) -> tuple[BlockConfig, ...]:
     blocks, grid = [], config.grid
     for stage, (depth, heads) in enumerate(zip(config.depths, config.stage_heads, strict=True)):
         merged = grid if stage else 0
@@ -152,7 +127,7 @@ def _staged_blocks(config: LGViTConfig) -> tuple[BlockConfig, ...]:
     return tuple(blocks)
 
 
-def _stage_faults(config: LGViTConfig) -> Checks:
+def _stage_faults(config: BackboneConfig) -> Checks:
     depths, heads = list(config.depths), list(config.stage_heads)
     widths = [config.hidden_size << stage for stage in range(min(len(depths), 8))]
     return [

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from lgvit_edge.architecture.families import BlockConfig, Family
+from lgvit_edge.architecture.families import Family
+from lgvit_edge.architecture.sizes import BlockConfig
 from lgvit_edge.errors import ConfigError
 
 GAH_HEADS = 8  # attention heads of every GAH, as the authors chose

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
-from lgvit_edge.architecture.families import BlockConfig, Family
+from lgvit_edge.architecture.families import Family
 from lgvit_edge.architecture.heads import HeadKind
+from lgvit_edge.architecture.sizes import BlockConfig
 from lgvit_edge.errors import ConfigError
 from lgvit_edge.model.backbones.classifier import MeanClassifier
 from lgvit_edge.model.backbones.embedding import PatchEmbedding

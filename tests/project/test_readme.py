@@ -34,14 +34,6 @@ PAGES = [
 ]
 WITH_CODE = [page for page in PAGES if "```python" in page.read_text(encoding="utf-8")]
 EXPERIMENTS = "lgvit_edge.benchmarks.experiments"
-# Their code needs what is not here yet; until then it is only compiled.
-WAITING = {
-    "README.md",
-    "docs/models.md",
-    "docs/runtime.md",
-    "docs/start.md",
-    "docs/training.md",
-}
 # Options of other programs that the pages name.
 FOREIGN = {"--multi_gpu", "--system-site-packages"}
 
@@ -99,8 +91,6 @@ def desk(
 def test_the_code_runs(page: Path, desk: dict[str, object]) -> None:
     for code in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
         program = compile(code, name_of(page), "exec")
-        if name_of(page) in WAITING:
-            continue
         if "TensorRT" in code:  # the bundle has no engines, so all but the last line can run
             with pytest.raises(LGViTEdgeError, match="engine|TensorRT"):
                 exec(program, desk)

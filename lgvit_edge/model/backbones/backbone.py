@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from lgvit_edge._support.optional import resolve
 from lgvit_edge.architecture.config import LGViTConfig
-from lgvit_edge.architecture.families import FAMILIES, BlockConfig
+from lgvit_edge.architecture.families import FAMILIES
+from lgvit_edge.architecture.sizes import BlockConfig
 from lgvit_edge.model.backbones.embedding import PatchEmbedding
 
 

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from lgvit_edge.architecture.families import BlockConfig
+from lgvit_edge.architecture.sizes import BlockConfig
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

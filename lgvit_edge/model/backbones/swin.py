@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lgvit_edge.architecture.config import LGViTConfig
-from lgvit_edge.architecture.families import BlockConfig
+from lgvit_edge.architecture.sizes import BlockConfig
 from lgvit_edge.model.backbones.block import Attention, Block, merge_heads, split_heads
 from lgvit_edge.model.backbones.classifier import MeanClassifier
 from lgvit_edge.model.backbones.embedding import PatchEmbedding

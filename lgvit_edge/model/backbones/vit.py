@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lgvit_edge.architecture.config import LGViTConfig
-from lgvit_edge.architecture.families import BlockConfig
+from lgvit_edge.architecture.sizes import BlockConfig
 from lgvit_edge.model.backbones.block import Attention, Block
 from lgvit_edge.model.backbones.classifier import TokenClassifier
 from lgvit_edge.model.backbones.embedding import PatchEmbedding

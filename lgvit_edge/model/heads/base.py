@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
-from lgvit_edge.architecture.families import BlockConfig
+from lgvit_edge.architecture.sizes import BlockConfig
 from lgvit_edge.model.backbones.classifier import Classifier, MeanClassifier
 
 # What the authors call a module of ours, within an exit's own names; a number takes that third.

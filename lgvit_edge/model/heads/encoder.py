@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
-from lgvit_edge.architecture.families import FAMILIES, BlockConfig
+from lgvit_edge.architecture.families import FAMILIES
+from lgvit_edge.architecture.sizes import BlockConfig
 from lgvit_edge.model.backbones.block import Attention, Block
 from lgvit_edge.model.heads import mlp
 from lgvit_edge.model.heads.attention import after_value, per_head
