@@ -17,8 +17,8 @@ from lgvit_edge.errors import DataError, UsageError
 from lgvit_edge.images.spec import Preprocess
 from lgvit_edge.model import load_model
 from lgvit_edge.training import ArrayDataset, TrainingConfig
+from lgvit_edge.training.checks import check_team
 from lgvit_edge.training.data.batches import Batches, shuffled_indices
-from lgvit_edge.training.loop import _check_team
 from lgvit_edge.training.team import Team, join
 
 # The launcher's flag for several processes, of which each takes a GPU where there is one.
@@ -145,13 +145,13 @@ def images(count: int) -> ArrayDataset:
 
 def test_settings_that_do_not_fit_several_processes() -> None:
     with pytest.raises(UsageError, match="expected at least 8 for 4 processes, found 6"):
-        _check_team(team(0, 4), TrainingConfig(batch_size=6), images(20), None)
+        check_team(team(0, 4), TrainingConfig(batch_size=6), 20, shared=False)
     with pytest.raises(UsageError, match="in each of 2 processes; .* --cache-features DIR"):
-        _check_team(team(0, 2), TrainingConfig(cache=True), images(20), None)
+        check_team(team(0, 2), TrainingConfig(cache=True), 20, shared=False)
     with pytest.raises(DataError, match="at least 8 training images for 4 processes, found 7"):
-        _check_team(team(0, 4), TrainingConfig(), images(7), None)
-    _check_team(team(0, 2), TrainingConfig(cache=True), images(4), "features")
-    _check_team(team(0, 1), TrainingConfig(cache=True), images(1), None)
+        check_team(team(0, 4), TrainingConfig(), 7, shared=False)
+    check_team(team(0, 2), TrainingConfig(cache=True), 4, shared=True)
+    check_team(team(0, 1), TrainingConfig(cache=True), 1, shared=False)
 
 
 @pytest.mark.parametrize(
