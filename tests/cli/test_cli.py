@@ -199,3 +199,27 @@ def test_a_missing_extra_is_named_with_its_command(bundle: Path, tmp_path: Path)
     assert done.returncode == 1 and "run: pip install 'lgvit-edge[export]'" in done.stderr
     for arguments in (("--help",), ("train", "--help")):
         assert run(*arguments, PYTHONPATH=path).returncode == 0
+
+
+def test_a_command_is_added_from_outside(tmp_path: Path) -> None:
+    (tmp_path / "toy.py").write_text(
+        "from typing import Annotated\n\nimport typer\n\n"
+        "from lgvit_edge.cli.app import app, main\n"
+        "from lgvit_edge.errors import DataError\n\n\n"
+        "@app.command()\n"
+        "def count(images: Annotated[int, typer.Option(help='How many.')] = 0) -> None:\n"
+        "    'Count images.'\n"
+        "    if not images:\n"
+        "        raise DataError('expected images, found none')\n"
+        "    print(images)\n\n\n"
+        "main()\n"
+    )
+
+    def toy(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "toy.py", *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+    assert "Count images." in toy("--help").stdout and "bench" in toy("--help").stdout
+    assert toy("count", "--images", "3").stdout == "3\n"
+    refused = toy("count")
+    assert (refused.returncode, refused.stderr) == (1, "error: expected images, found none\n")
