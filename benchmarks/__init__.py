@@ -1,4 +1,4 @@
-"""Measuring what the chain wins over the baseline, and reporting it."""
+"""Measures what the chain gains over the baseline, and reports it."""
 
 from lgvit_edge.benchmarks.measure import measure_exits, measure_images
 from lgvit_edge.benchmarks.report.terminal import print_report

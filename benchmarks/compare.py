@@ -1,4 +1,4 @@
-"""Bench records, or bundles, side by side; unlike conditions are refused."""
+"""Compares bench records, or bundles; refuses those measured under unlike conditions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lgvit_edge.bundle.points import OperatingPoint
 from lgvit_edge.errors import DataError, UsageError
 
 _MAX_BYTES = 1 << 30
-# What must be the same for times to be compared: where in the record, and what it is called.
+# Conditions that must be the same for times to be compared, with their place in the record.
 _CONDITIONS = {
     "processor": ("env", "cpu"),
     "cores": ("env", "cores"),
@@ -35,19 +35,19 @@ _CONDITIONS = {
 
 
 def compare_records(paths: list[Path], *, force: bool = False) -> dict[str, Any]:
-    """Read records, or the operating points of bundles.
+    """Compares records, or the operating points of bundles, with the first of them.
 
     Args:
         paths: files that ``bench --json`` wrote, or bundles that were tuned.
-        force: compare unlike ones too.
+        force: compare them even under unlike conditions.
 
     Returns:
-        ``rows``, the first being what the others are held against: ``time`` is the mean latency
-        over the first's, ``time_paced`` the same with each over its own baseline, so that a machine
-        that was slower in one run does not tell. ``unlike`` names conditions that differ.
+        ``rows``, the first being the reference: ``time`` is the mean latency over the first's.
+        ``time_paced`` is the same, each latency first divided by its own baseline's, which removes
+        differences in machine speed. ``unlike`` names conditions that differ.
 
     Raises:
-        DataError: a file is no record, or a bundle has no operating points.
+        DataError: a file is not a record, or a bundle has no operating points.
         UsageError: fewer than two rows, or unlike conditions.
     """
     rows = [row for path in paths for row in _rows(path)]
@@ -57,8 +57,8 @@ def compare_records(paths: list[Path], *, force: bool = False) -> dict[str, Any]
     unlike = sorted({text for row in rows[1:] for text in _differences(first, row)})
     if unlike and not force:
         raise UsageError(
-            f"measured under unlike conditions: {'; '.join(unlike)}; measure again under the same, "
-            "or compare all the same with --force"
+            f"measured under unlike conditions: {'; '.join(unlike)}; measure again under the same "
+            "conditions, or compare anyway with --force"
         )
     for row in rows:
         row["time"] = row["latency_ms"] / first["latency_ms"]
@@ -84,10 +84,10 @@ def _short(value: Any) -> str:
 
 
 def parse_share(text: str) -> float:
-    """``5%`` or ``0.05``.
+    """Returns the share that is typed as ``5%`` or ``0.05``.
 
     Raises:
-        UsageError: neither.
+        UsageError: the text has another form.
     """
     try:
         value = float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
@@ -98,11 +98,11 @@ def parse_share(text: str) -> float:
     return value
 
 
-def print_comparison(found: dict[str, Any], console: Console) -> None:
-    """A row each; what to doubt below."""
+def print_comparison(comparison: dict[str, Any], console: Console) -> None:
+    """Prints one row per record, and warnings below."""
     ratios = ("speed-up", "MACs x", "efficiency", "time", "paced")
     rows = table("run", numbers=("accuracy", "mean (ms)", "p99", *ratios))
-    for row in found["rows"]:
+    for row in comparison["rows"]:
         rows.add_row(
             escape(row["name"]),
             "-" if row["accuracy"] is None else f"{row['accuracy']:.2%}",
@@ -115,15 +115,16 @@ def print_comparison(found: dict[str, Any], console: Console) -> None:
             f"{row['time_paced']:.3f}",
         )
     console.print(rows)
-    _say(
-        console,
-        "time: mean latency over the first's; paced: each over its own baseline, which takes out "
-        "how fast the machine was in each run",
+    console.print(
+        "time: mean latency over the first row's; paced: the same, each latency first divided by "
+        "its own baseline's, which removes differences in machine speed",
+        highlight=False,
+        soft_wrap=True,
     )
-    for row in found["rows"]:
+    for row in comparison["rows"]:
         for reason in row["unstable"]:
             console.print(f"[yellow]{escape(row['name'])}: unstable: {escape(reason)}[/]")
-    for name in found["unlike"]:
+    for name in comparison["unlike"]:
         console.print(f"[yellow]unlike: {escape(name)}[/]", highlight=False)
 
 
@@ -190,7 +191,3 @@ def _positive(value: Any) -> float:
     if not 0 < number < 1e12:
         raise ValueError(f"expected a positive number, found {value!r}")
     return number
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Running the chain and the baseline in turn on the same images."""
+"""Measures the chain and the baseline in turn on the same images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lgvit_edge.runtime import Result, Session
 Progress = Callable[[int, int], None]
 Watch = Callable[[LabelledImage, Result], None]
 _WARM_UP = 10
-_BLOCK = 8  # frames the chain, then the baseline, sees in a row
+_BLOCK = 8  # frames run in a row through the chain, then through the baseline
 Frame = NDArray[np.uint8]
 
 
@@ -36,40 +36,40 @@ def measure_images(
     progress: Progress = lambda done, total: None,
     watch: Watch | None = None,
 ) -> dict[str, Any]:
-    """Bench the session's policy on real images.
+    """Measures the session's policy on real images.
 
-    Files that cannot be decoded are left out and listed under ``skipped``.
+    Files that cannot be decoded are skipped and listed under ``skipped``.
 
     Args:
         session: its policy is measured.
         images: with or without a class.
         progress: called with images done and images in all.
-        watch: called with each image and what the chain said of it, between measurements.
+        watch: called with each image and its result, between measurements.
 
     Returns:
-        Every figure and the raw timings, as JSON.
+        All figures and the raw timings, as JSON.
 
     Raises:
         DataError: no image could be decoded.
     """
     samples: list[Sample] = []
     skipped: list[str] = []
-    seen = content_hash(image.path for image in images)
+    images_sha256 = content_hash(image.path for image in images)
     start = environment()
     for first in range(0, len(images), _BLOCK):
         progress(first, len(images))
-        block, read = [], []
+        block, decoded = [], []
         for image in images[first : first + _BLOCK]:
             try:
                 block.append((load_rgb(image.path), image.class_index))
-                read.append(image)
+                decoded.append(image)
             except DataError:
                 skipped.append(str(image.path))
         if block and not samples:
             _warm_up(session, block[0][0])
         measured, results = _measure(session, block, chain_first=first // _BLOCK % 2 == 0)
         samples += measured
-        for image, result in zip(read, results, strict=True):
+        for image, result in zip(decoded, results, strict=True):
             if watch is not None:
                 watch(image, result)
     if not samples:
@@ -79,7 +79,7 @@ def measure_images(
         "policy": session.policy.to_json(),
         "point": session.point,
         "skipped": skipped,
-        "images_sha256": seen,
+        "images_sha256": images_sha256,
     }
 
 
@@ -90,19 +90,19 @@ def measure_exits(
     mix: Sequence[float] | None = None,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Without images: every exit forced in turn, on seeded random frames.
+    """Measures every exit in turn without images, on seeded random frames.
 
     Args:
-        session: its policy is put back at the end.
+        session: its policy is restored at the end.
         rounds: measurements of each exit.
         mix: share of the images at each exit, 1..M + 1, in any unit; uniform by default.
         progress: called with steps done and steps in all.
 
     Returns:
-        The same without accuracy; ``mix`` says what shares were assumed.
+        The same figures without accuracy; ``mix`` holds the assumed shares.
 
     Raises:
-        UsageError: the mix has another number of exits, or is negative or empty.
+        UsageError: the mix has another number of exits, or is negative or all zero.
     """
     exits = len(session.manifest.segments)
     shares = np.ones(exits) if mix is None else np.asarray(mix, np.float64)
@@ -115,7 +115,7 @@ def measure_exits(
     frames = [(rng.integers(0, 256, (side, side, 3), np.uint8), None) for _ in range(_BLOCK)]
     start = environment()
     samples: list[Sample] = []
-    with _keeping_policy(session):
+    with _restored_policy(session):
         _warm_up(session, frames[0][0])
         for first in range(0, rounds, _BLOCK):
             for exit in range(1, exits + 1):
@@ -129,10 +129,10 @@ def measure_exits(
 def _measure(
     session: Session, block: Sequence[tuple[Frame, int | None]], *, chain_first: bool
 ) -> tuple[list[Sample], list[Result]]:
-    """The chain on a few frames, then the baseline on the same, or the other way round.
+    """Run the chain on a few frames, then the baseline on the same, or the other way round.
 
-    In turn, so that both see the same drift of the machine; a few at a time, because neither
-    would find its weights pushed out of the caches by the other's before every frame.
+    They take turns so that both see the same drift of the machine. A turn has several frames, so
+    that the other's weights do not push one's own out of the caches before every frame.
     """
     frames = [frame for frame, _ in block]
     if chain_first:
@@ -166,8 +166,8 @@ def _baseline(session: Session, frame: Frame) -> tuple[int, float, float]:
 
 
 def _warm_up(session: Session, frame: Frame) -> None:
-    """Touch every segment and the baseline until buffers, caches and clocks have settled."""
-    with _keeping_policy(session):
+    """Run every segment and the baseline until buffers, caches and clocks have settled."""
+    with _restored_policy(session):
         session.policy = FixedExit(len(session.manifest.segments))
         for _ in range(_WARM_UP):
             session.predict(frame)
@@ -175,8 +175,8 @@ def _warm_up(session: Session, frame: Frame) -> None:
 
 
 @contextlib.contextmanager
-def _keeping_policy(session: Session) -> Iterator[None]:
-    """Put the policy, or the operating point it is of, back at the end."""
+def _restored_policy(session: Session) -> Iterator[None]:
+    """Restore the policy, or the operating point, at the end."""
     policy, point = session.policy, session.point
     try:
         yield
@@ -217,7 +217,7 @@ def _record(
 
 
 def command_line() -> str:
-    """What to type for the same run."""
+    """Returns the command that repeats this run."""
     script = Path(sys.argv[0])
     if script.suffix != ".py":
         return shlex.join([script.name, *sys.argv[1:]])

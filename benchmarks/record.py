@@ -1,4 +1,4 @@
-"""From raw timings to the figures of a report. Everything here is derived; nothing is measured."""
+"""Computes the figures of a report from raw timings; nothing is measured here."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from numpy.typing import NDArray
 from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.policies.evaluate import ExitCosts
 
-_WARM_SPREAD, _DRIFT = 0.25, 0.10  # beyond these a run's figures should not be trusted
+_SPREAD, _DRIFT = 0.25, 0.10  # above these a run counts as unstable
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image, measured through the chain and through the baseline right after each other.
+    """Holds the timings of one image through the chain and through the baseline.
 
     Attributes:
-        exit: exit taken, 1..M + 1.
+        exit: where the image left, 1..M + 1.
         correct: whether the chain's class is the label; None without a label.
-        baseline_correct: likewise for the baseline.
-        latency_ms: decoded frame to label.
+        baseline_correct: the same for the baseline.
+        latency_ms: from decoded frame to label.
         network_ms: the part spent in the chain and the policy.
-        baseline_ms: decoded frame to label.
+        baseline_ms: from decoded frame to label.
         baseline_network_ms: the part spent in the baseline.
     """
 
@@ -41,39 +41,39 @@ class Sample:
 def percentiles(
     values: NDArray[np.float64], weights: NDArray[np.float64] | None = None
 ) -> dict[str, float]:
-    """Mean and percentiles of latencies in ms; ``weights`` as if rows were repeated."""
+    """Returns mean and percentiles of latencies in ms; ``weights`` count values repeatedly."""
     order = np.argsort(values)
     array = values[order]
     weight = np.ones(len(array)) if weights is None else weights[order]
-    # Where each value stands among all, in 0..1; equal weights give numpy's own percentiles.
-    place = (np.cumsum(weight) - weight[0]) / max(weight.sum() - weight[0], 1e-300)
-    named = {f"p{p}": float(np.interp(p / 100, place, array)) for p in (50, 90, 95, 99)}
+    # Rank of each value, in 0..1; with equal weights the result equals numpy's percentiles.
+    rank = (np.cumsum(weight) - weight[0]) / max(weight.sum() - weight[0], 1e-300)
+    named = {f"p{p}": float(np.interp(p / 100, rank, array)) for p in (50, 90, 95, 99)}
     return {"mean": float(np.average(array, weights=weight)), **named}
 
 
 def summarise(
     samples: Sequence[Sample], manifest: Manifest, shares: NDArray[np.float64] | None = None
 ) -> dict[str, Any]:
-    """Every figure of a report that follows from the samples.
+    """Returns all figures of a report that follow from the samples.
 
     Args:
-        samples: as measured.
+        samples: the measurements.
         manifest: of the bundle.
-        shares: where exits were forced, the share of images assumed at each.
+        shares: the share of images assumed at each exit, if exits were forced.
     """
     exits = np.array([s.exit for s in samples])
     counts = np.bincount(exits, minlength=len(manifest.segments) + 1)[1:]
-    taken = counts / len(samples) if shares is None else shares
-    weights = (taken / np.maximum(counts, 1))[exits - 1]
+    leaving = counts / len(samples) if shares is None else shares
+    weights = (leaving / np.maximum(counts, 1))[exits - 1]
     costs = ExitCosts.of(manifest)
     chain, base = _column(samples, "latency_ms"), _column(samples, "baseline_ms")
     network = _column(samples, "network_ms")
     base_network = _column(samples, "baseline_network_ms")
-    mean_macs = costs.mean_macs(taken)
+    mean_macs = costs.mean_macs(leaving)
     macs = manifest.baseline.macs / mean_macs
     wall = float((weights * base).sum() / (weights * chain).sum())
-    alone = float((weights * base_network).sum() / (weights * network).sum())
-    # Shares that were assumed are no chance: each exit is then resampled for itself.
+    network_speedup = float((weights * base_network).sum() / (weights * network).sum())
+    # Assumed shares are not random, so each exit is then resampled on its own.
     strata = [np.arange(len(samples))]
     if shares is not None:
         strata = [np.flatnonzero(exits == e) for e in np.unique(exits)]
@@ -88,17 +88,18 @@ def summarise(
         "throughput_per_s": 1e3 / float((weights * chain).sum()),
         "mean_macs": mean_macs,
         "exits": [
-            {**_exit(i + 1, samples, manifest), "share": float(taken[i])} for i in range(len(taken))
+            {**_exit(i, samples, manifest), "share": float(share)}
+            for i, share in enumerate(leaving, 1)
         ],
         "speedup": {
-            "layers": costs.layers_speedup(taken),
+            "layers": costs.layers_speedup(leaving),
             "macs": macs,
             "wall_clock": wall,
             "wall_clock_95": _ratio_interval(base, chain, weights, strata),
-            "network": alone,
+            "network": network_speedup,
         },
         "efficiency": wall / macs,
-        "network_efficiency": alone / macs,
+        "network_efficiency": network_speedup / macs,
         "accuracy": _share([s.correct for s in samples]),
         "baseline_accuracy": _share([s.baseline_correct for s in samples]),
         "samples": len(samples),
@@ -106,18 +107,16 @@ def summarise(
 
 
 def raw(samples: Sequence[Sample]) -> dict[str, list[Any]]:
-    """The samples as columns, in the order measured; times in ms."""
+    """Returns the samples as columns, in the order measured; times in ms."""
+    columns = {field.name: [getattr(s, field.name) for s in samples] for field in fields(Sample)}
     return {
-        field.name: [_rounded(getattr(s, field.name)) for s in samples] for field in fields(Sample)
+        name: [round(v, 4) if isinstance(v, float) else v for v in column]
+        for name, column in columns.items()
     }
 
 
-def _rounded(value: Any) -> Any:
-    return round(value, 4) if isinstance(value, float) else value
-
-
 def instability(samples: Sequence[Sample], running: int, cores: int) -> list[str]:
-    """Reasons not to trust these timings, each with what to do; empty when there are none."""
+    """Returns reasons not to trust these timings, each with a remedy; empty if there are none."""
     reasons = []
     base = _column(samples, "baseline_network_ms")
     if len(samples) < 30:
@@ -131,7 +130,7 @@ def instability(samples: Sequence[Sample], running: int, cores: int) -> list[str
                 "let the machine cool down or fix its clocks, and run again"
             )
         low, middle, high = np.percentile(base, [25, 50, 75])
-        if (high - low) / middle > _WARM_SPREAD:
+        if (high - low) / middle > _SPREAD:
             reasons.append(
                 f"the baseline's middle half spreads over {(high - low) / middle:.0%} of its "
                 "median; close other programs and run again"
@@ -144,28 +143,28 @@ def instability(samples: Sequence[Sample], running: int, cores: int) -> list[str
 def _exit(index: int, samples: Sequence[Sample], manifest: Manifest) -> dict[str, Any]:
     mine = [s for s in samples if s.exit == index]
     segment = manifest.segments[index - 1]
-    spent = manifest.cumulative_macs(index)
+    macs = manifest.cumulative_macs(index)
     row: dict[str, Any] = {
         "index": index,
         "block": segment.last_block,
         "head": segment.head,
         "count": len(mine),
         "accuracy": _share([s.correct for s in mine]),
-        "macs": spent,
-        "macs_speedup": manifest.baseline.macs / spent,
+        "macs": macs,
+        "macs_speedup": manifest.baseline.macs / macs,
         "latency_ms": None,
         "network_ms": None,
         "wall_clock": None,
         "efficiency": None,
     }
     if mine:
-        # Each against the baseline's runs on the same images, made right beside them.
+        # Compared with the baseline on the same images, which ran right before or after.
         wall = _column(mine, "baseline_ms").mean() / _column(mine, "latency_ms").mean()
         row |= {
             "latency_ms": percentiles(_column(mine, "latency_ms")),
             "network_ms": percentiles(_column(mine, "network_ms")),
             "wall_clock": float(wall),
-            "efficiency": float(wall * spent / manifest.baseline.macs),
+            "efficiency": float(wall * macs / manifest.baseline.macs),
         }
     return row
 
@@ -175,8 +174,8 @@ def _column(samples: Sequence[Sample], name: str) -> NDArray[np.float64]:
 
 
 def _share(values: Sequence[bool | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return sum(known) / len(known) if known else None
+    judged = [v for v in values if v is not None]
+    return sum(judged) / len(judged) if judged else None
 
 
 def _ratio_interval(

@@ -1,1 +1,1 @@
-"""A bench record as tables in a terminal, and as one self-contained web page."""
+"""Shows a bench record as tables in a terminal, and as one self-contained web page."""

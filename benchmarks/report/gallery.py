@@ -1,4 +1,4 @@
-"""Images worth looking at: the easiest and the hardest of each exit, and the confident mistakes."""
+"""Picks images to look at: the easiest and hardest of each exit, and confident mistakes."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from lgvit_edge.images.preprocess import load_rgb
 from lgvit_edge.runtime import Result
 
 _SIDE = 112  # pixels of a thumbnail's longer side
-_EACH = 4
+_PER_EXIT = 4  # most confident, and as many least confident
 _MISTAKES = 12
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One image of the gallery.
+    """Holds one image of the gallery.
 
     Attributes:
         source: the thumbnail, as a ``data:`` address.
-        answer: the class it was given.
-        truth: its class; None without a label.
+        answer: the class that the chain gave.
+        truth: the class of the label; None without one.
         right: whether the two are the same; None without a label.
-        confidence: of the answer, as people read it.
-        exit: taken.
+        confidence: of the answer, as text.
+        exit: where the image left.
     """
 
     source: str
@@ -40,31 +40,31 @@ class Picture:
 
 
 class Gallery:
-    """Watches a bench run, and picks from it."""
+    """Collects the images of a bench run and picks some of them."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
-        """``names`` of the classes, or empty."""
+        """``names``: of the classes; empty if there are none."""
         self.names = names
         self.seen: list[tuple[LabelledImage, Result]] = []
 
     def __call__(self, image: LabelledImage, result: Result) -> None:
-        """See an image and what the chain said of it."""
+        """Adds an image and its result."""
         self.seen.append((image, result))
 
     def exits(self) -> list[tuple[int, list[Picture], list[Picture]]]:
-        """By exit: its number, the most and the least confident images that left there."""
-        found = []
+        """Returns, by exit, its number, and the most and least confident images that left there."""
+        rows = []
         for exit in sorted({result.exit for _, result in self.seen}):
             mine = [pair for pair in self.seen if pair[1].exit == exit]
             mine.sort(key=lambda pair: -pair[1].sureness)
-            # With few images none is shown as both.
-            each = min(_EACH, max(1, len(mine) // 2))
-            last = mine[each:][-each:][::-1]
-            found.append((exit, self._pictures(mine[:each]), self._pictures(last)))
-        return found
+            # With few images, none is in both groups.
+            count = min(_PER_EXIT, max(1, len(mine) // 2))
+            last = mine[count:][-count:][::-1]
+            rows.append((exit, self._pictures(mine[:count]), self._pictures(last)))
+        return rows
 
     def mistakes(self) -> list[Picture]:
-        """Wrong answers, the most confident first; none without labels."""
+        """Returns wrong answers, the most confident first; none without labels."""
         wrong = [
             (image, result)
             for image, result in self.seen
@@ -74,14 +74,14 @@ class Gallery:
         return self._pictures(wrong[:_MISTAKES])
 
     def _pictures(self, pairs: list[tuple[LabelledImage, Result]]) -> list[Picture]:
-        found = []
+        pictures = []
         for image, result in pairs:
             try:
                 source = _thumbnail(image)
             except DataError:
-                continue  # gone since it was measured
+                continue  # the file was removed since
             index = image.class_index
-            found.append(
+            pictures.append(
                 Picture(
                     source,
                     result.label,
@@ -91,7 +91,7 @@ class Gallery:
                     result.exit,
                 )
             )
-        return found
+        return pictures
 
 
 def _thumbnail(image: LabelledImage) -> str:

@@ -1,4 +1,4 @@
-"""A bench record as one self-contained web page: no network, no scripts."""
+"""Writes a bench record as one self-contained web page, without network or scripts."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _TEMPLATE = Path(__file__).with_name("page.html.j2")
 
 
 def check_report() -> None:
-    """Before minutes are spent measuring.
+    """Checks, before minutes of measuring, that the packages for the page are installed.
 
     Raises:
-        MissingDependency: what draws the page is not installed.
+        MissingDependency: jinja2 or matplotlib is not installed.
     """
     for package in ("jinja2", "matplotlib"):
         require(package, extra="report")
@@ -30,20 +30,20 @@ def check_report() -> None:
 def write_page(
     path: Path, record: dict[str, Any], manifest: Manifest, gallery: Gallery | None
 ) -> None:
-    """Write the page, whole or not at all.
+    """Writes the page, completely or not at all.
 
     Args:
-        path: of the page.
+        path: the file to write.
         record: of ``measure_images`` or ``measure_exits``, with its ``survey``.
         manifest: of the bundle.
-        gallery: what watched the run; None where there were no images.
+        gallery: the images seen in the run; None if there were none.
 
     Raises:
-        MissingDependency: what draws the page is not installed.
-        OSError: it cannot be written.
+        MissingDependency: jinja2 or matplotlib is not installed.
+        OSError: the page cannot be written.
     """
     jinja = require("jinja2", extra="report")
-    # Class names come from strangers: everything is escaped but our own pictures.
+    # Class names may hold any text, so everything is escaped except our own pictures.
     environment = jinja.Environment(
         autoescape=True, trim_blocks=True, undefined=jinja.StrictUndefined
     )
@@ -68,7 +68,7 @@ def write_page(
 
 def _title(manifest: Manifest) -> str:
     exits = len(manifest.segments) - 1
-    # A device that opens a bundle need not know the family: it stands there by its name.
+    # A device that opens a bundle need not have the family; then its name is printed.
     family = FAMILIES.get(manifest.family)
     return (
         f"{family.label if family else manifest.family} {manifest.image_size} with {exits} exits, "
@@ -89,14 +89,14 @@ def _notes(record: dict[str, Any]) -> list[str]:
     notes = []
     if "mix" in record:
         notes.append(
-            "Exits were forced on random frames, in assumed shares: times are real, shares are "
-            "not. With --data DIR the page shows accuracy and real shares."
+            "Random frames were stopped at every exit in turn: times are measured, shares are "
+            "assumed. With --data DIR the page shows accuracy and real shares."
         )
     if record.get("skipped"):
-        notes.append(f"{len(record['skipped'])} files were no images and left out.")
+        notes.append(f"{len(record['skipped'])} files are not images and were skipped.")
     surveyed = record["survey"]["images"]
     if "mix" not in record and surveyed < record["samples"]:
-        notes.append(f"Policies are compared on {surveyed} of the images, spread evenly.")
+        notes.append(f"Policies are compared on {surveyed} of the images, evenly spaced.")
     return notes
 
 
@@ -123,8 +123,8 @@ def _tiles(record: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _plots(record: dict[str, Any]) -> list[plots.Plot]:
-    found = [plots.tradeoff(record)] if "policies" in record["survey"] else []
-    return [*found, plots.latencies(record), plots.departures(record), plots.segments(record)]
+    tradeoff = [plots.tradeoff(record)] if "policies" in record["survey"] else []
+    return [*tradeoff, plots.latencies(record), plots.departures(record), plots.segments(record)]
 
 
 def _points(record: dict[str, Any], manifest: Manifest) -> list[dict[str, str]]:

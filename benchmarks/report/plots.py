@@ -1,4 +1,4 @@
-"""The pictures of a report: SVG that takes its colours from the page, in two widths."""
+"""Draws the pictures of a report as SVG, in two widths, with colours from the page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from lgvit_edge._support.optional import require
 from lgvit_edge.policies.picture import by_label, draw_lines
 
-# Stand-ins that are replaced by the page's variables, so that a page has one look, light or dark.
+# Placeholder colours; the page's own variables replace them, for light and dark mode.
 INK, MUTED, GRID = "#010101", "#020202", "#030303"
 SERIES = ("#0a0001", "#0a0002", "#0a0003", "#0a0004", "#0a0005")
 _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid"} | {
@@ -21,7 +21,7 @@ _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid"} | {
 }
 _WIDE, _NARROW = (7.2, 3.4), (3.5, 3.3)  # inches, at 100 pixels each
 _STYLE = {
-    "svg.fonttype": "path",  # looks the same on every machine, whatever fonts it has
+    "svg.fonttype": "path",  # the same on every machine, whatever fonts are installed
     "svg.hashsalt": "lgvit-edge",
     "font.size": 9,
     "axes.edgecolor": MUTED,
@@ -41,12 +41,12 @@ _STYLE = {
 
 @dataclass(frozen=True)
 class Plot:
-    """One picture.
+    """Holds one picture and its texts.
 
     Attributes:
-        title: above it.
+        title: printed above it.
         caption: what it shows and how to read it.
-        alt: the same for who cannot see it, with the figures that matter.
+        alt: description for readers who cannot see it, with the main figures.
         wide: SVG for screens and paper.
         narrow: SVG for phones.
     """
@@ -67,15 +67,15 @@ def plot(
     *,
     narrow: tuple[float, float] = _NARROW,
 ) -> Plot:
-    """Draw a picture in both widths.
+    """Draws a picture in both widths.
 
     Args:
-        name: of letters; tells this picture's parts from those of others on the page.
+        name: letters only; a prefix that makes ids unique on the page.
         title: see ``Plot``.
         caption: see ``Plot``.
         alt: see ``Plot``.
         paint: called with matplotlib axes and whether they are narrow.
-        narrow: inches of the narrow picture.
+        narrow: size of the narrow picture in inches.
 
     Raises:
         MissingDependency: matplotlib is not installed.
@@ -95,11 +95,11 @@ def plot(
 
 
 def _themed(svg: str, prefix: str) -> str:
-    """Inline SVG: colours become variables, ids those of one page, sizes those of their box."""
+    """Prepare SVG for the page: colours become variables, ids unique, the size that of its box."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    for side in ("width", "height"):
+        svg = re.sub(rf'(<svg[^>]*?) {side}="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'\bid="', f'id="{prefix}', svg)
     svg = re.sub(r'href="#', f'href="#{prefix}', svg)
     svg = svg.replace("url(#", f"url(#{prefix}")
@@ -109,18 +109,18 @@ def _themed(svg: str, prefix: str) -> str:
 
 
 def tradeoff(record: dict[str, Any]) -> Plot:
-    """Accuracy against speed-up for all policies, the operating points, and what was measured."""
-    found, points = record["survey"]["policies"], record["survey"]["points"]
-    base, mine = record["baseline_accuracy"], record["accuracy"]
+    """Draws accuracy against speed-up: all policies, the operating points, and this run."""
+    policies, points = record["survey"]["policies"], record["survey"]["points"]
+    base, accuracy = record["baseline_accuracy"], record["accuracy"]
     speed = record["speedup"]["wall_clock"]
 
     def paint(axes: Any, narrow: bool) -> None:
         style = {"markersize": 3, "linewidth": 1.2}
-        draw_lines(axes, by_label(found), "wall_clock_speedup", colours=SERIES, **style)
+        draw_lines(axes, by_label(policies), "wall_clock_speedup", colours=SERIES, **style)
         for row in points.values():
             place = (row["wall_clock_speedup"], 100 * row["accuracy"])
             axes.plot(*place, "o", color=INK, markersize=8, fillstyle="none", markeredgewidth=1.5)
-        axes.plot([speed], [100 * mine], "*", color=INK, markersize=12, label="this run, measured")
+        axes.plot([speed], [100 * accuracy], "*", color=INK, markersize=12, label="this run")
         axes.plot([1], [100 * base], "s", color=INK, markersize=6, label="without exits")
         axes.set_xlabel("speed-up in time, against the model without exits")
         axes.set_ylabel("accuracy (%)")
@@ -138,10 +138,10 @@ def tradeoff(record: dict[str, Any]) -> Plot:
     return plot(
         "tradeoff",
         "Accuracy against speed-up",
-        "Every policy at many settings, from the logits of all exits and the measured time of each "
-        "segment. Up and to the right is better. Circles are the bundle's operating points, the "
-        "star is what this run measured.",
-        f"Line chart. Without exits {100 * base:.1f} %. This run: {100 * mine:.1f} % at "
+        "Every policy at many settings, computed from the logits of all exits and the measured "
+        "time of each segment. Up and to the right is better. Circles: the bundle's operating "
+        "points; star: this run, measured.",
+        f"Line chart. Without exits {100 * base:.1f} %. This run: {100 * accuracy:.1f} % at "
         f"{speed:.2f}x. {named}",
         paint,
         narrow=(3.5, 4.6),
@@ -149,7 +149,7 @@ def tradeoff(record: dict[str, Any]) -> Plot:
 
 
 def _name_points(axes: Any, points: dict[str, Any]) -> None:
-    """Names in the upper right corner, which a falling curve leaves empty, with lines to them."""
+    """Write names in the upper right corner, where no curve runs, with lines to the points."""
     if len(points) > 6:
         return  # the table names them all
     ordered = sorted(points.items(), key=lambda item: -item[1]["accuracy"])
@@ -173,42 +173,39 @@ def _name_points(axes: Any, points: dict[str, Any]) -> None:
 
 
 def latencies(record: dict[str, Any]) -> Plot:
-    """How long images of each exit take, and the baseline: median, middle half, p95."""
+    """Draws the latency of images by exit, and of the baseline: median, middle half, p95, p99."""
     raw = record["raw"]
-    taken, ms = np.array(raw["exit"]), np.array(raw["latency_ms"])
-    groups = [(f"exit {e}", ms[taken == e]) for e in sorted(set(raw["exit"]))]
+    exits, ms = np.array(raw["exit"]), np.array(raw["latency_ms"])
+    groups = [(f"exit {e}", ms[exits == e]) for e in sorted(set(raw["exit"]))]
     groups += [("all exits", ms), ("baseline", np.array(raw["baseline_ms"]))]
 
     def paint(axes: Any, narrow: bool) -> None:
         for place, (name, values) in enumerate(groups):
-            p5, p25, p50, p75, p95 = np.percentile(values, [5, 25, 50, 75, 95])
+            p5, p25, p50, p75, p95, p99 = np.percentile(values, [5, 25, 50, 75, 95, 99])
             colour = {"baseline": SERIES[1], "all exits": SERIES[2]}.get(name, SERIES[0])
             axes.plot([p5, p95], [place, place], color=colour, linewidth=1.5)
             axes.barh(place, max(p75 - p25, 1e-9), left=p25, height=0.6, color=colour)
             axes.plot([p50, p50], [place - 0.3, place + 0.3], color=INK, linewidth=1.5)
-            axes.plot([np.percentile(values, 99)], [place], "|", color=colour, markersize=7)
+            axes.plot([p99], [place], "|", color=colour, markersize=7)
         axes.set_yticks(range(len(groups)), [name for name, _ in groups])
         axes.invert_yaxis()
         axes.set_xlim(left=0)
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel("latency, frame to label (ms)" if narrow else _FROM_FRAME)
+        axes.set_xlabel(f"latency{',' if narrow else ' from decoded'} frame to label (ms)")
 
-    told = "; ".join(f"{name} {np.median(values):.2f} ms" for name, values in groups)
+    figures = "; ".join(f"{name} {np.median(values):.2f} ms" for name, values in groups)
     return plot(
         "latency",
         "Latency by exit",
         "Box: the middle half of the images; line across it: their median; thin line: 5th to 95th "
         "percentile; tick: 99th.",
-        f"Box chart of medians: {told}",
+        f"Box chart of medians: {figures}",
         paint,
     )
 
 
-_FROM_FRAME = "latency from decoded frame to label (ms)"
-
-
 def departures(record: dict[str, Any]) -> Plot:
-    """Where images leave, and how many of them rightly."""
+    """Draws the share of images that leave at each exit, and how many are answered rightly."""
     rows = record["exits"]
     labelled = record["accuracy"] is not None
 
@@ -232,19 +229,19 @@ def departures(record: dict[str, Any]) -> Plot:
         axes.set_xlabel("exit (the last is the final classifier)")
         axes.set_ylabel("share of images (%)")
 
-    told = "; ".join(
+    figures = "; ".join(
         f"exit {row['index']} {row['share']:.1%}"
         + (f", {row['accuracy']:.1%} right" if row["accuracy"] is not None else "")
         for row in rows
     )
     caption = "Above each bar: how many of the images that leave there are answered rightly."
     if not labelled:
-        caption = "Exits were forced, or the images have no classes: nothing is said of accuracy."
-    return plot("departures", "Where images leave", caption, f"Bar chart: {told}", paint)
+        caption = "Accuracy is unknown: the images have no classes, or random frames were used."
+    return plot("departures", "Where images leave", caption, f"Bar chart: {figures}", paint)
 
 
 def segments(record: dict[str, Any]) -> Plot:
-    """What each segment costs: its share of the baseline in time, beside that in MACs."""
+    """Draws the cost of each segment: its share of the baseline's time, and of its MACs."""
     rows = record["survey"]["segments"]
     base_ms = record["baseline"]["network_ms"]["mean"]
     base_macs = record["baseline"]["macs"]
@@ -261,21 +258,18 @@ def segments(record: dict[str, Any]) -> Plot:
         axes.set_ylabel("% of baseline" if narrow else "share of the baseline (%)")
         _legend_above(axes)
 
-    told = "; ".join(f"{i}: {t:.1f} % of time, {m:.1f} % of MACs" for i, (t, m) in _pairs(ms, macs))
+    pairs = enumerate(zip(ms, macs, strict=True))
+    figures = "; ".join(f"{i}: {t:.1f} % of time, {m:.1f} % of MACs" for i, (t, m) in pairs)
     return plot(
         "segments",
         "Cost of each segment",
         f"All segments together take {sum(ms):.0f} % of the baseline's time and {sum(macs):.0f} % "
-        "of its MACs: what goes beyond 100 % is the price of the exits.",
-        f"Bar chart by segment, share of the baseline. {told}",
+        "of its MACs: anything above 100 % is the cost of the exits.",
+        f"Bar chart by segment, share of the baseline. {figures}",
         paint,
     )
 
 
 def _legend_above(axes: Any) -> None:
-    """Where no bar can reach it."""
+    """Put the legend above the bars."""
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
-
-
-def _pairs(a: list[float], b: list[float]) -> Any:
-    return enumerate(zip(a, b, strict=True))

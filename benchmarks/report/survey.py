@@ -1,4 +1,4 @@
-"""What every policy would give on the images of a bench run, and what each segment costs."""
+"""Evaluates every policy on the images of a bench run, and times each segment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lgvit_edge.runtime import Session
 
 Progress = Callable[[int, int], None]
 _MOST = 5000  # images whose logits are held in memory
-_FRAMES = 30  # random ones, without images
+_FRAMES = 30  # random frames, if there are no images
 
 
 def survey(
@@ -27,27 +27,27 @@ def survey(
     *,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Run images once through all exits, each segment timed.
+    """Runs images once through all exits, times each segment and evaluates every policy.
 
     Args:
-        session: of the run.
-        images: of the run; None for random frames, of which only times are taken.
-        record: of the run, for the baseline's time.
+        session: runs the images.
+        images: those of the bench run; None for random frames, which give only times.
+        record: of the bench run, for the baseline's time.
         progress: called with images done and images in all.
 
     Returns:
-        ``segments``, each with ``ms`` and ``macs``; with labels also ``policies``, what each gives
-        at many settings (``Outcome.to_json``), and ``points``, the bundle's own by name.
+        ``segments``, each with ``ms`` and ``macs``; with labels also ``policies``, the outcomes of
+        each at many settings (``Outcome.to_json``), and ``points``, those of the bundle, by name.
     """
     chosen = None if images is None else evenly(images, _MOST)
     steps = _FRAMES if chosen is None else len(chosen)
     logits, times, labels = [], [], []
     for done, (frame, label) in enumerate(_frames(session, chosen)):
         progress(done, steps)
-        seen, ms = session.timed_exits(session.prepare([frame]))
+        exit_logits, ms = session.timed_exits(session.prepare([frame]))
         times.append(ms)
         if label is not None:
-            logits.append(seen)
+            logits.append(exit_logits)
             labels.append(label)
     manifest = session.manifest
     mean = np.mean(times, axis=0)
@@ -66,17 +66,17 @@ def survey(
     if not labels:
         return surveyed
     surveyed_images = Images(np.stack(logits), np.array(labels))
-    # What is not spent in the segments, such as resizing the image, each one pays.
-    around = record["latency_ms"]["mean"] - record["network_ms"]["mean"]
+    # Time outside the segments, such as resizing, is added for every image.
+    outside_ms = record["latency_ms"]["mean"] - record["network_ms"]["mean"]
     base = record["baseline"]["latency_ms"]["mean"]
-    costs = ExitCosts.of(manifest, around + np.cumsum(mean), base)
-    found = sweep(surveyed_images, costs)
+    costs = ExitCosts.of(manifest, outside_ms + np.cumsum(mean), base)
+    outcomes = sweep(surveyed_images, costs)
     points = {
         name: evaluate(policies.from_json(saved.policy), surveyed_images, costs)
         for name, saved in manifest.points.items()
     }
     return surveyed | {
-        "policies": {name: [row.to_json() for row in rows] for name, rows in found.items()},
+        "policies": {name: [row.to_json() for row in rows] for name, rows in outcomes.items()},
         "points": {name: row.to_json() for name, row in points.items()},
     }
 
@@ -93,4 +93,4 @@ def _frames(session: Session, images: Sequence[LabelledImage] | None) -> Any:
         try:
             yield load_rgb(image.path), image.class_index
         except DataError:
-            continue  # the record names it already
+            continue  # the record lists it as skipped

@@ -1,4 +1,4 @@
-"""A bench record as tables in a terminal."""
+"""Prints a bench record as tables in a terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lgvit_edge._support.terminal import table
 
 
 def print_report(record: dict[str, Any], console: Console) -> None:
-    """Headline, latencies, exits, and what to doubt."""
+    """Prints the conditions, latencies, exits and speed-ups of a record, and warnings."""
     speedup, base = record["speedup"], record["baseline"]
     runtime = record["env"]["runtime"]
     console.print(
@@ -49,12 +49,12 @@ def print_report(record: dict[str, Any], console: Console) -> None:
         )
     elif "mix" in record:
         console.print(
-            "exits were forced on random frames, in the shares shown; for accuracy and real "
-            "shares add --data DIR",
+            "random frames were stopped at every exit in turn, in the shares above; for accuracy "
+            "and real shares add --data DIR",
             highlight=False,
         )
     if skipped := record.get("skipped"):
-        left_out = f"{len(skipped)} files were no images and left out, such as {skipped[0]}"
+        left_out = f"{len(skipped)} files are not images and were skipped, such as {skipped[0]}"
         console.print(f"[yellow]{escape(left_out)}[/]")
     for reason in record["unstable"]:
         console.print(f"[yellow]unstable: {reason}[/]", highlight=False)

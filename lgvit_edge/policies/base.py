@@ -1,7 +1,7 @@
-"""What every exit policy is: an immutable rule, and its state while a batch goes through the exits.
+"""Base classes of exit policies: immutable rules, and their state while a batch is in the chain.
 
-The rules themselves are in ``rules``. The registry ``POLICIES`` is the only list of them; whoever
-adds a policy describes it on its class and calls ``register_policy``.
+The rules themselves are in ``rules``. The registry ``POLICIES`` is the only list of them. A new
+policy describes itself on its class and calls ``register_policy``.
 """
 
 from __future__ import annotations
@@ -20,45 +20,47 @@ from lgvit_edge.policies.scores import PROBABILITY, Floats, Measure
 
 Mask = NDArray[np.bool_]
 PerExit = float | tuple[float, ...]
-_CHUNK = 512  # images replayed together: logits of thousands of classes fill the memory
+_CHUNK = 512  # images replayed together, because logits of many classes take much memory
 
 
 class Tracker(ABC):
-    """A policy's state for the images still in the chain.
+    """Holds a policy's state for the images still in the chain.
 
-    At every exit ``combine`` is called, the final one included, then, but for the final one,
-    ``step``, then ``score`` for rows that stop, then ``keep`` where others go on.
+    At every exit, ``combine`` is called, then ``step`` (not at the final exit), then ``score`` for
+    rows that stop, then ``keep`` for the rows that go on.
 
     Attributes:
-        measure: what ``score`` is.
+        measure: the kind of number that ``score`` returns.
     """
 
     measure: Measure = PROBABILITY
 
     def combine(self, logits: Floats) -> Floats:
-        """What is decided on and answered, ``[B, C] float32``, from this exit's logits."""
+        """Returns the logits that decide and answer, ``[B, C] float32``, given this exit's."""
         return logits
 
     @abstractmethod
     def step(self, exit: int, logits: Floats) -> Mask:
-        """Which rows stop at ``exit`` (1-based), given what ``combine`` made of its logits."""
+        """Returns which rows stop at ``exit`` (1-based), given the logits ``combine`` returned."""
 
     def score(self, exit: int, logits: Floats) -> Floats:
-        """How sure, ``[B]``: the number that ``step`` compared where it compared one."""
+        """Returns how sure the exit is of each row, ``[B]``: what ``step`` compares, if any."""
         return self.measure.of(logits)
 
-    def keep(self, rows: NDArray[np.intp]) -> None:  # noqa: B027 - most policies remember nothing
-        """Forget all rows but these."""
+    def keep(self, rows: NDArray[np.intp]) -> None:  # noqa: B027 - most policies have no state
+        """Drops the state of all rows but these."""
 
 
 class Policy(ABC):
-    """When to stop. Subclasses are frozen dataclasses, their parameters fields of it.
+    """Decides when an image stops.
+
+    Subclasses are frozen dataclasses; their parameters are fields.
 
     Attributes:
-        name: in JSON and on the command line.
-        label: in pictures.
+        name: used in JSON and on the command line.
+        label: used in pictures.
         help: when an image stops, in a few words.
-        example: as typed, with parameters that make sense.
+        example: the policy as typed, with sensible parameters.
     """
 
     name: ClassVar[str]
@@ -67,10 +69,10 @@ class Policy(ABC):
     example: ClassVar[str]
 
     def __post_init__(self) -> None:
-        """Bring the parameters into their form, and refuse what they cannot be.
+        """Convert the parameters to their types, and refuse values out of range.
 
         Raises:
-            UsageError: naming the parameter.
+            UsageError: names the parameter.
         """
         for parameter in fields(self):  # type: ignore[arg-type]
             if read := parameter.metadata.get("read"):
@@ -79,24 +81,24 @@ class Policy(ABC):
 
     @abstractmethod
     def start(self, exits: int) -> Tracker:
-        """A tracker for a new batch in a chain with ``exits`` exits before the final one.
+        """Returns a tracker for a new batch in a chain with ``exits`` exits before the final one.
 
         Raises:
-            UsageError: numbers per exit do not match ``exits``, or there is no such exit.
+            UsageError: the parameters are for another number of exits, or name an exit beyond them.
         """
 
     @classmethod
     def settings(cls, exits: int, steps: int = 22) -> Sequence[Policy]:
-        """Settings from careless to careful, to draw and to tune; none where there is no choice.
+        """Returns settings from careless to careful, to draw and tune; none if nothing varies.
 
         Args:
             exits: M.
-            steps: how many, where that is free.
+            steps: number of settings, where the policy has a free choice.
         """
         return ()
 
     def replay(self, logits: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """What a session would do, given all exits' logits.
+        """Returns where a session would stop each image, and its answer, given all exits' logits.
 
         Args:
             logits: ``[B, M + 1, C] float32``.
@@ -115,7 +117,7 @@ class Policy(ABC):
         return exits, classes
 
     def among(self, exits: Sequence[int]) -> Policy:
-        """The same policy in a chain that has only these of its exits, 1-based."""
+        """Returns the same policy for a chain with only these exits, 1-based."""
         by_exit = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
         chosen = {
             name: tuple(value[exit - 1] for exit in exits)
@@ -125,7 +127,7 @@ class Policy(ABC):
         return replace(self, **chosen)  # type: ignore[type-var]
 
     def to_json(self) -> dict[str, Any]:
-        """``policies.from_json`` reads it back."""
+        """Returns the policy as JSON, which ``policies.from_json`` reads back."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
         return {
             "name": self.name,
@@ -135,14 +137,14 @@ class Policy(ABC):
 
 @dataclass(frozen=True)
 class Left:
-    """Images that leave at one exit.
+    """Holds the images that leave at one exit.
 
     Attributes:
         exit: 1..M + 1.
-        rows: of the batch as it began, ``[k]``.
-        classes: answered, ``[k]``.
-        scores: how sure, by ``Tracker.measure``, ``[k]``.
-        going: places, among the rows that were still in, of those that go on.
+        rows: their places in the whole batch, ``[k]``.
+        classes: the answers, ``[k]``.
+        scores: how sure each answer is, by ``Tracker.measure``, ``[k]``.
+        going: places of the rows that go on, among the rows that reached this exit.
     """
 
     exit: int
@@ -153,28 +155,28 @@ class Left:
 
 
 class Departures:
-    """The exit loop's rule, for a batch: given logits exit by exit, which rows leave where.
+    """Decides, given a batch's logits exit by exit, which rows leave at which exit.
 
     Attributes:
-        exit: the last one seen, from 0.
-        rows: still in the chain, ascending.
-        tracker: of the policy.
+        exit: the last exit seen; 0 at the start.
+        rows: the rows still in the chain, ascending.
+        tracker: the policy's state.
     """
 
     def __init__(self, policy: Policy, exits: int, count: int) -> None:
-        """Begin.
+        """Start a new batch.
 
         Args:
-            policy: what stops images.
+            policy: decides when an image stops.
             exits: M.
-            count: of images.
+            count: number of images.
         """
         self.exit, self._final = 0, exits + 1
         self.rows = np.arange(count)
         self.tracker = policy.start(exits)
 
     def see(self, logits: Floats) -> Left:
-        """The next exit's logits of ``rows``, ``[len(rows), C]``; at the final one all leave."""
+        """Takes the next exit's logits of ``rows``, ``[len(rows), C]``; returns who leaves."""
         self.exit += 1
         seen = self.tracker.combine(logits)
         final = self.exit == self._final
@@ -193,15 +195,14 @@ class Departures:
 
 
 class ThresholdPolicy(Policy):
-    """A policy that compares one number an image with a threshold at every exit.
+    """Compares one number per image with a threshold at every exit.
 
     A subclass has a field ``threshold``, and ``temperature`` where logits are divided by one first.
 
     Attributes:
-        measure: the number; an image may stop where it is surer than the threshold.
-        searched: what tuning chooses between, by field; the thresholds it searches anyway.
-        calibrated: whether tuning may also divide each exit's logits by that exit's own
-            temperature.
+        measure: the kind of number; an image may stop where it is surer than the threshold.
+        searched: the values tuning tries for each field, besides the thresholds.
+        calibrated: whether tuning may also give each exit a temperature of its own.
     """
 
     measure: ClassVar[Measure] = PROBABILITY
@@ -215,32 +216,32 @@ class ThresholdPolicy(Policy):
         return ThresholdTracker(self, exits)
 
     def at(self, threshold: PerExit) -> ThresholdPolicy:
-        """The same policy with another threshold, or others."""
+        """Returns the same policy with another threshold, or one per exit."""
         return replace(self, threshold=threshold)  # type: ignore[type-var]
 
     def held(self, surer: Mask) -> Mask:
-        """Where an image may stop, ``[n, M]``, given where it is surer than the threshold."""
+        """Returns where images may stop, ``[n, M]``, given where they beat the threshold."""
         return surer
 
     @classmethod
     def limits(cls) -> tuple[float, float]:
-        """The least and the greatest threshold."""
+        """Returns the least and the greatest threshold."""
         (parameter,) = (f for f in fields(cls) if f.name == "threshold")  # type: ignore[arg-type]
         return parameter.metadata.get("limits", (-math.inf, math.inf))  # type: ignore[no-any-return]
 
 
 class ThresholdTracker(Tracker):
-    """Compares each exit's score with its threshold."""
+    """Compares each exit's score with that exit's threshold."""
 
     def __init__(self, policy: ThresholdPolicy, exits: int) -> None:
-        """Raise UsageError where numbers per exit do not match ``exits``."""
+        """Raise UsageError if the parameters are for another number of exits."""
         self.measure = policy.measure
         self._of, self._below = policy.measure.of, policy.measure.low_is_sure  # the hot path
         self.thresholds = per_exit(policy.threshold, exits)
         self._scales: tuple[float, ...] | None = None
-        if policy.temperature != 1.0:  # the usual case costs nothing between two segments
+        if policy.temperature != 1.0:  # skipped at 1.0, to save time between segments
             by_exit = per_exit(policy.temperature, exits, "temperature")
-            # The final classifier has a temperature where all have the same.
+            # The final classifier has a temperature only where all exits share one.
             last = 1.0 if isinstance(policy.temperature, tuple) else policy.temperature
             self._scales = tuple(1 / t for t in (*by_exit, last))
         self._scored, self._scores = 0, np.empty(0, np.float32)
@@ -251,7 +252,7 @@ class ThresholdTracker(Tracker):
         return scores < threshold if self._below else scores > threshold
 
     def score(self, exit: int, logits: Floats) -> Floats:
-        """See ``Tracker.score``; computed once an exit."""
+        """See ``Tracker.score``; computed once per exit."""
         if exit != self._scored:
             if self._scales is not None:
                 logits = logits * np.float32(self._scales[exit - 1])
@@ -264,14 +265,14 @@ P = TypeVar("P", bound=type[Policy])
 
 
 def register_policy(kind: P) -> P:
-    """Make a policy known by its name, everywhere: JSON, commands, tuning, reports.
+    """Adds a policy to the registry, for JSON, commands, tuning and reports.
 
     Raises:
-        ValueError: it lacks what describes it, or the name is taken.
+        ValueError: a description is missing, or the name is in use.
     """
     described = ("name", "label", "help", "example")
     missing = [name for name in described if not getattr(kind, name, None)]
-    if "__dataclass_fields__" not in vars(kind):  # a base's would lack what this class adds
+    if "__dataclass_fields__" not in vars(kind):  # a base's fields would lack this class's own
         missing.append("@dataclass(frozen=True)")
     elif issubclass(kind, ThresholdPolicy):
         wanted = {"threshold", *kind.searched, *(["temperature"] if kind.calibrated else [])}
@@ -287,11 +288,11 @@ def register_policy(kind: P) -> P:
     return kind
 
 
-# Parameters of policies: what they are by default, and what they may be.
+# Fields for parameters of policies, with a default and a valid range.
 
 
 def numbers(default: float, low: float, high: float) -> Any:
-    """A field with one number in ``low..high``, or one per exit."""
+    """Returns a field with one number in ``low..high``, or one per exit."""
 
     def read(name: str, value: Any) -> PerExit:
         if isinstance(value, np.ndarray):
@@ -299,19 +300,19 @@ def numbers(default: float, low: float, high: float) -> Any:
         if isinstance(value, (list, tuple)):
             if not value:
                 raise UsageError(f"expected one {name} or one per exit, found none")
-            return tuple(_number(name, each, low, high) for each in value)
+            return tuple(_number(name, item, low, high) for item in value)
         return _number(name, value, low, high)
 
     return _parameter(default, read, limits=(low, high))
 
 
 def number(default: float, low: float, high: float) -> Any:
-    """A field with one number in ``low..high``, the same for all exits."""
+    """Returns a field with one number in ``low..high``, the same for all exits."""
     return _parameter(default, lambda name, value: _number(name, value, low, high))
 
 
 def count(default: int) -> Any:
-    """A field with a whole number of at least 1."""
+    """Returns a field with a whole number of at least 1."""
 
     def read(name: str, value: Any) -> int:
         plain = value.item() if isinstance(value, np.generic) else value
@@ -335,10 +336,10 @@ def _number(name: str, value: Any, low: float, high: float) -> float:
 
 
 def per_exit(value: PerExit, exits: int, what: str = "threshold") -> tuple[float, ...]:
-    """One number for each exit.
+    """Returns one number for each exit.
 
     Raises:
-        UsageError: there are as many as for another chain.
+        UsageError: the numbers are for another number of exits.
     """
     if not isinstance(value, tuple):
         return (float(value),) * exits

@@ -1,6 +1,6 @@
-"""What a policy gives on labelled images whose logits of all exits are known.
+"""Evaluates policies on labelled images, given the logits of all exits.
 
-Torch-free: training, tuning, benches and studies ask here.
+Training, tuning, benches and studies use it; it never imports torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Images:
-    """Labelled images, each through all exits.
+    """Holds the logits of labelled images at all exits.
 
     Attributes:
         logits: ``[n, M + 1, C] float32``.
@@ -37,7 +37,7 @@ class Images:
 
     @property
     def exits(self) -> int:
-        """M."""
+        """Number of exits before the final classifier, M."""
         return int(self.logits.shape[1]) - 1
 
     @cached_property
@@ -47,30 +47,30 @@ class Images:
 
     @property
     def accuracies(self) -> list[float]:
-        """Top-1 of every exit, 0..1, the final classifier last."""
+        """Top-1 accuracy of every exit, 0..1, the final classifier last."""
         return [float(share) for share in self.right.mean(axis=0)]
 
     @property
     def baseline_right(self) -> NDArray[np.bool_]:
-        """Where the baseline, which ends in the same classifier as the chain, is right, ``[n]``."""
+        """Whether the baseline is right, ``[n]``; it ends in the same classifier as the chain."""
         return self.right[:, -1]
 
     @property
     def baseline_accuracy(self) -> float:
-        """Top-1 of the baseline, 0..1."""
+        """Top-1 accuracy of the baseline, 0..1."""
         return float(self.baseline_right.mean())
 
 
 @dataclass(frozen=True)
 class ExitCosts:
-    """What an image costs by the exit it takes, and through the baseline.
+    """Holds the costs of an image by the exit it takes, and through the baseline.
 
     Attributes:
-        blocks: it goes through, ``[M + 1]``; the last is L.
+        blocks: number it goes through, ``[M + 1]``; the last is L.
         macs: multiply-accumulates, heads included, ``[M + 1]``.
         baseline_macs: of the model without exits.
         ms: milliseconds, ``[M + 1]``; empty where nothing was timed.
-        baseline_ms: likewise through the baseline; NaN where nothing was timed.
+        baseline_ms: the same for the baseline; NaN where nothing was timed.
     """
 
     blocks: tuple[int, ...]
@@ -83,39 +83,39 @@ class ExitCosts:
     def of(
         cls, manifest: Manifest, ms: Sequence[float] = (), baseline_ms: float = math.nan
     ) -> ExitCosts:
-        """Those of a bundle, beside what was timed."""
+        """Returns a bundle's costs in blocks and MACs, with measured times."""
         return cls(
             tuple(segment.last_block for segment in manifest.segments),
             tuple(manifest.cumulative_macs(e + 1) for e in range(len(manifest.segments))),
             manifest.baseline.macs,
-            tuple(float(each) for each in ms),
+            tuple(map(float, ms)),
             baseline_ms,
         )
 
     def mean_macs(self, shares: ArrayLike) -> float:
-        """Mean over images of which these shares take each exit, ``[M + 1]``."""
+        """Returns mean MACs per image, given the share of images at each exit, ``[M + 1]``."""
         return float(np.dot(shares, self.macs))
 
     def layers_speedup(self, shares: ArrayLike) -> float:
-        """Speed-up in blocks, the paper's Eq. 17: L times the images over the blocks they took."""
+        """Returns the speed-up in blocks (Eq. 17): L over the mean number of blocks per image."""
         return float(self.blocks[-1] / np.dot(shares, self.blocks))
 
     def mean_ms(self, shares: ArrayLike) -> float:
-        """As ``mean_macs``; NaN where nothing was timed."""
+        """Returns mean milliseconds per image, given the shares; NaN where nothing was timed."""
         return float(np.dot(shares, self.ms)) if self.ms else math.nan
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a policy gives on a set of images.
+    """Holds what a policy gives on a set of images.
 
     Attributes:
-        policy: itself.
+        policy: the policy.
         accuracy: top-1 of the answers given, 0..1.
         errors: images that the chain gets wrong and the baseline right.
-        drop_error: standard error of the accuracy given up, from the images that differ.
-        shares: of the images per exit, the final classifier last.
-        right_shares: likewise of those that are answered rightly.
+        drop_error: standard error of the accuracy lost, from the images that differ.
+        shares: share of the images at each exit, the final classifier last.
+        right_shares: share of images answered rightly at each exit.
         layers_speedup: in blocks, Eq. 17 of the paper.
         macs: mean, heads included.
         macs_speedup: against the baseline.
@@ -136,10 +136,10 @@ class Outcome:
     wall_clock_speedup: float
 
     def to_json(self) -> dict[str, Any]:
-        """As plain types; without times where nothing was timed."""
+        """Returns the outcome as JSON; without times where nothing was timed."""
         row = {f.name: getattr(self, f.name) for f in fields(self)}
-        known = {k: v for k, v in row.items() if not (isinstance(v, float) and math.isnan(v))}
-        return known | {
+        finite = {k: v for k, v in row.items() if not (isinstance(v, float) and math.isnan(v))}
+        return finite | {
             "policy": self.policy.to_json(),
             "shares": list(self.shares),
             "right_shares": list(self.right_shares),
@@ -147,10 +147,10 @@ class Outcome:
 
 
 def evaluate(policy: Policy, images: Images, costs: ExitCosts) -> Outcome:
-    """Replay a policy, as a session would act.
+    """Replays a policy on the images as a session would, and returns what it gives.
 
     Raises:
-        UsageError: it does not fit the exits.
+        UsageError: the policy does not fit the number of exits.
     """
     exits, classes = policy.replay(images.logits)
     right = classes == images.labels
@@ -174,7 +174,7 @@ def evaluate(policy: Policy, images: Images, costs: ExitCosts) -> Outcome:
 
 
 def sweep(images: Images, costs: ExitCosts) -> dict[str, list[Outcome]]:
-    """What every policy gives from careless to careful, by name; none that has nothing to vary."""
+    """Evaluates every policy at its settings, careless to careful; returns outcomes by name."""
     settings = {name: kind.settings(images.exits) for name, kind in POLICIES.items()}
     return {
         name: [evaluate(policy, images, costs) for policy in policies]
@@ -184,10 +184,10 @@ def sweep(images: Images, costs: ExitCosts) -> dict[str, list[Outcome]]:
 
 
 def summary(images: Images, costs: ExitCosts) -> dict[str, Any]:
-    """What the exits are worth, as JSON: accuracy of each, of an oracle, and every policy's sweep.
+    """Returns, as JSON, the accuracy of every exit, an oracle's, and the sweeps of all policies.
 
-    The oracle leaves at the first exit that is right, and at the last when none is: what no policy
-    can do better.
+    The oracle leaves at the first exit that is right, or at the last if none is. No policy can do
+    better.
     """
     right = images.right
     first = np.where(right.any(axis=1), right.argmax(axis=1), images.exits)

@@ -1,4 +1,4 @@
-"""Accuracy against speed-up, a line each: the paper's Figure 1."""
+"""Draws accuracy against speed-up, one line per policy, as in the paper's Figure 1."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Lines = Mapping[str, Iterable[Mapping[str, Any]]]
 
 
 def by_label(policies: Lines) -> Lines:
-    """Rows by policy name, as ``Outcome.to_json`` makes them, under what people call each."""
+    """Returns the same rows (``Outcome.to_json``) under each policy's label instead of its name."""
     return {POLICIES[name].label: rows for name, rows in policies.items()}
 
 
 def draw_lines(
     axes: Any, lines: Lines, over: str, *, colours: Sequence[str | None] = (None,), **style: Any
 ) -> None:
-    """Draw accuracy in percent over a speed-up, which is a key of the rows, each line marked.
+    """Draws one line with markers for each label: accuracy in percent over the rows' key ``over``.
 
-    Markers and colours begin again where there are more lines; None is matplotlib's next colour.
+    Markers and colours repeat if there are more lines. The colour None is matplotlib's next one.
     """
     for place, (label, rows) in enumerate(lines.items()):
         ordered = sorted(rows, key=lambda row: float(row[over]))
@@ -46,15 +46,15 @@ def draw(
     drop: float | None = None,
     limits: tuple[tuple[float, float], tuple[float, float]] | None = None,
 ) -> None:
-    """Write the picture of accuracy against speed-up in MACs.
+    """Writes the picture of accuracy against speed-up in MACs.
 
     Args:
         lines: rows by label.
-        path: of the file.
-        baseline: its accuracy, 0..1.
+        path: the file to write.
+        baseline: accuracy of the baseline, 0..1.
         title: above the picture.
-        drop: of accuracy, at which a line is drawn.
-        limits: of speed-up, and of accuracy in percent; None for what there is.
+        drop: a loss of accuracy to mark with a line, 0..1.
+        limits: range of the speed-up, and of accuracy in percent; None fits the rows.
 
     Raises:
         MissingDependency: matplotlib is not installed.

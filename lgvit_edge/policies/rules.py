@@ -1,12 +1,12 @@
-"""Exit policies: from the logits so far, stop or go on.
+"""The exit policies: rules that decide, from the logits so far, whether an image stops.
 
-A policy is an immutable rule. ``start`` gives a tracker for one batch of images, which sees the
-logits of one exit after the other. Every rule is applied per sample (a maximum over the batch would
-let one image decide for all). The final classifier always stops.
+A policy is an immutable rule. ``start`` returns a tracker for one batch of images, which sees the
+logits exit by exit. Every rule is applied per sample, because a maximum over the batch would let
+one image decide for all. The final classifier always stops.
 
 Thresholds and temperatures are one number, or one per exit. Logits are divided by the temperature
-before a score is taken of them: above 1 it calms an overconfident exit; well below 1 the score
-looks at the first two classes alone, which ranks images better by how likely they are right.
+before scoring. Above 1 it corrects an overconfident exit. Well below 1 the score depends on the two
+most likely classes only, which ranks images better by how likely their answer is right.
 """
 
 from __future__ import annotations
@@ -35,30 +35,30 @@ from lgvit_edge.policies.scores import ENTROPY, Floats
 _TEMPERATURES = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4)
 
 
-def _levels(steps: int) -> list[float]:
-    """Confidences, the last ones close to 1, where few errors are allowed."""
-    even = np.linspace(0.05, 0.95, max(2, steps - 3)).round(4)
-    return [*even.tolist(), 0.97, 0.99, 0.999]
+class _ConfidencePolicy(ThresholdPolicy):
+    """Has a probability as its first parameter."""
+
+    @classmethod
+    def settings(cls, exits: int, steps: int = 22) -> Sequence[Policy]:
+        """See ``Policy.settings``."""
+        even = np.linspace(0.05, 0.95, max(2, steps - 3)).round(4)
+        # The last ones are close to 1, for goals that allow few errors.
+        return [cls().at(level) for level in (*even.tolist(), 0.97, 0.99, 0.999)]
 
 
 @register_policy
 @dataclass(frozen=True)
-class Confidence(ThresholdPolicy):
+class Confidence(_ConfidencePolicy):
     """Stop when the confidence (Eq. 16) is greater than the threshold."""
 
     threshold: PerExit = numbers(0.8, 0.0, 1.0)
     temperature: PerExit = numbers(1.0, 0.01, 100.0)
     name = "confidence"
     label = "confidence"
-    help = "the most likely class has a probability above it"
+    help = "the probability of the most likely class is above it"
     example = "confidence:0.8"
     searched = {"temperature": _TEMPERATURES}
     calibrated = True
-
-    @classmethod
-    def settings(cls, exits: int, steps: int = 22) -> Sequence[Policy]:
-        """See ``Policy.settings``."""
-        return [cls(level) for level in _levels(steps)]
 
 
 @register_policy
@@ -84,13 +84,12 @@ class Entropy(ThresholdPolicy):
 
 @register_policy
 @dataclass(frozen=True)
-class Ensemble(ThresholdPolicy):
-    """Logits add up over the exits, each step back weighed ``decay`` times less.
+class Ensemble(_ConfidencePolicy):
+    """Stop when the confidence of logits summed over the exits is greater than the threshold.
 
-    ``z_m = logits_m + decay * z_(m-1)``; stop when the confidence of ``z_m`` is greater than the
-    threshold, and answer the class of ``z_m``. A class that exit after exit finds likely gathers
-    evidence; the deepest answer, too, is of several classifiers and not of the last alone. With
-    ``decay`` 0 it is ``Confidence``.
+    ``z_m = logits_m + decay * z_(m-1)`` decides and answers. So a class that several exits find
+    likely gains weight, and the final answer, too, is that of several classifiers. With ``decay`` 0
+    it is ``Confidence``.
     """
 
     threshold: PerExit = numbers(0.8, 0.0, 1.0)
@@ -98,18 +97,13 @@ class Ensemble(ThresholdPolicy):
     temperature: PerExit = numbers(1.0, 0.01, 100.0)
     name = "ensemble"
     label = "ensemble of exits"
-    help = "as confidence, of logits that add up over the exits with a decay"
+    help = "as confidence, with logits summed over the exits, earlier ones with less weight"
     example = "ensemble:0.9:0.5"
     searched = {"temperature": _TEMPERATURES, "decay": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)}
 
     def start(self, exits: int) -> Tracker:
         """See ``Policy.start``."""
         return _EnsembleTracker(self, exits)
-
-    @classmethod
-    def settings(cls, exits: int, steps: int = 22) -> Sequence[Policy]:
-        """See ``Policy.settings``."""
-        return [cls(level) for level in _levels(steps)]
 
 
 class _EnsembleTracker(ThresholdTracker):
@@ -132,8 +126,8 @@ class _EnsembleTracker(ThresholdTracker):
 class Patience(Policy):
     """PABEE: stop when this many consecutive exits predict the same class.
 
-    Counted as LGViT's authors do, the first of the agreeing exits included; PABEE's own paper
-    counts agreements and says one less for the same rule.
+    The count includes the first of the agreeing exits, as in LGViT. The PABEE paper counts
+    agreements, which is one less for the same rule.
     """
 
     patience: int = count(2)
@@ -176,7 +170,7 @@ class _PatienceTracker(Tracker):
 
 @register_policy
 @dataclass(frozen=True)
-class PatientConfidence(ThresholdPolicy):
+class PatientConfidence(_ConfidencePolicy):
     """PCEE: stop when this many consecutive exits are each more confident than the threshold."""
 
     threshold: PerExit = numbers(0.5, 0.0, 1.0)
@@ -184,7 +178,7 @@ class PatientConfidence(ThresholdPolicy):
     temperature: PerExit = numbers(1.0, 0.01, 100.0)
     name = "patient_confidence"
     label = "patience and confidence (PCEE)"
-    help = "as confidence, so many exits in a row"
+    help = "as confidence, at so many exits in a row"
     example = "patient_confidence:0.5:2"
     searched = {"temperature": _TEMPERATURES, "patience": range(2, 4)}
     calibrated = True
@@ -201,11 +195,6 @@ class PatientConfidence(ThresholdPolicy):
             before[:, back:] = surer[:, :-back]
             held = held & before
         return held
-
-    @classmethod
-    def settings(cls, exits: int, steps: int = 22) -> Sequence[Policy]:
-        """See ``Policy.settings``."""
-        return [cls(level) for level in _levels(steps)]
 
 
 class _PatientTracker(ThresholdTracker):
@@ -230,12 +219,12 @@ class _PatientTracker(ThresholdTracker):
 @register_policy
 @dataclass(frozen=True)
 class FixedExit(Policy):
-    """Every image leaves at this exit; M + 1 is the final classifier."""
+    """Stop every image at this exit; M + 1 is the final classifier."""
 
     exit: int = count(1)
     name = "fixed"
     label = "one exit for all"
-    help = "it is there"
+    help = "it reaches this exit"
     example = "fixed:3"
 
     def start(self, exits: int) -> Tracker:
@@ -260,11 +249,11 @@ class _FixedTracker(Tracker):
 @register_policy
 @dataclass(frozen=True)
 class Never(Policy):
-    """No early exit: every image goes through the whole chain."""
+    """Never stop early: every image goes through the whole chain."""
 
     name = "never"
     label = "no exits"
-    help = "at the end alone"
+    help = "it reaches the final classifier"
     example = "never"
 
     def start(self, exits: int) -> Tracker:

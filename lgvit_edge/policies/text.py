@@ -1,4 +1,4 @@
-"""Policies by name: as JSON in a manifest, and as typed on a command line."""
+"""Reads policies from JSON in a manifest, and from text typed on a command line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lgvit_edge.policies.base import POLICIES, Policy
 
 
 def from_json(data: Any) -> Policy:
-    """Build a policy from what ``Policy.to_json`` wrote.
+    """Returns the policy that ``Policy.to_json`` wrote.
 
     Raises:
         UsageError: unknown name, unknown or wrongly typed parameter.
@@ -19,26 +19,26 @@ def from_json(data: Any) -> Policy:
     kind = POLICIES.get(name) if isinstance(name, str) else None
     if kind is None:
         raise UsageError(f"a policy's name must be one of {', '.join(POLICIES)}, found {name!r}")
-    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    names = {f.name for f in fields(kind)}  # type: ignore[arg-type]
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "name"}
-    if extra := sorted(values.keys() - known):
-        raise UsageError(f"policy {name} has no {', '.join(extra)}; it has {sorted(known)}")
+    if extra := sorted(values.keys() - names):
+        raise UsageError(f"policy {name} has no {', '.join(extra)}; it has {sorted(names)}")
     return kind(**values)
 
 
 def described() -> str:
-    """Every policy as typed, each with when it stops, for the help of commands."""
+    """Returns an example of every policy and when it stops, for the help of commands."""
     return "; ".join(f"{kind.example} ({kind.help})" for kind in POLICIES.values())
 
 
 def parse(text: str) -> Policy:
-    """A policy as typed: its name, then its parameters, in their order, after colons.
+    """Returns the policy typed as its name and its parameters in order, with colons between.
 
     For instance ``confidence:0.8``, ``confidence:0.8:0.5`` (at temperature 0.5) or
     ``entropy:0.6,0.5`` (two exits).
 
     Raises:
-        UsageError: not of this form.
+        UsageError: the text has another form.
     """
     name, *arguments = text.split(":")
     kind = POLICIES.get(name)

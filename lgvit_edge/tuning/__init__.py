@@ -1,4 +1,4 @@
-"""Finding operating points on the device at hand, and how sure one can be of them."""
+"""Searches operating points on the device at hand, and certifies their error."""
 
 from lgvit_edge.tuning.collect import collect, device_of
 from lgvit_edge.tuning.goals import Goal

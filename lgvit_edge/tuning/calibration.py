@@ -1,4 +1,4 @@
-"""How far an exit's confidence is from how often it is right, and the temperature that mends it."""
+"""Calibration: measures how far an exit's confidence is off, and fits a correcting temperature."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _COLDEST, _HOTTEST = 0.05, 20.0
 
 
 def temperatures(images: Images) -> tuple[float, ...]:
-    """The temperature of each exit that makes the labels most likely (Guo 2017), ``[M]``."""
+    """Fits the temperature of each exit that makes the labels most likely (Guo 2017), ``[M]``."""
     return tuple(_fit(images.logits[:, m], images.labels) for m in range(images.exits))
 
 
 def calibration_errors(images: Images, by_exit: tuple[float, ...]) -> list[float]:
-    """Expected calibration error (15 bins) of exits 1..M at these temperatures, 0..1."""
+    """Returns expected calibration errors (15 bins) of exits 1..M at these temperatures, 0..1."""
     return [
         _calibration_error(images.logits[:, m] / np.float32(t), images.labels)
         for m, t in enumerate(by_exit)
@@ -35,15 +35,15 @@ def _fit(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
         return -float(log_softmax(logits / np.float32(np.exp(log_t)))[rows, labels].mean())
 
     # The loss is convex in 1/T, so it has one minimum in log T.
-    least = require("scipy.optimize", extra="tune").minimize_scalar(
+    best = require("scipy.optimize", extra="tune").minimize_scalar(
         loss, bounds=(math.log(_COLDEST), math.log(_HOTTEST)), method="bounded"
     )
-    return round(math.exp(least.x), 4)
+    return round(math.exp(best.x), 4)
 
 
 def _calibration_error(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     logs = log_softmax(logits)
-    sure, right = np.exp(logs.max(axis=-1)), logs.argmax(axis=-1) == labels
-    bins = np.minimum((sure * _BINS).astype(np.intp), _BINS - 1)
-    gaps = np.bincount(bins, sure - right, minlength=_BINS)
+    confidences, right = np.exp(logs.max(axis=-1)), logs.argmax(axis=-1) == labels
+    bins = np.minimum((confidences * _BINS).astype(np.intp), _BINS - 1)
+    gaps = np.bincount(bins, confidences - right, minlength=_BINS)
     return float(np.abs(gaps).sum() / len(labels))

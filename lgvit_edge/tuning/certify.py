@@ -1,10 +1,10 @@
-"""Thresholds with a guarantee: Learn-then-Test (Angelopoulos et al., 2021) on one path of policies.
+"""Certifies policies by Learn-then-Test (Angelopoulos et al., 2021), along one path of policies.
 
-For every policy of a front, "the chain is wrong where the baseline is right more often than
-``risk``" is a hypothesis about images yet to come. It is rejected when so few errors would be
-unlikely under it. The loss of an image is 0 or 1, so their number is binomial and its tail is an
-exact p-value, smaller than Hoeffding-Bentkus. Policies are tested in an order fixed beforehand, on
-other images, from careful to fast; the first that is not rejected ends the test, and so each may be
+An error is an image that the chain gets wrong and the baseline right. For each policy of a Pareto
+front, the hypothesis is that its error rate on future images exceeds ``risk``. It is rejected when
+so few errors would be unlikely. Each image counts 0 or 1, so the number of errors is binomial and
+its tail is an exact p-value, smaller than Hoeffding-Bentkus. Policies are tested from careful to
+fast, an order fixed on other images. The first that is not rejected ends the test, so each may be
 tested at the full ``delta`` (fixed-sequence testing).
 """
 
@@ -15,11 +15,11 @@ from collections.abc import Sequence
 
 from lgvit_edge._support.optional import require
 
-_MOST = 1_000_000
+_MOST_IMAGES = 1_000_000
 
 
 def p_value(errors: int, images: int, risk: float) -> float:
-    """Probability of at most this many errors where each image errs with probability ``risk``.
+    """Returns the probability of at most this many errors if each image errs with ``risk``.
 
     Raises:
         MissingDependency: scipy is not installed.
@@ -28,15 +28,15 @@ def p_value(errors: int, images: int, risk: float) -> float:
 
 
 def certified(errors: Sequence[int], images: int, risk: float, delta: float) -> int:
-    """How many policies, from the first on, keep to the risk.
+    """Returns how many policies, counted from the first, are certified to stay below the risk.
 
-    With probability at least 1 - ``delta`` over the draw of the images, all of them do.
+    All of them do with probability at least 1 - ``delta`` over the draw of the images.
 
     Args:
         errors: of each policy, in an order that was fixed without these images.
-        images: how many the errors were counted on.
+        images: number of images that the errors were counted on.
         risk: share of images that the chain may get wrong and the baseline right.
-        delta: how often the answer may be wrong.
+        delta: probability that the answer is wrong.
     """
     for place, count in enumerate(errors):
         if p_value(count, images, risk) > delta:
@@ -45,10 +45,10 @@ def certified(errors: Sequence[int], images: int, risk: float, delta: float) -> 
 
 
 def images_needed(share: float, risk: float, delta: float) -> int | None:
-    """How many images would certify a policy whose share of errors stays what it is.
+    """Returns how many images would certify a policy with this share of errors.
 
     Returns:
-        The number, or None where no number up to a million would do.
+        The number, or None where even a million would not be enough.
     """
     if share >= risk:
         return None
@@ -56,13 +56,13 @@ def images_needed(share: float, risk: float, delta: float) -> int | None:
     def enough(images: int) -> bool:
         return p_value(math.ceil(share * images), images, risk) <= delta
 
-    high = math.ceil(math.log(delta) / math.log1p(-risk))  # without a single error
+    high = math.ceil(math.log(delta) / math.log1p(-risk))  # enough if there are no errors
     while not enough(high):
         high *= 2
-        if high > _MOST:  # the share lies so close to the risk that it is no help to know
+        if high > _MOST_IMAGES:  # the share is so close to the risk that no practical number helps
             return None
     low = high // 2
-    while high - low > 1:  # rounding makes single steps uneven; a number that is enough is found
+    while high - low > 1:  # rounding makes steps uneven, but ``high`` is always enough
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
     return high

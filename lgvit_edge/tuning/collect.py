@@ -1,4 +1,4 @@
-"""Running every image once through all exits, each segment timed."""
+"""Runs every image once through all exits and times each segment."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from lgvit_edge.tuning.record import DONE, UNREADABLE, Recording, describe, reco
 
 Progress = Callable[[int, int], None]
 _WARM_UP = 10
-_BLOCK = 8  # images the chain, then the baseline, sees in a row
-_BASELINE_IMAGES = 400  # enough for a mean; all would double the time
+_BLOCK = 8  # images run in a row through the chain, then through the baseline
+_BASELINE_IMAGES = 400  # enough for a mean; timing all would double the run
 
 
 def collect(
@@ -29,12 +29,12 @@ def collect(
     *,
     progress: Progress = lambda done, total: None,
 ) -> Recording:
-    """Run the images that ``path`` does not have yet.
+    """Runs the images that are not in the file of logits yet, and returns the whole file.
 
     Args:
-        session: its policy plays no part.
-        images: with a class each.
-        path: the file of logits, made if it is missing.
+        session: runs the images; its policy is ignored.
+        images: labelled images; each needs a class.
+        path: the file of logits; created if missing.
         progress: called with images done and images in all.
 
     Raises:
@@ -49,58 +49,58 @@ def collect(
     about = describe(
         session.manifest, content_hash(image.path for image in images), device_of(session)
     )
-    with recording(path, session.manifest, labels, about) as kept:
-        todo = kept.missing
-        runner = _Runner(session, kept, max(1, len(images) // _BASELINE_IMAGES))
+    with recording(path, session.manifest, labels, about) as stored:
+        todo = stored.missing
+        runner = _Runner(session, stored, max(1, len(images) // _BASELINE_IMAGES))
         for first in range(0, len(todo), _BLOCK):
             progress(len(images) - len(todo) + first, len(images))
             rows = todo[first : first + _BLOCK]
             runner.run(rows, [images[row].path for row in rows])
-        if not len(kept.usable):
+        if not len(stored.usable):
             raise DataError(f"none of {len(images)} images could be decoded")
-        return kept
+        return stored
 
 
 def device_of(session: Session) -> str:
-    """Where times are measured: processor or GPU, backend, threads."""
+    """Describes the device that times are measured on: processor or GPU, backend, threads."""
     runtime: dict[str, Any] = session.describe()
-    where = runtime["device"] if runtime["device"] != "cpu" else cpu_name()
-    return f"{where}, {runtime['backend']} {runtime['version']}, {runtime['threads']} threads"
+    device = runtime["device"] if runtime["device"] != "cpu" else cpu_name()
+    return f"{device}, {runtime['backend']} {runtime['version']}, {runtime['threads']} threads"
 
 
 class _Runner:
-    def __init__(self, session: Session, kept: Recording, every: int) -> None:
-        self.session, self.kept, self.every = session, kept, every
+    def __init__(self, session: Session, stored: Recording, every: int) -> None:
+        self.session, self.stored, self.every = session, stored, every
         self.blocks = 0
 
     def run(self, rows: np.ndarray[Any, Any], paths: Sequence[Path]) -> None:
-        """A few images through the chain, then, now and then, through the baseline."""
+        """Run a few images through the chain, and every so often through the baseline, too."""
         frames = []
         for row, path in zip(rows, paths, strict=True):
             try:
                 frames.append((row, load_rgb(path)))
             except DataError:
-                self.kept.rows["state"][row] = UNREADABLE
+                self.stored.rows["state"][row] = UNREADABLE
         if frames and not self.blocks:
             for _ in range(_WARM_UP):
                 self._baseline(frames[0][1])
                 self._chain(frames[0][1])
-        with_baseline = self.blocks % self.every == 0
-        if with_baseline and self.blocks // self.every % 2:
+        turn, rest = divmod(self.blocks, self.every)
+        if not rest and turn % 2:
             self._baselines(frames)
         for row, frame in frames:
             logits, prepare, segments = self._chain(frame)
-            record = self.kept.rows[row]
+            record = self.stored.rows[row]
             record["logits"], record["prepare_ms"], record["segment_ms"] = logits, prepare, segments
-        if with_baseline and not self.blocks // self.every % 2:
+        if not rest and not turn % 2:
             self._baselines(frames)
         for row, _ in frames:
-            self.kept.rows["state"][row] = DONE
+            self.stored.rows["state"][row] = DONE
         self.blocks += bool(frames)
 
     def _baselines(self, frames: list[tuple[Any, Any]]) -> None:
         for row, frame in frames:
-            self.kept.rows["baseline_ms"][row] = self._baseline(frame)
+            self.stored.rows["baseline_ms"][row] = self._baseline(frame)
 
     def _chain(self, frame: Any) -> tuple[Any, float, Any]:
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What an image costs by the exit it takes: measured milliseconds, and MACs."""
+"""Costs of an image by the exit it takes: measured milliseconds, and MACs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.policies.evaluate import ExitCosts
 
 Floats = NDArray[np.float64]
@@ -17,16 +16,16 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Costs:
-    """Mean cost per image of each part of the chain, and of the baseline beside it.
+    """Holds the mean cost per image of each part of the chain, and of the baseline.
 
     Attributes:
-        prepare_ms: from decoded frame to network input; the baseline needs it too.
-        segment_ms: of segments 0..M, each with the decision at its end.
+        prepare_ms: from decoded frame to network input; the baseline needs it, too.
+        segment_ms: of segments 0..M, each including the decision at its end.
         baseline_ms: from decoded frame to label, the preparation included.
         segment_macs: of segments 0..M.
         head_macs: the heads' part of it, M numbers; None where the bundle does not say.
         baseline_macs: of the model without exits.
-        blocks: after which the M exits lie, then L.
+        blocks: the block before each of the M exits, then L.
     """
 
     prepare_ms: float
@@ -39,7 +38,7 @@ class Costs:
 
     @cached_property
     def by_exit(self) -> ExitCosts:
-        """The same added up, by the exit taken."""
+        """The total costs of an image by the exit it takes."""
         return ExitCosts(
             self.blocks,
             tuple(accumulate(self.segment_macs)),
@@ -50,24 +49,24 @@ class Costs:
 
     @property
     def ms(self) -> Floats:
-        """From decoded frame to label by the exit taken, ``[M + 1]``."""
+        """Milliseconds from decoded frame to label by the exit taken, ``[M + 1]``."""
         return self.prepare_ms + np.cumsum(self.segment_ms)
 
     @property
     def head_ms(self) -> Floats | None:
-        """An estimate of what each head costs, ``[M]``; None where the bundle has no MACs of heads.
+        """Estimated milliseconds of each head, ``[M]``; None where the bundle has no MACs of heads.
 
-        What the whole chain takes beyond the baseline, shared out by the heads' MACs: nobody can
-        time a head inside a graph.
+        A head inside a graph cannot be timed. So the time that the whole chain takes beyond the
+        baseline is divided among the heads by their MACs.
         """
         if self.head_macs is None:
             return None
-        beyond = max(0.0, sum(self.segment_ms) + self.prepare_ms - self.baseline_ms)
+        extra_ms = max(0.0, sum(self.segment_ms) + self.prepare_ms - self.baseline_ms)
         weights = np.array(self.head_macs, np.float64)
-        return np.asarray(beyond * weights / max(weights.sum(), 1.0))
+        return np.asarray(extra_ms * weights / max(weights.sum(), 1.0))
 
     def without(self, exits: list[int]) -> Costs:
-        """Costs of a chain that was exported without these exits, 1-based.
+        """Returns the costs of a chain exported without these exits, 1-based.
 
         Raises:
             ValueError: the MACs of heads are not known.
@@ -78,7 +77,7 @@ class Costs:
         ms, macs = [], []
         carried_ms, carried_macs = 0.0, 0
         for i, (time, work) in enumerate(zip(self.segment_ms, self.segment_macs, strict=True)):
-            if i + 1 in exits:  # its blocks go to the next segment, its head goes
+            if i + 1 in exits:  # its blocks join the next segment, its head is gone
                 carried_ms += time - float(heads[i])
                 carried_macs += work - self.head_macs[i]
                 continue
@@ -96,20 +95,3 @@ class Costs:
             self.baseline_macs,
             blocks,
         )
-
-
-def costs_of(
-    manifest: Manifest, prepare_ms: float, segment_ms: Floats, baseline_ms: float
-) -> Costs:
-    """Measured times beside what the manifest says of MACs."""
-    heads = [segment.head_macs for segment in manifest.segments[:-1]]
-    known = tuple(macs for macs in heads if macs is not None)
-    return Costs(
-        prepare_ms,
-        tuple(float(ms) for ms in segment_ms),
-        baseline_ms,
-        tuple(segment.spec.macs for segment in manifest.segments),
-        known if len(known) == len(heads) else None,
-        manifest.baseline.macs,
-        tuple(segment.last_block for segment in manifest.segments),
-    )

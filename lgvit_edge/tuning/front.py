@@ -1,4 +1,4 @@
-"""Choosing among policies: those that none beats, and the line of accuracy over time they make."""
+"""Pareto fronts of policies, and the line of accuracy over latency that a front draws."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ def front(
     worth: Callable[[T], float],
     gap: float = 0.0,
 ) -> list[T]:
-    """The items that none is both cheaper and worth more than, cheapest first.
+    """Returns the Pareto front: items that no other beats in both cost and worth, cheapest first.
 
     Args:
         items: to choose from.
-        cost: less is better.
-        worth: more is better.
-        gap: least relative difference in cost between two that are kept.
+        cost: of an item; less is better.
+        worth: of an item; more is better.
+        gap: least relative difference in cost between two neighbours of the front.
     """
     rising: list[T] = []
     for item in sorted(items, key=lambda i: (cost(i), -worth(i))):
         if not rising or worth(item) > worth(rising[-1]):
             rising.append(item)
-    kept: list[T] = []
+    spaced: list[T] = []
     for place, item in enumerate(rising, 1):
-        if place == len(rising) or not kept or cost(item) >= cost(kept[-1]) * (1 + gap):
-            kept.append(item)
-    return kept
+        if place == len(rising) or not spaced or cost(item) >= cost(spaced[-1]) * (1 + gap):
+            spaced.append(item)
+    return spaced
 
 
 @dataclass(frozen=True)
 class Line:
-    """Accuracy over mean latency, on the lines between points of a front.
+    """Accuracy as a function of mean latency, interpolated between the points of a front.
 
     Attributes:
         ms: ``[k]``, rising.
-        accuracy: ``[k]``; where points were chosen on other images it need not rise.
+        accuracy: ``[k]``; need not rise where the points were chosen on other images.
     """
 
     ms: NDArray[np.float64]
@@ -53,18 +53,18 @@ class Line:
 
     @classmethod
     def through(cls, points: Sequence[Outcome]) -> Line:
-        """The line through what policies give."""
+        """Returns the line through these outcomes."""
         ordered = sorted(points, key=lambda point: point.latency_ms)
         return cls(
             np.array([p.latency_ms for p in ordered]), np.array([p.accuracy for p in ordered])
         )
 
     def accuracy_at(self, ms: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Accuracy at given mean latencies."""
+        """Returns the accuracy at these mean latencies."""
         return np.asarray(np.interp(ms, self.ms, self.accuracy), np.float64)
 
     def ms_at(self, accuracy: float) -> float | None:
-        """The least mean latency with this accuracy; None where it is out of reach."""
+        """Returns the least mean latency with this accuracy; None where no point reaches it."""
         reached = np.flatnonzero(self.accuracy >= accuracy)
         if not len(reached):
             return None

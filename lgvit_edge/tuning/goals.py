@@ -1,4 +1,4 @@
-"""What a user can afford, and the operating point that fits."""
+"""Goals for tuning, and the choice of the operating point that meets one."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from lgvit_edge.errors import TuningError, UsageError
 from lgvit_edge.policies.evaluate import Outcome
 from lgvit_edge.tuning.costs import Costs
 
-# Without a goal: how much accuracy each point may give up.
-_SURE = 1.645  # standard errors to spare: on other images it holds nineteen times in twenty
+_MARGIN = 1.645  # standard errors: a drop then holds on other images 19 times in 20
+# Points that are chosen without a goal, and the accuracy each may give up.
 USUAL = {"accurate": 0.0, "balanced": 0.01, "fast": 0.03}
 
 
 @dataclass(frozen=True)
 class Goal:
-    """At most one of the three.
+    """Limits what an operating point may lose or take; at most one limit is set.
 
     Attributes:
         max_drop: accuracy that may be given up, as a share of all images: 0.01 is one point.
@@ -29,10 +29,10 @@ class Goal:
     min_speedup: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse more than one, and what nothing could mean.
+        """Refuse more than one limit, and values out of range.
 
         Raises:
-            UsageError: naming it.
+            UsageError: names the option.
         """
         given = [v for v in (self.max_drop, self.latency_ms, self.min_speedup) if v is not None]
         if len(given) > 1:
@@ -49,7 +49,7 @@ class Goal:
 
     @property
     def text(self) -> str:
-        """As typed; empty without a goal."""
+        """The goal as typed on the command line; empty without a goal."""
         for name in ("max_drop", "latency_ms", "min_speedup"):
             value = getattr(self, name)
             if value is not None:
@@ -58,24 +58,24 @@ class Goal:
 
     @property
     def name(self) -> str:
-        """Of the operating point, unless the user names it."""
+        """The operating point's name where the user gives none."""
         return self.text.removeprefix("--").replace(" ", "-").replace("+", "")
 
     def choose(self, points: Sequence[Outcome], baseline: float, costs: Costs) -> Outcome:
-        """The best of these points.
+        """Returns the best of these points that meets the goal.
 
         Args:
             points: on the tuning images.
-            baseline: its accuracy there.
+            baseline: the baseline's accuracy on them, 0..1.
             costs: of the chain.
 
         Raises:
-            TuningError: none reaches the goal; says what the chain can do.
+            TuningError: no point meets the goal; the message says what the chain can do.
         """
         if self.max_drop is not None:
-            # The whole chain, which loses nothing, has no error either.
+            # The whole chain always passes: it loses nothing, and its standard error is 0.
             floor = baseline - self.max_drop - 1e-9
-            good = [p for p in points if p.accuracy - _SURE * p.drop_error >= floor]
+            good = [p for p in points if p.accuracy - _MARGIN * p.drop_error >= floor]
             if good:
                 return min(good, key=lambda p: p.latency_ms)
             best = max(points, key=lambda p: p.accuracy)

@@ -1,4 +1,4 @@
-"""Exits that never pay: their heads cost more than the images that leave there save."""
+"""Finds exits that never pay: their heads cost more time than early leaving saves."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _WORTH = 0.002  # relative gain below which a change is noise
 
 @dataclass(frozen=True)
 class Pruning:
-    """A chain with fewer exits.
+    """Says which exits to leave out of the chain, and what that gains.
 
     Attributes:
         kept: exits to keep, 1-based.
         dropped: exits that cost more than they save.
         gain: speed-up over the chain with all exits at equal accuracy, on the report's images;
             1 is none.
-        blocks: after which the kept exits lie.
+        blocks: the block before each exit to keep.
     """
 
     kept: list[int]
@@ -42,15 +42,15 @@ def prune(
     manifest: Manifest,
     drops: Sequence[float],
 ) -> Pruning | None:
-    """Leave out one exit after the other while that makes the chain faster at equal accuracy.
+    """Finds the exits whose removal makes the chain faster at equal accuracy.
 
     Args:
         tuning: images to decide on.
-        report: images to say on what it gives.
+        report: images to measure the gain on.
         costs: of the chain with all exits.
-        shape: whose thresholds are swept.
+        shape: the policy whose thresholds are swept.
         manifest: of the bundle.
-        drops: accuracy given up, on the tuning images, at which chains are compared.
+        drops: losses of accuracy at which chains are compared, 0..1.
 
     Returns:
         None where every exit pays, or the bundle does not say what its heads cost.
@@ -61,22 +61,22 @@ def prune(
     def latency(other: Images, dropped: list[int]) -> float:
         return _latency(tuning, other, costs, shape, dropped, drops)
 
-    everyone = range(1, tuning.exits + 1)
-    # Down to a single exit, and back to where the chain was fastest.
+    exits = range(1, tuning.exits + 1)
+    # Exits are removed one by one, down to a single one; the fastest of these chains is chosen.
     steps: list[tuple[float, list[int]]] = [(latency(tuning, []), [])]
     while len(steps) < tuning.exits:
         before = steps[-1][1]
-        tried = [sorted([*before, e]) for e in everyone if e not in before]
-        steps.append(min((latency(tuning, d), d) for d in tried))
+        candidates = [sorted([*before, e]) for e in exits if e not in before]
+        steps.append(min((latency(tuning, d), d) for d in candidates))
     dropped = min(steps)[1]
     if not dropped:
         return None
-    kept = [e for e in everyone if e not in dropped]
+    left = [e for e in exits if e not in dropped]
     whole, fewer = (latency(report, d) for d in ([], dropped))
-    if fewer > whole * (1 - _WORTH):  # what helped on the tuning images was chance
+    if fewer > whole * (1 - _WORTH):  # the gain on the tuning images was chance
         return None
-    blocks = [manifest.segments[e - 1].last_block for e in kept]
-    return Pruning(kept, dropped, whole / fewer, blocks)
+    blocks = [manifest.segments[e - 1].last_block for e in left]
+    return Pruning(left, dropped, whole / fewer, blocks)
 
 
 def _latency(
@@ -87,22 +87,21 @@ def _latency(
     dropped: list[int],
     drops: Sequence[float],
 ) -> float:
-    """Mean over ``drops`` of the latency at that accuracy; the tuning images give the levels."""
-    kept = [m for m in range(tuning.exits + 1) if m + 1 not in dropped]
+    """Mean latency over ``drops``, with thresholds chosen on the tuning images."""
+    columns = [m for m in range(tuning.exits + 1) if m + 1 not in dropped]
     costs = costs.without(dropped) if dropped else costs
-    shape = Shape(shape.policy.among([m + 1 for m in kept[:-1]]), shape.slope)
-    here, there = (Scorer(Images(i.logits[:, kept], i.labels), costs) for i in (tuning, other))
-    found = here.curve(shape)
+    shape = Shape(shape.policy.among([m + 1 for m in columns[:-1]]), shape.slope)
+    here, there = (Scorer(Images(i.logits[:, columns], i.labels), costs) for i in (tuning, other))
+    curve = here.curve(shape)
     levels = front(
-        range(len(found.accuracy)),
-        cost=lambda i: float(found.latency_ms[i]),
-        worth=lambda i: float(found.accuracy[i]),
+        range(len(curve.accuracy)),
+        cost=lambda i: float(curve.latency_ms[i]),
+        worth=lambda i: float(curve.accuracy[i]),
     )
     if other is not tuning:
-        found = there.curve(shape, found.thresholds)
-    order = sorted(levels, key=lambda i: float(found.latency_ms[i]))
-    line = Line(found.latency_ms[order], found.accuracy[order])
-    wanted = other.baseline_accuracy
-    reached = [line.ms_at(wanted - drop) for drop in drops]
-    # What no level reaches takes the whole chain.
+        curve = there.curve(shape, curve.thresholds)
+    order = sorted(levels, key=lambda i: float(curve.latency_ms[i]))
+    line = Line(curve.latency_ms[order], curve.accuracy[order])
+    reached = [line.ms_at(other.baseline_accuracy - drop) for drop in drops]
+    # An accuracy that no level reaches takes the whole chain.
     return float(np.mean([costs.ms[-1] if ms is None else ms for ms in reached]))

@@ -1,8 +1,8 @@
-"""The file in which ``tune`` keeps what every image gave at every exit, and what that took.
+"""Stores the logits and times of every image at every exit, in a file that ``tune`` reads.
 
-One ``.npy`` file of records, memory-mapped, a record per image, and a ``.json`` beside it that says
-of which bundle, images and device. A record is marked done after it was written: an interrupted run
-goes on with those that are not.
+The file is a memory-mapped ``.npy`` with one record per image. A ``.json`` beside it names the
+bundle, the images and the device. A record is marked done after it was written, so an interrupted
+run continues with the others.
 """
 
 from __future__ import annotations
@@ -21,42 +21,47 @@ from numpy.typing import NDArray
 from lgvit_edge._support.files import locked, write_json
 from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.errors import DataError
-from lgvit_edge.tuning.costs import Costs, costs_of
+from lgvit_edge.tuning.costs import Costs
 
 _VERSION = 1
 TO_DO, DONE, UNREADABLE = 0, 1, 2
 
 
 class Recording:
-    """Records of all images; ``rows`` is ``[n]``, of the type ``record_type`` gives."""
+    """Holds the records of all images: ``rows`` is ``[n]``, of the type ``record_type`` gives."""
 
     def __init__(self, path: Path, rows: NDArray[Any], about: dict[str, Any]) -> None:
-        """Use ``recording`` or ``read``."""
+        """Wrap rows that are in memory; files are opened by ``recording`` and ``read``."""
         self.path, self.rows, self.about = path, rows, about
 
     @property
     def missing(self) -> NDArray[np.intp]:
-        """Images that have not been run."""
+        """Places of the images that have not been run, ``[k]``."""
         return np.flatnonzero(self.rows["state"] == TO_DO)
 
     @property
     def usable(self) -> NDArray[np.intp]:
-        """Images that could be read, and have been run."""
+        """Places of the images that were run and could be read, ``[k]``."""
         return np.flatnonzero(self.rows["state"] == DONE)
 
     def costs(self, manifest: Manifest) -> Costs:
-        """Mean times over the images, beside MACs."""
+        """Returns mean times over the images, and the MACs from the manifest."""
         rows = self.rows[self.usable]
-        prepare = float(rows["prepare_ms"].mean(dtype=np.float64))
-        segments = rows["segment_ms"].mean(axis=0, dtype=np.float64)
         base = rows["baseline_ms"]
-        return costs_of(
-            manifest, prepare, segments, float(base[np.isfinite(base)].mean(dtype=np.float64))
+        heads = tuple(s.head_macs for s in manifest.segments[:-1] if s.head_macs is not None)
+        return Costs(
+            float(rows["prepare_ms"].mean(dtype=np.float64)),
+            tuple(rows["segment_ms"].mean(axis=0, dtype=np.float64).tolist()),
+            float(base[np.isfinite(base)].mean(dtype=np.float64)),
+            tuple(segment.spec.macs for segment in manifest.segments),
+            heads if len(heads) == len(manifest.segments) - 1 else None,
+            manifest.baseline.macs,
+            tuple(segment.last_block for segment in manifest.segments),
         )
 
 
 def record_type(exits: int, classes: int) -> np.dtype[Any]:
-    """Of one image: logits of exits 1..M + 1, class, times, and whether it was run."""
+    """Returns the type of one image's record: logits of exits 1..M + 1, class, times, state."""
     return np.dtype(
         [
             ("logits", "<f4", (exits, classes)),
@@ -70,7 +75,7 @@ def record_type(exits: int, classes: int) -> np.dtype[Any]:
 
 
 def describe(manifest: Manifest, data_sha256: str, device: str) -> dict[str, Any]:
-    """What must be the same for kept logits to be of use."""
+    """Returns what must be the same for stored logits to be used again."""
     return {
         "version": _VERSION,
         "bundle": manifest.identity,
@@ -83,7 +88,7 @@ def describe(manifest: Manifest, data_sha256: str, device: str) -> dict[str, Any
 def recording(
     path: Path, manifest: Manifest, labels: Sequence[int], about: dict[str, Any]
 ) -> Iterator[Recording]:
-    """Open the file, or make it, and keep other processes out of it.
+    """Opens or creates the file for writing, and locks other processes out of it.
 
     Raises:
         DataError: it is of another bundle, images or device, another process fills it, or there is
@@ -102,11 +107,13 @@ def recording(
         except OSError as error:
             raise DataError(f"cannot write {path}: {error.strerror or error}") from None
         if path.stat().st_size and not _unfinished(path, kind):
-            _compare(path, read(path, manifest).about, about)
+            then = read(path, manifest).about
+            if other := [name for name, value in about.items() if then.get(name) != value]:
+                raise DataError(_other(path, ", ".join(other)))
         else:
             _create(path, kind, len(labels), about)
         rows = np.lib.format.open_memmap(path, mode="r+")
-        rows["label"] = labels  # which may have been corrected since
+        rows["label"] = labels  # they may have been corrected since
         try:
             yield Recording(path, rows, about)
         finally:
@@ -114,7 +121,7 @@ def recording(
 
 
 def read(path: Path, manifest: Manifest) -> Recording:
-    """What a run kept, read-only.
+    """Opens what a run stored, read-only.
 
     Raises:
         DataError: no such file, damaged, or of another bundle.
@@ -123,8 +130,8 @@ def read(path: Path, manifest: Manifest) -> Recording:
     try:
         about = json.loads(_beside(path).read_text(encoding="utf-8"))
         rows = _map(path)
-        known = isinstance(about, dict) and about.get("version") == _VERSION
-        if not known or not isinstance(about.get("device"), str) or rows.ndim != 1:
+        current = isinstance(about, dict) and about.get("version") == _VERSION
+        if not current or not isinstance(about.get("device"), str) or rows.ndim != 1:
             raise ValueError("of another version")
     except FileNotFoundError as error:
         raise DataError(
@@ -147,7 +154,7 @@ def _map(path: Path) -> NDArray[Any]:
 
 
 def _unfinished(path: Path, kind: np.dtype[Any]) -> bool:
-    """Whether an interrupted run began to make the file; another's is never taken for that."""
+    """Whether an interrupted run of the same kind left the file without its description."""
     if _beside(path).exists():
         return False
     try:
@@ -157,10 +164,10 @@ def _unfinished(path: Path, kind: np.dtype[Any]) -> bool:
 
 
 def _create(path: Path, kind: np.dtype[Any], count: int, about: dict[str, Any]) -> None:
-    """Make the file, all to do; what describes it comes last, and makes it one."""
+    """Create the file with nothing done; its description is written last and completes it."""
     try:
         rows = np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=(count,))
-        # The room, now: writing to a memory map on a full disk kills the process without a word.
+        # Reserve the space: writing to a memory map on a full disk kills the process silently.
         with path.open("rb+") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         rows["baseline_ms"] = np.nan
@@ -178,12 +185,6 @@ def _create(path: Path, kind: np.dtype[Any], count: int, about: dict[str, Any]) 
 
 def _beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
-
-
-def _compare(path: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
-    other = [name for name, value in now.items() if then.get(name) != value]
-    if other:
-        raise DataError(_other(path, ", ".join(other)))
 
 
 def _other(path: Path, what: str) -> str:

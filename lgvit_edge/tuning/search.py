@@ -1,9 +1,8 @@
-"""Searching policies: Bayesian optimization over shapes, the single-threshold sweep beside it.
+"""Searches policies by Bayesian optimization over shapes, and by a single-threshold sweep.
 
-The paper leaves the choice of thresholds to hand work and names Bayesian optimization as future
-work (section 6). Each trial draws the whole curve of a shape; the two objectives are its mean
-accuracy over the fast and over the careful half of the range of costs, so that no shape is thrown
-away that is best somewhere.
+The paper sets thresholds by hand and names Bayesian optimization as future work (section 6). Each
+trial draws the whole curve of a shape. The two objectives are its mean accuracy over the fast and
+over the careful half of the range of costs, so a shape that is best in one part is not lost.
 """
 
 from __future__ import annotations
@@ -22,40 +21,40 @@ from lgvit_edge.tuning.shapes import Curve, Scorer, Shape
 Progress = Callable[[int, int], None]
 SWEEP = Shape(Confidence())
 _SLOPE = 0.3
-_GAP = 0.01  # two points of a front differ by a percent in cost, or they are one
+_GAP = 0.01  # least relative difference in cost between two points of a front
 
 
 def search(
     scorer: Scorer, *, trials: int, seed: int, progress: Progress = lambda done, total: None
 ) -> list[Curve]:
-    """Curves of the shapes no other beats, of all policies; the plain sweep comes first.
+    """Searches all policies, and returns the curves of the best shapes, the plain sweep first.
 
-    Policies that compare no number with a threshold are tried at their own ``settings``.
+    Policies without thresholds are tried at their own ``settings``.
 
     Args:
-        scorer: of the tuning images.
-        trials: of each policy with thresholds.
+        scorer: draws curves on the tuning images.
+        trials: number for each policy with thresholds.
         seed: the same seed and images give the same curves.
         progress: called with trials done and trials in all.
 
     Raises:
         MissingDependency: optuna is not installed.
-        TuningError: a policy does not stop where it says.
+        TuningError: a policy does not stop where its ``held`` says.
     """
     optuna = require("optuna", extra="tune")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     calibrated = temperatures(scorer.images)
-    found = [scorer.curve(SWEEP)]
+    best = [scorer.curve(SWEEP)]
     searched = []
     for kind in POLICIES.values():
         if issubclass(kind, ThresholdPolicy):
             searched.append(kind)
         else:
-            found += [scorer.curve(Shape(policy)) for policy in kind.settings(scorer.exits)]
+            best += [scorer.curve(Shape(policy)) for policy in kind.settings(scorer.exits)]
     for place, kind in enumerate(searched):
         sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True)
         study = optuna.create_study(directions=["maximize", "maximize"], sampler=sampler)
-        # Where hand work would begin: no temperature, no slope.
+        # The first trial is the plain policy: no temperature, no slope.
         study.enqueue_trial({"temperature": 1.0, "calibrated": False, "slope": 0.0})
         curves: dict[int, Curve] = {}
         done = place * trials
@@ -72,9 +71,9 @@ def search(
         for number in range(trials):
             progress(done + number, len(searched) * trials)
             study.optimize(objective, n_trials=1)
-        found += [curves[trial.number] for trial in study.best_trials]
+        best += [curves[trial.number] for trial in study.best_trials]
     progress(len(searched) * trials, len(searched) * trials)
-    return found
+    return best
 
 
 def _shape(trial: Any, kind: type[ThresholdPolicy], calibrated: tuple[float, ...]) -> Shape:
@@ -96,18 +95,18 @@ def _halves(curve: Curve, scorer: Scorer) -> tuple[float, float]:
     ms = scorer.costs.ms
     grid = np.linspace(ms[0], ms[-1], 61)
     order = np.argsort(curve.latency_ms)
-    # What is both slower and less accurate than another level is never chosen.
+    # A level that is slower and less accurate than another is never chosen.
     best = np.maximum.accumulate(curve.accuracy[order])
     reached = np.interp(grid, curve.latency_ms[order], best)
     return float(reached[:31].mean()), float(reached[30:].mean())
 
 
 def policies_by(curves: list[Curve], worth: Callable[[Curve], Any]) -> list[Policy]:
-    """The policies of a front on the tuning images, fastest first, ``Never`` last.
+    """Returns the policies of the Pareto front on the tuning images, fastest first, ``Never`` last.
 
     Args:
         curves: to choose from.
-        worth: of a curve, ``[k]``: its accuracy, or the errors it does not make.
+        worth: of each level of a curve, ``[k]``, such as its accuracy; more is better.
     """
     places = [(curve, i) for curve in curves for i in range(len(curve.accuracy))]
     chosen = front(
@@ -117,8 +116,6 @@ def policies_by(curves: list[Curve], worth: Callable[[Curve], Any]) -> list[Poli
         gap=_GAP,
     )
     by_curve: dict[int, list[Policy]] = {}
-    found = []
-    for curve, i in chosen:
-        made = by_curve.setdefault(id(curve), curve.policies())
-        found.append(made[i])
-    return [*found, Never()]
+    for curve, _ in chosen:
+        by_curve.setdefault(id(curve), curve.policies())
+    return [*(by_curve[id(curve)][i] for curve, i in chosen), Never()]

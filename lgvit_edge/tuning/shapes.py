@@ -1,8 +1,8 @@
-"""Policies but for the level of their thresholds, and the curve that raising the level draws.
+"""Shapes: policies whose threshold level is left open, and the curve that raising it draws.
 
-Free thresholds, one per exit, fit the tuning images: searched one by one they gained 1.8 points
-there and none on others. So they lie on a line over the depth of the exits: a level, which trades
-accuracy for time, and a slope.
+One free threshold per exit overfits: searched one by one, thresholds gained 1.8 points on the
+tuning images and none on others. So they lie on a line over the depth of the exits, with a level,
+which trades accuracy for time, and a slope.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from lgvit_edge.policies.evaluate import Images, evaluate
 from lgvit_edge.tuning.costs import Costs
 
 Floats = NDArray[np.float64]
-# Quantiles of the scores: close together where nearly all images go on, which is where few errors
-# are allowed.
+# Quantiles of the scores; they are closer where nearly all images go on and few errors are allowed.
 LEVELS = np.unique(
     np.concatenate([np.linspace(0, 0.95, 48), 1 - np.geomspace(0.05, 1e-4, 16), [1]])
 )
@@ -28,10 +27,10 @@ _STRAY = 0.01  # share of images that rounding may send to another exit
 
 @dataclass(frozen=True)
 class Shape:
-    """A policy but for the level of its thresholds.
+    """Describes a policy whose threshold level is left open.
 
     Attributes:
-        policy: whose thresholds, where it has any, do not count.
+        policy: any thresholds it has are ignored.
         slope: how much higher, as a share of all scores, the last exit's threshold lies than the
             first's.
     """
@@ -40,7 +39,7 @@ class Shape:
     slope: float = 0.0
 
     def at(self, thresholds: tuple[float, ...]) -> Policy:
-        """With these thresholds, ``[M]``."""
+        """Returns the policy with these thresholds, ``[M]``."""
         if not isinstance(self.policy, ThresholdPolicy):
             return self.policy
         return self.policy.at(thresholds[0] if len(set(thresholds)) == 1 else thresholds)
@@ -48,11 +47,11 @@ class Shape:
 
 @dataclass(frozen=True)
 class Curve:
-    """A shape at every level; arrays run from careless to careful.
+    """Holds what a shape gives at every level; arrays run from careless to careful.
 
     Attributes:
-        shape: itself.
-        thresholds: ``[k, M]``; where the policy has none, one row of zeros.
+        shape: the shape.
+        thresholds: ``[k, M]``; one row of zeros where the policy has none.
         accuracy: ``[k]``, 0..1.
         errors: ``[k]``, share of images that the chain gets wrong and the baseline right.
         latency_ms: ``[k]``, mean.
@@ -65,7 +64,7 @@ class Curve:
     latency_ms: Floats
 
     def policies(self) -> list[Policy]:
-        """The policy at every level."""
+        """Returns the policy at every level."""
         return [self.shape.at(tuple(map(float, row))) for row in self.thresholds]
 
 
@@ -79,43 +78,42 @@ class Scorer:
         self._scores: dict[Policy, tuple[NDArray[np.float32], NDArray[np.bool_]]] = {}
         self._checked: set[type[Policy]] = set()
         ms = costs.ms
-        # Depth of the exits by what it takes to reach them, from -0.5 to 0.5.
+        # Depth of each exit by the time it takes to reach it, from -0.5 to 0.5.
         span = max(ms[-2] - ms[0], 1e-9) if self.exits > 1 else 1.0
         self.depth = (ms[:-1] - ms[0]) / span - 0.5
 
     def curve(self, shape: Shape, thresholds: Floats | None = None) -> Curve:
-        """A shape at every level, or at the thresholds ``[k, M]`` of another's curve.
+        """Returns a shape's curve at every level, or at thresholds ``[k, M]`` of another curve.
 
         Raises:
             TuningError: the policy does not stop where its ``held`` says.
         """
         policy = shape.policy
         if not isinstance(policy, ThresholdPolicy):
-            found = evaluate(policy, self.images, self.costs.by_exit)
-            figures = (found.accuracy, found.errors / len(self.images), found.latency_ms)
+            outcome = evaluate(policy, self.images, self.costs.by_exit)
+            figures = (outcome.accuracy, outcome.errors / len(self.images), outcome.latency_ms)
             return Curve(shape, np.zeros((1, self.exits)), *(np.array([f]) for f in figures))
         scores, right = self._scored(policy)
         sign = -1 if policy.measure.low_is_sure else 1
         if thresholds is None:
-            # A zero without a sign, which JSON would show.
+            # Adding 0.0 removes the sign of a zero, which JSON would show.
             thresholds = sign * self._thresholds(scores, shape, policy) + 0.0
         # In float32, as the policies compare.
         levels = (sign * thresholds).astype(np.float32)
-        taken = [self._taken(policy.held(scores > row)) for row in levels]
+        exits = [self._exits(policy.held(scores > row)) for row in levels]
         if type(policy) not in self._checked:
-            self._check(shape, thresholds, taken)
+            self._check(shape, thresholds, exits[len(exits) // 2])
         rows = np.arange(len(self.images))
-        hits = np.array([right[rows, exits].mean() for exits in taken])
-        wrong = [(self.baseline_right & ~right[rows, exits]).mean() for exits in taken]
-        spent = np.array([self.costs.ms[exits].mean() for exits in taken])
-        return Curve(shape, thresholds, hits, np.array(wrong), spent)
+        accuracy = np.array([right[rows, e].mean() for e in exits])
+        errors = np.array([(self.baseline_right & ~right[rows, e]).mean() for e in exits])
+        latency_ms = np.array([self.costs.ms[e].mean() for e in exits])
+        return Curve(shape, thresholds, accuracy, errors, latency_ms)
 
-    def _check(self, shape: Shape, thresholds: Floats, taken: list[NDArray[np.intp]]) -> None:
-        """Once a kind of policy: whether it really stops where the curve has it."""
-        middle = len(taken) // 2
-        policy = shape.at(tuple(map(float, thresholds[middle])))
+    def _check(self, shape: Shape, thresholds: Floats, expected: NDArray[np.intp]) -> None:
+        """Check, once per kind of policy, that the middle level really stops where expected."""
+        policy = shape.at(tuple(map(float, thresholds[len(thresholds) // 2])))
         exits, _ = policy.replay(self.images.logits)
-        stray = float((exits - 1 != taken[middle]).mean())
+        stray = float((exits - 1 != expected).mean())
         if stray > _STRAY:
             raise TuningError(
                 f"the policy {policy.name} cannot be tuned: {stray:.0%} of the images leave "
@@ -129,20 +127,17 @@ class Scorer:
         places = np.clip(LEVELS[:, None] + shape.slope * self.depth[None], 0, 1)
         ordered = np.sort(scores, axis=None)
         last = len(ordered) - 1
-        found = ordered[np.round(places * last).astype(np.intp)].astype(np.float64)
-        # Seven digits are what float32 tells apart; a policy's numbers should be readable.
+        quantiles = ordered[np.round(places * last).astype(np.intp)].astype(np.float64)
+        # float32 has about seven digits; rounding to them keeps a policy's numbers readable.
         low, high = sorted(policy.measure.sureness(limit) for limit in policy.limits())
-        return np.unique(np.clip(np.round(found, 7), low, high), axis=0)
+        return np.unique(np.clip(np.round(quantiles, 7), low, high), axis=0)
 
-    def _taken(self, stops: NDArray[np.bool_]) -> NDArray[np.intp]:
+    def _exits(self, stops: NDArray[np.bool_]) -> NDArray[np.intp]:
         """Exit 0..M of each image, given where it may stop, ``[n, M]``."""
         return np.where(stops.any(axis=1), stops.argmax(axis=1), self.exits)
 
     def _scored(self, policy: ThresholdPolicy) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """What is compared with thresholds, more being surer, ``[n, M]``; what is answered rightly.
-
-        The latter ``[n, M + 1]``.
-        """
+        """Scores, ``[n, M]``, more being surer; whether each answer is right, ``[n, M + 1]``."""
         key = policy.at(policy.limits()[0])  # the same for all thresholds
         if key not in self._scores:
             tracker, labels = policy.start(self.exits), self.images.labels

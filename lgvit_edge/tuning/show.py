@@ -1,4 +1,4 @@
-"""What tuning found: for the terminal, as JSON, as a picture."""
+"""Shows the result of tuning: in the terminal, as JSON, as a picture."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from lgvit_edge.tuning.front import Line
 from lgvit_edge.tuning.tune import DROPS, Tuned
 
 
-def to_record(found: Tuned) -> dict[str, Any]:
-    """Everything, as JSON."""
+def to_record(tuned: Tuned) -> dict[str, Any]:
+    """Returns the whole result as JSON."""
     return {
-        "points": {name: asdict(point) for name, point in found.points.items()},
-        "images": found.images,
-        "baseline_accuracy": found.baseline_accuracy,
-        "gain_over_sweep": found.gain(),
-        "front": [point.to_json() for point in found.front],
-        "sweep": [point.to_json() for point in found.sweep],
-        "costs": asdict(found.costs),
-        "never_pay": None if found.pruning is None else asdict(found.pruning),
-        "calibration": found.calibration,
-        "search_seconds": round(found.seconds, 2),
+        "points": {name: asdict(point) for name, point in tuned.points.items()},
+        "images": tuned.images,
+        "baseline_accuracy": tuned.baseline_accuracy,
+        "gain_over_sweep": tuned.gain(),
+        "front": [point.to_json() for point in tuned.front],
+        "sweep": [point.to_json() for point in tuned.sweep],
+        "costs": asdict(tuned.costs),
+        "never_pay": None if tuned.pruning is None else asdict(tuned.pruning),
+        "calibration": tuned.calibration,
+        "search_seconds": round(tuned.seconds, 2),
     }
 
 
-def print_tuned(found: Tuned, bundle: Path, manifest: Manifest, console: Console) -> None:
-    """Points, what they are worth, and what to type next."""
-    parts = ", ".join(f"{count} to {name} on" for name, count in found.images.items())
-    _say(console, f"images: {parts}; all figures are of those to report on, which no search saw")
+def print_tuned(tuned: Tuned, bundle: Path, manifest: Manifest, console: Console) -> None:
+    """Prints the operating points, what they gain, and the command to run next."""
+    parts = ", ".join(f"{count} to {name} on" for name, count in tuned.images.items())
+    _say(console, f"images: {parts}; all figures are from the last group, unseen by the search")
     rows = table(
         *("point", "policy"), numbers=("accuracy", "lost", "MACs x", "mean (ms)", "speed-up")
     )
-    lost = found.baseline_accuracy
-    rows.add_row("baseline", "", f"{lost:.2%}", "", "1.00", f"{found.costs.baseline_ms:.2f}", "1x")
-    for name, point in found.points.items():
+    base = tuned.baseline_accuracy
+    rows.add_row("baseline", "", f"{base:.2%}", "", "1.00", f"{tuned.costs.baseline_ms:.2f}", "1x")
+    for name, point in tuned.points.items():
         rows.add_row(
             escape(name),
             point.policy["name"],
@@ -54,26 +54,26 @@ def print_tuned(found: Tuned, bundle: Path, manifest: Manifest, console: Console
             f"{point.wall_clock_speedup:.2f}x",
         )
     console.print(rows)
-    for name, point in found.points.items():
-        _doubts(console, name, point, found)
-    _gain(console, found)
-    _calibration(console, found)
-    _exits(console, found, manifest, bundle)
-    first = next(iter(found.points))
+    for name, point in tuned.points.items():
+        _doubts(console, name, point, tuned)
+    _gain(console, tuned)
+    _calibration(console, tuned)
+    _exits(console, tuned, manifest, bundle)
+    first = next(iter(tuned.points))
     folder = quote(str(bundle))
-    _say(console, f"kept in {bundle}; next: lgvit-edge bench --engines {folder} --point {first}")
+    _say(console, f"saved in {bundle}; next: lgvit-edge bench --engines {folder} --point {first}")
 
 
-def _doubts(console: Console, name: str, point: OperatingPoint, found: Tuned) -> None:
-    """What was asked for and what the report's images say of it; what is certain and when."""
+def _doubts(console: Console, name: str, point: OperatingPoint, tuned: Tuned) -> None:
+    """Warn where a point misses its goal on the report images; say what its guarantee covers."""
     lost = point.baseline_accuracy - point.accuracy
     if point.goal.startswith("--max-drop"):
         asked = float(point.goal.split()[1])
         if lost > asked + 1e-9:
             console.print(
-                f"[yellow]{escape(name)} loses {lost:.2%} on the images to report on, more than "
-                f"the {asked:.2%} asked for, which those to tune on allowed with 1.6 standard "
-                "errors to spare; for a bound that holds, add --risk[/]",
+                f"[yellow]{escape(name)} loses {lost:.2%} on the report images, more than the "
+                f"requested {asked:.2%}; it met the goal on the tuning images with a margin of 1.6 "
+                "standard errors. For a guaranteed bound, add --risk[/]",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -85,12 +85,12 @@ def _doubts(console: Console, name: str, point: OperatingPoint, found: Tuned) ->
             f"of images are answered wrongly that the baseline answers rightly ({bound.errors} of "
             f"the {bound.images} images to certify on); {ASSUMPTION}",
         )
-        if found.more_images:
-            _say(console, f"{found.more_images} images to certify on would allow a faster point")
+        if tuned.more_images:
+            _say(console, f"{tuned.more_images} images to certify on would allow a faster point")
 
 
-def _gain(console: Console, found: Tuned) -> None:
-    gain = found.gain()
+def _gain(console: Console, tuned: Tuned) -> None:
+    gain = tuned.gain()
     parts = []
     for drop in DROPS:
         mine, sweep = gain["speedup_at_drop"][f"{drop:g}"]
@@ -103,30 +103,30 @@ def _gain(console: Console, found: Tuned) -> None:
         "points of accuracy at equal time on average (at worst "
         f"{100 * gain['least_accuracy']:+.2f})"
         + "".join(f"; {part}" for part in parts)
-        + f" (search: {found.seconds:.0f} s)",
+        + f" (search: {tuned.seconds:.0f} s)",
     )
 
 
-def _calibration(console: Console, found: Tuned) -> None:
-    before, after = (found.calibration[key] for key in ("error", "error_calibrated"))
+def _calibration(console: Console, tuned: Tuned) -> None:
+    before, after = (tuned.calibration[key] for key in ("error", "error_calibrated"))
     worst = max(range(len(before)), key=lambda i: before[i])
     if before[worst] - after[worst] > 0.01:
         _say(
             console,
-            f"calibration: exit {worst + 1}'s confidence is {before[worst]:.1%} away from how "
-            f"often it is right, {after[worst]:.1%} at temperature "
-            f"{found.calibration['temperature'][worst]:g}; the search takes that into account",
+            f"calibration: exit {worst + 1}'s confidence differs from its accuracy by "
+            f"{before[worst]:.1%}, and by {after[worst]:.1%} at temperature "
+            f"{tuned.calibration['temperature'][worst]:g}; the search tries such temperatures",
         )
 
 
-def _exits(console: Console, found: Tuned, manifest: Manifest, bundle: Path) -> None:
-    heads = found.costs.head_ms
-    pruned = found.pruning
+def _exits(console: Console, tuned: Tuned, manifest: Manifest, bundle: Path) -> None:
+    heads = tuned.costs.head_ms
+    pruned = tuned.pruning
     if heads is None:
         _say(
             console,
-            "which exits never pay is not known: the bundle is of an earlier version; export it "
-            "again",
+            "exits that never pay: unknown, because an earlier version wrote the bundle; export it "
+            "again to see them",
         )
     elif pruned is not None:
         exits = ",".join(map(str, pruned.blocks))
@@ -136,9 +136,8 @@ def _exits(console: Console, found: Tuned, manifest: Manifest, bundle: Path) -> 
         out = bundle.absolute().with_name(f"{bundle.absolute().name}-{exits.replace(',', '-')}")
         _say(
             console,
-            f"exits that never pay: {dropped}; without them {pruned.gain:.3f}x as fast at equal "
-            "accuracy (estimated, the heads' time shared out by their MACs). Leave them out and "
-            "tune again:",
+            f"exits that never pay: {dropped}; without them the chain is {pruned.gain:.3f}x as "
+            "fast at equal accuracy (estimated from MACs). Leave them out and tune again:",
         )
         _say(
             console,
@@ -147,12 +146,12 @@ def _exits(console: Console, found: Tuned, manifest: Manifest, bundle: Path) -> 
         )
 
 
-def draw(found: Tuned, path: Path, kind: str) -> None:
-    """Accuracy over mean latency: the front, the single-threshold sweep and the points.
+def draw(tuned: Tuned, path: Path, kind: str) -> None:
+    """Draws accuracy over mean latency: the front, the single-threshold sweep and the points.
 
     Args:
-        found: what to draw.
-        path: of the file.
+        tuned: what to draw.
+        path: the file to write.
         kind: ``png``, ``svg`` or ``pdf``.
 
     Raises:
@@ -163,23 +162,18 @@ def draw(found: Tuned, path: Path, kind: str) -> None:
         figsize=(7, 4.5), layout="constrained"
     )
     axes = figure.subplots()
-    for label, points in (("one threshold", found.sweep), ("tuned", found.front)):
+    for label, points in (("one threshold", tuned.sweep), ("tuned", tuned.front)):
         line = Line.through(points)
         axes.plot(line.ms, 100 * line.accuracy, marker=".", markersize=3, label=label)
-    axes.plot(
-        [found.costs.baseline_ms],
-        [100 * found.baseline_accuracy],
-        *("s",),
-        color="0.4",
-        label="without exits",
-    )
-    for name, point in found.points.items():
+    baseline = (tuned.costs.baseline_ms, 100 * tuned.baseline_accuracy)
+    axes.plot(*baseline, "s", color="0.4", label="without exits")
+    for name, point in tuned.points.items():
         place = (point.latency_ms, 100 * point.accuracy)
         axes.plot(*place, "o", color="black", markersize=6, fillstyle="none")
         axes.annotate(name, place, xytext=(5, -11), textcoords="offset points", fontsize=8)
     axes.set_xlabel("mean latency (ms)")
     axes.set_ylabel("accuracy (%)")
-    axes.set_title(f"{found.images['report']} images the search has not seen", fontsize=10)
+    axes.set_title(f"{tuned.images['report']} images the search has not seen", fontsize=10)
     axes.legend(fontsize=8, loc="lower right")
     axes.grid(alpha=0.3)
     figure.savefig(path, format=kind, dpi=150)

@@ -1,4 +1,4 @@
-"""From recorded logits to operating points: split, search, certify, report."""
+"""Turns recorded logits into operating points: split, search, certify, report."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from lgvit_edge.tuning.shapes import Curve, Scorer, Shape
 
 Progress = Callable[[int, int], None]
 DROPS = (0.01, 0.02)
-_LEAST_DROP = 0.005  # to compare chains at: more accuracy than this many cannot reach at all
-_LEAST = 20  # images in a part: with fewer, accuracy is in steps of more than 5 points
+_LEAST_DROP = 0.005  # of accuracy, when chains are compared: many cannot reach more
+_LEAST_IMAGES = 20  # in a part: with fewer, accuracy moves in steps of more than 5 points
 
 
 @dataclass(frozen=True)
 class TuneOptions:
-    """What to look for, and how hard.
+    """Sets what tuning looks for, and how long it searches.
 
     Attributes:
-        goal: what can be afforded; an empty one for ``goals.USUAL``.
-        name: of the operating point; None for the goal's own.
-        risk: share of images the chain may get wrong and the baseline right, to be certified; None
-            for no certificate.
-        delta: how often a certificate may be wrong.
-        trials: of each policy.
-        seed: of the split and the search.
+        goal: limit on the loss or the time; an empty one means the three of ``goals.USUAL``.
+        name: of the operating point; None for the goal's name.
+        risk: share of images that the chain may get wrong and the baseline right, to be certified;
+            None for no certificate.
+        delta: probability that a certificate is wrong.
+        trials: number for each policy.
+        seed: for the split and the search.
     """
 
     goal: Goal = field(default_factory=Goal)
@@ -53,10 +53,10 @@ class TuneOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what nothing could mean.
+        """Refuse values out of range, and a name without a goal.
 
         Raises:
-            UsageError: naming it.
+            UsageError: names the option.
         """
         for name, value in (("risk", self.risk), ("delta", self.delta)):
             if value is not None and not 0 < value < 1:
@@ -67,20 +67,19 @@ class TuneOptions:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What was found; all figures are of the report's images, whose part no search has seen.
+    """Holds the result of tuning; all figures are from the report images, unseen by the search.
 
     Attributes:
-        points: by name.
-        front: policies that none is both faster and more accurate than on the tuning images, and
-            the whole chain.
-        sweep: the same of one confidence threshold for all exits.
+        points: operating points by name.
+        front: the Pareto front on the tuning images, and the whole chain.
+        sweep: the same for one confidence threshold at all exits.
         baseline_accuracy: top-1.
-        images: how many each part had.
+        images: number in each part.
         costs: per image.
-        pruning: exits that never pay; None where all do.
+        pruning: exits that never pay; None where all pay.
         calibration: per exit, temperature and calibration error before and after.
-        more_images: how many to certify on would have certified the next faster point too.
-        seconds: what the search took.
+        more_images: number that would have certified the next faster point, too.
+        seconds: duration of the search.
     """
 
     points: dict[str, OperatingPoint]
@@ -95,31 +94,31 @@ class Tuned:
     seconds: float
 
     def gain(self) -> dict[str, Any]:
-        """The front beside the sweep: accuracy at equal time, speed-up at equal accuracy."""
+        """Compares the front with the sweep: accuracy at equal time, speed-up at equal accuracy."""
         front, sweep = Line.through(self.front), Line.through(self.sweep)
         grid = np.linspace(max(front.ms[0], sweep.ms[0]), min(front.ms[-1], sweep.ms[-1]), 101)
-        above = front.accuracy_at(grid) - sweep.accuracy_at(grid)
+        gains = front.accuracy_at(grid) - sweep.accuracy_at(grid)
         base = self.costs.baseline_ms
         speed_ups = {}
         for drop in DROPS:
             reached = [line.ms_at(self.baseline_accuracy - drop) for line in (front, sweep)]
             speed_ups[f"{drop:g}"] = [None if ms is None else base / ms for ms in reached]
         return {
-            "mean_accuracy": float(above.mean()),
-            "least_accuracy": float(above.min()),
+            "mean_accuracy": float(gains.mean()),
+            "least_accuracy": float(gains.min()),
             "speedup_at_drop": speed_ups,
         }
 
 
 def tune(
-    kept: Recording,
+    recording: Recording,
     manifest: Manifest,
     options: TuneOptions,
     *,
     report: Recording | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Tuned:
-    """Search operating points on some images, certify them on others, and report on yet others.
+    """Searches operating points on some images, certifies them on others, reports on a third part.
 
     Example:
         with Session.open("out/") as session:
@@ -127,11 +126,11 @@ def tune(
             tuned = tune(recording, session.manifest, TuneOptions(Goal(max_drop=0.01)))
 
     Args:
-        kept: logits and times; split by the seed, into halves to tune and to report on, or, with a
-            risk, into a quarter, a half and a quarter to tune, certify and report on.
+        recording: logits and times; the seed splits them into halves to tune and report on, or,
+            with a risk, into a quarter, a half and a quarter to tune, certify and report on.
         manifest: of the bundle.
         options: what to look for.
-        report: of other images, to report on; then ``kept`` has two parts alone.
+        report: logits of other images to report on; ``recording`` then has no report part.
         progress: called with trials done and trials in all.
 
     Raises:
@@ -142,26 +141,29 @@ def tune(
     began = time.monotonic()
     if len(manifest.segments) < 2:
         raise UsageError("this bundle has no exits: there is nothing to tune")
-    parts = _split(kept, options, report)
+    parts = _split(recording, options, report)
     tuning, reporting = parts["tune"], parts["report"]
-    costs = kept.costs(manifest)
+    costs = recording.costs(manifest)
     scorer = Scorer(tuning, costs)
     curves = search(scorer, trials=options.trials, seed=options.seed, progress=progress)
     front = policies_by(curves, lambda curve: curve.accuracy)
     sweep = policies_by(curves[:1], lambda curve: curve.accuracy)
-    maker = _Maker(costs, reporting, (report or kept).about)
     base = tuning.baseline_accuracy
     more = None
     named: dict[str, tuple[Outcome, str, Guarantee | None]]
     if options.risk is not None:
-        sure, guarantee, more = _certify(curves, parts["certify"], options, kept, costs)
-        candidates = [evaluate(p, tuning, costs.by_exit) for p in sure]
+        certifying = parts["certify"]
+        safe, more = _certify(curves, certifying, options, costs)
+        candidates = [evaluate(p, tuning, costs.by_exit) for p in safe]
         goal, name = options.goal, options.name or options.goal.name
-        chosen = candidates[-1]
-        if goal.text:
-            chosen = goal.choose(candidates, base, costs)
-        errors = evaluate(chosen.policy, parts["certify"], costs.by_exit).errors
-        bound = Guarantee(**(guarantee | {"errors": errors}))
+        chosen = goal.choose(candidates, base, costs) if goal.text else candidates[-1]
+        bound = Guarantee(
+            risk=options.risk,
+            delta=options.delta,
+            images=len(certifying),
+            errors=evaluate(chosen.policy, certifying, costs.by_exit).errors,
+            data_sha256=recording.about["images"],
+        )
         named = {name or f"risk-{options.risk:g}": (chosen, goal.text, bound)}
     else:
         candidates = [evaluate(p, tuning, costs.by_exit) for p in front]
@@ -170,7 +172,8 @@ def tune(
             goals = {name: Goal(max_drop=drop) for name, drop in USUAL.items()}
         named = {n: (g.choose(candidates, base, costs), g.text, None) for n, g in goals.items()}
     points = {
-        name: maker.point(found.policy, text, bound) for name, (found, text, bound) in named.items()
+        name: _point(outcome.policy, text, bound, reporting, costs, (report or recording).about)
+        for name, (outcome, text, bound) in named.items()
     }
     by_exit = temperatures(tuning)
     plain = (1.0,) * tuning.exits
@@ -187,7 +190,7 @@ def tune(
             costs,
             _shape(curves, named[list(named)[len(named) // 2]][0].policy),
             manifest,
-            [max(_LEAST_DROP, base - found.accuracy) for found, _, _ in named.values()],
+            [max(_LEAST_DROP, base - outcome.accuracy) for outcome, _, _ in named.values()],
         ),
         calibration={
             "temperature": list(by_exit),
@@ -200,51 +203,54 @@ def tune(
 
 
 def _shape(curves: Sequence[Curve], policy: Policy) -> Shape:
-    """Whose thresholds a policy has; the plain sweep's, where the whole chain was chosen."""
+    """The shape that a policy was drawn from; the plain sweep's for the whole chain."""
     return next((curve.shape for curve in curves if policy in curve.policies()), SWEEP)
 
 
-class _Maker:
-    """Makes operating points of policies, with figures from the report's images."""
+def _point(
+    policy: Policy,
+    goal: str,
+    guarantee: Guarantee | None,
+    images: Images,
+    costs: Costs,
+    about: dict[str, Any],
+) -> OperatingPoint:
+    outcome = evaluate(policy, images, costs.by_exit)
+    return OperatingPoint(
+        policy=policy.to_json(),
+        accuracy=outcome.accuracy,
+        baseline_accuracy=images.baseline_accuracy,
+        macs=outcome.macs,
+        macs_speedup=outcome.macs_speedup,
+        latency_ms=outcome.latency_ms,
+        baseline_latency_ms=costs.baseline_ms,
+        shares=outcome.shares,
+        images=len(images),
+        data_sha256=about["images"],
+        device=about["device"],
+        goal=goal,
+        guarantee=guarantee,
+    )
 
-    def __init__(self, costs: Costs, images: Images, about: dict[str, Any]) -> None:
-        self.costs, self.images, self.about = costs, images, about
 
-    def point(self, policy: Policy, goal: str, guarantee: Guarantee | None) -> OperatingPoint:
-        found = evaluate(policy, self.images, self.costs.by_exit)
-        return OperatingPoint(
-            policy=policy.to_json(),
-            accuracy=found.accuracy,
-            baseline_accuracy=self.images.baseline_accuracy,
-            macs=found.macs,
-            macs_speedup=found.macs_speedup,
-            latency_ms=found.latency_ms,
-            baseline_latency_ms=self.costs.baseline_ms,
-            shares=found.shares,
-            images=len(self.images),
-            data_sha256=self.about["images"],
-            device=self.about["device"],
-            goal=goal,
-            guarantee=guarantee,
-        )
-
-
-def _split(kept: Recording, options: TuneOptions, report: Recording | None) -> dict[str, Images]:
+def _split(
+    recording: Recording, options: TuneOptions, report: Recording | None
+) -> dict[str, Images]:
     shares = {"tune": 1}
     if options.risk is not None:
         shares["certify"] = 2 if report is None else 1
     if report is None:
         shares["report"] = 1
-    rows = np.random.default_rng(options.seed).permutation(kept.usable)
+    rows = np.random.default_rng(options.seed).permutation(recording.usable)
     ends = np.cumsum([0, *shares.values()]) * len(rows) // sum(shares.values())
     parts = {
-        name: _images(kept, np.sort(rows[first:last]))
+        name: _images(recording, np.sort(rows[first:last]))
         for name, first, last in zip(shares, ends, ends[1:], strict=False)
     }
     if report is not None:
         parts["report"] = _images(report, report.usable)
     smallest = min(parts, key=lambda name: len(parts[name]))
-    least = max(_LEAST, kept.rows["segment_ms"].shape[1])
+    least = max(_LEAST_IMAGES, recording.rows["segment_ms"].shape[1])
     if len(parts[smallest]) < least:
         raise DataError(
             f"expected at least {least} images in each part ({', '.join(parts)}), found "
@@ -259,14 +265,14 @@ def _split(kept: Recording, options: TuneOptions, report: Recording | None) -> d
     return parts
 
 
-def _images(kept: Recording, rows: NDArray[np.intp]) -> Images:
-    return Images(kept.rows["logits"][rows], kept.rows["label"][rows].astype(np.int64))
+def _images(recording: Recording, rows: NDArray[np.intp]) -> Images:
+    return Images(recording.rows["logits"][rows], recording.rows["label"][rows].astype(np.int64))
 
 
 def _certify(
-    curves: Sequence[Curve], images: Images, options: TuneOptions, kept: Recording, costs: Costs
-) -> tuple[list[Policy], dict[str, Any], int | None]:
-    """Policies that keep to the risk, careful ones first, and the images the next one needs."""
+    curves: Sequence[Curve], images: Images, options: TuneOptions, costs: Costs
+) -> tuple[list[Policy], int | None]:
+    """Policies certified for the risk, careful ones first, and the images that the next needs."""
     risk, delta = options.risk or 0.0, options.delta
     path = policies_by(list(curves), lambda curve: -curve.errors)[::-1]  # ``Never`` first
     errors: list[int] = []
@@ -278,7 +284,7 @@ def _certify(
     following = None
     if count < len(errors):
         following = images_needed(errors[count] / len(images), risk, delta)
-    if count < 2:  # the whole chain, which loses nothing and wins nothing
+    if count < 2:  # only the whole chain, which loses and gains nothing
         least = images_needed(0.0, risk, delta)
         why = f"even without a single error {least} would be needed"
         if count == 1:
@@ -291,10 +297,4 @@ def _certify(
             f"{len(images)} images to certify on certify nothing at --risk {risk:g} --delta "
             f"{delta:g}: {why} (half of the images given certify)"
         )
-    guarantee = {
-        "risk": risk,
-        "delta": delta,
-        "images": len(images),
-        "data_sha256": kept.about["images"],
-    }
-    return path[:count], guarantee, following
+    return path[:count], following

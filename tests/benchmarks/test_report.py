@@ -229,7 +229,7 @@ def test_without_images_there_are_times_and_no_accuracy(bundle: Path, tmp_path: 
         write_page(tmp_path / "r.html", record, session.manifest, None)
     seen = Seen((tmp_path / "r.html").read_text())
     assert len(seen.all("figure")) == 3 and not seen.all("img")
-    assert "Exits were forced on random frames" in seen.text
+    assert "Random frames were stopped at every exit" in seen.text
     assert "accuracy;" not in seen.text
 
 
