@@ -1,7 +1,7 @@
 """Early-exit Vision Transformers as engine chains for edge devices.
 
-Importing this package imports nothing heavy; the names below are loaded when first used.
-docs/api.md says what each is for.
+Importing this package loads nothing heavy: each name below is loaded at its first use.
+docs/api.md explains the names.
 """
 
 from __future__ import annotations
