@@ -45,12 +45,10 @@ def key_of(*parts: object) -> str:
 def ours(path: Path) -> bool:
     """Return whether a cached file exists and no other user can have written it."""
     try:
-        status = path.stat()
+        stat = path.stat()
     except OSError:
         return False
-    return not hasattr(os, "getuid") or (
-        status.st_uid == os.getuid() and not status.st_mode & 0o022
-    )
+    return not hasattr(os, "getuid") or (stat.st_uid == os.getuid() and not stat.st_mode & 0o022)
 
 
 def keep(path: Path, write: Callable[[Path], object]) -> bool:

@@ -13,9 +13,11 @@ from lgvit_edge.cli.options import (
     CudaGraphs,
     Device,
     Engines,
+    Labels,
     PointName,
     PolicyText,
     Precision,
+    Samples,
     Speculate,
     Threads,
     Wait,
@@ -35,14 +37,10 @@ def bench(
             "exit forced in turn."
         ),
     ] = None,
-    labels: Annotated[
-        Path | None, typer.Option(help="Label file of a flat --data folder: lines FILE CLASS.")
-    ] = None,
+    labels: Labels = None,
     policy: PolicyText = None,
     point: PointName = None,
-    samples: Annotated[
-        int | None, typer.Option(min=1, help="Number of images, spread evenly. Default: all.")
-    ] = None,
+    samples: Samples = None,
     rounds: Annotated[int, typer.Option(min=1, help="Without --data: runs per exit.")] = 30,
     mix: Annotated[
         str | None,

@@ -41,8 +41,7 @@ def build(
         ),
     ] = None,
     opt_level: Annotated[
-        int | None,
-        typer.Option(min=0, max=5, help="0 compiles fastest, 5 runs fastest."),
+        int | None, typer.Option(min=0, max=5, help="0 compiles fastest, 5 runs fastest.")
     ] = None,
     force: Annotated[bool, typer.Option(help="Compile all engines, even current ones.")] = False,
     as_json: AsJson = False,

@@ -11,7 +11,7 @@ import typer
 
 from lgvit_edge._support.terminal import console, progress_bar, say, table
 from lgvit_edge.cli.build import Capabilities, build, parse_capabilities
-from lgvit_edge.cli.options import Heads, ImageSize, parse_batch, read_labels
+from lgvit_edge.cli.options import Heads, ImageSize, Labels, parse_batch, read_labels
 from lgvit_edge.errors import MissingDependency, UsageError
 
 if TYPE_CHECKING:
@@ -52,9 +52,7 @@ def export(
     samples: Annotated[
         int, typer.Option(min=1, help="Number of --data images to compare, spread evenly.")
     ] = 500,
-    data_labels: Annotated[
-        Path | None, typer.Option(help="Label file of a flat --data folder: lines FILE CLASS.")
-    ] = None,
+    data_labels: Labels = None,
     input: Annotated[
         str,
         typer.Option(

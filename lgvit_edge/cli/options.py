@@ -100,6 +100,12 @@ ImageSize = Annotated[
         "interpolated.",
     ),
 ]
+Labels = Annotated[
+    Path | None, typer.Option(help="Label file of a flat --data folder: lines FILE CLASS.")
+]
+Samples = Annotated[
+    int | None, typer.Option(min=1, help="Number of images, spread evenly. Default: all.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 

@@ -9,7 +9,16 @@ import typer
 
 from lgvit_edge._support.terminal import console, progress_bar, say
 from lgvit_edge.bundle.points import check_name
-from lgvit_edge.cli.options import Backend, Device, Engines, Precision, Threads, check_folders
+from lgvit_edge.cli.options import (
+    Backend,
+    Device,
+    Engines,
+    Labels,
+    Precision,
+    Samples,
+    Threads,
+    check_folders,
+)
 from lgvit_edge.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -23,16 +32,13 @@ def tune(
         Path | None,
         typer.Option(help="Labelled images: one sub-folder per class, or a flat folder."),
     ] = None,
-    labels: Annotated[
-        Path | None, typer.Option(help="Label file of a flat --data folder: lines FILE CLASS.")
-    ] = None,
+    labels: Labels = None,
     report_data: Annotated[
         Path | None,
         typer.Option(help="Other images to report results on. Default: a part of --data."),
     ] = None,
     report_labels: Annotated[
-        Path | None,
-        typer.Option(help="Label file of a flat --report-data: lines FILE CLASS."),
+        Path | None, typer.Option(help="Label file of a flat --report-data: lines FILE CLASS.")
     ] = None,
     max_drop: Annotated[
         float | None,
@@ -60,9 +66,7 @@ def tune(
     name: Annotated[
         str | None, typer.Option(help="Name of the operating point. Default: named for the goal.")
     ] = None,
-    samples: Annotated[
-        int | None, typer.Option(min=1, help="Number of images, spread evenly. Default: all.")
-    ] = None,
+    samples: Samples = None,
     logits: Annotated[
         Path | None,
         typer.Option(
@@ -77,8 +81,7 @@ def tune(
     backend: Backend = "auto",
     precision: Precision = None,
     plot: Annotated[
-        Path | None,
-        typer.Option(help="Also plot accuracy over latency (.png, .svg, .pdf)."),
+        Path | None, typer.Option(help="Also plot accuracy over latency (.png, .svg, .pdf).")
     ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write the full result to this file.")

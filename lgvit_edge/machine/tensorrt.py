@@ -11,7 +11,7 @@ from collections import deque
 from typing import Any
 
 from lgvit_edge.errors import BackendError, MissingDependency, UsageError
-from lgvit_edge.machine.jetson import detect
+from lgvit_edge.machine.jetson import detect, numbers
 from lgvit_edge.machine.preflight import explain_import_error
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -69,8 +69,7 @@ class TensorRT:
     @property
     def version_tuple(self) -> tuple[int, ...]:
         """Return the numbers of the version."""
-        numbers = [part for part in self.version.split(".") if part.isdecimal()]
-        return tuple(int(part) for part in numbers)
+        return numbers(self.version)
 
     @property
     def strongly_typed(self) -> bool:
