@@ -1,7 +1,7 @@
 """Early-exit Vision Transformers as engine chains for edge devices.
 
-Importing this package imports nothing heavy; the names below are loaded when first used.
-docs/api.md says what each is for.
+Importing this package loads nothing heavy: each name below is loaded at its first use.
+docs/api.md explains the names.
 """
 
 from __future__ import annotations
@@ -9,23 +9,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lgvit_edge._support.lazy import lazily
+from lgvit_edge.errors import (
+    BackendError,
+    BuildError,
+    BundleError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ExportError,
+    LGViTEdgeError,
+    MissingDependency,
+    ParityError,
+    TrainingError,
+    TuningError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
-    from lgvit_edge.errors import (
-        BackendError,
-        BuildError,
-        BundleError,
-        CheckpointError,
-        ConfigError,
-        DataError,
-        ExportError,
-        LGViTEdgeError,
-        MissingDependency,
-        ParityError,
-        TrainingError,
-        TuningError,
-        UsageError,
-    )
     from lgvit_edge.export import BuilderOptions, ExportOptions, build_engines, export_bundle
     from lgvit_edge.images.preprocess import load_rgb
     from lgvit_edge.model import load_checkpoint
@@ -101,27 +101,7 @@ __all__ = [
 __getattr__, __dir__ = lazily(
     __name__,
     {
-        "lgvit_edge.errors": (
-            "BackendError",
-            "BuildError",
-            "BundleError",
-            "CheckpointError",
-            "ConfigError",
-            "DataError",
-            "ExportError",
-            "LGViTEdgeError",
-            "MissingDependency",
-            "ParityError",
-            "TrainingError",
-            "TuningError",
-            "UsageError",
-        ),
-        "lgvit_edge.export": (
-            "BuilderOptions",
-            "ExportOptions",
-            "build_engines",
-            "export_bundle",
-        ),
+        "lgvit_edge.export": ("BuilderOptions", "ExportOptions", "build_engines", "export_bundle"),
         "lgvit_edge.images.preprocess": ("load_rgb",),
         "lgvit_edge.model": ("load_checkpoint",),
         "lgvit_edge.policies": (
@@ -143,10 +123,7 @@ __getattr__, __dir__ = lazily(
             "TensorRTOptions",
             "register_backend",
         ),
-        "lgvit_edge.training": (
-            "TrainingConfig",
-            "train",
-        ),
+        "lgvit_edge.training": ("TrainingConfig", "train"),
         "lgvit_edge.tuning.collect": ("collect",),
         "lgvit_edge.tuning.goals": ("Goal",),
         "lgvit_edge.tuning.tune": ("TuneOptions", "tune"),

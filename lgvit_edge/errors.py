@@ -14,15 +14,15 @@
     ├── BackendError          a backend cannot run here
     └── MissingDependency     a package of an optional extra is not installed
 
-The command line catches the root and nothing else. Each message says what was expected, what was
-found and, where there is one, the command that fixes it.
+The command line catches only the root. Each message says what was expected, what was found and, if
+there is one, the command that fixes it.
 """
 
 from __future__ import annotations
 
 
 class LGViTEdgeError(Exception):
-    """Root of the tree: catch this to catch everything lgvit-edge raises on purpose."""
+    """The base of every exception that lgvit-edge raises on purpose."""
 
 
 class UsageError(LGViTEdgeError, ValueError):

@@ -1,7 +1,7 @@
-"""What is worked out once per bundle and machine, and kept in the user's own cache folder.
+"""A cache in the user's own folder for results that are computed once per bundle and machine.
 
-Compiled models are native code, so they live where only the user writes, never in a bundle.
-All of it may be deleted at any time.
+Compiled models are native code, so they lie where only the user can write, never in a bundle.
+The user may delete the whole cache at any time.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from lgvit_edge._support.files import replacing
 
 
 def cache_root() -> Path | None:
-    """``LGVIT_EDGE_CACHE``, else ``lgvit-edge`` in the user's cache folder; None: keep nothing.
+    """Return the cache folder: ``LGVIT_EDGE_CACHE``, or ``lgvit-edge`` in the user's cache folder.
 
-    None where ``LGVIT_EDGE_CACHE`` is empty or there is no home.
+    None, for no cache, where ``LGVIT_EDGE_CACHE`` is empty or the user has no home folder.
     """
     chosen = os.environ.get("LGVIT_EDGE_CACHE")
     if chosen is not None:
@@ -32,30 +32,30 @@ def cache_root() -> Path | None:
 
 
 def bundle_cache(identity: str) -> Path | None:
-    """Folder of one bundle, by its manifest's ``identity``; None: keep nothing."""
+    """Return the cache folder of the bundle with this ``identity``; None for no cache."""
     root = cache_root()
     return None if root is None else root / identity[:24]
 
 
 def key_of(*parts: object) -> str:
-    """A short name for a combination of versions, processor and settings."""
+    """Return a short hash of a combination of versions, processor and settings."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def ours(path: Path) -> bool:
-    """Whether a cached file is there and another user cannot have written it."""
+    """Return whether a cached file exists and no other user can have written it."""
     try:
-        found = path.stat()
+        stat = path.stat()
     except OSError:
         return False
-    return not hasattr(os, "getuid") or (found.st_uid == os.getuid() and not found.st_mode & 0o022)
+    return not hasattr(os, "getuid") or (stat.st_uid == os.getuid() and not stat.st_mode & 0o022)
 
 
 def keep(path: Path, write: Callable[[Path], object]) -> bool:
-    """Write a cached file whole or not at all; without room or permission it is not kept.
+    """Write a cached file whole or not at all; a full or read-only disk is no error.
 
     Returns:
-        Whether it was kept.
+        Whether it was written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

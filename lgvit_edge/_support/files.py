@@ -1,7 +1,7 @@
-"""Files that are written whole or not at all, and locks that go with the process that holds them.
+"""Files that are written whole or not at all, and locks that end with the process holding them.
 
-Whether what lies there is still being written is asked of its lock, never of a list of processes:
-a number of a process means nothing in another container or on another machine.
+A lock tells whether a file is still being written. A list of processes does not: a process number
+means nothing in another container or on another machine.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ PARTIAL = ".partial"
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a path beside ``path`` to write to; rename it over ``path`` when the body succeeds.
 
-    The name is this call's own, whichever thread or machine writes the same file meanwhile. What
-    killed processes left of the file goes as well.
+    Every call has a name of its own, so that several threads or machines may write the same file.
+    Partial files that killed processes left are removed.
 
     Raises:
         OSError: as writing does; nothing is left behind.
@@ -40,7 +40,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         partial.touch(exist_ok=False)
         with contextlib.ExitStack() as stack:
-            # Where the file system has no locks, no other call removes it either.
+            # Without locks in the file system, no other call removes the partial file either.
             with contextlib.suppress(OSError, NotImplementedError):
                 stack.enter_context(_lock(partial))
             yield partial
@@ -52,28 +52,28 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def leftovers(name: str) -> str:
-    """Pattern of the files that ``replacing`` writes for ``name``."""
+    """Return the pattern of the partial files that ``replacing`` writes for ``name``."""
     return f".{glob.escape(name)}.*{PARTIAL}"
 
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: str | None = None) -> Iterator[None]:
-    """Hold the lock file ``path``, alone among all threads, processes and machines that ask for it.
+    """Hold the lock file ``path`` exclusively among all threads, processes and machines.
 
-    It is free again when this process ends, however it does, and processes forked meanwhile
-    (workers) do not hold it. Unlocked, the file is gone.
+    The lock ends with this process, however it ends, and forked workers do not hold it. Unlocking
+    removes the file.
 
     Args:
-        path: in a folder that is there.
-        wait: what the holder is doing, to wait for it and say so; None: not to wait.
+        path: the lock file, in an existing folder.
+        wait: what the holder is doing, for the message while waiting; None: do not wait.
 
     Raises:
-        BlockingIOError: it is held, and not waited for; the message says by whom.
-        OSError: it cannot be made, or the file system has no locks.
+        BlockingIOError: another holds the lock and ``wait`` is None; the message names the holder.
+        OSError: the file cannot be made, or the file system has no locks.
     """
     from filelock import Timeout
 
-    path.parent.stat()  # or the lock would make it
+    path.parent.stat()  # raises now: the lock would create a missing folder
     lock = _lock(path)
     try:
         try:
@@ -91,14 +91,14 @@ def locked(path: Path, *, wait: str | None = None) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(OSError):
-            # Not another's: the folder may have been replaced as a whole.
+            # The folder may have been replaced as a whole: another's lock file stays.
             if os.path.samestat(path.stat(), mine):
                 path.unlink()
         lock.release()
 
 
 def write_json(path: Path, record: Any) -> None:
-    """Write ``record`` whole or not at all, each list of numbers on one line.
+    """Write ``record`` as JSON, whole or not at all, with each list of numbers on one line.
 
     Raises:
         OSError: as writing does.
@@ -112,12 +112,12 @@ def write_json(path: Path, record: Any) -> None:
 def _lock(path: Path) -> FileLock:
     from filelock import FileLock
 
-    # The other kind of lock, a file that is there, outlives a killed process.
+    # A soft lock, a file that merely exists, would outlive a killed process.
     return FileLock(path, fallback_to_soft=False)
 
 
 def _holder(path: Path) -> str:
-    """Who holds a lock file, as it says itself."""
+    """Return the holder that a lock file names."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")[:200] or "another process"
     except OSError:

@@ -1,4 +1,4 @@
-"""Public names of a package that load what they stand for when they are first used."""
+"""Lazy loading of a package's public names, each when it is first used."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 def lazily(
     package: str, homes: Mapping[str, Sequence[str]]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Make a package's ``__getattr__`` and ``__dir__``.
+    """Make ``__getattr__`` and ``__dir__`` for a package whose names load lazily.
 
     Args:
-        package: its name.
-        homes: by module, the names that it defines.
+        package: the package's name.
+        homes: the names that each module defines, by module.
     """
     home_of = {name: home for home, names in homes.items() for name in names}
 
@@ -23,7 +23,7 @@ def lazily(
         if name not in home_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(home_of[name]), name)
-        setattr(sys.modules[package], name, value)  # found at once from now on
+        setattr(sys.modules[package], name, value)  # later uses need no __getattr__
         return value
 
     def listed() -> list[str]:

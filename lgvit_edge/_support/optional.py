@@ -1,4 +1,4 @@
-"""Imports that only some users need, made where they are needed."""
+"""Imports of optional packages, made only where they are needed."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def require(module: str, *, extra: str) -> Any:
 
 
 def resolve(place: Any) -> Any:
-    """What stands at ``module`` or ``module:name``; anything but a string is that itself.
+    """Import what ``module`` or ``module:name`` names; return anything but a string unchanged.
 
     Raises:
-        ConfigError: nothing does.
+        ConfigError: it cannot be imported.
     """
     if not isinstance(place, str):
         return place
     module, _, name = place.partition(":")
     try:
-        found = importlib.import_module(module)
-        return getattr(found, name) if name else found
+        imported = importlib.import_module(module)
+        return getattr(imported, name) if name else imported
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"nothing can be imported from {place}: {error}") from error

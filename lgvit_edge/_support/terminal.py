@@ -1,4 +1,4 @@
-"""How output looks in a terminal, in one place."""
+"""Output to the terminal: messages, tables, progress and held-back interrupts."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ _LOG_EVERY = 60.0  # seconds
 
 
 def say(text: str) -> None:
-    """Print as it is: names of files are no markup, and commands stay on one line to be copied."""
+    """Print text unchanged: without markup or wrapping, so that commands can be copied."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def table(*headers: str, numbers: tuple[str, ...] = ()) -> Table:
-    """A table that fits 80 columns: ``headers`` to the left, then ``numbers`` to the right."""
-    made = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    """Make an empty table with left-aligned ``headers``, then right-aligned ``numbers``."""
+    empty = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for header in headers:
-        made.add_column(header, min_width=len(header))
+        empty.add_column(header, min_width=len(header))
     for header in numbers:
-        made.add_column(header, justify="right", no_wrap=True)
-    return made
+        empty.add_column(header, justify="right", no_wrap=True)
+    return empty
 
 
 @contextlib.contextmanager
 def held_interrupts() -> Iterator[Callable[[], None]]:
-    """Hold Ctrl-C back until the function that is yielded gets called; a second one is obeyed.
+    """Hold Ctrl-C back until the yielded function is called; a second Ctrl-C acts at once.
 
-    Raised in the middle of PyTorch's exporter, KeyboardInterrupt now and then meets native code
-    that aborts the process, and nothing is tidied up. Other threads and handlers are left alone.
+    Inside PyTorch's exporter, KeyboardInterrupt sometimes reaches native code that aborts the
+    process without clean-up. Other threads and handlers are left alone.
     """
     caught = 0
 
@@ -65,32 +65,31 @@ def held_interrupts() -> Iterator[Callable[[], None]]:
 
 
 class Update(Protocol):
-    """Says how far a loop is."""
+    """A function that reports how far a loop is."""
 
     def __call__(self, done: int, total: int, detail: str = "") -> None:
-        """Say it.
+        """Report the loop's progress.
 
         Args:
             done: steps done.
             total: steps in all.
-            detail: what is being done; what changes too often for a log stands after a colon, as
-                in ``epoch 2/50: loss 0.71``.
+            detail: the current work; parts that change too often for a log follow a colon, as in
+                ``epoch 2/50: loss 0.71``.
         """
         ...
 
 
 @contextlib.contextmanager
 def progress_bar(text: str, *, to: Console = errors, lasting: bool = False) -> Iterator[Update]:
-    """Show how far a loop is: a bar in a terminal, a line now and then in a log.
+    """Show how far a loop is: as a bar in a terminal, as lines in a log.
 
-    Both are written when the loop speaks, never by a thread of their own, which would disturb what
-    is measured. A log gets a line for every new ``detail``, one a minute while that stays, and one
-    for what was said last.
+    Only the loop's own calls draw, because a drawing thread would disturb measurements. A log gets
+    a line for every new ``detail``, one a minute while the detail stays, and one at the end.
 
     Args:
         text: what the loop does.
-        to: where to show it.
-        lasting: of a bar: it remains, tells the time left, and is drawn by a thread.
+        to: the console to write to.
+        lasting: the bar remains at the end, shows the time left, and is drawn by a thread.
     """
     with _bar(text, to, lasting) if to.is_terminal else _log(text, to) as update:
         yield update

@@ -1,7 +1,7 @@
-"""Compiled engines of a bundle: ``engines/<tag>/build.json`` and how to find the right build.
+"""Compiled engines of a bundle, and the record ``engines/<tag>/build.json`` that describes them.
 
-One bundle can serve several devices, each with engines of its own. The record says what they were
-made from and for, so that a mismatch is named before TensorRT sees the file.
+One bundle can serve several devices, each with its own engines. The record says what the engines
+were compiled from and for, so that a mismatch is reported before TensorRT reads a file.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _NAME = re.compile(r"[A-Za-z0-9_.+-]{1,120}")
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """One engine.
+    """The file of one engine and the graph it was compiled from.
 
     Attributes:
-        file: beside ``build.json``.
-        sha256: of the engine; a plain TensorRT plan, nothing before or after it.
-        onnx_sha256: of the graph it was compiled from.
-        bytes: its size.
-        seconds: what compiling took.
+        file: name beside ``build.json``; a plain TensorRT plan.
+        sha256: hash of the file.
+        onnx_sha256: hash of the graph.
+        bytes: size of the file.
+        seconds: time that compiling took.
     """
 
     file: str
@@ -50,23 +50,23 @@ class EngineSpec:
 
 @dataclass(frozen=True)
 class Build:
-    """``build.json``.
+    """The record ``build.json``: all engines of one build, and what they were compiled for.
 
     Attributes:
         schema_version: of this layout.
         library: ``tensorrt`` or ``tensorrt-rtx``.
         version: of the library; engines of another one do not load.
         platform: system and processor, such as ``linux-aarch64``.
-        gpu: the GPU they were tuned on; None where none was needed (RTX).
-        multiprocessors: of that GPU.
-        compute_capabilities: that they run on; empty for the library's own choice (RTX).
-        precision: of the graphs.
+        gpu: the GPU that engines were tuned on; None if none was needed (RTX).
+        multiprocessors: number in that GPU.
+        compute_capabilities: those the engines run on; empty for the library's own choice (RTX).
+        precision: precision of the graphs.
         batch: smallest, usual and largest batch.
-        weights_sha256: of the files the graphs read their weights from.
-        workspace: bytes of scratch memory the builder was told to use at most, if it was.
-        optimization_level: 0 to 5, if one was asked for.
+        weights_sha256: hashes of the graphs' weight files.
+        workspace: limit of the builder's scratch memory in bytes, if one was set.
+        optimization_level: 0 to 5, if one was set.
         engines: by graph: ``segment_0``..., ``baseline``.
-        warnings: what TensorRT said.
+        warnings: TensorRT's warnings.
     """
 
     schema_version: int
@@ -85,7 +85,7 @@ class Build:
     warnings: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        """Refuse what no build writes."""
+        """Refuse values that no build writes."""
         if self.library not in MODULES:
             raise ValueError(f"library must be one of {', '.join(MODULES)}: {self.library!r}")
         if (self.gpu is None) != (self.multiprocessors is None):
@@ -93,10 +93,10 @@ class Build:
 
     @property
     def tag(self) -> str:
-        """Name of the folder: one per device, version and precision."""
+        """Return the name of the build's folder: one per device, version and precision."""
         if self.gpu is None:
-            chosen = "".join(f"-sm{c.replace('.', '')}" for c in self.compute_capabilities)
-            return f"rtx{chosen}-{self.version}-{self.precision}"
+            listed = "".join(f"-sm{c.replace('.', '')}" for c in self.compute_capabilities)
+            return f"rtx{listed}-{self.version}-{self.precision}"
         device = re.sub(r"[^a-z0-9]+", "-", self.gpu.lower()).strip("-")
         device = re.sub(r"^nvidia-(jetson-)?|-developer-kit$", "", device)
         capability = "".join(self.compute_capabilities).replace(".", "")
@@ -106,7 +106,7 @@ class Build:
         )
 
     def fault(self, bundle: Bundle) -> str | None:
-        """What keeps the engines from being this bundle's, if anything does."""
+        """Return why the engines do not belong to this bundle; None if they do."""
         weights = tuple(file.sha256 for file in bundle.manifest.weights)
         graphs = graphs_of(bundle)
         missing = [name for name in graphs if name not in self.engines]
@@ -119,12 +119,12 @@ class Build:
 
 
 def platform_name() -> str:
-    """This system and processor, as ``Build.platform``."""
+    """Return this system and processor in the form of ``Build.platform``."""
     return f"{platform.system().lower()}-{platform.machine().lower()}"
 
 
 def graphs_of(bundle: Bundle) -> dict[str, GraphSpec]:
-    """Every graph by the name its engine has, segments first."""
+    """Return every graph of a bundle by its engine's name, segments first."""
     segments = {f"segment_{i}": s.spec for i, s in enumerate(bundle.manifest.segments)}
     return segments | {"baseline": bundle.manifest.baseline}
 
@@ -135,10 +135,10 @@ def write_build(folder: Path, build: Build) -> None:
 
 
 def read_build(folder: Path) -> Build:
-    """Read ``build.json``.
+    """Read and check ``build.json``.
 
     Raises:
-        BundleError: missing, damaged, or of another schema version.
+        BundleError: it is missing, damaged, or of another schema version.
     """
     path = folder / BUILD
     try:
@@ -158,24 +158,24 @@ def read_build(folder: Path) -> Build:
 
 
 def find_builds(root: Path) -> list[tuple[Path, Build | BundleError]]:
-    """Every build of a bundle by folder name, or what is wrong with its record."""
+    """Return every build of a bundle, sorted by folder, or the error in its record."""
     top = root.resolve() / ENGINES
-    found: list[tuple[Path, Build | BundleError]] = []
+    builds: list[tuple[Path, Build | BundleError]] = []
     for folder in sorted(path.parent for path in (root / ENGINES).glob(f"*/{BUILD}")):
         try:
             if not folder.resolve().is_relative_to(top):
                 raise BundleError(f"{folder} leaves the bundle")
-            found.append((folder, read_build(folder)))
+            builds.append((folder, read_build(folder)))
         except BundleError as error:
-            found.append((folder, error))
-    return found
+            builds.append((folder, error))
+    return builds
 
 
 def read_engine(folder: Path, build: Build, key: str, graph: GraphSpec) -> bytes:
-    """The engine of one graph, checked against the record and the bundle.
+    """Read the engine of one graph and check it against the record and the bundle.
 
     Raises:
-        BundleError: missing, not the file that was built, or built from another graph.
+        BundleError: it is missing, not the file that was built, or built from another graph.
     """
     spec = build.engines.get(key)
     if spec is None:
@@ -200,5 +200,5 @@ def read_engine(folder: Path, build: Build, key: str, graph: GraphSpec) -> bytes
 
 
 def rebuild(folder: Path) -> str:
-    """The command that makes the engines in ``folder`` anew."""
+    """Return the command that compiles the engines in ``folder`` again."""
     return f"run: lgvit-edge build {folder.parent.parent}"

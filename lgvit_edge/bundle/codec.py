@@ -1,7 +1,7 @@
-"""Frozen dataclasses to JSON and back, checking every key and type on the way in.
+"""Conversion of frozen dataclasses to JSON and back, with every key and type checked.
 
-Configurations and manifests may come from a stranger, so decoding never evaluates anything, never
-ignores a key it does not know, and reports all faults at once.
+Files may come from a stranger: decoding evaluates nothing, refuses unknown keys, and reports all
+faults at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _MAX_ITEMS = 100_000  # no list or dict of a real manifest comes near
 
 
 def to_json(value: Any) -> Any:
-    """Plain dicts, lists and scalars of a dataclass tree."""
+    """Convert a dataclass tree to plain dicts, lists and scalars."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, (list, tuple)):
@@ -41,15 +41,15 @@ def loads(
 
     Args:
         cls: a frozen dataclass.
-        text: the file's content, or the first ``limit`` + 1 bytes of it.
-        version: the only one that is read.
-        limit: bytes, at most.
-        where: what the text is, for messages.
-        cure: what to do where it is damaged or of another version.
-        error: to raise.
+        text: the file's content, or its first ``limit`` + 1 bytes.
+        version: the only schema version that is accepted.
+        limit: largest size in bytes.
+        where: name of the text in messages.
+        cure: what to do if the text is damaged or of another version.
+        error: exception to raise.
 
     Raises:
-        error: too large, not JSON, of another schema version, or as ``from_json`` says.
+        error: the text is too large, not JSON, of another schema version, or ``from_json`` raises.
     """
     if len(text) > limit:
         raise error(f"{where} has more than the {limit} bytes it may have; {cure}")
@@ -57,9 +57,9 @@ def loads(
         data = json.loads(text)
     except (ValueError, RecursionError) as fault:
         raise error(f"{where} is not JSON: {fault}; {cure}") from None
-    found = data.get("schema_version") if isinstance(data, dict) else None
-    if found != version:
-        raise error(f"{where}: expected schema version {version}, found {found!r}; {cure}")
+    stored = data.get("schema_version") if isinstance(data, dict) else None
+    if stored != version:
+        raise error(f"{where}: expected schema version {version}, found {stored!r}; {cure}")
     return from_json(cls, data, where=where, error=error)
 
 
@@ -67,7 +67,7 @@ def from_json(cls: type[T], data: Any, *, where: str, error: type[Exception]) ->
     """Build ``cls`` from decoded JSON.
 
     Raises:
-        error: with every missing key, unknown key and wrongly typed value in one message.
+        error: it names every missing key, unknown key and wrongly typed value at once.
     """
     faults: list[str] = []
     value = _decode(cls, data, where, faults)
@@ -156,7 +156,7 @@ def _decode_tuple(kind: Any, data: Any, where: str, faults: list[str]) -> Any:
     )
 
 
-def _wrong(expected: str, found: Any, where: str, faults: list[str]) -> None:
-    text = repr(found)
-    shown = text if len(text) <= 60 else text[:57] + "..."
-    faults.append(f"{where}: expected {expected}, found {shown}")
+def _wrong(expected: str, value: Any, where: str, faults: list[str]) -> None:
+    text = repr(value)
+    text = text if len(text) <= 60 else text[:57] + "..."
+    faults.append(f"{where}: expected {expected}, found {text}")

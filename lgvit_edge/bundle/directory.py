@@ -1,4 +1,4 @@
-"""The bundle directory: the only file that knows how it lies on disk.
+"""The bundle directory: its layout on disk, and reading and writing it.
 
 | file | what |
 |---|---|
@@ -35,35 +35,35 @@ WEIGHTS = "segments/weights.bin"
 PARITY = "parity.npz"
 ENGINES = "engines"
 BUILD = "build.json"
-_LOCK = ".lock"  # held by whoever changes a bundle in its place
+_LOCK = ".lock"  # held while a bundle is changed in place
 
 
 def segment_file(index: int) -> str:
-    """Name of segment ``index`` inside the bundle."""
+    """Return the file name of segment ``index`` inside the bundle."""
     return f"segments/segment_{index}.onnx"
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle whose files are the ones its manifest vouches for."""
+    """An opened bundle: its folder and its checked manifest."""
 
     root: Path
     manifest: Manifest
 
     def path(self, spec: FileSpec) -> Path:
-        """Where a file of the bundle lies."""
+        """Return the path of a file in the bundle."""
         return self.root / spec.file
 
 
 def open_bundle(root: str | Path, *, verify: bool = True) -> Bundle:
-    """Open a bundle; runs nothing from it.
+    """Open a bundle and check its files, without running anything from it.
 
     Args:
         root: the directory ``lgvit-edge export`` wrote.
         verify: check the hash of every file (about 0.5 s for ViT-B).
 
     Raises:
-        BundleError: missing, damaged, unsafe or of another schema version.
+        BundleError: it is missing, damaged, unsafe or of another schema version.
     """
     root = Path(root)
     try:
@@ -95,15 +95,15 @@ def open_bundle(root: str | Path, *, verify: bool = True) -> Bundle:
 
 @contextlib.contextmanager
 def writing(root: Path) -> Iterator[Path]:
-    """Yield an empty directory to write a bundle into; put it in place of ``root`` at the end.
+    """Yield an empty folder to write a bundle into, and move it to ``root`` at the end.
 
     Until then ``root`` is untouched, so a failed, interrupted or killed export leaves the old
-    bundle or none. The body writes the manifest last (``finish``). One at a time writes to a
-    ``root``, so that what lies beside it was left by one that was killed, wherever it ran.
+    bundle or none. The body writes the manifest last (``finish``). A lock admits one writer per
+    ``root``, so partial folders beside it were left by killed processes and are removed.
 
     Raises:
         ExportError: ``root`` holds something that is not a bundle, cannot be written, or is being
-            written.
+            written by another process.
     """
     root = root.absolute()
     staging, aside = (root.with_name(f".{root.name}{kind}") for kind in (PARTIAL, ".old"))
@@ -111,7 +111,7 @@ def writing(root: Path) -> Iterator[Path]:
         root.parent.mkdir(parents=True, exist_ok=True)
         with locked(root.with_name(f".{root.name}{_LOCK}")):
             if aside.exists() and not root.exists():
-                aside.rename(root)  # killed between the two renames: this is the only copy
+                aside.rename(root)  # an export was killed between its renames: the only copy
             _check_replaceable(root)
             for left in (staging, aside):
                 shutil.rmtree(left, ignore_errors=True)
@@ -130,7 +130,7 @@ def writing(root: Path) -> Iterator[Path]:
 
 
 def finish(staging: Path, manifest: Manifest) -> None:
-    """Write the manifest, which makes ``staging`` a bundle."""
+    """Write the manifest, which turns the folder ``staging`` into a bundle."""
     with (staging / MANIFEST).open("w", encoding="utf-8") as file:
         file.write(manifest.dumps())
         file.flush()
@@ -138,20 +138,18 @@ def finish(staging: Path, manifest: Manifest) -> None:
 
 
 def add_points(root: Path, identity: str, points: dict[str, OperatingPoint]) -> None:
-    """Write operating points into a bundle's manifest; its graphs and engines stay as they are.
-
-    Points of other names are kept.
+    """Add operating points to a bundle's manifest; points of other names stay.
 
     Args:
         root: the bundle.
-        identity: of the manifest the points were found with.
+        identity: ``identity`` of the manifest that the points were tuned on.
         points: by name.
 
     Raises:
-        BundleError: the bundle is another by now, or cannot be written.
+        BundleError: the bundle was exported again meanwhile, or cannot be written.
     """
     try:
-        # Two runs must not lose each other's points, nor write them into what an export puts here.
+        # Two runs must not lose each other's points or write into a newly exported bundle.
         with locked(root / _LOCK, wait=f"changes {root}"):
             manifest = open_bundle(root, verify=False).manifest
             if manifest.identity != identity:
@@ -159,20 +157,20 @@ def add_points(root: Path, identity: str, points: dict[str, OperatingPoint]) -> 
                     f"{root} was exported again meanwhile: the points are not its own; run tune "
                     "again"
                 )
-            added = dataclasses.replace(manifest, points=manifest.points | points)
+            manifest = dataclasses.replace(manifest, points=manifest.points | points)
             with replacing(root / MANIFEST) as partial:
-                partial.write_text(added.dumps(), encoding="utf-8")
+                partial.write_text(manifest.dumps(), encoding="utf-8")
     except OSError as error:
         raise BundleError(f"cannot write {root / MANIFEST}: {error.strerror or error}") from None
 
 
 def describe(staging: Path, name: str) -> FileSpec:
-    """Name and hash of a file just written."""
+    """Return the name and hash of a file in ``staging``."""
     return FileSpec(name, sha256(staging / name))
 
 
 def sha256(path: Path) -> str:
-    """Hash of a file's content, as hexadecimal."""
+    """Return the SHA-256 of a file's content in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
@@ -182,9 +180,9 @@ def sha256(path: Path) -> str:
 
 def _swap(staging: Path, root: Path, aside: Path) -> None:
     with contextlib.ExitStack() as stack:
-        if root.is_dir():  # operating points being written come first; that takes a moment
+        if root.is_dir():  # waits a moment while operating points are written
             stack.enter_context(locked(root / _LOCK, wait=f"changes {root}"))
-        _check_replaceable(root)  # again: the export took its time
+        _check_replaceable(root)  # again, because the export took time
         try:
             with contextlib.suppress(FileNotFoundError):
                 root.rename(aside)
@@ -196,7 +194,7 @@ def _swap(staging: Path, root: Path, aside: Path) -> None:
 
 
 def _check_replaceable(root: Path) -> None:
-    """Refuse what is neither missing, nor an empty folder, nor a bundle and nothing else."""
+    """Refuse ``root`` unless it is missing, an empty folder, or a bundle without other files."""
     if root.exists() and not _may_replace(root):
         raise ExportError(
             f"{root} exists and is not a bundle, or holds more than one: it is left alone; name "
@@ -207,15 +205,14 @@ def _check_replaceable(root: Path) -> None:
 def _may_replace(root: Path) -> bool:
     if not root.is_dir():
         return False
-    # A killed run may have left these.
-    begun = leftovers(MANIFEST)
-    names = {path.name for path in root.iterdir() if not fnmatch.fnmatchcase(path.name, begun)}
+    partial = leftovers(MANIFEST)  # a killed run may have left such files
+    names = {path.name for path in root.iterdir() if not fnmatch.fnmatchcase(path.name, partial)}
     names.discard(_LOCK)
     if not names:
         return True
     try:
-        found = json.loads((root / MANIFEST).read_bytes())
+        record = json.loads((root / MANIFEST).read_bytes())
     except (OSError, ValueError, RecursionError):
         return False
-    ours = isinstance(found, dict) and {"schema_version", "segments", "baseline"} <= found.keys()
+    ours = isinstance(record, dict) and {"schema_version", "segments", "baseline"} <= record.keys()
     return ours and names <= {MANIFEST, "segments", ENGINES, BASELINE, PARITY}

@@ -1,4 +1,4 @@
-"""What a bundle holds, as plain JSON types: what ``lgvit-edge info`` shows of it."""
+"""Description of a bundle as plain JSON types, for ``lgvit-edge info``."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from lgvit_edge.errors import BundleError
 
 
 def inspect_bundle(path: Path) -> dict[str, Any]:
-    """Describe a bundle, its segments and its engines.
+    """Describe a bundle, its segments and its engines as JSON.
 
     Raises:
-        BundleError: it is damaged.
+        BundleError: the bundle is damaged.
     """
     bundle = open_bundle(path)
     manifest = bundle.manifest
@@ -59,11 +59,11 @@ def inspect_bundle(path: Path) -> dict[str, Any]:
 
 
 def with_totals(rows: list[dict[str, Any]], baseline_macs: int) -> list[dict[str, Any]]:
-    """Rows of segments with what leaving after each costs and saves."""
-    spent = 0
+    """Add to each segment's row the MACs and the speed-up of an image that leaves after it."""
+    total = 0
     for row in rows:
-        spent += row["macs"]
-        row |= {"cumulative_macs": spent, "macs_speedup": baseline_macs / spent}
+        total += row["macs"]
+        row |= {"cumulative_macs": total, "macs_speedup": baseline_macs / total}
     return rows
 
 

@@ -1,7 +1,7 @@
-"""What a bundle says about itself: ``manifest.json`` as one frozen dataclass tree.
+"""The manifest of a bundle, ``manifest.json``, as one frozen dataclass tree.
 
-Shared by export, runtime and benchmarks; standard library only. A tensor's name is written once,
-in its ``TensorSpec``, and everyone reads it there.
+Export, runtime and benchmarks share it; it needs only the standard library. A tensor's name is
+written once, in its ``TensorSpec``, and all read it there.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class FileSpec:
-    """A file of the bundle: relative name with ``/`` separators, and the hash of its content."""
+    """A file of the bundle: its relative name, with ``/`` separators, and its hash."""
 
     file: str
     sha256: str
@@ -49,12 +49,12 @@ class FileSpec:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output of a graph.
+    """An input or output tensor of a graph.
 
     Attributes:
-        name: in the graph.
+        name: name in the graph.
         dtype: one of ``DTYPES``.
-        shape: -1 first where the batch is dynamic.
+        shape: sizes, -1 first if the batch is dynamic.
     """
 
     name: str
@@ -62,7 +62,7 @@ class TensorSpec:
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        """Refuse what nobody could allocate."""
+        """Refuse unknown types and shapes too large to allocate."""
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, found {self.dtype!r}")
         sizes = self.shape[1:] if self.shape[:1] == (-1,) else self.shape
@@ -72,7 +72,7 @@ class TensorSpec:
             raise ValueError(f"tensor {self.name!r} has an impossible shape {list(self.shape)}")
 
     def for_batch(self, batch: int) -> tuple[int, ...]:
-        """The shape with this many rows."""
+        """Return the shape for a batch of this size."""
         return (batch, *self.shape[1:])
 
 
@@ -85,7 +85,7 @@ class GraphSpec:
         inputs: one tensor, ``image`` or ``hidden``.
         outputs: ``hidden`` (all but the last segment), then ``logits`` [B, C] float32.
         macs: multiply-accumulates for one image.
-        parameters: trained numbers.
+        parameters: number of trained values.
     """
 
     graph: FileSpec
@@ -95,7 +95,7 @@ class GraphSpec:
     parameters: int
 
     def __post_init__(self) -> None:
-        """Refuse graphs the chain could not run."""
+        """Refuse graphs that the chain could not run."""
         if len(self.inputs) != 1 or len(self.outputs) not in (1, 2):
             raise ValueError("a graph has one input and one or two outputs")
         if len(self.logits.shape) != 2 or self.logits.dtype != "float32":
@@ -105,21 +105,21 @@ class GraphSpec:
 
     @property
     def logits(self) -> TensorSpec:
-        """The classifier's output."""
+        """Return the classifier's output tensor."""
         return self.outputs[-1]
 
 
 @dataclass(frozen=True)
 class SegmentSpec:
-    """One segment of the chain.
+    """One segment of the chain: its graph, blocks and head.
 
     Attributes:
-        spec: the graph.
+        spec: the segment's graph.
         first_block: 1-based, inclusive.
         last_block: 1-based, inclusive; the exit follows it.
         head: one of ``lgvit_edge.architecture.config.HEAD_SIZES``, or ``final``.
-        head_macs: the head's part of the MACs; None in the last segment, whose classifier the
-            baseline has too.
+        head_macs: the head's share of the MACs; None in the last segment, whose classifier is also
+            the baseline's.
     """
 
     spec: GraphSpec
@@ -131,12 +131,12 @@ class SegmentSpec:
 
 @dataclass(frozen=True)
 class Parity:
-    """How far ONNX Runtime was from PyTorch at export.
+    """The largest difference between ONNX Runtime and PyTorch at export.
 
     Attributes:
         samples: ``images`` and the ``logits`` [n, M + 1, C] float32 PyTorch gave at every exit.
-        tolerance: allowed difference of logits, absolute, or relative where one is larger than 1.
-        max_difference: largest seen in the logits, per segment, in the same measure.
+        tolerance: largest allowed difference of logits, absolute, or relative for logits above 1.
+        max_difference: largest measured difference, per segment, in the same measure.
     """
 
     samples: FileSpec
@@ -146,13 +146,13 @@ class Parity:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the int8 scales were taken from.
+    """The calibration that int8 scales were computed from.
 
     Attributes:
-        images: how many.
-        sha256: over the content of the image files, in order.
-        method: how scales follow from what was seen.
-        blocks: whose MLPs are quantized, 1-based.
+        images: number of calibration images.
+        sha256: hash over the content of the image files, in order.
+        method: rule that computes scales from the observed values.
+        blocks: blocks whose MLPs are quantized, 1-based.
     """
 
     images: int
@@ -163,16 +163,16 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Agreement:
-    """The exported chain beside the float32 model on real images.
+    """A comparison of the exported chain with the float32 model on real images.
 
     Attributes:
-        images: how many.
-        sha256: over the content of the image files, in order.
-        policy: the one that decided, as ``lgvit_edge.policies.rules`` writes it.
-        accuracy: top-1 of the final classifier as exported, 0..1; None without labels.
-        reference_accuracy: the same of the float32 model.
+        images: number of images.
+        sha256: hash over the content of the image files, in order.
+        policy: exit policy of both, as ``lgvit_edge.policies.rules`` writes it.
+        accuracy: top-1 of the exported final classifier, 0..1; None without labels.
+        reference_accuracy: the same for the float32 model.
         same_exit: share of images that leave at the same exit.
-        same_label: share of images that get the same answer there.
+        same_label: share of images that get the same answer.
         confidence_change: mean |difference| of the confidence, per exit.
     """
 
@@ -188,29 +188,29 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A bundle's ``manifest.json``.
+    """The content of a bundle's ``manifest.json``.
 
     Attributes:
-        schema_version: of this layout.
-        family: of the backbone.
+        schema_version: version of this layout.
+        family: family of the backbone.
         image_size: side of the network's input, in pixels.
         labels: class names, or empty.
         input: ``uint8`` (NHWC RGB, normalised inside segment 0) or ``float32`` (NCHW, normalised).
         batch: smallest, usual and largest batch.
-        preprocess: from image to input.
+        preprocess: settings that turn an image into the input.
         segments: in order; segment i ends in exit i + 1, the last in the final classifier.
         baseline: the backbone without exits.
-        weights: files that the graphs read their weights from.
-        parity: the check made at export.
-        policy: what stops the chain unless told otherwise, as ``Policy.to_json`` writes it.
+        weights: weight files of the graphs.
+        parity: result of the check at export.
+        policy: default exit policy, as ``Policy.to_json`` writes it.
         precision: of the graphs: ``fp32``, ``fp16``, or ``int8`` for the blocks' linear layers.
-        fp32_islands: what stayed in float32 inside graphs of lower precision.
-        calibration: of int8 scales.
-        agreement: with float32 on real images, where the export was given some.
-        opset: of the graphs.
-        target: what the bundle is for.
-        versions: of everything that wrote it.
-        points: operating points that were found, by name.
+        fp32_islands: operations that stay in float32 inside graphs of lower precision.
+        calibration: calibration of int8 scales.
+        agreement: agreement with float32, if the export compared them on real images.
+        opset: ONNX opset of the graphs.
+        target: kind of device that the bundle is for.
+        versions: versions of the packages that wrote it.
+        points: operating points from tuning, by name.
     """
 
     schema_version: int
@@ -306,45 +306,45 @@ class Manifest:
 
     @property
     def hidden_dtype(self) -> str:
-        """What the hidden state, and so the arithmetic between quantized layers, is kept in."""
+        """Return the type of the hidden state and of the arithmetic between quantized layers."""
         outputs = self.segments[0].spec.outputs
         return outputs[0].dtype if len(outputs) == 2 else "float32"
 
     @property
     def num_classes(self) -> int:
-        """C."""
+        """Return the number of classes, C."""
         return self.baseline.logits.shape[-1]
 
     @property
     def num_blocks(self) -> int:
-        """L."""
+        """Return the number of blocks, L."""
         return self.segments[-1].last_block
 
     def quantized(self, segment: int | None) -> bool:
-        """Whether anything in a segment (None: the baseline) is computed in int8."""
+        """Return whether a segment (None: the baseline) computes anything in int8."""
         blocks = set(self.calibration.blocks) if self.calibration else set()
         if segment is None:
             return bool(blocks)
-        found = self.segments[segment]
-        return bool(blocks & set(range(found.first_block, found.last_block + 1)))
+        spec = self.segments[segment]
+        return not blocks.isdisjoint(range(spec.first_block, spec.last_block + 1))
 
     def cumulative_macs(self, exit: int) -> int:
-        """MACs spent by an image that leaves at ``exit`` (1..M + 1)."""
+        """Return the MACs of an image that leaves at ``exit`` (1..M + 1)."""
         return sum(segment.spec.macs for segment in self.segments[:exit])
 
     def files(self) -> list[FileSpec]:
-        """Every file the manifest vouches for."""
+        """Return every file that the manifest lists with its hash."""
         graphs = [segment.spec.graph for segment in self.segments]
         return [*graphs, self.baseline.graph, *self.weights, self.parity.samples]
 
     @property
     def identity(self) -> str:
-        """Hash of what is computed: the same whatever the policy and the operating points."""
+        """Return a hash of graphs and preprocessing, independent of policy and operating points."""
         parts = [to_json(self.files()), to_json(self.preprocess), self.input, self.image_size]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def dumps(self) -> str:
-        """JSON text."""
+        """Return the manifest as JSON text."""
         return json.dumps(to_json(self), indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -352,7 +352,7 @@ class Manifest:
         """Parse and validate ``manifest.json``.
 
         Raises:
-            BundleError: too large, not JSON, of another schema version, or inconsistent.
+            BundleError: it is too large, not JSON, of another schema version, or inconsistent.
         """
         return loads(
             cls,

@@ -1,4 +1,4 @@
-"""Operating points: a policy with its thresholds, and what it was found to give, where."""
+"""Operating points: exit policies with the accuracy and latency measured for them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ ASSUMPTION = (
 
 
 def check_name(name: str) -> None:
-    """Refuse names that would be trouble to type.
+    """Refuse names of operating points that are hard to type.
 
     Raises:
-        ValueError: naming what is allowed.
+        ValueError: the name has other characters than letters, digits, ``-``, ``_`` and ``.``.
     """
     if not _NAME.fullmatch(name):
         raise ValueError(
@@ -29,17 +29,17 @@ def check_name(name: str) -> None:
 
 @dataclass(frozen=True)
 class Guarantee:
-    """A finite-sample bound on what early exits cost (Learn-then-Test).
+    """A certified bound on the errors that early exits add (Learn-then-Test).
 
     With probability at least 1 - ``delta`` over the draw of the images it was certified on, the
     share of images that the chain gets wrong and the baseline right is at most ``risk``.
 
     Attributes:
         risk: the bound, 0..1.
-        delta: how often such a certificate may be wrong, 0..1.
-        images: that it was certified on; neither the search nor the report used them.
-        errors: of these, how many the chain got wrong and the baseline right.
-        data_sha256: over the content of the image files they were taken from, in order.
+        delta: probability that the certificate is wrong, 0..1.
+        images: number of images certified on; neither the search nor the report used them.
+        errors: how many of these the chain got wrong and the baseline right.
+        data_sha256: hash over the content of the image files, in order.
     """
 
     risk: float
@@ -49,7 +49,7 @@ class Guarantee:
     data_sha256: str
 
     def __post_init__(self) -> None:
-        """Refuse what certifies nothing."""
+        """Refuse values that certify nothing."""
         if not (0 < self.risk < 1 and 0 < self.delta < 1):
             raise ValueError("risk and delta must lie between 0 and 1")
         if not 0 <= self.errors <= self.images:
@@ -58,22 +58,22 @@ class Guarantee:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """A policy with its thresholds, and what it gives on images the search has not seen.
+    """A policy with its thresholds, and its results on images that the search did not use.
 
     Attributes:
         policy: as ``lgvit_edge.policies.rules`` writes it.
         accuracy: top-1 of the chain, 0..1.
         baseline_accuracy: top-1 of the model without exits.
-        macs: per image, on average.
-        macs_speedup: against the baseline.
+        macs: mean per image.
+        macs_speedup: speed-up over the baseline, in MACs.
         latency_ms: mean from decoded frame to label, from measured segment times.
-        baseline_latency_ms: mean, measured in the same run.
-        shares: of the images per exit, the final classifier last.
-        images: how many these figures are from.
-        data_sha256: over the content of the image files they were taken from, in order.
-        device: where times were measured.
-        goal: what was asked for.
-        guarantee: a bound on wrong answers, where one was asked for.
+        baseline_latency_ms: the baseline's mean, measured in the same run.
+        shares: share of images per exit, the final classifier last.
+        images: number of images behind these figures.
+        data_sha256: hash over the content of the image files, in order.
+        device: device that times were measured on.
+        goal: the goal of the search.
+        guarantee: a bound on wrong answers, if one was asked for.
     """
 
     policy: dict[str, Any]
@@ -91,7 +91,7 @@ class OperatingPoint:
     guarantee: Guarantee | None
 
     def __post_init__(self) -> None:
-        """Refuse figures that nothing could measure."""
+        """Refuse figures that no measurement gives."""
         shares = (self.accuracy, self.baseline_accuracy, *self.shares)
         sizes = (self.macs, self.macs_speedup, self.latency_ms, self.baseline_latency_ms)
         if not all(0 <= share <= 1 for share in shares):
@@ -101,5 +101,5 @@ class OperatingPoint:
 
     @property
     def wall_clock_speedup(self) -> float:
-        """Of the mean latency, against the baseline."""
+        """Return the speed-up of the mean latency over the baseline."""
         return self.baseline_latency_ms / self.latency_ms

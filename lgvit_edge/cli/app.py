@@ -1,4 +1,4 @@
-"""The ``lgvit-edge`` command: parse, call, print. Heavy imports happen inside the commands."""
+"""The ``lgvit-edge`` command line. Commands import heavy packages only when they run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line. Exit status 2 for wrong use, 1 for failed work, 130 for Ctrl-C."""
+    """Run the command line; exit with 2 after wrong use, 1 after failed work, 130 after Ctrl-C."""
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     if len(arguments) < len(sys.argv) - 1:  # --debug, wherever it was typed
         app(arguments)
@@ -43,14 +43,14 @@ def main() -> None:
 
 @app.callback(invoke_without_command=True)
 def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     if version:
         say(f"lgvit-edge {__version__}")
         raise typer.Exit
 
 
-# In the order of a user's work, which is the order of --help.
+# --help lists the commands in this order, the order of a user's work.
 for command in (train, export, build, tune, bench, compare, predict, info, doctor, demo):
     app.command()(command)

@@ -1,4 +1,4 @@
-"""The ``bench`` command: latency, MACs and accuracy against the baseline."""
+"""The ``bench`` command: measures latency, MACs and accuracy against the baseline."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from lgvit_edge.cli.options import (
     CudaGraphs,
     Device,
     Engines,
+    Labels,
     PointName,
     PolicyText,
     Precision,
+    Samples,
     Speculate,
     Threads,
     Wait,
@@ -29,19 +31,20 @@ from lgvit_edge.errors import UsageError
 def bench(
     engines: Engines,
     data: Annotated[
-        Path | None, typer.Option(help="Images: a sub-folder per class, or a flat folder.")
+        Path | None,
+        typer.Option(
+            help="Images: one sub-folder per class, or a flat folder. Default: random images, each "
+            "exit forced in turn."
+        ),
     ] = None,
-    labels: Annotated[
-        Path | None, typer.Option(help="For a flat folder: lines FILE CLASS.")
-    ] = None,
+    labels: Labels = None,
     policy: PolicyText = None,
     point: PointName = None,
-    samples: Annotated[
-        int | None, typer.Option(min=1, help="Images to measure, spread evenly. Default: all.")
-    ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Without --data: runs of each exit.")] = 30,
+    samples: Samples = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Without --data: runs per exit.")] = 30,
     mix: Annotated[
-        str | None, typer.Option(help="Without --data: share of images per exit, comma-separated.")
+        str | None,
+        typer.Option(help="Without --data: assumed share of images per exit, such as 40,30,20,10."),
     ] = None,
     threads: Threads = None,
     device: Device = None,
@@ -54,10 +57,10 @@ def bench(
         Path | None, typer.Option("--json", help="Also write the record to this file.")
     ] = None,
     report: Annotated[
-        Path | None, typer.Option(help="Also write a page to look at: FILE.html.")
+        Path | None, typer.Option(help="Also write an HTML report to this file.")
     ] = None,
 ) -> None:
-    """Measure latency, MACs and accuracy against the baseline, interleaved in one run."""
+    """Measure latency, MACs and accuracy; chain and baseline take turns in one run."""
     from lgvit_edge._support.files import write_json
     from lgvit_edge.benchmarks import measure_exits, measure_images, print_report
     from lgvit_edge.benchmarks.report.gallery import Gallery
@@ -93,10 +96,10 @@ def bench(
                 session, rounds=rounds, mix=parse_numbers(mix), progress=progress
             )
         else:
-            found = find_images(
+            labelled = find_images(
                 data, num_classes=manifest.num_classes, names=manifest.labels, labels=labels
             )
-            images = evenly(found, samples)
+            images = evenly(labelled, samples)
             gallery = Gallery(manifest.labels) if report is not None else None
             record = measure_images(session, images, progress=progress, watch=gallery)
         if report is not None:

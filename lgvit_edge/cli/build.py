@@ -1,4 +1,4 @@
-"""The ``build`` command: compile a bundle's engines and run them on its samples."""
+"""The ``build`` command: compiles a bundle's engines and runs them on its samples."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ Capabilities = Annotated[
     str | None,
     typer.Option(
         "--capability",
-        help="RTX: compute capabilities to compile for, as 8.6,8.9. Default: 8.0 and newer.",
+        help="RTX: GPU compute capabilities, such as 8.6,8.9. Default: 8.0 and newer.",
     ),
 ]
 
 
 def build(
-    bundle: Annotated[Path, typer.Argument(help="The bundle `lgvit-edge export` wrote.")],
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder that `lgvit-edge export` wrote.")],
     builder: Annotated[
         str | None,
-        typer.Option(help="tensorrt or tensorrt-rtx. Default: what the bundle's target needs."),
+        typer.Option(help="Compiler: tensorrt or tensorrt-rtx. Default: as the target needs."),
     ] = None,
     capability: Capabilities = None,
     workspace_mb: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Scratch memory tactics may use. Default: a quarter of what a Jetson has free.",
+            help="Largest scratch memory in MB. Default: on a Jetson, a quarter of free memory.",
         ),
     ] = None,
     opt_level: Annotated[
-        int | None, typer.Option(min=0, max=5, help="0 builds quickest, 5 runs quickest.")
+        int | None, typer.Option(min=0, max=5, help="0 compiles fastest, 5 runs fastest.")
     ] = None,
-    force: Annotated[bool, typer.Option(help="Compile all, current or not.")] = False,
+    force: Annotated[bool, typer.Option(help="Compile all engines, even current ones.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compile a bundle's TensorRT engines, on the device that will run them (RTX: anywhere)."""
+    """Compile a bundle's TensorRT engines on the device that will run them (RTX: on any PC)."""
     from lgvit_edge.export import BuilderOptions, build_engines
 
     options = BuilderOptions(
@@ -72,7 +72,7 @@ def build(
 
 
 def parse_capabilities(text: str | None) -> tuple[str, ...]:
-    """``8.6,8.9``; the builder knows which there are."""
+    """Split ``8.6,8.9`` at the commas; the builder checks the values."""
     return () if text is None else tuple(part.strip() for part in text.split(","))
 
 
@@ -104,6 +104,6 @@ def _print_built(bundle: Path, built: Built) -> None:
         say(f"next: lgvit-edge bench --engines {quote(str(bundle))}")
     else:
         say(
-            f"not run: {built.not_run}; where they are to run: "
+            f"not run: {built.not_run}; on the device that runs them: "
             f"lgvit-edge bench --engines {quote(str(bundle))} --backend tensorrt"
         )

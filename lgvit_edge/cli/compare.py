@@ -1,50 +1,46 @@
-"""The ``compare`` command: bench records or bundles side by side."""
+"""The ``compare`` command: shows bench records or bundles side by side."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from lgvit_edge._support.terminal import console
-from lgvit_edge.cli.options import (
-    AsJson,
-)
+from lgvit_edge.cli.options import AsJson
 from lgvit_edge.errors import DataError
-
-if TYPE_CHECKING:
-    pass
 
 
 def compare(
     records: Annotated[
-        list[Path], typer.Argument(help="What `bench --json` wrote, or bundles; the first leads.")
+        list[Path],
+        typer.Argument(help="Records of `bench --json`, or bundles; the first is the reference."),
     ],
     force: Annotated[
-        bool, typer.Option(help="Compare what was measured under other conditions, too.")
+        bool, typer.Option(help="Compare even if the measuring conditions differ.")
     ] = False,
     fail_if_slower: Annotated[
         str | None,
-        typer.Option(help="5%: exit status 1 when one is slower than the first by more."),
+        typer.Option(help="Exit status 1 if one is slower than the first by more, such as 5%."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put bench records, or bundles' operating points, side by side."""
+    """Compare bench records, or the operating points of bundles."""
     from lgvit_edge.benchmarks.compare import compare_records, parse_share, print_comparison
 
     limit = None if fail_if_slower is None else parse_share(fail_if_slower)
-    found = compare_records(records, force=force)
+    comparison = compare_records(records, force=force)
     if as_json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(comparison, indent=1))
     else:
-        print_comparison(found, console)
+        print_comparison(comparison, console)
     if limit is not None:
-        slower = [row for row in found["rows"][1:] if row["time"] > 1 + limit]
+        slower = [row for row in comparison["rows"][1:] if row["time"] > 1 + limit]
         if slower:
             worst = max(slower, key=lambda row: float(row["time"]))
             raise DataError(
                 f"{worst['name']} takes {worst['time']:.3f} of the time of "
-                f"{found['rows'][0]['name']}, allowed: {1 + limit:.3f}"
+                f"{comparison['rows'][0]['name']}, allowed: {1 + limit:.3f}"
             )

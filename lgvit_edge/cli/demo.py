@@ -1,4 +1,4 @@
-"""``lgvit-edge demo``: the whole main job on handwritten digits, with no download.
+"""The ``demo`` command: runs the whole workflow on handwritten digits, with no download.
 
 Trains both stages of a small LGViT, exports it and benches it on held-out digits, through the
 functions that the commands call, and prints those commands.
@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,22 +18,19 @@ from rich.console import Console
 from lgvit_edge._support.optional import require
 from lgvit_edge._support.terminal import console, progress_bar, say
 
-if TYPE_CHECKING:
-    pass
-
-# Chosen on the training digits' confidences, not on the held-out ones that are reported.
+# The threshold was chosen on the training digits, not on the held-out digits reported here.
 POLICY = "confidence:0.9"
 Progress = Callable[[str], AbstractContextManager[Callable[..., None]]]
 
 
 def run_demo(out: Path, console: Console, progress: Progress) -> dict[str, Any]:
-    """Train, export, bench; everything lies under ``out`` afterwards.
+    """Train, export and bench a small model, with all files under ``out``.
 
     Returns:
         The bench record.
 
     Raises:
-        LGViTEdgeError: as its steps do.
+        LGViTEdgeError: a step fails.
     """
     require("torch", extra="train")
     from lgvit_edge import policies
@@ -77,8 +74,8 @@ def run_demo(out: Path, console: Console, progress: Progress) -> dict[str, Any]:
 
     console.rule("3/3 bench on 360 held-out digits")
     with Session.open(out / "bundle") as session, progress("measuring") as step:
-        found = find_images(out / "digits", num_classes=10, names=session.manifest.labels)
-        record = measure_images(session, found, progress=step)
+        images = find_images(out / "digits", num_classes=10, names=session.manifest.labels)
+        record = measure_images(session, images, progress=step)
     print_report(record, console)
     console.rule(f"done in {time.monotonic() - began:.0f} s; the same, step by step")
     say(f"# {out}/model.pt: both stages, with the settings of lgvit_edge.training.data.digits")
@@ -93,7 +90,7 @@ def run_demo(out: Path, console: Console, progress: Progress) -> dict[str, Any]:
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Where the demo puts its files.")] = Path("out-demo"),
+    out: Annotated[Path, typer.Option(help="Folder for the demo's files.")] = Path("out-demo"),
 ) -> None:
-    """Train, export and bench a small LGViT on handwritten digits. No download; minutes."""
+    """Train, export and bench a small LGViT on digits; takes minutes, without a download."""
     run_demo(out, console, progress_bar)

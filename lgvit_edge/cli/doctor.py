@@ -1,4 +1,4 @@
-"""The ``doctor`` command: what is installed, what can run here, what to install."""
+"""The ``doctor`` command: shows what is installed, what can run here and what to install."""
 
 from __future__ import annotations
 
@@ -9,54 +9,55 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from lgvit_edge._support.terminal import console, table
 from lgvit_edge.cli.options import AsJson
 
-# Any one of a set is enough. The two builds of onnxruntime even install the same files.
+# One package of each set is enough. The two builds of onnxruntime install the same files.
 EITHER = ({"onnxruntime", "onnxruntime-gpu"}, {"pycuda", "cuda-bindings"})
 
 
 def doctor(
     engines: Annotated[
-        Path | None, typer.Option(help="A bundle: measure anew which backend is fastest for it.")
+        Path | None, typer.Option(help="Bundle whose fastest backend is measured again.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what is installed, what can run here, what to install, and what backends were chosen."""
+    """Show what is installed, what can run here, what is missing, and which backends auto chose."""
     from lgvit_edge.runtime.examination import examine
 
-    found = examine(engines=engines)
+    report = examine(engines=engines)
     if as_json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(report, indent=1))
     else:
-        print_examination(found, console)
+        print_examination(report, console)
 
 
-def print_examination(found: dict[str, Any], console: Console) -> None:
-    """The same for people."""
-    machine = found["machine"]
+def print_examination(report: dict[str, Any], console: Console) -> None:
+    """Print what ``examine`` reports of this machine."""
+    machine = report["machine"]
     console.print(
-        f"[bold]lgvit-edge {found['lgvit-edge']}[/], Python {machine['python']}, "
+        f"[bold]lgvit-edge {report['lgvit-edge']}[/], Python {machine['python']}, "
         f"{machine['system']}\n{machine['cpu']}, {machine['cores']} cores, "
         f"{machine['memory_gb']} GB; GPU: {'; '.join(machine['gpus']) or 'none found'}",
         highlight=False,
     )
     packages = table("package", "version", "for", "to install")
-    installed = {row["name"] for row in found["packages"] if row["version"]}
+    installed = {row["name"] for row in report["packages"] if row["version"]}
     enough = installed.union(*(names for names in EITHER if installed & names))
     on_jetson = {"tensorrt": "comes with JetPack", "tensorrt-rtx": "not for Jetson"}
     packages.columns[-1].no_wrap = True  # a command, to be copied
-    for row in found["packages"]:
+    for row in report["packages"]:
         command = "" if row["name"] in enough else f"pip install 'lgvit-edge[{row['extra']}]'"
-        if command and found["jetson"]:
+        if command and report["jetson"]:
             command = on_jetson.get(row["name"], command)
-        packages.add_row(row["name"], row["version"] or "[dim]-[/]", row["for"], _plain(command))
+        packages.add_row(row["name"], row["version"] or "[dim]-[/]", row["for"], escape(command))
     console.print(packages)
     backends = table("backend", "runs here", "")
-    for row in found["backends"]:
+    for row in report["backends"]:
         runs = "[green]yes[/]" if row["runs"] else "[yellow]no[/]"
-        backends.add_row(row["name"], runs, _plain(row["note"].replace("; run: ", "\nrun: ")))
+        backends.add_row(row["name"], runs, escape(row["note"].replace("; run: ", "\nrun: ")))
     console.print(backends)
     if not machine["nvidia_driver"]:
         console.print(
@@ -65,27 +66,27 @@ def print_examination(found: dict[str, Any], console: Console) -> None:
             highlight=False,
             soft_wrap=True,
         )
-    if found["jetson"]:
-        _print_jetson(found["jetson"], console)
-    _print_choices(found["choices"], console)
-    if not any(row["runs"] for row in found["backends"]):
+    if report["jetson"]:
+        _print_jetson(report["jetson"], console)
+    _print_choices(report["choices"], console)
+    if not any(row["runs"] for row in report["backends"]):
         console.print("nothing can run a bundle here; run: pip install 'lgvit-edge\\[cpu]'")
 
 
-def _print_jetson(found: dict[str, Any], console: Console) -> None:
-    def known(name: str) -> str:
-        return "unknown" if found[name] is None else str(found[name])
+def _print_jetson(jetson: dict[str, Any], console: Console) -> None:
+    def text(name: str) -> str:
+        return "unknown" if jetson[name] is None else str(jetson[name])
 
-    clocks = {None: "unknown", True: "locked", False: "not locked"}[found["clocks_locked"]]
-    console.print(f"[bold]{_plain(known('model'))}[/]", highlight=False)
+    clocks = {None: "unknown", True: "locked", False: "not locked"}[jetson["clocks_locked"]]
+    console.print(f"[bold]{escape(text('model'))}[/]", highlight=False)
     memory = "memory unknown"
-    if found["available_gb"] is not None:
-        memory = f"{found['available_gb']} of {known('memory_gb')} GB of memory available"
+    if jetson["available_gb"] is not None:
+        memory = f"{jetson['available_gb']} of {text('memory_gb')} GB of memory available"
     lines = [
-        f"L4T {known('l4t')}, JetPack {known('jetpack')}, TensorRT {known('tensorrt')}",
-        f"power mode {known('power_mode')}, clocks {clocks}, {memory}",
+        f"L4T {text('l4t')}, JetPack {text('jetpack')}, TensorRT {text('tensorrt')}",
+        f"power mode {text('power_mode')}, clocks {clocks}, {memory}",
     ]
-    for finding in found["findings"]:
+    for finding in jetson["findings"]:
         lines.append(f"{finding['level']}: {finding['text']}")
         if finding["cure"]:
             lines.append(f"  {finding['cure']}")
@@ -94,23 +95,19 @@ def _print_jetson(found: dict[str, Any], console: Console) -> None:
 
 
 def _print_choices(choices: list[dict[str, Any]], console: Console) -> None:
-    """What ``backend="auto"`` has measured here."""
+    """Print which backend ``backend="auto"`` chose for each bundle on this machine."""
     from lgvit_edge.runtime.selection import OVERRIDE
 
     if chosen := os.environ.get(OVERRIDE):
-        console.print(f"{OVERRIDE} makes every session run on {_plain(chosen)}")
+        console.print(f"{OVERRIDE} makes every session use {escape(chosen)}")
     if not choices:
         return
-    made = table("bundle", "auto runs it on", "ms per image, measured", "when (UTC)")
+    rows = table("bundle", "auto runs it on", "ms per image, measured", "when (UTC)")
     for choice in choices:
         name = " ".join(filter(None, (choice["backend"], choice["precision"])))
         times = ", ".join(f"{n} {ms:.2f}" for n, ms in sorted(choice["measured"].items()))
-        refused = [f"{n}: {_plain(why)}" for n, why in choice["refused"].items()]
-        made.add_row(
-            _plain(choice["bundle"]), name, "\n".join([times, *refused]), choice["date"][:16]
+        refused = [f"{n}: {escape(why)}" for n, why in choice["refused"].items()]
+        rows.add_row(
+            escape(choice["bundle"]), name, "\n".join([times, *refused]), choice["date"][:16]
         )
-    console.print(made)
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", "\\[")
+    console.print(rows)

@@ -1,4 +1,4 @@
-"""The ``export`` command: a checkpoint in, a verified bundle out, for RTX with engines."""
+"""The ``export`` command: turns a checkpoint into a verified bundle, for RTX with engines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 from lgvit_edge._support.terminal import console, progress_bar, say, table
 from lgvit_edge.cli.build import Capabilities, build, parse_capabilities
-from lgvit_edge.cli.options import Heads, ImageSize, parse_batch, read_labels
+from lgvit_edge.cli.options import Heads, ImageSize, Labels, parse_batch, read_labels
 from lgvit_edge.errors import MissingDependency, UsageError
 
 if TYPE_CHECKING:
@@ -20,67 +20,76 @@ if TYPE_CHECKING:
 
 def export(
     ckpt: Annotated[
-        Path | None, typer.Option(help="model.pt, .safetensors, or an authors' directory.")
+        Path | None,
+        typer.Option(help="Checkpoint: .pt, .safetensors, or a folder of the LGViT authors' code."),
     ] = None,
-    target: Annotated[str, typer.Option(help="cpu, jetson or rtx.")] = "cpu",
-    out: Annotated[Path, typer.Option(help="Directory of the bundle.")] = Path("out"),
+    target: Annotated[str, typer.Option(help="Kind of device: cpu, jetson or rtx.")] = "cpu",
+    out: Annotated[Path, typer.Option(help="Bundle folder to write.")] = Path("out"),
     precision: Annotated[
         str | None,
-        typer.Option(help="fp32, fp16 or int8. Default: fp32 for cpu, fp16 for jetson and rtx."),
+        typer.Option(
+            help="Precision: fp32, fp16 or int8. Default: fp32 for cpu, fp16 for jetson and rtx."
+        ),
     ] = None,
     keep_fp32: Annotated[
         str | None,
-        typer.Option(help="With fp16 and int8: layernorm, softmax or both stay in float32."),
+        typer.Option(
+            help="With fp16 and int8: operations that stay in float32: layernorm, softmax or "
+            "layernorm,softmax."
+        ),
     ] = None,
     calib: Annotated[
-        Path | None, typer.Option(help="For int8: a folder of images like the camera's.")
+        Path | None,
+        typer.Option(help="For int8: folder of calibration images, similar to the camera's."),
     ] = None,
     calib_images: Annotated[
-        int, typer.Option(min=1, help="How many of them, spread evenly.")
+        int, typer.Option(min=1, help="Number of calibration images, spread evenly.")
     ] = 128,
     data: Annotated[
         Path | None,
-        typer.Option(help="Images on which the export must decide as float32 does, or fail."),
+        typer.Option(help="Images to compare with float32; export fails if too many exits differ."),
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="How many of --data, spread evenly.")] = 500,
-    data_labels: Annotated[
-        Path | None, typer.Option(help="For a flat --data folder: lines FILE CLASS.")
-    ] = None,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Number of --data images to compare, spread evenly.")
+    ] = 500,
+    data_labels: Labels = None,
     input: Annotated[
-        str, typer.Option(help="uint8 (NHWC, normalised inside) or float32 (NCHW, normalised).")
+        str,
+        typer.Option(
+            help="Input type: uint8 (NHWC, the graph normalises) or float32 (NCHW, normalised)."
+        ),
     ] = "uint8",
-    batch: Annotated[str, typer.Option(help="MIN:OPT:MAX, or 1.")] = "1",
+    batch: Annotated[str, typer.Option(help="Batch sizes MIN:OPT:MAX, or 1.")] = "1",
     opset: Annotated[
-        int | None, typer.Option(help="ONNX operator set. Default: 18; 20 for int8.")
+        int | None, typer.Option(help="ONNX opset version. Default: 18; 20 for int8.")
     ] = None,
     jetpack: Annotated[
         str | None,
-        typer.Option(help="With --target jetson: 6.0, 6, 7.0 or 7, as on the device. Default: 6."),
+        typer.Option(help="With --target jetson: its JetPack, 6.0, 6, 7.0 or 7. Default: 6."),
     ] = None,
-    policy: Annotated[str, typer.Option(help="The bundle's own exit policy.")] = "confidence:0.8",
+    policy: Annotated[str, typer.Option(help="Exit policy of the bundle.")] = "confidence:0.8",
     labels: Annotated[
-        Path | None, typer.Option(help="Class names, one per line, in class order.")
+        Path | None, typer.Option(help="File of class names, one per line, in class order.")
     ] = None,
     arch: Annotated[
         str | None,
-        typer.Option(help="Instead of --ckpt: this architecture with random weights, for timing."),
+        typer.Option(help="Instead of --ckpt: an architecture with random weights, for timing."),
     ] = None,
     exits: Annotated[
         str | None,
         typer.Option(
-            help="Of a checkpoint's exits keep those after these blocks, such as 4,8. "
-            "With --arch: uniform:M, shallow:M, middle:M, deep:M or blocks. "
-            "Default: all, and uniform:8."
+            help="Blocks whose exits are exported, such as 4,8; with --arch also uniform:M, "
+            "shallow:M, middle:M or deep:M. Default: all; with --arch uniform:8."
         ),
     ] = None,
     heads: Heads = None,
     image_size: ImageSize = None,
     engines: Annotated[
-        bool, typer.Option(help="With --target rtx: compile the engines too.")
+        bool, typer.Option(help="With --target rtx: also compile the engines.")
     ] = True,
     capability: Capabilities = None,
 ) -> None:
-    """Cut a trained LGViT at its exits, export each segment and verify it; for RTX, compile it."""
+    """Export a trained LGViT as one verified graph per segment; for RTX, also compile engines."""
     from lgvit_edge import policies
     from lgvit_edge._support.optional import require
 
@@ -106,7 +115,9 @@ def export(
         )
     model = source.model_to_export(ckpt, arch=arch, exits=exits, heads=heads, image_size=image_size)
     if arch is not None:
-        console.print(f"[yellow]{arch} with random weights: good for timing, not for answers[/]")
+        console.print(
+            f"[yellow]{arch} with random weights: for timing only, its answers are random[/]"
+        )
     if labels is not None:
         model.config = model.config.replace(labels=read_labels(labels, model.config.num_classes))
     start = time.perf_counter()
@@ -122,7 +133,7 @@ def export(
     _report(out, manifest, sum(p.numel() for p in model.parameters()))
     say(f"took {time.perf_counter() - start:.0f} s, peak memory {peak_memory_mb() / 1e3:.2f} GB")
     if target == "rtx" and engines:
-        say(f"compiling its engines; if that is interrupted: lgvit-edge build {quote(str(out))}")
+        say(f"compiling the engines; if interrupted, run: lgvit-edge build {quote(str(out))}")
         build(out, capability=capability)
     elif target == "jetson":
         _check_for_jetson(out)
@@ -150,33 +161,35 @@ def _report(out: Path, manifest: Manifest, parameters: int) -> None:
         f"verified against PyTorch: max |difference| {worst:.2g}, "
         f"tolerance {manifest.parity.tolerance:g}"
     )
-    found = manifest.agreement
-    if found is None:
+    agreement = manifest.agreement
+    if agreement is None:
         if manifest.precision == "int8":
             say("not compared with float32 on real images: add --data DIR")
         return
     rows = table("on real images", numbers=("float32", manifest.precision))
-    if found.accuracy is not None and found.reference_accuracy is not None:
+    if agreement.accuracy is not None and agreement.reference_accuracy is not None:
         rows.add_row(
-            "top-1, final classifier", f"{found.reference_accuracy:.2%}", f"{found.accuracy:.2%}"
+            "top-1, final classifier",
+            f"{agreement.reference_accuracy:.2%}",
+            f"{agreement.accuracy:.2%}",
         )
-    rows.add_row("same exit", "", f"{found.same_exit:.2%}")
-    rows.add_row("same answer", "", f"{found.same_label:.2%}")
-    for exit, change in enumerate(found.confidence_change, 1):
+    rows.add_row("same exit", "", f"{agreement.same_exit:.2%}")
+    rows.add_row("same answer", "", f"{agreement.same_label:.2%}")
+    for exit, change in enumerate(agreement.confidence_change, 1):
         rows.add_row(f"mean change of confidence, exit {exit}", "", f"{change:.4f}")
     console.print(rows)
-    say(f"compared on {found.images} images")
+    say(f"compared on {agreement.images} images")
 
 
 def _check_for_jetson(out: Path) -> None:
-    """What can be known of a Jetson's engines on a workstation: no more than that they parse."""
+    """Check that TensorRT can parse the graphs, which is all a workstation can check for Jetson."""
     from lgvit_edge.export.tensorrt.build import check_graphs
 
     try:
         version = check_graphs(out)
     except MissingDependency:
         say(
-            "not checked with a TensorRT parser: for that, pip install 'lgvit-edge[rtx]' and "
+            "not checked with a TensorRT parser; to check, pip install 'lgvit-edge[rtx]' and "
             "export again"
         )
     else:

@@ -1,4 +1,4 @@
-"""What ``lgvit-edge info`` shows of a checkpoint or a bundle."""
+"""The ``info`` command: describes a checkpoint or a bundle."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def inspect(path: Path) -> dict[str, Any]:
     """Describe a bundle or a checkpoint as JSON.
 
     Raises:
-        LGViTEdgeError: neither, or damaged.
+        LGViTEdgeError: ``path`` is neither, or is damaged.
     """
     if not path.exists():
         raise CheckpointError(f"no such checkpoint or bundle: {path}")
@@ -40,43 +40,43 @@ def inspect(path: Path) -> dict[str, Any]:
     return inspect_checkpoint(path)
 
 
-def print_info(found: dict[str, Any], console: Console) -> None:
-    """The same for people."""
-    base, path = found["baseline"], found["path"]
+def print_info(about: dict[str, Any], console: Console) -> None:
+    """Print what ``inspect`` returns as text and tables."""
+    base, path = about["baseline"], about["path"]
     console.print(
-        f"[bold]{escape(found['path'])}[/] ({found['kind']}): {found['family']}, "
-        f"{found['blocks']} blocks, {found['exits']} exits, {found['classes']} classes, "
-        f"images of {found['image_size']} x {found['image_size']}",
+        f"[bold]{escape(about['path'])}[/] ({about['kind']}): {about['family']}, "
+        f"{about['blocks']} blocks, {about['exits']} exits, {about['classes']} classes, "
+        f"images of {about['image_size']} x {about['image_size']}",
         highlight=False,
     )
-    if found["kind"] == "checkpoint":
+    if about["kind"] == "checkpoint":
         console.print(
-            f"patches of {found['patch_size']} x {found['patch_size']} pixels, {_shape(found)}; "
+            f"patches of {about['patch_size']} x {about['patch_size']} pixels, {_shape(about)}; "
             f"{base['macs'] / 1e9:.2f} G MACs without exits, "
             f"{base['macs_without_attention_products'] / 1e9:.2f} G if attention's two products "
             "are left out, as the paper does",
             highlight=False,
             soft_wrap=True,
         )
-    if found["kind"] == "bundle":
-        batch = ":".join(map(str, found["batch"])) if found["batch"][2] > 1 else "1"
+    if about["kind"] == "bundle":
+        batch = ":".join(map(str, about["batch"])) if about["batch"][2] > 1 else "1"
         console.print(
-            f"target {found['target']}, {found['precision']}, opset {found['opset']}, input "
-            f"{found['input']}, batch {batch}, {found['bytes'] / 1e6:.1f} MB, "
-            f"max |difference| from PyTorch {found['parity']:.2g}",
+            f"target {about['target']}, {about['precision']}, opset {about['opset']}, input "
+            f"{about['input']}, batch {batch}, {about['bytes'] / 1e6:.1f} MB, "
+            f"max |difference| from PyTorch {about['parity']:.2g}",
             highlight=False,
         )
-        if found["calibration"]:
-            blocks = ", ".join(map(str, found["calibration"]["blocks"]))
+        if about["calibration"]:
+            blocks = ", ".join(map(str, about["calibration"]["blocks"]))
             console.print(f"int8 in the MLPs of blocks {blocks}", highlight=False)
-        if found["agreement"]:
-            agreement = found["agreement"]
+        if about["agreement"]:
+            agreement = about["agreement"]
             console.print(
                 f"on {agreement['images']} images: {agreement['same_exit']:.2%} leave where they "
                 f"do in float32, {agreement['same_label']:.2%} get the same answer",
                 highlight=False,
             )
-        for engines in found["engines"]:
+        for engines in about["engines"]:
             fault = engines["fault"]
             state = "" if fault is None else f"; {fault}"
             if fault is not None and "run:" not in fault:
@@ -85,18 +85,18 @@ def print_info(found: dict[str, Any], console: Console) -> None:
                 f"engines/{engines['tag']}: {engines['count']} engines, "
                 f"{engines['bytes'] / 1e6:.1f} MB{state}"
             )
-    console.print(_segments(found))
-    if found.get("points"):
-        console.print(_points(found["points"]))
+    console.print(_segments(about))
+    if about.get("points"):
+        console.print(_points(about["points"]))
 
 
 def _points(points: dict[str, Any]) -> Table:
-    """Operating points, and where their times were measured."""
-    shown = table(
+    """Make a table of operating points that names the devices they were measured on."""
+    rows = table(
         *("point", "policy"), numbers=("accuracy", "lost", "MACs x", "mean (ms)", "images")
     )
     for name, point in points.items():
-        shown.add_row(
+        rows.add_row(
             name,
             point["policy"]["name"],
             f"{point['accuracy']:.2%}",
@@ -106,35 +106,35 @@ def _points(points: dict[str, Any]) -> Table:
             str(point["images"]),
         )
     devices = {point["device"] for point in points.values()}
-    shown.caption = f"times: {'; '.join(sorted(devices))}"
-    shown.caption_justify = "left"
-    return shown
+    rows.caption = f"times: {'; '.join(sorted(devices))}"
+    rows.caption_justify = "left"
+    return rows
 
 
-def _shape(found: dict[str, Any]) -> str:
-    """A backbone's sizes in words."""
-    if not found["depths"]:
-        return f"{found['hidden_size']} wide, {found['attention_heads']} attention heads"
-    stages = len(found["depths"])
+def _shape(about: dict[str, Any]) -> str:
+    """Describe a backbone's sizes in words."""
+    if not about["depths"]:
+        return f"{about['hidden_size']} wide, {about['attention_heads']} attention heads"
+    stages = len(about["depths"])
     return (
-        f"stages of {', '.join(map(str, found['depths']))} blocks, {found['hidden_size']} to "
-        f"{found['hidden_size'] << stages - 1} wide, windows of {found['window_size']} x "
-        f"{found['window_size']} tokens"
+        f"stages of {', '.join(map(str, about['depths']))} blocks, {about['hidden_size']} to "
+        f"{about['hidden_size'] << stages - 1} wide, windows of {about['window_size']} x "
+        f"{about['window_size']} tokens"
     )
 
 
-def _segments(found: dict[str, Any]) -> Table:
-    """What each segment costs: its blocks, which are what lies between exits, and its head."""
-    base, rows = found["baseline"], found["segments"]
+def _segments(about: dict[str, Any]) -> Table:
+    """Make a table of what each segment's blocks and head cost."""
+    base, rows = about["baseline"], about["segments"]
     split = all("head_macs" in row for row in rows[:-1])
     costs = ("MACs (M)", "+ head") if split else ("MACs (M)",)
-    shown = table("exit", "blocks", "head", numbers=(*costs, "total", "speed-up", "params (M)"))
+    grid = table("exit", "blocks", "head", numbers=(*costs, "total", "speed-up", "params (M)"))
     for row in rows:
         last = row is rows[-1]
         size = f" {HEAD_KINDS[row['head']].size}={row['size']}" if row.get("size") else ""
         head = row.get("head_macs", 0)
         parts = [row["macs"] - head, None if last else head] if split else [row["macs"]]
-        shown.add_row(
+        grid.add_row(
             "final" if last else str(row["index"] + 1),
             f"{row['first_block']}-{row['last_block']}",
             "" if last else row["head"] + size,
@@ -143,20 +143,20 @@ def _segments(found: dict[str, Any]) -> Table:
             f"{row['macs_speedup']:.2f}x",
             f"{row['parameters'] / 1e6:,.2f}",
         )
-    shown.add_section()
+    grid.add_section()
     macs, parameters = f"{base['macs'] / 1e6:,.1f}", f"{base['parameters'] / 1e6:,.2f}"
     blank = [""] * (len(costs) - 1)
-    shown.add_row("none", f"1-{found['blocks']}", "", macs, *blank, macs, "1.00x", parameters)
-    return shown
+    grid.add_row("none", f"1-{about['blocks']}", "", macs, *blank, macs, "1.00x", parameters)
+    return grid
 
 
 def info(
-    path: Annotated[Path, typer.Argument(help="A checkpoint or a bundle.")],
+    path: Annotated[Path, typer.Argument(help="Checkpoint or bundle.")],
     as_json: AsJson = False,
 ) -> None:
     """Show blocks, exits, heads, MACs and parameters of a checkpoint or a bundle."""
-    found = inspect(path)
+    about = inspect(path)
     if as_json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(about, indent=1))
     else:
-        print_info(found, console)
+        print_info(about, console)

@@ -1,4 +1,4 @@
-"""The command line's own vocabulary: shared options, what is parsed by hand, exit statuses."""
+"""Options that several commands share, parsers for their values, and exit statuses."""
 
 from __future__ import annotations
 
@@ -22,55 +22,58 @@ if TYPE_CHECKING:
 
 
 def _values(field: str) -> str:
-    """What each backend takes, for help: "onnxruntime: cpu or cuda; openvino: cpu or gpu."."""
+    """List what each backend accepts, for help: "onnxruntime: cpu, cuda; openvino: cpu, gpu."."""
     rows = {backend.name: getattr(backend, field) for backend in backends()}
-    return "; ".join(f"{name}: {' or '.join(row)}" for name, row in rows.items() if row) + "."
+    return "; ".join(f"{name}: {', '.join(row)}" for name, row in rows.items() if row) + "."
 
 
-def _takers(option: str) -> str:
-    """The backends that take an option, for help."""
-    return ", ".join(backend.name for backend in backends() if option in backend.options)
+_THREADED = ", ".join(backend.name for backend in backends() if "threads" in backend.options)
 
 
-Engines = Annotated[Path, typer.Option(help="The bundle `lgvit-edge export` wrote.")]
+Engines = Annotated[Path, typer.Option(help="Bundle folder that `lgvit-edge export` wrote.")]
 PolicyText = Annotated[
     str | None,
     typer.Option(
-        help=f"When an image stops: {described()}. Thresholds may be lists, one per exit. "
-        "Default: the bundle's own."
+        help=f"Rule that decides when an image stops: {described()}. Several thresholds, separated "
+        "by commas, apply one per exit. Default: the bundle's policy."
     ),
 ]
 PointName = Annotated[
-    str | None, typer.Option("--point", help="An operating point of `lgvit-edge tune`, by name.")
+    str | None,
+    typer.Option("--point", help="Name of an operating point that `lgvit-edge tune` stored."),
 ]
 Threads = Annotated[
-    int | None, typer.Option(help=f"CPU threads ({_takers('threads')}). Default: one per core.")
+    int | None, typer.Option(help=f"Number of CPU threads ({_THREADED}). Default: one per core.")
 ]
-Device = Annotated[str | None, typer.Option(help=_values("devices"))]
+Device = Annotated[str | None, typer.Option(help=f"Device to run on; {_values('devices')}")]
 Backend = Annotated[
     str,
     typer.Option(
-        help=f"{', '.join(backend.name for backend in backends())}. auto: tensorrt where engines "
-        "and a GPU are, else the fastest installed, measured once per bundle and machine."
+        help=f"Library that runs the segments: {', '.join(b.name for b in backends())}, or auto: "
+        "tensorrt if there are engines and a GPU, otherwise the fastest installed one, measured "
+        "once per bundle and machine."
     ),
 ]
 Precision = Annotated[
     str | None,
     typer.Option(
-        help=f"What float32 graphs are computed in; {_values('precisions')} Default: the "
-        "fastest within the bundle's tolerance."
+        help=f"Precision that float32 graphs are computed in; {_values('precisions')} Default: "
+        "the fastest one within the bundle's tolerance."
     ),
 ]
-# Of these nothing is passed on but what was typed: a backend that does not take one refuses it.
+# Only typed options are passed on, because a backend refuses options that it does not take.
 Wait = Annotated[
     str | None,
-    typer.Option(help="tensorrt: spin (soonest, burns a core), block or hybrid. Default: hybrid."),
+    typer.Option(
+        help="tensorrt: how the CPU waits for the GPU: spin (lowest latency, occupies a core), "
+        "block or hybrid. Default: hybrid."
+    ),
 ]
 CudaGraphs = Annotated[
     bool | None,
     typer.Option(
         "--cuda-graphs/--no-cuda-graphs",
-        help="tensorrt: replay recorded segments. Default: --cuda-graphs.",
+        help="tensorrt: replay segments as recorded CUDA graphs. Default: --cuda-graphs.",
     ),
 ]
 Speculate = Annotated[
@@ -84,28 +87,37 @@ Speculate = Annotated[
 Heads = Annotated[
     str | None,
     typer.Option(
-        help=", ".join(f"{name} ({what})" for name, what in head_choices().items())
+        help="Classifiers at the exits: "
+        + ", ".join(f"{name} ({what})" for name, what in head_choices().items())
         + ". Default: lgvit."
     ),
 ]
 ImageSize = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Side of the network's input, where it is not the model's: positions change."
+        min=1,
+        help="Image size in pixels, if different from the model's; position embeddings are "
+        "interpolated.",
     ),
+]
+Labels = Annotated[
+    Path | None, typer.Option(help="Label file of a flat --data folder: lines FILE CLASS.")
+]
+Samples = Annotated[
+    int | None, typer.Option(min=1, help="Number of images, spread evenly. Default: all.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 class _Interrupted(Exception):
-    """Ctrl-C."""
+    """Raised when the user presses Ctrl-C."""
 
 
 class Commands(TyperGroup):
-    """All commands; lets Ctrl-C through."""
+    """The group of all commands; it lets Ctrl-C through."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a command; typer would make a silent exit of Ctrl-C."""
+        """Run a command; typer alone would turn Ctrl-C into a silent exit."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -114,7 +126,7 @@ class Commands(TyperGroup):
 
 @contextlib.contextmanager
 def exit_status() -> Iterator[None]:
-    """Turn errors into one message and an exit status; a traceback helps no user."""
+    """Turn an error into one message and an exit status instead of a traceback."""
     try:
         yield
     except _Interrupted:
@@ -124,7 +136,7 @@ def exit_status() -> Iterator[None]:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}", 1)
-    except Exception as error:  # a bug of ours
+    except Exception as error:  # a bug in lgvit-edge
         kind = type(error).__name__
         _fail(f"internal error, {kind}: {error}\nadd --debug to see where, and report it", 1)
 
@@ -136,13 +148,13 @@ def _fail(message: str, status: int) -> NoReturn:
 
 
 def check_folders(files: dict[str, Path | None]) -> None:
-    """Refuse files that could not be written, before minutes are spent.
+    """Check before long work that output files can be written.
 
     Args:
-        files: by option.
+        files: output files by option.
 
     Raises:
-        UsageError: the folder of one is missing.
+        UsageError: a file's folder is missing, or the file is itself a folder.
     """
     for option, file in files.items():
         if file is not None and not file.absolute().parent.is_dir():
@@ -152,10 +164,10 @@ def check_folders(files: dict[str, Path | None]) -> None:
 
 
 def parse_batch(text: str) -> tuple[int, int, int]:
-    """``MIN:OPT:MAX``, or one number for all three.
+    """Parse batch sizes from ``MIN:OPT:MAX``, or from one number for all three.
 
     Raises:
-        UsageError: neither.
+        UsageError: the text has neither form.
     """
     try:
         numbers = [int(part) for part in text.split(":")]
@@ -168,10 +180,10 @@ def parse_batch(text: str) -> tuple[int, int, int]:
 
 
 def parse_numbers(text: str | None) -> list[float] | None:
-    """Numbers between commas.
+    """Parse numbers that commas separate.
 
     Raises:
-        UsageError: something else.
+        UsageError: a part is not a number.
     """
     if text is None:
         return None
@@ -182,10 +194,10 @@ def parse_numbers(text: str | None) -> list[float] | None:
 
 
 def read_labels(path: Path, count: int) -> tuple[str, ...]:
-    """Class names, one per line.
+    """Read class names from a file, one per line.
 
     Raises:
-        DataError: unreadable, or not ``count`` of them.
+        DataError: the file is unreadable, or does not hold ``count`` names.
     """
     try:
         names = tuple(path.read_text(encoding="utf-8").splitlines())
@@ -208,7 +220,7 @@ def open_session(
     cuda_graphs: bool | None,
     speculate: bool | None,
 ) -> Session:
-    """The session that a command's options ask for; None is what nobody typed.
+    """Open the session that a command's options ask for; None means not typed.
 
     Raises:
         LGViTEdgeError: as ``Session.open`` does.

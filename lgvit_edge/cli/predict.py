@@ -1,4 +1,4 @@
-"""The ``predict`` command: images in, labels out."""
+"""The ``predict`` command: classifies image files."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def predict(
     speculate: Speculate = None,
     as_json: AsJson = False,
 ) -> None:
-    """Classify images: label, confidence, exit taken, latency."""
+    """Classify images; show label, confidence, exit and latency."""
     from lgvit_edge.images.preprocess import list_images, load_rgb
 
     files = [f for path in images for f in (list_images(path) if path.is_dir() else [path])]
     if not files:
         raise DataError(f"no images in {', '.join(map(str, images))}")
     rows: list[dict[str, Any]] = []
-    sure: list[str] = []
+    confidences: list[str] = []
     failures: list[str] = []
     with open_session(
         engines, policy, point, threads, device, backend, precision, wait, cuda_graphs, speculate
@@ -63,12 +63,12 @@ def predict(
                 session.predict(frame)  # the first prediction pays for lazy set-up
             result = session.predict(frame)
             rows.append({"image": str(file), **result.to_json()})
-            sure.append(result.confidence_text)
+            confidences.append(result.confidence_text)
     if as_json:
         print(json.dumps(rows, indent=1))
     elif rows:
         answers = table("image", "label", numbers=("confidence", "exit", "block", "latency (ms)"))
-        for row, confidence in zip(rows, sure, strict=True):
+        for row, confidence in zip(rows, confidences, strict=True):
             answers.add_row(
                 escape(Path(row["image"]).name),
                 escape(row["label"]),

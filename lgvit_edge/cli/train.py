@@ -1,4 +1,4 @@
-"""The ``train`` command: a backbone and a folder of images in, an LGViT out."""
+"""The ``train`` command: trains an LGViT from a backbone and a folder of images."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from lgvit_edge.training.settings import Setting, TrainingConfig, settings
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command an option for every field of ``TrainingConfig``, and the config they make.
+    """Add an option to a command for every field of ``TrainingConfig``.
 
-    Default, bounds, help and group of an option are the field's own.
+    The command receives the resulting ``config``. Default, bounds, help and group of an option come
+    from the field.
     """
     own = inspect.signature(command, eval_str=True).parameters
-    options = [_option(*known) for known in settings()]
+    options = [_option(*setting) for setting in settings()]
 
     @functools.wraps(command)
     def parsed(**values: Any) -> None:
@@ -55,7 +56,7 @@ def _option(name: str, about: Setting, default: Any) -> inspect.Parameter:
 
 
 def _pair(name: str, text: str, kind: Callable[[str], float]) -> tuple[float, ...]:
-    """Stage 1's value and stage 2's, from one or two numbers."""
+    """Parse the values of stage 1 and stage 2 from one or two numbers."""
     try:
         values = [kind(part) for part in text.split(",")]
     except ValueError:
@@ -70,41 +71,41 @@ def _pair(name: str, text: str, kind: Callable[[str], float]) -> tuple[float, ..
 @with_settings
 def train(
     data: Annotated[
-        Path, typer.Option(help="Image folder: a sub-folder per class, or train/ and val/.")
+        Path, typer.Option(help="Image folder: one sub-folder per class, or train/ and val/.")
     ],
-    out: Annotated[Path, typer.Option(help="Checkpoint to write, .pt or .safetensors.")] = Path(
+    out: Annotated[Path, typer.Option(help="Checkpoint to write (.pt, .safetensors).")] = Path(
         "model.pt"
     ),
     backbone: Annotated[
-        str, typer.Option(help="An architecture such as deit-tiny, or a checkpoint's path.")
+        str, typer.Option(help="Architecture such as deit-tiny, or path of a checkpoint.")
     ] = "vit-tiny",
     weights: Annotated[
-        Path | None, typer.Option(help="Weights for the architecture: a timm state dict.")
+        Path | None, typer.Option(help="Pretrained weights of the architecture: a timm state dict.")
     ] = None,
     val: Annotated[
         str | None,
         typer.Option(
             metavar="DIR|SHARE",
-            help="Validation images: a folder, or the share of the training images to set aside.",
+            help="Validation images: a folder, or the share of --data to set aside, such as 0.1.",
         ),
     ] = None,
     exits: Annotated[
         str | None,
         typer.Option(
-            help="uniform:M, shallow:M, middle:M, deep:M, or blocks as 4,6,8,10. "
+            help="Exit positions: uniform:M, shallow:M, middle:M, deep:M, or blocks such as 4,6,8. "
             "Default: uniform:8."
         ),
     ] = None,
     heads: Heads = None,
     image_size: ImageSize = None,
     stage: Annotated[
-        str, typer.Option(help="1 (whole model), 2 (exits, backbone frozen) or both.")
+        str, typer.Option(help="Stage: 1 (whole model), 2 (exits, backbone frozen) or both.")
     ] = "both",
     cache_features: Annotated[
         Path | None,
-        typer.Option(help="Like --cache, in this folder: for this training and later ones."),
+        typer.Option(help="Folder for --cache on disk, which later trainings use again."),
     ] = None,
-    resume: Annotated[bool, typer.Option(help="Go on where an interrupted run stopped.")] = True,
+    resume: Annotated[bool, typer.Option(help="Continue an interrupted run.")] = True,
     *,
     config: TrainingConfig,
 ) -> None:
@@ -135,7 +136,7 @@ def train(
 
 
 def _val(text: str | None) -> str | float | None:
-    """A number is a share, unless a folder has that name."""
+    """Convert a number to a share, unless a folder has that name."""
     if text is None or Path(text).exists():
         return text
     try:

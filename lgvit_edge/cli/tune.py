@@ -1,4 +1,4 @@
-"""The ``tune`` command: from images to operating points in the manifest."""
+"""The ``tune`` command: searches operating points and stores them in the bundle."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ import typer
 
 from lgvit_edge._support.terminal import console, progress_bar, say
 from lgvit_edge.bundle.points import check_name
-from lgvit_edge.cli.options import Backend, Device, Engines, Precision, Threads, check_folders
+from lgvit_edge.cli.options import (
+    Backend,
+    Device,
+    Engines,
+    Labels,
+    Precision,
+    Samples,
+    Threads,
+    check_folders,
+)
 from lgvit_edge.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -20,66 +29,65 @@ if TYPE_CHECKING:
 def tune(
     engines: Engines,
     data: Annotated[
-        Path | None, typer.Option(help="Labelled images: a sub-folder per class, or a flat folder.")
+        Path | None,
+        typer.Option(help="Labelled images: one sub-folder per class, or a flat folder."),
     ] = None,
-    labels: Annotated[
-        Path | None, typer.Option(help="For a flat folder: lines FILE CLASS.")
-    ] = None,
+    labels: Labels = None,
     report_data: Annotated[
         Path | None,
-        typer.Option(help="Other images to report on. Default: a part of --data."),
+        typer.Option(help="Other images to report results on. Default: a part of --data."),
     ] = None,
     report_labels: Annotated[
-        Path | None, typer.Option(help="For a flat --report-data: lines FILE CLASS.")
+        Path | None, typer.Option(help="Label file of a flat --report-data: lines FILE CLASS.")
     ] = None,
     max_drop: Annotated[
         float | None,
-        typer.Option(help="Goal: accuracy to give up at most, 0.01 for one point of 100."),
+        typer.Option(help="Goal: largest loss of accuracy; 0.01 is one percentage point."),
     ] = None,
     latency_ms: Annotated[
-        float | None, typer.Option(help="Goal: mean time per image, from decoded frame to label.")
+        float | None,
+        typer.Option(help="Goal: largest mean time per image in ms, from decoded frame to label."),
     ] = None,
     min_speedup: Annotated[
-        float | None, typer.Option(help="Goal: mean time against the baseline's, 1.8 for 1.8x.")
+        float | None,
+        typer.Option(help="Goal: smallest mean speed-up over the baseline, such as 1.8."),
     ] = None,
     risk: Annotated[
         float | None,
         typer.Option(
-            help="Certify that at most this share of images is answered wrongly which the baseline "
-            "answers rightly."
+            help="Certify that at most this share of images is wrong with early exits but right "
+            "with the baseline."
         ),
     ] = None,
     delta: Annotated[
         float | None,
-        typer.Option(help="With --risk: how often a certificate may be wrong. Default: 0.05."),
+        typer.Option(help="With --risk: probability that the certificate is wrong. Default: 0.05."),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="Of the operating point. Default: the goal's.")
+        str | None, typer.Option(help="Name of the operating point. Default: named for the goal.")
     ] = None,
-    samples: Annotated[
-        int | None, typer.Option(min=1, help="Images to run, spread evenly. Default: all.")
-    ] = None,
+    samples: Samples = None,
     logits: Annotated[
         Path | None,
         typer.Option(
-            help="Where logits and times are kept, or were: then no image is run again. "
-            "Default: OUT.logits.npy beside the bundle."
+            help="File that stores logits and times; without --data, they are read from it and no "
+            "image is run. Default: BUNDLE.logits.npy beside the bundle."
         ),
     ] = None,
-    trials: Annotated[int, typer.Option(min=1, help="Of each policy, by Optuna.")] = 100,
-    seed: Annotated[int, typer.Option(min=0, help="Of the split and the search.")] = 0,
+    trials: Annotated[int, typer.Option(min=1, help="Optuna trials per policy.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the split and the search.")] = 0,
     threads: Threads = None,
     device: Device = None,
     backend: Backend = "auto",
     precision: Precision = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Also draw accuracy over time (.png, .svg, .pdf).")
+        Path | None, typer.Option(help="Also plot accuracy over latency (.png, .svg, .pdf).")
     ] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write all that was found to this file.")
+        Path | None, typer.Option("--json", help="Also write the full result to this file.")
     ] = None,
 ) -> None:
-    """Find operating points on this device: without a goal fast, balanced and accurate."""
+    """Search exit thresholds for this device; without a goal: fast, balanced and accurate."""
     from lgvit_edge._support.files import replacing, write_json
     from lgvit_edge._support.optional import require
     from lgvit_edge.bundle.directory import add_points, open_bundle
@@ -95,7 +103,10 @@ def tune(
     if report_labels is not None and report_data is None:
         raise UsageError("--report-labels needs --report-data")
     if name is not None:
-        _check_name(name)
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise UsageError(f"--name: {error}") from None
     if data is None and logits is None:
         raise UsageError("expected --data DIR, or --logits FILE of an earlier run")
     if data is None and (labels or samples):
@@ -103,7 +114,7 @@ def tune(
     check_folders({"--json": json_file, "--plot": plot, "--logits": logits})
     if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
         raise UsageError(f"--plot must end in .png, .svg or .pdf, found {plot.name!r}")
-    require("optuna", extra="tune")  # before minutes are spent
+    require("optuna", extra="tune")  # before the long work
     if plot is not None:
         require("matplotlib", extra="report")
     bundle = open_bundle(engines)
@@ -120,36 +131,29 @@ def tune(
             engines, backend=backend, threads=threads, device=device, precision=precision
         ) as session:
             if data is not None:
-                kept = _collect(session, data, labels, samples, main)
+                recording = _collect(session, data, labels, samples, main)
             if report_data is not None:
                 report = _collect(session, report_data, report_labels, samples, other)
     if data is None:
-        kept = read(main, bundle.manifest)
-        if len(kept.missing):
+        recording = read(main, bundle.manifest)
+        if len(recording.missing):
             raise DataError(
-                f"{main} holds {len(kept.usable)} of {len(kept.rows)} images, the run was "
-                "interrupted: go on with it, with --data DIR"
+                f"{main} holds {len(recording.usable)} of {len(recording.rows)} images, the run "
+                "was interrupted: to continue it, add --data DIR"
             )
-    if report is not None and report.about["images"] == kept.about["images"]:
+    if report is not None and report.about["images"] == recording.about["images"]:
         raise UsageError("--report-data holds the same images as --data")
     with progress_bar("searching") as progress:
-        found = search(kept, bundle.manifest, options, report=report, progress=progress)
-    add_points(engines, bundle.manifest.identity, found.points)
-    print_tuned(found, engines, bundle.manifest, console)
+        result = search(recording, bundle.manifest, options, report=report, progress=progress)
+    add_points(engines, bundle.manifest.identity, result.points)
+    print_tuned(result, engines, bundle.manifest, console)
     if json_file is not None:
-        write_json(json_file, to_record(found))
+        write_json(json_file, to_record(result))
         say(f"record: {json_file}")
     if plot is not None:
         with replacing(plot) as partial:
-            draw(found, partial, plot.suffix[1:])
+            draw(result, partial, plot.suffix[1:])
         say(f"picture: {plot}")
-
-
-def _check_name(name: str) -> None:
-    try:
-        check_name(name)
-    except ValueError as error:
-        raise UsageError(f"--name: {error}") from None
 
 
 def _collect(
@@ -164,10 +168,9 @@ def _collect(
         names=session.manifest.labels,
         labels=labels,
     )
-    say(f"logits and times are kept in {file}; interrupted, the same command goes on")
+    say(f"logits and times are stored in {file}; if interrupted, run the same command again")
     with progress_bar("all exits") as progress:
-        kept = collect(session, evenly(images, samples), file, progress=progress)
-    unreadable = len(kept.rows) - len(kept.usable)
-    if unreadable:
-        say(f"{unreadable} files were no images and left out")
-    return kept
+        recording = collect(session, evenly(images, samples), file, progress=progress)
+    if unreadable := len(recording.rows) - len(recording.usable):
+        say(f"{unreadable} files are not readable images and were left out")
+    return recording

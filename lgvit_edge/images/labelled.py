@@ -1,4 +1,4 @@
-"""Finding images and their labels: a folder per class, or a flat folder with a list of labels."""
+"""Search for images and labels: one folder per class, or a flat folder with a label file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lgvit_edge.images.preprocess import list_images
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """An image file and its class, or None where nobody said."""
+    """An image file and its class index; None if the image has no label."""
 
     path: Path
     class_index: int | None
@@ -23,18 +23,18 @@ class LabelledImage:
 def find_images(
     data: Path, *, num_classes: int, names: tuple[str, ...] = (), labels: Path | None = None
 ) -> list[LabelledImage]:
-    """All images under ``data``.
+    """Return all images under ``data`` with their classes.
 
     Args:
         data: one sub-folder per class, or a flat folder.
         num_classes: C of the model.
-        names: the model's class names; sub-folders are matched by name, or by sorted order where
-            the model has no names.
-        labels: for a flat folder, a text file of lines ``FILE CLASS``, class by index or name. A
-            tab, or else a space, stands between them.
+        names: the model's class names; sub-folders are matched by name, or by sorted order if the
+            model has no names.
+        labels: label file of a flat folder: lines ``FILE CLASS``, the class by index or name, with
+            a tab or a space between them.
 
     Raises:
-        DataError: nothing there, or the labels do not match the model's classes.
+        DataError: there are no images, or the labels do not match the model's classes.
     """
     if not data.is_dir():
         raise DataError(f"no such folder: {data}")
@@ -44,24 +44,24 @@ def find_images(
         folders = sorted(p for p in data.iterdir() if p.is_dir() and not p.name.startswith("."))
     except OSError as error:
         raise DataError(f"cannot read {data}: {error.strerror}") from None
-    found = [(folder, list_images(folder)) for folder in folders]
-    if not any(images for _, images in found):
+    contents = [list_images(folder) for folder in folders]
+    if not any(contents):
         flat = [LabelledImage(path, None) for path in list_images(data)]
         if not flat:
             raise DataError(
                 f"{data} holds no images: expected one sub-folder per class, or image files"
             )
         return flat
-    classes = _folder_classes(data, [folder.name for folder, _ in found], num_classes, names)
+    classes = _folder_classes(data, [folder.name for folder in folders], num_classes, names)
     return [
         LabelledImage(path, index)
-        for (_, images), index in zip(found, classes, strict=True)
+        for images, index in zip(contents, classes, strict=True)
         for path in images
     ]
 
 
 def unlabelled_images(data: Path) -> list[Path]:
-    """All images in a folder and its direct sub-folders, whatever their classes.
+    """Return all images in a folder and its direct sub-folders, without classes.
 
     Raises:
         DataError: no such folder, or no images in it.
@@ -72,24 +72,24 @@ def unlabelled_images(data: Path) -> list[Path]:
         folders = [data, *sorted(p for p in data.iterdir() if p.is_dir())]
     except OSError as error:
         raise DataError(f"cannot read {data}: {error.strerror}") from None
-    found = [path for folder in folders for path in list_images(folder)]
-    if not found:
+    images = [path for folder in folders for path in list_images(folder)]
+    if not images:
         raise DataError(f"{data} holds no images, nor do the folders in it")
-    return found
+    return images
 
 
 T = TypeVar("T")
 
 
 def evenly(images: Sequence[T], count: int | None) -> Sequence[T]:
-    """``count`` images spread evenly over the list, so that every class has its share."""
+    """Return ``count`` images spread evenly over the list, so that every class has its share."""
     if count is None or count >= len(images):
         return images
     return [images[i * len(images) // count] for i in range(count)]
 
 
 def content_hash(paths: Iterable[Path]) -> str:
-    """SHA-256 over the content of files, in order.
+    """Return the SHA-256 over the content of files, in order.
 
     Raises:
         DataError: a file cannot be read.
@@ -125,7 +125,7 @@ def _folder_classes(
 
 
 def _refuse_twins(used: list[str], names: tuple[str, ...]) -> None:
-    """ImageNet has two classes called crane: a name they share tells nothing."""
+    """Refuse a name that several classes share, such as ImageNet's two classes named crane."""
     for name in used:
         if names.count(name) > 1:
             raise DataError(
@@ -154,13 +154,13 @@ def _listed(
 
 
 def _listed_image(data: Path, line: str, num_classes: int, names: tuple[str, ...]) -> LabelledImage:
-    """The image and the class of ``FILE CLASS``; both may hold spaces.
+    """Parse a line ``FILE CLASS`` of a label file; both parts may hold spaces.
 
-    A tab parts them where there is one. Else every space may: the one that leaves a class on its
-    right and an image that is there on its left.
+    A tab separates the parts if there is one. Otherwise the separator is the space with a class on
+    its right and an existing image on its left.
 
     Raises:
-        DataError: no space does, or several do.
+        DataError: no space is such a separator, or several are.
     """
     separator = "\t" if "\t" in line else " "
     places = [place for place, character in enumerate(line) if character == separator]

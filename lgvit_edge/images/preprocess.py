@@ -1,4 +1,4 @@
-"""From an image file or a camera frame to the network's input, as the manifest says."""
+"""Preprocessing: turns an image file or a camera frame into the network's input."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ ImageLike: TypeAlias = Union["NDArray[np.uint8]", str, "os.PathLike[str]", "Imag
 COLORS = ("rgb", "bgr")
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-_MAX_PIXELS = 100_000_000  # a decoded bomb would take gigabytes
+_MAX_PIXELS = 100_000_000  # a decompression bomb would take gigabytes
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Images directly in ``folder`` by their suffix, sorted by name.
+    """Return the images directly in ``folder``, by suffix and sorted by name.
 
     Raises:
         DataError: ``folder`` cannot be read.
@@ -44,7 +44,7 @@ def load_rgb(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     """Decode an image file to ``[H, W, 3] uint8`` RGB, turned upright; transparency is dropped.
 
     Raises:
-        DataError: no such file, not an image, or damaged.
+        DataError: the file is missing, not an image, or damaged.
     """
     from PIL import Image
 
@@ -53,20 +53,20 @@ def load_rgb(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
 
 
 def as_rgb(image: ImageLike, color: str = "rgb") -> NDArray[np.uint8]:
-    """Any image that people have as ``[H, W, 3] uint8`` RGB.
+    """Convert an array, an image file or a Pillow image to ``[H, W, 3] uint8`` RGB.
 
     Args:
         image: ``uint8`` array ``[H, W, 3]``, ``[H, W, 4]`` (transparency is dropped, as of files),
             ``[H, W]`` or ``[H, W, 1]`` (grey, repeated); the path of a file; or a Pillow image,
             which is read as its file would be.
-        color: of arrays, whether channels come as ``rgb`` or, as in OpenCV, ``bgr``.
+        color: order of an array's channels: ``rgb``, or ``bgr`` as in OpenCV.
 
     Returns:
-        ``image`` itself where it is RGB already; a view of it where its channels are picked.
+        ``image`` itself if it is RGB already; a view of it if its channels are picked.
 
     Raises:
-        DataError: it is none of these.
-        UsageError: there is no such order.
+        DataError: ``image`` is none of these.
+        UsageError: ``color`` is neither order.
     """
     if color not in COLORS:
         raise UsageError(f"color must be one of {', '.join(COLORS)}, found {color!r}")
@@ -79,29 +79,29 @@ def as_rgb(image: ImageLike, color: str = "rgb") -> NDArray[np.uint8]:
                 return image[..., :3] if color == "rgb" else image[..., 2::-1]
             if channels == 1:
                 return np.broadcast_to(image.reshape(*image.shape[:2], 1), (*image.shape[:2], 3))
-        found = f"{image.dtype} {list(image.shape)}"
+        kind = f"{image.dtype} {list(image.shape)}"
     elif isinstance(image, (str, os.PathLike)):
         return load_rgb(image)
     elif _is_pillow(image):
         with _decoding("this Pillow image"):
             return _pixels(image, "this Pillow image")
     else:
-        found = type(image).__name__
+        kind = type(image).__name__
     raise DataError(
         "an image must be a uint8 array [H, W, 3], [H, W, 4], [H, W] or [H, W, 1], the path of a "
-        f"file, or a Pillow image; found {found}"
+        f"file, or a Pillow image; found {kind}"
     )
 
 
 def _is_pillow(image: object) -> TypeGuard[Image]:
-    """Whether it is an image of Pillow's, which nobody has where Pillow was not imported."""
+    """Return whether this is a Pillow image; without Pillow imported, there can be none."""
     pillow = sys.modules.get("PIL.Image")
     return pillow is not None and isinstance(image, pillow.Image)
 
 
 @contextlib.contextmanager
 def _decoding(name: str | os.PathLike[str]) -> Iterator[None]:
-    """Say in one way what Pillow says in many."""
+    """Turn Pillow's various errors into ``DataError``."""
     from PIL.Image import DecompressionBombError
 
     try:
@@ -118,7 +118,7 @@ def _pixels(image: Image, name: str | os.PathLike[str]) -> NDArray[np.uint8]:
     if image.width * image.height > _MAX_PIXELS:
         raise DataError(f"{name}: {image.width} x {image.height} pixels are too many")
     upright = ImageOps.exif_transpose(image)
-    # Pillow would cut these off at 255 instead of scaling them.
+    # Pillow would clip these values at 255 instead of scaling them.
     if upright.mode.startswith("I;16"):
         upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
     elif upright.mode in ("I", "F"):
@@ -129,11 +129,11 @@ def _pixels(image: Image, name: str | os.PathLike[str]) -> NDArray[np.uint8]:
 
 
 def resize_crop(frame: NDArray[np.uint8], spec: Preprocess, size: int) -> NDArray[np.uint8]:
-    """Resize the short side, or with ``spec.squash`` both, to ``spec.resize``; cut out the centre.
+    """Resize an image as ``spec`` says and cut out its centre.
 
-    Only what survives the crop is computed: the crop's box is mapped back into the frame and that
-    box is resized straight to ``size``. Nearly all pixels are within one grey level of
-    resize-then-crop; bicubic overshoot at saturated edges is cut off once instead of twice.
+    The short side, or with ``spec.squash`` both sides, become ``spec.resize``. Only the crop is
+    computed: its box is mapped back into the frame and resized straight to ``size``. Nearly all
+    pixels are within one grey level of resize-then-crop; bicubic overshoot is clipped only once.
 
     Args:
         frame: ``[H, W, 3] uint8`` RGB.
@@ -141,7 +141,7 @@ def resize_crop(frame: NDArray[np.uint8], spec: Preprocess, size: int) -> NDArra
         size: side of the crop, in pixels.
 
     Returns:
-        ``[size, size, 3] uint8``; ``frame`` itself when it already is what is asked for.
+        ``[size, size, 3] uint8``; ``frame`` itself if it already has these sizes.
     """
     height, width = frame.shape[:2]
     if (height, width) == (size, size) == (spec.resize, spec.resize):
@@ -168,20 +168,20 @@ def resize_crop(frame: NDArray[np.uint8], spec: Preprocess, size: int) -> NDArra
 def network_input(
     images: Sequence[ImageLike], spec: Preprocess, size: int, dtype: str, color: str = "rgb"
 ) -> NDArray[Any]:
-    """Images of any sizes to what segment 0 takes.
+    """Convert images of any size to the input of segment 0.
 
     Args:
         images: each as ``as_rgb`` takes it; one array ``[B, H, W, C]`` will do.
         spec: resize, crop, mean and std.
-        size: side of the network's input.
-        dtype: ``uint8`` or ``float32``, as the bundle says.
+        size: side of the network's input, in pixels.
+        dtype: ``uint8`` or ``float32``, the bundle's input type.
         color: see ``as_rgb``.
 
     Returns:
         ``[B, size, size, 3] uint8``, or normalised ``[B, 3, size, size] float32``.
 
     Raises:
-        DataError: an image is of another type or shape, or there is one where several are expected.
+        DataError: an image has another type or shape, or ``images`` is a single image.
     """
     refuse_single(images)
     resized = [resize_crop(as_rgb(image, color), spec, size) for image in images]
@@ -190,19 +190,21 @@ def network_input(
 
 
 def refuse_single(images: object) -> None:
-    """Refuse one image where several are expected: its rows, or letters, would pass for images.
+    """Refuse a single image where a sequence of images is expected.
+
+    Its rows, or the letters of its path, would pass for images.
 
     Raises:
-        DataError: it is one.
+        DataError: ``images`` is a single image.
     """
     single = isinstance(images, (str, os.PathLike)) or _is_pillow(images)
     if single or (isinstance(images, np.ndarray) and images.ndim != 4):
-        found = f"an array {list(images.shape)}" if isinstance(images, np.ndarray) else repr(images)
-        raise DataError(f"expected several images, such as [image], found {found}")
+        kind = f"an array {list(images.shape)}" if isinstance(images, np.ndarray) else repr(images)
+        raise DataError(f"expected several images, such as [image], found {kind}")
 
 
 def to_float(images: NDArray[np.uint8], spec: Preprocess) -> NDArray[np.float32]:
-    """Normalised network input for ``--input float32``.
+    """Normalise images to the input of a bundle exported with ``--input float32``.
 
     Args:
         images: ``[B, H, W, 3] uint8``.

@@ -1,4 +1,4 @@
-"""How images reach the network: shared by a model's configuration and a bundle's manifest."""
+"""The preprocessing settings that a model's configuration and a bundle's manifest share."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How an image becomes the network's input: resize, centre crop, normalise.
+    """Settings that turn an image into the network's input: resize, centre crop, normalise.
 
     Attributes:
         resize: short side after resizing, in pixels.
-        squash: both sides become ``resize``, whatever the image's shape, as in most of Hugging
-            Face's processors.
+        squash: whether both sides become ``resize``, whatever the image's shape, as in most of
+            Hugging Face's processors.
         interpolation: one of ``INTERPOLATIONS``.
         mean: per RGB channel, of values in 0..1.
         std: per RGB channel, of values in 0..1.
@@ -30,7 +30,7 @@ class Preprocess:
     squash: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what no image could go through."""
+        """Refuse settings that no image could go through."""
         if not 1 <= self.resize <= 65_536:
             raise ConfigError(f"resize must be 1..65536, found {self.resize}")
         if self.interpolation not in INTERPOLATIONS:
@@ -45,5 +45,5 @@ class Preprocess:
 
 
 def usual_resize(size: int) -> int:
-    """The short side that goes with a crop of ``size``: 256 for 224."""
+    """Return the usual short side for a crop of ``size``, such as 256 for 224."""
     return size * 256 // 224

@@ -1,1 +1,1 @@
-"""What this machine has: processor, GPU, Jetson board, TensorRT."""
+"""Detection of this machine's hardware and libraries: processor, GPU, Jetson board, TensorRT."""

@@ -1,6 +1,6 @@
-"""How much of the machine a container leaves to this process: quotas of its control groups.
+"""The limits that a container sets on this process through its control groups.
 
-A control group that says nothing, or cannot be read, limits nothing.
+A control group that is silent or unreadable sets no limit.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ ROOT = Path("/")
 
 
 def cpu_quota(root: Path = ROOT) -> float | None:
-    """Processors' worth of time that this process may use; None for all there are.
+    """Return how many processors' time this process may use; None for no limit.
 
     Args:
         root: where the system's files lie, for tests.
@@ -20,36 +20,37 @@ def cpu_quota(root: Path = ROOT) -> float | None:
     quotas = []
     for folder in _groups(root, "cpu"):
         if (folder / "cpu.max").exists():
-            quota, _, period = _read(folder / "cpu.max").partition(" ")
+            quota, _, period = read_system_file(folder / "cpu.max").partition(" ")
         else:
-            quota, period = (_read(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+            quota = read_system_file(folder / "cpu.cfs_quota_us")
+            period = read_system_file(folder / "cpu.cfs_period_us")
         if quota.isdecimal() and period.isdecimal() and int(period):  # neither "max" nor "-1"
             quotas.append(int(quota) / int(period))
     return min(quotas, default=None)
 
 
 def memory_limit(root: Path = ROOT) -> int | None:
-    """Bytes that this process may use, with those that share its limit; None for all there are."""
+    """Return the memory in bytes that this process and its group may use; None for no limit."""
     limits = []
     for folder in _groups(root, "memory"):
         for name in ("memory.max", "memory.limit_in_bytes"):
-            limit = _read(folder / name)
+            limit = read_system_file(folder / name)
             if limit.isdecimal():
                 limits.append(int(limit))
     return min(limits, default=None)
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """Folders of the control groups this process is in, and of those around them.
+    """Yield the folders of this process's control groups and of the groups around them.
 
-    Each of them may have a limit, and the smallest counts.
+    Each may have a limit; the smallest counts.
     """
     ours = {}
-    for line in _read(root / "proc/self/cgroup").splitlines():
+    for line in read_system_file(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         for name in controllers.split(","):  # version 2 names none
             ours[name] = PurePosixPath(path)
-    for line in _read(root / "proc/self/mountinfo").splitlines():
+    for line in read_system_file(root / "proc/self/mountinfo").splitlines():
         mount, _, kind = line.partition(" - ")
         top, place = mount.split(" ")[3:5]
         system, _, options = kind.split(" ", 2)
@@ -57,7 +58,7 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
         if named is None or named not in ours or (named and named not in options.split(",")):
             continue
         folder = root / place.lstrip("/")
-        # Of a group outside the mounted part nothing but the mounted part can be seen.
+        # If the group lies outside the mounted part, only the mounted part is visible.
         inside = ours[named].is_relative_to(top) and ".." not in ours[named].parts
         parts = ours[named].relative_to(top).parts if inside else ()
         yield folder
@@ -66,7 +67,8 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
             yield folder
 
 
-def _read(path: Path) -> str:
+def read_system_file(path: Path) -> str:
+    """Return a system file's text without space around it; empty if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:

@@ -1,4 +1,4 @@
-"""The processor: its name, how much of it this process may use, and what else runs on it."""
+"""The processor: its name, the cores available to this process, and its load."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import os
 import platform
 from pathlib import Path
 
-from lgvit_edge.machine.container import ROOT, cpu_quota
+from lgvit_edge.machine.container import ROOT, cpu_quota, read_system_file
 
 
 def available_cores(root: Path = ROOT) -> int:
-    """Cores' worth of time that this process may use: where it may run, and a container's quota.
+    """Return how many cores this process may use, by its affinity and its container's quota.
 
-    A quota is rounded up: two threads use 1.5 cores better than one does.
+    The quota is rounded up, because two threads use 1.5 cores better than one thread does.
 
     Args:
         root: where the system's files lie, for tests.
@@ -27,31 +27,24 @@ def available_cores(root: Path = ROOT) -> int:
 
 
 def cpu_name(root: Path = ROOT) -> str:
-    """The processor's own name where the system tells it."""
-    for line in _read(root / "proc/cpuinfo").splitlines():
+    """Return the processor's name, or its architecture if the system does not tell the name."""
+    for line in read_system_file(root / "proc/cpuinfo").splitlines():
         if line.startswith(("model name", "Model", "Hardware")):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
 
 
 def cpu_governor(root: Path = ROOT) -> str | None:
-    """What sets the processor's clock, such as ``powersave``, where the system tells it."""
-    return _read(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or None
+    """Return the governor of the processor's clock, such as ``powersave``; None if unknown."""
+    return read_system_file(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or None
 
 
 def load_average() -> float:
-    """Runnable processes over the last minute."""
+    """Return the mean number of runnable processes over the last minute."""
     return round(os.getloadavg()[0], 2)
 
 
 def running_processes() -> int:
-    """Processes running right now, this one apart; 0 where the system does not tell."""
-    fields = (_read(ROOT / "proc/loadavg") or "0 0 0 1/1").split()
+    """Return how many other processes run right now; 0 if unknown."""
+    fields = (read_system_file(ROOT / "proc/loadavg") or "0 0 0 1/1").split()
     return max(0, int(fields[3].partition("/")[0]) - 1)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

@@ -1,4 +1,4 @@
-"""Where a measurement was made: what a record must say to be compared with another."""
+"""Description of the machine and software that a measurement was made on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FOR_TESTS = 'extra == "dev"'
 
 
 def environment() -> dict[str, Any]:
-    """Machine, system and versions, as JSON."""
+    """Return machine, system and package versions as JSON, for comparing records."""
     described: dict[str, Any] = {
         "cpu": cpu.cpu_name(),
         "cores": cpu.available_cores(),
@@ -38,9 +38,9 @@ def environment() -> dict[str, Any]:
 
 
 def packages() -> dict[str, str]:
-    """Versions of lgvit-edge and of all that any of its extras asks for, where installed.
+    """Return the installed versions of lgvit-edge and of the packages its extras require.
 
-    Empty where lgvit-edge is only found on the path, and so says nothing of what it asks for.
+    Empty if lgvit-edge is only on the path and not installed, because its requirements are unknown.
     """
     try:
         requirements = requires("lgvit-edge") or []
@@ -48,11 +48,11 @@ def packages() -> dict[str, str]:
         return {}
     names = [re.split(r"[^\w.-]", text)[0] for text in requirements if _FOR_TESTS not in text]
     listed = dict.fromkeys(["lgvit-edge", *names])
-    return {name: found for name in listed if (found := version_of(name)) is not None}
+    return {name: number for name in listed if (number := version_of(name)) is not None}
 
 
 def version_of(distribution: str) -> str | None:
-    """The installed version of a distribution; None where there is none."""
+    """Return the installed version of a distribution; None if it is not installed."""
     try:
         return version(distribution)
     except PackageNotFoundError:

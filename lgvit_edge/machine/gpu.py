@@ -1,4 +1,4 @@
-"""The NVIDIA GPU of this machine, asked through its driver: no CUDA toolkit, no package."""
+"""The NVIDIA GPUs of this machine, queried through the driver without CUDA toolkit or package."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _ATTRIBUTES = (16, 75, 76)
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU.
+    """An NVIDIA GPU as its driver describes it.
 
     Attributes:
-        name: as the driver gives it; on a Jetson the board's, because the driver calls every
-            Orin "Orin".
-        multiprocessors: which differ between cards and boards of one name.
+        name: the driver's name; on a Jetson the board's, because the driver calls every Orin
+            "Orin".
+        multiprocessors: their number, which differs between cards and boards of one name.
         compute_capability: such as ``8.7``.
         driver: newest CUDA version the driver supports, such as ``12.6``.
         memory: bytes in all.
@@ -32,7 +32,7 @@ class Gpu:
 
 
 def find_gpus() -> list[Gpu]:
-    """Every GPU that this process may use."""
+    """Return every GPU that this process may use."""
     gpus: list[Gpu] = []
     while gpu := find_gpu(len(gpus)):
         gpus.append(gpu)
@@ -40,7 +40,7 @@ def find_gpus() -> list[Gpu]:
 
 
 def find_gpu(index: int = 0) -> Gpu | None:
-    """The GPU ``index``, or None where there is no driver or no such GPU."""
+    """Return the GPU with this index; None without a driver or such a GPU."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -64,9 +64,8 @@ def find_gpu(index: int = 0) -> Gpu | None:
         return None
     driver = f"{number.value // 1000}.{number.value % 1000 // 10}"
     board = detect()
-    shown = board.model if board is not None else None
     return Gpu(
-        name=shown or name.value.decode(errors="replace"),
+        name=(board and board.model) or name.value.decode(errors="replace"),
         multiprocessors=multiprocessors,
         compute_capability=f"{major}.{minor}",
         driver=driver,

@@ -1,7 +1,7 @@
-"""What a Jetson's own files say of it, and what each JetPack brings.
+"""Jetson boards: what their system files tell, and what each JetPack contains.
 
-Everything is read below a root that tests replace. What is missing or malformed is unknown (None),
-never an error: a diagnosis has to work where things are broken.
+All files are read below a root that tests replace. A missing or malformed value is unknown (None)
+and never an error, because a diagnosis must work on a broken system.
 """
 
 from __future__ import annotations
@@ -11,24 +11,26 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from lgvit_edge.machine.container import read_system_file
+
 # Highest ONNX opset by TensorRT version. The 8.5 parser has no LayerNormalization (opset 17), and
 # opset 23 turns attention into one operator, which parsers have since 10.14.
 _OPSETS = (((10, 14), 23), ((10, 9), 22), ((10, 0), 20), ((8, 6), 17), ((), 16))
-# "tensorrt" names the whole; the libraries alone are enough to run.
+# "tensorrt" is the metapackage; the libraries alone are enough to run.
 _PACKAGES = r"^Package: (tensorrt|libnvinfer\d+|libnvinfer-bin)$"
 
 
 @dataclass(frozen=True)
 class JetPack:
-    """What a JetPack brings.
+    """One JetPack release: the TensorRT, Python and devices it supports.
 
     Attributes:
-        name: as NVIDIA numbers it.
+        name: NVIDIA's number of it.
         first: oldest L4T release that belongs to it.
-        last: newest; a third number (36.4.3) does not matter.
-        tensorrt: versions that belong to it; the first is the one in its image.
-        python: of the system, for which its ``tensorrt`` module is built.
-        devices: families it runs on.
+        last: newest such release; a third number (36.4.3) does not matter.
+        tensorrt: TensorRT versions that belong to it; the first is the one in its image.
+        python: version of the system's Python, for which its ``tensorrt`` module is built.
+        devices: board families it runs on.
     """
 
     name: str
@@ -40,17 +42,17 @@ class JetPack:
 
     @property
     def major(self) -> int:
-        """Such as 6."""
+        """Return the major version, such as 6."""
         return int(self.name[0])
 
     @property
     def opset(self) -> int:
-        """Highest ONNX operator set that its TensorRT reads."""
+        """Return the highest ONNX opset that its TensorRT reads."""
         return highest_opset(self.tensorrt[0])
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """What its TensorRT builds from our graphs."""
+        """Return the precisions that its TensorRT can build."""
         return allowed_precisions(self.tensorrt[0])
 
 
@@ -66,7 +68,7 @@ JETPACKS = (
 
 @dataclass(frozen=True)
 class Jetson:
-    """What was found of a board; None is unknown.
+    """A Jetson board as its system files describe it; None means unknown.
 
     Attributes:
         model: such as ``NVIDIA Jetson Orin Nano Developer Kit``.
@@ -95,37 +97,39 @@ class Jetson:
 
     @property
     def jetpack(self) -> JetPack | None:
-        """The JetPack that this release belongs to, where it is a known one."""
+        """Return the JetPack that the board's release belongs to; None if unknown."""
         release = numbers(self.l4t)[:2]
-        return next((known for known in JETPACKS if known.first <= release <= known.last), None)
+        return next((pack for pack in JETPACKS if pack.first <= release <= pack.last), None)
 
     @property
     def power_mode(self) -> str | None:
-        """Name of the power mode, or its number where the names are unknown."""
+        """Return the name of the power mode, or its number if the name is unknown."""
         return None if self.mode is None else dict(self.modes).get(self.mode, str(self.mode))
 
 
 def detect(root: Path = Path("/")) -> Jetson | None:
-    """What board this is; None where it is no Jetson."""
-    model = _read(root / "proc/device-tree/model").strip("\0 \n") or None
+    """Return the Jetson board that this machine is; None if it is not a Jetson."""
+    model = read_system_file(root / "proc/device-tree/model").strip("\0 \n") or None
     release = root / "etc/nv_tegra_release"
     if not os.path.exists(release) and not re.search("jetson|tegra", model or "", re.IGNORECASE):
         return None
-    l4t = re.search(r"R(\d+)\s*\(release\),\s*REVISION:\s*(\d+(?:\.\d+)*)", _read(release))
-    mode = re.search(r"pmode:\s*(\d{1,4})\b", _read(root / "var/lib/nvpmodel/status"))
+    l4t = re.search(
+        r"R(\d+)\s*\(release\),\s*REVISION:\s*(\d+(?:\.\d+)*)", read_system_file(release)
+    )
+    mode = re.search(r"pmode:\s*(\d{1,4})\b", read_system_file(root / "var/lib/nvpmodel/status"))
     modes = re.findall(
         r"^\s*<\s*POWER_MODEL\s+ID=(\d{1,4})\s+NAME=([^\s>]+)",
-        _read(root / "etc/nvpmodel.conf"),
+        read_system_file(root / "etc/nvpmodel.conf"),
         re.MULTILINE,
     )
     modules = (root / "usr/lib").glob("python3*/dist-packages/tensorrt")
     names = {module.parents[1].name.removeprefix("python") for module in modules}
     libraries = root / "usr/lib/aarch64-linux-gnu"
-    memory = _read(root / "proc/meminfo")
+    memory = read_system_file(root / "proc/meminfo")
     return Jetson(
         model=model,
         l4t=f"{l4t[1]}.{l4t[2]}" if l4t else None,
-        tensorrt=_installed(_read(root / "var/lib/dpkg/status")),
+        tensorrt=_installed(read_system_file(root / "var/lib/dpkg/status")),
         pythons=tuple(sorted(("" if name == "3" else name for name in names), key=numbers)),
         mode=int(mode[1]) if mode else None,
         modes=tuple((int(number), name) for number, name in modes),
@@ -140,51 +144,48 @@ def detect(root: Path = Path("/")) -> Jetson | None:
 
 
 def highest_opset(tensorrt: str) -> int:
-    """Highest ONNX operator set that this version of TensorRT reads with all we use of it."""
+    """Return the highest ONNX opset whose operators, as used here, this TensorRT version reads."""
     return next(opset for first, opset in _OPSETS if numbers(tensorrt)[:2] >= first)
 
 
 def allowed_precisions(tensorrt: str) -> tuple[str, ...]:
-    """What this version of TensorRT builds: int8 graphs have float16 scales, from opset 19 on."""
+    """Return the precisions this TensorRT builds; int8 needs opset 19 for its float16 scales."""
     return ("fp32", "fp16", "int8") if highest_opset(tensorrt) >= 19 else ("fp32", "fp16")
 
 
 def numbers(text: str | None) -> tuple[int, ...]:
-    """``10.3.0.30-1+cuda12.5`` as (10, 3, 0, 30); empty where no number leads."""
+    """Parse ``10.3.0.30-1+cuda12.5`` as (10, 3, 0, 30); empty if the text starts with no number."""
     leading = re.match(r"\d{1,9}(?:\.\d{1,9})*", text or "")
     return tuple(int(part) for part in leading[0].split(".")) if leading else ()
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
 def _gigabytes(meminfo: str, name: str) -> float | None:
-    found = re.search(r"^" + name + r":\s*(\d{1,15}) kB", meminfo, re.MULTILINE)
-    return round(int(found[1]) * 1024 / 1e9, 1) if found else None
+    size = re.search(r"^" + name + r":\s*(\d{1,15}) kB", meminfo, re.MULTILINE)
+    return round(int(size[1]) * 1024 / 1e9, 1) if size else None
 
 
 def _installed(status: str) -> str | None:
-    """Version of the installed TensorRT, from dpkg's list."""
-    found = []
+    """Return the version of the installed TensorRT from dpkg's list."""
+    versions = []
     for entry in status.split("\n\n"):
         name = re.search(_PACKAGES, entry, re.MULTILINE)
         number = re.search(r"^Version: (\d+(?:\.\d+)*)", entry, re.MULTILINE)
         if name and number and re.search(r"^Status: \S+ ok installed$", entry, re.MULTILINE):
-            found.append((name[1] == "tensorrt", numbers(number[1]), number[1]))
-    return max(found)[2] if found else None
+            versions.append((name[1] == "tensorrt", numbers(number[1]), number[1]))
+    return max(versions)[2] if versions else None
 
 
 def _clocks_locked(root: Path) -> bool | None:
     """Whether lowest and highest clock are the same, for the CPU and the GPU."""
     cpu = root / "sys/devices/system/cpu/cpu0/cpufreq"
-    ranges = [(_read(cpu / "scaling_min_freq"), _read(cpu / "scaling_max_freq"))]
+    ranges = [
+        (read_system_file(cpu / "scaling_min_freq"), read_system_file(cpu / "scaling_max_freq"))
+    ]
     for device in sorted((root / "sys/class/devfreq").glob("*")):
         # gpu-nvd is the video engine of Thor.
         if re.search("gpu|ga10b|gv11b", device.name) and "nvd" not in device.name:
-            ranges.append((_read(device / "min_freq"), _read(device / "max_freq")))
-    known = [(low.strip(), high.strip()) for low, high in ranges if low.strip() and high.strip()]
+            ranges.append(
+                (read_system_file(device / "min_freq"), read_system_file(device / "max_freq"))
+            )
+    known = [(low, high) for low, high in ranges if low and high]
     return all(low == high for low, high in known) if known else None

@@ -1,4 +1,4 @@
-"""The memory of this machine, and what of it this process has used."""
+"""The memory of this machine and the peak use of this process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lgvit_edge.machine.container import ROOT, memory_limit
 
 
 def memory_bytes(root: Path = ROOT) -> int:
-    """Bytes this process may use: all there are, or a container's limit.
+    """Return the bytes that this process may use: all memory, or a container's limit.
 
     Args:
         root: where the system's files lie, for tests.
@@ -22,6 +22,6 @@ def memory_bytes(root: Path = ROOT) -> int:
 
 
 def peak_memory_mb() -> float:
-    """Largest resident size of this process so far."""
+    """Return the largest resident size of this process so far, in MB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (1024 * 1024 if sys.platform == "darwin" else 1024), 1)

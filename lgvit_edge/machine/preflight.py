@@ -1,4 +1,4 @@
-"""Jetson boards: which JetPack is here, what it can build, and what is known to go wrong on it."""
+"""Checks of a Jetson before building: its JetPack, what it supports, and known problems."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
+from lgvit_edge.machine.environment import version_of
 from lgvit_edge.machine.jetson import (
     JETPACKS,
     JetPack,
@@ -30,7 +30,7 @@ _COMPARE = "compare accuracy: lgvit-edge bench --engines OUT --data DIR"
 
 @dataclass(frozen=True)
 class Finding:
-    """Something a person should know, and what to do about it (empty where it is in order)."""
+    """One result of a check: its level, its text, and a cure if something is wrong."""
 
     level: Literal["ok", "note", "problem"]
     text: str
@@ -40,47 +40,46 @@ class Finding:
 def fits(
     jetpack: JetPack, *, opset: int, precision: str, tensorrt: str | None = None
 ) -> list[Finding]:
-    """What stands against building a bundle on a JetPack; empty when nothing does.
+    """Return the problems of building a bundle on a JetPack; empty if there are none.
 
     Args:
-        jetpack: where the engines are to be built.
-        opset: of the bundle's graphs.
-        precision: of the bundle's graphs.
-        tensorrt: the version there, where it is not the one JetPack brings.
+        jetpack: JetPack of the device that builds the engines.
+        opset: ONNX opset of the bundle's graphs.
+        precision: precision of the bundle's graphs.
+        tensorrt: the installed version, if it is not JetPack's own.
     """
-    found = tensorrt or jetpack.tensorrt[0]
-    where = f"TensorRT {found} on JetPack {jetpack.name}"
-    highest = highest_opset(found)
-    if numbers(found) < (8, 6):
+    version = tensorrt or jetpack.tensorrt[0]
+    where = f"TensorRT {version} on JetPack {jetpack.name}"
+    highest, allowed = highest_opset(version), allowed_precisions(version)
+    if numbers(version) < (8, 6):
         return [_too_old(where, None)]
     findings = []
-    if opset > highest and precision in allowed_precisions(found):
+    if opset > highest and precision in allowed:
         text = f"{where} reads ONNX up to opset {highest}, the bundle has {opset}"
         findings.append(Finding("problem", text, f"run: lgvit-edge export ... --opset {highest}"))
-    allowed = allowed_precisions(found)
     if precision not in allowed:
         text = f"{where} builds {', '.join(allowed)}, the bundle is {precision}"
         if precision == "int8":
             text += " (its float16 scales need opset 19)"
         findings.append(Finding("problem", text, "run: lgvit-edge export ... --precision fp16"))
-    elif precision == "fp16" and numbers(found) < (10,):
+    elif precision == "fp16" and numbers(version) < (10,):
         text = f"{where} has no strong typing: it chooses precisions itself and may lose accuracy"
         findings.append(Finding("note", text, _COMPARE))
     return findings
 
 
 def preflight(jetson: Jetson) -> list[Finding]:
-    """What to know before building engines or measuring here. Tries to import ``tensorrt``."""
+    """Return what to know before building or measuring on this Jetson; tries ``tensorrt``."""
     return [_release(jetson), *_tensorrt(jetson), *_speed(jetson)]
 
 
 def explain_import_error(error: ImportError, jetson: Jetson | None) -> str:
-    """Why ``tensorrt`` or ``tensorrt_rtx`` could not be imported, and what to do about it."""
+    """Explain why ``tensorrt`` or ``tensorrt_rtx`` cannot be imported, and how to fix it."""
     return "; ".join(_import_failure(error, jetson))
 
 
 def try_import(module: str) -> Any:
-    """The module, or the ImportError that says why not."""
+    """Return the imported module, or the ImportError that prevented it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -113,14 +112,14 @@ def _release(jetson: Jetson) -> Finding:
 def _tensorrt(jetson: Jetson) -> Iterator[Finding]:
     loaded = try_import("tensorrt")
     error = loaded if isinstance(loaded, ImportError) else None
-    known = _distribution() or jetson.tensorrt
-    found = known if error else str(getattr(loaded, "__version__", None) or known or "")
-    release, jetpack = numbers(found), jetson.jetpack
+    listed = _distribution() or jetson.tensorrt
+    version = listed if error else str(getattr(loaded, "__version__", None) or listed or "")
+    release, jetpack = numbers(version), jetson.jetpack
     if release and release < (8, 6):
-        yield _too_old(f"TensorRT {found}", jetson.model)
+        yield _too_old(f"TensorRT {version}", jetson.model)
         return
     if release >= (11,) and (release < (11, 4, 1) or (jetpack and jetpack.major < 7)):
-        text = f"TensorRT {found} does not support this JetPack (11.0 to 11.4.0 support none): "
+        text = f"TensorRT {version} does not support this JetPack (11.0 to 11.4.0 support none): "
         text += "leave it to the one that JetPack brings"
         yield Finding("problem", text, _UNINSTALL)
         return
@@ -128,15 +127,15 @@ def _tensorrt(jetson: Jetson) -> Iterator[Finding]:
         yield Finding("problem", *_import_failure(error, jetson))
     if not release:
         return
-    expected = [numbers(each) for each in jetpack.tensorrt] if jetpack else []
+    expected = [numbers(supported) for supported in jetpack.tensorrt] if jetpack else []
     if jetpack is None or jetpack.major == 5 or release[:2] in expected:
         if error is None:
-            yield Finding("ok", f"TensorRT {found}")
+            yield Finding("ok", f"TensorRT {version}")
         return
-    text = f"TensorRT {found} found, JetPack {jetpack.name} brings {jetpack.tensorrt[0]}"
+    text = f"TensorRT {version} found, JetPack {jetpack.name} brings {jetpack.tensorrt[0]}"
     if release[:2] < expected[0] and jetpack.major == 7 and not jetson.dla_compiler:
         text += "; builds for JetPack 6 load libnvdla_compiler.so, which is not here"
-    if error is None:  # it loads, and only is not what others have tried
+    if error is None:  # it loads, but this combination is untested
         yield Finding("note", text, _COMPARE)
     else:
         from_pip = release[:3] != numbers(jetson.tensorrt)[:3]
@@ -161,7 +160,7 @@ def _speed(jetson: Jetson) -> Iterator[Finding]:
 
 
 def _import_failure(error: ImportError, jetson: Jetson | None) -> tuple[str, str]:
-    """What is wrong, and the cure."""
+    """Return the cause of a failed import and its cure."""
     text, name = str(error), error.name or ""
     rtx = "tensorrt_rtx" in name + text
     module = "tensorrt_rtx" if rtx else "tensorrt"
@@ -217,7 +216,7 @@ def _too_old(what: str, model: str | None) -> Finding:
 
 
 def _way_out(model: str | None) -> str:
-    """Of JetPack 5 and older."""
+    """Return what to do instead of JetPack 5 or older."""
     container = "use a container with TensorRT 8.6 and Python 3.10"
     cpu = "run on ONNX Runtime: pip install 'lgvit-edge[cpu]'"
     if re.search("xavier|jetson-agx", model or "", re.IGNORECASE):
@@ -227,12 +226,8 @@ def _way_out(model: str | None) -> str:
 
 
 def _distribution() -> str | None:
-    for name in ("tensorrt", "tensorrt_cu13_bindings", "tensorrt_cu12_bindings"):
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            continue
-    return None
+    names = ("tensorrt", "tensorrt_cu13_bindings", "tensorrt_cu12_bindings")
+    return next(filter(None, map(version_of, names)), None)
 
 
 def _python() -> str:

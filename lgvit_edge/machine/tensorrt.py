@@ -1,7 +1,7 @@
-"""``tensorrt`` (8.6 to 11) and ``tensorrt_rtx`` behind one face: what building and running share.
+"""One interface to ``tensorrt`` (8.6 to 11) and ``tensorrt_rtx``, for building and running.
 
-The two modules have the same classes; what differs between versions is asked for by name, never by
-number, because NVIDIA renumbered its enumerations from one major version to the next.
+The two modules have the same classes. Enumeration members are looked up by name, never by number,
+because NVIDIA renumbered them between major versions.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from collections import deque
 from typing import Any
 
 from lgvit_edge.errors import BackendError, MissingDependency, UsageError
-from lgvit_edge.machine.jetson import detect
+from lgvit_edge.machine.jetson import detect, numbers
 from lgvit_edge.machine.preflight import explain_import_error
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 OLDEST = (8, 6)  # 8.5 has no LayerNormalization in its parser
-_KEPT = 200  # messages; a long session's log must not grow
-# One logger per library and process: TensorRT keeps the first it was given, whoever gave it.
+_LOG_LENGTH = 200  # messages; the log of a long session must not grow
+# One logger per library and process, because TensorRT keeps the first logger it was given.
 _LOGGERS: dict[str, tuple[Any, deque[tuple[str, str]]]] = {}
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "UINT8": "uint8", "INT8": "int8", "BOOL": "bool"}
 
 
 class TensorRT:
-    """One of the two libraries.
+    """An imported TensorRT library: ``tensorrt`` or ``tensorrt_rtx``.
 
     Attributes:
         library: ``tensorrt`` or ``tensorrt-rtx``.
@@ -47,7 +47,7 @@ class TensorRT:
             self.module: Any = importlib.import_module(MODULES[library])
         except ImportError as error:
             raise MissingDependency(explain_import_error(error, detect())) from error
-        except Exception as error:  # bindings without libraries raise what ctypes raises
+        except Exception as error:  # bindings without libraries raise ctypes errors
             raise MissingDependency(f"{library} is installed but does not load: {error}") from error
         self.version = str(self.module.__version__)
         if not self.is_rtx and self.version_tuple < OLDEST:
@@ -57,47 +57,45 @@ class TensorRT:
                 "(pip install 'lgvit-edge[cpu]'), or upgrade JetPack"
             )
         if library not in _LOGGERS:
-            log: deque[tuple[str, str]] = deque(maxlen=_KEPT)
+            log: deque[tuple[str, str]] = deque(maxlen=_LOG_LENGTH)
             _LOGGERS[library] = (_logger(self.module, log), log)
         self.logger, self._log = _LOGGERS[library]
 
     @property
     def is_rtx(self) -> bool:
-        """Whether this is TensorRT-RTX."""
+        """Return whether this is TensorRT-RTX."""
         return self.library == "tensorrt-rtx"
 
     @property
     def version_tuple(self) -> tuple[int, ...]:
-        """The version's leading numbers."""
-        numbers = [part for part in self.version.split(".") if part.isdecimal()]
-        return tuple(int(part) for part in numbers)
+        """Return the numbers of the version."""
+        return numbers(self.version)
 
     @property
     def strongly_typed(self) -> bool:
-        """Whether engines compute in the types the graph says (10 and newer, RTX)."""
+        """Return whether engines compute in the graph's types (10 and newer, RTX)."""
         return hasattr(self.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
 
-    def dtype(self, found: Any) -> str:
-        """A ``DataType`` as numpy names it."""
-        return _DTYPES.get(found.name, str(found.name).lower())
+    def dtype(self, data_type: Any) -> str:
+        """Return numpy's name of a TensorRT ``DataType``."""
+        return _DTYPES.get(data_type.name, str(data_type.name).lower())
 
     def take_log(self, *severities: str) -> list[str]:
-        """Messages of these severities, each once; the log starts afresh."""
-        found = [text for severity, text in self._log if severity in severities]
+        """Return the logged messages of these severities, each once, and empty the log."""
+        messages = [text for severity, text in self._log if severity in severities]
         self._log.clear()
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(messages))
 
     def reason(self) -> str:
-        """The last errors of the log, which starts afresh."""
-        said = self.take_log("INTERNAL_ERROR", "ERROR")
-        return "; ".join(said[-3:])[:600] or "TensorRT gave no reason"
+        """Return the last logged errors as one text, and empty the log."""
+        errors = self.take_log("INTERNAL_ERROR", "ERROR")
+        return "; ".join(errors[-3:])[:600] or "TensorRT gave no reason"
 
     def make(self, kind: str) -> Any:
-        """A ``Builder`` or ``Runtime``.
+        """Make a TensorRT ``Builder`` or ``Runtime``.
 
         Raises:
-            BackendError: TensorRT does not start: the bindings have no better word for it than
-                ``TypeError``.
+            BackendError: TensorRT does not start, which its bindings report as ``TypeError``.
         """
         try:
             return getattr(self.module, kind)(self.logger)
@@ -109,15 +107,14 @@ class TensorRT:
 
 
 def _logger(module: Any, log: deque[tuple[str, str]]) -> Any:
-    """An ``ILogger`` that keeps what it is told from warnings up."""
-    kept = {"INTERNAL_ERROR", "ERROR", "WARNING"}
+    """Make an ``ILogger`` that stores warnings and errors."""
 
     class Logger(module.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             module.ILogger.__init__(self)
 
         def log(self, severity: Any, message: str) -> None:
-            if severity.name in kept:
+            if severity.name in ("INTERNAL_ERROR", "ERROR", "WARNING"):
                 log.append((severity.name, message))
 
     return Logger()

@@ -340,7 +340,7 @@ def test_files_that_are_no_images_are_left_out_and_counted(
     (data / "c" / "05.png").write_bytes(b"")
     status, said = command("tune", "--engines", bundle_copy, "--data", data, "--trials", 1)
     assert status == 0, said
-    assert "2 files were no images and left out" in said
+    assert "2 files are not readable images and were left out" in said
     assert "images: 49 to tune on, 49 to report on" in said
     kept = read(tmp_path / "bundle.logits.npy", open_bundle(bundle_copy).manifest)
     assert np.flatnonzero(kept.rows["state"] == UNREADABLE).tolist() == [0, 45]
@@ -438,7 +438,7 @@ def here(
         ("--logits kept.npy --delta 0.1", 2, "--delta needs --risk"),
         ("--logits kept.npy --report-labels same.txt", 2, "--report-labels needs --report-data"),
         ("--data photos --logits kept.npy --report-data photos", 2, "holds the same images as --d"),
-        ("--logits half.npy", 1, "half.npy holds 50 of 100 images, .* go on with it, with --data"),
+        ("--logits half.npy", 1, "half.npy holds 50 of 100 images, .* to continue it, add --data"),
         ("--logits header.npy", 1, "header.npy holds no logits that can be used"),
         ("--logits deep.npy", 1, "deep.npy holds no logits that can be used"),
         ("--logits nowhere.npy", 1, "no such file: .*; run: lgvit-edge tune with --data"),
