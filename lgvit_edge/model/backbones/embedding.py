@@ -16,7 +16,7 @@ class PatchEmbedding(nn.Module):
         self.patch = nn.Conv2d(3, config.hidden_size, kernel_size=side, stride=side)
 
     def reset(self) -> None:
-        """Sets what is not a layer to fresh values; the model resets layers."""
+        """Sets parameters outside layers to fresh values; the model resets layers."""
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Returns the hidden states of images, normalised ``[B, 3, H, W] float -> [B, T, D]``."""

@@ -28,7 +28,7 @@ _MASKED = -100.0  # added to the scores of tokens that are not neighbours
 
 
 class Embedding(PatchEmbedding):
-    """Patch embedding and norm."""
+    """The embedding of Swin: patches and norm."""
 
     def __init__(self, config: LGViTConfig) -> None:
         super().__init__(config)

@@ -17,7 +17,7 @@ from lgvit_edge.model.backbones.embedding import PatchEmbedding
 
 
 class Embedding(PatchEmbedding):
-    """Patch embedding, prefix tokens and position embeddings."""
+    """The embedding of ViT and DeiT: patches, prefix tokens and positions."""
 
     def __init__(self, config: LGViTConfig) -> None:
         super().__init__(config)

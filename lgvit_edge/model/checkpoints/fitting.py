@@ -95,7 +95,7 @@ def fitted(
 
 
 def _odd_kind(tensor: Tensor, target: Tensor) -> str | None:
-    """Why a tensor cannot be a weight, whatever its shape; None when it can."""
+    """Returns why a tensor of any shape cannot be a weight, or None."""
     plain = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     if tensor.layout != torch.strided or tensor.device.type != "cpu":
         return f"{tensor.layout} on {tensor.device}"

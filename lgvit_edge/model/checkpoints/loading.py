@@ -46,7 +46,7 @@ class _Stored:
 
     @property
     def authors(self) -> bool:
-        """Whether it is an LGViT of the authors."""
+        """Says whether it is an LGViT of the authors."""
         return "highway_type" in self.config
 
 
@@ -123,7 +123,7 @@ def _checkpoint(stored: _Stored) -> LGViT:
 
 def _backbone(stored: _Stored, arch: str | None) -> LGViT:
     path, state = stored.path, stored.content
-    if stored.config and "architecture" not in stored.config:  # which is what timm calls it
+    if stored.config and "architecture" not in stored.config:  # only timm writes that key
         preprocessor = read_json(path / "preprocessor_config.json", absent=True)
         state = saved(state)
         config = huggingface_config(stored.config, state, preprocessor)

@@ -112,7 +112,7 @@ def _swin(state: State, head: str, arch: str | None) -> LGViTConfig:
     table = state["layers.0.blocks.0.attn.relative_position_bias_table"]
     window = (round(len(table) ** 0.5) + 1) // 2
     # Published models have one window per map after the last merging. The mask of a shifted block,
-    # which older files hold, has one row per window of the first.
+    # which older files hold, has one row per window of the first map.
     image_size = patch * window << (len(depths) - 1)
     mask = state.get("layers.0.blocks.1.attn_mask")
     if mask is not None:

@@ -17,7 +17,7 @@ from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
 from lgvit_edge.architecture.sizes import BlockConfig
 from lgvit_edge.model.backbones.classifier import Classifier, MeanClassifier
 
-# The authors' name of each module, below the exit's; a number takes that third of a tensor.
+# The authors' names of modules, below the exit's name; (name, i) is third i of a stacked tensor.
 Names = dict[str, "str | tuple[str, int]"]
 
 
