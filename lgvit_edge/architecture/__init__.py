@@ -1,1 +1,1 @@
-"""What a model looks like, without PyTorch: its configuration, published sizes, where exits go."""
+"""Model configurations, published sizes, heads and exit placement, without PyTorch."""

@@ -1,4 +1,4 @@
-"""What an LGViT looks like: the backbone, its exits and how images reach it.
+"""Configurations of LGViT models: the backbone, its exits and the preprocessing of images.
 
 Blocks and exits are numbered from 1 as in the paper; segments from 0.
 """
@@ -18,18 +18,18 @@ from lgvit_edge.bundle.codec import from_json, to_json
 from lgvit_edge.errors import ConfigError
 from lgvit_edge.images.spec import Preprocess
 
-MAX_SIZE = 65_536  # no width, depth or side of a real model comes near
+MAX_SIZE = 65_536  # far above any width, depth or side of a real model
 
 
 @dataclass(frozen=True)
 class ExitConfig:
-    """One exit: after which block, and its head.
+    """One exit: the block it follows, and its head.
 
     Attributes:
         block: 1-based; the head reads this block's output.
         head: a kind of ``HEAD_KINDS``.
-        size: of the head, in the sense its kind gives it: an LPH's kernel side k (paper Eq. 1), a
-            GAH's window side s (Eq. 3), the width of an encoder head's MLP.
+        size: of the head: an LPH's kernel side k (paper Eq. 1), a GAH's window side s (Eq. 3), the
+            width of an encoder head's MLP.
     """
 
     block: int
@@ -37,7 +37,6 @@ class ExitConfig:
     size: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse heads that do not exist and sizes that mean nothing."""
         if self.head not in HEAD_KINDS:
             raise ConfigError(f"head must be one of {', '.join(HEAD_KINDS)}, found {self.head!r}")
         name = HEAD_KINDS[self.head].size
@@ -49,14 +48,14 @@ class ExitConfig:
 
 @dataclass(frozen=True)
 class LGViTConfig(BackboneConfig):
-    """A backbone with exits; what it has of the backbone is in ``BackboneConfig``.
+    """Configuration of a backbone with exits; ``BackboneConfig`` has the backbone's fields.
 
     Attributes:
         exits: in order of their blocks.
         lph_residual: the authors' code adds the patch tokens to the LPH's output; Eq. 2 does not.
         gah_average: Eq. 3 averages each window; the authors' code keeps its first token only.
         labels: class names, or empty.
-        preprocess: how the weights expect their images.
+        preprocess: of images, as the weights expect them.
     """
 
     exits: tuple[ExitConfig, ...] = ()
@@ -66,7 +65,6 @@ class LGViTConfig(BackboneConfig):
     preprocess: Preprocess = Preprocess()
 
     def __post_init__(self) -> None:
-        """Report every contradiction at once."""
         faults = [
             f"{name} must be 1..{MAX_SIZE}, found {getattr(self, name)}"
             for name in (
@@ -75,7 +73,7 @@ class LGViTConfig(BackboneConfig):
             ).split()
             if not 1 <= getattr(self, name) <= MAX_SIZE
         ]
-        # Each step relies on what the one before has found to be sound.
+        # Each check relies on the one before it.
         for check in (self._contradictions, self._family_contradictions, self._exit_contradictions):
             if not faults:
                 faults = [fault for good, fault in check() if not good]
@@ -83,9 +81,9 @@ class LGViTConfig(BackboneConfig):
             raise ConfigError("; ".join(faults))
 
     def _contradictions(self) -> list[tuple[bool, str]]:
-        known, after = ", ".join(FAMILIES), [exit.block for exit in self.exits]
+        names, after = ", ".join(FAMILIES), [exit.block for exit in self.exits]
         return [
-            (self.family in FAMILIES, f"family must be one of {known}, found {self.family!r}"),
+            (self.family in FAMILIES, f"family must be one of {names}, found {self.family!r}"),
             (self.num_blocks <= 1000, f"num_blocks must be 1..1000, found {self.num_blocks}"),
             (
                 self.image_size % self.patch_size == 0,
@@ -141,14 +139,11 @@ class LGViTConfig(BackboneConfig):
 
     @functools.cached_property
     def blocks(self) -> tuple[BlockConfig, ...]:
-        """Sizes of blocks 1..L, at indices 0..L - 1."""
+        """Returns the sizes of blocks 1..L, at indices 0..L - 1."""
         return FAMILIES[self.family].blocks(self)
 
     def hidden_shape(self, block: int) -> tuple[int, int]:
-        """``(T, D)``: tokens, prefix included, and width of the hidden state after ``block``.
-
-        Block 0 stands for the embedding.
-        """
+        """Returns ``(T, D)``, tokens with prefix and width, after ``block``; 0 is the embedding."""
         if block == 0:
             return self.prefix_tokens + self.grid**2, self.hidden_size
         sizes = self.blocks[block - 1]
@@ -156,25 +151,25 @@ class LGViTConfig(BackboneConfig):
 
     @property
     def one_shape(self) -> bool:
-        """Whether the hidden states after all blocks have the same shape."""
+        """Says whether the hidden states after all blocks have the same shape."""
         return len({self.hidden_shape(block) for block in range(1, self.num_blocks + 1)}) == 1
 
     @property
     def num_exits(self) -> int:
-        """M: exits before the final classifier."""
+        """Returns M, the number of exits before the final classifier."""
         return len(self.exits)
 
     def replace(self, **changes: Any) -> LGViTConfig:
-        """A copy with some fields changed, validated again."""
+        """Returns a copy with some fields changed, validated again."""
         return dataclasses.replace(self, **changes)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """Returns the configuration in plain JSON types."""
         return dict(to_json(self))
 
     @classmethod
     def from_json(cls, data: Any) -> LGViTConfig:
-        """Inverse of ``to_json``.
+        """Builds a configuration from what ``to_json`` returned.
 
         Raises:
             ConfigError: with all faults at once.

@@ -1,4 +1,4 @@
-"""The families of backbones, each described once.
+"""The registry of backbone families, each described by one ``Family``.
 
 A new family is one ``Family`` here and the module its ``backbone`` names; ``register_family`` takes
 one from outside the package. Nothing here imports PyTorch.
@@ -16,46 +16,46 @@ from lgvit_edge.architecture.sizes import BackboneConfig, BlockConfig
 from lgvit_edge.errors import ConfigError
 from lgvit_edge.images.spec import Preprocess, usual_resize
 
-Checks = list[tuple[bool, str]]  # whether it is as it should be, and what to say otherwise
+Checks = list[tuple[bool, str]]  # (whether it holds, the error text otherwise)
 
 
 def _equal_blocks(config: BackboneConfig) -> tuple[BlockConfig, ...]:
-    one = BlockConfig(config.hidden_size, config.grid, config.num_heads, config.intermediate_size)
-    return (one,) * config.num_blocks
+    block = BlockConfig(config.hidden_size, config.grid, config.num_heads, config.intermediate_size)
+    return (block,) * config.num_blocks
 
 
 def _no_stages(config: BackboneConfig) -> Checks:
-    found = (list(config.depths), list(config.stage_heads), config.window_size)
+    depths, heads, window = list(config.depths), list(config.stage_heads), config.window_size
     return [
         (
-            found == ([], [], 0),
-            f"a {config.family} has no depths, stage_heads and window_size, found {found[0]}, "
-            f"{found[1]} and {found[2]}",
+            not depths and not heads and window == 0,
+            f"a {config.family} has no depths, stage_heads and window_size, found {depths}, "
+            f"{heads} and {window}",
         )
     ]
 
 
 @dataclass(frozen=True)
 class Family:
-    """One family of backbones: its name, its shape and where its code is.
+    """Describes a family of backbones: its names, its shapes and where its code is.
 
     Attributes:
         name: as in configurations and bundles.
         label: as people write it.
-        backbone: the module of its embedding, blocks and final classifier, or an object that has
-            them; see ``lgvit_edge.model.backbones.backbone.Parts``.
+        backbone: the module (or its name) of its embedding, blocks and final classifier; see
+            ``lgvit_edge.model.backbones.backbone.Parts``.
         architectures: published sizes by name: the fields of ``LGViTConfig`` for an image size.
-        preprocess: how published weights expect their images, at 224 x 224 pixels.
-        prefix_tokens: how many tokens may stand before those of the patches.
+        preprocess: of images for published weights, at 224 x 224 pixels.
+        prefix_tokens: how many tokens may precede those of the patches.
         blocks: sizes of blocks 1..L of a configuration.
-        faults: what a configuration of this family must be besides.
-        windows: of the first and the last GAH; the paper's g runs from 2 to 3.
-        mlp_head: ``(LGViTConfig, ExitConfig) -> ExitHead``, or where that is; usually the form of
-            the final classifier.
-        encoder_heads: attention heads of an encoder head; 0 for those of the block before it.
-        encoder_eps: of the norms of an encoder head's block; 0 for those of the backbone.
-        model_types: what Hugging Face calls it in ``config.json``.
-        huggingface: ``(config.json) -> fields of LGViTConfig``, or where that is.
+        faults: further checks of a configuration of this family.
+        windows: sizes of the first and the last GAH; 2 and 3 in the paper (its g).
+        mlp_head: ``(LGViTConfig, ExitConfig) -> ExitHead``, or its ``module:name``; usually the
+            form of the final classifier.
+        encoder_heads: attention heads of an encoder head; 0: as many as the block before it.
+        encoder_eps: eps of the norms in an encoder head; 0: as in the backbone.
+        model_types: its ``model_type`` in Hugging Face's ``config.json``.
+        huggingface: ``(config.json) -> fields of LGViTConfig``, or its ``module:name``.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Family:
     huggingface: str | Callable[..., Any] = ""
 
     def usual_preprocess(self, image_size: int) -> Preprocess:
-        """What published weights were trained with, for images of this size."""
+        """Returns the preprocessing of published weights, for images of this size."""
         return dataclasses.replace(self.preprocess, resize=usual_resize(image_size))
 
 
@@ -82,21 +82,21 @@ FAMILIES: dict[str, Family] = {}
 
 
 def register_family(family: Family) -> None:
-    """Make a family of backbones known: to configurations, commands, export and training.
+    """Adds a family of backbones to configurations, commands, export and training.
 
     Raises:
         ConfigError: its name, or that of one of its architectures, is taken.
     """
     names = {family.name, *family.architectures, *family.model_types}
     for other in FAMILIES.values():
-        taken = names & {other.name, *other.architectures, *other.model_types}
-        if taken:
-            raise ConfigError(f"the family {other.name} has the name {sorted(taken)[0]!r} already")
+        clashes = names & {other.name, *other.architectures, *other.model_types}
+        if clashes:
+            raise ConfigError(f"the family {other.name} has the name {min(clashes)!r} already")
     FAMILIES[family.name] = family
 
 
 def family_named(name: str) -> Family:
-    """A family by its name.
+    """Returns the family of this name.
 
     Raises:
         ConfigError: there is none.
@@ -111,7 +111,7 @@ def _staged_blocks(config: BackboneConfig) -> tuple[BlockConfig, ...]:
     for stage, (depth, heads) in enumerate(zip(config.depths, config.stage_heads, strict=True)):
         merged = grid if stage else 0
         grid = -(-grid // 2) if stage else grid
-        # A map no larger than the window is one window, and nothing is there to shift.
+        # A map no larger than the window is a single window, which is never shifted.
         window = min(config.window_size, grid)
         for place in range(depth):
             block = BlockConfig(
@@ -223,7 +223,7 @@ for _family in (
         preprocess=_IMAGENET,
         blocks=_staged_blocks,
         faults=_stage_faults,
-        windows=(1, 2),  # the authors' choice on its smaller maps
+        windows=(1, 2),  # the authors' choice for Swin's smaller maps
         # The authors' encoder block in a Swin is a DeiT's.
         encoder_heads=8,
         encoder_eps=1e-12,

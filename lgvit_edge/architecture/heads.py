@@ -1,4 +1,4 @@
-"""The kinds of exit head, each described once.
+"""The registry of exit heads, each kind described by one ``HeadKind``.
 
 A new kind is one ``HeadKind`` here and the module its factory names; ``register_head`` takes one
 from outside the package. Nothing here imports PyTorch.
@@ -16,7 +16,7 @@ from lgvit_edge.errors import ConfigError
 
 GAH_HEADS = 8  # attention heads of every GAH, as the authors chose
 ROLES = ("local", "global")
-_TAKEN = ("lgvit", "final")  # the paper's mix of kinds, and what the last segment ends in
+_RESERVED = ("lgvit", "final")  # the paper's mix of kinds; the last segment's classifier
 
 
 def _always_fits(size: int, block: BlockConfig, family: Family) -> None:
@@ -25,20 +25,20 @@ def _always_fits(size: int, block: BlockConfig, family: Family) -> None:
 
 @dataclass(frozen=True)
 class HeadKind:
-    """One kind of exit head: its name, its size and where its code is.
+    """Describes a kind of exit head: its name, its size and where its code is.
 
     Attributes:
         name: as in configurations and commands.
         help: what it is, in a few words.
-        factory: ``(LGViTConfig, ExitConfig) -> ExitHead``, or where that is: ``module:function``.
-        size: what its size is called, such as ``kernel``; empty where it has none.
-        default: the size that exits get where only the kind is asked for; None where no size suits
-            them all, so that only the paper's mix can choose it.
-        fault: what is wrong with a size after such a block in such a family, or None.
+        factory: ``(LGViTConfig, ExitConfig) -> ExitHead``, or its ``module:function``.
+        size: name of its size, such as ``kernel``; empty if it has none.
+        default: size of every exit if a user names only the kind; None if no size suits all exits,
+            so that only the paper's mix can choose it.
+        fault: returns what is wrong with a size after a block in a family, or None.
         role: in distillation (paper section 3.4): ``local`` features are compared one by one,
             ``global`` ones by F^T F, those of kinds without a role not at all.
-        stride: every how many tokens, along each side of the map, its features have one, by size.
-        authors: what the authors call it, and the size that goes with each name.
+        stride: tokens between two features along each side of the map, by size.
+        authors: the authors' names of it, each with its size.
     """
 
     name: str
@@ -52,10 +52,9 @@ class HeadKind:
     authors: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse what could not be told apart or used."""
-        if not self.name.isidentifier() or self.name in _TAKEN:
+        if not self.name.isidentifier() or self.name in _RESERVED:
             raise ConfigError(
-                f"a kind of head needs a name of one word that is not {' or '.join(_TAKEN)}, "
+                f"a kind of head needs a name of one word that is not {' or '.join(_RESERVED)}, "
                 f"found {self.name!r}"
             )
         if self.role not in ("", *ROLES):
@@ -68,7 +67,7 @@ HEAD_KINDS: dict[str, HeadKind] = {}
 
 
 def register_head(kind: HeadKind) -> None:
-    """Make a kind of head known: to configurations, commands, export and training.
+    """Adds a kind of head to configurations, commands, export and training.
 
     Raises:
         ConfigError: its name is taken.
@@ -79,7 +78,7 @@ def register_head(kind: HeadKind) -> None:
 
 
 def head_choices() -> dict[str, str]:
-    """What ``--heads`` offers, and what it is: the paper's mix, and kinds fit for every exit."""
+    """Returns the names that ``--heads`` accepts, each with its help text."""
     kinds = {k.name: k.help for k in HEAD_KINDS.values() if k.default is not None}
     return {"lgvit": "local, then global heads", **kinds}
 
@@ -134,7 +133,7 @@ for _kind in (
     ),
     HeadKind(
         "mlp",
-        "what the final classifier does",
+        "the form of the final classifier",
         "lgvit_edge.model.heads.mlp:head",
         authors={"linear": 0},
     ),
@@ -150,10 +149,10 @@ for _kind in (
         "lgvit_edge.model.heads.attention:head",
         authors={"self_attention": 0},
     ),
-    # Width 0 is that of the block before it.
+    # Width 0: as wide as the block before it.
     HeadKind(
         "encoder",
-        "one more block, then mlp",
+        "one more encoder block, then mlp",
         "lgvit_edge.model.heads.encoder:head",
         size="width",
         fault=_encoder,

@@ -1,4 +1,4 @@
-"""Where exits go, and which heads they get (paper sections 3.3 and A.3)."""
+"""Places exits and chooses their heads (paper sections 3.3 and A.3)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from lgvit_edge.errors import ConfigError
 def plan_exits(
     text: str, block_macs: Sequence[int], *, heads: str = "lgvit", family: str = "vit"
 ) -> tuple[ExitConfig, ...]:
-    """Exits from what a user types.
+    """Returns the exits that a user asks for.
 
     ``uniform:M`` puts the first exit where a third of the MACs are spent and the others so that
     adjacent exits cost about the same (paper section 3.3). On 12 equal blocks it gives the paper's
     4..11 for M = 8 and 4, 6, 8, 10 for M = 4. ``shallow:M``, ``middle:M`` and ``deep:M`` put them
-    after blocks that follow each other (Table 7): from block 2, from block L / 2, and up to block
+    after consecutive blocks (Table 7): from block 2, from block L / 2, and up to block
     L - 1. ``none``, or blocks such as ``4,6,8,10``.
 
     Args:
-        text: as typed.
+        text: what the user typed.
         block_macs: MACs of each of the L blocks.
         heads: ``lgvit`` for LPHs below and GAHs above, or one kind for all exits.
         family: of the backbone.
@@ -37,7 +37,11 @@ def plan_exits(
     scheme, _, count = text.partition(":")
     try:
         if scheme in _SCHEMES:
-            blocks = _SCHEMES[scheme](_checked(scheme, int(count), depth), block_macs)
+            if not 1 <= int(count) < depth:
+                raise ConfigError(
+                    f"{scheme}:M needs 1 <= M <= {depth - 1} here, found M = {int(count)}"
+                )
+            blocks = _SCHEMES[scheme](int(count), block_macs)
         else:
             blocks = [int(part) for part in text.split(",")]
     except ValueError as error:
@@ -55,20 +59,14 @@ def plan_exits(
     return default_heads(blocks, heads=heads, family=family)
 
 
-def _checked(scheme: str, count: int, depth: int) -> int:
-    if not 1 <= count < depth:
-        raise ConfigError(f"{scheme}:M needs 1 <= M <= {depth - 1} here, found M = {count}")
-    return count
-
-
 def _uniform(count: int, block_macs: Sequence[int]) -> list[int]:
     depth = len(block_macs)
-    spent = list(itertools.accumulate(block_macs))
+    cumulative = list(itertools.accumulate(block_macs))
     blocks: list[int] = []
     for i in range(count):
-        target = spent[-1] * (1 + 2 * i / count) / 3
-        nearest = min(range(depth - 1), key=lambda b: abs(spent[b] - target)) + 1
-        # Each block has one exit at most: move on when taken, and leave room for the rest.
+        target = cumulative[-1] * (1 + 2 * i / count) / 3
+        nearest = min(range(depth - 1), key=lambda b: abs(cumulative[b] - target)) + 1
+        # Each block has one exit at most: take the next free one, and leave room for the rest.
         earliest = blocks[-1] + 1 if blocks else 1
         blocks.append(min(max(nearest, earliest), depth - count + i))
     return blocks
@@ -90,7 +88,7 @@ _SCHEMES: dict[str, Callable[[int, Sequence[int]], list[int]]] = {
 def default_heads(
     blocks: Sequence[int], *, heads: str = "lgvit", family: str = "vit"
 ) -> tuple[ExitConfig, ...]:
-    """Heads for exits after ``blocks``.
+    """Returns exits after ``blocks``, with their heads.
 
     ``lgvit``: LPH on the lower half of the exits, GAH on the upper, sizes by depth. The paper's f
     decreases linearly from 3 to 0, its g increases linearly from 2 to 3 (section 3.3). Rounded to

@@ -1,4 +1,4 @@
-"""Published backbones by name."""
+"""Configurations of published backbones by name."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from lgvit_edge.errors import ConfigError
 
 
 def architectures() -> tuple[str, ...]:
-    """Names of all published backbones."""
+    """Returns the names of all published backbones."""
     return tuple(name for family in FAMILIES.values() for name in family.architectures)
 
 
 def architecture(name: str, *, num_classes: int = 1000, image_size: int = 224) -> LGViTConfig:
-    """A published backbone by name, without exits, with the preprocessing it was trained with.
+    """Returns a published backbone, without exits, with the preprocessing of its training.
 
     Raises:
         ConfigError: the name is not one of ``architectures()``, or the image size does not fit.

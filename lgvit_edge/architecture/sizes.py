@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class BlockConfig:
-    """Sizes of one encoder block, which in a Swin depend on its stage.
+    """Sizes of one encoder block; in a Swin they depend on its stage.
 
     Attributes:
         dim: width D of its output.
         grid: side of its output's map of patch tokens; N = grid^2.
         num_heads: attention heads.
         intermediate_size: width of its MLP.
-        window: side of its attention windows; 0 where every token sees every other.
-        shift: of the windows, against those of the block before.
-        merges: side of the map it gets, where a patch merging comes first; 0 for none.
+        window: side of its attention windows; 0 if every token attends to every other.
+        shift: of the windows, relative to those of the block before.
+        merges: side of its input's map if a patch merging comes first; 0 if none does.
     """
 
     dim: int
@@ -30,7 +30,7 @@ class BlockConfig:
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """Sizes of a backbone, in the terms that all families share.
+    """Sizes of a backbone, in fields that all families share.
 
     Attributes:
         family: a name of ``FAMILIES``.
@@ -69,5 +69,5 @@ class BackboneConfig:
 
     @property
     def grid(self) -> int:
-        """Patches along one side of the image."""
+        """Returns the number of patches along one side of the image."""
         return self.image_size // self.patch_size

@@ -1,4 +1,4 @@
-"""The PyTorch side: backbones, heads, checkpoints, and cutting a model into segments."""
+"""PyTorch models: backbones, exit heads, checkpoints, and cutting a model into segments."""
 
 from lgvit_edge.model.checkpoints.loading import load_backbone, load_checkpoint, load_model
 from lgvit_edge.model.checkpoints.own import save_checkpoint

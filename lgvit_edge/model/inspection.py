@@ -1,4 +1,4 @@
-"""What a checkpoint holds, as plain JSON types: what ``lgvit-edge info`` shows of it."""
+"""Describes a checkpoint in plain JSON types, for ``lgvit-edge info``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lgvit_edge.model.segments import cut
 
 
 def inspect_checkpoint(path: Path) -> dict[str, Any]:
-    """Describe a checkpoint of any origin, with or without exits.
+    """Describes a checkpoint of any origin, with or without exits, in plain JSON types.
 
     Raises:
         CheckpointError: it cannot be used.

@@ -14,10 +14,10 @@ from lgvit_edge.model.heads import exit_head
 
 
 class LGViT(nn.Module):
-    """Backbone plus exits (paper section 3.2).
+    """An early-exit Vision Transformer: a backbone with exits (paper section 3.2).
 
-    Early stopping lives in the runtime, not here: ``exit_logits`` computes every exit, and
-    ``forward`` is the baseline.
+    Stopping early is the runtime's job: here ``exit_logits`` computes every exit, and ``forward``
+    is the baseline.
     """
 
     def __init__(self, config: LGViTConfig) -> None:
@@ -29,29 +29,29 @@ class LGViT(nn.Module):
         self.backbone.embedding.reset()
 
     def with_exits(self, blocks: list[int]) -> LGViT:
-        """The same model with only the exits after these blocks; modules are shared.
+        """Returns the same model with only the exits after these blocks; modules are shared.
 
         Raises:
             ConfigError: it has no exit after one of them.
         """
         exits = self.config.exits
-        kept = [i for i, exit in enumerate(exits) if exit.block in blocks]
-        if len(kept) != len(blocks):
+        indices = [i for i, exit in enumerate(exits) if exit.block in blocks]
+        if len(indices) != len(blocks):
             raise ConfigError(
                 f"expected exits among those after blocks {[exit.block for exit in exits]}, "
                 f"found {blocks}"
             )
-        with torch.device("meta"):  # its own modules are replaced at once
-            model = LGViT(self.config.replace(exits=tuple(exits[i] for i in kept)))
+        with torch.device("meta"):  # its modules are replaced below
+            model = LGViT(self.config.replace(exits=tuple(exits[i] for i in indices)))
         model.backbone = self.backbone
-        model.heads = nn.ModuleList(self.heads[i] for i in kept)
+        model.heads = nn.ModuleList(self.heads[i] for i in indices)
         return model.train(self.training)
 
     def resized(self, image_size: int) -> LGViT:
-        """The same model for images of another size; what does not depend on it is shared.
+        """Returns the same model for images of another size; unchanged weights are shared.
 
-        Positions are interpolated (ViT, DeiT); a Swin keeps its windows. Resizing before the crop
-        grows with the crop.
+        Positions are interpolated (ViT, DeiT); a Swin keeps its windows. The size to which images
+        are resized before the crop grows with the crop.
 
         Raises:
             ConfigError: the size does not fit the patches or the exits.
@@ -69,11 +69,11 @@ class LGViT(nn.Module):
         return model.requires_grad_(True).train(self.training)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """The baseline: normalised ``[B, 3, H, W] float32 -> logits [B, C] float32``."""
+        """Returns the baseline's logits, normalised ``[B, 3, H, W] float32 -> [B, C] float32``."""
         return self.backbone(pixel_values)  # type: ignore[no-any-return]
 
     def exit_logits(self, pixel_values: Tensor) -> Tensor:
-        """Every exit at once: ``[B, 3, H, W] float32 -> [B, M + 1, C] float32``.
+        """Returns the logits of every exit, ``[B, 3, H, W] float32 -> [B, M + 1, C] float32``.
 
         Index m - 1 is exit m; the last is the final classifier.
         """
@@ -85,9 +85,9 @@ class LGViT(nn.Module):
         return torch.stack([*logits, self.backbone.final(states[-1])], dim=1)
 
     def hidden_states(self, pixel_values: Tensor) -> list[Tensor]:
-        """The embedding (index 0) and the output of blocks 1..L, each ``[B, T, D]``.
+        """Returns the embedding (index 0) and the output of blocks 1..L, each ``[B, T, D]``.
 
-        T and D of a Swin change from stage to stage: ``LGViTConfig.hidden_shape``.
+        In a Swin, T and D change from stage to stage: ``LGViTConfig.hidden_shape``.
         """
         states = [self.backbone.embedding(pixel_values)]
         for block in self.backbone.blocks:

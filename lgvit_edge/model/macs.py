@@ -1,4 +1,4 @@
-"""Counting multiply-accumulates and parameters of what is shipped.
+"""Counts the multiply-accumulates (MACs) and parameters of modules.
 
 One multiply-add = 1; attention's two matrix products are counted (the paper's 16.93 G for
 ViT-B/16 leaves them out, 17.56 G has them). Norms, activations and softmax are not counted.
@@ -18,7 +18,7 @@ _PRODUCTS = (torch.ops.aten.bmm, torch.ops.aten.baddbmm)  # layers are mm, addmm
 
 
 def count_macs(module: nn.Module, example: torch.Tensor, *, attention: bool = True) -> int:
-    """MACs of ``module(example)``, without computing it.
+    """Returns the MACs of ``module(example)``, without computing it.
 
     Args:
         module: a segment, a baseline, or a part of one.
@@ -34,19 +34,19 @@ def count_macs(module: nn.Module, example: torch.Tensor, *, attention: bool = Tr
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Numbers learnt in training, each shared one once."""
+    """Returns how many trained numbers a module has; shared ones count once."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def block_macs(config: LGViTConfig) -> list[int]:
-    """MACs of each of the L blocks, with the patch merging that opens a Swin's stage."""
+    """Returns the MACs of each of the L blocks, patch merging at the start of a stage included."""
     counted: dict[object, int] = {}
     macs = []
     for number, sizes in enumerate(config.blocks, 1):
-        given = config.hidden_shape(number - 1)
-        if (sizes, given) not in counted:
+        shape = config.hidden_shape(number - 1)
+        if (sizes, shape) not in counted:
             with torch.device("meta"):
                 block = parts(config).block(sizes, config)
-                counted[sizes, given] = count_macs(block, torch.zeros(1, *given))
-        macs.append(counted[sizes, given])
+                counted[sizes, shape] = count_macs(block, torch.zeros(1, *shape))
+        macs.append(counted[sizes, shape])
     return macs

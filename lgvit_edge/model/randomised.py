@@ -1,4 +1,4 @@
-"""Random weights that look like trained ones, for what must hold whatever was learnt."""
+"""Fills models with random weights that look trained, for checks that need no training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lgvit_edge.model.lgvit import LGViT
 
 @torch.no_grad()
 def randomised(model: LGViT, seed: int = 0) -> LGViT:
-    """Random weights, norms and statistics: fresh ones are near identities and hide mistakes."""
+    """Fills a model with random weights; fresh ones are near identities and hide mistakes."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):

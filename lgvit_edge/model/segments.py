@@ -1,8 +1,7 @@
-"""Cutting a trained LGViT into what is exported: one module per segment, and the baseline.
+"""Cuts a trained LGViT into the modules that are exported: the segments and the baseline.
 
-Segments borrow the trained sub-modules; only exit heads (see ``heads``), windowed attention and the
-patch embedding are rewritten, into forms that compute the same with less. The training model never
-hears of it.
+Segments share the trained sub-modules. Only exit heads (see ``heads``), windowed attention and the
+patch embedding are replaced, by cheaper forms that compute the same. The model is not changed.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ INPUTS = ("uint8", "float32")
 
 @dataclass(frozen=True)
 class Segment:
-    """One graph of the chain.
+    """One segment of a model, as it is exported.
 
     Attributes:
         index: 0..M.
@@ -32,7 +31,7 @@ class Segment:
         last_block: 1-based, inclusive.
         exit: the exit this segment ends in; None for the final classifier.
         module: ``image | hidden -> (hidden, logits)``, or ``-> logits`` for the last segment.
-        parameters: numbers learnt in training; what folding derives from them is not counted.
+        parameters: how many trained numbers it has; constants derived from them do not count.
     """
 
     index: int
@@ -44,12 +43,12 @@ class Segment:
 
     @property
     def head(self) -> str:
-        """Name of the head, ``final`` for the last segment."""
+        """Returns the name of the head; ``final`` for the last segment."""
         return self.exit.head if self.exit else "final"
 
 
 def cut(model: LGViT, *, input: str = "uint8", cast_first: bool = False) -> list[Segment]:
-    """Segments 0..M of a model in eval mode.
+    """Cuts a model in eval mode into segments 0..M.
 
     Args:
         model: its sub-modules are borrowed, not copied.
@@ -76,7 +75,7 @@ def cut(model: LGViT, *, input: str = "uint8", cast_first: bool = False) -> list
 
 
 def baseline(model: LGViT, *, input: str = "uint8", cast_first: bool = False) -> nn.Module:
-    """The backbone without exits, ``image -> logits [B, C]``; arguments as for ``cut``."""
+    """Returns the backbone without exits, ``image -> logits [B, C]``; arguments as for ``cut``."""
     blocks = _deployed(model, 1, model.config.num_blocks)
     embedding = _embedding(model, input, cast_first)
     return _SegmentModule(embedding, blocks, model.backbone.final, True).eval()
@@ -85,7 +84,7 @@ def baseline(model: LGViT, *, input: str = "uint8", cast_first: bool = False) ->
 def example_input(
     config: LGViTConfig, segment: int | None, *, input: str = "uint8", batch: int = 1
 ) -> Tensor:
-    """A zero input of the right shape for ``segment`` (None: the baseline)."""
+    """Returns zeros in the input shape of ``segment`` (None: of the baseline)."""
     if segment:
         return torch.zeros(batch, *config.hidden_shape(config.exits[segment - 1].block))
     side = config.image_size
@@ -101,7 +100,7 @@ def _deployed(model: LGViT, first: int, last: int) -> dict[int, nn.Module]:
 
 
 class _SegmentModule(nn.Module):
-    """Parameters keep the number of their block in their names: ``blocks.5.fc1.weight``."""
+    """The exported module; parameter names keep the block's number: ``blocks.5.fc1.weight``."""
 
     def __init__(
         self,
@@ -128,21 +127,18 @@ class _SegmentModule(nn.Module):
 def _embedding(model: LGViT, input: str, cast_first: bool) -> nn.Module:
     if input not in INPUTS:
         raise ConfigError(f"input must be one of {', '.join(INPUTS)}, found {input!r}")
-    if input == "uint8":
-        return FrameEmbedding(model, cast_first)
-    embedding: nn.Module = model.backbone.embedding
-    return embedding
+    return FrameEmbedding(model, cast_first) if input == "uint8" else model.backbone.embedding
 
 
 class FrameEmbedding(nn.Module):
-    """``[B, H, W, 3] uint8 RGB -> [B, T, D]``, the normalisation folded into the projection.
+    """Embeds RGB frames, ``[B, H, W, 3] uint8 -> [B, T, D]``; normalisation is in its weights.
 
     A convolution whose stride is its kernel is a linear layer on patches, and patches of an NHWC
     frame need one cheap transposition of bytes. w * (x / 255 - mean) / std is linear in x and
     there is no padding, so folding mean and std into weight and bias is exact.
 
-    ``cast_first`` makes numbers of the bytes before they are moved: TensorRT takes uint8 into a
-    cast and nothing else. Without it the transposition moves a quarter of the memory.
+    ``cast_first`` casts the bytes to floats before the transposition, as TensorRT accepts uint8
+    only in a cast. Without it, the transposition moves a quarter of the memory.
     """
 
     def __init__(self, model: LGViT, cast_first: bool = False) -> None:
@@ -164,7 +160,7 @@ class FrameEmbedding(nn.Module):
         self.bias = nn.Parameter(shift.to(kernel.dtype), requires_grad=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        """``[B, H, W, 3] uint8 -> [B, T, D]``."""
+        """Returns the embedded frames, ``[B, H, W, 3] uint8 -> [B, T, D]``."""
         p, g = self.patch, self.grid
         if self.cast_first:
             image = image.to(self.weight.dtype)
@@ -177,6 +173,6 @@ class FrameEmbedding(nn.Module):
         return assembled
 
     def scale_input(self, scale: float) -> None:
-        """Scale pixels down and weights up; exact where ``scale`` is a power of two."""
+        """Scales pixels down and weights up; exact if ``scale`` is a power of two."""
         self.scale *= scale
         self.weight.data = self.weight.data / scale

@@ -143,8 +143,8 @@ def test_contradictions_of_a_swin_are_refused(changes: dict[str, Any], message: 
 
 
 def test_blocks_of_a_swin_have_the_sizes_of_their_stage() -> None:
-    found = [(b.dim, b.grid, b.num_heads, b.window, b.shift, b.merges) for b in SWIN.blocks]
-    assert found == [
+    sizes = [(b.dim, b.grid, b.num_heads, b.window, b.shift, b.merges) for b in SWIN.blocks]
+    assert sizes == [
         (16, 10, 2, 4, 0, 0),
         (16, 10, 2, 4, 2, 0),
         (32, 5, 4, 4, 0, 10),

@@ -89,21 +89,21 @@ def test_exits_of_other_networks(macs: list[int], text: str, expected: list[int]
 def test_uniform_exits_are_sorted_and_in_range_whatever_the_costs() -> None:
     for macs in itertools.product([1, 7, 50], repeat=5):
         for count in range(1, 5):
-            found = blocks(f"uniform:{count}", list(macs))
-            assert found == sorted(set(found))
-            assert len(found) == count
-            assert 1 <= found[0] and found[-1] <= 4
+            exits = blocks(f"uniform:{count}", list(macs))
+            assert exits == sorted(set(exits))
+            assert len(exits) == count
+            assert 1 <= exits[0] and exits[-1] <= 4
 
 
 @pytest.mark.parametrize("scheme", ["shallow", "middle", "deep"])
 def test_other_schemes_give_blocks_that_follow_each_other(scheme: str) -> None:
     for depth in range(2, 26):
         for count in range(1, depth):
-            found = blocks(f"{scheme}:{count}", [1] * depth)
-            assert found == list(range(found[0], found[0] + count))
-            assert 1 <= found[0] and found[-1] < depth
+            exits = blocks(f"{scheme}:{count}", [1] * depth)
+            assert exits == list(range(exits[0], exits[0] + count))
+            assert 1 <= exits[0] and exits[-1] < depth
             if scheme == "deep":
-                assert found[-1] == depth - 1
+                assert exits[-1] == depth - 1
 
 
 def test_adjacent_uniform_exits_cost_about_the_same_wherever_blocks_allow_it() -> None:
@@ -221,8 +221,8 @@ def test_one_kind_of_head_for_all_exits(heads: str, family: str) -> None:
 @pytest.mark.parametrize("heads", ["lph", "gah", "LGViT", "", "transformer"])
 def test_unknown_heads_are_refused(heads: str) -> None:
     """LPH and GAH alone need sizes, which follow from both together."""
-    found = f"heads must be one of lgvit, mlp, conv, attention, encoder, found '{heads}'"
-    with pytest.raises(ConfigError, match=found):
+    message = f"heads must be one of lgvit, mlp, conv, attention, encoder, found '{heads}'"
+    with pytest.raises(ConfigError, match=message):
         plan_exits("4,8", EQUAL, heads=heads)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -73,8 +74,7 @@ def hidden_states(config: LGViTConfig, block: int, count: int = 3) -> Tensor:
     return torch.randn(count, *config.hidden_shape(block), generator=generator)
 
 
-def close(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)
 
 
 def test_every_kind_of_head_is_here() -> None:
@@ -98,10 +98,10 @@ def test_deployed_heads_compute_what_was_trained(
         hidden = hidden_states(config, 1)
         with torch.no_grad():
             expected = trained(hidden)
-            found = trained.deployed()(hidden)  # type: ignore[operator]
+            actual = trained.deployed()(hidden)  # type: ignore[operator]
         assert expected.shape == (3, 5)
         assert expected.std(dim=0).min() > 0.01, "a head that reads nothing would pass too"
-        close(found, expected)
+        close(actual, expected)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -193,9 +193,9 @@ def chained(model: LGViT, image: Tensor, input: str) -> Tensor:
     x, logits = image, []
     for segment in segments:
         assert segment.exit is not None
-        x, each = segment.module(x)
+        x, exit_logits = segment.module(x)
         assert x.shape[1:] == model.config.hidden_shape(segment.exit.block)
-        logits.append(each)
+        logits.append(exit_logits)
     return torch.stack([*logits, last.module(x)], dim=1)
 
 

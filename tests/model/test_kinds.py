@@ -51,10 +51,10 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The toy kinds, registered while a test runs; their file is found as any package is."""
     monkeypatch.syspath_prepend(Path(__file__).parent)
     heads, families = dict(HEAD_KINDS), dict(FAMILIES)
-    found = importlib.import_module("toys")
-    register_head(found.SPARSE)
-    register_family(found.MIXER)
-    yield found
+    module = importlib.import_module("toys")
+    register_head(module.SPARSE)
+    register_family(module.MIXER)
+    yield module
     for registry, before in ((HEAD_KINDS, heads), (FAMILIES, families)):
         registry.clear()
         registry.update(before)
@@ -68,11 +68,11 @@ def same_on_onnxruntime(model: LGViT, out: Path) -> None:
         expected = model.exit_logits(pixels).numpy()
     assert np.ptp(expected, axis=0).min() > 0.01, "a head that reads nothing would pass too"
     with Session.open(out, backend="onnxruntime", device="cpu") as session:
-        found = session.exit_logits(list(frames))
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+        actual = session.exit_logits(list(frames))
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-def shown(path: Path, *options: str) -> str:
+def info(path: Path, *options: str) -> str:
     done = CliRunner().invoke(app, ["info", str(path), *options], env={"COLUMNS": "120"})
     assert done.exit_code == 0, done.output
     return done.stdout
@@ -90,12 +90,12 @@ def test_a_head_from_outside_is_exported_and_shown(toys: Any, tmp_path: Path) ->
     same_on_onnxruntime(model, tmp_path / "out")
     save_checkpoint(model, tmp_path / "model.pt")
     assert load_checkpoint(tmp_path / "model.pt").config == config
-    first, second, _ = json.loads(shown(tmp_path / "model.pt", "--json"))["segments"]
+    first, second, _ = json.loads(info(tmp_path / "model.pt", "--json"))["segments"]
     assert (first["head"], first["size"], second["size"]) == ("sparse", 2, 3)
     # 9 tokens of 25 through a layer of 16 x 16, and a classifier of three classes.
     assert first["head_macs"] == model_costs(model).heads[0] == 9 * 16 * 16 + 16 * 3
-    assert "sparse stride=2" in shown(tmp_path / "model.pt")
-    assert "sparse" in shown(tmp_path / "out")
+    assert "sparse stride=2" in info(tmp_path / "model.pt")
+    assert "sparse" in info(tmp_path / "out")
 
 
 def test_a_head_from_outside_is_trained_and_distilled(toys: Any, tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_a_family_from_outside_takes_every_kind_of_head(toys: Any, tmp_path: Pat
     same_on_onnxruntime(model, tmp_path / "out")
     costs = model_costs(model)
     assert sum(costs.segments) == costs.baseline + sum(costs.heads)
-    assert "mixer, 6 blocks, 5 exits" in shown(tmp_path / "out")
+    assert "mixer, 6 blocks, 5 exits" in info(tmp_path / "out")
     with pytest.raises(ConfigError, match="a mixer takes images of 32 only, found 64"):
         model.resized(64)
 
@@ -198,5 +198,5 @@ def test_code_that_is_not_where_a_kind_says_is_named(toys: Any) -> None:
 
 
 def test_the_help_of_heads_names_every_kind() -> None:
-    said = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "300"}).stdout
-    assert all(f"{name} ({what})" in said for name, what in head_choices().items())
+    help_text = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "300"}).stdout
+    assert all(f"{name} ({what})" in help_text for name, what in head_choices().items())

@@ -199,11 +199,11 @@ def test_macs_of_gah(window: int, average: bool) -> None:
     config = architecture("vit-tiny").replace(gah_average=average)
     paper, shipped = both_forms(config, ExitConfig(9, "gah", window))
     side = 14 // window if average else math.ceil(14 / window)
-    kept = side**2
-    assert paper == 4 * kept * D**2 + 2 * kept**2 * D  # Eq. 7
+    tokens = side**2
+    assert paper == 4 * tokens * D**2 + 2 * tokens**2 * D  # Eq. 7
     # Deployed, the tokens are weighed per head before the value projection, which sees one row
     # per head; the projection sees one row, and the class token is picked by a product.
-    by_hand = 2 * kept * D**2 + kept**2 * D + 8 * kept * D + D**2 + D**2 + D * C + T * D
+    by_hand = 2 * tokens * D**2 + tokens**2 * D + 8 * tokens * D + D**2 + D**2 + D * C + T * D
     assert shipped == by_hand
 
 
@@ -290,11 +290,11 @@ def test_macs_of_segments_add_up(tiny_model: LGViT) -> None:
 
 
 def test_macs_scale_with_the_batch(tiny_model: LGViT) -> None:
-    one, four = (
+    single, four = (
         count_macs(baseline(tiny_model), example_input(tiny_model.config, None, batch=b))
         for b in (1, 4)
     )
-    assert four == 4 * one
+    assert four == 4 * single
 
 
 @pytest.mark.parametrize("input", ["uint8", "float32"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,7 @@ def frames(count: int, side: int) -> np.ndarray:
     return np.random.default_rng(3).integers(0, 256, (count, side, side, 3), np.uint8)
 
 
-def close(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)
 
 
 def test_fewer_exits_answer_as_before(tiny_model: LGViT) -> None:
@@ -107,9 +107,7 @@ SWIN = LGViTConfig(
 
 
 def positions(model: LGViT) -> Tensor:
-    found = model.backbone.embedding.position
-    assert isinstance(found, Tensor)
-    return found
+    return model.backbone.embedding.position  # type: ignore[return-value]
 
 
 def test_positions_are_interpolated_and_prefix_tokens_keep_theirs(tiny_model: LGViT) -> None:

@@ -1,4 +1,4 @@
-"""The backbone: embedding, blocks 1..L, final classifier, by family."""
+"""The backbone of any family: embedding, blocks 1..L and final classifier."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from lgvit_edge.model.backbones.embedding import PatchEmbedding
 
 
 class Parts(Protocol):
-    """What the module of a family holds.
+    """What a family's module provides.
 
-    A block has ``deployed``, which is the block as it is exported.
+    A block has a method ``deployed``, which returns the block as it is exported.
     """
 
     def Embedding(self, config: LGViTConfig) -> PatchEmbedding:
-        """Normalised ``[B, 3, H, W] float -> [B, T, D]``."""
+        """Returns the embedding, normalised ``[B, 3, H, W] float -> [B, T, D]``."""
 
     def block(self, sizes: BlockConfig, config: LGViTConfig) -> nn.Module:
-        """One encoder block over ``[B, T, D]``."""
+        """Returns one encoder block over ``[B, T, D]``."""
 
     def final(self, config: LGViTConfig, dim: int) -> nn.Module:
-        """Norm and classifier of hidden states of width ``dim``, ``[B, T, D] -> [B, C]``."""
+        """Returns the norm and classifier for width ``dim``, ``[B, T, D] -> [B, C]``."""
 
     def resized(self, name: str, tensor: Tensor, old: LGViTConfig, new: LGViTConfig) -> Tensor:
-        """A backbone's parameter for another image size."""
+        """Returns a backbone's parameter for another image size."""
 
 
 def parts(config: LGViTConfig) -> Parts:
-    """The module of a configuration's family."""
-    found: Parts = resolve(FAMILIES[config.family].backbone)
-    return found
+    """Returns the module that implements a configuration's family."""
+    module: Parts = resolve(FAMILIES[config.family].backbone)
+    return module
 
 
 class Backbone(nn.Module):
-    """A model of any family without exits."""
+    """A backbone of any family, without exits."""
 
     def __init__(self, config: LGViTConfig) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Backbone(nn.Module):
         self.final = family.final(config, config.blocks[-1].dim)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Normalised ``[B, 3, H, W] float -> logits [B, C]``."""
+        """Returns the logits, normalised ``[B, 3, H, W] float -> [B, C]``."""
         hidden: Tensor = self.embedding(pixel_values)
         for block in self.blocks:
             hidden = block(hidden)

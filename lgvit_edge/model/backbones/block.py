@@ -9,7 +9,6 @@ Shapes: B images, T tokens (prefix tokens included), D width.
 from __future__ import annotations
 
 import copy
-from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -17,13 +16,13 @@ from lgvit_edge.architecture.sizes import BlockConfig
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
-    """``[B, T, D] -> [B, heads, T, D / heads]``."""
+    """Splits the width into attention heads, ``[B, T, D] -> [B, heads, T, D / heads]``."""
     _, tokens, dim = x.shape
     return x.reshape(-1, tokens, heads, dim // heads).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
-    """``[B, heads, T, d] -> [B, T, heads * d]``."""
+    """Joins attention heads to one width, ``[B, heads, T, d] -> [B, T, heads * d]``."""
     _, heads, tokens, dim = x.shape
     return x.transpose(1, 2).reshape(-1, tokens, heads * dim)
 
@@ -41,35 +40,25 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, T, D] -> [B, T, D]``."""
+        """Returns the attended tokens, ``[B, T, D] -> [B, T, D]``."""
         v = split_heads(self.value(x), self.heads)
         mixed: Tensor = self.proj(merge_heads(self.softmax(self.scores(x)) @ v))
         return mixed
 
     def scores(self, x: Tensor) -> Tensor:
-        """What the softmax is taken of, ``[B, T, D] -> [B, heads, T, T]``."""
+        """Returns the scores before the softmax, ``[B, T, D] -> [B, heads, T, T]``."""
         scale = (x.shape[-1] // self.heads) ** -0.5
         q, k = (split_heads(f(x), self.heads) for f in (self.query, self.key))
         scores: Tensor = (q * scale) @ k.transpose(-2, -1)
         return scores
 
     def deployed(self) -> nn.Module:
-        """As it is exported."""
+        """Returns the module as it is exported, which is itself."""
         return self
 
 
-class SelfAttention(Protocol):
-    """What a block mixes tokens with."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """``[B, T, D] -> [B, T, D]``."""
-
-    def deployed(self) -> nn.Module:
-        """A module that computes the same with everything static in constants."""
-
-
 class Block(nn.Module):
-    """One pre-norm encoder block over ``[B, T, D]``, in a Swin with the patch merging before it."""
+    """One pre-norm encoder block over ``[B, T, D]``; in a Swin, patch merging may come first."""
 
     def __init__(
         self, config: BlockConfig, attention: nn.Module, *, eps: float, merge: nn.Module | None
@@ -85,7 +74,7 @@ class Block(nn.Module):
         self.fc2 = nn.Linear(width, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, T, D] -> [B, T, D]``; with a merging ``[B, 4 T, D / 2] -> [B, T, D]``."""
+        """Returns ``[B, T, D]`` for ``[B, T, D]``; with patch merging, for ``[B, 4T, D/2]``."""
         if self.merge is not None:
             x = self.merge(x)
         attended: Tensor = self.attention(self.norm1(x))
@@ -94,8 +83,8 @@ class Block(nn.Module):
         return x + mlp
 
     def deployed(self) -> Block:
-        """A block that computes the same as it is exported, and borrows these parameters."""
-        attention: SelfAttention = self.attention  # type: ignore[assignment]
+        """Returns the block as it is exported: it computes the same and shares these parameters."""
+        attention = self.attention.deployed()  # type: ignore[operator]
         block = copy.copy(self)
-        block._modules = {**self._modules, "attention": attention.deployed()}
+        block._modules = {**self._modules, "attention": attention}
         return block

@@ -1,4 +1,4 @@
-"""From tokens to logits: what the final classifier and the exit heads end in.
+"""The classifiers that turn tokens into logits, in exit heads and at the end.
 
 Shapes: B images, T tokens, D width, C classes.
 """
@@ -17,17 +17,17 @@ class Classifier(nn.Module):
         self.linears = nn.ModuleList(nn.Linear(dim, num_classes) for _ in range(count))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """``[B, count, D] -> [B, C]``."""
+        """Returns the logits, ``[B, count, D] -> [B, C]``."""
         if len(self.linears) == 1:
-            only: Tensor = self.linears[0](tokens.flatten(1))
-            return only
+            logits: Tensor = self.linears[0](tokens.flatten(1))
+            return logits
         first, second = (linear(tokens[:, i]) for i, linear in enumerate(self.linears))
         mean: Tensor = (first + second) * 0.5
         return mean
 
 
 class TokenClassifier(nn.Module):
-    """Norm and classifiers on the prefix tokens: ViT and DeiT."""
+    """The classifier of ViT and DeiT: a norm and linear layers on the prefix tokens."""
 
     def __init__(self, dim: int, num_classes: int, count: int, *, eps: float) -> None:
         super().__init__()
@@ -35,14 +35,14 @@ class TokenClassifier(nn.Module):
         self.classifier = Classifier(dim, num_classes, count)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """``[B, T, D] -> [B, C]``. Only the classified tokens are normed: no other is read."""
+        """Returns the logits, ``[B, T, D] -> [B, C]``; only the classified tokens are normed."""
         count = len(self.classifier.linears)
         logits: Tensor = self.classifier(self.norm(hidden[:, :count]))
         return logits
 
 
 class MeanClassifier(nn.Module):
-    """Norm, mean over all tokens and classifier: Swin, which has no class token."""
+    """The classifier of Swin: a norm and a linear layer on the mean of all tokens."""
 
     def __init__(self, dim: int, num_classes: int, *, eps: float) -> None:
         super().__init__()
@@ -50,6 +50,6 @@ class MeanClassifier(nn.Module):
         self.classifier = Classifier(dim, num_classes)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """``[B, T, D] -> [B, C]``."""
+        """Returns the logits, ``[B, T, D] -> [B, C]``."""
         logits: Tensor = self.classifier(torch.mean(self.norm(hidden), dim=1, keepdim=True))
         return logits

@@ -1,7 +1,7 @@
-"""What Swin has of its own: windowed and shifted attention, patch merging, no prefix tokens.
+"""The parts that only Swin has: windowed and shifted attention, and patch merging.
 
-Windows are told apart by constant index tables instead of rolls and partitions: one gather takes
-the tokens to their windows, shift and padding included, and one takes them back.
+Constant index tables replace rolls and partitions: one gather takes the tokens to their windows,
+shift and padding included, and one takes them back.
 
 Shapes: B images, N = grid^2 tokens, D width, w window side, W windows per image.
 """
@@ -23,25 +23,25 @@ from lgvit_edge.model.backbones.block import Attention, Block, merge_heads, spli
 from lgvit_edge.model.backbones.classifier import MeanClassifier
 from lgvit_edge.model.backbones.embedding import PatchEmbedding
 
-_EPS = 1e-5  # of the norms of embedding and merging, whatever the configuration says of the others
-_MASKED = -100.0  # what Swin adds to the score of tokens that are no neighbours
+_EPS = 1e-5  # of the norms of embedding and merging; the configuration sets the others'
+_MASKED = -100.0  # added to the scores of tokens that are not neighbours
 
 
 class Embedding(PatchEmbedding):
-    """Patch embedding and norm."""
+    """The embedding of Swin: patches and norm."""
 
     def __init__(self, config: LGViTConfig) -> None:
         super().__init__(config)
         self.norm = nn.LayerNorm(config.hidden_size, eps=_EPS)
 
     def assemble(self, patches: Tensor) -> Tensor:
-        """Embedded patches, normed, ``[B, N, D] -> [B, N, D]``."""
+        """Returns the embedded patches, normed, ``[B, N, D] -> [B, N, D]``."""
         normed: Tensor = self.norm(patches)
         return normed
 
 
 class PatchMerging(nn.Module):
-    """Four neighbours become one token of twice the width; an odd side is padded with zeros."""
+    """Merges four neighbouring tokens into one of twice the width; pads odd sides with zeros."""
 
     def __init__(self, grid: int, dim: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, grid^2, D] -> [B, ceil(grid / 2)^2, 2 D]``."""
+        """Returns the merged tokens, ``[B, grid^2, D] -> [B, ceil(grid / 2)^2, 2 D]``."""
         grid, dim = self.grid, x.shape[-1]
         image = x.reshape(-1, grid, grid, dim)
         if odd := grid % 2:
@@ -72,12 +72,12 @@ class WindowAttention(Attention):
         self.table = nn.Parameter(torch.zeros((2 * config.window - 1) ** 2, config.num_heads))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, N, D] -> [B, N, D]``."""
+        """Returns the attended tokens, ``[B, N, D] -> [B, N, D]``."""
         there, back, _ = window_tables(self.sizes)
         return self.attend(x, _at(there, x), _at(back, x), self.bias())
 
     def bias(self) -> Tensor:
-        """What is added to the scores, ``[1 or W, heads, w^2, w^2]``."""
+        """Returns what is added to the scores, ``[1 or W, heads, w^2, w^2]``."""
         area = self.sizes.window**2
         pairs = self.table[_at(relative_positions(self.sizes.window), self.table)]
         bias = pairs.reshape(1, area, area, -1).permute(0, 3, 1, 2)
@@ -85,7 +85,7 @@ class WindowAttention(Attention):
         return bias if mask is None else bias + _at(mask, bias).to(bias.dtype)[:, None]
 
     def attend(self, x: Tensor, there: Tensor, back: Tensor, bias: Tensor) -> Tensor:
-        """Attention with the tables given; ``there`` and ``back`` as in ``window_tables``."""
+        """Returns the attended tokens for given tables; see ``window_tables``."""
         sizes, dim = self.sizes, x.shape[-1]
         area = sizes.window**2
         if len(there) > sizes.grid**2:
@@ -103,7 +103,7 @@ class WindowAttention(Attention):
         return mixed.reshape(-1, count * area, dim).index_select(1, back)
 
     def deployed(self) -> nn.Module:
-        """The same with bias, mask and index tables as constants."""
+        """Returns a module that computes the same, with bias and index tables as constants."""
         return _DeployedWindowAttention(self)
 
 
@@ -130,12 +130,12 @@ Tables = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32] | None]
 
 @functools.lru_cache(maxsize=256)
 def window_tables(sizes: BlockConfig) -> Tables:
-    """Which token stands where once the map is padded, shifted and cut into windows.
+    """Returns where each token goes when the map is padded, shifted and cut into windows.
 
     Returns:
-        ``there [W w^2]``: the token at each place of each window, N where padding stands;
+        ``there [W w^2]``: the token at each place of each window, N for padding;
         ``back [N]``: each token's place; ``mask [W, w^2, w^2]``: -100 between tokens that only the
-        shift has brought together, or None without a shift.
+        shift brings together, or None without a shift.
     """
     grid, window, shift = sizes.grid, sizes.window, sizes.shift
     side = -(-grid // window) * window
@@ -146,7 +146,7 @@ def window_tables(sizes: BlockConfig) -> Tables:
     back[there.ravel()] = np.arange(there.size)
     mask = None
     if shift:
-        # Three bands a side: whole windows, then what lies before and after the seam.
+        # Three bands a side: whole windows, then the parts before and after the seam.
         band = np.repeat([0, 1, 2], [side - window, window - shift, shift])
         region = _partition(3 * band[:, None] + band, window)
         mask = np.where(region[:, :, None] == region[:, None], 0, _MASKED).astype(np.float32)
@@ -162,7 +162,7 @@ def _partition(image: NDArray[np.int64], window: int) -> NDArray[np.int64]:
 
 @functools.lru_cache(maxsize=64)
 def relative_positions(window: int) -> NDArray[np.int64]:
-    """Row of the bias table for every pair of places in a window, ``[w^4]``."""
+    """Returns the row of the bias table for every pair of places in a window, ``[w^4]``."""
     rows, columns = np.divmod(np.arange(window**2), window)
     down = rows[:, None] - rows + window - 1
     right = columns[:, None] - columns + window - 1
@@ -175,24 +175,22 @@ def _at(array: NDArray[Any] | None, like: Tensor) -> Tensor:
 
 
 def block(sizes: BlockConfig, config: LGViTConfig) -> Block:
-    """One Swin block, with the patch merging where it opens a stage."""
+    """Returns one Swin block, with patch merging if it opens a stage."""
     merge = PatchMerging(sizes.merges, sizes.dim // 2) if sizes.merges else None
     attention = WindowAttention(sizes, qkv_bias=config.qkv_bias)
     return Block(sizes, attention, eps=config.layer_norm_eps, merge=merge)
 
 
 def final(config: LGViTConfig, dim: int) -> MeanClassifier:
-    """Norm and classifier on the mean of all tokens."""
-    eps = config.layer_norm_eps
-    return MeanClassifier(dim, config.num_classes, eps=eps)
+    """Returns the norm and classifier on the mean of all tokens."""
+    return MeanClassifier(dim, config.num_classes, eps=config.layer_norm_eps)
 
 
 def resized(name: str, tensor: Tensor, old: LGViTConfig, new: LGViTConfig) -> Tensor:
-    """A backbone's parameter for another image size.
+    """Returns a backbone's parameter for another image size.
 
-    Windows keep their size, and with it their tables, unless a map is, or was, smaller than a
-    window: of a smaller one the relative positions are the middle of the table, for a larger one
-    they are interpolated (bicubic, as Swin's authors do).
+    Windows keep their size and tables, unless a map is or was smaller than a window. A smaller
+    window uses the middle of the table; a larger one interpolates it (bicubic, as Swin's authors).
     """
     if not name.endswith(".attention.table"):
         return tensor

@@ -1,4 +1,4 @@
-"""What ViT and DeiT have of their own: prefix tokens and learnt positions.
+"""The parts that only ViT and DeiT have: prefix tokens and learnt positions.
 
 Shapes: B images, N = (H / P)^2 patch tokens, T = N + prefix tokens, D hidden size.
 """
@@ -17,7 +17,7 @@ from lgvit_edge.model.backbones.embedding import PatchEmbedding
 
 
 class Embedding(PatchEmbedding):
-    """Patch embedding, prefix tokens and position embeddings."""
+    """The embedding of ViT and DeiT: patches, prefix tokens and positions."""
 
     def __init__(self, config: LGViTConfig) -> None:
         super().__init__(config)
@@ -26,32 +26,31 @@ class Embedding(PatchEmbedding):
         self.position = nn.Parameter(torch.zeros(1, config.grid**2 + prefix, dim))
 
     def reset(self) -> None:
-        """Fresh tokens and positions."""
+        """Sets prefix tokens and positions to fresh random numbers."""
         nn.init.trunc_normal_(self.prefix, std=0.02)
         nn.init.trunc_normal_(self.position, std=0.02)
 
     def assemble(self, patches: Tensor) -> Tensor:
-        """Prefix tokens and positions around embedded patches, ``[B, N, D] -> [B, T, D]``."""
+        """Adds prefix tokens and positions to embedded patches, ``[B, N, D] -> [B, T, D]``."""
         prefix = self.prefix.expand(patches.shape[0], -1, -1)
         return torch.cat([prefix, patches], dim=1) + self.position
 
 
 def block(sizes: BlockConfig, config: LGViTConfig) -> Block:
-    """One encoder block, in which every token sees every other."""
+    """Returns one encoder block, in which every token attends to every other."""
     attention = Attention(sizes.dim, sizes.num_heads, qkv_bias=config.qkv_bias)
     return Block(sizes, attention, eps=config.layer_norm_eps, merge=None)
 
 
 def final(config: LGViTConfig, dim: int) -> TokenClassifier:
-    """Norm and classifier on the prefix tokens."""
-    eps = config.layer_norm_eps
-    return TokenClassifier(dim, config.num_classes, config.classifiers, eps=eps)
+    """Returns the norm and classifier on the prefix tokens."""
+    return TokenClassifier(dim, config.num_classes, config.classifiers, eps=config.layer_norm_eps)
 
 
 def resized(name: str, tensor: Tensor, old: LGViTConfig, new: LGViTConfig) -> Tensor:
-    """A backbone's parameter for another image size: positions are interpolated.
+    """Returns a backbone's parameter for another image size; positions are interpolated.
 
-    Bicubic, as Hugging Face does; prefix tokens have no place in the image and keep theirs.
+    Bicubic, as Hugging Face does; those of prefix tokens stay as they are.
     """
     if name != "embedding.position":
         return tensor

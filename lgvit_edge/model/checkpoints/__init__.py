@@ -1,1 +1,1 @@
-"""Reading and writing trained models: our own files, the authors', Hugging Face's and timm's."""
+"""Reads and writes trained models: our own files, the authors', Hugging Face's and timm's."""

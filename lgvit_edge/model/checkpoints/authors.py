@@ -1,4 +1,4 @@
-"""The authors' LGViT directories: ``config.json``, and what they call their weights.
+"""Reads the authors' LGViT directories: ``config.json`` and their names of weights.
 
 Nothing is evaluated: the authors' strings such as "[4,5,6]" are parsed as JSON.
 """
@@ -13,7 +13,7 @@ from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
 from lgvit_edge.architecture.families import FAMILIES
 from lgvit_edge.architecture.heads import HEAD_KINDS
 from lgvit_edge.errors import CheckpointError, ConfigError
-from lgvit_edge.model.checkpoints.fitting import Source, places, sources_of, within
+from lgvit_edge.model.checkpoints.fitting import Source, places, sources_of
 from lgvit_edge.model.checkpoints.huggingface import (
     huggingface_names,
     short,
@@ -22,7 +22,7 @@ from lgvit_edge.model.checkpoints.huggingface import (
     wrong_config,
 )
 from lgvit_edge.model.checkpoints.weights import State
-from lgvit_edge.model.heads import ExitHead, Names
+from lgvit_edge.model.heads import ExitHead, Names, within
 from lgvit_edge.model.lgvit import LGViT
 
 _FAMILIES = {  # by the authors' `backbone`
@@ -30,14 +30,14 @@ _FAMILIES = {  # by the authors' `backbone`
     "DeiT": "deit",
     None: "swin",
 }
-# The authors' "LGViT" by number of exits; other heads come one per name.
+# The heads of the authors' "LGViT" by number of exits; other names mean one head at all exits.
 _LGVIT = {
     2: ("conv1_1", "attention_r2"),
     4: ("conv1_1", "conv2_1", "attention_r2", "attention_r3"),
     6: ("conv1_1", "conv2_1", "attention_r2", "attention_r2", "attention_r3", "attention_r3"),
     8: ("conv1_1",) * 2 + ("conv2_1",) * 2 + ("attention_r2",) * 2 + ("attention_r3",) * 2,
 }
-# And of a Swin, by stage: its heads in the order of the stage's exits.
+# The same for a Swin, by stage: heads in the order of the stage's exits.
 _LGVIT_SWIN = {
     1: ("conv1_1",) * 18,
     2: ("conv1_1", "conv2_1", "conv2_1", "attention_r1", "attention_r1", "attention_r2"),
@@ -48,18 +48,18 @@ _LAYERS = "swin.encoder.layers"
 
 
 def authors_config(raw: dict[str, Any], state: State) -> LGViTConfig:
-    """The authors' ``config.json`` of an LGViT.
+    """Returns the configuration in the authors' ``config.json`` of an LGViT.
 
     Args:
         raw: ``config.json``.
-        state: the weights, which tell how wide an encoder head is.
+        state: the weights, whose shapes tell the width of an encoder head.
 
     Raises:
         CheckpointError: not such a file, or one that contradicts itself.
     """
     kind, model_type = raw.get("backbone"), raw.get("model_type")
-    known = isinstance(kind, str | None) and kind in _FAMILIES
-    if not known or (kind is None) != (model_type == "swin"):
+    supported = isinstance(kind, str | None) and kind in _FAMILIES
+    if not supported or (kind is None) != (model_type == "swin"):
         raise CheckpointError(
             'expected an LGViT config.json with backbone "ViT" or "DeiT", or model_type "swin" and '
             f"no backbone; found backbone {short(kind)}, model_type {short(model_type)}"
@@ -84,13 +84,13 @@ def authors_config(raw: dict[str, Any], state: State) -> LGViTConfig:
 
 
 def _list(raw: dict[str, Any], name: str, example: str) -> list[Any]:
-    """A list like ``example``, which the authors wrote as a string; never evaluated."""
+    """Returns a list like ``example``; the authors wrote it as a string, never evaluated."""
     value = raw.get(name)
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
-            pass  # reported below with what was found
+            pass  # reported below
     rows = value if isinstance(value, list) else [None]
     if not (all(map(whole_numbers, rows)) if example.startswith("[[") else whole_numbers(value)):
         raise ConfigError(f'{name} must be a list such as "{example}", found {short(value)}')
@@ -102,7 +102,7 @@ def _miscounted(count: object, positions: list[Any]) -> str:
 
 
 def _swin_exits(raw: dict[str, Any], config: LGViTConfig, state: State) -> list[ExitConfig]:
-    """Exits whose positions are local to their stage."""
+    """Returns a Swin's exits, whose positions count from the start of their stage."""
     stages, highway = _list(raw, "position_exits", "[[],[2],[3,6],[1]]"), raw.get("highway_type")
     if len(stages) != len(config.depths):
         raise ConfigError(
@@ -154,7 +154,7 @@ def _exit(block: int, name: object) -> ExitConfig:
 
 
 def attached(state: State, raw: dict[str, Any], config: LGViTConfig) -> State:
-    """The weights without heads that no exit has: the authors make six in a Swin's third stage."""
+    """Returns the weights without surplus heads; a Swin's third stage always has six."""
     if not config.depths or raw.get("highway_type") != "LGViT" or len(config.depths) < 3:
         return state
     first, end = sum(config.depths[:2]), sum(config.depths[:3])
@@ -164,7 +164,7 @@ def attached(state: State, raw: dict[str, Any], config: LGViTConfig) -> State:
 
 
 def authors_names(model: LGViT) -> dict[str, Source]:
-    """Our names to those of the authors' LGViT."""
+    """Returns where each of our parameters is in the authors' LGViT."""
     config = model.config
     prefix = "swin" if config.depths else "deit"
     names: Names = {}

@@ -1,12 +1,12 @@
-"""From a state dict under anybody's names to a model of ours: what all origins share.
+"""Builds a model from a state dict under foreign names; all origins share this code.
 
-Each origin says what it calls our modules; a parameter goes by its module's name.
+Each origin lists its names of our modules; a parameter is named after its module.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,19 +22,19 @@ from lgvit_edge.model.lgvit import LGViT
 
 @dataclass(frozen=True)
 class Source:
-    """Where one of our parameters comes from in a state dict.
+    """Says where one of our parameters is in a foreign state dict.
 
     Attributes:
         names: tensors there, concatenated along dimension 1 when there are several.
-        part: 0, 1 or 2 to take that third of a stacked query-key-value tensor; None for all.
+        part: 0, 1 or 2 for that third of a stacked query-key-value tensor; None for all.
     """
 
     names: tuple[str, ...]
     part: int | None = None
 
 
-# Present in foreign files, read by nothing we compute: poolers behind no exit, counters, constants,
-# and what the authors' training leaves behind.
+# Foreign tensors that we do not need: poolers without an exit, counters, constants and leftovers
+# of the authors' training.
 _IGNORED = re.compile(
     r"\.pooler\.dense\.|num_batches_tracked$|mask_token$|relative_position_index$|attn_mask$"
     r"|^layernorm\.|^downsampling_r\d\."
@@ -44,12 +44,12 @@ _IGNORED = re.compile(
 def fitted(
     config: LGViTConfig, state: State, naming: Callable[[LGViT], dict[str, Source]], path: Path
 ) -> LGViT:
-    """A model with these weights, in eval mode. All is checked before any is copied.
+    """Returns a model with these weights, in eval mode; all are checked before any is copied.
 
     Args:
         config: of the model.
         state: the weights, under whatever names.
-        naming: where each parameter of the model comes from.
+        naming: returns where each parameter of the model comes from.
         path: of the checkpoint, for messages.
 
     Raises:
@@ -58,10 +58,10 @@ def fitted(
     with torch.device("meta"):  # no memory is spent before the weights are known to fit
         model = LGViT(config)
     sources = naming(model)
-    faults, found = [], {}
+    faults, weights = [], {}
     for name, target in model.state_dict().items():
         if name not in sources:
-            found[name] = torch.zeros(target.shape, dtype=target.dtype)  # num_batches_tracked
+            weights[name] = torch.zeros(target.shape, dtype=target.dtype)  # num_batches_tracked
             continue
         source = sources[name]
         missing = [n for n in source.names if n not in state]
@@ -78,26 +78,24 @@ def fitted(
             of = "" if source.part is None else " (a third each)"
             faults.append(f"{label} is {shapes}, expected {tuple(target.shape)}{of}")
             continue
-        found[name] = tensor.to(target.dtype)
-        if not bool(torch.isfinite(found[name]).all()):
+        weights[name] = tensor.to(target.dtype)
+        if not bool(torch.isfinite(weights[name]).all()):
             faults.append(f"{label} holds NaN or infinity")
-        elif name.endswith("running_var") and bool((found[name] < 0).any()):
+        elif name.endswith("running_var") and bool((weights[name] < 0).any()):
             faults.append(f"{label} holds negative variances")
-    used = (name for source in sources.values() for name in source.names)
-    extra = _unexpected(dict(state), used)
+    used = {name for source in sources.values() for name in source.names}
+    extra = sorted(name for name in state if name not in used and not _IGNORED.search(name))
     faults += [f"unexpected {name}" for name in extra]
     if faults:
-        shown = "\n  ".join(faults[:20])
+        listed = "\n  ".join(faults[:20])
         more = f"\n  and {len(faults) - 20} more" if len(faults) > 20 else ""
-        raise CheckpointError(f"{path} does not fit its configuration:\n  {shown}{more}")
-    model.load_state_dict(found, assign=True)
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
-    return model.eval()
+        raise CheckpointError(f"{path} does not fit its configuration:\n  {listed}{more}")
+    model.load_state_dict(weights, assign=True)
+    return model.requires_grad_(True).eval()
 
 
 def _odd_kind(tensor: Tensor, target: Tensor) -> str | None:
-    """Why a tensor cannot be a weight, whatever its shape; None when it can."""
+    """Returns why a tensor of any shape cannot be a weight, or None."""
     plain = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     if tensor.layout != torch.strided or tensor.device.type != "cpu":
         return f"{tensor.layout} on {tensor.device}"
@@ -119,35 +117,19 @@ def _gather(source: Source, state: State) -> Tensor | None:
     return tensors[0].chunk(3)[source.part].contiguous()
 
 
-def _unexpected(state: Iterable[str], used: Iterator[str]) -> list[str]:
-    """Foreign names that nothing reads and nobody may overlook."""
-    known = set(used)
-    return sorted(k for k in state if k not in known and not _IGNORED.search(k))
-
-
 def places(config: LGViTConfig) -> list[tuple[int, int]]:
-    """Stage and place in it of every block, from 0; one stage where there are none."""
+    """Returns each block's stage and its place there, both from 0; only a Swin has many stages."""
     depths = config.depths or (config.num_blocks,)
     return [(stage, place) for stage, depth in enumerate(depths) for place in range(depth)]
 
 
-def within(ours: str, names: Names, theirs: str) -> Names:
-    """The names of a module's parts, where it is called ``ours`` here and ``theirs`` there."""
-    return {
-        f"{ours}.{key}": f"{theirs}.{name}"
-        if isinstance(name, str)
-        else (f"{theirs}.{name[0]}", name[1])
-        for key, name in names.items()
-    }
-
-
 def finals(theirs: list[str]) -> Names:
-    """What others call the linear layers of the final classifier."""
+    """Returns the foreign names of the linear layers of the final classifier."""
     return {f"backbone.final.classifier.linears.{j}": name for j, name in enumerate(theirs)}
 
 
 def sources_of(model: LGViT, names: Names, tokens: list[str]) -> dict[str, Source]:
-    """The source of every parameter that is in ``names``, itself or a module it is in."""
+    """Returns the source of every parameter that ``names`` lists, itself or by its module."""
     sources = {}
     for name in model.state_dict():
         if name == "backbone.embedding.prefix" and tokens:

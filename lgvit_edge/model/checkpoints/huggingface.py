@@ -1,7 +1,6 @@
-"""Hugging Face's backbones: ``config.json``, ``preprocessor_config.json`` and names of weights.
+"""Reads Hugging Face's backbones: ``config.json``, ``preprocessor_config.json`` and weights.
 
-Transformers 5 renames modules in memory and saves them under their old names: ``saved`` undoes that
-first.
+Transformers 5 renames modules in memory but saves their old names, which ``saved`` restores.
 """
 
 from __future__ import annotations
@@ -15,13 +14,12 @@ from lgvit_edge.architecture.families import FAMILIES, Family
 from lgvit_edge.bundle.codec import from_json
 from lgvit_edge.errors import CheckpointError, ConfigError
 from lgvit_edge.images.spec import Preprocess, usual_resize
-from lgvit_edge.model.checkpoints.fitting import Source, finals, places, sources_of, within
+from lgvit_edge.model.checkpoints.fitting import Source, finals, places, sources_of
 from lgvit_edge.model.checkpoints.weights import State
-from lgvit_edge.model.heads import Names
+from lgvit_edge.model.heads import Names, within
 from lgvit_edge.model.lgvit import LGViT
 
 _RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
-
 _PILLOW = {name: number for number, name in _RESAMPLE.items()}
 _BLOCK: Names = {
     "norm1": "layernorm_before",
@@ -48,14 +46,14 @@ _RENAMED = tuple(
 
 
 def model_types() -> dict[str, Family]:
-    """The families that are read, by what Hugging Face calls them."""
+    """Returns the supported families by Hugging Face's ``model_type``."""
     return {name: family for family in FAMILIES.values() for name in family.model_types}
 
 
 def huggingface_config(
     raw: dict[str, Any], state: State, preprocessor: dict[str, Any]
 ) -> LGViTConfig:
-    """A Hugging Face ``config.json`` of a plain classifier.
+    """Returns the configuration in Hugging Face's ``config.json`` of a plain classifier.
 
     Args:
         raw: ``config.json``.
@@ -65,20 +63,21 @@ def huggingface_config(
     Raises:
         CheckpointError: not such a file.
     """
-    found, known = raw.get("model_type"), model_types()
-    if not isinstance(found, str) or found not in known:
+    model_type, families = raw.get("model_type"), model_types()
+    if not isinstance(model_type, str) or model_type not in families:
         raise CheckpointError(
-            f"expected config.json with model_type {', '.join(known)}, found {short(found)}"
+            f"expected config.json with model_type {', '.join(families)}, found {short(model_type)}"
         )
     try:
-        config = transformer(raw, known[found], 2 if "cls_classifier.weight" in state else 1)
+        classifiers = 2 if "cls_classifier.weight" in state else 1
+        config = transformer(raw, families[model_type], classifiers)
         return config.replace(preprocess=huggingface_preprocess(preprocessor, config))
     except ConfigError as error:
         raise wrong_config(error) from None
 
 
 def transformer(raw: dict[str, Any], family: Family, classifiers: int | None = None) -> LGViTConfig:
-    """A backbone's configuration in Hugging Face's words; absent ones have its defaults.
+    """Returns the configuration in Hugging Face's fields; absent ones have its defaults.
 
     Args:
         raw: ``config.json``.
@@ -92,7 +91,7 @@ def transformer(raw: dict[str, Any], family: Family, classifiers: int | None = N
     size = raw.get("image_size", 224)
     if raw.get("hidden_act", "gelu") != "gelu":
         raise ConfigError(f"hidden_act must be gelu, found {short(raw['hidden_act'])}")
-    known = type(size) is int and 0 < size <= MAX_SIZE // 2
+    valid = type(size) is int and 0 < size <= MAX_SIZE // 2
     own = resolve(family.huggingface)(raw)
     fields = {
         "family": family.name,
@@ -100,9 +99,9 @@ def transformer(raw: dict[str, Any], family: Family, classifiers: int | None = N
         "num_classes": raw.get("num_labels", len(names) or 2),
         "classifiers": classifiers or max(own["prefix_tokens"], 1),
         "qkv_bias": raw.get("qkv_bias", True),
-        # Placeholders such as LABEL_0 are no names.
+        # Placeholders such as LABEL_0 are dropped.
         "labels": [] if all(n.startswith("LABEL_") for n in names) else list(names),
-        "preprocess": {"resize": usual_resize(size) if known else 256},
+        "preprocess": {"resize": usual_resize(size) if valid else 256},
         **own,
     }
     return LGViTConfig.from_json(fields)
@@ -122,7 +121,7 @@ def _labels(raw: dict[str, Any]) -> tuple[str, ...]:
 
 
 def vit_fields(raw: dict[str, Any]) -> dict[str, Any]:
-    """What is a ViT's own in ``config.json``."""
+    """Returns a ViT's own fields from ``config.json``."""
     return {
         "prefix_tokens": 1,
         "patch_size": raw.get("patch_size", 16),
@@ -135,15 +134,15 @@ def vit_fields(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def deit_fields(raw: dict[str, Any]) -> dict[str, Any]:
-    """What is a DeiT's own in ``config.json``: the distillation token is always there."""
+    """Returns a DeiT's own fields from ``config.json``; it always has a distillation token."""
     return vit_fields(raw) | {"prefix_tokens": 2}
 
 
 def swin_fields(raw: dict[str, Any]) -> dict[str, Any]:
-    """What is a Swin's own in ``config.json``.
+    """Returns a Swin's own fields from ``config.json``.
 
     Raises:
-        ConfigError: it cannot be read, or asks for what we do not do.
+        ConfigError: it cannot be read, or asks for something unsupported.
     """
     dim, ratio = raw.get("embed_dim", 96), raw.get("mlp_ratio", 4.0)
     depths, heads = raw.get("depths", [2, 2, 6, 2]), raw.get("num_heads", [3, 6, 12, 24])
@@ -172,26 +171,26 @@ def swin_fields(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def wrong_config(error: ConfigError) -> CheckpointError:
-    """What is wrong with a ``config.json``."""
+    """Returns the error for a wrong ``config.json``."""
     return CheckpointError(f"config.json: {str(error).replace('config: ', '')}")
 
 
 def whole_numbers(value: object) -> bool:
-    """Whether this is a list of whole numbers."""
+    """Says whether a value is a list of whole numbers."""
     return isinstance(value, list) and all(type(v) is int for v in value)
 
 
 def short(value: object) -> str:
-    """A value as messages show it, whatever its length."""
+    """Returns a value as text for messages, cut to 100 characters."""
     text = repr(value)
     return text if len(text) <= 100 else text[:97] + "..."
 
 
 def huggingface_preprocess(raw: dict[str, Any], config: LGViTConfig) -> Preprocess:
-    """What ``preprocessor_config.json`` says, or the family's own where it is empty.
+    """Returns the preprocessing of ``preprocessor_config.json``; if empty, the family's usual one.
 
     Raises:
-        ConfigError: it contradicts itself or the model, or asks for what we do not do.
+        ConfigError: it contradicts itself or the model, or asks for something unsupported.
     """
     usual = FAMILIES[config.family].usual_preprocess(config.image_size)
     if not raw:
@@ -200,7 +199,7 @@ def huggingface_preprocess(raw: dict[str, Any], config: LGViTConfig) -> Preproce
     crop = _side(raw, "crop_size") if raw.get("do_center_crop", "crop_size" in raw) else None
     side, squash = usual.resize, False
     if raw.get("do_resize", True) and "size" in raw:
-        # Of one number and of height and width both sides become it, whatever the image's shape.
+        # One number, or height and width, sets both sides, whatever the image's shape.
         squash = not (isinstance(raw["size"], dict) and "shortest_edge" in raw["size"])
         side = _side(raw, "size")
     final = crop or (side if squash else config.image_size)
@@ -242,17 +241,17 @@ def _side(raw: dict[str, Any], name: str) -> int:
 
 
 def saved(state: State) -> State:
-    """A Hugging Face state dict under the names that are saved, whichever it came with."""
-    found = {}
+    """Returns a Hugging Face state dict under the names that are saved to files."""
+    renamed = {}
     for name, tensor in state.items():
         for pattern, replacement in _RENAMED:
             name = pattern.sub(replacement, name)
-        found[name] = tensor
-    return found
+        renamed[name] = tensor
+    return renamed
 
 
 def huggingface_names(model: LGViT, prefix: str) -> dict[str, Source]:
-    """Our names to Hugging Face's for a backbone; ``prefix`` is its model type."""
+    """Returns where each of our parameters is; ``prefix`` is the backbone's model type."""
     config = model.config
     inner = "self" if config.depths else "attention"
     parts = {f"attention.{p}": f"attention.{inner}.{p}" for p in ("query", "key", "value")}

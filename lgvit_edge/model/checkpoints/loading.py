@@ -1,4 +1,4 @@
-"""Reading trained models, whoever wrote them: which origin it is, and what that needs."""
+"""Loads trained models of any origin: our own, the authors', Hugging Face's and timm's."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from lgvit_edge.model.lgvit import LGViT
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What lies at a path.
+class _Stored:
+    """Holds what was read from a path.
 
     Attributes:
         path: of a file or a folder.
-        content: the weights, or whatever a pickle holds.
+        content: the weights, or any content of a pickle.
         config: ``config.json`` of a folder; empty for a file.
-        header: what a file of ours says of itself; None for others.
+        header: of a file of ours; None for others.
     """
 
     path: Path
@@ -46,12 +46,12 @@ class _Found:
 
     @property
     def authors(self) -> bool:
-        """Whether it is an LGViT of the authors."""
+        """Says whether it is an LGViT of the authors."""
         return "highway_type" in self.config
 
 
 def load_checkpoint(path: str | Path) -> LGViT:
-    """An LGViT, exits included, in eval mode.
+    """Loads an LGViT, exits included, in eval mode.
 
     Reads our ``model.pt`` and ``.safetensors``, and the authors' directories.
 
@@ -63,11 +63,11 @@ def load_checkpoint(path: str | Path) -> LGViT:
 
 
 def load_backbone(path: str | Path, *, arch: str | None = None) -> LGViT:
-    """A plain backbone as an LGViT without exits, in eval mode: where training starts.
+    """Loads a plain backbone as an LGViT without exits, in eval mode: where training starts.
 
     Reads folders of Hugging Face and timm, and timm state dicts. Family and size come from
     ``config.json`` or are inferred from names and shapes; ``arch``, one of
-    ``architectures()``, overrides, for timm, what they cannot tell.
+    ``architectures()``, sets for timm what they do not tell.
 
     Raises:
         CheckpointError: missing, damaged, not such a backbone, or its shapes do not fit.
@@ -76,62 +76,62 @@ def load_backbone(path: str | Path, *, arch: str | None = None) -> LGViT:
 
 
 def load_model(path: str | Path, *, arch: str | None = None) -> LGViT:
-    """An LGViT with its exits, or a plain backbone without any, whichever is there.
+    """Loads an LGViT with its exits, or a plain backbone without any.
 
     Raises:
         CheckpointError: neither.
     """
-    found = _read(Path(path))
-    exits = found.authors or found.header is not None
-    return _checkpoint(found) if exits else _backbone(found, arch)
+    stored = _read(Path(path))
+    exits = stored.authors or stored.header is not None
+    return _checkpoint(stored) if exits else _backbone(stored, arch)
 
 
-def _read(path: Path) -> _Found:
+def _read(path: Path) -> _Stored:
     if path.is_dir():
         config, state = read_folder(path)
-        return _Found(path, state, config)
+        return _Stored(path, state, config)
     if path.suffix == ".safetensors":
         state, metadata = read_safetensors(path)
-        return _Found(path, state, {}, own_header(metadata))
+        return _Stored(path, state, {}, own_header(metadata))
     content = read_pickle(path)
     ours = isinstance(content, dict) and content.get("format") == FORMAT
-    return _Found(path, content.get("state"), {}, content) if ours else _Found(path, content, {})
+    return _Stored(path, content.get("state"), {}, content) if ours else _Stored(path, content, {})
 
 
-def _checkpoint(found: _Found) -> LGViT:
-    path, state = found.path, found.content
-    if found.authors:
-        config = authors_config(found.config, state)
+def _checkpoint(stored: _Stored) -> LGViT:
+    path, state = stored.path, stored.content
+    if stored.authors:
+        config = authors_config(stored.config, state)
         preprocessor = read_json(path / "preprocessor_config.json", absent=True)
         try:
             config = config.replace(preprocess=huggingface_preprocess(preprocessor, config))
         except ConfigError as error:
             raise CheckpointError(str(error)) from None
-        state = attached(saved(state), found.config, config)
+        state = attached(saved(state), stored.config, config)
         return fitted(config, state, authors_names, path)
-    if found.header is None and (found.config or path.suffix != ".safetensors"):
+    if stored.header is None and (stored.config or path.suffix != ".safetensors"):
         raise CheckpointError(
             f"{path} is not an LGViT checkpoint: expected a file of `lgvit-edge train` or an "
             "authors' directory. A backbone without exits is where training starts; run: "
             f"lgvit-edge train --backbone {path} --data DIR --out model.pt"
         )
-    config = own_config(found.header, path)
+    config = own_config(stored.header, path)
     if not is_state(state):
         raise CheckpointError(f"{path}: expected a state dict of tensors under 'state'")
     return fitted(config, state, own_names, path)
 
 
-def _backbone(found: _Found, arch: str | None) -> LGViT:
-    path, state = found.path, found.content
-    if found.config and "architecture" not in found.config:  # which is what timm calls it
+def _backbone(stored: _Stored, arch: str | None) -> LGViT:
+    path, state = stored.path, stored.content
+    if stored.config and "architecture" not in stored.config:  # only timm writes that key
         preprocessor = read_json(path / "preprocessor_config.json", absent=True)
         state = saved(state)
-        config = huggingface_config(found.config, state, preprocessor)
-        prefix = found.config["model_type"]
+        config = huggingface_config(stored.config, state, preprocessor)
+        prefix = stored.config["model_type"]
         return fitted(config, state, lambda model: huggingface_names(model, prefix), path)
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]  # DeiT's and Swin's authors wrap theirs
-    if found.header is not None or not is_state(state):
+    if stored.header is not None or not is_state(state):
         raise CheckpointError(f"{path}: expected a state dict of tensors")
     if any(name.startswith(tuple(f"{prefix}." for prefix in model_types())) for name in state):
         raise CheckpointError(
@@ -139,7 +139,7 @@ def _backbone(found: _Found, arch: str | None) -> LGViT:
             "holds both"
         )
     try:
-        config = timm_config(state, arch, found.config)
+        config = timm_config(state, arch, stored.config)
     except (IndexError, TypeError, ValueError) as error:  # sizes read off tensors of another rank
         if isinstance(error, LGViTEdgeError):
             raise

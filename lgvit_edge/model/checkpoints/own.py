@@ -1,4 +1,4 @@
-"""Our own checkpoints: ``.pt``, a dict of plain types and tensors, and ``.safetensors``."""
+"""Reads and writes our own checkpoints: ``.pt`` (plain types, tensors) and ``.safetensors``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _VERSION = 1  # 1: config, state
 
 
 def save_checkpoint(model: LGViT, path: str | Path) -> None:
-    """Write ``model`` to ``path`` (``.pt`` or ``.safetensors``), whole or not at all.
+    """Writes ``model`` to ``path`` (``.pt`` or ``.safetensors``), completely or not at all.
 
     Raises:
         CheckpointError: the file cannot be written.
@@ -43,7 +43,7 @@ def save_checkpoint(model: LGViT, path: str | Path) -> None:
 
 
 def own_header(metadata: dict[str, str]) -> Any:
-    """What a ``.safetensors`` of ours says of itself; None where others wrote it."""
+    """Returns the header of one of our ``.safetensors`` files; None for a file of others."""
     text = metadata.get(FORMAT)
     try:
         return None if text is None else json.loads(text)
@@ -52,10 +52,10 @@ def own_header(metadata: dict[str, str]) -> Any:
 
 
 def own_config(header: Any, path: Path) -> LGViTConfig:
-    """The configuration in the header of a checkpoint of ours.
+    """Returns the configuration in the header of one of our checkpoints.
 
     Raises:
-        CheckpointError: not such a header, of another version, or contradicting itself.
+        CheckpointError: the header is none of ours, of another version, or contradicts itself.
     """
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise CheckpointError(f"{path} was not written by lgvit-edge: it has no configuration")
@@ -72,5 +72,5 @@ def own_config(header: Any, path: Path) -> LGViTConfig:
 
 
 def own_names(model: LGViT) -> dict[str, Source]:
-    """Our own names."""
+    """Returns each parameter's source in our checkpoints: its own name."""
     return {name: Source((name,)) for name in model.state_dict()}

@@ -1,8 +1,8 @@
-"""timm's backbones: what their names and shapes imply, as they come without a configuration."""
+"""Reads timm's backbones; names and shapes of weights tell their configuration."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container
 from typing import Any
 
 from lgvit_edge.architecture.config import LGViTConfig
@@ -11,9 +11,9 @@ from lgvit_edge.architecture.published import architecture
 from lgvit_edge.bundle.codec import from_json
 from lgvit_edge.errors import CheckpointError, ConfigError
 from lgvit_edge.images.spec import Preprocess
-from lgvit_edge.model.checkpoints.fitting import Source, finals, places, sources_of, within
+from lgvit_edge.model.checkpoints.fitting import Source, finals, places, sources_of
 from lgvit_edge.model.checkpoints.weights import State
-from lgvit_edge.model.heads import Names
+from lgvit_edge.model.heads import Names, within
 from lgvit_edge.model.lgvit import LGViT
 
 _BLOCK: Names = {
@@ -30,7 +30,7 @@ _BLOCK: Names = {
 
 
 def timm_config(state: State, arch: str | None, written: dict[str, Any]) -> LGViTConfig:
-    """The configuration that a timm state dict's names and shapes imply, or ``arch`` names.
+    """Returns the configuration that the names and shapes of timm's weights imply.
 
     Shapes do not tell a ViT's number of attention heads, the family of a model with one prefix
     token, or the preprocessing: published sizes have 64 numbers per head, a distillation token
@@ -112,7 +112,7 @@ def _swin(state: State, head: str, arch: str | None) -> LGViTConfig:
     table = state["layers.0.blocks.0.attn.relative_position_bias_table"]
     window = (round(len(table) ** 0.5) + 1) // 2
     # Published models have one window per map after the last merging. The mask of a shifted block,
-    # which older files hold, has one row per window of the first.
+    # which older files hold, has one row per window of the first map.
     image_size = patch * window << (len(depths) - 1)
     mask = state.get("layers.0.blocks.1.attn_mask")
     if mask is not None:
@@ -154,11 +154,11 @@ def _same(arch: str, named: LGViTConfig, dim: int, depth: int) -> None:
 
 
 def _preprocess(raw: dict[str, Any], usual: Preprocess, image_size: int) -> Preprocess:
-    """What the ``pretrained_cfg`` of a timm model says."""
-    share = raw.get("crop_pct")
-    known = isinstance(share, (int, float)) and 0.1 <= share <= 1
+    """Returns the preprocessing in the ``pretrained_cfg`` of a timm model."""
+    share = raw.get("crop_pct", 0)
+    valid = isinstance(share, (int, float)) and 0.1 <= share <= 1
     fields = {
-        "resize": int(image_size / share) if known and share is not None else usual.resize,
+        "resize": int(image_size / share) if valid else usual.resize,
         "interpolation": raw.get("interpolation", usual.interpolation),
         "mean": raw.get("mean", usual.mean),
         "std": raw.get("std", usual.std),
@@ -166,9 +166,9 @@ def _preprocess(raw: dict[str, Any], usual: Preprocess, image_size: int) -> Prep
     return from_json(Preprocess, fields, where="pretrained_cfg", error=ConfigError)
 
 
-def timm_names(model: LGViT, state: Iterable[str]) -> dict[str, Source]:
-    """Our names to timm's for a backbone; ``state`` tells older Swins from newer ones."""
-    config, found = model.config, set(state)
+def timm_names(model: LGViT, state: Container[str]) -> dict[str, Source]:
+    """Returns where each of our parameters is; ``state`` tells older Swins from newer ones."""
+    config = model.config
     names: Names = {
         "backbone.embedding.patch": "patch_embed.proj",
         "backbone.embedding.norm": "patch_embed.norm",
@@ -176,11 +176,11 @@ def timm_names(model: LGViT, state: Iterable[str]) -> dict[str, Source]:
         "backbone.final.norm": "norm",
     }
     # timm once merged at the end of a stage, like Swin's authors, and now at the start of the next.
-    late = "layers.0.downsample.norm.weight" in found
+    late = "layers.0.downsample.norm.weight" in state
     for i, (stage, place) in enumerate(places(config)):
         theirs = f"layers.{stage}.blocks.{place}" if config.depths else f"blocks.{i}"
         names[f"backbone.blocks.{i}.merge"] = f"layers.{stage - late}.downsample"
         names |= within(f"backbone.blocks.{i}", _BLOCK, theirs)
-    head = "head.fc" if "head.fc.weight" in found else "head"
+    head = "head.fc" if "head.fc.weight" in state else "head"
     names |= finals([head, "head_dist"])
     return sources_of(model, names, ["cls_token", "dist_token"])

@@ -1,4 +1,4 @@
-"""Reading weights from disk: pickles, safetensors, shards and the folders they lie in.
+"""Reads weights from disk: pickles, safetensors, shards and the folders that hold them.
 
 Nothing is executed: pickles load with ``weights_only=True``.
 """
@@ -22,7 +22,7 @@ _FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def read_folder(path: Path) -> tuple[dict[str, Any], State]:
-    """``config.json`` and the weights beside it, in one file or in shards.
+    """Reads ``config.json`` and the weights beside it, in one file or in shards.
 
     Raises:
         CheckpointError: either is missing or damaged.
@@ -60,31 +60,31 @@ def _state(file: Path) -> State:
 
 
 def read_json(file: Path, *, absent: bool = False) -> dict[str, Any]:
-    """An object; where it may be ``absent``, an empty one.
+    """Reads a JSON object from a file; if it may be ``absent``, an empty one stands in.
 
     Raises:
-        CheckpointError: it cannot be read, or is no object.
+        CheckpointError: it cannot be read, or is not an object.
     """
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         if absent and isinstance(error, FileNotFoundError):
             return {}
         raise CheckpointError(f"{file} cannot be read: {error}") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise CheckpointError(f"{file}: expected an object")
-    return found
+    return content
 
 
 def is_state(state: object) -> TypeGuard[State]:
-    """Whether this is a dict of tensors by name."""
+    """Says whether a value is a dict of tensors by name."""
     return isinstance(state, dict) and all(
         isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
     )
 
 
 def read_pickle(path: Path) -> Any:
-    """What ``torch.save`` wrote: tensors and plain types only.
+    """Reads what ``torch.save`` wrote: tensors and plain types only.
 
     Raises:
         CheckpointError: missing, damaged, or holding anything else.
@@ -93,9 +93,9 @@ def read_pickle(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # The rest of what PyTorch says is advice to trust the file.
-        found = re.search(r"unsupported (?:global|class)[:\w. ]*", str(error), re.IGNORECASE)
-        reason = f" ({found[0][:200]})" if found else ""
+        # The rest of PyTorch's message advises to trust the file.
+        match = re.search(r"unsupported (?:global|class)[:\w. ]*", str(error), re.IGNORECASE)
+        reason = f" ({match[0][:200]})" if match else ""
         raise CheckpointError(
             f"{path} was refused: it is damaged or holds more than tensors and plain types{reason}"
         ) from None
@@ -107,7 +107,7 @@ def read_pickle(path: Path) -> Any:
 
 
 def read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
-    """Tensors by name, and the file's metadata.
+    """Reads tensors by name and the file's metadata.
 
     Raises:
         CheckpointError: missing or damaged.

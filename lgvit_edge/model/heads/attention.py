@@ -11,7 +11,7 @@ from lgvit_edge.model.heads.base import ExitHead, Names, body_head, linear
 
 
 class AttentionBody(Attention):
-    """Self-attention (Eq. 4) over the patch tokens, no residual."""
+    """Computes features by self-attention (Eq. 4) over the patch tokens, no residual."""
 
     residual = False
     authors: Names = {
@@ -22,15 +22,15 @@ class AttentionBody(Attention):
     }
 
     def features(self, patches: Tensor) -> Tensor:
-        """``[B, N, D] -> [B, N, D]``."""
+        """Returns the features, ``[B, N, D] -> [B, N, D]``."""
         return self.forward(patches)
 
     def pooled(self, prefix: int) -> nn.Module:
-        """``[B, prefix + N, D] -> [B, 1, D]``: the features' mean."""
+        """Returns a module for the features' mean, ``[B, prefix + N, D] -> [B, 1, D]``."""
         return _Pooled(self, prefix)
 
     def folded(self) -> nn.Module:
-        """``[B, N, D] -> [B, N, D]``."""
+        """Returns a module for the features, ``[B, N, D] -> [B, N, D]``."""
         return self
 
 
@@ -45,12 +45,12 @@ class _Pooled(nn.Module):
 
 
 class MeanAttention(nn.Module):
-    """The mean over tokens of self-attention, ``[B, N, D] -> [B, 1, D]``.
+    """Computes the mean over tokens of self-attention, ``[B, N, D] -> [B, 1, D]``.
 
     The mean over queries is taken on the attention weights. With w_h [N] those of head h, the mean
-    is the projection of ``w_h X W_h`` over heads: the tokens X are weighed first, so that the value
-    projection W_h sees one row per head. Few tokens are left in a GAH and operators cost more than
-    arithmetic, so query and key are one product.
+    is the projection of ``w_h X W_h`` over heads: the tokens X are weighted first, so that the
+    value projection W_h sees one row per head. A GAH has few tokens, so operators cost more than
+    arithmetic: query and key are one product.
     """
 
     @torch.no_grad()
@@ -64,7 +64,7 @@ class MeanAttention(nn.Module):
         self.proj = after_value(attention)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, N, D] -> [B, 1, D]``."""
+        """Returns the mean, ``[B, N, D] -> [B, 1, D]``."""
         _, tokens, dim = x.shape
         split = self.query_key(x).reshape(-1, tokens, 2, self.heads, dim // self.heads)
         q, k = split.permute(2, 0, 3, 1, 4).unbind(0)
@@ -83,20 +83,20 @@ def _stacked(query: nn.Linear, key: nn.Linear, scale: float) -> nn.Linear:
 
 
 def per_head(weight: Tensor, heads: int) -> Tensor:
-    """``[D, D] -> [heads, D, D / heads]``: the projection each head applies to a row."""
+    """Returns each head's projection of a row, ``[D, D] -> [heads, D, D / heads]``."""
     dim = len(weight)
     return weight.reshape(heads, dim // heads, dim).transpose(1, 2).contiguous()
 
 
 def after_value(attention: Attention) -> nn.Linear:
-    """The output projection with the value's bias in its own: attention weights add up to 1."""
+    """Returns the output projection with the value's bias folded in, as weights add up to 1."""
     proj = attention.proj
     bias: Tensor | None = attention.value.bias
     return proj if bias is None else linear(proj.weight, proj.bias + proj.weight @ bias)
 
 
 def head(config: LGViTConfig, exit: ExitConfig) -> ExitHead:
-    """An attention head with as many attention heads as the block before it."""
+    """Returns a fresh head with as many attention heads as the block before it."""
     sizes = config.blocks[exit.block - 1]
     body = AttentionBody(sizes.dim, sizes.num_heads, qkv_bias=config.qkv_bias)
     return body_head(config, exit, body)

@@ -1,4 +1,4 @@
-"""What exit heads share: a body that turns patch tokens into features, and a way to logits.
+"""The base of exit heads: a body turns patch tokens into features, a classifier into logits.
 
 With prefix tokens (ViT, DeiT) the mean feature is added to each of them and classified. Everything
 after a body's last non-linearity is then linear, so the deployed form takes the mean first and the
@@ -17,63 +17,63 @@ from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
 from lgvit_edge.architecture.sizes import BlockConfig
 from lgvit_edge.model.backbones.classifier import Classifier, MeanClassifier
 
-# What the authors call a module of ours, within an exit's own names; a number takes that third.
+# The authors' names of modules, below the exit's name; (name, i) is third i of a stacked tensor.
 Names = dict[str, "str | tuple[str, int]"]
 
 
 class Body(Protocol):
-    """Features of patch tokens.
+    """A module that computes features of patch tokens.
 
     Attributes:
         residual: whether the input is part of the features.
-        authors: what the authors call the body's modules.
+        authors: the authors' names of the body's modules.
     """
 
     residual: bool
     authors: Names
 
     def features(self, patches: Tensor) -> Tensor:
-        """``[B, N, D] -> [B, N', D]``."""
+        """Returns the features, ``[B, N, D] -> [B, N', D]``."""
 
     def pooled(self, prefix: int) -> nn.Module:
-        """``[B, prefix + N, D] -> [B, 1, D]``: the features' mean, residual left out."""
+        """Returns a module for their mean without residual, ``[B, prefix + N, D] -> [B, 1, D]``."""
 
     def folded(self) -> nn.Module:
-        """``[B, N, D] -> [B, N', D]``: the features as they are exported."""
+        """Returns a module for the features as they are exported, ``[B, N, D] -> [B, N', D]``."""
 
 
 class ExitHead(nn.Module):
-    """One exit: a block's output in, logits out."""
+    """A classifier at an exit: it takes a block's output and returns logits."""
 
     def features(self, hidden: Tensor) -> Tensor:
-        """F_m of Eqs. 9 to 11, ``[B, T, D] -> [B, N', D]``."""
+        """Returns the features F_m of Eqs. 9 to 11, ``[B, T, D] -> [B, N', D]``."""
         raise NotImplementedError
 
     def classify(self, hidden: Tensor, features: Tensor) -> Tensor:
-        """``[B, T, D], [B, N', D] -> logits [B, C]``."""
+        """Returns the logits, ``[B, T, D], [B, N', D] -> [B, C]``."""
         raise NotImplementedError
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """``[B, T, D] -> logits [B, C]``."""
+        """Returns the logits, ``[B, T, D] -> [B, C]``."""
         return self.classify(hidden, self.features(hidden))
 
     def deployed(self) -> nn.Module:
-        """The head as it is shipped, ``[B, T, D] -> logits [B, C]``."""
+        """Returns the head as it is exported, ``[B, T, D] -> logits [B, C]``."""
         return self
 
     def authors(self) -> Names:
-        """What the authors call this head's modules."""
+        """Returns the authors' names of this head's modules."""
         raise NotImplementedError
 
 
 def body_head(config: LGViTConfig, exit: ExitConfig, body: nn.Module) -> ExitHead:
-    """A head around ``body``, which reads prefix tokens where the backbone has them."""
+    """Returns a head around ``body``; it reads prefix tokens if the backbone has them."""
     block = config.blocks[exit.block - 1]
     return (TokenHead if config.prefix_tokens else MeanHead)(config, block, body)
 
 
 class TokenHead(ExitHead):
-    """Mean feature plus prefix token, classified."""
+    """A head that classifies the sum of mean feature and prefix token."""
 
     body: Body
 
@@ -84,22 +84,22 @@ class TokenHead(ExitHead):
         self.classifier = Classifier(block.dim, config.num_classes, config.classifiers)
 
     def features(self, hidden: Tensor) -> Tensor:
-        """F_m of Eqs. 9 to 11, ``[B, T, D] -> [B, N', D]``."""
+        """Returns the features F_m of Eqs. 9 to 11, ``[B, T, D] -> [B, N', D]``."""
         return self.body.features(hidden[:, self.prefix_tokens :])
 
     def classify(self, hidden: Tensor, features: Tensor) -> Tensor:
-        """``[B, T, D], [B, N', D] -> logits [B, C]``: the mean feature is added to each token."""
+        """Returns the logits, ``[B, T, D], [B, N', D] -> [B, C]``."""
         tokens = hidden[:, : len(self.classifier.linears)]
         logits: Tensor = self.classifier(tokens + features.mean(dim=1, keepdim=True))
         return logits
 
     def deployed(self) -> nn.Module:
-        """The head as it is shipped, ``[B, T, D] -> logits [B, C]``."""
+        """Returns the head as it is exported, ``[B, T, D] -> logits [B, C]``."""
         return _DeployedTokenHead(self)
 
     def authors(self) -> Names:
-        """What the authors call this head's modules."""
-        return {**_within("body", self.body.authors), **classifier_names(self.classifier)}
+        """Returns the authors' names of this head's modules."""
+        return {**within("body", self.body.authors), **classifier_names(self.classifier)}
 
 
 class _DeployedTokenHead(nn.Module):
@@ -126,7 +126,7 @@ class _DeployedTokenHead(nn.Module):
 
 
 class MeanHead(ExitHead):
-    """Features normed, averaged and classified, where there are no prefix tokens."""
+    """A head that norms, averages and classifies features, for backbones without prefix tokens."""
 
     body: Body
 
@@ -136,33 +136,38 @@ class MeanHead(ExitHead):
         self.readout = MeanClassifier(block.dim, config.num_classes, eps=config.layer_norm_eps)
 
     def features(self, hidden: Tensor) -> Tensor:
-        """F_m of Eqs. 9 to 11, ``[B, N, D] -> [B, N', D]``."""
+        """Returns the features F_m of Eqs. 9 to 11, ``[B, N, D] -> [B, N', D]``."""
         return self.body.features(hidden)
 
     def classify(self, hidden: Tensor, features: Tensor) -> Tensor:
-        """``[B, N, D], [B, N', D] -> logits [B, C]``; ``hidden`` is not read."""
+        """Returns the logits, ``[B, N, D], [B, N', D] -> [B, C]``; ``hidden`` is not read."""
         logits: Tensor = self.readout(features)
         return logits
 
     def deployed(self) -> nn.Module:
-        """The head as it is shipped, ``[B, N, D] -> logits [B, C]``."""
+        """Returns the head as it is exported, ``[B, N, D] -> logits [B, C]``."""
         return nn.Sequential(self.body.folded(), self.readout)
 
     def authors(self) -> Names:
-        """What the authors call this head's modules."""
+        """Returns the authors' names of this head's modules."""
         return {
-            **_within("body", self.body.authors),
+            **within("body", self.body.authors),
             "readout.norm": "classifier.layernorm",
             "readout.classifier.linears.0": "classifier.classifier",
         }
 
 
-def _within(name: str, names: Names) -> Names:
-    return {f"{name}.{ours}": theirs for ours, theirs in names.items()}
+def within(ours: str, names: Names, theirs: str = "") -> Names:
+    """Returns the names of a module's parts, where it is called ``ours`` here, ``theirs`` there."""
+    above = f"{theirs}." if theirs else ""
+    return {
+        f"{ours}.{key}": above + name if isinstance(name, str) else (above + name[0], name[1])
+        for key, name in names.items()
+    }
 
 
 def classifier_names(classifier: Classifier, ours: str = "classifier") -> Names:
-    """The authors' names of classifiers on prefix tokens."""
+    """Returns the authors' names of classifiers on prefix tokens."""
     theirs = ["cls_classifier", "distillation_classifier"]
     if len(classifier.linears) == 1:
         theirs = ["classifier"]
@@ -170,14 +175,14 @@ def classifier_names(classifier: Classifier, ours: str = "classifier") -> Names:
 
 
 def mean_row(prefix: int, patches: int) -> Tensor:
-    """``[1, 1, prefix + patches]``: times the tokens it is the mean of the patches."""
+    """Returns a row whose product with the tokens is the mean of the patches."""
     row = torch.full((1, 1, prefix + patches), 1 / patches)
     row[..., :prefix] = 0
     return row
 
 
 def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """The inference-time BatchNorm as ``scale * x + shift``, each ``[D]``."""
+    """Returns scale and shift, each ``[D]``, of a BatchNorm at inference: ``scale * x + shift``."""
     mean, var = norm.running_mean, norm.running_var
     assert mean is not None and var is not None  # our norms always track statistics
     scale = norm.weight / torch.sqrt(var + norm.eps)
@@ -185,7 +190,7 @@ def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A linear layer with these weights."""
+    """Returns a linear layer with these weights."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     layer.weight = nn.Parameter(weight)
     if bias is not None:
@@ -194,6 +199,6 @@ def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def as_image(tokens: Tensor, grid: int) -> Tensor:
-    """``[B, grid^2, D] -> [B, D, grid, grid]``."""
+    """Returns tokens as an image, ``[B, grid^2, D] -> [B, D, grid, grid]``."""
     image: Tensor = tokens.transpose(1, 2).unflatten(2, (grid, grid))
     return image

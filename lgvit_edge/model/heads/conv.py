@@ -11,7 +11,7 @@ from lgvit_edge.model.heads.base import ExitHead, Names, affine, as_image, body_
 
 
 class Convolution(nn.Module):
-    """3x3 -> GELU -> BN over the patch tokens, no residual."""
+    """Computes features of the patch tokens: 3x3 -> GELU -> BN, no residual."""
 
     residual = False
     authors: Names = {"conv": "mlp.conv.0", "norm": "mlp.conv.2"}
@@ -23,16 +23,16 @@ class Convolution(nn.Module):
         self.norm = nn.BatchNorm2d(dim)
 
     def features(self, patches: Tensor) -> Tensor:
-        """``[B, N, D] -> [B, N, D]``."""
+        """Returns the features, ``[B, N, D] -> [B, N, D]``."""
         x: Tensor = self.norm(functional.gelu(self.conv(as_image(patches, self.grid))))
         return x.flatten(2).transpose(1, 2)
 
     def pooled(self, prefix: int) -> nn.Module:
-        """``[B, prefix + N, D] -> [B, 1, D]``: the features' mean, normed after it."""
+        """Returns a module for the features' mean, ``[B, prefix + N, D] -> [B, 1, D]``."""
         return _Pooled(self, prefix)
 
     def folded(self) -> nn.Module:
-        """``[B, N, D] -> [B, N, D]``."""
+        """Returns a module for the features, ``[B, N, D] -> [B, N, D]``."""
         return _Folded(self, 0)
 
 
@@ -51,7 +51,7 @@ class _Affine(nn.Module):
         self.register_buffer("shift", shift)
 
     def convolved(self, hidden: Tensor) -> Tensor:
-        """``[B, prefix + N, D] -> [B, D, grid, grid]``."""
+        """Applies the convolution, ``[B, prefix + N, D] -> [B, D, grid, grid]``."""
         return functional.gelu(self.conv(as_image(hidden[:, self.prefix :], self.grid)))
 
 
@@ -68,6 +68,6 @@ class _Folded(_Affine):
 
 
 def head(config: LGViTConfig, exit: ExitConfig) -> ExitHead:
-    """A convolution head."""
+    """Returns a fresh convolution head."""
     sizes = config.blocks[exit.block - 1]
     return body_head(config, exit, Convolution(sizes.dim, sizes.grid))

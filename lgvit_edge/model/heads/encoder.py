@@ -11,34 +11,34 @@ from lgvit_edge.architecture.sizes import BlockConfig
 from lgvit_edge.model.backbones.block import Attention, Block
 from lgvit_edge.model.heads import mlp
 from lgvit_edge.model.heads.attention import after_value, per_head
-from lgvit_edge.model.heads.base import ExitHead, Names
+from lgvit_edge.model.heads.base import ExitHead, Names, within
 
 
 class EncoderHead(ExitHead):
-    """A block in which every token sees every other, then the family's MLP head."""
+    """A head of one more block with full self-attention, then the family's MLP head."""
 
     def __init__(self, block: Block, readout: ExitHead, prefix_tokens: int) -> None:
         super().__init__()
         self.block, self.readout, self.prefix_tokens = block, readout, prefix_tokens
 
     def features(self, hidden: Tensor) -> Tensor:
-        """``[B, T, D] -> [B, T, D]``."""
+        """Returns the block's output, ``[B, T, D] -> [B, T, D]``."""
         encoded: Tensor = self.block(hidden)
         return encoded
 
     def classify(self, hidden: Tensor, features: Tensor) -> Tensor:
-        """``[B, T, D], [B, T, D] -> logits [B, C]``; ``hidden`` is not read."""
+        """Returns the logits, ``[B, T, D], [B, T, D] -> [B, C]``; ``hidden`` is not read."""
         return self.readout.classify(features, features)
 
     def deployed(self) -> nn.Module:
-        """The head as it is shipped: where only prefix tokens are read, only they are computed."""
+        """Returns the head as it is exported, which computes only the tokens that are read."""
         if not self.prefix_tokens:
             return self
         return nn.Sequential(_PrefixBlock(self.block, self.prefix_tokens), self.readout)
 
     def authors(self) -> Names:
-        """What the authors call this head's modules."""
-        block = {
+        """Returns the authors' names of this head's modules."""
+        block: Names = {
             "block.attention.query": "layer.attention.attention.query",
             "block.attention.key": "layer.attention.attention.key",
             "block.attention.value": "layer.attention.attention.value",
@@ -48,11 +48,7 @@ class EncoderHead(ExitHead):
             "block.fc1": "layer.intermediate.dense",
             "block.fc2": "layer.output.dense",
         }
-        readout = {
-            f"readout.{ours}": f"classifier.{theirs}"
-            for ours, theirs in self.readout.authors().items()
-        }
-        return {**block, **readout}
+        return {**block, **within("readout", self.readout.authors(), "classifier")}
 
 
 class _PrefixBlock(nn.Module):
@@ -89,7 +85,7 @@ class _PrefixBlock(nn.Module):
 
 
 def head(config: LGViTConfig, exit: ExitConfig) -> ExitHead:
-    """An encoder head: one more block in which every token sees every other."""
+    """Returns a fresh encoder head, whose block has full self-attention."""
     sizes, family = config.blocks[exit.block - 1], FAMILIES[config.family]
     heads = family.encoder_heads or sizes.num_heads
     width = exit.size or sizes.intermediate_size

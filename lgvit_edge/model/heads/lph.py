@@ -19,9 +19,10 @@ from lgvit_edge.model.heads.base import (
 
 
 class LocalPerception(nn.Module):
-    """1x1 -> GELU -> BN -> depthwise k x k -> GELU -> BN -> 1x1 -> BN (Eqs. 1, 2).
+    """Computes LPH features with convolutions (Eqs. 1, 2).
 
-    ``k = 0`` skips the depthwise part. ``residual`` adds the input (the authors' code, not Eq. 2).
+    1x1 -> GELU -> BN -> depthwise k x k -> GELU -> BN -> 1x1 -> BN. ``k = 0`` skips the depthwise
+    part. ``residual`` adds the input (the authors' code, not Eq. 2).
     """
 
     authors: Names = {
@@ -44,7 +45,7 @@ class LocalPerception(nn.Module):
         self.project_norm = nn.BatchNorm2d(dim)
 
     def features(self, patches: Tensor) -> Tensor:
-        """``[B, N, D] -> [B, N, D]``."""
+        """Returns the features, ``[B, N, D] -> [B, N, D]``."""
         x: Tensor = self.expand_norm(functional.gelu(self.expand(as_image(patches, self.grid))))
         if self.depthwise is not None and self.depthwise_norm is not None:
             x = self.depthwise_norm(functional.gelu(self.depthwise(x)))
@@ -52,11 +53,11 @@ class LocalPerception(nn.Module):
         return x + patches if self.residual else x
 
     def pooled(self, prefix: int) -> nn.Module:
-        """``[B, prefix + N, D] -> [B, 1, D]``: the features' mean, residual left out."""
+        """Returns a module for their mean without residual, ``[B, prefix + N, D] -> [B, 1, D]``."""
         return _Pooled(self, prefix)
 
     def folded(self) -> nn.Module:
-        """``[B, N, D] -> [B, N, D]``: the features, norms folded into their neighbours."""
+        """Returns a module for the features, norms folded, ``[B, N, D] -> [B, N, D]``."""
         return _Folded(self)
 
 
@@ -65,7 +66,7 @@ def _depthwise(dim: int, kernel: int, *, bias: bool = True) -> nn.Conv2d:
 
 
 class _Layers(nn.Module):
-    """The LPH's layers with their norms folded; what lies between is the subclass's.
+    """The LPH's layers with their norms folded in; subclasses connect them.
 
     1x1 convolutions are linear layers on tokens, which need no transposition.
     """
@@ -96,16 +97,16 @@ class _Layers(nn.Module):
         )
 
     def perceive(self, tokens: Tensor) -> Tensor:
-        """The depthwise part, ``[B, N, D] -> [B, D, grid, grid]``."""
+        """Applies the depthwise part, ``[B, N, D] -> [B, D, grid, grid]``."""
         assert self.depthwise is not None
         return functional.gelu(self.depthwise(as_image(tokens, self.grid)) + self.shift_map)
 
 
 class _Pooled(_Layers):
-    """The layers, the mean taken early.
+    """The mean of the features, computed before the last layer.
 
-    They work on all tokens, prefix included, and leave the prefix out where the mean is taken, a
-    product with a constant row: that is quicker than slicing and reducing.
+    Layers work on all tokens. The mean leaves the prefix out: a product with a constant row is
+    quicker than slicing and reducing.
     """
 
     mean_row: Tensor
@@ -140,7 +141,7 @@ class _Folded(_Layers):
 
 
 def head(config: LGViTConfig, exit: ExitConfig) -> ExitHead:
-    """An LPH."""
+    """Returns a fresh LPH."""
     sizes = config.blocks[exit.block - 1]
     body = LocalPerception(sizes.dim, sizes.grid, exit.size, residual=config.lph_residual)
     return body_head(config, exit, body)

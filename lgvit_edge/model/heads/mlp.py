@@ -1,7 +1,6 @@
 """The MLP head, which reads what the final classifier reads (SDN, PABEE, PCEE, BERxiT).
 
-A family says which form its own has: that of its final classifier, or a tanh pooler on the class
-token.
+Each family chooses its form: that of its final classifier, or a tanh pooler on the class token.
 """
 
 from __future__ import annotations
@@ -18,15 +17,15 @@ from lgvit_edge.model.heads.base import ExitHead, Names, classifier_names
 
 
 class _MLPHead(ExitHead):
-    """Nothing between a block's output and its classifier: features are the tokens themselves."""
+    """A head whose features are the block's output itself."""
 
     def features(self, hidden: Tensor) -> Tensor:
-        """``[B, T, D] -> [B, T, D]``, the same."""
+        """Returns the hidden states unchanged, ``[B, T, D] -> [B, T, D]``."""
         return hidden
 
 
 class PoolerHead(_MLPHead):
-    """``classifier(tanh(dense(x[:, 0])))``, without a norm."""
+    """A head that classifies ``tanh(pooler(x[:, 0]))``, without a norm."""
 
     def __init__(self, dim: int, num_classes: int) -> None:
         super().__init__()
@@ -34,46 +33,46 @@ class PoolerHead(_MLPHead):
         self.classifier = Classifier(dim, num_classes)
 
     def classify(self, hidden: Tensor, features: Tensor) -> Tensor:
-        """``[B, T, D] -> logits [B, C]``."""
+        """Returns the logits, ``[B, T, D] -> [B, C]``."""
         logits: Tensor = self.classifier(torch.tanh(self.pooler(features[:, :1])))
         return logits
 
     def authors(self) -> Names:
-        """What the authors call this head's modules."""
+        """Returns the authors' names of this head's modules."""
         return {"pooler": "pooler.dense", **classifier_names(self.classifier)}
 
 
 class ReadoutHead(_MLPHead):
-    """The final classifier's form at an exit."""
+    """A head in the form of the final classifier."""
 
     def __init__(self, readout: nn.Module) -> None:
         super().__init__()
         self.readout = readout
 
     def classify(self, hidden: Tensor, features: Tensor) -> Tensor:
-        """``[B, T, D] -> logits [B, C]``."""
+        """Returns the logits, ``[B, T, D] -> [B, C]``."""
         logits: Tensor = self.readout(features)
         return logits
 
     def authors(self) -> Names:
-        """What the authors call this head's modules."""
+        """Returns the authors' names of this head's modules."""
         classifier = self.readout.classifier
-        assert isinstance(classifier, Classifier)  # of the families that the authors have
+        assert isinstance(classifier, Classifier)  # in the authors' families
         names = classifier_names(classifier, "readout.classifier")
         return {"readout.norm": "layernorm", **names}
 
 
 def head(config: LGViTConfig, exit: ExitConfig) -> ExitHead:
-    """An MLP head in the form of the family."""
-    made: ExitHead = resolve(FAMILIES[config.family].mlp_head)(config, exit)
-    return made
+    """Returns an MLP head in the form that the family chooses."""
+    mlp_head: ExitHead = resolve(FAMILIES[config.family].mlp_head)(config, exit)
+    return mlp_head
 
 
 def pooler(config: LGViTConfig, exit: ExitConfig) -> ExitHead:
-    """An MLP head with a pooler."""
+    """Returns an MLP head with a pooler."""
     return PoolerHead(config.blocks[exit.block - 1].dim, config.num_classes)
 
 
 def readout(config: LGViTConfig, exit: ExitConfig) -> ExitHead:
-    """An MLP head in the form of the final classifier."""
+    """Returns an MLP head in the form of the final classifier."""
     return ReadoutHead(parts(config).final(config, config.blocks[exit.block - 1].dim))

@@ -6,6 +6,9 @@ feature maps ``[B, H, W, D]`` or tokens ``[B, T, D]``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -13,10 +16,10 @@ from torch.nn import functional
 State = dict[str, Tensor]
 
 
-def assert_reproduced(found: Tensor, expected: Tensor) -> None:
+def assert_reproduced(actual: Tensor, expected: Tensor) -> None:
     """Equal to 1e-4, relative where the expected value is larger than 1."""
-    assert found.shape == expected.shape, f"{found.shape} for {expected.shape}"
-    worst = ((found - expected).abs() / expected.abs().clamp(min=1.0)).max().item()
+    assert actual.shape == expected.shape, f"{actual.shape} for {expected.shape}"
+    worst = ((actual - expected).abs() / expected.abs().clamp(min=1.0)).max().item()
     assert worst <= 1e-4, f"off by {worst}"
     spread = expected.std().item()
     assert spread > 0.1, f"a reference that says nothing would pass too: {spread}"
@@ -34,6 +37,16 @@ def layer_norm(state: State, name: str, x: Tensor, eps: float) -> Tensor:
     centred = x - x.mean(-1, keepdim=True)
     normed = centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt()
     return normed * state[f"{name}.weight"] + state[f"{name}.bias"]
+
+
+def chain(segments: Iterable[Any], x: Tensor) -> Tensor:
+    """Every exit's logits, one exported segment after the other: ``[B, M + 1, C]``."""
+    *others, last = (segment.module for segment in segments)
+    logits = []
+    for module in others:
+        x, exit_logits = module(x)
+        logits.append(exit_logits)
+    return torch.stack([*logits, last(x)], dim=1)
 
 
 def batch_norm(state: State, name: str, x: Tensor) -> Tensor:

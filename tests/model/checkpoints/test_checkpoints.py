@@ -56,13 +56,13 @@ def with_state(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
 def test_round_trip_is_exact(saved: Callable[[str], Path], tiny_model: LGViT, suffix: str) -> None:
     tiny_model.train()  # the mode is not saved
     path = saved(suffix)
-    found = load_checkpoint(path)
-    assert found.config == tiny_model.config
-    assert not found.training
-    assert all(p.requires_grad for p in found.parameters())
+    loaded = load_checkpoint(path)
+    assert loaded.config == tiny_model.config
+    assert not loaded.training
+    assert all(p.requires_grad for p in loaded.parameters())
     expected = tiny_model.state_dict()
-    assert list(found.state_dict()) == list(expected)
-    for name, tensor in found.state_dict().items():
+    assert list(loaded.state_dict()) == list(expected)
+    for name, tensor in loaded.state_dict().items():
         assert tensor.dtype == expected[name].dtype
         assert torch.equal(tensor, expected[name]), name
     assert [p.name for p in path.parent.iterdir()] == [path.name]
@@ -609,8 +609,8 @@ def test_huggingface_preprocessing_is_read_where_it_is_given(tmp_path: Path) -> 
     raw = {"model_type": "deit", "num_labels": 5}
     assert huggingface_config(raw, {}, {}).preprocess.interpolation == "bicubic"
     given = {"size": {"shortest_edge": 248}, "image_mean": [0.1, 0.2, 0.3], "resample": 2}
-    found = huggingface_config(raw, {}, given).preprocess
-    assert (found.resize, found.interpolation) == (248, "bilinear")
-    assert found.mean == (0.1, 0.2, 0.3) and found.std == (0.229, 0.224, 0.225)
+    spec = huggingface_config(raw, {}, given).preprocess
+    assert (spec.resize, spec.interpolation) == (248, "bilinear")
+    assert spec.mean == (0.1, 0.2, 0.3) and spec.std == (0.229, 0.224, 0.225)
     with pytest.raises(CheckpointError, match=r"preprocessor_config\.json\.mean: expected a list"):
         huggingface_config(raw, {}, {"image_mean": "grey"})

@@ -1,4 +1,4 @@
-"""Wrong and hostile ``config.json``: one error of ours, soon, that says what was found where."""
+"""Wrong and hostile ``config.json``: each gives one error, fast, that names key and value."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ VIT = HF_VIT | {
     "num_early_exits": 2,
     "position_exits": "[1,2]",
 }
-SIZES: dict[str, Any] = {"image": 16, "patch": 2, "dim": 8, "depths": [1, 2, 2, 1]}
-SIZES |= {"heads": [1, 1, 2, 2], "window": 2}
+SIZES = dict(image=16, patch=2, dim=8, depths=[1, 2, 2, 1], heads=[1, 1, 2, 2], window=2)
 HF_SWIN = {
     "model_type": "swin",
     "image_size": 16,
@@ -77,7 +76,7 @@ def loader(form: str) -> Callable[[Path], LGViT]:
 
 
 def refusal(folders: dict[str, Path], form: str, config: dict[str, Any]) -> str:
-    """What loading says, which may not be at length."""
+    """Returns the error text of loading, which must be short."""
     (folders[form] / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError) as caught:
         loader(form)(folders[form])
@@ -124,14 +123,14 @@ SHARED: list[Row] = [
 ]
 PLAIN: list[Row] = [
     *[
-        (key, v, rf"({key}|{ours}).*found .?{found}")
+        (key, v, rf"({key}|{ours}).*found .?{text}")
         for key, ours in (
             ("hidden_size", "hidden_size"),
             ("num_hidden_layers", "num_blocks"),
             ("num_attention_heads", "num_heads"),
             ("intermediate_size", "intermediate_size"),
         )
-        for v, found in ((0, "0"), (-4, "-4"), (10**6, "1000000"), (32.5, r"32\.5"), ("4", "4"))
+        for v, text in ((0, "0"), (-4, "-4"), (10**6, "1000000"), (32.5, r"32\.5"), ("4", "4"))
     ],
     ("hidden_size", 30, "hidden_size 30 is not a multiple of num_heads 4"),
     ("hidden_size", True, "hidden_size.*True"),
@@ -286,8 +285,8 @@ def named(value: object) -> str:
 def test_refused(
     folders: dict[str, Path], form: str, changes: dict[str, Any], message: str
 ) -> None:
-    said = refusal(folders, form, CONFIGS[form] | changes)
-    assert re.search(message, said), said
+    error = refusal(folders, form, CONFIGS[form] | changes)
+    assert re.search(message, error), error
 
 
 @pytest.mark.parametrize(
@@ -311,8 +310,8 @@ def test_refused(
 )
 def test_a_key_that_is_missing(folders: dict[str, Path], form: str, key: str, message: str) -> None:
     config = {k: v for k, v in CONFIGS[form].items() if k != key}
-    said = refusal(folders, form, config)
-    assert re.search(message, said), said
+    error = refusal(folders, form, config)
+    assert re.search(message, error), error
 
 
 @pytest.mark.parametrize("depth", [50, 300, 450, 600, 900, 1200, 3000, 20_000])
@@ -345,8 +344,8 @@ def test_python_is_not_evaluated(
 ) -> None:
     mark = tmp_path / "executed"
     code = code.format(f"open({str(mark)!r}, 'w').close()")
-    said = refusal(folders, form, CONFIGS[form] | {key: code})
-    assert key in said and "open(" in said
+    error = refusal(folders, form, CONFIGS[form] | {key: code})
+    assert key in error and "open(" in error
     assert not mark.exists()
     assert eval(code) == value  # what the authors would do
     assert mark.exists()
@@ -355,9 +354,9 @@ def test_python_is_not_evaluated(
 def test_nothing_is_made_to_find_out_that_it_does_not_fit(folders: dict[str, Path]) -> None:
     """1000 blocks of 65536 would be 200 TB."""
     changes = {"hidden_size": 65_536, "num_hidden_layers": 40, "intermediate_size": 65_536}
-    said = refusal(folders, "hf vit", HF_VIT | changes)
-    assert "expected (65536, 65536)" in said
+    error = refusal(folders, "hf vit", HF_VIT | changes)
+    assert "expected (65536, 65536)" in error
     changes = {"embed_dim": 16_384, "depths": [10, 10, 10, 10], "mlp_ratio": 4}
-    said = refusal(folders, "hf swin", HF_SWIN | changes)
-    assert "expected" in said
+    error = refusal(folders, "hf swin", HF_SWIN | changes)
+    assert "expected" in error
     assert torch.zeros(1).device.type == "cpu"  # and the default device is as it was

@@ -226,9 +226,9 @@ def test_squash_is_a_resize_of_the_whole_image(shape: tuple[int, int], interpola
     frame, spec = picture(*shape), Preprocess(28, interpolation, squash=True)
     resampling = Image.Resampling[interpolation.upper()]
     expected = np.asarray(Image.fromarray(frame).resize((28, 28), resampling))
-    found = resize_crop(frame, spec, 28)
-    assert found.shape == (28, 28, 3)
-    assert np.abs(found.astype(int) - expected).max() <= 1
+    squashed = resize_crop(frame, spec, 28)
+    assert squashed.shape == (28, 28, 3)
+    assert np.abs(squashed.astype(int) - expected).max() <= 1
 
 
 @pytest.mark.parametrize("shape", [(40, 90), (90, 40), (33, 33)])
@@ -236,10 +236,10 @@ def test_squash_and_crop_is_the_middle_of_that(shape: tuple[int, int]) -> None:
     frame, spec = picture(*shape), Preprocess(32, "bilinear", squash=True)
     resized = Image.fromarray(frame).resize((32, 32), Image.Resampling.BILINEAR)
     expected = np.asarray(resized.crop((2, 2, 30, 30)))
-    found = resize_crop(frame, spec, 28)
-    assert np.abs(found.astype(int) - expected).max() <= 1
-    kept = resize_crop(frame, Preprocess(32, "bilinear"), 28)
-    assert (np.abs(found.astype(int) - kept).max() > 20) == (shape[0] != shape[1])
+    squashed = resize_crop(frame, spec, 28)
+    assert np.abs(squashed.astype(int) - expected).max() <= 1
+    cropped = resize_crop(frame, Preprocess(32, "bilinear"), 28)
+    assert (np.abs(squashed.astype(int) - cropped).max() > 20) == (shape[0] != shape[1])
 
 
 def test_without_normalisation_pixels_are_shares_of_white(tmp_path: Path) -> None:

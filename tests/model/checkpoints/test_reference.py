@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lgvit_edge.architecture.config import ExitConfig
-from lgvit_edge.model import LGViT, load_backbone, load_checkpoint
+from lgvit_edge.model import load_backbone, load_checkpoint
 from lgvit_edge.model.segments import cut
 
 HERE = Path(__file__).parent
@@ -75,11 +75,11 @@ def test_the_equations_reproduce_the_authors_file_too() -> None:
         expected = torch.from_numpy(reference["exit_logits"])
     kinds = [*["conv1_1"] * 2, *["conv2_1"] * 2, *["attention_r2"] * 2, *["attention_r3"] * 2]
     states = eq.hidden_states(state, pixels, "deit", heads=4, depth=12, eps=1e-12)
-    found = [
+    logits = [
         eq.exit_logits(state, k, kind, states[4 + k], tokens=1, heads=4, eps=1e-12)
         for k, kind in enumerate(kinds)
     ]
-    eq.assert_reproduced(torch.stack(found, dim=1), expected)
+    eq.assert_reproduced(torch.stack(logits, dim=1), expected)
 
 
 # Directories of the authors, with every head they have.
@@ -94,16 +94,6 @@ KINDS = ["linear", "vit", "self_attention", "conv_normal", "conv1_1", "conv2_1"]
 KINDS += ["attention_r1", "attention_r2", "attention_r3"]
 BLOCKS = {2: [3, 6], 4: [1, 2, 5, 7], 6: [1, 2, 3, 5, 7, 8], 8: [1, 2, 3, 4, 5, 6, 7, 8]}
 DEEP = 9
-
-
-def chain(model: LGViT, x: Tensor) -> Tensor:
-    """Every exit's logits as they are exported: segment after segment, ``[B, M + 1, C]``."""
-    *segments, last = (segment.module for segment in cut(model, input="float32"))
-    found = []
-    for segment in segments:
-        x, logits = segment(x)
-        found.append(logits)
-    return torch.stack([*found, last(x)], dim=1)
 
 
 def check_directory(
@@ -139,10 +129,11 @@ def check_directory(
     assert not model.training
     assert [exit.block for exit in model.config.exits] == blocks
     with torch.no_grad():
-        found, deployed = model.exit_logits(pixels), chain(model, pixels)
-    assert found.shape[1] == len(kinds) + 1
+        trained = model.exit_logits(pixels)
+        deployed = eq.chain(cut(model, input="float32"), pixels)
+    assert trained.shape[1] == len(kinds) + 1
     for m, logits in enumerate(expected):
-        eq.assert_reproduced(found[:, m], logits)
+        eq.assert_reproduced(trained[:, m], logits)
         eq.assert_reproduced(deployed[:, m], logits)
     return model
 
@@ -228,10 +219,10 @@ def test_huggingface_deit(tmp_path: Path, pixels: Tensor, names: tuple[str, ...]
     )
     last = eq.hidden_states(state, pixels, "deit", heads=HEADS, depth=DEPTH, eps=EPS)[-1]
     normed = eq.layer_norm(state, "deit.layernorm", last, EPS)
-    each = [eq.linear(state, name, normed[:, i]) for i, name in enumerate(names)]
+    logits = [eq.linear(state, name, normed[:, i]) for i, name in enumerate(names)]
     assert (model.config.prefix_tokens, model.config.classifiers) == (2, len(names))
     with torch.no_grad():
-        eq.assert_reproduced(model(pixels), sum(each) / torch.tensor(len(each)))
+        eq.assert_reproduced(model(pixels), sum(logits) / torch.tensor(len(logits)))
 
 
 # Real files.

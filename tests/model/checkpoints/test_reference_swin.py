@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lgvit_edge.errors import CheckpointError
-from lgvit_edge.model import LGViT, load_backbone, load_checkpoint
+from lgvit_edge.model import load_backbone, load_checkpoint
 from lgvit_edge.model.segments import baseline, cut
 
 HERE = Path(__file__).parent
@@ -23,41 +23,17 @@ foreign = SimpleNamespace(**runpy.run_path(str(HERE / "foreign_states.py")))
 EPS = 1e-3
 SHAPES: dict[str, dict[str, Any]] = {
     # Maps of 32, 16, 8 and 4: the last is one window.
-    "whole windows": {
-        "image": 64,
-        "patch": 2,
-        "dim": 16,
-        "depths": [2, 2, 6, 2],
-        "heads": [2, 2, 4, 4],
-        "window": 4,
-    },
+    "whole windows": dict(
+        image=64, patch=2, dim=16, depths=[2, 2, 6, 2], heads=[2, 2, 4, 4], window=4
+    ),
     # 9 (padded to 12), 5 (padded to 8), 3 and 2 (smaller than the window); two odd maps merge.
-    "padded": {
-        "image": 36,
-        "patch": 4,
-        "dim": 8,
-        "depths": [2, 3, 6, 2],
-        "heads": [1, 2, 4, 8],
-        "window": 4,
-    },
+    "padded": dict(image=36, patch=4, dim=8, depths=[2, 3, 6, 2], heads=[1, 2, 4, 8], window=4),
     # 14, 7, 4 and 2, windows of 3 with a shift of 1.
-    "odd windows": {
-        "image": 28,
-        "patch": 2,
-        "dim": 8,
-        "depths": [3, 2, 6, 3],
-        "heads": [2, 4, 4, 2],
-        "window": 3,
-    },
+    "odd windows": dict(
+        image=28, patch=2, dim=8, depths=[3, 2, 6, 3], heads=[2, 4, 4, 2], window=3
+    ),
     # One window of 5, shifted by 2, twice a side, then a map of its size.
-    "two stages": {
-        "image": 30,
-        "patch": 3,
-        "dim": 8,
-        "depths": [4, 3],
-        "heads": [2, 2],
-        "window": 5,
-    },
+    "two stages": dict(image=30, patch=3, dim=8, depths=[4, 3], heads=[2, 2], window=5),
 }
 # The authors' LGViT, by stage.
 LGVIT = {
@@ -91,20 +67,10 @@ def states_of(state: dict[str, Tensor], pixels: Tensor, shape: dict[str, Any]) -
     return eq.swin_states(state, pixels, **names, eps=EPS)  # type: ignore[no-any-return]
 
 
-def chain(model: LGViT, x: Tensor) -> Tensor:
-    """Every exit's logits as they are exported: segment after segment, ``[B, M + 1, C]``."""
-    *segments, last = (segment.module for segment in cut(model, input="float32"))
-    found = []
-    for segment in segments:
-        x, logits = segment(x)
-        found.append(logits)
-    return torch.stack([*found, last(x)], dim=1)
-
-
 def check_directory(
-    folder: Path, shape: dict[str, Any], highway: str, stages: list[list[int]], made: int = 0
+    folder: Path, shape: dict[str, Any], highway: str, stages: list[list[int]], third_stage: int = 0
 ) -> Any:
-    """Write an authors' Swin, load it and compare every exit; ``made`` heads in the third stage."""
+    """Write an authors' Swin, load it and compare every exit; ``third_stage`` counts its heads."""
     make = foreign.swin_state(**shape)
     dims = [shape["dim"] << s for s in range(len(stages))]
     make.norm("layernorm", dims[-1])  # the authors', at top level, read by nothing
@@ -116,7 +82,7 @@ def check_directory(
             foreign.add_swin_exit(make, name, kind, dims[s])
             exits.append((before + place, name, kind))
         before += shape["depths"][s]
-    for k in range(len(stages[2]) if made else 0, made):
+    for k in range(len(stages[2]) if third_stage else 0, third_stage):
         name = f"swin.encoder.layers.2.highway.{k}"
         foreign.add_swin_exit(make, name, LGVIT[2][k], dims[2])
     config = config_of(
@@ -137,10 +103,11 @@ def check_directory(
     assert (model.config.family, model.config.prefix_tokens) == ("swin", 0)
     assert [exit.block for exit in model.config.exits] == [block for block, _, _ in exits]
     with torch.no_grad():
-        found, deployed = model.exit_logits(pixels), chain(model, pixels)
-    assert found.shape == (len(pixels), len(exits) + 1, foreign.CLASSES)
+        trained = model.exit_logits(pixels)
+        deployed = eq.chain(cut(model, input="float32"), pixels)
+    assert trained.shape == (len(pixels), len(exits) + 1, foreign.CLASSES)
     for m, logits in enumerate(expected):
-        eq.assert_reproduced(found[:, m], logits)
+        eq.assert_reproduced(trained[:, m], logits)
         eq.assert_reproduced(deployed[:, m], logits)
     return model
 
@@ -148,7 +115,7 @@ def check_directory(
 @pytest.mark.parametrize("shape", [name for name in SHAPES if name != "two stages"])
 def test_lgvit_with_every_exit_it_can_have(tmp_path: Path, shape: str) -> None:
     stages = [[], [1, 2], [1, 2, 3, 4, 5, 6], [1]]
-    model = check_directory(tmp_path / "swin", SHAPES[shape], "LGViT", stages, made=6)
+    model = check_directory(tmp_path / "swin", SHAPES[shape], "LGViT", stages, third_stage=6)
     heads = [(exit.head, exit.size) for exit in model.config.exits]
     assert heads == [
         *[("lph", 3)] * 3,
@@ -168,14 +135,14 @@ def test_lgvit_with_every_exit_it_can_have(tmp_path: Path, shape: str) -> None:
     ],
 )
 def test_lgvit_with_heads_that_no_exit_has(tmp_path: Path, stages: list[list[int]]) -> None:
-    check_directory(tmp_path / "swin", SHAPES["padded"], "LGViT", stages, made=6)
+    check_directory(tmp_path / "swin", SHAPES["padded"], "LGViT", stages, third_stage=6)
 
 
 def test_the_authors_swin_small(tmp_path: Path) -> None:
     """Depths and exits of the published one, narrow."""
     shape = SHAPES["padded"] | {"depths": [2, 2, 18, 2]}
     stages = [[], [2], [3, 6, 9, 12, 15, 18], [1]]
-    model = check_directory(tmp_path / "swin", shape, "LGViT", stages, made=6)
+    model = check_directory(tmp_path / "swin", shape, "LGViT", stages, third_stage=6)
     blocks = [exit.block for exit in model.config.exits]
     assert blocks == [4, 7, 10, 13, 16, 19, 22, 23]
 
@@ -254,8 +221,8 @@ def test_huggingface_swin_without_qkv_bias(tmp_path: Path) -> None:
     )
     last = states_of(state, pixels, sizes)[-1]
     with torch.no_grad():
-        found = load_backbone(folder)(pixels)
-    eq.assert_reproduced(found, eq.swin_linear(state, "swin", last, EPS, "classifier"))
+        logits = load_backbone(folder)(pixels)
+    eq.assert_reproduced(logits, eq.swin_linear(state, "swin", last, EPS, "classifier"))
 
 
 def test_frames_of_bytes(tmp_path: Path) -> None:
@@ -269,8 +236,8 @@ def test_frames_of_bytes(tmp_path: Path) -> None:
     pixels = ((frames / 255 - mean) / std).permute(0, 3, 1, 2)
     last = states_of(state, pixels, sizes)[-1]
     with torch.no_grad():
-        found = baseline(load_backbone(folder))(frames)
-    eq.assert_reproduced(found, eq.swin_linear(state, "swin", last, EPS, "classifier"))
+        logits = baseline(load_backbone(folder))(frames)
+    eq.assert_reproduced(logits, eq.swin_linear(state, "swin", last, EPS, "classifier"))
 
 
 # Other image sizes: windows keep their size.

@@ -20,14 +20,7 @@ eq = SimpleNamespace(**runpy.run_path(str(HERE / "equations.py")))
 foreign = SimpleNamespace(**runpy.run_path(str(HERE / "foreign_states.py")))
 State = dict[str, Tensor]
 
-SWIN: dict[str, Any] = {
-    "image": 64,
-    "patch": 2,
-    "dim": 16,
-    "depths": [2, 2, 6, 2],
-    "heads": [2, 2, 4, 4],
-    "window": 4,
-}
+SWIN = dict[str, Any](image=64, patch=2, dim=16, depths=[2, 2, 6, 2], heads=[2, 2, 4, 4], window=4)
 RENAMED = {
     "swin.embeddings.patch_embeddings.projection": "patch_embed.proj",
     "swin.embeddings.norm": "patch_embed.norm",
@@ -44,7 +37,7 @@ RENAMED = {
 
 def timm_swin(state: State, *, new: bool) -> State:
     """A Hugging Face Swin as timm names it; ``new`` is since 0.9, else as Swin's authors do."""
-    found: State = {}
+    renamed: State = {}
     for name, tensor in state.items():
         text = name
         if "relative_position_index" in name or ".self.key." in name or ".self.value." in name:
@@ -57,8 +50,8 @@ def timm_swin(state: State, *, new: bool) -> State:
         text = re.sub("^classifier", "head.fc" if new else "head", text)
         if new and (stage := re.match(r"layers\.(\d)\.downsample", text)):
             text = f"layers.{int(stage[1]) + 1}{text.removeprefix(stage[0][: -len('.downsample')])}"
-        found[text] = tensor
-    return found
+        renamed[text] = tensor
+    return renamed
 
 
 def test_swin_names_are_timms() -> None:
@@ -86,18 +79,18 @@ def logits_of(state: State, pixels: Tensor, sizes: dict[str, Any]) -> Tensor:
 
 
 def buffers(state: State, sizes: dict[str, Any]) -> State:
-    """What older files hold besides, read by nothing but the size of the first mask."""
-    found: State = {}
+    """Returns the tables that older files hold; only the size of the first mask is read."""
+    tables: State = {}
     for s, depth in enumerate(sizes["depths"]):
         grid, window = sizes["image"] // sizes["patch"] >> s, sizes["window"]
         for b in range(depth):
             name = f"layers.{s}.blocks.{b}"
             index = torch.zeros(window**2, window**2, dtype=torch.int64)
-            found[f"{name}.attn.relative_position_index"] = index
+            tables[f"{name}.attn.relative_position_index"] = index
             if b % 2 and grid > window:
                 mask = torch.zeros((grid // window) ** 2, window**2, window**2)
-                found[f"{name}.attn_mask"] = mask
-    return state | found
+                tables[f"{name}.attn_mask"] = mask
+    return state | tables
 
 
 @pytest.mark.parametrize("form", ["old", "old with buffers", "new", "published"])
@@ -118,8 +111,7 @@ def test_swin(tmp_path: Path, form: str) -> None:
 
 def test_swin_whose_mask_tells_the_image_size(tmp_path: Path) -> None:
     """Maps of 16, 8 and 4 and windows of 2: shapes alone would say 4 times 2 patches."""
-    sizes = {"image": 32, "patch": 2, "dim": 16, "depths": [2, 2, 2], "heads": [2, 2, 4]}
-    sizes |= {"window": 2}
+    sizes = dict[str, Any](image=32, patch=2, dim=16, depths=[2, 2, 2], heads=[2, 2, 4], window=2)
     state, pixels = foreign.swin_state(**sizes).state, foreign.random_pixels(32)
     torch.save(buffers(timm_swin(state, new=False), sizes), tmp_path / "swin.pth")
     model = load_backbone(tmp_path / "swin.pth")

@@ -73,17 +73,17 @@ def make(kind: str) -> Any:
     config, model, sizes = KINDS[kind]
     torch.manual_seed(3)
     with unheard():
-        made = getattr(transformers, model)(getattr(transformers, config)(**sizes))
+        network = getattr(transformers, model)(getattr(transformers, config)(**sizes))
     with torch.no_grad():
-        for name, parameter in made.named_parameters():
+        for name, parameter in network.named_parameters():
             if parameter.ndim > 1 and "table" not in name and "embeddings." not in name:
                 parameter.normal_(0.0, float(parameter[0].numel()) ** -0.5)
             else:
                 parameter.normal_(0.0, 0.5)
-        for module in made.modules():
+        for module in network.modules():
             if isinstance(module, nn.LayerNorm):
                 module.weight.uniform_(0.5, 1.5)
-    return made.eval()
+    return network.eval()
 
 
 def logits(model: Any, pixels: Tensor, **options: Any) -> Tensor:
@@ -99,10 +99,10 @@ def save(model: Any, folder: Path, **options: Any) -> Path:
 
 def check(folder: Path, model: Any) -> None:
     pixels = foreign.random_pixels(model.config.image_size)
-    found = load_backbone(folder)
-    assert found.config.family == model.config.model_type
+    loaded = load_backbone(folder)
+    assert loaded.config.family == model.config.model_type
     with torch.no_grad():
-        eq.assert_reproduced(found(pixels), logits(model, pixels))
+        eq.assert_reproduced(loaded(pixels), logits(model, pixels))
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -146,19 +146,19 @@ def test_labels(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("size", [20, 36, 56])
 def test_positions_are_interpolated(tmp_path: Path, kind: str, size: int) -> None:
     model, pixels = make(kind), foreign.random_pixels(size)
-    found = load_backbone(save(model, tmp_path / "saved")).resized(size)
+    loaded = load_backbone(save(model, tmp_path / "saved")).resized(size)
     with torch.no_grad():
         expected = logits(model, pixels, interpolate_pos_encoding=True)
-        eq.assert_reproduced(found(pixels), expected)
+        eq.assert_reproduced(loaded(pixels), expected)
 
 
 @pytest.mark.parametrize("kind", ["swin", "swin, padded"])
 @pytest.mark.parametrize("size", [68, 84, 96, 128])
 def test_windows_keep_their_size(tmp_path: Path, kind: str, size: int) -> None:
     model, pixels = make(kind), foreign.random_pixels(size)
-    found = load_backbone(save(model, tmp_path / "saved")).resized(size)
+    loaded = load_backbone(save(model, tmp_path / "saved")).resized(size)
     with torch.no_grad():
-        eq.assert_reproduced(found(pixels), logits(model, pixels))
+        eq.assert_reproduced(loaded(pixels), logits(model, pixels))
 
 
 # What transformers' processors do to an image.
@@ -191,7 +191,7 @@ def test_processors(tmp_path: Path, processor: str, options: dict[str, Any]) -> 
     frame = np.stack([rows * 5, columns * 2, (rows + columns) * 1.5], -1).astype(np.uint8)
     with unheard():
         expected = theirs(frame, return_tensors="np")["pixel_values"]
-    found = network_input([frame], model.config.preprocess, 28, "float32")
+    actual = network_input([frame], model.config.preprocess, 28, "float32")
     grey = max(abs(1 / (255 * s)) for s in model.config.preprocess.std)
-    assert found.shape == expected.shape
-    assert np.abs(found - expected).max() <= 1.01 * grey
+    assert actual.shape == expected.shape
+    assert np.abs(actual - expected).max() <= 1.01 * grey
