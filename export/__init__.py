@@ -1,6 +1,6 @@
-"""From a trained LGViT to a verified bundle of ONNX graphs, and from those to TensorRT engines.
+"""Exports a trained LGViT as a verified bundle of ONNX graphs, and compiles TensorRT engines.
 
-Exporting needs torch, building engines must not (it runs on devices), so names load when used.
+Exporting needs torch, compiling engines must not (it runs on devices), so names load when used.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""``export_bundle``: a trained model in, a verified bundle out."""
+"""``export_bundle``: exports a trained model as a verified bundle."""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -36,30 +35,24 @@ from lgvit_edge.export.graph import WeightStore, export_graph
 from lgvit_edge.export.half import ISLANDS, halve
 from lgvit_edge.images.labelled import LabelledImage, content_hash, evenly
 from lgvit_edge.images.preprocess import load_rgb, network_input
+from lgvit_edge.machine.environment import version_of
 from lgvit_edge.machine.jetson import JETPACKS, JetPack
 from lgvit_edge.machine.preflight import fits
-from lgvit_edge.model import (
-    LGViT,
-    Segment,
-    baseline,
-    count_parameters,
-    cut,
-    model_costs,
-)
+from lgvit_edge.model import LGViT, Segment, baseline, count_parameters, cut, model_costs
 from lgvit_edge.model.segments import INPUTS, example_input
 from lgvit_edge.policies import Confidence, Policy
 
 OPSETS = range(17, 24)  # below 17 there is no LayerNormalization operator
 DEFAULT_PRECISION = {"cpu": "fp32", "jetson": "fp16", "rtx": "fp16"}
-_FEWEST = 8  # images to calibrate on
+_FEWEST = 8  # calibration images needed
 _BATCH = 16  # calibration images at a time
-_CHOICE = 64  # of them, to choose blocks: each image goes through the model ten times
+_CHOICE = 64  # calibration images for choosing blocks: each goes through the model ten times
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How to export.
+    """Holds the options of an export, and checks that they fit together.
 
     Attributes:
         target: what the bundle is for.
@@ -68,9 +61,9 @@ class ExportOptions:
         input: ``uint8`` NHWC RGB normalised inside segment 0, or ``float32`` NCHW.
         batch: smallest, usual and largest batch; 1, 1, 1 fixes it at one image.
         opset: ONNX operator set; None for the precision's usual one.
-        policy: the bundle's policy unless the user sets another.
-        tolerance: largest difference from PyTorch; None for the precision's own.
-        jetpack: of the Jetson that compiles the graphs, as ``6.0`` or ``6``; None for 6.
+        policy: the bundle's policy, used unless a session gets another.
+        tolerance: largest difference from PyTorch; None for the precision's usual one.
+        jetpack: version on the Jetson that compiles the graphs, as ``6.0`` or ``6``; None for 6.
     """
 
     target: str = "cpu"
@@ -89,7 +82,7 @@ class ExportOptions:
             object.__setattr__(self, "precision", DEFAULT_PRECISION.get(self.target, "fp32"))
         device = find_jetpack(self.jetpack or "6") if self.target == "jetson" else None
         if self.opset is None:
-            # Scales in float16 came with 19; the TensorRT of an old device reads no more than 17.
+            # int8 needs 19, for float16 scales; the TensorRT of an old device reads up to 17.
             old = device is not None and device.opset < 18
             object.__setattr__(self, "opset", 20 if self.precision == "int8" else 17 if old else 18)
         low, usual, high = self.batch
@@ -114,19 +107,14 @@ class ExportOptions:
                 "batch must be 1:OPT:MAX with 1 <= OPT <= MAX <= 4096 (images that exit leave "
                 f"the batch, so every size down to 1 occurs): {low}:{usual}:{high}",
             ),
-            (
-                self.opset in OPSETS,
-                f"opset must be {OPSETS[0]}..{OPSETS[-1]}: {self.opset}",
-            ),
+            (self.opset in OPSETS, f"opset must be {OPSETS[0]}..{OPSETS[-1]}: {self.opset}"),
             (
                 self.precision != "int8" or self.opset in (19, 20),
                 f"int8 needs opset 19 or 20 (scales in float16 came with 19, and ONNX Runtime's "
                 f"quantizer writes invalid graphs from 21 on): {self.opset}",
             ),
+            (self.jetpack is None or device is not None, "--jetpack is for --target jetson"),
         ]
-        checks.append(
-            (self.jetpack is None or device is not None, "--jetpack is for --target jetson")
-        )
         faults = [fault for good, fault in checks if not good]
         if device is not None and self.opset is not None and not faults:
             unfit = fits(device, opset=self.opset, precision=str(self.precision))
@@ -141,16 +129,16 @@ class ExportOptions:
 
 
 def find_jetpack(name: str) -> JetPack:
-    """A JetPack by number: the newest of those that begin so.
+    """Return the newest JetPack with this version, such as ``6.0`` or ``6``.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such JetPack.
     """
-    known = [j for j in JETPACKS if name in (str(j.major), *j.name.split("/"), j.name)]
-    if not known:
+    matches = [j for j in JETPACKS if name in (str(j.major), *j.name.split("/"), j.name)]
+    if not matches:
         names = ", ".join(name for j in JETPACKS for name in j.name.split("/"))
         raise UsageError(f"--jetpack: expected one of {names}, found {name!r}")
-    return known[-1]
+    return matches[-1]
 
 
 def export_bundle(
@@ -170,15 +158,15 @@ def export_bundle(
     Args:
         model: in eval mode, with at least one exit.
         out: the bundle's directory; an older bundle there is replaced at the very end.
-        options: how.
-        images: compared with float32 before anything is written; see ``agreement``.
-        calibration: image files from which int8 scales are taken.
-        progress: called with what is being done, steps done and steps in all.
+        options: None for the defaults.
+        images: on which decisions are compared with float32 first; see ``agreement``.
+        calibration: image files from which int8 scales are computed.
+        progress: called with the name of the step, steps done and steps in all.
 
     Raises:
         UsageError: the model has no exits, or the policy does not fit them.
         ExportError: a graph cannot be exported, or the directory cannot be written.
-        ParityError: a graph disagrees with PyTorch, or decides otherwise on ``images``; names the
+        ParityError: a graph disagrees with PyTorch, or decides differently on ``images``; names the
             segment.
         DataError: an image cannot be read.
         MissingDependency: a package of the ``export`` or ``cpu`` extra is missing.
@@ -189,7 +177,7 @@ def export_bundle(
     options.policy.start(model.config.num_exits)
     if (options.precision == "int8") != bool(calibration):
         raise UsageError(
-            "int8 scales are taken from images: add --calib DIR with some like the camera's"
+            "int8 scales are computed from images: add --calib DIR with some like the camera's"
             if options.precision == "int8"
             else f"--calib is for --precision int8, found {options.precision}"
         )
@@ -212,6 +200,8 @@ def export_bundle(
 
 
 class _Export:
+    """One export: its options, its staging folder and what it has computed so far."""
+
     def __init__(
         self,
         model: LGViT,
@@ -228,7 +218,7 @@ class _Export:
         self.steps = model.config.num_exits + 3  # segments, baseline, manifest
         assert options.precision is not None and options.opset is not None  # filled in
         self.precision, self.opset = options.precision, options.opset
-        # int8 layers lie between float ones: half precision on GPUs, single on CPUs.
+        # Of int8 graphs, the float layers are in half precision on GPUs and single on CPUs.
         self.half = self.precision != "fp32" and options.target != "cpu"
         self.half = self.half or self.precision == "fp16"
         self.limits: dict[int, quantize.Limits] = {}
@@ -271,7 +261,6 @@ class _Export:
 
     def _calibrate(self) -> dict[int, quantize.Limits]:
         spec, size = self.model.config.preprocess, self.model.config.image_size
-        count = len(self.calibration)
 
         def batches(largest: int | None = None) -> Iterator[Tensor]:
             paths = evenly(self.calibration, largest)
@@ -286,7 +275,7 @@ class _Export:
         if not limits:
             raise ExportError(
                 "no block's MLP can be computed in int8 without moving exit decisions on the "
-                f"{count} calibration images; use --precision fp16"
+                f"{len(self.calibration)} calibration images; use --precision fp16"
             )
         return limits
 
@@ -300,7 +289,7 @@ class _Export:
     def _agreement(self, graphs: list[GraphSpec]) -> Agreement | None:
         if not self.images:
             return None
-        found = agreement.compare(
+        result = agreement.compare(
             self.model,
             self.staging,
             graphs,
@@ -309,8 +298,8 @@ class _Export:
             policy=self.options.policy,
             progress=lambda done, total: self.progress("comparing images", done, total),
         )
-        agreement.gate(found, self.precision)
-        return found
+        agreement.gate(result, self.precision)
+        return result
 
     def _graph(
         self,
@@ -347,9 +336,7 @@ class _Export:
             opset=self.opset,
             batch=(low, high),
             store=self.store,
-            weights_location=str(
-                (self.staging / bundle.WEIGHTS).relative_to(path.parent).as_posix()
-            ),
+            weights_location=(self.staging / bundle.WEIGHTS).relative_to(path.parent).as_posix(),
             rewrite=self._quantizer(segment),
         )
         return GraphSpec(bundle.describe(self.staging, name), (inputs,), outputs, macs, parameters)
@@ -401,10 +388,5 @@ class _Export:
 
 def _versions() -> dict[str, str]:
     names = ("lgvit-edge", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    packages = {name: number for name in names if (number := version_of(name)) is not None}
+    return {"python": platform.python_version(), **packages}

@@ -1,4 +1,4 @@
-"""One PyTorch module to one ONNX file whose weights live in a file shared by all graphs."""
+"""Exports a PyTorch module as an ONNX file, with weights in one file shared by all graphs."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from lgvit_edge._support.optional import require
 from lgvit_edge.errors import ExportError
 
-_INLINE_BYTES = 4096  # shapes and scalars stay in the graph, where every optimiser looks
-_PAGE = 4096  # offsets at page borders can be memory-mapped
+_INLINE_BYTES = 4096  # smaller tensors (shapes, scalars) stay in the graph for its optimisers
+_PAGE = 4096  # weights start at page borders, so that they can be memory-mapped
 
 
 class WeightStore:
-    """Appends weights to one file and finds those already there by content.
+    """Appends weights to one file, and stores equal ones only once.
 
-    The baseline's blocks are the segments' blocks, so a bundle is about as large as the weights.
+    The baseline shares its blocks with the segments, so a bundle is hardly larger than its weights.
     """
 
     def __init__(self, path: Path) -> None:
@@ -33,7 +33,7 @@ class WeightStore:
         path.touch()
 
     def place(self, content: bytes) -> int:
-        """Offset of ``content`` in the file, written now if it is new."""
+        """Return the offset of ``content`` in the file, after writing it if it is new."""
         key = hashlib.sha256(content).digest()
         if key not in self._offsets:
             with self._path.open("ab") as file:
@@ -56,7 +56,7 @@ def export_graph(
     weights_location: str,
     rewrite: Callable[[Any], Any] | None = None,
 ) -> None:
-    """Write ``module`` to ``path``.
+    """Export ``module`` as an ONNX file at ``path``.
 
     Args:
         module: in eval mode, one input.
@@ -66,9 +66,9 @@ def export_graph(
         output_names: in order.
         opset: of the graph.
         batch: smallest and largest batch; equal for a fixed one.
-        store: where weights go.
+        store: where weights are written.
         weights_location: the store's file, relative to ``path``'s directory.
-        rewrite: what becomes of the ``onnx.ModelProto`` before it is written.
+        rewrite: changes the ``onnx.ModelProto`` before it is written.
 
     Raises:
         ExportError: the exporter refuses the module.
@@ -106,7 +106,7 @@ def export_graph(
 
 
 def _forget_sources(model: Any) -> None:
-    """Drop the stack traces the exporter notes per node: half the file, and paths of our disk."""
+    """Drop the exporter's stack traces: half the file, and they reveal paths of this machine."""
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     for node in model.graph.all_nodes():
@@ -132,10 +132,10 @@ def _externalise(ir: Any, model: Any, store: WeightStore, location: str, base: P
 
 
 def _gelu(opset: int) -> Any:
-    """GELU as one operator where the opset has it (20), else in the form optimisers know.
+    """Return a translation of GELU: one operator from opset 20, else a form that optimisers fuse.
 
-    x * (1 + erf(x / sqrt 2)) * 0.5, in this order: ONNX Runtime and TensorRT fuse it into one
-    kernel, but not the order PyTorch's own translation writes.
+    That is x * (1 + erf(x / sqrt 2)) * 0.5, in this order: ONNX Runtime and TensorRT fuse it into
+    one kernel, but not the order that PyTorch's own translation writes.
     """
     onnxscript = require("onnxscript", extra="export")
     op = getattr(onnxscript, f"opset{opset}")
@@ -152,7 +152,7 @@ def _gelu(opset: int) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter's notes about packages and its own deprecations."""
+    """Silence the exporter's warnings about packages and its own deprecations."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,8 +1,8 @@
-"""Half precision, made in PyTorch: a copy of a segment whose weights and arithmetic are float16.
+"""Makes a float16 copy of a segment in PyTorch, from which the half-precision graph is exported.
 
-The graph is exported from that copy, so its types say what is computed and a strongly typed
-TensorRT builds exactly that. Rewriting a float32 graph afterwards gave invalid graphs or types that
-drift, and TensorRT's own FP16 flag broke ViTs.
+The graph's types then say what is computed, and a strongly typed TensorRT builds exactly that.
+Rewriting a float32 graph afterwards gave invalid graphs or inconsistent types, and TensorRT's own
+FP16 flag broke ViTs.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ ISLANDS: dict[str, tuple[type[nn.Module], Callable[..., nn.Module]]] = {
 
 
 class _Half(nn.Module):
-    """``image | hidden float16 -> (hidden float16, logits float32)``."""
+    """A float16 segment: ``image | hidden float16 -> (hidden float16, logits float32)``."""
 
     def __init__(self, segment: nn.Module) -> None:
         super().__init__()
         self.segment = segment
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        # Frames stay uint8 until their patches are gathered, a quarter of the bytes.
+        # uint8 frames are converted only after their patches are gathered, which moves fewer bytes.
         output = self.segment(x.half() if x.is_floating_point() else x)
         if isinstance(output, tuple):
             return output[0], output[1].float()
@@ -63,22 +63,22 @@ class _Half(nn.Module):
 
 
 def halve(segment: nn.Module, islands: tuple[str, ...] = ()) -> nn.Module:
-    """A float16 copy of a segment or baseline in eval mode; logits stay float32.
+    """Return a float16 copy of a segment or baseline, in eval mode; logits stay float32.
 
     Args:
-        segment: from ``cut`` or ``baseline``; left as it is.
+        segment: from ``cut`` or ``baseline``; not changed.
         islands: keys of ``ISLANDS`` to compute in float32.
     """
-    made = copy.deepcopy(segment)
-    for module in made.modules():
+    half = copy.deepcopy(segment)
+    for module in half.modules():
         if isinstance(module, FrameEmbedding):
-            # Divided by 255 and the deviation, weights would fall among float16's subnormals.
+            # Weights divided by 255 and the deviation would be subnormal in float16.
             module.scale_input(2.0**-8)
-    made = made.half()
+    half = half.half()
     for name in islands:
         kind, replace = ISLANDS[name]
-        for parent in list(made.modules()):
+        for parent in list(half.modules()):
             for key, child in parent.named_children():
                 if isinstance(child, kind) and not isinstance(parent, _FloatLayerNorm):
                     setattr(parent, key, replace(child))
-    return _Half(made).eval()
+    return _Half(half).eval()

@@ -1,9 +1,9 @@
-"""int8 for the blocks' MLPs: Q/DQ pairs by ONNX Runtime's static quantizer.
+"""Quantizes the blocks' MLPs to int8, with Q/DQ pairs by ONNX Runtime's static quantizer.
 
 Only ``fc1`` and ``fc2`` are quantized, always both of a block: they are two thirds of its products,
-and int8 projections around half-precision attention were slower, or wrong, on TensorRT as others
-measured. Patch embedding, attention, heads and classifiers stay in the graph's own precision,
-because thresholds are compared with what the heads say.
+and others measured that int8 projections around half-precision attention are slower, or wrong, on
+TensorRT. Patch embedding, attention, heads and classifiers stay in the graph's own precision,
+because thresholds are compared with the heads' confidences.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from lgvit_edge.model import LGViT
 
 METHOD = "99.999th percentile of |x| per tensor; MLPs whose int8 leaves exit decisions as they are"
 _PERCENTILE = 99.999
-# Where the largest value is this many times the 99.9th percentile, 8 bits would be spent on a few
-# outliers: trained ViTs have such blocks, and quantizing them cost most of the accuracy.
+# Blocks whose largest value is more than this many times the 99.9th percentile are not quantized:
+# 8 bits would represent a few outliers only. Trained ViTs have such blocks, and quantizing them
+# cost most of the accuracy.
 _MAX_SPREAD = 6.0
-# Of the calibration images' exit decisions, as an average over these thresholds. Half of what the
-# gate allows on other images (``agreement.ALLOWED``).
+# Share of exit decisions on the calibration images that may change, averaged over the thresholds
+# below. Half of what the gate allows on other images (``agreement.ALLOWED``).
 _CHANGED_DECISIONS = 0.015
 _THRESHOLDS = [0.5 + 0.05 * i for i in range(10)]
 _OCTAVE = 64  # bins per factor of two, so a limit is known to 1 %
@@ -41,7 +42,7 @@ Limits = dict[str, float]  # by layer, "fc1" and "fc2": the largest |x| that is 
 
 @dataclass
 class _Histogram:
-    """How often each size of |x| was seen, on a logarithmic scale."""
+    """Counts the sizes of |x| on a logarithmic scale."""
 
     counts: Tensor
     top: float = 0.0
@@ -60,7 +61,7 @@ class _Histogram:
 
 
 def calibrate(model: LGViT, batches: Iterator[Tensor]) -> dict[int, Limits]:
-    """Run images through the float32 model and see how large the MLPs' inputs get.
+    """Run images through the float32 model and measure how large the MLPs' inputs get.
 
     Args:
         model: in eval mode.
@@ -70,11 +71,11 @@ def calibrate(model: LGViT, batches: Iterator[Tensor]) -> dict[int, Limits]:
         Limits of the blocks (1-based) whose MLP can be quantized.
     """
     size = (_HIGHEST - _LOWEST) * _OCTAVE
-    seen: dict[tuple[int, str], _Histogram] = {}
+    histograms: dict[tuple[int, str], _Histogram] = {}
     hooks = []
     for number, block in enumerate(model.backbone.blocks, 1):
         for name in ("fc1", "fc2"):
-            histogram = seen[number, name] = _Histogram(torch.zeros(size, dtype=torch.int64))
+            histogram = histograms[number, name] = _Histogram(torch.zeros(size, dtype=torch.int64))
             layer = getattr(block, name)
             hooks.append(
                 layer.register_forward_pre_hook(lambda _, inputs, h=histogram: h.add(inputs[0]))
@@ -88,7 +89,7 @@ def calibrate(model: LGViT, batches: Iterator[Tensor]) -> dict[int, Limits]:
             hook.remove()
     limits: dict[int, Limits] = {}
     for number in range(1, len(model.backbone.blocks) + 1):
-        pair = {name: seen[number, name] for name in ("fc1", "fc2")}
+        pair = {name: histograms[number, name] for name in ("fc1", "fc2")}
         if all(h.top <= _MAX_SPREAD * h.percentile(99.9) for h in pair.values()):
             limits[number] = {name: h.percentile(_PERCENTILE) for name, h in pair.items()}
     return limits
@@ -97,43 +98,45 @@ def calibrate(model: LGViT, batches: Iterator[Tensor]) -> dict[int, Limits]:
 def choose(
     model: LGViT, limits: Mapping[int, Limits], batches: Callable[[], Iterator[Tensor]]
 ) -> dict[int, Limits]:
-    """The largest set of blocks whose int8 MLPs leave the exit decisions as they are.
+    """Choose the blocks to quantize: as many as leave the exit decisions as they are.
 
-    What 8 bits lose in an early block goes through all that follow, so blocks are taken in the
-    order of how much each moves the confidences, as far as the decisions allow. Int8 is simulated
-    in float32, which differs from the graphs by rounding.
+    An error in an early block passes through all blocks after it. So blocks are added in the order
+    of how little each moves the confidences, until decisions change. Int8 is simulated in float32,
+    which differs from the graphs by rounding.
 
     Args:
         model: in eval mode.
         limits: from ``calibrate``.
-        batches: normalised images ``[B, 3, H, W] float32``, anew at each call.
+        batches: yields the normalised images ``[B, 3, H, W] float32``, again at each call.
     """
     moved = dict.fromkeys(limits, 0.0)
-    wanted = []
+    float_confidences = []
     with torch.no_grad():
         for pixels in batches():
             states = model.hidden_states(pixels)
-            wanted.append(_confidences(model, states))
+            reference = _confidences(model, states)
+            float_confidences.append(reference)
             for number in limits:
                 with _simulated(model, {number: limits[number]}):
                     changed = states[:number]
                     for block in list(model.backbone.blocks)[number - 1 :]:
                         changed.append(block(changed[-1]))
-                moved[number] += float((_confidences(model, changed) - wanted[-1]).abs().mean())
+                moved[number] += float((_confidences(model, changed) - reference).abs().mean())
+        expected = torch.cat(float_confidences)
         order = sorted(limits, key=lambda number: moved[number])
         low, high = 0, len(order)  # the answer is in low..high
         while low < high:
             count = (low + high + 1) // 2
             chosen = {number: limits[number] for number in order[:count]}
             with _simulated(model, chosen):
-                found = [_confidences(model, model.hidden_states(x)) for x in batches()]
-            good = _changed_decisions(torch.cat(wanted), torch.cat(found)) <= _CHANGED_DECISIONS
+                simulated = [_confidences(model, model.hidden_states(x)) for x in batches()]
+            good = _changed_decisions(expected, torch.cat(simulated)) <= _CHANGED_DECISIONS
             low, high = (count, high) if good else (low, count - 1)
     return {number: limits[number] for number in sorted(order[:low])}
 
 
 def _confidences(model: LGViT, states: list[Tensor]) -> Tensor:
-    """``[B, M + 1]``, from the hidden states."""
+    """Return every exit's confidences ``[B, M + 1]``, from the hidden states."""
     logits = [
         head(states[exit.block]) for head, exit in zip(model.heads, model.config.exits, strict=True)
     ]
@@ -141,20 +144,20 @@ def _confidences(model: LGViT, states: list[Tensor]) -> Tensor:
     return stacked.softmax(dim=-1).amax(dim=-1)
 
 
-def _changed_decisions(wanted: Tensor, found: Tensor) -> float:
-    """Share of images that leave elsewhere, averaged over thresholds: users choose their own."""
+def _changed_decisions(expected: Tensor, simulated: Tensor) -> float:
+    """Return the share of images that change exit, averaged over thresholds users may choose."""
 
-    def leaves(confidences: Tensor, threshold: float) -> Tensor:
+    def exits(confidences: Tensor, threshold: float) -> Tensor:
         over = confidences > threshold
         over[:, -1] = True
         return over.int().argmax(dim=1)
 
-    shares = [(leaves(wanted, t) != leaves(found, t)).float().mean() for t in _THRESHOLDS]
+    shares = [(exits(expected, t) != exits(simulated, t)).float().mean() for t in _THRESHOLDS]
     return float(torch.stack(shares).mean())
 
 
 class _Simulated(nn.Module):
-    """A linear layer as int8 computes it, weights per output channel, in float32."""
+    """Simulates an int8 linear layer in float32, with one weight scale per output channel."""
 
     def __init__(self, linear: nn.Linear, limit: float) -> None:
         super().__init__()
@@ -169,26 +172,25 @@ class _Simulated(nn.Module):
 
 @contextmanager
 def _simulated(model: LGViT, limits: Mapping[int, Limits]) -> Iterator[None]:
-    layers = [
-        (model.backbone.blocks[number - 1], name, limit)
-        for number, pair in limits.items()
-        for name, limit in pair.items()
-    ]
-    linears = [getattr(block, name) for block, name, _ in layers]
-    for (block, name, limit), linear in zip(layers, linears, strict=True):
-        setattr(block, name, _Simulated(linear, limit))
+    replaced: list[tuple[nn.Module, str, nn.Linear]] = []
     try:
+        for number, pair in limits.items():
+            block = model.backbone.blocks[number - 1]
+            for name, limit in pair.items():
+                linear = getattr(block, name)
+                replaced.append((block, name, linear))
+                setattr(block, name, _Simulated(linear, limit))
         yield
     finally:
-        for (block, name, _), linear in zip(layers, linears, strict=True):
+        for block, name, linear in replaced:
             setattr(block, name, linear)
 
 
 def quantize(model: Any, limits: Mapping[int, Limits]) -> Any:
-    """Put Q/DQ pairs around the MLPs' products.
+    """Put Q/DQ pairs around the matrix products of the MLPs.
 
-    The options are those a strongly typed TensorRT parser accepts: symmetric, no quantized bias,
-    no pair at the output.
+    The options are those that a strongly typed TensorRT parser accepts: symmetric, no quantized
+    bias, no pair at the output.
 
     Args:
         model: the ONNX graph, float32 or float16, opset 19 or 20, weights inside.
@@ -207,7 +209,7 @@ def quantize(model: Any, limits: Mapping[int, Limits]) -> Any:
             nodes.append(node.name)
             ranges[node.input[0]] = calibration.TensorData(lowest=-limit, highest=limit)
     method = calibration.CalibrationMethod.MinMax
-    made = quantizer.QDQQuantizer(
+    return quantizer.QDQQuantizer(
         model,
         per_channel=True,
         reduce_range=False,
@@ -223,17 +225,16 @@ def quantize(model: Any, limits: Mapping[int, Limits]) -> Any:
             "QuantizeBias": False,
             "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm", "Conv"],
         },
-    )
-    return made.quantize_model()
+    ).quantize_model()
 
 
 def _products(graph: Any) -> Iterator[tuple[Any, tuple[int, str]]]:
-    """Matrix products of blocks' MLPs with the block's number, told by the bias that is added."""
+    """Yield the MLPs' matrix products with block number and layer, going by the bias's name."""
     makers = {output: node for node in graph.node for output in node.output}
     for node in graph.node:
         for name in node.input:
-            found = _LINEARS.search(name)
-            if found is None:
+            match = _LINEARS.search(name)
+            if match is None:
                 continue
             product = node if node.op_type == "Gemm" else None
             for other in node.input:
@@ -241,7 +242,7 @@ def _products(graph: Any) -> Iterator[tuple[Any, tuple[int, str]]]:
                 if maker is not None and maker.op_type == "MatMul":
                     product = maker
             assert product is not None, f"{name} is added to no product"
-            yield product, (int(found[1]), found[2])
+            yield product, (int(match[1]), match[2])
 
 
 def _numpy_type(graph: Any, weight: str) -> Any:

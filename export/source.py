@@ -1,4 +1,4 @@
-"""What to export and on what to check it: the model, images to calibrate on and to compare on."""
+"""Gathers what an export needs: the model, and images for calibration and for comparison."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def model_to_export(
     heads: str | None = None,
     image_size: int | None = None,
 ) -> LGViT:
-    """A trained model, or for timing an architecture with random weights; in eval mode.
+    """Return a trained model, or for timing an architecture with random weights; in eval mode.
 
     Args:
         checkpoint: as ``load_checkpoint`` reads it.
         arch: instead of it, one of ``ARCHITECTURES``.
-        exits: of a checkpoint's exits, those to keep; of an architecture, as ``plan_exits`` reads
-            them. Default: all, and 8 uniform ones.
+        exits: for a checkpoint, those of its exits to keep (default all); for an architecture, as
+            ``plan_exits`` reads them (default 8 uniform ones).
         heads: of an architecture, as ``default_heads`` reads it.
-        image_size: side of the network's input, where it is not the model's.
+        image_size: side of the network's input in pixels, where it is not the model's.
 
     Raises:
-        UsageError: neither or both are given, or heads for a checkpoint.
+        UsageError: neither or both of ``checkpoint`` and ``arch``, or heads for a checkpoint.
         CheckpointError: the checkpoint cannot be used.
         ConfigError: exits, heads or sizes do not fit the model.
     """
@@ -62,7 +62,7 @@ def model_to_export(
 def images_to_compare(
     model: LGViT, data: Path | None, *, count: int, labels: Path | None = None
 ) -> Sequence[LabelledImage]:
-    """``count`` images of a folder, spread evenly, on which an export must decide as float32.
+    """Return ``count`` images of a folder, spread evenly, on which export compares decisions.
 
     Raises:
         DataError: see ``find_images``.
@@ -75,7 +75,7 @@ def images_to_compare(
 
 
 def images_to_calibrate(folder: Path | None, *, count: int) -> Sequence[Path]:
-    """``count`` image files of a folder, spread evenly, from which int8 takes its scales.
+    """Return ``count`` image files of a folder, spread evenly, for the int8 calibration.
 
     Raises:
         DataError: there are none.
@@ -84,11 +84,11 @@ def images_to_calibrate(folder: Path | None, *, count: int) -> Sequence[Path]:
 
 
 def check_builder(out: Path, options: BuilderOptions) -> None:
-    """Find out before the long part whether TensorRT-RTX can compile here.
+    """Check before the long part of an export that TensorRT-RTX can compile here.
 
     Raises:
         MissingDependency: it is not installed.
-        UsageError: the options mean nothing to it.
+        UsageError: it does not take the options.
     """
     try:
         EngineBuilder(TensorRT("tensorrt-rtx"), options)

@@ -1,24 +1,25 @@
-"""What the segments take: when the session was warmed up, and now."""
+"""Predicts how long each segment takes at present, which deadlines and ``TargetRate`` go by."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-# Of the segments, how many may take longer than ``longest`` says. A frame is late when the last
-# segment it was allowed does; a frame is allowed few segments that hardly fit.
+# Share of segment times that may exceed ``longest``. A frame is late only when its last allowed
+# segment does, and few frames are allowed a segment that only just fits.
 MISS = 0.005
 _STEP = 0.05
-_MEMORY = 1 / 8  # of the load: half of a change is seen within one frame of five segments
+_MEMORY = 1 / 8  # weight of a new time in the load: half of a change shows after five segments
 
 
 class SegmentClock:
-    """Times of single images, at present and at worst.
+    """Estimates how long each segment of one image takes at most, from the times seen so far.
 
-    What a segment takes is ``base * load * spread``: its median when nothing else ran, how much
-    slower the machine is at present (a moving average over all segments, so deep ones are known
-    although only few images get there), and how far single times lie above that. The last follows
-    the 99.5th percentile: a time beyond it moves it up by 5 %, one below it down by 200 times less.
+    The estimate is ``base * load * spread``. ``base`` is the segment's median from warm-up.
+    ``load`` is how much slower the machine is now: a moving average over all segments, so deep ones
+    are covered although few images reach them. ``spread`` is how far single times lie above that.
+    It follows the 99.5th percentile: a longer time raises it by 5 %, a shorter one lowers it 200
+    times less.
     """
 
     def __init__(self) -> None:
@@ -27,20 +28,20 @@ class SegmentClock:
 
     @property
     def calibrated(self) -> bool:
-        """Whether there are times to go by."""
+        """Whether ``calibrate`` has been called."""
         return bool(self._base)
 
     def calibrate(self, times: NDArray[np.float64]) -> None:
-        """Start from measured times, ``[runs, M + 1]`` in ms."""
+        """Set the medians from measured times, ``[runs, M + 1]`` in ms."""
         self._base = [max(float(ms), 1e-6) for ms in np.median(times, axis=0)]
         self.load, self.spread = 1.0, 1.5
 
     def exit_ms(self) -> NDArray[np.float64]:
-        """From the input to each exit, ``[M + 1]`` in ms, as calibrated."""
+        """Return the calibrated time from the input to each exit, ``[M + 1]`` in ms."""
         return np.cumsum(self._base)
 
     def add(self, segment: int, ms: float) -> None:
-        """See what a segment took, the decision after it included."""
+        """Record how long a segment took, its exit decision included."""
         if not self._base:
             return
         ratio = ms / self._base[segment]
@@ -51,5 +52,5 @@ class SegmentClock:
         self.load += (ratio - self.load) * _MEMORY
 
     def longest(self, segment: int) -> float:
-        """What a segment takes at most, in ms, but for one time in 200."""
+        """Return the time in ms that a segment exceeds only once in 200 runs."""
         return self._base[segment] * self.load * self.spread

@@ -1,4 +1,4 @@
-"""What is installed, what can run here, and what ``backend="auto"`` chose: for ``doctor``."""
+"""Collects what ``lgvit-edge doctor`` shows: packages, working backends, automatic choices."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lgvit_edge.runtime.backends.base import ChainOptions, Package
 from lgvit_edge.runtime.backends.registry import AUTO, backends
 from lgvit_edge.runtime.selection import choose, known_choices
 
-# What no backend needs.
+# Packages that no backend needs.
 _OTHERS = (
     Package("torch", "export", "export and train"),
     Package("onnx", "export", "export"),
@@ -31,14 +31,14 @@ _OTHERS = (
 
 
 def examine(root: Path = Path("/"), engines: Path | None = None) -> dict[str, Any]:
-    """Find out what ``lgvit-edge doctor`` shows, as JSON.
+    """Return what ``lgvit-edge doctor`` shows, as plain types for JSON.
 
     Args:
         root: where the system's files lie, for tests.
         engines: a bundle whose fastest backend is measured anew first.
 
     Raises:
-        BundleError: it is none.
+        BundleError: ``engines`` is not a bundle.
         BackendError: nothing here can run it.
     """
     if engines is not None:
@@ -50,7 +50,7 @@ def examine(root: Path = Path("/"), engines: Path | None = None) -> dict[str, An
     packages = [package for backend in backends() for package in backend.packages]
     return {
         "lgvit-edge": __version__,
-        "machine": _machine() | {"nvidia_driver": driver},
+        "machine": _machine(driver),
         "packages": [
             {"name": name, "version": version_of(name), "extra": extra, "for": purpose}
             for name, extra, purpose in (*packages, *_OTHERS)
@@ -65,18 +65,15 @@ def examine(root: Path = Path("/"), engines: Path | None = None) -> dict[str, An
     }
 
 
-def _machine() -> dict[str, Any]:
-    found = environment()
-    found.pop("packages")
-    return found | {"gpus": _gpus()}
-
-
-def _gpus() -> list[str]:
-    return [
+def _machine(driver: bool) -> dict[str, Any]:
+    machine = environment()
+    machine.pop("packages")
+    gpus = [
         f"{gpu.name}, {gpu.memory / 1e9:.1f} GB, compute capability {gpu.compute_capability}, "
         f"CUDA {gpu.driver}"
         for gpu in find_gpus()
     ]
+    return machine | {"gpus": gpus, "nvidia_driver": driver}
 
 
 def _jetson(jetson: Jetson) -> dict[str, Any]:

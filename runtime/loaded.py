@@ -1,4 +1,4 @@
-"""A bundle's segments, loaded and run whole: what tuning and benchmarks need of a session."""
+"""Loads a bundle's segments and runs all of them, as tuning and benchmarks need."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from lgvit_edge.runtime.runner import Walk
 
 
 class LoadedBundle:
-    """The chain of a bundle's segments, and on demand its baseline, under one lock.
+    """Holds a bundle's loaded segments, and on demand its baseline, under one lock.
 
     Attributes:
-        chain: the segments, for benchmarks; whoever runs it holds the session alone.
+        chain: the segments, for benchmarks; no other thread may use the session meanwhile.
     """
 
     def __init__(self, bundle: Bundle, open_chain: Callable[[list[str]], Chain]) -> None:
@@ -36,7 +36,7 @@ class LoadedBundle:
 
     @property
     def manifest(self) -> Manifest:
-        """What the bundle says about itself."""
+        """The bundle's manifest: its description of itself."""
         return self._bundle.manifest
 
     @property
@@ -45,7 +45,7 @@ class LoadedBundle:
         return self.chain.max_batch
 
     def prepare(self, images: Sequence[ImageLike], *, color: str = "rgb") -> NDArray[Any]:
-        """Make network input of images, as the manifest says.
+        """Resize and normalise images into network input, as the manifest says.
 
         Args:
             images: as for ``Session.predict``; one array ``[B, H, W, C]`` will do.
@@ -66,7 +66,7 @@ class LoadedBundle:
     def exit_logits(
         self, images: Sequence[ImageLike], *, color: str = "rgb"
     ) -> NDArray[np.float32]:
-        """Every exit's logits, ``[B, M + 1, C] float32``; nothing stops early.
+        """Return every exit's logits, ``[B, M + 1, C] float32``; no image stops early.
 
         Args:
             images: as for ``Session.predict``.
@@ -89,11 +89,12 @@ class LoadedBundle:
         return logits
 
     def timed_exits(self, images: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """Run all segments on one prepared image, deciding at every exit and obeying at none.
+        """Run all segments on one prepared image and time each, its exit decision included.
+
+        Decisions are computed but never stop the image.
 
         Returns:
-            Logits ``[M + 1, C] float32``, yours, and what each segment took with the decision at
-            its end, ``[M + 1]`` in ms.
+            Logits ``[M + 1, C] float32``, a copy, and the times, ``[M + 1]`` in ms.
 
         Raises:
             BackendError: the session is closed.
@@ -103,7 +104,9 @@ class LoadedBundle:
             return self._walk.timed(images)
 
     def baseline_logits(self, images: NDArray[Any]) -> NDArray[np.float32]:
-        """The baseline on prepared input, ``-> [B, C] float32``, yours; loaded on first use.
+        """Return the baseline's logits on prepared input, ``[B, C] float32``, a copy.
+
+        The baseline is loaded on first use.
 
         Raises:
             BackendError: the session is closed.
@@ -114,7 +117,9 @@ class LoadedBundle:
             return baseline.step().copy()
 
     def check_parity(self) -> float:
-        """See ``parity.check_parity``; the baseline is checked too.
+        """Compare segments and baseline with PyTorch's logits in the bundle; return the difference.
+
+        See ``parity.check_parity``.
 
         Raises:
             ParityError: beyond the tolerance the bundle was exported with; names the segment.
@@ -124,9 +129,9 @@ class LoadedBundle:
             return check_parity(self._bundle, self.chain, self._open_baseline())
 
     def warm_up(self, runs: int = 10) -> float:
-        """Run the whole chain a few times, so that buffers and clocks have settled.
+        """Run the whole chain a few times, so that later predictions are at full speed.
 
-        Deadlines and ``TargetRate`` go by what the segments take here.
+        Deadlines and ``TargetRate`` go by the times measured here.
 
         Args:
             runs: at least 1.
@@ -147,11 +152,11 @@ class LoadedBundle:
         return float(np.median(times.sum(axis=1)))
 
     def describe(self) -> dict[str, Any]:
-        """Backend, version, device and threads, for records."""
+        """Return backend, version, device and threads, for records."""
         return self.chain.describe()
 
     def close(self) -> None:
-        """Free the backend's memory, once what other threads run is done; may be called again."""
+        """Free the backend's memory, after waiting for other threads; may be called again."""
         with self._lock:
             if not self._closed:
                 self._closed = True

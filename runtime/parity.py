@@ -1,4 +1,4 @@
-"""Does a backend compute what PyTorch computed? A bundle brings samples to tell."""
+"""Checks a backend's logits against PyTorch's, on the samples stored in the bundle."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from lgvit_edge.runtime.backends.base import Chain
 
 
 def check_parity(bundle: Bundle, chain: Chain, baseline: Chain | None) -> float:
-    """Run the bundle's samples through every exit, one by one and in the largest batches.
+    """Compare logits of every exit with PyTorch's, one by one and in the largest batches.
 
     Args:
-        bundle: whose ``parity.npz``.
+        bundle: brings the samples, ``parity.npz``.
         chain: of its segments.
         baseline: checked too, if it is given.
 

@@ -1,4 +1,4 @@
-"""The policies that a bundle brings: its own, and those of its operating points."""
+"""Reads the policies stored in a bundle: its own, and those of its operating points."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from lgvit_edge.policies import Policy
 
 
 def bundle_policy(manifest: Manifest, point: str | None = None) -> Policy:
-    """Read the policy of an operating point, or without one the bundle's own.
+    """Return the policy of an operating point, or without one the bundle's own.
 
     Raises:
         UsageError: there is no such point.
-        BundleError: the manifest names no policy that fits its exits.
+        BundleError: the manifest's policy is invalid or does not fit its exits.
     """
     where, data = "manifest.policy", manifest.policy
     if point is not None:
         if point not in manifest.points:
-            known = ", ".join(manifest.points) or "none; run: lgvit-edge tune"
-            raise UsageError(f"no operating point {point!r}; this bundle has {known}")
+            listed = ", ".join(manifest.points) or "none; run: lgvit-edge tune"
+            raise UsageError(f"no operating point {point!r}; this bundle has {listed}")
         where, data = f"manifest.points.{point}.policy", manifest.points[point].policy
     try:
         policy = policies.from_json(data)

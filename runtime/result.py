@@ -1,4 +1,4 @@
-"""What one image got."""
+"""The result of one image, and the pace it was given by ``TargetRate``."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from lgvit_edge.policies.scores import PROBABILITY, Measure
 
 @dataclass(frozen=True)
 class Pace:
-    """Why ``TargetRate`` chose the operating point that an image met.
+    """Holds the operating point that ``TargetRate`` chose for an image, and why.
 
     Attributes:
         point: name of the operating point.
         level: its place, 1 the most accurate.
         levels: how many there are.
-        load: what segments take at present over what they took when the session was warmed up.
+        load: time of the segments at present, relative to warm-up.
         expected_ms: mean time of a frame at this point and load.
         budget_ms: mean time of a frame that keeps the rate.
     """
@@ -29,7 +29,7 @@ class Pace:
     budget_ms: float
 
     def __str__(self) -> str:
-        """One line for a log."""
+        """Return one line for a log."""
         return (
             f"point {self.point} (level {self.level} of {self.levels}): {self.expected_ms:.1f} ms "
             f"expected of {self.budget_ms:.1f} at load {self.load:.2f}"
@@ -38,7 +38,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Result:
-    """What one image got.
+    """Holds the answer for one image: class, confidence, exit and times.
 
     Attributes:
         class_index: predicted class, 0..C - 1.
@@ -54,9 +54,9 @@ class Result:
         block: block after which that exit lies.
         latency_ms: from decoded frame to label; in a batch, until this image's exit.
         network_ms: the part of it spent in the chain and the policy.
-        stopped: what ended it: ``policy``, ``final`` (the chain was at its end), or ``deadline``.
+        stopped: what stopped it: ``policy``, ``final`` (no exit did), or ``deadline``.
         late: whether it took longer than the deadline it was given.
-        pace: the operating point it met and why, under ``TargetRate``.
+        pace: the operating point chosen for it and why, under ``TargetRate``.
         measure: what ``confidence`` is, ``PROBABILITY`` or ``ENTROPY`` for the policies here.
     """
 
@@ -74,16 +74,16 @@ class Result:
 
     @property
     def sureness(self) -> float:
-        """The confidence, turned so that more is surer, to sort by."""
+        """The confidence as a number to sort by: larger is always surer."""
         return self.measure.sureness(self.confidence)
 
     @property
     def confidence_text(self) -> str:
-        """The confidence as people read it, with its unit."""
+        """The confidence as text for people, with its unit."""
         return self.measure.text(self.confidence)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain types, for logs.
+        """Return the result as plain types, for logs.
 
         ``confidence`` is the number that the policy compared, ``measure`` what that is:
         ``probability`` (0..1) or ``entropy`` (nats, less is surer).

@@ -1,4 +1,4 @@
-"""Images on their way through a chain, until the policy stops them."""
+"""Runs images through a chain of segments until the policy stops them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lgvit_edge.runtime.result import Result
 
 
 class Walk:
-    """Runs a chain's segments and stops where it should."""
+    """Runs a chain's segments on images and stops each image at its exit."""
 
     def __init__(self, chain: Chain, manifest: Manifest) -> None:
         self.chain, self.clock = chain, SegmentClock()
@@ -28,14 +28,14 @@ class Walk:
     def one(
         self, images: NDArray[Any], policy: Policy, start: float, deadline_ms: float | None = None
     ) -> Result:
-        """A batch of one, the usual case on a device.
+        """Classify one image, the usual case on a device.
 
-        This is ``Departures`` for one row, which needs no bookkeeping of rows: that alone takes
-        longer than the decision itself.
+        It does what ``Departures`` does, without the bookkeeping of rows, which takes longer than
+        the decision itself.
 
         Args:
             images: network input ``[1, ...]``.
-            policy: what stops it.
+            policy: decides where it stops.
             start: ``time.perf_counter()`` at which latency and the deadline begin.
             deadline_ms: no segment is begun that may end after it.
         """
@@ -66,11 +66,11 @@ class Walk:
         return result
 
     def many(self, images: NDArray[Any], policy: Policy, starts: Sequence[float]) -> list[Result]:
-        """A batch, from which rows leave.
+        """Classify a batch; images that exit leave it.
 
         Args:
             images: network input ``[B, ...]``.
-            policy: what stops each.
+            policy: decides where each stops.
             starts: when each image's latency began.
         """
         began = time.perf_counter()
@@ -89,17 +89,17 @@ class Walk:
             chain.keep(left.going)
 
     def timed(self, images: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """See ``Session.timed_exits``."""
-        # It decides everywhere, as ``one`` does, and for nobody; and logits stay as they are.
+        """Run all segments on one image and time each; see ``Session.timed_exits``."""
+        # Decisions are computed as in ``one``, to be timed, but stop nothing.
         chain, tracker = self.chain, Confidence(1.0).start(self._exits)
         logits, ends = [], [time.perf_counter()]
         chain.start(images)
         for exit in range(1, self._exits + 2):
-            seen = chain.step()
+            exit_logits = chain.step()
             if exit <= self._exits:
-                tracker.step(exit, seen)
+                tracker.step(exit, exit_logits)
             ends.append(time.perf_counter())
-            logits.append(seen[0].copy())
+            logits.append(exit_logits[0].copy())
         return np.stack(logits), np.diff(ends) * 1e3
 
     def _result(
@@ -113,7 +113,7 @@ class Walk:
         stopped: str,
         deadline_ms: float | None = None,
     ) -> Result:
-        """The answer for one image, timed now."""
+        """Build the result of one image, whose latency ends now."""
         now = time.perf_counter()
         latency = (now - start) * 1e3
         return Result(

@@ -1,4 +1,4 @@
-"""``backend="auto"``: what is fastest for a bundle on this machine, measured once and kept."""
+"""``backend="auto"``: measures once which backend is fastest for a bundle here, and stores that."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ from lgvit_edge.runtime.backends.registry import (
 from lgvit_edge.runtime.parity import check_parity
 
 OVERRIDE = "LGVIT_EDGE_BACKEND"
-_SECONDS = 4.0  # that all candidates together may compute
+_SECONDS = 4.0  # for timing all candidates together
 _ROUNDS = 12
 _PATIENCE = 300.0  # seconds: compiling for a GPU takes a while
 # Set in the process that measures, so that it never starts another one.
 _MEASURING = "LGVIT_EDGE_MEASURING"
-_BURST = 3  # chains in a row: the first finds its weights pushed out of the caches
+_BURST = 3  # runs in a row; the first is dropped, as its weights are not in the caches
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was measured for one bundle on this machine.
+    """Holds the fastest backend for one bundle on this machine, with all measurements.
 
     Attributes:
-        backend: the fastest whose answers are PyTorch's.
+        backend: the fastest whose logits agree with PyTorch's.
         precision: what it computes float32 graphs in; None where it has no choice.
         measured: ms per image of each candidate, every exit equally often.
-        refused: why a candidate was not taken, by its name.
-        bundle: where it lay.
+        refused: why a candidate was not timed, by its name.
+        bundle: the bundle's path at that time.
         machine: processor, threads and versions.
         date: in UTC.
     """
@@ -66,12 +66,12 @@ class Choice:
 def choose(
     bundle: Bundle, backend: str, options: ChainOptions, *, afresh: bool = False
 ) -> tuple[str, ChainOptions]:
-    """A backend and the options to open it with.
+    """Return the backend to run a bundle on, and the options to open it with.
 
     Args:
         bundle: to run.
         backend: a backend's name, or ``auto``.
-        options: what the user asked for; each leaves less to choose.
+        options: what the user asked for; backends that do not take them are left out.
         afresh: measure even if that was done before.
 
     Raises:
@@ -81,18 +81,18 @@ def choose(
     """
     if backend == AUTO:
         backend = os.environ.get(OVERRIDE, AUTO)
-    found = candidates(bundle, backend, options)
-    best = found[0]
-    if len(found) > 1:
-        made = None if afresh else read_choice(bundle, found, options)
-        made = made or _measure_elsewhere(bundle, found, options)
-        made = made or measure(bundle, found, options)
-        best = Candidate(made.backend, made.precision)
+    contenders = candidates(bundle, backend, options)
+    best = contenders[0]
+    if len(contenders) > 1:
+        choice = None if afresh else read_choice(bundle, contenders, options)
+        choice = choice or _measure_elsewhere(bundle, contenders, options)
+        choice = choice or measure(bundle, contenders, options)
+        best = Candidate(choice.backend, choice.precision)
     return best.backend, replace(options, precision=best.precision)
 
 
 def candidates(bundle: Bundle, backend: str, options: ChainOptions) -> list[Candidate]:
-    """What to choose from: on the fastest kind of hardware here, one at least.
+    """List the ways to run a bundle on the fastest kind of hardware here; at least one.
 
     Raises:
         LGViTEdgeError: see ``choose``.
@@ -103,45 +103,45 @@ def candidates(bundle: Bundle, backend: str, options: ChainOptions) -> list[Cand
     if not suitable:
         raise UsageError("; ".join(refused.values()))
     if len(suitable) == 1 and (options.precision or not suitable[0].precisions):
-        # Nothing to choose: opening it tells best what may be wrong.
+        # Nothing to choose, so nothing is checked: opening it gives the best error message.
         return [Candidate(suitable[0].name, options.precision)]
-    found: list[Candidate] = []
+    contenders: list[Candidate] = []
     faults: dict[str, str] = {}
-    for one in suitable:
+    for kind in suitable:
         try:
-            if not one.installed:
-                raise MissingDependency(f"{one.name} is not installed; {one.to_install}")
-            found += one.own_candidates(bundle, options)
+            if not kind.installed:
+                raise MissingDependency(f"{kind.name} is not installed; {kind.to_install}")
+            contenders += kind.own_candidates(bundle, options)
         except (BackendError, MissingDependency) as error:
             if len(suitable) == 1:
                 raise
-            faults[one.name] = str(error)
-    if not found:
+            faults[kind.name] = str(error)
+    if not contenders:
         raise BackendError(_nothing_runs(bundle, faults))
-    highest = max(candidate.rank for candidate in found)
-    return [candidate for candidate in found if candidate.rank == highest]
+    highest = max(candidate.rank for candidate in contenders)
+    return [candidate for candidate in contenders if candidate.rank == highest]
 
 
 def _nothing_runs(bundle: Bundle, faults: dict[str, str]) -> str:
     reasons = "; ".join(f"{name}: {why}" for name, why in faults.items())
-    return f"nothing here runs {bundle.root}: {reasons}; run: lgvit-edge doctor"
+    return f"no backend here can run {bundle.root}: {reasons}; run: lgvit-edge doctor"
 
 
 def _measure_elsewhere(
-    bundle: Bundle, found: list[Candidate], options: ChainOptions
+    bundle: Bundle, contenders: list[Candidate], options: ChainOptions
 ) -> Choice | None:
-    """``measure`` in a process of its own; None where that does not work.
+    """Call ``measure`` in a separate process; return None where that does not work.
 
-    What loses should leave neither memory nor ONNX Runtime's thread pool behind, which makes
-    demands on every other session of a process. An application that was packed into one program,
-    or that has Python inside, would start itself once more instead of Python; a process of its own
-    knows no backend that the application registered.
+    The slower candidates then leave no memory in this process, and no ONNX Runtime thread pool,
+    which would restrict its other sessions. It cannot be done from an application packed into one
+    program or embedding Python, which would start itself instead of Python, nor with backends that
+    the application registered, which the separate process does not have.
     """
-    if not (_python_starts_python() and all(ships(one.backend) for one in found)):
+    if not (_python_starts_python() and all(ships(one.backend) for one in contenders)):
         return None
     given = {name: getattr(options, name) for name in options.given}
-    asked = {"root": str(bundle.root), "candidates": found, "options": given}
-    command = [sys.executable, "-m", "lgvit_edge.runtime.selection", json.dumps(asked)]
+    request = {"root": str(bundle.root), "candidates": contenders, "options": given}
+    command = [sys.executable, "-m", "lgvit_edge.runtime.selection", json.dumps(request)]
     environment = os.environ | {_MEASURING: "1"}
     try:
         done = subprocess.run(
@@ -160,80 +160,80 @@ def _python_starts_python() -> bool:
 
 
 def _main() -> None:
-    """The other side of ``_measure_elsewhere``."""
-    asked = json.loads(sys.argv[1])
-    bundle = open_bundle(asked["root"], verify=False)  # as was done a moment ago
-    found = [Candidate(*row) for row in asked["candidates"]]
-    print(json.dumps(vars(measure(bundle, found, ChainOptions(**asked["options"])))))
+    """Measure in the process that ``_measure_elsewhere`` started, and print the choice."""
+    request = json.loads(sys.argv[1])
+    bundle = open_bundle(request["root"], verify=False)  # verified by the process that asks
+    contenders = [Candidate(*row) for row in request["candidates"]]
+    print(json.dumps(vars(measure(bundle, contenders, ChainOptions(**request["options"])))))
 
 
-def measure(bundle: Bundle, found: list[Candidate], options: ChainOptions) -> Choice:
-    """Time candidates in turn on the bundle's samples, keep the result, and say which is fastest.
+def measure(bundle: Bundle, contenders: list[Candidate], options: ChainOptions) -> Choice:
+    """Time candidates on one of the bundle's samples, and store and return the fastest.
 
     Raises:
-        BackendError: none opens and agrees with PyTorch.
+        BackendError: no candidate opens and agrees with PyTorch.
     """
     refused: dict[str, str] = {}
     times: dict[Candidate, list[float]] = {}
     with contextlib.ExitStack() as stack:
         chains: dict[Candidate, Chain] = {}
-        for one in found:
+        for candidate in contenders:
             try:
-                opener = chain_opener(
-                    bundle, one.backend, replace(options, precision=one.precision)
-                )
-                chain = opener(segment_names(bundle))
+                own = replace(options, precision=candidate.precision)
+                chain = chain_opener(bundle, candidate.backend, own)(segment_names(bundle))
                 stack.callback(chain.close)
                 check_parity(bundle, chain, None)
-                chains[one] = chain
+                chains[candidate] = chain
             except LGViTEdgeError as error:
-                refused[one.label] = str(error)
+                refused[candidate.label] = str(error)
         with np.load(bundle.path(bundle.manifest.parity.samples), allow_pickle=False) as samples:
             image = samples["images"][:1]
         began = time.perf_counter()
         for _ in range(_ROUNDS):
-            for one, chain in chains.items():
-                time.sleep(0.005)  # pools that were used before stop spinning
+            for candidate, chain in chains.items():
+                time.sleep(0.005)  # until the thread pools of the chain before stop spinning
                 burst = [_mean_exit_ms(chain, image, bundle) for _ in range(_BURST)]
-                times.setdefault(one, []).extend(burst[1:])
+                times.setdefault(candidate, []).extend(burst[1:])
             if time.perf_counter() - began > _SECONDS:
                 break
     if not times:
         raise BackendError(_nothing_runs(bundle, refused))
-    measured = {one: round(float(np.median(ms)), 4) for one, ms in times.items()}
-    best = min(measured, key=lambda one: measured[one])
+    medians = {candidate: round(float(np.median(ms)), 4) for candidate, ms in times.items()}
+    best = min(medians, key=lambda candidate: medians[candidate])
     choice = Choice(
         backend=best.backend,
         precision=best.precision,
-        measured={one.label: ms for one, ms in measured.items()},
+        measured={candidate.label: ms for candidate, ms in medians.items()},
         refused=refused,
         bundle=str(bundle.root.resolve()),
-        machine=_machine(found, options),
+        machine=_machine(contenders, options),
         date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
-    if (path := _path(bundle, found, options)) is not None:
+    if (path := _path(bundle, contenders, options)) is not None:
         text = json.dumps(vars(choice), indent=1) + "\n"
         keep(path, lambda partial: partial.write_text(text, encoding="utf-8"))
     return choice
 
 
-def read_choice(bundle: Bundle, found: list[Candidate], options: ChainOptions) -> Choice | None:
-    """What was measured before for this bundle, machine and set of candidates."""
-    path = _path(bundle, found, options)
-    made = None if path is None else _read(path)
-    named = [(one.backend, one.precision) for one in found]
-    return made if made and (made.backend, made.precision) in named else None
+def read_choice(
+    bundle: Bundle, contenders: list[Candidate], options: ChainOptions
+) -> Choice | None:
+    """Return the stored choice for this bundle, machine and set of candidates, if there is one."""
+    path = _path(bundle, contenders, options)
+    choice = None if path is None else _read(path)
+    pairs = [(one.backend, one.precision) for one in contenders]
+    return choice if choice and (choice.backend, choice.precision) in pairs else None
 
 
 def known_choices() -> list[Choice]:
-    """Every choice that is kept, the newest first."""
+    """Return every stored choice, the newest first."""
     root = cache_root()
-    found = [_read(path) for path in root.glob("*/backend-*.json")] if root is not None else []
-    return sorted((c for c in found if c is not None), key=lambda c: c.date, reverse=True)
+    stored = map(_read, root.glob("*/backend-*.json")) if root is not None else ()
+    return sorted(filter(None, stored), key=lambda choice: choice.date, reverse=True)
 
 
 def _mean_exit_ms(chain: Chain, image: NDArray[np.uint8 | np.float32], bundle: Bundle) -> float:
-    """Of one image that leaves at every exit equally often."""
+    """Return ms from input to exit, averaged over all exits."""
     start = time.perf_counter()
     chain.start(image)
     ends = []
@@ -243,23 +243,24 @@ def _mean_exit_ms(chain: Chain, image: NDArray[np.uint8 | np.float32], bundle: B
     return sum(ends) / len(ends) * 1e3
 
 
-def _machine(found: list[Candidate], options: ChainOptions) -> str:
+def _machine(contenders: list[Candidate], options: ChainOptions) -> str:
     parts = [cpu_name(), f"{options.threads or available_cores()} threads"]
-    for name in dict.fromkeys(one.backend for one in found):
+    for name in dict.fromkeys(one.backend for one in contenders):
         for package in backend_of(name).packages:
             if (version := version_of(package.name)) is not None:
                 parts.append(f"{package.name} {version}")
     return ", ".join(parts)
 
 
-def _path(bundle: Bundle, found: list[Candidate], options: ChainOptions) -> Path | None:
+def _path(bundle: Bundle, contenders: list[Candidate], options: ChainOptions) -> Path | None:
     folder = bundle_cache(bundle.manifest.identity)
-    key = key_of(_machine(found, options), options.device, options.thread_pool, found)
+    machine = _machine(contenders, options)
+    key = key_of(machine, options.device, options.thread_pool, contenders)
     return None if folder is None else folder / f"backend-{key}.json"
 
 
 def _read(path: Path) -> Choice | None:
-    """A kept choice; None where there is none or it is damaged."""
+    """Return a stored choice; None where there is none or it is damaged."""
     if not ours(path):
         return None
     try:

@@ -29,20 +29,20 @@ if TYPE_CHECKING:
 
 
 class Session(LoadedBundle):
-    """An early-exit chain, ready to predict.
+    """Classifies images with an opened bundle; each image stops at its first confident exit.
 
-    Any thread may call, several at once: a lock lets one image or batch into the chain at a time,
-    while others are resized. For images in parallel, open a session per thread.
+    Several threads may call at once: a lock lets one image or batch into the chain at a time, while
+    others are resized. To run images in parallel, open a session per thread.
 
     Attributes:
-        hooks: each is called with every ``Result``, in the thread that predicts; what it raises
-            comes out of the prediction.
+        hooks: each is called with every ``Result``, in the thread that predicts; an exception it
+            raises reaches the caller.
     """
 
     def __init__(
         self, bundle: Bundle, policy: Policy, open_chain: Callable[[list[str]], Chain]
     ) -> None:
-        """Use ``Session.open``."""
+        """Wrap an opened bundle; use ``Session.open`` instead."""
         super().__init__(bundle, open_chain)
         self._recorder = Recorder(self._exits + 1)
         self._rate: TargetRate | None = None
@@ -83,8 +83,8 @@ class Session(LoadedBundle):
                 a machine (seconds) and remembered. ``LGVIT_EDGE_BACKEND`` takes the place of
                 ``auto``. An option that a backend does not take is refused, and with ``auto``
                 leaves that backend out.
-            policy: what stops the chain; None for the manifest's.
-            point: the name of an operating point that ``lgvit-edge tune`` found, instead.
+            policy: decides where images stop; None for the manifest's.
+            point: instead, the name of an operating point that ``lgvit-edge tune`` stored.
             threads: CPU threads (onnxruntime, openvino); None for one per core this process may
                 use.
             thread_pool: (onnxruntime) ``global``, the default, is fastest and makes ONNX Runtime
@@ -94,15 +94,15 @@ class Session(LoadedBundle):
                 for the best one here.
             precision: (openvino) ``fp32``, ``bf16`` or ``fp16``: what float32 graphs are computed
                 in; None for the fastest whose logits stay within the bundle's tolerance here.
-            tensorrt: how the tensorrt backend waits, records and speculates.
-            warm_up: see ``warm_up``; else the first predictions are slower than those to come.
+            tensorrt: options of the tensorrt backend.
+            warm_up: see ``warm_up``; without it the first predictions are slower.
 
         Raises:
             BundleError: missing, damaged, unsafe or of another schema version.
             BackendError: the backend or device cannot run here, or no engine fits this GPU.
             MissingDependency: the backend is not installed.
-            UsageError: an argument means nothing or is not for this backend, the policy does not
-                fit the exits, or there is no such point.
+            UsageError: an argument is invalid or not for this backend, the policy does not fit the
+                exits, or there is no such point.
         """
         if policy is not None and point is not None:
             raise UsageError("give a policy or an operating point, not both")
@@ -126,7 +126,7 @@ class Session(LoadedBundle):
 
     @property
     def policy(self) -> Policy:
-        """What stops the chain; may be set at any time.
+        """The policy that decides where images stop; may be set at any time.
 
         Raises:
             UsageError: on setting, when its thresholds do not fit the exits.
@@ -148,9 +148,9 @@ class Session(LoadedBundle):
 
     @property
     def point(self) -> str | None:
-        """Name of the operating point in use; may be set at any time.
+        """Name of the operating point in use, None for another policy; may be set at any time.
 
-        None while another policy is. The points are those the bundle had when it was opened.
+        The points are those the bundle had when it was opened.
 
         Raises:
             UsageError: on setting, when there is no such point.
@@ -175,10 +175,10 @@ class Session(LoadedBundle):
             image: ``uint8`` array ``[H, W, 3]``; ``[H, W]`` or ``[H, W, 1]``, grey; ``[H, W, 4]``,
                 whose transparency is dropped, as of files; the path of a file; or a Pillow image.
             color: of arrays, whether channels come as ``rgb`` or, as in OpenCV, ``bgr``.
-            deadline_ms: from this call to the answer: no segment is begun that may end later, by
-                what segments take at present (``clock.MISS``). At least exit 1 answers, late where
-                even that takes longer (``Result.late``). The first call with a deadline warms the
-                session up, unless that was done.
+            deadline_ms: from this call to the answer: no segment is begun that is likely to end
+                later, at the segments' present speed (``deadlines.MISS``). Exit 1 always answers,
+                late if even that takes longer (``Result.late``). The first call with a deadline
+                warms the session up, unless that was done.
 
         Raises:
             DataError: the image is of another type or shape, or cannot be read.
@@ -189,13 +189,13 @@ class Session(LoadedBundle):
         if deadline_ms is not None and not 0 < deadline_ms < float("inf"):
             raise UsageError(f"deadline_ms must be a positive number, found {deadline_ms!r}")
         images = self.prepare([image], color=color)
-        spent = (time.perf_counter() - start) * 1e3
-        return self.run(images, starts=[start], deadline_ms=deadline_ms, prepare_ms=spent)[0]
+        prepare_ms = (time.perf_counter() - start) * 1e3
+        return self.run(images, starts=[start], deadline_ms=deadline_ms, prepare_ms=prepare_ms)[0]
 
     def predict_batch(self, images: Sequence[ImageLike], *, color: str = "rgb") -> list[Result]:
         """Classify images together; those that exit leave the batch.
 
-        More images than the bundle's largest batch are split.
+        More images than the bundle's largest batch are run in several batches.
 
         Args:
             images: each as for ``predict``; one array ``[B, H, W, C]`` will do.
@@ -211,8 +211,8 @@ class Session(LoadedBundle):
         for first in range(0, len(images), self.max_batch):
             start = time.perf_counter()
             ready = self.prepare(images[first : first + self.max_batch], color=color)
-            spent = (time.perf_counter() - start) * 1e3
-            results += self.run(ready, starts=[start] * len(ready), prepare_ms=spent)
+            prepare_ms = (time.perf_counter() - start) * 1e3
+            results += self.run(ready, starts=[start] * len(ready), prepare_ms=prepare_ms)
         return results
 
     def stream(
@@ -225,8 +225,8 @@ class Session(LoadedBundle):
     ) -> Iterator[Result]:
         """Classify images as they come, in their order, for throughput.
 
-        A thread reads and resizes up to ``ahead`` images while the network computes; batches are
-        of what has been read by then. A source may fill one and the same array again and again.
+        A thread reads and resizes up to ``ahead`` images while the network computes; a batch holds
+        what has been read by then. A source may reuse one array for all its images.
 
         Args:
             images: each as for ``predict``; a camera, a generator of files.
@@ -235,8 +235,8 @@ class Session(LoadedBundle):
             ahead: images read before they are needed; None for two batches.
 
         Raises:
-            DataError: an image is of another type or shape; what ``images`` raises comes through
-                likewise, after the results of the images before it.
+            DataError: an image is of another type or shape. An exception of ``images`` itself is
+                raised too, after the results of the images before it.
             UsageError: ``batch`` or ``ahead`` are below 1, or there is no such color.
             BackendError: the session is closed.
         """
@@ -254,7 +254,7 @@ class Session(LoadedBundle):
         batch: int | None = None,
         ahead: int | None = None,
     ) -> Iterator[tuple[str, Result | StreamError]]:
-        """Several cameras into one session: a thread reads each, batches mix them.
+        """Classify images of several cameras: a thread reads each, and batches mix them.
 
         A bad image, or a source that fails, stops no other source: a ``StreamError`` takes the
         place of its result.
@@ -299,14 +299,14 @@ class Session(LoadedBundle):
         deadline_ms: float | None = None,
         prepare_ms: float = 0.0,
     ) -> list[Result]:
-        """The chain alone, on prepared input.
+        """Classify input that ``prepare`` returned.
 
         Args:
             images: what ``prepare`` returns, at most the largest batch.
             starts: ``time.perf_counter()`` at which each image's latency begins; default now.
             deadline_ms: as for ``predict``; for one image.
-            prepare_ms: spent on ``images`` before this call, which a frame rate has to pay too;
-                nothing where another thread prepares them meanwhile.
+            prepare_ms: time spent on ``images`` before this call, which counts towards a frame
+                rate; 0 where another thread prepares them.
 
         Raises:
             UsageError: a deadline for several images.
@@ -339,12 +339,12 @@ class Session(LoadedBundle):
 
     @property
     def stats(self) -> Statistics:
-        """What the session has done so far."""
+        """Counts and latencies of the session so far."""
         with self._lock:
             return self._recorder.snapshot()
 
     def close(self) -> None:
-        """Free the backend's memory, once what other threads run is done; may be called again."""
+        """Free the backend's memory, after waiting for other threads; may be called again."""
         with self._lock:
             if self._rate is not None:
                 self._rate.detach()
@@ -360,5 +360,5 @@ class Session(LoadedBundle):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close."""
+        """Close the session."""
         self.close()

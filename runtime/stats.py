@@ -1,4 +1,4 @@
-"""What a session has done so far: counts, and latencies over a window."""
+"""Counts what a session has done so far, with latencies over its last images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
 @dataclass(frozen=True)
 class Statistics:
-    """A moment's picture of a session.
+    """Holds a session's counts and latencies at one moment.
 
     Attributes:
         images: answered since the session was opened.
@@ -30,7 +30,7 @@ class Statistics:
         late: answers that came after their deadline.
         seconds: since the session was opened.
         latency_s: of all images together, in seconds.
-        window: the last images, at most ``WINDOW``, that the latencies are of.
+        window: number of latest images, at most ``WINDOW``, that the latencies cover.
         latency_ms: from decoded frame to label: ``mean``, ``p50``, ``p90``, ``p95``, ``p99``; empty
             before the first image.
         network_ms: the part of it spent in the chain and the policy.
@@ -47,17 +47,17 @@ class Statistics:
     network_ms: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
-        """As plain types."""
+        """Return the counts as plain types, ready for JSON."""
         return {**vars(self), "exits": list(self.exits)}
 
     def prometheus(self, labels: Mapping[str, str] | None = None) -> str:
-        """Prometheus' text exposition format 0.0.4.
+        """Return the counts in Prometheus' text exposition format 0.0.4.
 
         Args:
-            labels: on every sample, such as ``{"camera": "gate"}``.
+            labels: added to every sample, such as ``{"camera": "gate"}``.
 
         Raises:
-            UsageError: a label's name is none.
+            UsageError: a label's name is not valid.
         """
         common = dict(labels or {})
         if bad := [name for name in common if not _LABEL.fullmatch(name)]:
@@ -65,19 +65,19 @@ class Statistics:
         lines: list[str] = []
 
         def metric(name: str, kind: str, text: str, rows: Sequence[tuple[str, str, Any]]) -> None:
-            """Each row: what follows the name, the last label, the value."""
+            """Add a metric; each row is a suffix of the name, the last label, the value."""
             lines.append(f"# HELP lgvit_edge_{name} {text}")
             lines.append(f"# TYPE lgvit_edge_{name} {kind}")
             given = [f'{key}="{_escaped(value)}"' for key, value in common.items()]
             for suffix, label, value in rows:
                 labels = ",".join(filter(None, [*given, label]))
-                shown = f"{{{labels}}}" if labels else ""
-                lines.append(f"lgvit_edge_{name}{suffix}{shown} {value}")
+                braced = f"{{{labels}}}" if labels else ""
+                lines.append(f"lgvit_edge_{name}{suffix}{braced} {value}")
 
         exits = [("", f'exit="{i}"', count) for i, count in enumerate(self.exits, 1)]
         metric("images_total", "counter", "Images answered, by exit.", exits)
         ended = [("", f'by="{by}"', count) for by, count in self.stopped.items()]
-        metric("stopped_total", "counter", "Images answered, by what ended their way.", ended)
+        metric("stopped_total", "counter", "Images answered, by what stopped them.", ended)
         metric("late_total", "counter", "Answers after their deadline.", [("", "", self.late)])
         quantiles = [
             ("", f'quantile="{int(name[1:]) / 100}"', f"{ms / 1e3:.7f}")
@@ -85,13 +85,13 @@ class Statistics:
             if name != "mean"
         ]
         totals = [("_sum", "", f"{self.latency_s:.6f}"), ("_count", "", self.images)]
-        text = f"From decoded frame to label; quantiles over the last {WINDOW} images."
+        text = f"Time from decoded frame to label; quantiles over the last {WINDOW} images."
         metric("latency_seconds", "summary", text, [*quantiles, *totals])
         return "\n".join(lines) + "\n"
 
 
 class Recorder:
-    """Adds up results; a microsecond each."""
+    """Adds up a session's results, at about a microsecond each."""
 
     def __init__(self, exits: int) -> None:
         self._opened = time.monotonic()
@@ -110,7 +110,7 @@ class Recorder:
         self._times.append((result.latency_ms, result.network_ms))
 
     def snapshot(self) -> Statistics:
-        """All so far."""
+        """Return the statistics so far."""
         latency, network = np.array(self._times, np.float64).reshape(-1, 2).T
         return Statistics(
             images=sum(self._exits),

@@ -1,4 +1,4 @@
-"""Many images through one session: read ahead, batched, answered in order."""
+"""Runs streams of images through one session: read ahead, batched, answered in order."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from lgvit_edge.errors import UsageError
 from lgvit_edge.images.preprocess import ImageLike
 from lgvit_edge.runtime.result import Result
 
-_POLL = 0.05  # seconds after which a reader that waits for room looks whether it should stop
+_POLL = 0.05  # seconds between a waiting reader's checks whether it should stop
 
 
 @dataclass(frozen=True)
 class StreamError:
-    """What took the place of a result in ``Session.streams``.
+    """Reports an image or a source that failed, in the place of a ``Result``.
 
     Attributes:
         error: a ``DataError`` where an image could not be used, or what the source raised.
         image: the number of that image in its source, from 0.
-        ended: whether the source is over; else it goes on with its next image.
+        ended: whether the source is over; otherwise its next image follows.
     """
 
     error: BaseException
@@ -36,7 +36,7 @@ class StreamError:
 
 @dataclass(frozen=True)
 class _Item:
-    """What a reader hands over: an image that was read and resized, an error, or the end."""
+    """One message of a reader: a prepared image, an error, or the end of its source."""
 
     source: str
     images: NDArray[Any] | None = None
@@ -54,13 +54,13 @@ def run_streams(
     ahead: int,
     patient: bool,
 ) -> Iterator[tuple[str, Result | StreamError]]:
-    """See ``Session.streams``.
+    """Classify the images of several sources, each read by a thread; see ``Session.streams``.
 
     Args:
-        prepare: one image to network input ``[1, ...]``.
-        run: network input ``[B, ...]``, and when each image's latency began, to results.
-        sources: by name.
-        batch: the largest.
+        prepare: turns one image into network input ``[1, ...]``.
+        run: turns network input ``[B, ...]``, and when each image's latency began, into results.
+        sources: images by the source's name.
+        batch: largest number of images run at once.
         ahead: images read before they are needed.
         patient: whether a source goes on after an image that cannot be used.
     """
@@ -77,7 +77,7 @@ def run_streams(
                 continue
 
     def read(name: str, images: Iterable[ImageLike]) -> None:
-        # Decoding and resizing happen here, beside the network, which leaves Python alone.
+        # Decoding and resizing happen here, in parallel with the network, which releases the GIL.
         number, last = 0, _Item(name, ended=True)
         try:
             for image in images:
@@ -104,19 +104,19 @@ def run_streams(
     open_sources = len(readers)
     try:
         while open_sources:
-            taken = [items.get()]
-            while len(taken) < batch:  # what is there by now; nobody waits for a full batch
+            items_read = [items.get()]
+            while len(items_read) < batch:  # only what is ready: a full batch is not waited for
                 try:
-                    taken.append(items.get_nowait())
+                    items_read.append(items.get_nowait())
                 except queue.Empty:
                     break
-            open_sources -= sum(item.ended for item in taken)
-            ready = [item for item in taken if item.images is not None]
+            open_sources -= sum(item.ended for item in items_read)
+            ready = [item for item in items_read if item.images is not None]
             results: Iterator[Result] = iter(())
             if ready:
                 images = np.concatenate([item.images for item in ready])
                 results = iter(run(images, [item.start for item in ready]))
-            for item in taken:
+            for item in items_read:
                 if item.error is not None:
                     yield item.source, item.error
                 elif item.images is not None:
@@ -128,7 +128,7 @@ def run_streams(
 
 
 def _owned(images: NDArray[Any], image: ImageLike) -> NDArray[Any]:
-    """Network input that stays as it is when the source fills its array again."""
+    """Return network input that does not change when the source fills its array again."""
     if isinstance(image, np.ndarray) and np.may_share_memory(images, image):
         return images.copy()
     return images

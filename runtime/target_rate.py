@@ -1,4 +1,4 @@
-"""``TargetRate``: a frame rate kept by moving along the operating points."""
+"""``TargetRate``: a policy that keeps a frame rate by switching between operating points."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from lgvit_edge.errors import UsageError
 from lgvit_edge.policies import FixedExit, Never, Policy, Tracker
 from lgvit_edge.runtime.result import Pace
 
-_QUICK, _SLOW = 1 / 6, 1 / 64  # memories: of the load, of how hard the images are
+_QUICK, _SLOW = 1 / 6, 1 / 64  # weights of a new frame: in the load, in how hard images are
 _GAP = 0.15  # a slower point must leave this share of the budget unused
 _PATIENCE = 10  # frames in a row before a slower point is tried
-_LONGEST = 160  # that patience grows to where attempts fail
+_LONGEST = 160  # frames; where attempts fail, that patience doubles up to this
 _SOON = 60  # frames; a point given up again within these was tried too early
 
 
@@ -27,24 +27,24 @@ class _Level:
     name: str
     policy: Policy
     cost: float  # mean ms of the network per image, as calibrated
-    accuracy: float  # over the baseline's on the same images; of a single exit, a stand-in
+    accuracy: float  # minus the baseline's on the same images; for a single exit, only a rank
 
 
 class TargetRate(Policy):
-    """Keep a frame rate: leave earlier while the machine is busy, and recover afterwards.
+    """Keeps a frame rate: images leave earlier while the machine is busy, and later afterwards.
 
     The levels are the bundle's operating points, ordered by the accuracy they record against the
     baseline's on the same images, and as the last resort exit 1 for every image. Without operating
     points they are every exit for all images; a bundle records no accuracy of those, and a deeper
     exit is taken to be the more accurate. Of equally accurate levels the cheaper comes first, and
-    a level that is dearer than a more accurate one is never chosen. A level's cost is
-    known before it is tried: the shares of images per exit that ``tune`` found for it, times what
-    the session's segments took when it was warmed up, times how much slower they are now. When the
-    cost passes the budget, the most accurate level that fits is taken at once. A more accurate one
-    follows when it has fitted with 15 % to spare for 10 frames; each time it has to be given up
-    again soon, that patience doubles, up to 160 frames, so a load at the edge makes no oscillation.
+    a level that is dearer than a more accurate one is never chosen. A level's cost is computed, not
+    tried: the shares of images per exit that ``tune`` measured, times the segments' times from
+    warm-up, times how much slower they are now. When the cost passes the budget, the most accurate
+    level that fits is chosen at once. A more accurate one follows when it has fitted with 15 % to
+    spare for 10 frames; each time it has to be given up again soon, that patience doubles, up to
+    160 frames, so that the level does not oscillate.
 
-    One object serves one session at a time: until that has another policy, or is closed.
+    One object serves one session at a time, until that gets another policy or is closed.
     ``Result.pace`` says what was chosen and why.
     """
 
@@ -53,7 +53,7 @@ class TargetRate(Policy):
     def __init__(
         self, fps: float, points: Sequence[str] | None = None, *, headroom: float = 0.1
     ) -> None:
-        """Set what to keep.
+        """Set the frame rate to keep.
 
         Args:
             fps: frames per second.
@@ -61,7 +61,7 @@ class TargetRate(Policy):
             headroom: share of the time between frames that is left to the application.
 
         Raises:
-            UsageError: a number means nothing.
+            UsageError: a number is out of range.
         """
         if not 0 < fps < 1e6:
             raise UsageError(f"fps must be a positive number, found {fps!r}")
@@ -72,14 +72,14 @@ class TargetRate(Policy):
         self._levels: list[_Level] = []
 
     def attach(self, manifest: Manifest, exit_ms: NDArray[np.float64]) -> None:
-        """Called by the session that uses it.
+        """Order the levels for a session, which calls this when it starts to use the policy.
 
         Args:
             manifest: with the operating points.
             exit_ms: from input to each exit, ``[M + 1]``, when the session was warmed up.
 
         Raises:
-            UsageError: it serves another session, or there is no such point.
+            UsageError: the policy serves another session, or there is no such point.
         """
         if self._levels:
             raise UsageError(
@@ -88,8 +88,8 @@ class TargetRate(Policy):
             )
         names = manifest.points if self.points is None else self.points
         if unknown := [name for name in names if name not in manifest.points]:
-            known = ", ".join(manifest.points) or "none; run: lgvit-edge tune"
-            raise UsageError(f"no operating point {unknown[0]!r}; this bundle has {known}")
+            listed = ", ".join(manifest.points) or "none; run: lgvit-edge tune"
+            raise UsageError(f"no operating point {unknown[0]!r}; this bundle has {listed}")
         levels = [
             _Level(
                 name,
@@ -99,11 +99,11 @@ class TargetRate(Policy):
             )
             for name, point in ((name, manifest.points[name]) for name in names)
         ]
-        # Accuracies lie above -1: a single exit comes after every operating point.
-        first = range(1, 2 if levels else len(exit_ms) + 1)
+        # Differences of accuracies lie above -1, so a single exit comes after every point.
         depth = len(exit_ms)
         levels += [
-            _Level(f"exit {e}", FixedExit(e), float(exit_ms[e - 1]), e - depth - 2.0) for e in first
+            _Level(f"exit {e}", FixedExit(e), float(exit_ms[e - 1]), e - depth - 2.0)
+            for e in range(1, 2 if levels else depth + 1)
         ]
         self._levels = sorted(levels, key=lambda level: (-level.accuracy, level.cost))
         self._exit_ms = exit_ms.tolist()
@@ -114,22 +114,22 @@ class TargetRate(Policy):
         self._patience, self._tried = _PATIENCE, False
 
     def detach(self) -> None:
-        """Called by the session that used it: another may."""
+        """Release the policy, so that another session may use it."""
         self._levels = []
 
     def start(self, exits: int) -> Tracker:
-        """See ``Policy.start``: the current level's."""
+        """Start the current level's policy; see ``Policy.start``."""
         policy = self._levels[self._level].policy if self._levels else Never()
         return policy.start(exits)
 
     def to_json(self) -> dict[str, Any]:
-        """For records; no bundle keeps such a policy."""
+        """Return the settings for records; no bundle stores such a policy."""
         points = None if self.points is None else list(self.points)
         return {"name": self.name, "fps": self.fps, "budget_ms": self.budget_ms, "points": points}
 
     @property
     def pace(self) -> Pace:
-        """What the next frame meets, and why."""
+        """The operating point for the next frame, and why."""
         level = self._levels[self._level]
         return Pace(
             point=level.name,
@@ -141,16 +141,16 @@ class TargetRate(Policy):
         )
 
     def observe(self, exits: Sequence[int], network_ms: float, prepare_ms: float) -> None:
-        """See what frames took, and choose the next one's level.
+        """Record how long frames took, and choose the next one's level.
 
         Args:
             exits: that the images took; more than one for a batch.
-            network_ms: per image, spent in the chain.
-            prepare_ms: per image, spent before it in the same thread.
+            network_ms: per image, calibrated_ms in the chain.
+            prepare_ms: per image, calibrated_ms before it in the same thread.
         """
-        spent = sum(self._exit_ms[exit - 1] for exit in exits) / len(exits)
-        self._load += (network_ms / spent - self._load) * _QUICK
-        self._hardness += (spent / self._levels[self._level].cost - self._hardness) * _SLOW
+        calibrated_ms = sum(self._exit_ms[exit - 1] for exit in exits) / len(exits)
+        self._load += (network_ms / calibrated_ms - self._load) * _QUICK
+        self._hardness += (calibrated_ms / self._levels[self._level].cost - self._hardness) * _SLOW
         self._prepare_ms += (prepare_ms - self._prepare_ms) * _QUICK
         self._since += 1
         if self._expected(self._level) > self.budget_ms:
@@ -169,7 +169,7 @@ class TargetRate(Policy):
         return self._prepare_ms + self._load * self._hardness * self._levels[level].cost
 
     def _best(self, budget: float) -> int:
-        """The most accurate level within a budget, or the fastest."""
+        """Return the most accurate level within a budget, or the fastest."""
         fitting = (i for i in range(len(self._levels)) if self._expected(i) <= budget)
         costs = [level.cost for level in self._levels]
         return next(fitting, costs.index(min(costs)))

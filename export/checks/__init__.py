@@ -1,1 +1,1 @@
-"""Checks of an exported chain: does it compute and decide as the PyTorch model does?"""
+"""Checks that an exported chain computes and decides as the PyTorch model does."""

@@ -1,6 +1,6 @@
-"""Does the exported chain decide as the float32 model decides, on real images?
+"""Checks on real images that the exported chain decides as the float32 model does.
 
-Logits may drift a little at lower precision; what matters is whether images still leave at the same
+Logits may differ a little at lower precision. What matters is that images still leave at the same
 exits with the same answers, because thresholds are compared with confidences.
 """
 
@@ -25,7 +25,7 @@ from lgvit_edge.model import LGViT
 from lgvit_edge.policies import Policy
 from lgvit_edge.policies.scores import confidence
 
-# Per precision: top-1 that may be lost, and images that may leave elsewhere, as shares.
+# By precision, as shares: top-1 that may be lost, and images that may leave at another exit.
 ALLOWED = {"fp32": (0.0005, 0.001), "fp16": (0.002, 0.01), "int8": (0.01, 0.03)}
 _CHUNK = 16
 
@@ -42,7 +42,7 @@ def compare(
     policy: Policy,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Agreement:
-    """Run every image through the float32 model and the exported chain.
+    """Run every image through the float32 model and the exported chain, and compare decisions.
 
     Args:
         model: in eval mode.
@@ -58,79 +58,76 @@ def compare(
     """
     spec, size = model.config.preprocess, model.config.image_size
     runners = [graph_runner(root / graph.graph.file, graph) for graph in graphs]
-    wanted, found = [], []
+    expected, exported = [], []
     for first in range(0, len(images), _CHUNK):
         progress(first, len(images))
         frames = [load_rgb(image.path) for image in images[first : first + _CHUNK]]
         pixels = network_input(frames, spec, size, "uint8")
         normalised = to_float(pixels, spec)
-        wanted.append(reference_logits(model, torch.from_numpy(normalised)))
+        expected.append(reference_logits(model, torch.from_numpy(normalised)))
         hidden: NDArray[Any] = pixels if input == "uint8" else normalised
         logits = []
         for run in runners:
             *rest, answer = run(hidden)
             logits.append(answer)
             hidden = rest[0] if rest else hidden
-        found.append(np.stack(logits, axis=1))
-    return judge(np.concatenate(wanted), np.concatenate(found), images, policy)
+        exported.append(np.stack(logits, axis=1))
+    return judge(np.concatenate(expected), np.concatenate(exported), images, policy)
 
 
 def judge(
-    wanted: Logits, found: Logits, images: Sequence[LabelledImage], policy: Policy
+    expected: Logits, exported: Logits, images: Sequence[LabelledImage], policy: Policy
 ) -> Agreement:
-    """Compare decisions; ``wanted`` and ``found`` are ``[n, M + 1, C] float32``."""
-    (leaves, answers), (found_leaves, found_answers) = map(policy.replay, (wanted, found))
+    """Compare decisions; ``expected`` and ``exported`` are ``[n, M + 1, C] float32``."""
+    exits, answers = policy.replay(expected)
+    exported_exits, exported_answers = policy.replay(exported)
     change = np.abs(
-        [confidence(found[:, i]) - confidence(wanted[:, i]) for i in range(wanted.shape[1])]
+        [confidence(exported[:, i]) - confidence(expected[:, i]) for i in range(expected.shape[1])]
     )
     return Agreement(
         images=len(images),
         sha256=labelled.content_hash([image.path for image in images]),
         policy=policy.to_json(),
-        accuracy=_accuracy(found, images),
-        reference_accuracy=_accuracy(wanted, images),
-        same_exit=float((leaves == found_leaves).mean()),
-        same_label=float((answers == found_answers).mean()),
+        accuracy=_accuracy(exported, images),
+        reference_accuracy=_accuracy(expected, images),
+        same_exit=float((exits == exported_exits).mean()),
+        same_label=float((answers == exported_answers).mean()),
         confidence_change=tuple(float(c) for c in change.mean(axis=1)),
     )
 
 
 def _accuracy(logits: Logits, images: Sequence[LabelledImage]) -> float | None:
-    """Top-1 of the final classifier over the images that have a class."""
-    known = [
-        (i, image.class_index) for i, image in enumerate(images) if image.class_index is not None
+    """Return top-1 of the final classifier over the images that have a class."""
+    answers = logits[:, -1].argmax(axis=-1)
+    correct = [
+        answer == image.class_index
+        for answer, image in zip(answers, images, strict=True)
+        if image.class_index is not None
     ]
-    if not known:
-        return None
-    rows, classes = zip(*known, strict=True)
-    return float((logits[list(rows), -1].argmax(axis=-1) == np.array(classes)).mean())
+    return float(np.mean(correct)) if correct else None
 
 
-def gate(found: Agreement, precision: str) -> None:
-    """Refuse a chain that decides otherwise more often than the precision allows.
+def gate(agreement: Agreement, precision: str) -> None:
+    """Refuse a chain whose decisions differ more often than the precision allows.
 
     Raises:
-        ParityError: naming the segment whose confidence moved most.
+        ParityError: names the segment whose confidence moved most.
     """
     lost, moved = ALLOWED[precision]
     faults = []
-    if found.accuracy is not None and found.reference_accuracy is not None:
-        drop = found.reference_accuracy - found.accuracy
-        if drop * found.images > math.ceil(lost * found.images) + 1e-6:
-            faults.append(
-                f"top-1 fell from {found.reference_accuracy:.2%} to {found.accuracy:.2%} "
-                f"(allowed: {lost:.2%})"
-            )
-    if (1 - found.same_exit) * found.images > math.ceil(moved * found.images) + 1e-6:
-        faults.append(
-            f"{1 - found.same_exit:.2%} of the images leave at another exit (allowed: {moved:.2%})"
-        )
+    images, before, after = agreement.images, agreement.reference_accuracy, agreement.accuracy
+    if before is not None and after is not None:
+        if (before - after) * images > math.ceil(lost * images) + 1e-6:
+            faults.append(f"top-1 fell from {before:.2%} to {after:.2%} (allowed: {lost:.2%})")
+    other = 1 - agreement.same_exit
+    if other * images > math.ceil(moved * images) + 1e-6:
+        faults.append(f"{other:.2%} of the images leave at another exit (allowed: {moved:.2%})")
     if faults:
-        worst = int(np.argmax(found.confidence_change))
+        worst = int(np.argmax(agreement.confidence_change))
         raise ParityError(
-            f"{precision} on {found.images} images: {'; '.join(faults)}; the confidence moves most "
-            f"at segment {worst}, by {found.confidence_change[worst]:.4f} on average; nothing was "
-            f"written; {_CURE[precision]}"
+            f"{precision} on {images} images: {'; '.join(faults)}; the confidence moves most "
+            f"at segment {worst}, by {agreement.confidence_change[worst]:.4f} on average; nothing "
+            f"was written; {_CURE[precision]}"
         )
 
 

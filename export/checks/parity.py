@@ -1,6 +1,6 @@
-"""Does the exported chain compute what PyTorch computes?
+"""Checks that the exported chain computes the logits that PyTorch computes.
 
-The answer is given graph by graph on ONNX Runtime's CPU, the reference of every other backend.
+Each graph is run with ONNX Runtime on the CPU, the reference of every other backend.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from lgvit_edge.runtime.backends.ort_pool import join_pool, open_session
 
 SAMPLES = 5
 TOLERANCE = {"fp32": 1e-4, "fp16": 5e-2, "int8": 4.0}  # on logits
-# After 8 blocks of a trained ViT-Tiny PyTorch's own float32 is 6e-4 from float64 in the hidden
-# state, and 1e-5 in the logits that follow: rounding, which the norms take out again.
-# In int8 a hidden state says nothing: a trained ViT's few large channels hang on small changes.
+# After 8 blocks of a trained ViT-Tiny, PyTorch's own float32 differs from float64 by 6e-4 in the
+# hidden state and 1e-5 in the logits after it: rounding, which the norms reduce again. In int8
+# hidden states are not compared: a trained ViT's few large channels react to small changes.
 _HIDDEN_SLACK = {"fp32": 10.0, "fp16": 1.0, "int8": float("inf")}
 
 
 def sample_images(config: LGViTConfig, input: str) -> tuple[NDArray[Any], Tensor]:
-    """Seeded random inputs: for the bundle, and normalised for PyTorch.
+    """Make seeded random images: network input for the bundle, and normalised for PyTorch.
 
     Returns:
         ``[n, H, W, 3] uint8`` or ``[n, 3, H, W] float32``, and ``[n, 3, H, W] float32``.
@@ -48,11 +48,11 @@ def sample_images(config: LGViTConfig, input: str) -> tuple[NDArray[Any], Tensor
 
 
 class ChainCheck:
-    """Runs the exported segments beside PyTorch's, one after the other.
+    """Compares exported segments with PyTorch's, one after the other.
 
-    Each graph is run twice: on the input PyTorch's own segment got, so that the first graph that
-    diverges is the one named, and on what the graph before it gave, which is what a chain does;
-    that chain's logits are held against ``LGViT.exit_logits``, where nothing is folded.
+    Each graph is run twice: on the input of PyTorch's own segment, so that the error names the
+    first graph that diverges, and on the output of the graph before it, as a chain does. That
+    chain's logits are compared with ``LGViT.exit_logits``, which folds nothing into the weights.
     """
 
     def __init__(
@@ -62,13 +62,13 @@ class ChainCheck:
         precision: str,
         tolerance: float | None = None,
     ) -> None:
-        """Start at the images.
+        """Start with the images, before segment 0.
 
         Args:
             images: network input of segment 0.
             expected: ``[n, M + 1, C] float32`` from ``LGViT.exit_logits``.
-            precision: of the graphs, which decides what may differ.
-            tolerance: on logits, see ``difference``; None for the precision's own.
+            precision: of the graphs, which decides how much may differ.
+            tolerance: on logits, see ``difference``; None for the precision's usual one.
         """
         self._expected, self._slack = expected, _HIDDEN_SLACK[precision]
         self.tolerance = tolerance or TOLERANCE[precision]
@@ -79,10 +79,10 @@ class ChainCheck:
         """Check segment ``index`` and move on to the next.
 
         Returns:
-            The largest difference seen in logits.
+            The largest difference in its logits.
 
         Raises:
-            ParityError: beyond the tolerance, naming the segment and the tensor.
+            ParityError: beyond the tolerance; names the segment and the tensor.
         """
         with torch.no_grad():
             output = module(self._torch)
@@ -121,11 +121,10 @@ class ChainCheck:
 
 
 def graph_runner(path: Path, graph: GraphSpec) -> Callable[[NDArray[Any]], list[NDArray[Any]]]:
-    """A function running one graph on CPU, row by row where its batch is fixed at 1.
+    """Return a function that runs one graph on the CPU, casting its input to the graph's dtype.
 
-    Inputs are cast to what the graph takes.
-
-    Where the batch varies, rows go in pairs and the odd one alone, so that both are checked.
+    Where the batch is fixed at 1, rows are run one by one. Where it varies, they are run in pairs
+    and an odd last one alone, so that both batch sizes are checked.
     """
     ort = require("onnxruntime", extra="cpu")
     threads, providers = join_pool(ort, None), ["CPUExecutionProvider"]
@@ -142,7 +141,7 @@ def graph_runner(path: Path, graph: GraphSpec) -> Callable[[NDArray[Any]], list[
 
 
 def reference_logits(model: LGViT, pixels: Tensor) -> NDArray[np.float32]:
-    """What PyTorch says at every exit, ``[n, M + 1, C] float32``."""
+    """Return PyTorch's logits at every exit, ``[n, M + 1, C] float32``."""
     with torch.no_grad():
         logits: NDArray[np.float32] = model.exit_logits(pixels).numpy()
     return logits

@@ -1,1 +1,1 @@
-"""From ONNX graphs to TensorRT engines. Nothing here imports torch: this also runs on devices."""
+"""Compiles ONNX graphs to TensorRT engines, without torch: this also runs on devices."""

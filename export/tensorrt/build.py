@@ -1,4 +1,4 @@
-"""``build_engines``: compile what is not current of a bundle's engines, and run them.
+"""``build_engines``: compiles those engines of a bundle that are not up to date, and checks them.
 
 Never imports torch.
 """
@@ -35,13 +35,13 @@ STAGING = ".partial"
 
 @dataclass(frozen=True)
 class Built:
-    """What ``build_engines`` did.
+    """Holds the result of ``build_engines``.
 
     Attributes:
         folder: where the engines are.
-        build: the record.
-        compiled: names of the engines compiled now; the others were current.
-        seconds: what compiling took.
+        build: their record.
+        compiled: names of the engines compiled now; the others were up to date.
+        seconds: time for compiling.
         max_difference: largest difference of logits from PyTorch's on the bundle's samples; None
             where this machine cannot run the engines.
         not_run: why it cannot; empty where it can.
@@ -64,26 +64,26 @@ def build_engines(
     progress: Progress = lambda done, total, text: None,
     note: Callable[[str], None] = lambda text: None,
 ) -> Built:
-    """Compile every segment and the baseline into ``engines/<tag>/``, and run what runs here.
+    """Compile every segment and the baseline into ``engines/<tag>/``, and check them if they run.
 
-    New engines gather in a folder of their own and take their places together, the record last: an
-    interrupted build goes on where it stopped, and engines that worked stay until then.
+    New engines are written to a separate folder and moved together, the record last. An interrupted
+    build continues where it stopped, and the old engines stay usable until the end.
 
     Args:
         bundle: the directory ``lgvit-edge export`` wrote.
-        library: ``tensorrt`` or ``tensorrt-rtx``; None for the bundle's target's.
-        options: how.
-        force: compile all, current or not.
-        progress: called with engines done, engines in all, and what is being done.
-        note: called with what makes building or running slow on this Jetson, before it starts.
+        library: ``tensorrt`` or ``tensorrt-rtx``; None for the one of the bundle's target.
+        options: None for the defaults.
+        force: compile all engines, even those up to date.
+        progress: called with engines done, engines in all, and the present step.
+        note: called at the start with what makes building or running slow on this Jetson.
 
     Raises:
-        UsageError: an option means nothing, or the bundle is for CPUs.
+        UsageError: an option is invalid, or the bundle is for CPUs.
         BundleError: the bundle is damaged.
         MissingDependency: the library is not installed.
         BackendError: this machine cannot compile for the target, or not run what it should.
         BuildError: an engine could not be compiled, or another build is writing there.
-        ParityError: the engines compute something else than PyTorch did; nobody will load them.
+        ParityError: the engines' logits differ from PyTorch's; their record is deleted.
     """
     start = time.perf_counter()
     opened = open_bundle(bundle)
@@ -140,15 +140,15 @@ def build_engines(
 
 
 def default_workspace() -> int | None:
-    """A quarter of the free memory on a Jetson, whose CPU and GPU share it; else no cap."""
-    found = jetson.detect()
-    if found is None or found.available_gb is None:
+    """Return bytes of scratch memory: on a Jetson a quarter of the free memory, else no limit."""
+    board = jetson.detect()
+    if board is None or board.available_gb is None:
         return None
-    return int(found.available_gb * 1e9) // 4
+    return int(board.available_gb * 1e9) // 4
 
 
 def check_graphs(bundle: str | Path) -> str:
-    """Let TensorRT-RTX's parser read every graph of a bundle; nothing is compiled.
+    """Check that TensorRT-RTX's parser reads every graph of a bundle, without compiling.
 
     Returns:
         The parser's version.
@@ -166,7 +166,7 @@ def check_graphs(bundle: str | Path) -> str:
 
 
 def _check_board(manifest: Manifest, note: Callable[[str], None]) -> None:
-    """On a Jetson: what is known to go wrong, before minutes are spent."""
+    """Check a Jetson's software for known problems, before minutes of compiling."""
     board = jetson.detect()
     if board is None:
         return
@@ -199,13 +199,13 @@ def _build_all(
     progress: Progress,
 ) -> tuple[Build, tuple[str, ...]]:
     graphs, staging, cache = engines.graphs_of(bundle), folder / STAGING, folder / TIMING_CACHE
-    keep = {} if force else _current(folder, planned, graphs)
-    missing = {name: graph for name, graph in graphs.items() if name not in keep}
+    current = {} if force else _current(folder, planned, graphs)
+    missing = {name: graph for name, graph in graphs.items() if name not in current}
     ready = _current(staging, planned, missing)
     if not ready:
         shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(exist_ok=True)
-    # Not part of the record unless asked for: free memory is another one at the next build.
+    # The default is not recorded, because free memory differs at the next build.
     effective = dataclasses.replace(options, workspace=options.workspace or default_workspace())
     builder = EngineBuilder(trt, effective, timing_cache=_read(cache))
     build = dataclasses.replace(planned, engines=ready)
@@ -220,10 +220,8 @@ def _build_all(
         began = time.perf_counter()
         plan = builder.build(_task(bundle, name), progress=phase)
         spec = _write(staging / f"{name}.engine", plan, graphs[name], time.perf_counter() - began)
-        said = dict.fromkeys([*build.warnings, *trt.take_log("WARNING")])
-        build = dataclasses.replace(
-            build, engines=build.engines | {name: spec}, warnings=tuple(said)
-        )
+        warnings = tuple(dict.fromkeys([*build.warnings, *trt.take_log("WARNING")]))
+        build = dataclasses.replace(build, engines=build.engines | {name: spec}, warnings=warnings)
         engines.write_build(staging, build)
         if builder.timing_cache and not trt.is_rtx:
             with replacing(cache) as partial:
@@ -231,8 +229,8 @@ def _build_all(
     progress(len(missing), len(missing), "")
     for spec in build.engines.values():
         (staging / spec.file).replace(folder / spec.file)
-    made = {name: (keep | build.engines)[name] for name in graphs}
-    build = dataclasses.replace(build, engines=made)
+    complete = {name: (current | build.engines)[name] for name in graphs}
+    build = dataclasses.replace(build, engines=complete)
     engines.write_build(folder, build)
     shutil.rmtree(staging)
     return build, tuple(name for name in missing if name not in ready)
@@ -251,19 +249,19 @@ def _task(bundle: Bundle, name: str) -> BuildTask:
 
 
 def _current(folder: Path, planned: Build, graphs: dict[str, GraphSpec]) -> dict[str, EngineSpec]:
-    """Engines in ``folder`` that were compiled just so from just these graphs, and are intact."""
+    """Return the intact engines in ``folder`` that were compiled as planned from these graphs."""
     try:
-        found = engines.read_build(folder)
+        record = engines.read_build(folder)
     except BundleError:
         return {}
-    if dataclasses.replace(found, engines={}, warnings=()) != planned:
+    if dataclasses.replace(record, engines={}, warnings=()) != planned:
         return {}
-    keep = {}
+    current = {}
     for name, graph in graphs.items():
         with contextlib.suppress(BundleError):
-            engines.read_engine(folder, found, name, graph)
-            keep[name] = found.engines[name]
-    return keep
+            engines.read_engine(folder, record, name, graph)
+            current[name] = record.engines[name]
+    return current
 
 
 def _write(path: Path, plan: bytes, graph: GraphSpec, seconds: float) -> EngineSpec:
@@ -287,7 +285,7 @@ def _read(path: Path) -> bytes:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keep a second build out; the lock goes with the process, however it ends."""
+    """Lock the folder against a second build; the lock ends with the process."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / ".lock"):
@@ -303,7 +301,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _tidy(folder: Path) -> None:
-    """Where nothing was compiled, leave no trace."""
+    """Remove the staging folder, and the folder itself, where nothing was compiled."""
     staging = folder / STAGING
     if staging.is_dir() and not any(staging.glob("*.engine")):
         shutil.rmtree(staging)

@@ -1,7 +1,7 @@
-"""One ONNX graph to one TensorRT engine. Never imports torch: this also runs on a Jetson.
+"""Compiles an ONNX graph to a TensorRT engine, without torch: this also runs on a Jetson.
 
-Engines are strongly typed wherever the library can: they compute in the types the graph says.
-TensorRT 8 cannot, so there the precision is a flag, and norms and softmax are held in float32.
+Engines are strongly typed where the library supports it: they compute in the graph's types. With
+TensorRT 8, which does not, the precision is a flag, and norms and softmax stay in float32.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from lgvit_edge.machine.gpu import find_gpu
 from lgvit_edge.machine.tensorrt import TensorRT
 
 Progress = Callable[[str], None]
-# Where TensorRT 8 may choose, these stay in float32: their sums overflow or lose float16.
+# Layers that TensorRT 8 must compute in float32: their sums overflow or lose digits in float16.
 _WEAK_FLOAT = ("NORMALIZATION", "SOFTMAX", "REDUCE", "UNARY")
 
 
 @dataclass(frozen=True)
 class BuilderOptions:
-    """How engines are compiled.
+    """Holds the options for compiling engines.
 
     Attributes:
-        workspace: bytes of scratch memory tactics may use; None for the library's own choice.
-        optimization_level: 0 (quick to build) to 5 (quick to run); None for the library's own.
+        workspace: bytes of scratch memory that layers may use; None for the library's default.
+        optimization_level: 0 (quick to build) to 5 (quick to run); None for the default.
         compute_capabilities: GPUs an RTX engine runs on, such as ``8.6``; empty for all usual ones.
     """
 
@@ -38,7 +38,7 @@ class BuilderOptions:
     compute_capabilities: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Report what no library takes."""
+        """Refuse values that no library takes."""
         level = self.optimization_level
         if level is not None and not 0 <= level <= 5:
             raise UsageError(f"the optimization level must be 0 to 5, found {level}")
@@ -48,12 +48,12 @@ class BuilderOptions:
 
 @dataclass(frozen=True)
 class BuildTask:
-    """One graph to compile.
+    """Describes one graph to compile.
 
     Attributes:
         onnx: the graph's file, weights beside it.
-        graph: what the bundle says about it.
-        dtype: what matrix products are in, those between quantized layers too.
+        graph: its description in the manifest.
+        dtype: of matrix products, those between quantized layers too.
         quantized: whether some of it is int8.
         batch: smallest, usual and largest batch.
     """
@@ -66,18 +66,18 @@ class BuildTask:
 
 
 class EngineBuilder:
-    """Compiles graphs with one library; keeps its timing cache between them."""
+    """Compiles graphs with one library, and passes its timing cache from one to the next."""
 
     def __init__(
         self, trt: TensorRT, options: BuilderOptions, *, timing_cache: bytes = b""
     ) -> None:
-        """Prepare.
+        """Check the options against the library.
 
         Args:
             trt: the library.
-            options: how.
-            timing_cache: of an earlier run with this GPU and version; never used for RTX, which
-                would have to ask a GPU and could no longer build without one.
+            options: for every graph.
+            timing_cache: of an earlier run with this GPU and version. Not used for RTX, which would
+                then need a GPU to build.
 
         Raises:
             UsageError: RTX does not know a compute capability, or the library is not RTX.
@@ -87,32 +87,29 @@ class EngineBuilder:
         self._capabilities = self._named_capabilities()
 
     def build(self, task: BuildTask, *, progress: Progress = lambda text: None) -> bytes:
-        """Compile.
+        """Compile a graph and return the engine as bytes.
 
         Args:
-            task: what.
-            progress: called with what TensorRT is doing, from another thread.
-
-        Returns:
-            The plan.
+            task: the graph.
+            progress: called with the name of TensorRT's present phase, from another thread.
 
         Raises:
             BuildError: the graph is refused, or the engine is not what was asked for.
             KeyboardInterrupt: after TensorRT has been stopped.
         """
         job = _Job(self, task, progress)
-        # In a thread of its own: while TensorRT works, Python would not see Ctrl-C.
+        # In another thread, because Python does not react to Ctrl-C while TensorRT works.
         thread = threading.Thread(target=job.run, daemon=True)
         try:
             thread.start()
-            # An event: Python 3.11's Thread.join, once interrupted, takes the thread for ended.
+            # Not join: in Python 3.11, after an interrupted join the thread counts as ended.
             while not job.finished.wait(0.1):
                 pass
         except KeyboardInterrupt:
             job.cancelled = True
             if thread.ident is not None:
-                # To the end of the engine where TensorRT cannot be stopped (8.6); a second Ctrl-C
-                # does not wait.
+                # TensorRT 8.6 cannot be stopped, so this waits until the engine is done. A second
+                # Ctrl-C does not wait.
                 progress("stopping")
                 job.finished.wait()
                 thread.join()
@@ -123,10 +120,10 @@ class EngineBuilder:
         return job.plan
 
     def check(self, task: BuildTask) -> None:
-        """Parse only: is the graph one that would be compiled, in the types asked for?
+        """Parse a graph, and check that it would be compiled in the types asked for.
 
         Raises:
-            BuildError: it is not.
+            BuildError: it would not.
         """
         _Job(self, task, lambda text: None).parse()
 
@@ -134,13 +131,14 @@ class EngineBuilder:
         wanted = self._options.compute_capabilities
         if not wanted:
             return []
-        known = getattr(self._trt.module, "ComputeCapability", None)
-        if not self._trt.is_rtx or known is None:
+        capabilities = getattr(self._trt.module, "ComputeCapability", None)
+        if not self._trt.is_rtx or capabilities is None:
             raise UsageError(
                 "compute capabilities can be chosen for TensorRT-RTX only: TensorRT compiles for "
                 "the GPU it runs on"
             )
-        names = {f"{n[2:-1]}.{n[-1]}": n for n in known.__members__ if n.startswith("SM")}
+        members = capabilities.__members__
+        names = {f"{n[2:-1]}.{n[-1]}": n for n in members if n.startswith("SM")}
         unknown = [c for c in wanted if c not in names]
         if unknown or len(set(wanted)) < len(wanted):
             raise UsageError(
@@ -148,18 +146,17 @@ class EngineBuilder:
                 f"{', '.join(names)}; expected some of them, each once, between commas, found "
                 f"{','.join(wanted)!r}"
             )
-        return [getattr(known, names[c]) for c in wanted]
+        return [members[names[c]] for c in wanted]
 
 
 class _Job:
-    """One run of the builder; every object of TensorRT lives in its thread."""
+    """Compiles one graph; all objects of TensorRT are used in one thread only."""
 
     def __init__(self, owner: EngineBuilder, task: BuildTask, progress: Progress) -> None:
         self.owner, self.trt, self.module = owner, owner._trt, owner._trt.module
         self.task, self.progress = task, progress
         self.cancelled = False
         self.finished = threading.Event()
-        self.can_cancel = hasattr(self.module, "IProgressMonitor")
         self.parser: Any = None
         self.plan: bytes | None = None
         self.error: BaseException | None = None
@@ -167,20 +164,19 @@ class _Job:
     def run(self) -> None:
         try:
             self.plan = self._build()
-        except BaseException as error:  # handed to the thread that asked
-            # But for a cancelled job's, whose traceback would take TensorRT's objects along.
+        except BaseException as error:  # raised by the waiting thread
+            # Not for a cancelled job: the traceback would hold TensorRT's objects.
             self.error = None if self.cancelled else error
         finally:
             self.parser = None
             self.finished.set()
 
     def parse(self) -> tuple[Any, Any]:
-        """The builder, and the network that the parser made and that is as it should be."""
+        """Return the builder and the parsed network, after checking the network."""
         builder = self.trt.make("Builder")
         network = builder.create_network(self._network_flags())
-        self.parser = parser = self.module.OnnxParser(
-            network, self.trt.logger
-        )  # owns weights: stays
+        parser = self.module.OnnxParser(network, self.trt.logger)
+        self.parser = parser  # it owns the network's weights
         if not parser.parse_from_file(str(self.task.onnx)):
             faults = [parser.get_error(i).desc() for i in range(parser.num_errors)]
             raise self._failed("its parser refuses the graph", faults)
@@ -208,17 +204,17 @@ class _Job:
 
     def _network_flags(self) -> int:
         flags = self.module.NetworkDefinitionCreationFlag
-        # The first is gone in TensorRT 11, the second came with 10.
+        # TensorRT 11 no longer has the first, and 8 does not have the second yet.
         wanted = ("EXPLICIT_BATCH", "STRONGLY_TYPED")
         return sum(1 << int(getattr(flags, name)) for name in wanted if hasattr(flags, name))
 
     def _configure(self, builder: Any, network: Any, config: Any) -> None:
         trt, options = self.module, self.owner._options
-        # A batch-1 chain gains nothing from side streams; they cost memory and break captures.
+        # Auxiliary streams do not help a batch-1 chain; they take memory and break captures.
         config.max_aux_streams = 0
-        config.clear_flag(trt.BuilderFlag.TF32)  # on by default, and no float32
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector's dtypes
-        if self.trt.is_rtx:  # or its engines could not be recorded as CUDA graphs
+        config.clear_flag(trt.BuilderFlag.TF32)  # on by default, and less exact than float32
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so the inspector has dtypes
+        if self.trt.is_rtx:  # without it its engines cannot be recorded as CUDA graphs
             config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         if options.workspace is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
@@ -235,23 +231,23 @@ class _Job:
                 config.set_compute_capability(capability, i)
         if not self.trt.is_rtx:
             cache = config.create_timing_cache(self.owner.timing_cache)
-            if cache is None or not config.set_timing_cache(cache, False):  # of another GPU
+            if cache is None or not config.set_timing_cache(cache, False):  # from another GPU
                 config.set_timing_cache(config.create_timing_cache(b""), False)
         if not self.trt.strongly_typed:
             self._constrain(network, config)
-        if self.can_cancel:
+        if hasattr(trt, "IProgressMonitor"):
             self.monitor = _monitor(trt, self)  # TensorRT keeps no reference of its own
             config.progress_monitor = self.monitor
 
     def _constrain(self, network: Any, config: Any) -> None:
-        """TensorRT 8: precision by flags, with float32 held where float16 would lose the answer."""
+        """Set the precision of TensorRT 8 by flags, with float32 where float16 is too coarse."""
         trt = self.module
         if self.task.quantized:
             raise BuildError(
                 f"{self.task.onnx.name}: TensorRT {self.trt.version} does not read our int8 "
                 "graphs; export with --precision fp16"
             )
-        # One context per batch size, all on the one profile; later versions always allow it.
+        # Lets several contexts, one for each batch size, use one profile, as later versions do.
         config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
         if self.task.dtype == "float32":
             return
@@ -267,11 +263,11 @@ class _Job:
                 layer.precision = trt.DataType.FLOAT
 
     def _inspect(self, plan: bytes) -> None:
-        """Ask the engine itself, where there is a GPU to load it."""
+        """Check the engine's own description, where there is a GPU to load it."""
         if find_gpu() is None:
             return
         runtime = self.trt.make("Runtime")
-        if self.trt.is_rtx:  # compiled for other GPUs than the one that happens to be here
+        if self.trt.is_rtx:  # it may be compiled for other GPUs than the one here
             validity, _ = runtime.get_engine_validity(plan)
             if validity == self.module.EngineValidity.INVALID:
                 return
@@ -281,7 +277,7 @@ class _Job:
         check_engine(self.trt, engine, self.task.graph, self.task.dtype)
 
     def _failed(self, what: str, reasons: list[str] | None = None) -> BuildError:
-        logged = self.trt.reason()  # which repeats what the parser says
+        logged = self.trt.reason()  # always read, but it only repeats the parser's reasons
         detail = "; ".join(reasons[:3])[:600] if reasons else logged
         hint = ""
         if "workspace" in detail.lower() or "memory" in detail.lower():
@@ -292,7 +288,7 @@ class _Job:
 
 
 def _monitor(module: Any, job: _Job) -> Any:
-    """An ``IProgressMonitor`` that reports phases and stops the build when the job is cancelled."""
+    """Make an ``IProgressMonitor`` that reports phases, and stops a cancelled job's build."""
 
     class Monitor(module.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Is an engine what was asked for? Asked of the network that was parsed, then of the engine."""
+"""Checks that the parsed network and the compiled engine have the tensors and types asked for."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ _PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION", "FULLY_CONNECTED")
 
 
 def check_tensors(trt: TensorRT, network: Any, graph: GraphSpec) -> None:
-    """Inputs and outputs must be the bundle's, in name, dtype and shape.
+    """Check that a network's inputs and outputs are the manifest's in name, dtype and shape.
 
     Raises:
         BuildError: they are not.
     """
-    found = [network.get_input(i) for i in range(network.num_inputs)]
-    found += [network.get_output(i) for i in range(network.num_outputs)]
-    have = [(t.name, trt.dtype(t.dtype), tuple(t.shape)) for t in found]
+    tensors = [network.get_input(i) for i in range(network.num_inputs)]
+    tensors += [network.get_output(i) for i in range(network.num_outputs)]
+    have = [(t.name, trt.dtype(t.dtype), tuple(t.shape)) for t in tensors]
     want = [(t.name, t.dtype, t.shape) for t in (*graph.inputs, *graph.outputs)]
     if have != want:
         raise BuildError(f"{graph.graph.file}: expected tensors {want}, TensorRT reads {have}")
 
 
 def check_layers(trt: TensorRT, network: Any, graph: GraphSpec, dtype: str, int8: bool) -> None:
-    """In a strongly typed network, products must be in the type asked for.
+    """Check that a strongly typed network's products are in the type asked for.
 
-    A fall-back to float32 gives right answers slowly, so nobody would notice.
+    Otherwise a fall-back to float32, which is only slower, would stay unnoticed.
 
     Raises:
-        BuildError: they are not, or nothing is quantized that should be.
+        BuildError: they are not, or nothing is quantized although int8 was asked for.
     """
     dtypes: Counter[str] = Counter()
     quantized = 0
@@ -52,10 +52,10 @@ def check_layers(trt: TensorRT, network: Any, graph: GraphSpec, dtype: str, int8
 
 
 def check_engine(trt: TensorRT, engine: Any, graph: GraphSpec, dtype: str) -> None:
-    """What a loaded engine says of itself; needs a GPU.
+    """Check the types that a loaded engine reports; needs a GPU.
 
     Raises:
-        BuildError: other types at its inputs and outputs, or no layer in half precision.
+        BuildError: its inputs or outputs have other types, or no layer is in half precision.
     """
     for spec in (*graph.inputs, *graph.outputs):
         have = trt.dtype(engine.get_tensor_dtype(spec.name))
@@ -74,10 +74,10 @@ def check_engine(trt: TensorRT, engine: Any, graph: GraphSpec, dtype: str) -> No
 
 
 def _inner_types(text: str, outer: set[str]) -> list[str]:
-    """Formats of the tensors between layers, from the inspector's JSON.
+    """Return the formats of the tensors between layers, from the inspector's JSON.
 
-    Inputs and outputs do not tell: the engine would convert them. Where all is one fused layer, or
-    the engine keeps no details, nothing is known.
+    Inputs and outputs are left out, because the engine may convert them. The list is empty where
+    all is one fused layer, or the engine stores no details.
     """
     try:
         layers = json.loads(text).get("Layers", [])

@@ -1,4 +1,4 @@
-"""Running engines just built on the bundle's own samples, where this machine can."""
+"""Checks new engines on the bundle's samples, where this machine can run them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from lgvit_edge.runtime.backends.tensorrt_engine import choose_build
 
 
 def verify(folder: Path) -> tuple[float | None, str]:
-    """Compare the engines in ``folder`` (``engines/<tag>`` of a bundle) with PyTorch's samples.
+    """Compare logits of the engines in ``folder`` (a bundle's ``engines/<tag>``) with PyTorch's.
 
     Returns:
         The largest difference of logits, as ``Session.check_parity`` gives it, or None and why the
         engines could not be run here.
 
     Raises:
-        ParityError: they compute something else; their record is gone, so that nobody loads them.
+        ParityError: they differ; the engines' record is deleted, so that they are not loaded.
         BackendError: this machine should run them, and does not.
     """
     root, tag = folder.parent.parent, folder.name
@@ -27,7 +27,7 @@ def verify(folder: Path) -> tuple[float | None, str]:
         return None, "there is no NVIDIA GPU here"
     try:
         choose_build(open_bundle(root, verify=False), tag)
-    except BackendError as error:  # compiled for another GPU than the one that happens to be here
+    except BackendError as error:  # compiled for another GPU than the one here
         return None, str(error)
     try:
         session = Session.open(root, backend="tensorrt", tensorrt=TensorRTOptions(engines=tag))

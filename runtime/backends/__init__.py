@@ -1,1 +1,1 @@
-"""What runs segments: ONNX Runtime, OpenVINO, TensorRT."""
+"""The backends that run segments: ONNX Runtime, OpenVINO, TensorRT."""

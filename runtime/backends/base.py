@@ -1,13 +1,13 @@
-"""What every backend provides: a chain of segments, and a description of itself.
+"""Defines what every backend provides: a chain of segments, and a description of itself.
 
-Importing this loads no backend, and NumPy only for type checkers.
+Importing this module loads neither a backend nor NumPy.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from lgvit_edge.errors import UsageError
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from lgvit_edge.machine.jetson import Jetson
     from lgvit_edge.runtime.backends.tensorrt import TensorRTOptions
 
-# Candidates' ranks: a faster kind of hardware is never measured against a slower one.
+# Ranks of candidates: only those on the fastest kind of hardware are measured.
 ON_CPU, ON_GPU, ON_ENGINES = 0, 1, 2
 
 
 class Chain(Protocol):
-    """Segments run one after the other on one batch.
+    """Runs segments one after the other on one batch.
 
-    The host sees logits only. Arrays returned by ``step`` are the chain's own buffers: read them
-    before the next ``start``.
+    Only logits are returned to the host. Arrays returned by ``step`` are the chain's own buffers:
+    read them before the next ``start``.
     """
 
     @property
     def max_batch(self) -> int:
-        """Largest batch ``start`` takes."""
+        """The largest batch that ``start`` takes."""
 
     def start(self, images: NDArray[Any]) -> None:
         """Begin with network inputs ``[B, ...]``, B <= ``max_batch``."""
@@ -45,15 +45,15 @@ class Chain(Protocol):
         """Drop all rows but these (ascending) before the next step."""
 
     def describe(self) -> dict[str, Any]:
-        """Backend, version, device and threads, for records."""
+        """Return backend, version, device and threads, for records."""
 
     def close(self) -> None:
-        """Free what the backend holds."""
+        """Free the backend's memory."""
 
 
 @dataclass(frozen=True)
 class ChainOptions:
-    """How a backend is to run; each field as for ``Session.open``, None where nobody said."""
+    """Holds the options of a backend, as for ``Session.open``; None where one was not given."""
 
     threads: int | None = None
     thread_pool: str | None = None
@@ -62,18 +62,18 @@ class ChainOptions:
     tensorrt: TensorRTOptions | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what no backend takes."""
+        """Refuse values that no backend takes."""
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"threads must be at least 1, found {self.threads}")
 
     @property
     def given(self) -> list[str]:
-        """Names of the options that somebody gave."""
-        return [one.name for one in fields(self) if getattr(self, one.name) is not None]
+        """Names of the options that are set."""
+        return [option for option, value in vars(self).items() if value is not None]
 
 
 class Package(NamedTuple):
-    """A distribution, the extra of lgvit-edge that installs it, and what it is for."""
+    """Names a Python package, the extra of lgvit-edge that installs it, and its purpose."""
 
     name: str
     extra: str
@@ -81,7 +81,7 @@ class Package(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """A way to run a bundle on this machine.
+    """Names a way to run a bundle on this machine: a backend and a precision.
 
     Attributes:
         backend: its name.
@@ -95,12 +95,12 @@ class Candidate(NamedTuple):
 
     @property
     def label(self) -> str:
-        """For people: ``openvino bf16``."""
+        """The candidate's name for people, such as ``openvino bf16``."""
         return " ".join(filter(None, (self.backend, self.precision)))
 
 
 class Check(NamedTuple):
-    """What ``doctor`` says of one thing that a backend does: whether it works here, and why not."""
+    """Says for ``doctor`` whether one use of a backend works here, and if not, why."""
 
     name: str
     runs: bool
@@ -109,22 +109,22 @@ class Check(NamedTuple):
 
 @dataclass(frozen=True)
 class Backend:
-    """A kind of backend, described once.
+    """Describes a kind of backend: its name, its options, and how it is opened and checked.
 
     Attributes:
         name: what users type.
         help: one sentence for them.
         open_chain: makes a chain of a bundle's graphs, given by name. Raises ``BackendError`` where
             it cannot run here and ``MissingDependency`` where a package is missing.
-        modules: any one of them must be there to be imported.
+        modules: Python modules, one of which must be installed.
         packages: what installs those, and what goes with them; the first is the usual one.
         devices: values of ``device`` that it takes.
         precisions: values of ``precision`` that it takes.
         options: fields of ``ChainOptions`` that it takes; all others are refused.
-        candidates: what ``backend="auto"`` may run a bundle on; none where bundle or machine lack
-            something. Called only where a module is there. By default one, on the CPU.
-        checks: for ``doctor``: what works here, given whether there is an NVIDIA driver, and the
-            Jetson. By default whether a module is there.
+        candidates: lists how ``backend="auto"`` may run a bundle; empty where bundle or machine
+            lack something. Called only where a module is installed. By default one, on the CPU.
+        checks: lists for ``doctor`` what works here, given whether there is an NVIDIA driver, and
+            the Jetson. By default whether a module is installed.
     """
 
     name: str
@@ -140,24 +140,24 @@ class Backend:
 
     @property
     def installed(self) -> bool:
-        """Whether a module is there; none is imported."""
+        """Whether one of the modules is installed; none is imported."""
         return not self.modules or any(map(importlib.util.find_spec, self.modules))
 
     @property
     def to_install(self) -> str:
-        """The command that installs it, or what is missing where no extra does."""
+        """The command that installs it, or the missing modules where no extra does."""
         if self.packages:
             return f"run: pip install 'lgvit-edge[{self.packages[0].extra}]'"
         return f"install {' or '.join(self.modules)}"
 
     def own_candidates(self, bundle: Bundle, options: ChainOptions) -> list[Candidate]:
-        """See ``candidates``."""
+        """List the ways to run a bundle on this backend; see ``candidates``."""
         if self.candidates is None:
             return [Candidate(self.name, options.precision)]
         return self.candidates(bundle, options)
 
     def own_checks(self, driver: bool, jetson: Jetson | None) -> list[Check]:
-        """See ``checks``."""
+        """List what works here with this backend; see ``checks``."""
         if self.checks is not None:
             return self.checks(driver, jetson)
         note = self.help if self.installed else f"is not installed; {self.to_install}"

@@ -1,4 +1,4 @@
-"""What each backend can do on this machine, for ``doctor``: built from what is found, never run."""
+"""Checks for ``doctor`` what each backend can do on this machine, without running a bundle."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from lgvit_edge.runtime.backends.ort import has_cuda
 
 
 def onnxruntime_checks(driver: bool, jetson: Jetson | None) -> list[Check]:
-    """On the CPU, and on NVIDIA's GPUs."""
+    """Check whether ONNX Runtime can use the CPU and an NVIDIA GPU."""
     return [_onnxruntime("cpu", "cpu", driver, jetson), _onnxruntime("cuda", "gpu", driver, jetson)]
 
 
 def openvino_checks() -> list[Check]:
-    """On whatever devices it finds."""
+    """Check which devices OpenVINO can use here."""
     try:
         openvino = require("openvino", extra="openvino")
     except MissingDependency as error:
@@ -29,7 +29,7 @@ def openvino_checks() -> list[Check]:
 
 
 def tensorrt_checks(driver: bool, jetson: Jetson | None) -> list[Check]:
-    """Building and running engines, with TensorRT and with TensorRT-RTX."""
+    """Check whether TensorRT and TensorRT-RTX can build and run engines here."""
     libraries, tasks = ("tensorrt", "tensorrt-rtx"), ("build", "run")
     return [_engines(name, task, driver, jetson) for name in libraries for task in tasks]
 

@@ -1,7 +1,7 @@
-"""Segments on OpenVINO.
+"""Runs segments with OpenVINO.
 
-One compiled model and one request per segment, whose tensors lie on the chain's own buffers: what
-one segment writes, the next one reads, and nothing is copied.
+Each segment has one compiled model and one request. Its tensors lie on the chain's own buffers:
+what one segment writes, the next one reads, and nothing is copied.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from lgvit_edge.machine.cpu import available_cores
 from lgvit_edge.machine.openvino import shared_core
 
 DEVICES = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
-# Precisions, and what OpenVINO calls them; devices call what they compute in "FP32" and so on.
+# Precisions, with OpenVINO's names. (Devices list theirs as "FP32" and so on.)
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
 def available_precisions(device: str | None = None) -> list[str]:
-    """The precisions that a device computes in, fp32 first.
+    """Return the precisions that a device computes in, fp32 first.
 
     Raises:
         MissingDependency: openvino is not installed.
@@ -39,7 +39,7 @@ def available_precisions(device: str | None = None) -> list[str]:
 
 
 class OpenVINOChain:
-    """A ``Chain`` of OpenVINO models."""
+    """Runs a ``Chain`` of segments, each compiled by OpenVINO."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class OpenVINOChain:
         precision: str = "fp32",
         cache: Path | None = None,
     ) -> None:
-        """Compile every graph, or take what was compiled before.
+        """Compile every graph, or load it from the cache.
 
         Args:
             root: the bundle's directory.
@@ -61,7 +61,7 @@ class OpenVINOChain:
             threads: of the CPU; by default one per core this process may use.
             device: ``cpu`` (the default), ``gpu`` or ``npu``.
             precision: one of ``PRECISIONS``: what float32 graphs are computed in.
-            cache: folder to keep compiled models in; None: nowhere.
+            cache: folder for compiled models; None for no cache.
 
         Raises:
             MissingDependency: openvino is not installed.
@@ -80,21 +80,20 @@ class OpenVINOChain:
         self._cache = cache
         self._threads = threads or available_cores()
         self._max_batch, self._graphs = max_batch, graphs
-        # On several cores at once: compiling uses one each.
+        # In parallel, because compiling a graph uses one core.
         with ThreadPoolExecutor(min(self._threads, len(graphs))) as pool:
             self._models = list(pool.map(lambda graph: self._load(core, root, graph), graphs))
         self._allocate()
         self._requests = [model.create_infer_request() for model in self._models]
-        # Tensors by batch size and segment, kept because OpenVINO does not hold the arrays they lie
-        # on; and the size each request has its tensors for. A request for every size would hold
-        # memory for each.
+        # By segment and batch size. OpenVINO holds no reference to the arrays the tensors lie on.
         self._tensors: dict[tuple[int, int], list[Any]] = {}
+        # The batch size each request has tensors for; a request for every size takes more memory.
         self._bound = [0] * len(graphs)
         self._batch = self._next = 0
 
     @property
     def max_batch(self) -> int:
-        """Largest batch ``start`` takes."""
+        """The largest batch that ``start`` takes."""
         return self._max_batch
 
     def start(self, images: NDArray[Any]) -> None:
@@ -107,8 +106,8 @@ class OpenVINOChain:
         index, batch = self._next, self._batch
         if self._bound[index] != batch:
             self._bind(index, batch)
-        # Computes in this thread; start_async and wait hand over to another and back, which took
-        # 50 to 80 microseconds more. Without sharing, infer would copy every output.
+        # infer computes in this thread; start_async and wait use another one, which took 50 to 80
+        # microseconds more. Without share_outputs, infer would copy every output.
         self._requests[index].infer(share_outputs=True)
         self._next = index + 1
         return self._logits[index][:batch]
@@ -132,19 +131,19 @@ class OpenVINOChain:
 
     def close(self) -> None:
         """See ``Chain.close``."""
-        self._requests.clear()  # before what they hold on to
+        self._requests.clear()  # first, because they refer to the others
         self._models.clear()
         self._tensors.clear()
 
     def _load(self, core: Any, root: Path, graph: GraphSpec) -> Any:
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
-            # Left alone, processors with bfloat16 compute float32 graphs in it.
+            # By default, processors with bfloat16 compute float32 graphs in it.
             "INFERENCE_PRECISION_HINT": PRECISIONS[self._precision],
         }
         if self._device == "CPU":
             settings |= {"INFERENCE_NUM_THREADS": self._threads, "NUM_STREAMS": "1"}
-            # Each compiled model would pin threads of its own to the same cores.
+            # With pinning, every compiled model would pin its threads to the same cores.
             settings |= {"ENABLE_CPU_PINNING": False}
         blob = None
         if self._cache is not None:
@@ -163,24 +162,23 @@ class OpenVINOChain:
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1][:300]
             raise BundleError(f"{path} cannot be compiled by OpenVINO: {reason}") from None
-        found = [_kind(port) for port in (*model.inputs, *model.outputs)]
+        tensors = [_kind(port) for port in (*model.inputs, *model.outputs)]
         expected = [(t.dtype, t.shape) for t in (*graph.inputs, *graph.outputs)]
-        if found != expected:
-            raise BundleError(f"{path}: expected tensors {expected}, found {found}")
+        if tensors != expected:
+            raise BundleError(f"{path}: expected tensors {expected}, found {tensors}")
         if blob is not None:
             keep(blob, lambda partial: partial.write_bytes(_bytes(model.export_model())))
         return model
 
     def _allocate(self) -> None:
-        """Input, hidden buffers in turn where their shapes allow, logits of each segment."""
+        """Allocate the input, hidden states (two in turn where shapes allow), and logits."""
         specs = [self._graphs[0].inputs[0], *(graph.outputs[0] for graph in self._graphs[:-1])]
         self._buffers: list[NDArray[Any]] = []
         for i, spec in enumerate(specs):
-            shape = spec.for_batch(self._max_batch)
-            before = self._buffers[i - 2] if i > 2 else None
-            fresh = np.zeros(shape, spec.dtype)
-            fits = before is not None and (before.shape, before.dtype) == (shape, fresh.dtype)
-            self._buffers.append(before if before is not None and fits else fresh)
+            buffer = np.zeros(spec.for_batch(self._max_batch), spec.dtype)
+            before = self._buffers[i - 2] if i > 2 else buffer
+            same = (before.shape, before.dtype) == (buffer.shape, buffer.dtype)
+            self._buffers.append(before if same else buffer)
         self._logits = [np.zeros(g.logits.for_batch(self._max_batch), "f4") for g in self._graphs]
 
     def _bind(self, index: int, batch: int) -> None:
@@ -199,13 +197,13 @@ class OpenVINOChain:
 
 
 def _open_core(device: str | None) -> tuple[Any, str]:
-    """OpenVINO, and its own name of a device that is there."""
+    """Return OpenVINO's core, and its own name of an available device."""
     if device not in (None, *DEVICES):
         raise UsageError(f"device must be one of {', '.join(DEVICES)}, found {device!r}")
     core = shared_core()
     name = DEVICES[device or "cpu"]
-    # With several of a kind they are called GPU.0, GPU.1.
-    if not any(found.split(".")[0] == name for found in core.available_devices):
+    # Several devices of a kind are called GPU.0, GPU.1.
+    if name not in (available.split(".")[0] for available in core.available_devices):
         raise BackendError(
             f"OpenVINO finds no {device} here, only {', '.join(core.available_devices).lower()}; "
             "install its driver, or use device='cpu'"
@@ -214,7 +212,7 @@ def _open_core(device: str | None) -> tuple[Any, str]:
 
 
 def _kind(port: Any) -> tuple[str, tuple[int, ...]]:
-    """Dtype and shape of a model's input or output; compiling renames some."""
+    """Return dtype and shape of a model's input or output, without its name, which may change."""
     shape = tuple(d.get_length() if d.is_static else -1 for d in port.get_partial_shape())
     return np.dtype(port.get_element_type().to_dtype()).name, shape
 

@@ -1,7 +1,7 @@
-"""Segments on ONNX Runtime, CPU or CUDA.
+"""Runs segments with ONNX Runtime, on the CPU or CUDA.
 
-Buffers are allocated once for the largest batch; each (segment, batch size) gets its I/O binding
-on first use, in which one segment's output address is the next one's input.
+Buffers are allocated once for the largest batch. Each pair of segment and batch size gets its I/O
+binding on first use; one segment's output address is the next one's input.
 """
 
 from __future__ import annotations
@@ -18,17 +18,13 @@ from lgvit_edge._support.optional import require
 from lgvit_edge.bundle.manifest import GraphSpec, TensorSpec
 from lgvit_edge.errors import BackendError, BundleError, UsageError
 from lgvit_edge.machine.cpu import available_cores
-from lgvit_edge.runtime.backends.ort_pool import (
-    join_pool,
-    open_session,
-    refuse_pool,
-)
+from lgvit_edge.runtime.backends.ort_pool import join_pool, open_session, refuse_pool
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 def has_cuda() -> bool:
-    """Whether this onnxruntime was built to run on NVIDIA's GPUs.
+    """Return whether this onnxruntime was built to run on NVIDIA's GPUs.
 
     Raises:
         MissingDependency: onnxruntime is not installed.
@@ -39,7 +35,7 @@ def has_cuda() -> bool:
 
 @dataclass
 class _Buffer:
-    """Memory of one tensor for up to ``max_batch`` rows; the first rows are a smaller batch."""
+    """Memory of one tensor for up to ``max_batch`` rows; a smaller batch uses the first rows."""
 
     array: NDArray[Any]
     device_value: Any = None  # OrtValue on the GPU; then ``array`` is its staging copy
@@ -52,7 +48,7 @@ class _Buffer:
 
 
 class OrtChain:
-    """A ``Chain`` of ONNX Runtime sessions."""
+    """Runs a ``Chain`` of segments, each in an ONNX Runtime session."""
 
     def __init__(
         self,
@@ -105,14 +101,14 @@ class OrtChain:
             self._device = "cpu"
             self._sessions = self._load_all(root)
         self._allocate()
-        # Per batch size: what each step needs, bound on first use.
+        # By batch size: each step's session, I/O binding and logits, bound on first use.
         self._plans: dict[int, list[tuple[Any, Any, NDArray[np.float32]] | None]] = {}
         self._plan: list[tuple[Any, Any, NDArray[np.float32]] | None] = []
         self._batch = self._next = 0
 
     @property
     def max_batch(self) -> int:
-        """Largest batch ``start`` takes."""
+        """The largest batch that ``start`` takes."""
         return self._max_batch
 
     def start(self, images: NDArray[Any]) -> None:
@@ -140,7 +136,7 @@ class OrtChain:
         buffer = self._buffers[self._next]
         if buffer.device_value is None:
             buffer.array[: self._batch] = buffer.array[rows]
-        else:  # the rare case, so a round trip over the host instead of a kernel of our own
+        else:  # rare, so rows go through the host and there is no kernel for it
             whole = buffer.device_value.numpy()
             whole[: self._batch] = whole[rows]
             buffer.device_value.update_inplace(whole)
@@ -162,7 +158,7 @@ class OrtChain:
         self._sessions.clear()
 
     def _load_all(self, root: Path) -> list[Any]:
-        """On several cores at once: loading and optimizing a graph uses one."""
+        """Load graphs in parallel, because loading and optimizing one uses one core."""
         with ThreadPoolExecutor(min(self._threads, len(self._graphs))) as pool:
             return list(pool.map(lambda g: self._load(root / g.graph.file, g), self._graphs))
 
@@ -176,24 +172,25 @@ class OrtChain:
             reason = str(error).strip().splitlines()[0][:300]
             raise BundleError(f"{path} cannot be loaded by ONNX Runtime: {reason}") from None
         if session.get_providers()[0] != providers[0]:
-            # ONNX Runtime goes on without CUDA when its libraries fail: the CPU's speed must not
-            # be reported as the GPU's.
+            # ONNX Runtime silently uses the CPU when CUDA's libraries fail; its speed must not be
+            # reported as the GPU's.
             raise _CudaFails
-        found = [_tensor(t) for t in (*session.get_inputs(), *session.get_outputs())]
+        tensors = [_tensor(t) for t in (*session.get_inputs(), *session.get_outputs())]
         expected = [(t.name, t.dtype, t.shape) for t in (*graph.inputs, *graph.outputs)]
-        if found != expected:
-            raise BundleError(f"{path}: expected tensors {expected}, found {found}")
+        if tensors != expected:
+            raise BundleError(f"{path}: expected tensors {expected}, found {tensors}")
         return session
 
     def _allocate(self) -> None:
-        """Input, hidden buffers in turn (ping-pong where shapes allow), one logits each."""
+        """Allocate the input, hidden states (two in turn where shapes allow), and logits."""
         self._buffers = [self._buffer(self._graphs[0].inputs[0], on_device=False)]
         for i, graph in enumerate(self._graphs[:-1]):
             spec = graph.outputs[0]
-            before = self._buffers[i - 1] if i >= 2 else None
-            fits = before is not None and before.array.shape[1:] == spec.shape[1:]
-            fits = fits and before is not None and before.array.dtype == spec.dtype
-            self._buffers.append(before if before is not None and fits else self._buffer(spec))
+            kind = (spec.shape[1:], np.dtype(spec.dtype))
+            buffer = self._buffers[i - 1] if i >= 2 else None
+            if buffer is None or (buffer.array.shape[1:], buffer.array.dtype) != kind:
+                buffer = self._buffer(spec)
+            self._buffers.append(buffer)
         self._logits = [self._buffer(g.logits, on_device=False).array for g in self._graphs]
 
     def _buffer(self, spec: TensorSpec, *, on_device: bool = True) -> _Buffer:
@@ -233,11 +230,11 @@ class _CudaFails(Exception):
     """The CUDA provider was asked for and did not start."""
 
 
-def _tensor(found: Any) -> tuple[str, str, tuple[int, ...]]:
-    """Name, dtype and shape of a session's input or output, as a ``TensorSpec`` has them."""
+def _tensor(port: Any) -> tuple[str, str, tuple[int, ...]]:
+    """Return name, dtype and shape of a session's input or output, as in a ``TensorSpec``."""
     kinds = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
-    shape = tuple(size if isinstance(size, int) else -1 for size in found.shape)
-    return found.name, kinds.get(found.type, found.type), shape
+    shape = tuple(size if isinstance(size, int) else -1 for size in port.shape)
+    return port.name, kinds.get(port.type, port.type), shape
 
 
 def _choose_device(device: str | None) -> str:

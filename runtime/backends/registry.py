@@ -1,6 +1,6 @@
-"""The backends: one description each, and finding, checking and opening them by name.
+"""The registry of backends: describes each, and opens them by name.
 
-Backends are imported when a chain of theirs is opened; this module loads none.
+A backend is imported when a chain of it is opened; this module loads none.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
     from lgvit_edge.bundle.directory import Bundle
 
 AUTO = "auto"
-# An option that a backend does not take, in words; the others are called what they are called.
+# What error messages call an option; the others go by their own names.
 _WORDS = {"tensorrt": "TensorRT options (wait, cuda_graphs, speculate)"}
 
 
 def register_backend(backend: Backend) -> None:
-    """Add a kind of backend, for ``Session.open``, ``auto`` and ``doctor`` of this process.
+    """Add a kind of backend to ``Session.open``, ``auto`` and ``doctor`` in this process.
 
     Raises:
-        UsageError: the name is taken or means something else, or it takes an option there is not.
+        UsageError: the name is in use, or an option of the backend does not exist.
     """
     if backend.name in (AUTO, *_BACKENDS):
         raise UsageError(f"there is a backend {backend.name!r} already; choose another name")
@@ -45,15 +45,15 @@ def register_backend(backend: Backend) -> None:
 
 
 def backends() -> tuple[Backend, ...]:
-    """All of them, in the order of ``doctor``."""
+    """Return all backends, in the order that ``doctor`` lists them."""
     return tuple(_BACKENDS.values())
 
 
 def backend_of(name: str) -> Backend:
-    """A backend by its name.
+    """Return a backend by its name.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such backend.
     """
     if name not in _BACKENDS:
         raise UsageError(f"backend must be one of {AUTO}, {', '.join(_BACKENDS)}, found {name!r}")
@@ -61,12 +61,12 @@ def backend_of(name: str) -> Backend:
 
 
 def ships(name: str) -> bool:
-    """Whether a backend comes with lgvit-edge, so that any process of it knows the name."""
+    """Return whether a backend comes with lgvit-edge, and so exists in every process."""
     return name in _SHIPPED
 
 
 def refusal(backend: Backend, options: ChainOptions) -> str | None:
-    """Why a backend does not take these options; None where it does."""
+    """Return why a backend does not take these options; None where it does."""
     for name in options.given:
         if name not in backend.options:
             others = " or ".join(repr(b.name) for b in backends() if name in b.options)
@@ -82,7 +82,7 @@ def refusal(backend: Backend, options: ChainOptions) -> str | None:
 
 
 def chain_opener(bundle: Bundle, name: str, options: ChainOptions) -> Callable[[list[str]], Chain]:
-    """What makes a chain of the graphs it is given by name.
+    """Return a function that opens a chain of the graphs named in its argument.
 
     Raises:
         UsageError: there is no such backend, or it does not take an option.
@@ -94,7 +94,7 @@ def chain_opener(bundle: Bundle, name: str, options: ChainOptions) -> Callable[[
 
 
 def segment_names(bundle: Bundle) -> list[str]:
-    """The chain's graphs, in order."""
+    """Return the names of a bundle's segments, in order."""
     from lgvit_edge.bundle.builds import graphs_of
 
     return [name for name in graphs_of(bundle) if name != "baseline"]
@@ -107,7 +107,7 @@ def _tensorrt(bundle: Bundle, names: list[str], options: ChainOptions) -> Chain:
 
 
 def _tensorrt_candidates(bundle: Bundle, options: ChainOptions) -> list[Candidate]:
-    """Where there are engines and a GPU; warns when there are and they do not fit."""
+    """List TensorRT where there are engines and a GPU; warn where no engine fits the GPU."""
     from lgvit_edge.bundle.directory import ENGINES
     from lgvit_edge.machine.gpu import find_gpu
     from lgvit_edge.runtime.backends.tensorrt_engine import choose_build
@@ -177,9 +177,9 @@ def _openvino(bundle: Bundle, names: list[str], options: ChainOptions) -> Chain:
 def _openvino_candidates(bundle: Bundle, options: ChainOptions) -> list[Candidate]:
     from lgvit_edge.runtime.backends.openvino import available_precisions
 
-    asked = options.precision
-    precisions = available_precisions(options.device) if asked is None else [asked]
-    return [Candidate("openvino", precision) for precision in precisions]
+    if options.precision is not None:
+        return [Candidate("openvino", options.precision)]
+    return [Candidate("openvino", name) for name in available_precisions(options.device)]
 
 
 def _openvino_checks(driver: bool, jetson: Jetson | None) -> list[Check]:
@@ -195,7 +195,7 @@ _BACKENDS = {
             name="tensorrt",
             help="engines that lgvit-edge build compiled for this NVIDIA GPU",
             open_chain=_tensorrt,
-            modules=(),  # which of its two libraries a bundle needs is in the engines' records
+            modules=(),  # a bundle's engines record which of the two libraries they need
             packages=(
                 Package("tensorrt", "tensorrt", "build and run engines"),
                 Package("tensorrt-rtx", "rtx", "engines for RTX GPUs"),
@@ -208,7 +208,7 @@ _BACKENDS = {
         ),
         Backend(
             name="onnxruntime",
-            help="the bundle's graphs as they are, on CPUs and NVIDIA GPUs",
+            help="the bundle's ONNX graphs, run directly on CPUs and NVIDIA GPUs",
             open_chain=_onnxruntime,
             modules=("onnxruntime",),
             packages=(

@@ -1,10 +1,10 @@
-"""Segments as TensorRT engines on one CUDA stream.
+"""Runs segments as TensorRT engines on one CUDA stream.
 
 The hidden state never leaves the GPU: segment i writes the buffer that segment i + 1 reads, at
 addresses bound once. All contexts share one scratch buffer, because they run one after the other.
-Per segment and batch size there is one context, for a recorded graph must find it as it was, and
-one CUDA graph: kernels, and the copy of the logits to page-locked memory. The host waits on an
-event, never on the device.
+Each segment and batch size has one CUDA graph (the kernels, and the copy of the logits to
+page-locked memory) and its own context, which must not change once the graph is recorded. The host
+waits on an event, never on the device.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from lgvit_edge.runtime.backends.tensorrt_engine import (
 from lgvit_edge.runtime.cuda.api import WAITS
 from lgvit_edge.runtime.cuda.bindings import open_cuda
 
-_SPIN_SECONDS = 50e-6  # of a hybrid wait; longer than most segments take to answer
+_SPIN_SECONDS = 50e-6  # that a hybrid wait spins before it sleeps; most segments are faster
 
 
 @dataclass(frozen=True)
 class TensorRTOptions:
-    """How the TensorRT chain runs.
+    """Holds the options of the TensorRT backend.
 
     Attributes:
-        wait: for a segment's logits: ``spin`` answers soonest and burns a core, ``block`` sleeps,
-            ``hybrid`` spins for 50 microseconds and then sleeps.
+        wait: how to wait for a segment's logits: ``spin`` is fastest and occupies a core, ``block``
+            sleeps, ``hybrid`` spins for 50 microseconds and then sleeps.
         cuda_graphs: replay recorded segments instead of launching kernel by kernel.
-        speculate: start the next segment before the exit decision is known. An image that goes on
-            gains the time of the decision; after one that leaves, the GPU finishes for nothing.
+        speculate: start the next segment before the exit decision. That saves the decision's time
+            where an image goes on; where it leaves, the GPU's work is wasted.
         binding: ``pycuda`` or ``cuda-python``; None for pycuda where it works.
         engines: tag of the build to run; None for the first that fits this GPU.
     """
@@ -60,7 +60,7 @@ class TensorRTOptions:
 
 
 class TensorRTChain:
-    """A ``Chain`` of TensorRT engines."""
+    """Runs a ``Chain`` of segments, each a TensorRT engine."""
 
     def __init__(
         self, bundle: Bundle, names: list[str], *, options: TensorRTOptions | None = None
@@ -68,9 +68,9 @@ class TensorRTChain:
         """Load engines, allocate every buffer and record the graphs of the usual batch sizes.
 
         Args:
-            bundle: whose engines.
+            bundle: has the engines.
             names: of the graphs to run, in order: segments, or the baseline alone.
-            options: how.
+            options: None for the defaults.
 
         Raises:
             BackendError: no GPU, no build that runs here, out of memory, or CUDA refuses.
@@ -85,7 +85,7 @@ class TensorRTChain:
         self._cuda = open_cuda(self._options.binding)
         self._closed = False
         self._names = names
-        # By segment and batch size. A graph is None where it is launched kernel by kernel.
+        # By segment and batch size. A recorded graph is None where kernels are launched one by one.
         self._contexts: dict[tuple[int, int], Any] = {}
         self._recorded: dict[tuple[int, int], Any] = {}
         self._engines: list[Any] = []
@@ -96,7 +96,8 @@ class TensorRTChain:
             self._allocate()
             self._batch = self._next = self._queued = 0
             self._sizes: list[int] = [0] * len(names)  # the batch each segment was queued with
-            self._rows: NDArray[np.intp] | None = None  # kept of the segment queued last
+            # Rows of the batch that go on; None for all. Applied when the next segment is queued.
+            self._rows: NDArray[np.intp] | None = None
             for batch in sorted({1, self._max_batch}):
                 self.warm_up(batch)
             self._loader.save_cache()
@@ -106,7 +107,7 @@ class TensorRTChain:
 
     @property
     def max_batch(self) -> int:
-        """Largest batch ``start`` takes."""
+        """The largest batch that ``start`` takes."""
         return self._max_batch
 
     def warm_up(self, batch: int) -> None:
@@ -142,8 +143,8 @@ class TensorRTChain:
     def keep(self, rows: NDArray[np.intp]) -> None:
         """See ``Chain.keep``.
 
-        Rows are moved when the next segment is queued; if that is already running with all of
-        them, its output is reduced instead.
+        Rows are moved when the next segment is queued. If that already runs with all rows, rows of
+        its output are dropped instead.
         """
         pending = self._rows
         if len(rows) < (self._batch if pending is None else len(pending)):
@@ -176,21 +177,21 @@ class TensorRTChain:
             if self._loader is not None and self._recorded:
                 self._loader.save_cache()  # with what later batch sizes made RTX compile
         self._recorded = {}
-        # Contexts go before the engines they belong to, and both before the memory they use.
+        # Contexts are freed before their engines, and both before the memory they use.
         self._contexts = {}
         self._engines = []
         self._loader = None
         self._cuda.close()
 
     def _allocate(self) -> None:
-        """Buffers for the largest batch, allocated once and for all."""
+        """Allocate all buffers, for the largest batch."""
         cuda, batch = self._cuda, self._max_batch
         first = self._graphs[0].inputs[0]
         self._image = cuda.pinned(first.for_batch(batch), first.dtype)
         self._image_address = cuda.allocate(_bytes(first, batch))
         hidden = [graph.outputs[0] for graph in self._graphs if len(graph.outputs) == 2]
         size = max((_bytes(spec, batch) for spec in hidden), default=0)
-        # Two in turn: with speculation the one being written is never the one a decision waits on.
+        # Two in turn: a segment reads one and writes the other.
         self._hidden = [cuda.allocate(size) for _ in hidden[:2]]
         self._logits = [cuda.pinned(g.logits.for_batch(batch), "float32") for g in self._graphs]
         self._logits_address = [cuda.allocate(_bytes(g.logits, batch)) for g in self._graphs]
@@ -200,7 +201,7 @@ class TensorRTChain:
         self._scratch = cuda.allocate(max(self._scratch_size, 1))
 
     def _context(self, index: int) -> Any:
-        """A context for one segment and ``self._batch`` rows, bound and shaped for good."""
+        """Make the context of one segment for ``self._batch`` rows, with shapes and addresses."""
         assert self._loader is not None  # only ``close`` drops it
         graph, context = self._graphs[index], self._loader.context(self._engines[index])
         attach_scratch(context, self._scratch, self._scratch_size)
@@ -217,7 +218,7 @@ class TensorRTChain:
         return context
 
     def _queue(self) -> None:
-        """Put the next segment on the stream, its event behind it."""
+        """Queue the next segment on the stream, followed by its event."""
         index = self._queued
         if self._rows is not None:
             self._compact(index)
@@ -275,9 +276,9 @@ class TensorRTChain:
         self._cuda.download(logits, self._logits_address[index], _bytes(graph.logits, batch))
 
     def _compact(self, index: int) -> None:
-        """Move the kept rows of segment ``index``'s input to the front, on the device.
+        """Move the rows that go on to the front of segment ``index``'s input, on the device.
 
-        Rows ascend, so that none is overwritten before it has moved.
+        Rows ascend, so none is overwritten before it has moved.
         """
         assert self._rows is not None
         row = _bytes(self._graphs[index].inputs[0], 1)

@@ -1,4 +1,4 @@
-"""Engines of a bundle on this GPU: which build fits, loading it, contexts that share memory."""
+"""Chooses and loads a bundle's TensorRT engines that fit this machine's GPU."""
 
 from __future__ import annotations
 
@@ -20,37 +20,37 @@ _MAX_CACHE = 256 << 20
 
 
 def choose_build(bundle: Bundle, tag: str | None = None) -> tuple[Path, Build, TensorRT]:
-    """The build that runs on this machine's GPU, checked against its record before any engine.
+    """Return the build that runs on this machine's GPU, going by the builds' records.
 
     Args:
-        bundle: whose engines.
+        bundle: has the engines.
         tag: of the build to take; None for the first that fits.
 
     Raises:
-        BackendError: there is no GPU, or no build fits; names both sides and the command.
+        BackendError: there is no GPU, or no build fits it.
     """
     root = bundle.root
     gpu = find_gpu()
     if gpu is None:
         raise BackendError(
             "TensorRT engines need an NVIDIA GPU and its driver, and there is none here "
-            "(libcuda.so.1 does not load or finds no GPU); run: lgvit-edge doctor, or take the "
+            "(libcuda.so.1 does not load or finds no GPU); run: lgvit-edge doctor, or use the "
             "onnxruntime backend"
         )
-    builds = [found for found in engines.find_builds(root) if tag in (None, found[0].name)]
+    builds = [pair for pair in engines.find_builds(root) if tag in (None, pair[0].name)]
     if not builds:
         which = "engines" if tag is None else f"engines/{tag}"
         raise BackendError(f"{root} has no {which}; run: lgvit-edge build {root}")
     faults = []
-    # TensorRT's own engines first: they were tuned on this very GPU.
-    for folder, build in sorted(builds, key=lambda found: getattr(found[1], "library", "")):
+    # TensorRT's engines come before TensorRT-RTX's: they were tuned on this very GPU.
+    for folder, build in sorted(builds, key=lambda pair: getattr(pair[1], "library", "")):
         if isinstance(build, BundleError):
             faults.append(str(build))
             continue
         try:
             trt = TensorRT(build.library)
             fault = _misfit(bundle, folder, build, trt, gpu)
-        except (BackendError, MissingDependency) as error:  # no library, or one that fails
+        except (BackendError, MissingDependency) as error:  # the library is missing or fails
             fault = str(error)
         if fault is None:
             return folder, build, trt
@@ -62,7 +62,7 @@ def choose_build(bundle: Bundle, tag: str | None = None) -> tuple[Path, Build, T
 
 
 def _misfit(bundle: Bundle, folder: Path, build: Build, trt: TensorRT, gpu: Gpu) -> str | None:
-    """What keeps a build from running here: built for the one, found the other."""
+    """Return why a build cannot run here; None where it can."""
     if build.version != trt.version:
         return f"built with {build.library} {build.version}, found {trt.version}"
     if build.platform != engines.platform_name():
@@ -83,7 +83,7 @@ def _misfit(bundle: Bundle, folder: Path, build: Build, trt: TensorRT, gpu: Gpu)
 
 
 def _refusal(folder: Path, build: Build, trt: TensorRT, gpu: Gpu) -> str | None:
-    """What RTX itself says of the engines, from the first bytes of one."""
+    """Return why TensorRT-RTX refuses the engines, going by the header of one."""
     if not trt.is_rtx:
         return None
     runtime = trt.make("Runtime")
@@ -104,7 +104,7 @@ def _refusal(folder: Path, build: Build, trt: TensorRT, gpu: Gpu) -> str | None:
 
 
 class EngineLoader:
-    """Loads engines of one build and makes their contexts."""
+    """Loads the engines of one build and makes their execution contexts."""
 
     def __init__(self, folder: Path, build: Build, trt: TensorRT) -> None:
         """Start TensorRT's runtime.
@@ -133,7 +133,7 @@ class EngineLoader:
             )
         modes = self._trt.module.TensorIOMode
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-        found = {
+        tensors = {
             (
                 tensor,
                 engine.get_tensor_mode(tensor) == modes.INPUT,
@@ -146,15 +146,15 @@ class EngineLoader:
             (spec.name, spec in graph.inputs, spec.dtype, spec.shape)
             for spec in (*graph.inputs, *graph.outputs)
         }
-        if found != expected:
+        if tensors != expected:
             raise BackendError(
                 f"{path}: expected tensors (name, input, dtype, shape) {sorted(expected)}, found "
-                f"{sorted(found)}; {engines.rebuild(self._folder)}"
+                f"{sorted(tensors)}; {engines.rebuild(self._folder)}"
             )
         return engine
 
     def context(self, engine: Any) -> Any:
-        """An execution context whose scratch memory is attached later.
+        """Make an execution context whose scratch memory is attached later.
 
         Raises:
             BackendError: TensorRT refuses.
@@ -171,9 +171,9 @@ class EngineLoader:
         return context
 
     def save_cache(self) -> None:
-        """Keep what RTX compiled at run time beside the engines, so that the next start is quick.
+        """Store the kernels that RTX compiled at run time, so that the next start is quick.
 
-        A folder that cannot be written only costs time, so it is no error.
+        They lie beside the engines. A folder that cannot be written only costs time: no error.
         """
         if self._cache is None:
             return
@@ -187,7 +187,7 @@ class EngineLoader:
                     partial.write_bytes(data)
 
     def _runtime_config(self, engine: Any, strategies: Any) -> Any:
-        """RTX compiles kernels at run time: up front for our few shapes, and cached."""
+        """Let RTX compile its kernels up front for the few shapes, and cache them."""
         trt = self._trt.module
         config = engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(strategies.USER_MANAGED)
@@ -205,13 +205,13 @@ class EngineLoader:
 
 
 def scratch_size(engine: Any) -> int:
-    """Bytes of scratch memory a context of this engine needs."""
-    name = "device_memory_size_v2" if hasattr(engine, "device_memory_size_v2") else None
-    return int(getattr(engine, name or "device_memory_size"))
+    """Return the bytes of scratch memory that a context of this engine needs."""
+    new = hasattr(engine, "device_memory_size_v2")
+    return int(engine.device_memory_size_v2 if new else engine.device_memory_size)
 
 
 def attach_scratch(context: Any, address: int, size: int) -> None:
-    """Let a context use memory that engines run one after the other share."""
+    """Let a context use scratch memory that is shared with other contexts."""
     if hasattr(context, "set_device_memory"):
         context.set_device_memory(address, size)
     else:  # 8.x

@@ -1,1 +1,1 @@
-"""CUDA as the TensorRT backend needs it, through pycuda or cuda-python."""
+"""The CUDA calls that the TensorRT backend needs, through pycuda or cuda-python."""

@@ -1,7 +1,7 @@
-"""CUDA as the chain needs it: one device, one stream, a dozen calls.
+"""The interface to CUDA that the TensorRT chain uses: one device, one stream, a dozen calls.
 
-Two implementations, chosen by ``bindings.open_cuda``: pycuda, and NVIDIA's cuda-python. Both use
-the device's primary context, so that other libraries of the process (PyTorch, OpenCV) share it.
+It has two implementations, chosen by ``bindings.open_cuda``: pycuda, and NVIDIA's cuda-python. Both
+use the device's primary context, which other libraries of the process (PyTorch, OpenCV) share.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ WAITS = ("hybrid", "spin", "block")
 
 
 class Cuda(Protocol):
-    """One CUDA device and one stream of its own (never the default stream).
+    """Allocates memory, copies and runs graphs on one CUDA device and a stream of its own.
 
     Addresses are plain integers. Copies are queued on the stream and return at once. Every method
-    raises ``BackendError`` when the driver refuses, with the driver's words.
+    raises ``BackendError`` with the driver's message when a call fails.
 
     Any thread may call, one at a time. As in CUDA's own runtime, each method makes the device's
-    primary context current in the calling thread and leaves it so: TensorRT then finds it there.
+    primary context current in the calling thread and leaves it so, because TensorRT needs that.
     """
 
     name: str  # "pycuda" or "cuda-python"
@@ -30,10 +30,10 @@ class Cuda(Protocol):
     stream: int  # handle of the stream, for TensorRT
 
     def allocate(self, size: int) -> int:
-        """Device memory of ``size`` bytes, aligned to 256; freed by ``close``."""
+        """Allocate device memory of ``size`` bytes, aligned to 256; freed by ``close``."""
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """A zeroed page-locked array on the host; must not be touched after ``close``."""
+        """Allocate a zeroed page-locked host array; must not be used after ``close``."""
 
     def upload(self, target: int, source: int, size: int) -> None:
         """Queue a copy from page-locked host memory to the device."""
@@ -45,13 +45,13 @@ class Cuda(Protocol):
         """Queue a copy within the device."""
 
     def event(self, *, blocking: bool) -> Any:
-        """An event without timing; ``blocking`` lets ``wait`` sleep instead of spin."""
+        """Make an event without timing; ``blocking`` lets ``wait`` sleep instead of spin."""
 
     def record(self, event: Any) -> None:
         """Queue the event behind everything on the stream."""
 
     def done(self, event: Any) -> bool:
-        """Whether everything before the event has run."""
+        """Return whether everything before the event has run."""
 
     def wait(self, event: Any) -> None:
         """Wait until everything before the event has run."""
@@ -63,21 +63,21 @@ class Cuda(Protocol):
         """Record what is queued from now on instead of running it (thread-local mode)."""
 
     def end_capture(self) -> Any:
-        """Stop recording; a graph that ``launch`` runs.
+        """Stop recording and return the graph, for ``launch``.
 
-        A capture that went wrong ends here with ``BackendError``, and the stream works again.
-        Call it from the thread that began.
+        A failed capture raises ``BackendError`` here, and the stream works again. Call it from the
+        thread that called ``begin_capture``.
         """
 
     def launch(self, graph: Any) -> None:
         """Queue a graph on the stream."""
 
     def free_memory(self) -> int:
-        """Bytes free on the device."""
+        """Return the number of bytes free on the device."""
 
     def close(self) -> None:
         """Wait for the stream, then free graphs, events, memory, the stream and the context.
 
-        Never raises: what cannot be freed is left to the end of the process. The calling thread
-        gets back the context that was current when the device was opened.
+        Never raises: what cannot be freed stays until the process ends. The context that was
+        current when the device was opened becomes current again.
         """

@@ -1,4 +1,4 @@
-"""Which CUDA binding is used: pycuda where it works, else NVIDIA's cuda-python."""
+"""Chooses the CUDA binding: pycuda where it works, else NVIDIA's cuda-python."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BINDINGS = {
 
 
 def open_cuda(binding: str | None = None, device: int = 0) -> Cuda:
-    """Open a CUDA device.
+    """Open a CUDA device with the binding asked for, or the first that works.
 
     Args:
         binding: ``pycuda`` or ``cuda-python``; None for pycuda where it works, else cuda-python.

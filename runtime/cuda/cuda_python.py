@@ -1,4 +1,4 @@
-"""CUDA through NVIDIA's cuda-python: ``cuda.bindings.driver``, 12.x and 13.x."""
+"""Implements the CUDA interface with NVIDIA's cuda-python, 12.x and 13.x."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _NOT_READY = 600
 
 
 class CudaPython(OwnedCuda):
-    """A ``Cuda`` on cuda-python."""
+    """Implements ``Cuda`` with cuda-python."""
 
     name = "cuda-python"
 
     def __init__(self, driver: Driver, module: Any, index: int) -> None:
-        """Open a device.
+        """Open a GPU.
 
         Args:
             driver: the driver's library, started.
@@ -33,7 +33,7 @@ class CudaPython(OwnedCuda):
         self._module = module
         try:
             self._call("cuInit", 0)
-        except RuntimeError as error:  # the binding looks its functions up at the first call
+        except RuntimeError as error:  # a function that the driver lacks shows at the first call
             raise BackendError(
                 f"this cuda-python does not work with the driver ({error}); expected a driver for "
                 f"CUDA 12.0 or newer, found {driver.device(index).driver}; update the driver, or "
@@ -136,7 +136,7 @@ class CudaPython(OwnedCuda):
         return event
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        """Call the driver; what it returns beside the status."""
+        """Call the driver and return its results without the status."""
         status, *results = self._ask(name, *arguments)
         self._check(name, status)
         return results[0] if len(results) == 1 else results
@@ -144,7 +144,7 @@ class CudaPython(OwnedCuda):
     def _ask(self, name: str, *arguments: Any) -> Any:
         try:
             return getattr(self._module, name)(*arguments)
-        except ValueError as error:  # a driver newer than the binding, and an error new with it
+        except ValueError as error:  # an error code of a newer driver, unknown to the binding
             raise Refused(name, str(error)) from None
 
     def _check(self, name: str, status: Any) -> None:

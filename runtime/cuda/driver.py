@@ -1,4 +1,4 @@
-"""What both CUDA bindings share: the driver's library through ctypes, and who owns what."""
+"""What both CUDA bindings share: calls of the driver's library, and freeing what was allocated."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MB = 2**20
 
 
 class Refused(BackendError):
-    """A call that the driver refused."""
+    """A CUDA call failed."""
 
     def __init__(self, call: str, reason: str, *, out_of_memory: bool = False) -> None:
         super().__init__(f"CUDA: {call} failed: {reason}")
@@ -32,7 +32,7 @@ class Refused(BackendError):
 
 
 class Driver:
-    """The driver's library: the questions before a binding is chosen, and what pycuda lacks."""
+    """Calls CUDA's driver library through ctypes: to describe GPUs, and for what pycuda lacks."""
 
     def __init__(self) -> None:
         """Load and start the driver.
@@ -55,7 +55,7 @@ class Driver:
             ) from None
 
     def call(self, name: str, *arguments: Any) -> None:
-        """Call the driver. Addresses and handles must come as ctypes objects of 64 bits.
+        """Call a function of the driver; addresses and handles must be 64-bit ctypes objects.
 
         Raises:
             Refused: the result is an error.
@@ -65,7 +65,7 @@ class Driver:
             raise self.refused(name, code)
 
     def refused(self, name: str, code: int) -> Refused:
-        """The error to raise for a result of the call ``name``."""
+        """Return the error to raise when the call ``name`` returned ``code``."""
         texts = []
         for question in ("cuGetErrorName", "cuGetErrorString"):
             text = ctypes.c_char_p()
@@ -76,14 +76,14 @@ class Driver:
         return Refused(call, f"{texts[0]} ({texts[1]}, {code})", out_of_memory=out_of_memory)
 
     def device(self, index: int) -> Gpu:
-        """Describe a GPU.
+        """Return the description of a GPU.
 
         Raises:
             BackendError: there is no such GPU.
         """
-        found = self._number("cuDeviceGetCount")
-        if not 0 <= index < found:
-            raise BackendError(f"CUDA device {index} was asked for, found {found} (from 0 on)")
+        count = self._number("cuDeviceGetCount")
+        if not 0 <= index < count:
+            raise BackendError(f"CUDA device {index} was asked for, found {count} (from 0 on)")
         gpu = find_gpu(index)
         if gpu is None:
             raise BackendError(
@@ -92,17 +92,17 @@ class Driver:
         return gpu
 
     def handle(self, index: int) -> int:
-        """The driver's own number for a GPU."""
+        """Return the driver's handle of a GPU."""
         return self._number("cuDeviceGet", index)
 
     def current(self) -> int:
-        """Handle of the context that is current in this thread; 0 for none."""
+        """Return the handle of the context current in this thread; 0 for none."""
         context = ctypes.c_void_p()
         self.call("cuCtxGetCurrent", ctypes.byref(context))
         return context.value or 0
 
     def make_current(self, context: int) -> None:
-        """Make a context current in this thread, instead of the one that is."""
+        """Make a context current in this thread, replacing the present one."""
         self.call("cuCtxSetCurrent", ctypes.c_void_p(context))
 
     def _number(self, name: str, *arguments: Any) -> int:
@@ -112,10 +112,9 @@ class Driver:
 
 
 class OwnedCuda(ABC):
-    """The part of ``Cuda`` that keeps count: what was made is freed by ``close``, newest first.
+    """The base of both bindings: it frees on ``close`` all that was allocated, newest first.
 
-    A binding makes things and says with ``_own`` how each is freed. ``_use`` comes first in every
-    method.
+    A binding registers with ``_own`` how each object is freed. Every method starts with ``_use``.
     """
 
     stream: int
@@ -160,23 +159,22 @@ class OwnedCuda(ABC):
         """See ``Cuda.event``."""
         self._use()
         flags = _DISABLE_TIMING | (_BLOCKING_SYNC if blocking else 0)
-        event = self._make_event(flags)
-        # Kept here and handed out by number, so that close decides when it goes.
+        # Callers get a number and no reference, so that close decides when the event is destroyed.
         number = len(self._events)
-        self._events[number] = event
+        self._events[number] = self._make_event(flags)
         return number
 
     def close(self) -> None:
         """See ``Cuda.close``."""
         if self._closed:
             return
-        # After a fault on the GPU every call fails. The call that met it has said so; freeing goes
-        # on, since a second error from here would only hide the first.
+        # After a fault on the GPU every call fails. The first failed call has raised already, and
+        # an error from here would only hide it.
         with suppress(Refused):
             self._driver.make_current(self._context)
         with suppress(Refused):
-            if hasattr(self, "stream"):  # it is not there when opening failed
-                with suppress(Refused):  # there is seldom a capture to end, and it must not go on
+            if hasattr(self, "stream"):  # missing when opening failed
+                with suppress(Refused):  # fails where no capture is running, the usual case
                     self.end_capture()
                 self.synchronize()
         self._closed = True
@@ -223,24 +221,24 @@ class OwnedCuda(ABC):
 
     @abstractmethod
     def _retain(self, index: int) -> int:
-        """Retain the primary context; its handle."""
+        """Retain the primary context and return its handle."""
 
     @abstractmethod
     def _release(self) -> None:
-        """Undo ``_retain``, from whatever thread."""
+        """Undo ``_retain``, from any thread."""
 
     @abstractmethod
     def _make_stream(self) -> int:
-        """Make the stream; its handle."""
+        """Make the stream and return its handle."""
 
     @abstractmethod
     def _device_memory(self, size: int) -> int:
-        """Device memory; its address."""
+        """Allocate device memory and return its address."""
 
     @abstractmethod
     def _host_memory(self, size: int) -> NDArray[np.uint8]:
-        """Page-locked memory as an array of bytes."""
+        """Allocate page-locked memory and return it as an array of bytes."""
 
     @abstractmethod
     def _make_event(self, flags: int) -> Any:
-        """An event as the binding has it."""
+        """Make an event of the binding's own type."""

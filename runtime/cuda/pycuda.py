@@ -1,4 +1,4 @@
-"""CUDA through pycuda.
+"""Implements the CUDA interface with pycuda.
 
 pycuda has no CUDA graphs: those go through the driver's library, on pycuda's stream.
 """
@@ -18,12 +18,12 @@ from lgvit_edge.runtime.cuda.driver import NON_BLOCKING, THREAD_LOCAL, Driver, O
 
 
 class PyCuda(OwnedCuda):
-    """A ``Cuda`` on pycuda."""
+    """Implements ``Cuda`` with pycuda."""
 
     name = "pycuda"
 
     def __init__(self, driver: Driver, module: Any, index: int) -> None:
-        """Open a device.
+        """Open a GPU.
 
         Args:
             driver: the driver's library, started.
@@ -106,8 +106,8 @@ class PyCuda(OwnedCuda):
         return int(self._primary.handle)
 
     def _release(self) -> None:
-        # In its own thread pycuda releases, but leaves the context current; in another one it only
-        # forgets the context.
+        # In the thread that retained it, pycuda releases the context but leaves it current; in
+        # another thread it only drops its reference.
         self._primary.detach()
         if threading.get_ident() == self._thread:
             self._driver.call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
@@ -121,7 +121,7 @@ class PyCuda(OwnedCuda):
     def _make_stream(self) -> int:
         with self._on_stack():
             self._stream = self._call(self._module.Stream, NON_BLOCKING)
-        self._own(setattr, self, "_stream", None)  # pycuda destroys what nobody refers to
+        self._own(setattr, self, "_stream", None)  # pycuda destroys it with the last reference
         return int(self._stream.handle)
 
     def _device_memory(self, size: int) -> int:
@@ -133,7 +133,7 @@ class PyCuda(OwnedCuda):
     def _host_memory(self, size: int) -> NDArray[np.uint8]:
         with self._on_stack():
             array: NDArray[np.uint8] = self._call(self._module.pagelocked_empty, size, np.uint8)
-        # Not left to the last reference: pinned memory is scarce, and close promises to free it.
+        # Freed by close, not with the last reference: page-locked memory is scarce.
         self._own(self._call, array.base.free)  # type: ignore[union-attr]
         return array
 
@@ -145,7 +145,7 @@ class PyCuda(OwnedCuda):
 
     @contextmanager
     def _on_stack(self) -> Iterator[None]:
-        """Put the context on pycuda's own stack, without which it makes and frees nothing."""
+        """Put the context on pycuda's own stack, which it needs to allocate and free."""
         self._call(self._primary.push)
         try:
             yield
@@ -157,7 +157,7 @@ class PyCuda(OwnedCuda):
         try:
             return function(*arguments)
         except self._module.Error as error:  # its text is "cuMemAlloc failed: out of memory"
-            # Whoever keeps the error keeps this frame, and close needs the last reference.
+            # The error's traceback holds this frame, and close needs the last reference.
             del function, arguments
             call, _, reason = str(error).partition(" failed: ")
             if not isinstance(error, self._module.MemoryError):
@@ -167,5 +167,5 @@ class PyCuda(OwnedCuda):
 
 
 def _buffer(address: int, size: int) -> Any:
-    """Host memory as pycuda takes it."""
+    """Return host memory in the form pycuda takes."""
     return (ctypes.c_char * size).from_address(address)

@@ -199,7 +199,7 @@ def test_limits_are_percentiles(exported_model: LGViT) -> None:
 @pytest.mark.parametrize(
     ("options", "images", "text"),
     [
-        ({"precision": "int8"}, False, "int8 scales are taken from images: add --calib"),
+        ({"precision": "int8"}, False, "int8 scales are computed from images: add --calib"),
         ({"precision": "fp16"}, True, "--calib is for --precision int8"),
     ],
 )
