@@ -1,9 +1,8 @@
-"""When do batches pay, and when does it pay to take rows that left out of them?
+"""Measures when batches pay, and when removing the rows that have left pays.
 
 ``python -m lgvit_edge.benchmarks.experiments.batches --engines out/ --data DIR`` runs real images
-in batches through the chain, with rows leaving (compaction) and with all rows staying until the
-last one has left, and through the baseline in the same batches, in turn. Images are resized
-beforehand.
+in batches, in turn through the chain with compaction (rows that leave are removed), through the
+chain with all rows until the last one leaves, and through the baseline. Images are resized before.
 """
 
 from __future__ import annotations
@@ -19,11 +18,10 @@ from numpy.typing import NDArray
 
 from lgvit_edge import policies
 from lgvit_edge._support.terminal import console, progress_bar, table
-from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, run_command
+from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, choose_images, run_command
 from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.cli.options import Backend, Engines, parse_numbers
 from lgvit_edge.errors import UsageError
-from lgvit_edge.images.labelled import evenly, find_images
 from lgvit_edge.images.preprocess import load_rgb
 from lgvit_edge.policies import Departures, Policy
 from lgvit_edge.runtime import Session
@@ -33,47 +31,48 @@ def main(
     engines: Engines,
     data: Annotated[Path, typer.Option(help="Images: a sub-folder per class, or a flat folder.")],
     policy: Annotated[
-        list[str] | None, typer.Option(help="As for bench; may be given several times.")
+        list[str] | None, typer.Option(help="Policy, as for bench; can be repeated.")
     ] = None,
-    sizes: Annotated[str, typer.Option(help="Batch sizes.")] = "1,8,32",
-    samples: Annotated[int, typer.Option(min=32, help="Images, spread evenly.")] = 192,
-    rounds: Annotated[int, typer.Option(min=1, help="Times that each image is run.")] = 3,
+    sizes: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,8,32",
+    samples: Annotated[int, typer.Option(min=32, help="Number of images, spread evenly.")] = 192,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each image is run.")] = 3,
     backend: Backend = "auto",
     json_file: JsonFile = None,
 ) -> None:
-    """Time chain, chain without compaction and baseline at each batch size."""
+    """Times chain, chain without compaction and baseline at each batch size."""
     record = Record(json_file)
     with Session.open(engines, backend=backend) as session, progress_bar("in turn") as progress:
         manifest = session.manifest
-        wanted = [int(size) for size in parse_numbers(sizes) or []]
-        if max(wanted) > session.max_batch or min(wanted) < 1:
+        batch_sizes = [int(size) for size in parse_numbers(sizes) or []]
+        if max(batch_sizes) > session.max_batch or min(batch_sizes) < 1:
             raise UsageError(
                 f"expected batch sizes of 1 to {session.max_batch}, found {sizes}; run: lgvit-edge "
-                f"export ... --batch 1:8:{max(wanted)}"
+                f"export ... --batch 1:8:{max(batch_sizes)}"
             )
-        found = find_images(data, num_classes=manifest.num_classes, names=manifest.labels)
-        images = session.prepare([load_rgb(i.path) for i in evenly(found, samples)])
+        images = session.prepare(
+            [load_rgb(image.path) for image in choose_images(data, manifest, samples)]
+        )
         chosen = [policies.parse(text) for text in policy or []] or [session.policy]
         rows = []
         for number, rule in enumerate(chosen):
-            for place, size in enumerate(wanted):
-                progress(number * len(wanted) + place, len(chosen) * len(wanted))
+            for place, size in enumerate(batch_sizes):
+                progress(number * len(batch_sizes) + place, len(chosen) * len(batch_sizes))
                 rows.append(_compare(session, rule, images, size, rounds))
         record.env |= {"runtime": session.describe()}
-    shown = table(
+    output = table(
         "policy",
         numbers=("batch", "MACs x", "wall x", "ratio", "all rows stay x", "images/s", "baseline"),
     )
     for row in rows:
         ratios = (row["macs"], row["wall_clock"], row["efficiency"], row["without_compaction"])
-        shown.add_row(
+        output.add_row(
             row["policy"],
             str(row["batch"]),
             *(f"{ratio:.2f}" for ratio in ratios),
             f"{row['images_per_s']:.1f}",
             f"{row['baseline_images_per_s']:.1f}",
         )
-    console.print(shown)
+    console.print(output)
     record.write(rows=rows)
 
 
@@ -89,20 +88,20 @@ def _compare(
     }
     times: dict[str, list[float]] = {name: [] for name in sides}
     exits: list[int] = []
-    for side in sides.values():  # every size that compaction makes of a batch is bound once
+    for side in sides.values():  # binds every batch size that compaction makes
         for batch in batches[: max(2, 64 // size)]:
             side(batch)
     for round_ in range(rounds):
         for batch in batches:
             for name, side in list(sides.items())[:: 1 if round_ % 2 else -1]:
                 start = time.perf_counter()
-                said = side(batch)
+                outcome = side(batch)
                 times[name].append(time.perf_counter() - start)
                 if name == "chain":
-                    exits += said
-    spent = {name: sum(found) for name, found in times.items()}
+                    exits += outcome
+    seconds = {name: sum(values) for name, values in times.items()}
     macs = _macs_speedup(session.manifest, exits)
-    wall = spent["baseline"] / spent["chain"]
+    wall = seconds["baseline"] / seconds["chain"]
     count = len(exits)
     return {
         "policy": ":".join(str(v) for v in policy.to_json().values()),
@@ -110,15 +109,15 @@ def _compare(
         "macs": macs,
         "wall_clock": wall,
         "efficiency": wall / macs,
-        "without_compaction": spent["baseline"] / spent["staying"],
-        "images_per_s": count / spent["chain"],
-        "baseline_images_per_s": count / spent["baseline"],
-        "raw_s": {name: np.round(found, 6).tolist() for name, found in times.items()},
+        "without_compaction": seconds["baseline"] / seconds["staying"],
+        "images_per_s": count / seconds["chain"],
+        "baseline_images_per_s": count / seconds["baseline"],
+        "raw_s": {name: np.round(values, 6).tolist() for name, values in times.items()},
     }
 
 
 def _all_stay(session: Session, policy: Policy, images: NDArray[Any]) -> list[int]:
-    """The chain until the last row has left, every segment on all rows."""
+    """Runs every segment on all rows until the last row has left; returns the exits."""
     batch = Departures(policy, len(session.manifest.segments) - 1, len(images))
     exits = np.empty(len(images), np.intp)
     session.chain.start(images)

@@ -1,4 +1,4 @@
-"""Another program that wants the same cores."""
+"""Runs other programs that compete for the same cores."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-# Small products in pure numpy: it computes, sleeps now and then like a program that does something
-# else too, and begins and ends at no fixed moments.
+# Small numpy products with random pauses, as an unrelated program has them.
 _PROGRAM = """
 import random, sys, time
 import numpy as np
@@ -24,7 +23,7 @@ while True:
 
 @contextlib.contextmanager
 def competing(processes: int) -> Iterator[None]:
-    """While the context lasts, this many processes compute, nine tenths of the time each."""
+    """Runs this many processes within the context; each computes nine tenths of the time."""
     command = [sys.executable, "-c", _PROGRAM]
     running = [subprocess.Popen([*command, str(seed)]) for seed in range(processes)]
     try:

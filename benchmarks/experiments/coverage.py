@@ -1,10 +1,10 @@
-"""Every family with every kind of head, through the whole pipeline, as one table.
+"""Checks every family with every kind of head through the whole pipeline; prints one table.
 
 ``python -m lgvit_edge.benchmarks.experiments.coverage`` makes a model of each with random weights,
-norms and statistics included, holds its deployed form and its exported graphs on ONNX Runtime, and
-OpenVINO where it is installed, against ``LGViT.exit_logits``, and lets TensorRT-RTX compile them in
-float32 and float16, which needs no GPU. A difference beyond the tolerance, or a graph that does not
-compile, is named and the exit status is 1.
+norms and statistics included. It compares its deployed form and its exported graphs on ONNX Runtime
+(and OpenVINO, if installed) with ``LGViT.exit_logits``. TensorRT-RTX compiles the graphs in float32
+and float16, which needs no GPU. Differences beyond the tolerance and graphs that do not compile are
+listed, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ from lgvit_edge.policies.scores import difference
 ARCHITECTURES = ("vit-tiny", "deit-tiny-distilled", "swin-tiny")
 COLUMNS = ("PyTorch", "ONNX Runtime", "OpenVINO", "RTX fp32", "ONNX Runtime fp16", "RTX fp16")
 ABSENT = "not installed"
-Cell = float | str  # a difference, or words
+Cell = float | str  # a difference, or what happened
 
 
 @dataclass(frozen=True)
 class Row:
-    """One family with one kind of head.
+    """The results of one family with one kind of head.
 
     Attributes:
         family: its name.
         heads: the kinds of head.
         cells: by column: the largest difference in the logits of any exit, or what happened.
-        failed: columns that are not as they should be.
+        failed: columns with a failure.
     """
 
     family: str
@@ -60,11 +60,11 @@ class Row:
 
 
 def cover(configs: Sequence[LGViTConfig], work: Path) -> Iterator[Row]:
-    """Put every configuration through the pipeline.
+    """Yields a row per configuration that is put through the pipeline.
 
     Args:
         configs: with exits.
-        work: an empty directory; what is written there is large and may go.
+        work: an empty directory for large temporary files.
     """
     for config in configs:
         model = randomised(LGViT(config))
@@ -104,8 +104,8 @@ def _deployed(model: LGViT) -> float:
         expected = model.exit_logits(pixels).numpy()
         for segment in cut(model):
             output = segment.module(hidden)
-            hidden, found = output if isinstance(output, tuple) else (None, output)
-            logits.append(found.numpy())
+            hidden, answer = output if isinstance(output, tuple) else (None, output)
+            logits.append(answer.numpy())
     return float(difference(np.stack(logits, axis=1), expected))
 
 
@@ -120,7 +120,7 @@ def _compiled(out: Path) -> str:
 
 
 def _openvino(out: Path) -> float:
-    """The chain of a float32 bundle on OpenVINO's CPU plugin, against the bundle's own samples."""
+    """Runs a float32 bundle on OpenVINO's CPU plugin; returns the difference from its samples."""
     bundle, core = open_bundle(out), shared_core()
     chain = [
         core.compile_model(
@@ -133,19 +133,19 @@ def _openvino(out: Path) -> float:
     worst = 0.0
     for image, expected in pairs:
         hidden: Any = image[None]
-        for compiled, wanted in zip(chain, expected, strict=True):
-            *rest, logits = compiled([hidden]).to_tuple()
+        for compiled, logits in zip(chain, expected, strict=True):
+            *rest, answer = compiled([hidden]).to_tuple()
             hidden = rest[0] if rest else None
-            worst = max(worst, float(difference(logits, wanted[None])))
+            worst = max(worst, float(difference(answer, logits[None])))
     return worst
 
 
 def published() -> list[LGViTConfig]:
-    """The smallest published backbone of each family, with two exits of each kind of head."""
+    """Returns each family's smallest published backbone with two exits of each kind of head."""
     configs = []
     for name in ARCHITECTURES:
         plain = architecture(name)
-        # In a Swin the first reads the tokens before a patch merging.
+        # In a Swin the first exit reads tokens before a patch merging.
         blocks = [4, 9]
         for heads in head_choices():
             exits = default_heads(blocks, heads=heads, family=plain.family)
@@ -154,7 +154,7 @@ def published() -> list[LGViTConfig]:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The table as it stands in the results."""
+    """Returns the table in Markdown, as in the results."""
     lines = ["| family | heads | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
     for row in rows:
         cells = [
@@ -170,20 +170,20 @@ def _words(cell: Cell) -> str:
 
 
 def main(
-    out: Annotated[Path | None, typer.Option(help="Also write the table here, .md.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the table to this .md file.")] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Put every family with every kind of head through export and build, and print a table."""
+    """Exports and builds every family with every kind of head, and prints a table."""
     record, configs, rows = Record(json_file), published(), list[Row]()
     with tempfile.TemporaryDirectory() as work, progress_bar("covering") as progress:
         progress(0, len(configs))
         for row in cover(configs, Path(work)):
             rows.append(row)
             progress(len(rows), len(configs), f"{row.family} {row.heads}")
-    shown = table("family", "heads", numbers=COLUMNS)
+    output = table("family", "heads", numbers=COLUMNS)
     for row in rows:
-        shown.add_row(row.family, row.heads, *(_words(row.cells[name]) for name in COLUMNS))
-    console.print(shown)
+        output.add_row(row.family, row.heads, *(_words(row.cells[name]) for name in COLUMNS))
+    console.print(output)
     if out is not None:
         out.write_text(markdown(rows), encoding="utf-8")
     record.write(rows=[vars(row) for row in rows])

@@ -1,7 +1,7 @@
-"""Are deadlines kept while other programs compute, and what does it cost in accuracy?
+"""Measures how often deadlines are met under load, and what that costs in accuracy.
 
-``python -m lgvit_edge.benchmarks.experiments.deadlines --engines out/ --data DIR`` answers real
-images one by one beside a competing load: at several deadlines, and for comparison with none.
+``python -m lgvit_edge.benchmarks.experiments.deadlines --engines out/ --data DIR`` runs real
+images one by one beside a competing load: at several deadlines, and without one to compare.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import typer
 
 from lgvit_edge._support.terminal import console, progress_bar, table
 from lgvit_edge.benchmarks.experiments.competitor import competing
-from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, run_command
+from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, choose_images, run_command
 from lgvit_edge.cli.options import Backend, Engines, PolicyText, parse_numbers
-from lgvit_edge.images.labelled import LabelledImage, evenly, find_images
+from lgvit_edge.images.labelled import LabelledImage
 from lgvit_edge.images.preprocess import load_rgb
 from lgvit_edge.policies import parse
 from lgvit_edge.runtime import Session
@@ -28,25 +28,22 @@ def main(
     engines: Engines,
     data: Annotated[Path, typer.Option(help="Images: a sub-folder per class.")],
     deadlines: Annotated[
-        str, typer.Option(help="As multiples of the whole chain's time on the idle machine.")
+        str, typer.Option(help="Deadlines, as multiples of the whole chain's idle time.")
     ] = "1,1.5,2,3",
-    frames: Annotated[int, typer.Option(min=100, help="For each deadline.")] = 2000,
-    load: Annotated[int, typer.Option(min=0, help="Processes that compete.")] = 1,
+    frames: Annotated[int, typer.Option(min=100, help="Frames per deadline.")] = 2000,
+    load: Annotated[int, typer.Option(min=0, help="Number of competing processes.")] = 1,
     policy: PolicyText = None,
     backend: Backend = "auto",
     json_file: JsonFile = None,
 ) -> None:
-    """Answer frames under load at several deadlines; report late answers and accuracy."""
+    """Runs frames under load at several deadlines; prints late answers and accuracy."""
     record = Record(json_file)
     chosen = None if policy is None else parse(policy)
     factors = parse_numbers(deadlines) or []
     rows = []
     with Session.open(engines, backend=backend, policy=chosen) as session:
         whole = session.warm_up(30)
-        manifest = session.manifest
-        images = evenly(
-            find_images(data, num_classes=manifest.num_classes, names=manifest.labels), frames
-        )
+        images = choose_images(data, session.manifest, frames)
         with progress_bar("under load") as progress, competing(load):
             runs = [None, *(factor * whole for factor in factors)]
             for number, deadline in enumerate(runs):
@@ -63,19 +60,19 @@ def main(
     console.print(
         f"{frames} frames each, {load} competing process(es), "
         f"{record.env['runtime']['backend']}; the whole chain takes {whole:.1f} ms "
-        "on the idle machine; a segment may exceed what is "
-        f"expected of it in {MISS:.1%} of its runs",
+        "on the idle machine; a segment may exceed its "
+        f"expected time in {MISS:.1%} of its runs",
         highlight=False,
     )
-    shown = table(
+    output = table(
         "deadline (ms)", numbers=("late", "p50 (ms)", "p99", "p99.9", "mean exit", "accuracy")
     )
     for row in rows:
         name = "none" if row["deadline_ms"] is None else f"{row['deadline_ms']:.1f}"
         times = [f"{row[key]:.1f}" for key in ("p50", "p99", "p99_9")]
         late = "" if row["late"] is None else f"{row['late']:.2%}"
-        shown.add_row(name, late, *times, f"{row['mean_exit']:.2f}", f"{row['accuracy']:.2%}")
-    console.print(shown)
+        output.add_row(name, late, *times, f"{row['mean_exit']:.2f}", f"{row['accuracy']:.2%}")
+    console.print(output)
     record.write(whole_chain_ms=whole, load=load, rows=rows)
 
 

@@ -1,9 +1,8 @@
-"""One command for the owner of a Jetson or an RTX card: everything a record of it needs.
+"""Measures everything that a record of a Jetson or an RTX card needs, in one command.
 
 ``python -m lgvit_edge.benchmarks.experiments.device --engines out/ --json device.json`` checks the
 engines against PyTorch's samples, benches the chain against the baseline at every exit, and
-compares the ways of running it (CUDA graphs or kernel by kernel, the three waits, speculation) in
-turn.
+compares the ways of running it: CUDA graphs or kernel by kernel, the three waits, speculation.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from lgvit_edge.benchmarks.measure import measure_exits
 from lgvit_edge.benchmarks.report.terminal import print_report
 from lgvit_edge.runtime import FixedExit, Session, TensorRTOptions
 
-# The first is the default, which the others are compared with.
+# The first is the default; the others are compared with it.
 WAYS = {
     "graphs, hybrid wait": TensorRTOptions(),
     "graphs, spin": TensorRTOptions(wait="spin"),
@@ -36,10 +35,10 @@ _WARM_UP = 5
 
 def main(
     engines: Annotated[Path, typer.Option(help="A bundle with engines for this GPU.")],
-    rounds: Annotated[int, typer.Option(min=4, help="Measurements of each exit.")] = 50,
+    rounds: Annotated[int, typer.Option(min=4, help="Measurements per exit.")] = 50,
     json_file: JsonFile = None,
 ) -> None:
-    """Check, bench and compare the ways of running the TensorRT chain."""
+    """Checks, benches and compares the ways of running the TensorRT chain."""
     record = Record(json_file)
     with Session.open(engines, backend="tensorrt") as session:
         parity = session.check_parity()
@@ -49,18 +48,18 @@ def main(
     with progress_bar("comparing") as progress:
         ways = compare(engines, rounds, progress)
     exits = range(1, 1 + len(ways[next(iter(ways))]))
-    shown = table("median (ms)", numbers=tuple(f"exit {exit}" for exit in exits))
+    output = table("median (ms)", numbers=tuple(f"exit {exit}" for exit in exits))
     for name, times in ways.items():
-        shown.add_row(name, *(f"{ms:.3f}" for ms in times))
-    console.print(shown)
+        output.add_row(name, *(f"{ms:.3f}" for ms in times))
+    console.print(output)
     say(f"max |difference| from PyTorch's samples: {parity:.2g}")
     record.write(parity=parity, ways_median_ms=ways, bench=bench)
     if json_file is not None:
-        say("add how the device was set up (power mode, clocks, cooling)")
+        say("please add power mode, clocks and cooling of the device")
 
 
 def compare(engines: Path, rounds: int, progress: Any) -> dict[str, list[float]]:
-    """Median milliseconds of the chain stopped at each exit, by way of running it."""
+    """Returns median milliseconds of the chain stopped at each exit, by way of running it."""
     with contextlib.ExitStack() as stack:
         sessions = {
             name: stack.enter_context(Session.open(engines, backend="tensorrt", tensorrt=way))
@@ -75,8 +74,8 @@ def compare(engines: Path, rounds: int, progress: Any) -> dict[str, list[float]]
         for done in range(_WARM_UP + rounds):
             progress(done, _WARM_UP + rounds)
             for exit in range(exits):
-                first_name = done % len(names)  # none always follows the same one
-                for name in names[first_name:] + names[:first_name]:
+                turn = done % len(names)  # so that none always follows the same one
+                for name in names[turn:] + names[:turn]:
                     session = sessions[name]
                     session.policy = FixedExit(exit + 1)
                     start = time.perf_counter()
@@ -84,10 +83,10 @@ def compare(engines: Path, rounds: int, progress: Any) -> dict[str, list[float]]
                     elapsed = (time.perf_counter() - start) * 1e3
                     if done >= _WARM_UP:
                         times[name][exit].append(elapsed)
-                    if WAYS[name].speculate:  # nothing of it may run into the next one's time
+                    if WAYS[name].speculate:  # its work must not run into the next measurement
                         session.policy = FixedExit(exits)
                         session.run(images)
-    return {name: [statistics.median(t) for t in found] for name, found in times.items()}
+    return {name: [statistics.median(t) for t in by_exit] for name, by_exit in times.items()}
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""An epoch of stage 2 from kept features against one that runs the frozen backbone.
+"""Times an epoch of stage 2 from stored features against one that runs the frozen backbone.
 
 ``python -m lgvit_edge.benchmarks.experiments.epochs --data tiny-imagenet-200/train --weights
-vit_tiny.pth`` trains the same heads in turn on the same images, both ways, and compares times and
-losses.
+vit_tiny.pth`` trains the same heads on the same images both ways, in turn, and compares times
+and losses.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ from lgvit_edge.training.start import attach_exits, load_start
 
 
 class _Plain(ImageFolder):
-    """Images as at inference in training too, so that both ways see the same."""
+    """Images without augmentation, so that both ways train on the same."""
 
     def image(self, index: int, rng: np.random.Generator | None) -> Any:
         return super().image(index, None)
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="A sub-folder per class.")],
-    weights: Annotated[Path, typer.Option(help="Of the trained backbone.")],
-    backbone: Annotated[str, typer.Option(help="Its architecture.")] = "vit-tiny",
-    images: Annotated[int, typer.Option(min=64, help="How many, spread over classes.")] = 1280,
-    rounds: Annotated[int, typer.Option(min=1, help="Epochs of each kind.")] = 3,
-    heads: Annotated[str, typer.Option(help="Kinds of heads, by comma.")] = "lgvit,mlp",
+    data: Annotated[Path, typer.Option(help="Images: a sub-folder per class.")],
+    weights: Annotated[Path, typer.Option(help="Checkpoint of the trained backbone.")],
+    backbone: Annotated[str, typer.Option(help="Architecture of the backbone.")] = "vit-tiny",
+    images: Annotated[int, typer.Option(min=64, help="Number of images of all classes.")] = 1280,
+    rounds: Annotated[int, typer.Option(min=1, help="Epochs per way.")] = 3,
+    heads: Annotated[str, typer.Option(help="Kinds of heads, separated by commas.")] = "lgvit,mlp",
     json_file: JsonFile = None,
 ) -> None:
-    """Time an epoch of stage 2 both ways."""
+    """Times an epoch of stage 2 both ways."""
     plain = load_start(backbone, weights, num_classes=0, seed=0).eval()
     folder = _Plain(data, size=plain.config.image_size, preprocess=plain.config.preprocess)
-    kept = evenly(range(len(folder)), images)
-    folder.paths, folder.labels = [folder.paths[i] for i in kept], folder.labels[list(kept)]
-    shown = table(
-        "heads", "precision", numbers=("backbone (s)", "kept (s)", "ratio", "loss differs by")
+    chosen = list(evenly(range(len(folder)), images))
+    folder.paths, folder.labels = [folder.paths[i] for i in chosen], folder.labels[chosen]
+    output = table(
+        "heads", "precision", numbers=("backbone (s)", "stored (s)", "ratio", "loss differs by")
     )
     record, rows = Record(json_file), list[dict[str, Any]]()
     for kind in heads.split(","):
@@ -63,7 +63,7 @@ def main(
             settings = TrainingConfig(precision=precision, lr=(1e-3, 1e-3))
             row = _compare(attach_exits(plain, exits), folder, settings, rounds)
             rows.append({"heads": kind, "precision": precision, **row})
-            shown.add_row(
+            output.add_row(
                 kind,
                 precision,
                 f"{statistics.median(row['backbone_s']):.1f}",
@@ -72,7 +72,7 @@ def main(
                 f"{row['loss_difference']:.1e}",
             )
     say(f"{len(folder)} images, {record.env['cpu']}; medians of {rounds} epochs in turn")
-    console.print(shown)
+    console.print(output)
     record.write(images=len(folder), rows=rows)
 
 
@@ -80,24 +80,24 @@ def _compare(
     model: LGViT, folder: ImageFolder, config: TrainingConfig, rounds: int
 ) -> dict[str, Any]:
     batches = Batches(folder, model.config.preprocess, batch_size=config.batch_size, workers=2)
-    with tempfile.TemporaryDirectory() as kept:
-        store = FeatureStore(kept, model, batches, config)
+    with tempfile.TemporaryDirectory() as features:
+        store = FeatureStore(features, model, batches, config)
         store.fill()
         states = model.state_dict()
         start = {name: tensor.clone() for name, tensor in states.items()}
-        times: dict[str, list[float]] = {"backbone": [], "kept": []}
+        times: dict[str, list[float]] = {"backbone": [], "stored": []}
         losses: dict[str, list[float]] = {}
         for _ in range(rounds):
-            for way, cache in (("backbone", None), ("kept", store)):
+            for way, cache in (("backbone", None), ("stored", store)):
                 model.load_state_dict(start)
                 seconds, losses[way] = _epoch(model, config, batches, cache)
                 times[way].append(seconds)
     medians = {way: statistics.median(seconds) for way, seconds in times.items()}
-    pairs = zip(losses["backbone"], losses["kept"], strict=True)
+    pairs = zip(losses["backbone"], losses["stored"], strict=True)
     return {
         "backbone_s": times["backbone"],
-        "kept_s": times["kept"],
-        "ratio": medians["backbone"] / medians["kept"],
+        "kept_s": times["stored"],
+        "ratio": medians["backbone"] / medians["stored"],
         "loss_difference": max(abs(a - b) / abs(a) for a, b in pairs),
     }
 
@@ -105,7 +105,7 @@ def _compare(
 def _epoch(
     model: LGViT, config: TrainingConfig, batches: Batches, cache: StoredStates | None
 ) -> tuple[float, list[float]]:
-    """Seconds, and the loss of every step."""
+    """Returns the epoch's seconds and the loss of every step."""
     stage = StageTwo(model, config, batches, cache)
     stage.start()
     optimizer = adamw(

@@ -1,4 +1,4 @@
-"""Draws a record of ``rivals`` as bars: the picture of the README.
+"""Draws a record of ``rivals`` as a bar chart, the picture of the README.
 
 ``python -m lgvit_edge.benchmarks.experiments.figure rivals.json --model ViT-B/16 --out speed.svg``
 """
@@ -13,7 +13,8 @@ from xml.sax.saxutils import escape
 import typer
 
 from lgvit_edge._support.files import replacing
-from lgvit_edge.cli.options import Commands, check_folders, exit_status
+from lgvit_edge.benchmarks.experiments.frame import run_command
+from lgvit_edge.cli.options import check_folders
 
 _TITLES = {
     "chain": "early-exit chain",
@@ -25,11 +26,11 @@ _FONT = "Helvetica, Arial, sans-serif"
 
 
 def draw(record: dict[str, Any], model: str) -> str:
-    """The mean time per frame of each way to run the model, as an SVG.
+    """Returns the mean time per frame of each way to run the model, as an SVG.
 
     Args:
         record: what ``rivals --json`` wrote.
-        model: its name for the title; the record does not hold it.
+        model: name of the model for the title; the record does not hold it.
     """
     rows = sorted(record["rows"], key=lambda row: row["mean_ms"])
     longest = max(row["mean_ms"] for row in rows)
@@ -40,7 +41,7 @@ def draw(record: dict[str, Any], model: str) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
         f'font-family="{_FONT}" font-size="14" role="img" '
         'aria-label="Mean milliseconds per frame of each way to run the model">',
-        # A card of its own, so that it reads on light and dark pages alike.
+        # A white background, to be readable on dark pages too.
         f'<rect x="1" y="1" width="{_WIDTH - 2}" height="{height - 2}" rx="10" '
         'fill="#ffffff" stroke="#b0bec5"/>',
         '<text x="24" y="32" font-weight="bold" fill="#102027">'
@@ -66,11 +67,11 @@ def draw(record: dict[str, Any], model: str) -> str:
 
 
 def main(
-    record: Annotated[Path, typer.Argument(help="What `rivals --json` wrote.")],
-    model: Annotated[str, typer.Option(help="Its name, for the title.")],
-    out: Annotated[Path, typer.Option(help="FILE.svg")],
+    record: Annotated[Path, typer.Argument(help="Record that `rivals --json` wrote.")],
+    model: Annotated[str, typer.Option(help="Name of the model, for the title.")],
+    out: Annotated[Path, typer.Option(help="File to write (.svg).")],
 ) -> None:
-    """Draw the mean time per frame of each way to run the model."""
+    """Draws the mean time per frame of each way to run the model."""
     check_folders({"--out": out})
     picture = draw(json.loads(record.read_text(encoding="utf-8")), model)
     with replacing(out) as partial:
@@ -78,7 +79,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
-    app.command()(main)
-    with exit_status():
-        app()
+    run_command(main)

@@ -1,8 +1,8 @@
-"""What experiments share: how they start, and the record of what was measured where and how."""
+"""What experiments share: how they start, their images, and the record of what was measured."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +11,9 @@ import typer
 from lgvit_edge._support.files import write_json
 from lgvit_edge._support.terminal import say
 from lgvit_edge.benchmarks.measure import command_line
+from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.cli.options import Commands, check_folders, exit_status
+from lgvit_edge.images.labelled import LabelledImage, evenly, find_images
 from lgvit_edge.machine.cpu import load_average
 from lgvit_edge.machine.environment import environment
 
@@ -21,18 +23,24 @@ JsonFile = Annotated[
 
 
 def run_command(main: Callable[..., None]) -> None:
-    """Run an experiment as the commands run: its errors are one message and an exit status."""
+    """Runs an experiment as a command: its errors become one message and an exit status."""
     app = typer.Typer(cls=Commands, add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
     with exit_status():
         app()
 
 
+def choose_images(data: Path, manifest: Manifest, count: int) -> Sequence[LabelledImage]:
+    """Returns ``count`` images of a folder, spread evenly, with the bundle's class numbers."""
+    images = find_images(data, num_classes=manifest.num_classes, names=manifest.labels)
+    return evenly(images, count)
+
+
 class Record:
-    """The record of an experiment; the environment is noted when it begins and when it ends."""
+    """The record of an experiment, with the environment at its start and end."""
 
     def __init__(self, path: Path | None) -> None:
-        """Note where it begins.
+        """Read the environment.
 
         Args:
             path: where to write the record; None writes none.
@@ -44,7 +52,7 @@ class Record:
         self._path, self.env = path, environment()
 
     def write(self, **values: Any) -> None:
-        """Write what was measured, with the environment and the command line.
+        """Write ``values``, with the environment and the command line.
 
         Raises:
             OSError: the file cannot be written.

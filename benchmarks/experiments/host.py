@@ -1,4 +1,4 @@
-"""What the host adds: importing the runtime, opening a bundle, deciding at an exit.
+"""Times the host's share: importing the runtime, opening a bundle, deciding at an exit.
 
 ``python -m lgvit_edge.benchmarks.experiments.host --engines out/``
 """
@@ -16,13 +16,10 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from rich.console import Console
 
-from lgvit_edge._support.files import write_json
-from lgvit_edge.benchmarks.measure import command_line
+from lgvit_edge._support.terminal import say
+from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, run_command
 from lgvit_edge.bundle.directory import open_bundle
-from lgvit_edge.cli.options import Commands, exit_status
-from lgvit_edge.machine.environment import environment
 from lgvit_edge.policies import Confidence, Policy
 from lgvit_edge.runtime import Session
 
@@ -40,29 +37,25 @@ print(time.perf_counter() - start)
 
 
 def main(
-    engines: Annotated[Path, typer.Option(help="The bundle to measure.")],
-    runs: Annotated[int, typer.Option(min=1)] = 5,
-    json_file: Annotated[Path | None, typer.Option("--json")] = None,
+    engines: Annotated[Path, typer.Option(help="Bundle to measure.")],
+    runs: Annotated[int, typer.Option(min=1, help="Processes per measurement.")] = 5,
+    json_file: JsonFile = None,
 ) -> None:
-    """Time import, opening to the first prediction, and one exit decision for 1000 classes."""
-    record: dict[str, Any] = {
-        "env": environment(),
+    """Times import, opening to the first prediction, and one exit decision for 1000 classes."""
+    record = Record(json_file)
+    seconds = {
         "import_s": _in_new_processes(_IMPORT, runs),
         "open_to_first_prediction_s": _in_new_processes(_OPEN, runs, str(engines)),
-        "decision_us": decision_cost(engines, Confidence(0.999)) * 1e6,
-        "command": command_line(),
     }
-    console = Console(highlight=False)
-    for name in ("import_s", "open_to_first_prediction_s"):
-        times = record[name]
-        console.print(f"{name}: median {statistics.median(times):.3f} of {len(times)} processes")
-    console.print(f"decision_us: {record['decision_us']:.1f} (1000 classes, batch 1, median)")
-    if json_file is not None:
-        write_json(json_file, record)
+    decision_us = decision_cost(engines, Confidence(0.999)) * 1e6
+    for name, times in seconds.items():
+        say(f"{name}: median {statistics.median(times):.3f} of {runs} processes")
+    say(f"decision_us: {decision_us:.1f} (1000 classes, batch 1, median)")
+    record.write(**seconds, decision_us=decision_us)
 
 
 def decision_cost(engines: Path, policy: Policy, *, classes: int = 1000) -> float:
-    """Seconds per exit of everything but the network, batch 1: median of many passes."""
+    """Returns the seconds per exit of everything but the network: batch 1, median of many runs."""
     bundle = open_bundle(engines)
     manifest = dataclasses.replace(bundle.manifest, labels=())
     logits = np.random.default_rng(0).normal(size=(1, classes)).astype(np.float32)
@@ -78,12 +71,12 @@ def decision_cost(engines: Path, policy: Policy, *, classes: int = 1000) -> floa
 
 
 class ScriptedChain:
-    """A chain that answers at once, so that only the host's share is timed."""
+    """A chain that returns fixed logits at once, so that only the host's share is timed."""
 
     max_batch = 1
 
     def __init__(self, logits: NDArray[np.float32]) -> None:
-        """Answer every step with ``logits``."""
+        """Every step returns ``logits``."""
         self._logits = logits
 
     def start(self, images: NDArray[Any]) -> None:
@@ -113,7 +106,4 @@ def _in_new_processes(code: str, runs: int, *arguments: str) -> list[float]:
 
 
 if __name__ == "__main__":
-    app = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
-    app.command()(main)
-    with exit_status():
-        app()
+    run_command(main)

@@ -1,8 +1,8 @@
-"""The rival: a whole early-exit chain as one ONNX graph, each exit an ``If`` inside the one before.
+"""Builds a whole early-exit chain as one ONNX graph with nested ``If`` nodes, as a rival.
 
-Thresholds are an input of the graph, ``[M] float32``: where the largest softmax of exit m is above
-the m-th, the ``If`` answers with its logits, else with what its other branch, the next segment and
-the ``If`` in it, computes.
+The thresholds ``[M] float32`` are an input of the graph. Where the largest softmax of exit m is
+above the m-th threshold, the ``If`` returns its logits. Otherwise it runs its other branch: the
+next segment and the ``If`` in it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from lgvit_edge.runtime.backends.ort_pool import join_pool, open_session
 
 
 class IfGraph:
-    """Runs the graph with everything bound beforehand, its best form; leaves where it is told."""
+    """Runs the graph up to a given exit, with inputs and outputs bound beforehand."""
 
     def __init__(
         self, bundle: Bundle, folder: Path, images: NDArray[np.uint8], threads: int
     ) -> None:
-        """Build it in ``folder`` and load it."""
+        """Build the graph in ``folder`` and load it."""
         ort = require("onnxruntime", extra="cpu")
         path = build(bundle, folder)
         size = join_pool(ort, threads)
@@ -43,7 +43,7 @@ class IfGraph:
         self._images = images  # the binding has only its address
 
     def __call__(self, exit: int) -> object:
-        """Leave at ``exit``, 1-based."""
+        """Run up to ``exit``, 1-based."""
         self._thresholds[:] = 2.0
         self._thresholds[exit - 1 : exit] = -1.0
         self._session.run_with_iobinding(self._binding)
@@ -51,9 +51,9 @@ class IfGraph:
 
 
 def build(bundle: Bundle, folder: Path) -> Path:
-    """Write the graph and its weights, and return its path."""
+    """Writes the graph and its weights; returns the graph's path."""
     onnx, compose = require("onnx", extra="export"), require("onnx.compose", extra="export")
-    # A copy: ONNX Runtime suspects a hard link of an attack.
+    # A copy, because ONNX Runtime refuses hard links.
     shutil.copyfile(bundle.root / WEIGHTS, folder / Path(WEIGHTS).name)
     manifest = bundle.manifest
     inner: Any = None
@@ -84,7 +84,7 @@ def build(bundle: Bundle, folder: Path) -> Path:
 
 
 def _with_exit(onnx: Any, graph: Any, index: int, logits: str, rest: Any) -> Any:
-    """The segment's graph with one output, ``logits`` at the top: its own, or those of ``rest``."""
+    """Returns the segment's graph with one output: its own logits, or those of ``rest``."""
     helper, proto = onnx.helper, onnx.TensorProto
     shape = [d.dim_value for d in graph.output[-1].type.tensor_type.shape.dim]
     del graph.output[:]
@@ -99,7 +99,7 @@ def _with_exit(onnx: Any, graph: Any, index: int, logits: str, rest: Any) -> Any
         graph.initializer.append(
             onnx.numpy_helper.from_array(np.array(values, np.int64), f"{p}{key}")
         )
-    taken = helper.make_graph(
+    own_logits = helper.make_graph(
         [helper.make_node("Identity", [logits], [f"{p}taken"])],
         f"{p}leaves",
         [],
@@ -113,7 +113,7 @@ def _with_exit(onnx: Any, graph: Any, index: int, logits: str, rest: Any) -> Any
             ),
             helper.make_node("Gather", ["thresholds", f"{p}place"], [f"{p}threshold"], axis=0),
             helper.make_node("Greater", [f"{p}confidence", f"{p}threshold"], [f"{p}leave"]),
-            helper.make_node("If", [f"{p}leave"], [name], then_branch=taken, else_branch=rest),
+            helper.make_node("If", [f"{p}leave"], [name], then_branch=own_logits, else_branch=rest),
         ]
     )
     graph.output.append(answer)

@@ -1,4 +1,4 @@
-"""Chain against one graph: what cutting costs.
+"""Measures what cutting costs: the chain against one graph.
 
 ``python -m lgvit_edge.benchmarks.experiments.overhead --engines out/`` times, for every exit m, the
 chain stopped there and one ONNX graph that holds the same blocks and heads 1..m, in turn on the
@@ -7,6 +7,7 @@ same input, and the whole chain against the baseline.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import tempfile
@@ -18,55 +19,48 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from rich.console import Console
 
-from lgvit_edge._support.files import write_json
 from lgvit_edge._support.optional import require
-from lgvit_edge._support.terminal import table
-from lgvit_edge.benchmarks.measure import command_line
+from lgvit_edge._support.terminal import console, table
+from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, run_command
 from lgvit_edge.bundle.directory import WEIGHTS, Bundle, open_bundle
-from lgvit_edge.cli.options import Commands, exit_status
 from lgvit_edge.errors import UsageError
-from lgvit_edge.machine.cpu import load_average
-from lgvit_edge.machine.environment import environment
 from lgvit_edge.runtime import FixedExit, Session
 from lgvit_edge.runtime.backends.ort_pool import join_pool, open_session
 
 
 def main(
-    engines: Annotated[Path, typer.Option(help="The bundle to measure.")],
-    rounds: Annotated[int, typer.Option(min=4)] = 40,
-    threads: Annotated[int, typer.Option(min=1)] = 2,
-    json_file: Annotated[Path | None, typer.Option("--json")] = None,
+    engines: Annotated[Path, typer.Option(help="Bundle to measure.")],
+    rounds: Annotated[int, typer.Option(min=4, help="Measurements per exit.")] = 40,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of ONNX Runtime.")] = 2,
+    json_file: JsonFile = None,
 ) -> None:
-    """Time the chain against one graph with the same blocks and heads, at every exit."""
+    """Times the chain against one graph with the same blocks and heads, at every exit."""
     if open_bundle(engines, verify=False).manifest.precision != "fp32":
         raise UsageError("the comparison takes fp32 bundles: export one with --precision fp32")
-    console, start = Console(), environment()
+    record = Record(json_file)
     with Session.open(engines, backend="onnxruntime", threads=threads, device="cpu") as session:
         rows = measure(session, open_bundle(engines, verify=False), rounds, threads)
-        env = start | {"runtime": session.describe(), "load_average_end": load_average()}
-    shown = table("exit", numbers=("chain (ms)", "one graph (ms)", "overhead", "p25", "p75"))
+        record.env |= {"runtime": session.describe()}
+    output = table("exit", numbers=("chain (ms)", "one graph (ms)", "overhead", "p25", "p75"))
     for row in rows["exits"]:
         figures = [row["chain_ms"], row["one_graph_ms"]]
         ratios = [row["overhead"], row["overhead_p25"], row["overhead_p75"]]
-        shown.add_row(
+        output.add_row(
             str(row["exit"]), *(f"{f:.2f}" for f in figures), *(f"{r:.3f}" for r in ratios)
         )
-    console.print(shown)
+    console.print(output)
     whole = rows["whole"]
     console.print(
         f"whole chain {whole['chain_ms']:.2f} ms, baseline {whole['baseline_ms']:.2f} ms: "
         f"{whole['time_ratio']:.3f}x the time for {whole['macs_ratio']:.3f}x the MACs",
         highlight=False,
     )
-    if json_file is not None:
-        record = {"env": env, "rounds": rounds, **rows, "command": command_line()}
-        write_json(json_file, record)
+    record.write(rounds=rounds, **rows)
 
 
 def measure(session: Session, bundle: Bundle, rounds: int, threads: int) -> dict[str, Any]:
-    """Medians, and quartiles of the ratio chain / one graph over rounds measured pairwise."""
+    """Returns median times, and quartiles of the ratio chain / one graph over paired rounds."""
     manifest = session.manifest
     rng = np.random.default_rng(0)
     side = manifest.image_size
@@ -76,46 +70,40 @@ def measure(session: Session, bundle: Bundle, rounds: int, threads: int) -> dict
         graphs = [_one_graph(bundle, m, Path(folder)) for m in exits]
         runs = [_runner(path, images, threads) for path in graphs]
 
-    def chain(exit: int) -> Callable[[], object]:
-        policy = FixedExit(exit)
+    def chain(exit: int) -> object:
+        session.policy = FixedExit(exit)
+        return session.run(images)
 
-        def run() -> object:
-            session.policy = policy
-            return session.run(images)
-
-        return run
-
-    chains = [chain(exit) for exit in exits]
+    chains = [functools.partial(chain, exit) for exit in exits]
     times = {exit: _interleaved(chains[exit - 1], runs[exit - 1], rounds) for exit in exits}
     whole = _interleaved(chains[-1], lambda: session.baseline_logits(images), rounds)
-    spent = manifest.cumulative_macs(len(exits))
     return {
         "exits": [{"exit": exit, **_compare(*times[exit])} for exit in exits],
         "whole": {
             "chain_ms": float(np.median(whole[0])),
             "baseline_ms": float(np.median(whole[1])),
             "time_ratio": float(np.median(whole[0] / whole[1])),
-            "macs_ratio": spent / manifest.baseline.macs,
+            "macs_ratio": manifest.cumulative_macs(len(exits)) / manifest.baseline.macs,
         },
     }
 
 
-def _compare(chain: NDArray[np.float64], one: NDArray[np.float64]) -> dict[str, Any]:
-    low, middle, high = np.percentile(chain / one, [25, 50, 75])
+def _compare(chain: NDArray[np.float64], graph: NDArray[np.float64]) -> dict[str, Any]:
+    low, middle, high = np.percentile(chain / graph, [25, 50, 75])
     return {
         "chain_ms": float(np.median(chain)),
-        "one_graph_ms": float(np.median(one)),
+        "one_graph_ms": float(np.median(graph)),
         "overhead": float(middle),
         "overhead_p25": float(low),
         "overhead_p75": float(high),
-        "raw_ms": np.round([chain, one], 4).tolist(),
+        "raw_ms": np.round([chain, graph], 4).tolist(),
     }
 
 
 def _interleaved(
     first: Callable[[], object], second: Callable[[], object], rounds: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Milliseconds of both, in turn; who begins alternates, so that neither profits from it."""
+    """Returns milliseconds of both, measured in turn; the order alternates to be fair."""
     for _ in range(3):
         first(), second()
     times = np.empty((rounds, 2))
@@ -129,7 +117,7 @@ def _interleaved(
 
 
 def _one_graph(bundle: Bundle, exit: int, folder: Path) -> Path:
-    """Segments 0..exit - 1 joined into one graph with all their logits as outputs."""
+    """Joins segments 0..exit - 1 into one graph with all their logits as outputs."""
     onnx, compose = require("onnx", extra="export"), require("onnx.compose", extra="export")
     weights = folder / Path(WEIGHTS).name
     if not weights.exists():
@@ -158,7 +146,7 @@ def _one_graph(bundle: Bundle, exit: int, folder: Path) -> Path:
 
 
 def _runner(path: Path, images: NDArray[Any], threads: int) -> Callable[[], object]:
-    """The graph with everything bound beforehand: its best form."""
+    """Returns a function that runs the graph, with inputs and outputs bound beforehand."""
     ort = require("onnxruntime", extra="cpu")
     providers = ["CPUExecutionProvider"]
     size = join_pool(ort, threads)
@@ -183,7 +171,4 @@ def _runner(path: Path, images: NDArray[Any], threads: int) -> Callable[[], obje
 
 
 if __name__ == "__main__":
-    app = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
-    app.command()(main)
-    with exit_status():
-        app()
+    run_command(main)

@@ -1,8 +1,7 @@
-"""Does ``TargetRate`` keep its rate when another program starts and ends, and does it hold still?
+"""Measures whether ``TargetRate`` keeps its rate when a competing program starts and ends.
 
 ``python -m lgvit_edge.benchmarks.experiments.rates --engines out/ --data DIR --plot rate.png``
-plays a camera: frames come at a fixed rate, a third of the way a competing load begins, later it
-ends.
+plays a camera with a fixed frame rate; the middle third of the frames has a competing load.
 """
 
 from __future__ import annotations
@@ -19,26 +18,25 @@ from lgvit_edge._support.files import replacing
 from lgvit_edge._support.optional import require
 from lgvit_edge._support.terminal import console, progress_bar
 from lgvit_edge.benchmarks.experiments.competitor import competing
-from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, run_command
+from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, choose_images, run_command
 from lgvit_edge.cli.options import Backend, Engines, check_folders
-from lgvit_edge.images.labelled import evenly, find_images
 from lgvit_edge.images.preprocess import load_rgb
 from lgvit_edge.runtime import Session, TargetRate
 
-_SETTLED = 30  # frames after a step, within which the level should be found
+_SETTLED = 30  # frames after a change of load that the level may take to settle
 
 
 def main(
     engines: Engines,
     data: Annotated[Path, typer.Option(help="Images: a sub-folder per class.")],
-    fps: Annotated[float, typer.Option(min=0.1)],
-    frames: Annotated[int, typer.Option(min=180, help="A third of them under load.")] = 600,
-    load: Annotated[int, typer.Option(min=1, help="Processes that compete.")] = 2,
+    fps: Annotated[float, typer.Option(min=0.1, help="Frames per second.")],
+    frames: Annotated[int, typer.Option(min=180, help="Frames; a third are under load.")] = 600,
+    load: Annotated[int, typer.Option(min=1, help="Number of competing processes.")] = 2,
     backend: Backend = "auto",
-    plot: Annotated[Path | None, typer.Option(help="FILE.png")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Picture to write (.png).")] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Step the load up and down under a fixed frame rate."""
+    """Steps the load up and down under a fixed frame rate."""
     check_folders({"--plot": plot})
     record = Record(json_file)
     with Session.open(engines, backend=backend, warm_up=True) as session:
@@ -48,8 +46,8 @@ def main(
         rows = _play(session, data, fps, frames, load)
         record.env |= {"runtime": session.describe()}
     steps = (frames // 3, 2 * frames // 3)
-    found = summarise(rows, steps, 1e3 / fps)
-    for name, part in found.items():
+    parts = summarise(rows, steps, 1e3 / fps)
+    for name, part in parts.items():
         console.print(
             f"{name}: {part['mean_ms']:.1f} ms a frame of {1e3 / fps:.1f}, "
             f"{part['changes']} changes of level, the last at frame {part['last_change']} of it; "
@@ -59,14 +57,11 @@ def main(
     if plot is not None:
         with replacing(plot) as partial:
             _draw(rows, steps, fps, rate.budget_ms, partial)
-    record.write(fps=fps, load=load, parts=found, raw=rows)
+    record.write(fps=fps, load=load, parts=parts, raw=rows)
 
 
 def _play(session: Session, data: Path, fps: float, frames: int, load: int) -> dict[str, list[Any]]:
-    manifest = session.manifest
-    images = evenly(
-        find_images(data, num_classes=manifest.num_classes, names=manifest.labels), frames
-    )
+    images = choose_images(data, session.manifest, frames)
     images = [images[i] for i in np.random.default_rng(0).permutation(len(images))]
     rows: dict[str, list[Any]] = {
         name: [] for name in ("latency_ms", "level", "point", "expected_ms", "correct")
@@ -81,7 +76,9 @@ def _play(session: Session, data: Path, fps: float, frames: int, load: int) -> d
             image = images[number % len(images)]
             frame = load_rgb(image.path)
             time.sleep(max(0.0, due - time.perf_counter()))
-            due = max(due, time.perf_counter()) + 1 / fps  # a camera drops what nobody fetches
+            due = (
+                max(due, time.perf_counter()) + 1 / fps
+            )  # a camera drops frames that are not fetched
             result = session.predict(frame)
             assert result.pace is not None
             rows["latency_ms"].append(round(result.latency_ms, 3))
@@ -97,14 +94,14 @@ def _play(session: Session, data: Path, fps: float, frames: int, load: int) -> d
 def summarise(
     rows: dict[str, list[Any]], steps: tuple[int, int], frame_ms: float
 ) -> dict[str, dict[str, Any]]:
-    """Each third: its mean time once settled, and how often and when the level changed."""
+    """Returns each third's mean time once settled, and how often and when the level changed."""
     ends = [0, *steps, len(rows["level"])]
-    found = {}
+    parts = {}
     for name, first, last in zip(("calm", "loaded", "calm again"), ends, ends[1:], strict=False):
         levels = rows["level"][first:last]
         changes = [i for i in range(1, len(levels)) if levels[i] != levels[i - 1]]
         settled = np.array(rows["latency_ms"][first + _SETTLED : last])
-        found[name] = {
+        parts[name] = {
             "mean_ms": float(settled.mean()),
             "share_within_frame": float((settled <= frame_ms).mean()),
             "changes": len(changes),
@@ -112,7 +109,7 @@ def summarise(
             "levels": sorted(set(levels[_SETTLED:])),
             "accuracy": float(np.mean(rows["correct"][first:last])),
         }
-    return found
+    return parts
 
 
 def _draw(

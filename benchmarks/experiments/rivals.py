@@ -1,4 +1,4 @@
-"""Our chains against every other way to run an early-exit ViT on a CPU, in one interleaved run.
+"""Times our chains against every other way to run an early-exit ViT on a CPU, in turn.
 
 ``python -m lgvit_edge.benchmarks.experiments.rivals --engines out/ --arch vit-base`` forces a mix
 of exits on: the chain on ONNX Runtime and on OpenVINO, PyTorch eager (a loop over blocks that
@@ -42,22 +42,22 @@ from lgvit_edge.model import (
 )
 from lgvit_edge.runtime import FixedExit, Session
 
-PEERS_MIX = "43.3,15.6,9.4,8.9,11.4,5.0,2.4,0.9,3.1"  # at 0.80, see the results' README
-_BURST = 3  # runs in a row, the first left out: it finds its weights pushed out of the caches
-_REST = 0.02  # seconds in which the thread pools of the one before stop spinning
+PEERS_MIX = "43.3,15.6,9.4,8.9,11.4,5.0,2.4,0.9,3.1"  # at threshold 0.80
+_BURST = 3  # runs in a row; the first is left out, because its weights are not in the caches
+_REST = 0.02  # seconds in which the previous thread pool stops spinning
 
 Run = Callable[[int], object]  # stops at an exit, 1-based
 
 
 def main(
     engines: Engines,
-    arch: Annotated[str | None, typer.Option(help="Of the bundle, for PyTorch.")] = None,
-    ckpt: Annotated[Path | None, typer.Option(help="Or the checkpoint it came from.")] = None,
-    mix: Annotated[str, typer.Option(help="Share of images per exit.")] = PEERS_MIX,
-    rounds: Annotated[int, typer.Option(min=2)] = 10,
+    arch: Annotated[str | None, typer.Option(help="The bundle's architecture.")] = None,
+    ckpt: Annotated[Path | None, typer.Option(help="Or the bundle's checkpoint.")] = None,
+    mix: Annotated[str, typer.Option(help="Comma-separated shares of the exits.")] = PEERS_MIX,
+    rounds: Annotated[int, typer.Option(min=2, help="Measurements per exit.")] = 10,
     json_file: JsonFile = None,
 ) -> None:
-    """Time every way at every exit, in turn."""
+    """Times every way at every exit, in turn."""
     bundle = open_bundle(engines)
     exits = len(bundle.manifest.segments)
     shares = np.array(parse_numbers(mix), np.float64)
@@ -92,20 +92,20 @@ def main(
 
 
 def eager(model: LGViT, images: NDArray[np.uint8]) -> Run:
-    """PyTorch's own early exit; thresholds are set so that it leaves where it is told."""
+    """Returns PyTorch's own early exit, with thresholds that make it leave at a given exit."""
     backbone, spec = model.backbone, model.config.preprocess
     heads = {e.block: h for e, h in zip(model.config.exits, model.heads, strict=True)}
     pixels = torch.from_numpy(to_float(images, spec))
 
     @torch.inference_mode()
     def run(exit: int) -> object:
-        x, taken = backbone.embedding(pixels), 0
+        x, current = backbone.embedding(pixels), 0
         for number, block in enumerate(backbone.blocks, 1):
             x = block(x)
             if number in heads:
                 logits = heads[number](x)
-                taken += 1
-                threshold = -1.0 if taken == exit else 2.0
+                current += 1
+                threshold = -1.0 if current == exit else 2.0
                 if torch.softmax(logits, dim=-1).max().item() > threshold:
                     return logits.argmax().item()
         return backbone.final(x).argmax().item()
@@ -122,7 +122,7 @@ def _chain(session: Session, images: NDArray[np.uint8]) -> Run:
 
 
 def model_of(bundle: Bundle, arch: str | None, ckpt: Path | None) -> LGViT:
-    """The model that a bundle was made of, or one of its sizes with random weights.
+    """Returns the model that a bundle was made of, or one of its sizes with random weights.
 
     Raises:
         UsageError: neither or both were given, or the bundle was made of another.
@@ -135,11 +135,11 @@ def model_of(bundle: Bundle, arch: str | None, ckpt: Path | None) -> LGViT:
         model = model.with_exits([s.last_block for s in manifest.segments[:-1]])
     else:
         model = LGViT(_with_exits(str(arch), bundle))
-    expected, found = manifest.baseline.parameters, count_parameters(model.backbone)
-    if expected != found:
+    expected, parameters = manifest.baseline.parameters, count_parameters(model.backbone)
+    if expected != parameters:
         raise UsageError(
             f"expected the model of {bundle.root}, whose baseline has {expected} parameters, "
-            f"found one with {found}: give its own --arch or --ckpt"
+            f"found one with {parameters}: give its own --arch or --ckpt"
         )
     parts = cut(model, input=manifest.input)
     macs = [
@@ -155,7 +155,7 @@ def model_of(bundle: Bundle, arch: str | None, ckpt: Path | None) -> LGViT:
 
 
 def _with_exits(arch: str, bundle: Bundle) -> LGViTConfig:
-    """The architecture with the bundle's exits, heads in the sizes that placement gives them."""
+    """Returns the architecture with the bundle's exits, heads in their default sizes."""
     manifest = bundle.manifest
     *early, _ = manifest.segments
     config = architecture(arch, num_classes=manifest.num_classes, image_size=manifest.image_size)
@@ -176,17 +176,17 @@ def _in_turn(
     rounds: int,
     progress: Callable[[int, int], None],
 ) -> dict[str, list[list[float]]]:
-    """Milliseconds per side and exit; the order turns round, so that none profits from it."""
-    everyone = [*sides.items(), *((f"baseline, {n}", run) for n, run in baselines.items())]
-    times: dict[str, list[list[float]]] = {name: [[] for _ in range(exits)] for name, _ in everyone}
-    for _, run in everyone:
+    """Returns milliseconds per side and exit; the order rotates to be fair."""
+    ways = [*sides.items(), *((f"baseline, {n}", run) for n, run in baselines.items())]
+    times: dict[str, list[list[float]]] = {name: [[] for _ in range(exits)] for name, _ in ways}
+    for _, run in ways:
         for exit in (1, exits):
             run(exit)
     for round_ in range(rounds):
         for exit in range(1, exits + 1):
             progress(round_ * exits + exit, rounds * exits)
-            turn = (round_ + exit) % len(everyone)
-            for name, run in everyone[turn:] + everyone[:turn]:
+            turn = (round_ + exit) % len(ways)
+            for name, run in ways[turn:] + ways[:turn]:
                 time.sleep(_REST)
                 for burst in range(_BURST):
                     start = time.perf_counter()
@@ -202,8 +202,8 @@ def _summary(
     bundle: Bundle,
     shares: NDArray[np.float64],
 ) -> list[dict[str, Any]]:
-    spent = [bundle.manifest.cumulative_macs(e) for e in range(1, len(shares) + 1)]
-    macs = bundle.manifest.baseline.macs / float(np.dot(shares, spent))
+    cumulative = [bundle.manifest.cumulative_macs(e) for e in range(1, len(shares) + 1)]
+    macs = bundle.manifest.baseline.macs / float(np.dot(shares, cumulative))
     rows = []
     for name, per_exit in times.items():
         medians = np.array([np.median(t) for t in per_exit])
@@ -211,7 +211,7 @@ def _summary(
         row["exit_ms"] = medians.tolist()
         library = name.partition(", ")[2]
         if not name.startswith("baseline") and library in baselines:
-            # Pairs of the same round and exit have seen the same machine.
+            # Measured in the same rounds, so under the same load.
             base = [np.median(t) for t in times[f"baseline, {library}"]]
             row["wall_clock"] = float(np.dot(shares, base)) / row["mean_ms"]
             row["macs"] = macs
@@ -221,15 +221,15 @@ def _summary(
 
 
 def _show(rows: list[dict[str, Any]], shares: NDArray[np.float64]) -> None:
-    shown = table(
+    output = table(
         "", numbers=("mean (ms)", "exit 1", "last exit", "wall x", "MACs x", "efficiency")
     )
     for row in sorted(rows, key=lambda r: r["mean_ms"]):
         figures = [row["mean_ms"], row["exit_ms"][0], row["exit_ms"][-1]]
         ratios = [f"{row[k]:.2f}" if k in row else "" for k in ("wall_clock", "macs")]
         efficiency = f"{row['efficiency']:.3f}" if "efficiency" in row else ""
-        shown.add_row(row["name"], *(f"{f:.1f}" for f in figures), *ratios, efficiency)
-    console.print(shown)
+        output.add_row(row["name"], *(f"{f:.1f}" for f in figures), *ratios, efficiency)
+    console.print(output)
     console.print(f"mix: {', '.join(f'{s:g}' for s in shares)}", highlight=False)
 
 

@@ -1,7 +1,7 @@
-"""Does a session that runs for days stay as it was? Memory and latency over many predictions.
+"""Measures whether memory or latency of a session grow over many predictions.
 
 ``python -m lgvit_edge.benchmarks.experiments.soak --engines out/`` predicts on images of changing
-sizes, some with deadlines, some in batches, some from a stream, and fits lines through memory and
+sizes, some with deadlines, some in batches, some from a stream, and fits lines to memory and
 latency.
 """
 
@@ -21,47 +21,47 @@ from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, run_comman
 from lgvit_edge.cli.options import Backend, Engines
 from lgvit_edge.runtime import FixedExit, Result, Session
 
-_CHUNK = 1000  # images between two looks at the memory
-_WARM_UP = 0.1  # of all images, before the lines begin: allocators still reach their level
+_CHUNK = 1000  # images between two measurements
+_WARM_UP = 0.1  # share of images before the fit begins, while allocators still grow
 
 
 def main(
     engines: Engines,
-    images: Annotated[int, typer.Option(min=20_000)] = 200_000,
+    images: Annotated[int, typer.Option(min=20_000, help="Number of predictions.")] = 200_000,
     backend: Backend = "auto",
     json_file: JsonFile = None,
 ) -> None:
-    """Predict many times; report growth in memory and drift in latency with 95 % intervals."""
+    """Predicts many times; prints growth in memory and drift in latency with 95 % intervals."""
     record = Record(json_file)
     with Session.open(engines, backend=backend, warm_up=True) as session:
         rows = run(session, images)
         record.env |= {"runtime": session.describe()}
     done, memory, latency = rows[int(len(rows) * _WARM_UP) :].T
-    found: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "memory_kb_per_1000": line(done / 1000, memory * 1024),
         "latency_us_per_1000": line(done / 1000, latency * 1000),
         "memory_mb": [float(memory[0]), float(memory[-1])],
         "median_latency_ms": [float(np.median(half)) for half in np.array_split(latency, 2)],
     }
-    growth, drift = found["memory_kb_per_1000"], found["latency_us_per_1000"]
+    growth, drift = summary["memory_kb_per_1000"], summary["latency_us_per_1000"]
     console.print(
         f"{images} images on {record.env['runtime']['backend']}: memory "
         f"{memory[0]:.1f} MB -> {memory[-1]:.1f} MB, {growth['slope']:+.3f} kB per 1000 images "
         f"(95 %: {growth['low']:+.3f} to {growth['high']:+.3f})",
-        f"median latency of exit 1: {found['median_latency_ms'][0]:.3f} ms in the first half, "
-        f"{found['median_latency_ms'][1]:.3f} in the second; {drift['slope']:+.3f} us per 1000 "
+        f"median latency of exit 1: {summary['median_latency_ms'][0]:.3f} ms in the first half, "
+        f"{summary['median_latency_ms'][1]:.3f} in the second; {drift['slope']:+.3f} us per 1000 "
         f"(95 %: {drift['low']:+.3f} to {drift['high']:+.3f})",
         sep="\n",
         highlight=False,
     )
     raw = {"done": done.tolist(), "memory_mb": memory.tolist(), "latency_ms": latency.tolist()}
-    record.write(**found, raw=raw)
+    record.write(**summary, raw=raw)
 
 
 def run(session: Session, images: int) -> NDArray[np.float64]:
-    """Images done, resident MB and the median latency of exit 1 then, ``[looks, 3]``.
+    """Returns images done, resident MB and median latency of exit 1, ``[measurements, 3]``.
 
-    Nothing here grows: the rows have their place from the start.
+    The result is allocated at the start, so that nothing here grows.
     """
     rng = np.random.default_rng(0)
     side = session.manifest.image_size
@@ -86,15 +86,15 @@ def run(session: Session, images: int) -> NDArray[np.float64]:
             session.policy = policy
             gc.collect()
             rows[row] = session.stats.images, resident_mb(), latency
-            if row % 20 == 0:  # the bar remembers each of its steps
+            if row % 20 == 0:  # the bar stores each of its steps
                 progress(row, len(rows))
     return rows
 
 
 def line(x: NDArray[np.float64], y: NDArray[np.float64]) -> dict[str, float]:
-    """Least-squares slope with a 95 % interval from a bootstrap over blocks of ten points.
+    """Returns the least-squares slope and its 95 % interval, by bootstrap over blocks of ten.
 
-    Blocks, because neighbours are alike: a machine is slow for a while.
+    Blocks, because neighbours are correlated: a machine can be slow for a while.
     """
     rng = np.random.default_rng(0)
     blocks = np.array_split(np.arange(len(x)), max(2, len(x) // 10))
@@ -108,7 +108,7 @@ def line(x: NDArray[np.float64], y: NDArray[np.float64]) -> dict[str, float]:
 
 
 def resident_mb() -> float:
-    """What of this process lies in memory now."""
+    """Returns the resident memory of this process in MB."""
     pages: Any = Path("/proc/self/statm").read_text().split()[1]
     return int(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6
 

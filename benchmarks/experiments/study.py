@@ -1,10 +1,10 @@
-"""What exits, heads, schemes and placements are worth on a frozen backbone, as the paper's tables.
+"""Compares exits, heads, schemes and placements on a frozen backbone, as the paper's tables do.
 
 ``python -m lgvit_edge.benchmarks.experiments.study --data DIR --weights vit_tiny.pth --out DIR``
 trains the heads of the paper and of its rivals on the same images for the same epochs, from
 features that are computed once, and writes ``study.json``, ``study.md`` and ``study.png``.
-Thresholds are chosen on one half of the validation images and reported on the other. What is there
-already is not trained again.
+Thresholds are chosen on one half of the validation images and reported on the other. Heads whose
+checkpoint exists are not trained again.
 """
 
 from __future__ import annotations
@@ -19,25 +19,19 @@ from lgvit_edge._support.files import replacing, write_json
 from lgvit_edge._support.terminal import say
 from lgvit_edge.benchmarks.experiments.frame import run_command
 from lgvit_edge.benchmarks.experiments.study_rows import DROP, RATE, RATES, SPEED_UP, Study
-from lgvit_edge.benchmarks.experiments.study_tables import (
-    Case,
-    draw,
-    tables,
-)
+from lgvit_edge.benchmarks.experiments.study_tables import Case, draw, tables
 from lgvit_edge.benchmarks.measure import command_line
 from lgvit_edge.errors import UsageError
 from lgvit_edge.machine.environment import environment
-from lgvit_edge.model import (
-    count_parameters,
-)
+from lgvit_edge.model import count_parameters
 from lgvit_edge.training import TrainingConfig
 from lgvit_edge.training.data.datasets import ImageFolder
 from lgvit_edge.training.start import load_start
 
 EXITS = "uniform:8"
-# Table 1: what the rivals attach where, how they train it, and when they stop. A frozen backbone
-# has no loss of its own, so alternating with it (BERxiT) is plain training; and heads that share
-# nothing learn the same whatever their losses weigh, but for clipping.
+# Table 1: heads, placement, scheme and policy of each rival. A frozen backbone has no loss, so
+# alternating with it (BERxiT) is plain training. Heads that share nothing learn the same whatever
+# the weights of their losses, apart from clipping.
 METHODS = (
     Case("LGViT", "lgvit", EXITS, "lgvit", "confidence"),
     Case("SDN", "mlp", EXITS, "weighted", "confidence"),
@@ -76,17 +70,15 @@ TABLES = {
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="train/ and val/, a sub-folder per class.")],
-    out: Annotated[Path, typer.Option(help="Folder for results, checkpoints, features.")],
-    weights: Annotated[Path | None, typer.Option(help="Of the trained backbone.")] = None,
-    backbone: Annotated[
-        str, typer.Option(help="Its architecture, or a checkpoint's path.")
-    ] = "vit-tiny",
-    epochs: Annotated[int, typer.Option(min=1, help="Of every training.")] = 5,
-    only: Annotated[str, typer.Option(help="Tables by number, as 1,3,4,7,kl.")] = "1,3,4,7,kl",
-    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "bf16",
+    data: Annotated[Path, typer.Option(help="Folder with train/ and val/, images by class.")],
+    out: Annotated[Path, typer.Option(help="Folder for results, checkpoints and features.")],
+    weights: Annotated[Path | None, typer.Option(help="Checkpoint of a trained backbone.")] = None,
+    backbone: Annotated[str, typer.Option(help="Architecture, or a checkpoint.")] = "vit-tiny",
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs per training.")] = 5,
+    only: Annotated[str, typer.Option(help="Tables to make, separated by commas.")] = "1,3,4,7,kl",
+    precision: Annotated[str, typer.Option(help="Matrix products in fp32 or bf16.")] = "bf16",
 ) -> None:
-    """Train the paper's heads and its rivals' on one frozen backbone; write tables and curves."""
+    """Trains the paper's heads and its rivals' on one frozen backbone; writes tables and curves."""
     wanted = only.split(",")
     if unknown := set(wanted) - set(TABLES):
         raise UsageError(f"--only: expected some of {', '.join(TABLES)}; found {unknown.pop()!r}")
@@ -96,7 +88,7 @@ def main(
             "heads learn on a trained backbone: expected --weights or a checkpoint as --backbone"
         )
     out.mkdir(parents=True, exist_ok=True)
-    # Crops of at least a quarter leave training images about as hard for this backbone as new ones.
+    # With crops of at least a quarter, training images are about as hard as new ones.
     config = TrainingConfig(
         epochs=(epochs, epochs), cache_views=1, min_crop=0.25, precision=precision
     )
@@ -118,14 +110,14 @@ def main(
 
 def _record(study: Study, chosen: dict[str, tuple[Case, ...]]) -> dict[str, Any]:
     rows: dict[str, list[dict[str, Any]]] = {}
-    known: dict[tuple[str, str], dict[str, Any]] = {}  # some stand in several tables
+    results: dict[tuple[str, str], dict[str, Any]] = {}  # some stand in several tables
     for title, cases in chosen.items():
         rows[title] = []
         for case in cases:
             say(f"{title}: {case.name}")
             key = (case.training, case.policy)
-            known[key] = known.get(key) or study.row(case)
-            rows[title].append({**dataclasses.asdict(case), **known[key]})
+            results[key] = results.get(key) or study.row(case)
+            rows[title].append({**dataclasses.asdict(case), **results[key]})
     first = next(iter(rows.values()))
     curves = {row["name"]: row["curve"] for row in first}
     base = {

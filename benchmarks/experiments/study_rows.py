@@ -1,4 +1,4 @@
-"""One training of the study: its heads, its logits, and its row of a table."""
+"""Runs one training of the study: its heads, its logits, and its row of a table."""
 
 from __future__ import annotations
 
@@ -14,22 +14,12 @@ import torch
 from lgvit_edge._support.files import write_json
 from lgvit_edge._support.terminal import progress_bar, say
 from lgvit_edge.architecture.placement import plan_exits
-from lgvit_edge.benchmarks.experiments.study_tables import (
-    Case,
-    Measured,
-    choose,
-    curve,
-)
+from lgvit_edge.benchmarks.experiments.study_tables import Case, Measured, choose, curve
 from lgvit_edge.benchmarks.measure import measure_images
 from lgvit_edge.errors import DataError, UsageError
 from lgvit_edge.export.bundle import ExportOptions, export_bundle
 from lgvit_edge.images.labelled import LabelledImage, evenly
-from lgvit_edge.model import (
-    LGViT,
-    block_macs,
-    count_parameters,
-    load_model,
-)
+from lgvit_edge.model import LGViT, block_macs, count_parameters, load_model
 from lgvit_edge.policies import from_json
 from lgvit_edge.policies.evaluate import Images
 from lgvit_edge.runtime import Session
@@ -40,22 +30,25 @@ from lgvit_edge.training.evaluate import exit_costs
 from lgvit_edge.training.features.store import FeatureStore
 from lgvit_edge.training.start import attach_exits
 
-# Found by trying: at the higher rate an encoder block as a head learns nothing.
+# Learning rates, by trial: at the higher one an encoder block as a head learns nothing.
 RATE, RATES = 4e-3, {"encoder": 1e-3}
-SPEED_UP, DROP = 1.6, 0.02  # of MACs, at which methods are compared; accuracy given up, likewise
+SPEED_UP, DROP = (
+    1.6,
+    0.02,
+)  # methods are compared at this MACs speed-up, and at this loss of accuracy
 _MEASURED = 500  # images of the reporting half on which wall clock is measured
 
 
 @dataclass(frozen=True)
 class Study:
-    """What is the same for all trainings.
+    """Settings and images that all trainings share.
 
     Attributes:
         backbone: frozen, without exits.
         train: images to learn from.
         val: images of which one half tunes and the other reports.
-        config: settings, the scheme aside.
-        out: results and everything that takes time, kept.
+        config: settings, apart from the scheme.
+        out: folder of results, checkpoints and features.
     """
 
     backbone: LGViT
@@ -65,10 +58,10 @@ class Study:
     out: Path
 
     def model(self, case: Case) -> LGViT:
-        """The case's heads, trained unless they are there.
+        """Returns the model with the case's heads, trained unless its checkpoint exists.
 
         Raises:
-            UsageError: they are there, but of a study with other settings.
+            UsageError: the checkpoint is of a study with other settings.
         """
         checkpoint = self.out / f"{case.training}.pt"
         rate = RATES.get(case.heads, RATE)
@@ -102,14 +95,14 @@ class Study:
         return attach_exits(self.backbone, exits, labels=labels, seed=self.config.seed)
 
     def keep_features(self, cases: Sequence[Case]) -> None:
-        """Run the backbone once for the exits of all cases."""
+        """Runs the backbone once for the exits of all cases and stores its outputs."""
         blocks = {exit.block for case in cases for exit in self._fresh(case).config.exits}
         val = self._val_features(self.backbone, blocks)
         for store in (self._store("features", self.backbone, self.train, self.config, blocks), val):
             say(f"features of {store.images} images take {store.bytes / 1e9:.1f} GB")
-            with progress_bar("frozen blocks") as shown:
-                store.fill(shown)
-        if val.unreadable:  # halves would no longer be those that wall clock is measured on
+            with progress_bar("frozen blocks") as progress:
+                store.fill(progress)
+        if val.unreadable:  # else wall clock would be measured on other halves
             raise DataError(
                 f"{self.val.folder}: {val.unreadable} images cannot be read; remove them"
             )
@@ -126,7 +119,7 @@ class Study:
 
     @torch.no_grad()
     def measured(self, model: LGViT) -> Measured:
-        """Logits of all exits on the validation images, from stored features."""
+        """Returns the logits of all exits on the validation images, from stored features."""
         store = self._val_features(model, set())
         store.attach()
         logits, labels = [], []
@@ -138,10 +131,10 @@ class Study:
         return Measured(images, exit_costs(model))
 
     def row(self, case: Case) -> dict[str, Any]:
-        """A row of a table."""
+        """Returns the case's row of a table."""
         model = self.model(case)
-        found = self.measured(model)
-        tuning, reporting = found.half(0), found.half(1)
+        measured = self.measured(model)
+        tuning, reporting = measured.half(0), measured.half(1)
         fast = choose(case.policy, tuning, speed_up=SPEED_UP)
         sure = choose(case.policy, tuning, drop=DROP)
         at_speedup = fast and reporting.gives(fast).to_json()
@@ -149,19 +142,19 @@ class Study:
             at_speedup |= self._wall_clock(case, model, at_speedup["policy"])
         return {
             "baseline": {
-                "accuracy_all": found.images.baseline_accuracy,
-                "macs": found.costs.baseline_macs,
+                "accuracy_all": measured.images.baseline_accuracy,
+                "macs": measured.costs.baseline_macs,
             },
             "curve": curve(case.policy, reporting),
             "parameters": count_parameters(model),
-            "blocks": list(found.costs.blocks),
+            "blocks": list(measured.costs.blocks),
             "accuracies": reporting.images.accuracies,
             "at_speedup": at_speedup,
             "at_accuracy": sure and reporting.gives(sure).to_json(),
         }
 
     def _wall_clock(self, case: Case, model: LGViT, policy: dict[str, Any]) -> dict[str, Any]:
-        """Of the exported chain on some of the reporting images."""
+        """Measures the exported chain on some of the reporting images."""
         bundle, checkpoint = self.out / "bundles" / case.training, self.out / f"{case.training}.pt"
         manifest = bundle / "manifest.json"
         if not manifest.is_file() or manifest.stat().st_mtime < checkpoint.stat().st_mtime:

@@ -1,4 +1,4 @@
-"""From logits of all exits to the study's tables and picture; nothing is trained or timed here."""
+"""Makes the study's tables and picture from the logits of all exits."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from lgvit_edge.policies import POLICIES, Never, Policy
 from lgvit_edge.policies.evaluate import ExitCosts, Images, Outcome, evaluate
 from lgvit_edge.policies.picture import draw as draw_lines
 
-_STEPS = 200  # settings of a policy that are tried
+_STEPS = 200  # number of settings tried per policy
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row of a table.
+    """The training and policy behind one row of a table.
 
     Attributes:
-        name: of the row.
+        name: name of the row.
         heads: as ``train --heads``.
         exits: as ``train --exits``.
         scheme: as ``train --scheme``.
-        policy: of ``lgvit_edge.policies.rules``.
+        policy: name of a policy.
         kl: as ``train --kl``.
     """
 
@@ -48,44 +48,41 @@ class Case:
 
 @dataclass(frozen=True)
 class Measured:
-    """A trained model on labelled images.
+    """The logits of a trained model on labelled images, and its costs.
 
     Attributes:
-        images: with the logits it gave.
-        costs: of its exits; nothing is timed.
+        images: labels and logits.
+        costs: costs of its exits; nothing is timed.
     """
 
     images: Images
     costs: ExitCosts
 
     def half(self, odd: int) -> Measured:
-        """Every other image, of each class alike."""
+        """Returns every other image: the even ones, or the ``odd``."""
         images = Images(self.images.logits[odd::2], self.images.labels[odd::2])
         return Measured(images, self.costs)
 
     def gives(self, policy: Policy) -> Outcome:
-        """What a policy gives on them."""
+        """Returns the outcome of a policy on the images."""
         return evaluate(policy, self.images, self.costs)
 
 
 def settings(policy: str, exits: int) -> list[Policy]:
-    """A policy by name from careless to careful, finely."""
+    """Returns fine settings of a policy, from least to most careful."""
     return [*POLICIES[policy].settings(exits, _STEPS), Never()]
 
 
 def choose(
     policy: str, tuning: Measured, *, speed_up: float | None = None, drop: float | None = None
 ) -> Policy | None:
-    """The best setting on the tuning images.
+    """Returns the best setting on the tuning images, or None where no setting does.
 
     Args:
-        policy: by name.
+        policy: name of the policy.
         tuning: labelled images that are not reported on.
         speed_up: most accurate of those at least this much faster in MACs; or
         drop: fastest of those that lose at most this much accuracy, 0..1.
-
-    Returns:
-        None where no setting does.
     """
     tried = [tuning.gives(setting) for setting in settings(policy, tuning.images.exits)]
     if speed_up is not None:
@@ -97,13 +94,13 @@ def choose(
 
 
 def curve(policy: str, reporting: Measured) -> list[dict[str, Any]]:
-    """Every setting on the reporting images, slowest first."""
+    """Returns every setting's outcome on the reporting images, slowest first."""
     points = [reporting.gives(setting) for setting in settings(policy, reporting.images.exits)]
     return [point.to_json() for point in sorted(points, key=lambda point: point.macs_speedup)]
 
 
 def tables(record: dict[str, Any]) -> str:
-    """The study as Markdown."""
+    """Returns the study as Markdown."""
     base, how = record["baseline"], record["conditions"]
     lines = [
         f"Baseline without exits: {base['accuracy']:.2%} on the {how['reporting']} reporting "
@@ -146,7 +143,7 @@ def _cells(point: dict[str, Any] | None, *, wall: bool) -> list[str]:
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
-    """The paper's Figure 1: accuracy against speed-up on the reporting images, a line per method.
+    """Draws accuracy against speed-up on the reporting images, a line per method (Figure 1).
 
     Raises:
         MissingDependency: matplotlib is not installed.

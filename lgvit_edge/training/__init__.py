@@ -1,6 +1,6 @@
 """Training an LGViT: data, the paper's losses, and the two stages.
 
-Names load when used: the command reads the settings' help where torch is not installed.
+Names are imported on first use: ``--help`` reads the settings where torch is not installed.
 """
 
 from __future__ import annotations

@@ -10,9 +10,9 @@ from lgvit_edge.architecture.heads import HEAD_KINDS
 
 
 class Align(nn.Module):
-    """Depthwise convolution -> GELU -> BN, from the last block's tokens to an exit's N' tokens.
+    """Maps the last block's tokens to an exit's N' tokens: depthwise convolution, GELU, BatchNorm.
 
-    Trained with the heads and thrown away after.
+    It is trained with the heads and not exported.
     """
 
     def __init__(self, config: LGViTConfig, exit: ExitConfig) -> None:
@@ -29,7 +29,7 @@ class Align(nn.Module):
         self.norm = nn.BatchNorm2d(dim)
 
     def forward(self, patches: Tensor) -> Tensor:
-        """``[B, N, D] -> [B, N', D]``."""
+        """Returns the aligned tokens, ``[B, N, D] -> [B, N', D]``."""
         image = patches.transpose(1, 2).unflatten(2, (self.grid, self.grid))
         aligned: Tensor = self.norm(functional.gelu(self.conv(image)))
         return aligned.flatten(2).transpose(1, 2)

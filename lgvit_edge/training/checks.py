@@ -1,4 +1,4 @@
-"""Finding out before training, not after, what would make it fail."""
+"""Checks before a training starts what would make it fail later."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lgvit_edge.training.settings import TrainingConfig
 from lgvit_edge.training.team import Team
 
 _SUFFIXES = (".pt", ".safetensors")
-# The checkpoint, and twice (while it is replaced) the file to resume from: weights and two moments.
+# Copies of the weights on disk: the checkpoint, and twice the resume file (with two moments).
 _COPIES = 1 + 2 * 3
 _MARGIN = 20_000_000
 
@@ -57,12 +57,12 @@ def check_team(team: Team, config: TrainingConfig, images: int, *, shared: bool)
     Args:
         team: the processes.
         config: settings.
-        images: to train on.
-        shared: whether features are kept in a folder.
+        images: number of training images.
+        shared: whether features are stored in a folder.
 
     Raises:
-        DataError: there are too few images for so many.
-        UsageError: the settings are not for so many.
+        DataError: there are too few images for that many processes.
+        UsageError: the settings do not fit that many processes.
     """
     if team.size > 1 and images < 2 * team.size:
         raise DataError(
@@ -71,13 +71,13 @@ def check_team(team: Team, config: TrainingConfig, images: int, *, shared: bool)
         )
     if team.size > config.batch_size // 2:
         raise UsageError(
-            f"batch_size is of all processes together: expected at least {2 * team.size} for "
+            f"batch_size counts all processes together: expected at least {2 * team.size} for "
             f"{team.size} processes, found {config.batch_size}"
         )
     if team.size > 1 and config.cache and not shared:
         raise UsageError(
-            f"--cache would keep all features in each of {team.size} processes; keep them in a "
-            "folder, which they share: --cache-features DIR"
+            f"--cache would hold all features in each of {team.size} processes; store them in a "
+            "folder that they share: --cache-features DIR"
         )
 
 

@@ -1,4 +1,4 @@
-"""Accuracy at every exit, and what it is worth."""
+"""Measures the accuracy of every exit on a dataset."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ def all_logits(
     workers: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Images:
-    """Logits of every exit, the final classifier last, on images as at inference.
+    """Returns the logits of every exit on a dataset, the final classifier's last.
 
-    Images that cannot be read are left out; ``progress`` hears of images done and images in all.
+    Images are prepared as at inference; those that cannot be read are left out. ``progress`` is
+    called with images done and images in all.
 
     Raises:
         DataError: not one image could be read.
@@ -57,7 +58,7 @@ def all_logits(
 def evaluate(
     model: LGViT, dataset: Dataset, batch_size: int = 64, *, workers: int = 0
 ) -> list[float]:
-    """Top-1 accuracy 0..1 of every exit, the final classifier last; as ``all_logits``.
+    """Returns the top-1 accuracy 0..1 of every exit, the final classifier last; see ``all_logits``.
 
     Returns:
         M + 1 numbers.
@@ -66,7 +67,7 @@ def evaluate(
 
 
 def exit_costs(model: LGViT) -> ExitCosts:
-    """What an image costs by the exit it takes; nothing is timed."""
+    """Returns the cost of an image by the exit it takes; nothing is timed."""
     config = model.config
     costs = model_costs(model)
     blocks = (*(exit.block for exit in config.exits), config.num_blocks)
@@ -74,9 +75,9 @@ def exit_costs(model: LGViT) -> ExitCosts:
 
 
 def accuracy_table(config: LGViTConfig, accuracies: list[float]) -> Table:
-    """A row per exit, to print."""
-    made = table("exit", "block", "head", numbers=("accuracy",))
+    """Returns a table to print, with a row per exit."""
+    output = table("exit", "block", "head", numbers=("accuracy",))
     rows = [(str(e.block), e.head) for e in config.exits] + [(str(config.num_blocks), "final")]
     for number, ((block, head), accuracy) in enumerate(zip(rows, accuracies, strict=True), 1):
-        made.add_row(str(number), block, head, f"{100 * accuracy:.2f} %")
-    return made
+        output.add_row(str(number), block, head, f"{100 * accuracy:.2f} %")
+    return output

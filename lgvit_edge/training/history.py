@@ -1,4 +1,4 @@
-"""How a training went, epoch by epoch: a table beside the checkpoint, and a picture of it."""
+"""Records a training epoch by epoch: a table beside the checkpoint, and a picture of it."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from lgvit_edge.errors import TrainingError
 
 COLUMNS = ("stage", "epoch", "step", "lr", "loss", "accuracy", "seconds")
 Row = dict[str, float]  # of COLUMNS; loss and accuracy are means over the epoch's steps
-_NEWEST = 0.05  # weight of the newest step in what is shown while an epoch runs
+_NEWEST = 0.05  # weight of the newest step in the averages on the progress bar
 
 
 def log_path(out: Path) -> Path:
-    """``model.log.csv`` beside ``model.pt``."""
+    """Returns the path of the log: ``model.log.csv`` beside ``model.pt``."""
     return out.with_suffix(".log.csv")
 
 
 def write_log(rows: Sequence[Row], path: Path) -> None:
-    """All epochs so far, whole or not at all.
+    """Writes a row per epoch as CSV, whole or not at all.
 
     Raises:
         TrainingError: the file cannot be written.
@@ -38,16 +38,16 @@ def write_log(rows: Sequence[Row], path: Path) -> None:
 
 
 def draw_log(rows: Sequence[Row], path: Path) -> None:
-    """Loss and training accuracy by epoch, a panel per stage.
+    """Draws loss and training accuracy by epoch, a panel per stage.
 
     Raises:
         MissingDependency: matplotlib is not installed.
         OSError: the file cannot be written.
     """
-    figure: Any = require("matplotlib.figure", extra="train").Figure
+    matplotlib: Any = require("matplotlib.figure", extra="train")
     stages = sorted({int(row["stage"]) for row in rows})
-    made = figure(figsize=(4.5 * len(stages), 3.6), layout="constrained")
-    for axes, stage in zip(made.subplots(1, len(stages), squeeze=False)[0], stages, strict=True):
+    figure = matplotlib.Figure(figsize=(4.5 * len(stages), 3.6), layout="constrained")
+    for axes, stage in zip(figure.subplots(1, len(stages), squeeze=False)[0], stages, strict=True):
         own = [row for row in rows if row["stage"] == stage]
         epochs = [row["epoch"] for row in own]
         axes.plot(epochs, [row["loss"] for row in own], color="C0", marker=".")
@@ -59,34 +59,34 @@ def draw_log(rows: Sequence[Row], path: Path) -> None:
         right.set_ylabel("training accuracy (%)", color="C1")
         right.set_ylim(0, 100)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    made.savefig(path, dpi=120, format="png")
+    figure.savefig(path, dpi=120, format="png")
 
 
 class Mean:
-    """Mean of what is added, by weight."""
+    """Weighted mean of the values added so far."""
 
     def __init__(self) -> None:
         self.sum = self.weight = 0.0
 
     def add(self, value: float, weight: float = 1.0) -> None:
-        """One more value."""
+        """Adds a value."""
         self.sum += value * weight
         self.weight += weight
 
     @property
     def value(self) -> float:
-        """NaN where nothing was added."""
+        """The mean; NaN where nothing was added."""
         return self.sum / self.weight if self.weight else math.nan
 
 
 class Smoothed:
-    """Loss and accuracy of the last steps."""
+    """Moving averages of loss and accuracy over the last steps."""
 
     def __init__(self) -> None:
         self.loss = self.accuracy = math.nan
 
     def add(self, loss: float, accuracy: float) -> None:
-        """One more step."""
+        """Adds a step."""
         if math.isnan(self.loss):
             self.loss, self.accuracy = loss, accuracy
         self.loss += _NEWEST * (loss - self.loss)

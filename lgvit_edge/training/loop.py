@@ -1,4 +1,4 @@
-"""Training an LGViT: both stages, progress, and going on after an interruption."""
+"""Trains an LGViT: both stages, progress, and continuing after an interruption."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def train(
     After every epoch ``<out>.resume`` is replaced. The same call continues from it and ends with
     the same weights as if it had never been interrupted: bit for bit on a CPU, with the same
     number of threads. Started by ``accelerate launch``, its processes share every batch; the first
-    one writes and speaks.
+    one writes files and prints.
 
     Example:
         train(load_checkpoint("start.pt"), train_set, None, TrainingConfig(), out="model.pt")
@@ -64,8 +64,8 @@ def train(
         config: settings.
         stages: 1, 2 or both.
         out: ``.pt`` or ``.safetensors``, written when all is done.
-        features: a folder in which stage 2 keeps the frozen blocks' outputs (float16), computed
-            once; later trainings of the same backbone on the same images find them there.
+        features: a folder in which stage 2 stores the frozen blocks' outputs (float16), computed
+            once; later trainings of the same backbone on the same images read them.
         resume: continue from ``<out>.resume`` when it is there.
         console: where progress goes; default: standard error.
 
@@ -90,20 +90,18 @@ def train(
         check_output(out, model)
     console = (console or Console(stderr=True)) if team.leads else Console(quiet=True)
     identity = fingerprint(model, train_set, config, stages)
-    done = None
-    if resume and team.leads:
-        done = read_progress(resume_path(out), identity)
-    done = team.from_leader(done)
+    resumed = read_progress(resume_path(out), identity) if resume and team.leads else None
+    resumed = team.from_leader(resumed)
     model = copy.deepcopy(model).to(team.device)
     folder = None if features is None else Path(features)
     run = _Run(model, train_set, val_set, config, out, identity, console, folder, team)
     try:
         for number in stages:
-            if done is not None and number < done.stage:
+            if resumed is not None and number < resumed.stage:
                 continue
-            run.stage(number, done if done is not None and done.stage == number else None)
+            run.stage(number, resumed if resumed is not None and resumed.stage == number else None)
             if team.leads:
-                if number == stages[-1]:  # before all that might fail and is worth less
+                if number == stages[-1]:  # before steps that might fail and matter less
                     save_checkpoint(model, out)
                     console.print(f"wrote {out}", soft_wrap=True)
                 run.measure(number)
@@ -122,7 +120,7 @@ def train(
 
 @dataclass
 class _Run:
-    """One call of ``train``."""
+    """The state of one call of ``train``."""
 
     model: LGViT
     train_set: Dataset
@@ -137,8 +135,8 @@ class _Run:
     history: list[Row] = field(default_factory=list)
     reported: set[int] = field(default_factory=set)
 
-    def stage(self, number: int, done: Progress | None) -> None:
-        """Run a stage, or what is left of it."""
+    def stage(self, number: int, resumed: Progress | None) -> None:
+        """Runs a stage, or what is left of it."""
         batches = Batches(
             self.train_set,
             self.model.config.preprocess,
@@ -146,8 +144,8 @@ class _Run:
             workers=self.config.workers,
             team=self.team,
         )
-        if done is not None:
-            self.model.load_state_dict(done.model)
+        if resumed is not None:
+            self.model.load_state_dict(resumed.model)
         stage = self._make(number, batches)
         self.team.synchronise(self.model, stage.aligners)
         stage.start()
@@ -155,15 +153,15 @@ class _Run:
             stage.parameters(),
             weight_decay=self.config.weight_decay,
             clip=self.config.clip,
-            # They come back with the optimizer's state.
-            scales=stage.scales(self.team.total) if done is None else None,
+            # A resumed optimizer's state holds them.
+            scales=stage.scales(self.team.total) if resumed is None else None,
         )
         first, step = 0, 0
-        if done is not None:
-            stage.aligners.load_state_dict(done.aligners)
-            optimizer.load_state_dict(done.optimizer)
-            first, step = done.epoch, done.step
-            self.history = done.history
+        if resumed is not None:
+            stage.aligners.load_state_dict(resumed.aligners)
+            optimizer.load_state_dict(resumed.optimizer)
+            first, step = resumed.epoch, resumed.step
+            self.history = resumed.history
             self._remember(number, first)
             self.console.print(f"continuing after {self.saved}")
         epochs = self.config.epochs[number - 1]
@@ -213,30 +211,29 @@ class _Run:
             f"features of {store.images} images take {store.bytes / 1e9:.2f} GB in {folder}",
             soft_wrap=True,
         )
-        made = 0
+        computed = 0
         if self.team.leads:
             with progress_bar("frozen blocks", to=self.console, lasting=True) as progress:
-                made = store.fill(progress)
+                computed = store.fill(progress)
         self.team.wait()
         if self.team.leads_machine and not self.team.leads:
-            store.fill(wait=True)  # finds all where machines share the folder
+            store.fill(wait=True)  # computes nothing where machines share the folder
         self.team.wait()
         if not self.team.leads_machine:
             store.attach()
         self._report_unreadable(batches)
-        if not made:
-            left_out = f", but for {store.unreadable} images that cannot be read"
-            said = f"all of them were there{left_out if store.unreadable else ''}"
-            self.console.print(said)
+        if not computed:
+            unreadable = f"; {store.unreadable} images cannot be read"
+            self.console.print("all were stored before" + (unreadable if store.unreadable else ""))
         return store
 
     def _update(
         self, stage: Stage, optimizer: torch.optim.Optimizer, result: Step, rate: float
     ) -> tuple[float, float, int]:
-        """One step; the batch's loss and accuracy, and how many answers that is."""
+        """Trains on one step; returns the batch's loss, its accuracy and its number of answers."""
         rows, right = len(result.labels), result.logits.argmax(-1) == result.labels
-        whole = self.team.sum(rows)
-        loss = result.loss * (rows / whole)  # the sum over processes is the batch's mean
+        all_rows = self.team.sum(rows)
+        loss = result.loss * (rows / all_rows)  # the sum over processes is the batch's mean
         value, correct = self.team.sum(float(loss.detach())), self.team.sum(float(right.sum()))
         if not math.isfinite(value):
             raise TrainingError(
@@ -248,7 +245,7 @@ class _Run:
         loss.backward()
         self.team.sum_gradients(p for _, p in stage.parameters())
         optimizer.step()
-        return value, correct / whole, int(whole)
+        return value, correct / all_rows, int(all_rows)
 
     def _save(self, stage: Stage, optimizer: torch.optim.Optimizer, epoch: int, step: int) -> None:
         progress = Progress(
@@ -267,10 +264,10 @@ class _Run:
         self.saved = f"epoch {epoch}/{self.config.epochs[stage - 1]} of stage {stage}"
 
     def measure(self, number: int) -> None:
-        """What the exits are worth after a stage, where there are validation images."""
+        """Measures the exits after a stage, where there are validation images."""
         if self.val_set is None:
             self.console.print(
-                "no validation images, so no accuracy of the exits; add --val DIR or 0.1"
+                "no validation images, so accuracy is not measured; add --val DIR or --val 0.1"
             )
             return
         self.console.print(f"after stage {number}, {len(self.val_set)} validation images:")
@@ -292,7 +289,7 @@ class _Run:
         )
 
     def how_to_continue(self) -> str:
-        """What to say when interrupted."""
+        """Returns the message for an interrupted training."""
         if not self.saved:
             return "interrupted before the first epoch was done: nothing to continue from"
         return (

@@ -7,7 +7,6 @@ loss is a scalar, and 0 where an LGViT is too small to have anything to compare.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from lgvit_edge.architecture.heads import HEAD_KINDS, ROLES
 def kl_loss(
     student: Tensor, teacher: Tensor, *, temperature: float = 2, per: str = "image"
 ) -> Tensor:
-    """Kullback-Leibler divergence of softened predictions, times T^2.
+    """Returns the Kullback-Leibler divergence of softened predictions, times T^2.
 
     Eq. 14 leaves T^2 out and the authors' code has it: without it the gradient would shrink by T^2
     and gamma would mean something else for every T.
@@ -47,7 +46,7 @@ def kd_loss(
     temperature: float = 2,
     kl: str = "image",
 ) -> Tensor:
-    """Vanilla knowledge distillation, Eq. 14.
+    """Returns the loss of plain knowledge distillation, Eq. 14.
 
     Args:
         student: logits ``[B, C]`` of an exit.
@@ -72,7 +71,7 @@ def prediction(
     kl: str = "image",
     which: str = "all",
 ) -> Tensor:
-    """Prediction distillation, Eq. 13: the sum of Eq. 14 over exits.
+    """Returns the loss of prediction distillation, Eq. 13: the sum of Eq. 14 over exits.
 
     Args:
         logits: M of ``[B, C]``.
@@ -93,7 +92,7 @@ def prediction(
 
 
 def heterogeneous(features: Sequence[Tensor], aligned: Mapping[int, Tensor]) -> Tensor:
-    """Heterogeneous distillation, Eq. 9: every chosen F_m imitates Align(F_L).
+    """Returns the loss of heterogeneous distillation, Eq. 9: every chosen F_m imitates Align(F_L).
 
     Eq. 9 does not say what KL compares. Here, as in the authors' code, each token is a
     distribution over its D features, by softmax. We average over tokens, where they sum, so that
@@ -117,10 +116,10 @@ def heterogeneous(features: Sequence[Tensor], aligned: Mapping[int, Tensor]) -> 
 def homogeneous(
     features: Sequence[Tensor], exits: Sequence[ExitConfig], *, gram: str = "mean"
 ) -> Tensor:
-    """Homogeneous distillation, Eqs. 10 to 12: the last head of each type teaches the others.
+    """Returns the loss of homogeneous distillation: each type's last head teaches the others.
 
-    LPHs are compared feature by feature (Eq. 10), GAHs by ``F^T F [D, D]``, because their N'
-    differ (Eq. 11). The teacher learns from its own losses only, not from its pupils.
+    LPHs are compared feature by feature (Eq. 10), GAHs by ``F^T F [D, D]``, because their N' differ
+    (Eq. 11); Eq. 12 adds both. The teacher learns from its own losses only, not from its pupils.
 
     F^T F sums over tokens: as Eq. 11 is written, a GAH that sees more tokens is told to shrink,
     and on a trained ViT-Tiny the term grows to a hundred times all others and the exits learn
@@ -132,35 +131,30 @@ def homogeneous(
         gram: ``mean`` or ``sum`` over the tokens in Eq. 11.
     """
     total = features[0].new_zeros(()) if features else torch.zeros(())
-    by_mean = gram == "mean"
-    for role, comparable in (("local", _same), ("global", partial(_gram, mean=by_mean))):
-        members = _members(exits, role)
+    for role in ROLES:
+        members = [features[m] for m in _members(exits, role)]
         if len(members) < 2:
             continue
-        teacher = comparable(features[members[-1]]).detach()
-        losses = [functional.mse_loss(comparable(features[m]), teacher) for m in members[:-1]]
+        *pupils, teacher = members if role == "local" else [_gram(f, gram) for f in members]
+        losses = [functional.mse_loss(pupil, teacher.detach()) for pupil in pupils]
         total = total + torch.stack(losses).mean()
     return total
 
 
-def _same(features: Tensor) -> Tensor:
-    return features
-
-
-def _gram(features: Tensor, *, mean: bool) -> Tensor:
+def _gram(features: Tensor, gram: str) -> Tensor:
     product = features.transpose(1, 2) @ features
-    return product / features.shape[1] if mean else product
+    return product / features.shape[1] if gram == "mean" else product
 
 
 def total(
     hetero: Tensor, homo: Tensor, pred: Tensor, *, alpha: float = 0.01, beta: float = 0.01
 ) -> Tensor:
-    """The loss of stage 2, Eq. 15."""
+    """Returns the loss of stage 2, Eq. 15."""
     return alpha * hetero + beta * homo + pred
 
 
 def weighted_exits(losses: Sequence[Tensor], final: Tensor, blocks: Sequence[int]) -> Tensor:
-    """Stage 1 on odd steps: exit and final losses, weighted by depth.
+    """Returns the mean of exit and final losses, weighted by depth: stage 1 on odd steps.
 
     Args:
         losses: of the M exits.
@@ -172,16 +166,13 @@ def weighted_exits(losses: Sequence[Tensor], final: Tensor, blocks: Sequence[int
 
 
 def first_and_last_of_each(exits: Sequence[ExitConfig]) -> list[int]:
-    """The set of Eq. 9, {1, M/2, M/2 + 1, M}, 0-based: first and last LPH, first and last GAH."""
-    chosen = set()
-    for role in ROLES:
-        members = _members(exits, role)
-        chosen.update(members[:1] + members[-1:])
-    return sorted(chosen)
+    """Returns the exits of Eq. 9, 0-based: the first and last LPH, the first and last GAH."""
+    groups = (_members(exits, role) for role in ROLES)
+    return sorted({m for members in groups for m in (*members[:1], *members[-1:])})
 
 
 def last_of_each(exits: Sequence[ExitConfig]) -> list[int]:
-    """The exits of Eq. 13, M/2 and M, 0-based: the last LPH and the last GAH."""
+    """Returns the exits of Eq. 13, 0-based: the last LPH and the last GAH."""
     return sorted(max(members) for role in ROLES if (members := _members(exits, role)))
 
 

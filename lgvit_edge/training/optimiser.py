@@ -1,4 +1,4 @@
-"""AdamW as ViTs are trained with it: warm-up, cosine, no decay on norms, biases, embeddings."""
+"""AdamW with the usual recipe of ViTs: warm-up, cosine, no decay on norms, biases, embeddings."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 _EMBEDDINGS = ("embedding.prefix", "embedding.position", "attention.table")
 Total = Callable[[Tensor], Tensor]
-_SMALLEST = 1e-2  # of an input's scale, relative to the mean of a layer's inputs
+_SMALLEST = 1e-2  # smallest scale of an input, relative to the layer's mean
 
 
 def learning_rate(step: int, steps: int, *, peak: float, warmup: float) -> float:
-    """Rate of a 0-based step: linear up to ``peak``, then a cosine down to 0.
+    """Returns the learning rate of a 0-based step: linear up to ``peak``, then a cosine down to 0.
 
     Args:
         step: 0..steps - 1.
@@ -30,7 +30,7 @@ def learning_rate(step: int, steps: int, *, peak: float, warmup: float) -> float
 
 
 class AdamW(torch.optim.AdamW):
-    """AdamW as if every layer read inputs of root mean square 1, with clipped gradients.
+    """AdamW that clips gradients and steps as if every input had a root mean square of 1.
 
     An exit head reads a block's output as it is, without a norm: some features of a ViT are a
     hundred times larger than others, and single tokens ten times larger again. A step of one size
@@ -44,7 +44,7 @@ class AdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update; gradients are changed."""
+        """Updates the weights; gradients are changed in place."""
         scaled = [
             (weight, scale.to(weight.device))
             for group in self.param_groups
@@ -69,7 +69,7 @@ def adamw(
     clip: float = 0.0,
     scales: Mapping[nn.Parameter, Tensor] | None = None,
 ) -> AdamW:
-    """The optimizer; its rate is set before every step.
+    """Returns the optimizer; the caller sets its learning rate before every step.
 
     Args:
         parameters: names and parameters to train.
@@ -95,17 +95,17 @@ def adamw(
 def input_scales(
     module: nn.Module, run: Callable[[], object], total: Total = lambda values: values
 ) -> dict[nn.Parameter, Tensor]:
-    """Root mean square of what each linear and convolutional layer reads, by its weight.
+    """Returns the root mean square of each linear or convolutional layer's inputs, by weight.
 
     Args:
         module: holds the layers; depthwise convolutions are left out.
-        run: computes them once, on a batch.
+        run: runs the layers once, on a batch.
         total: the sum over all processes that compute parts of the batch.
 
     Returns:
         Scales that broadcast against the weight, over its inputs.
     """
-    found: dict[nn.Parameter, Tensor] = {}
+    scales: dict[nn.Parameter, Tensor] = {}
 
     def read(layer: nn.Module, inputs: tuple[Tensor]) -> None:
         assert isinstance(layer, (nn.Linear, nn.Conv2d))
@@ -117,7 +117,7 @@ def input_scales(
         # A feature that is always 0 would get steps without bounds.
         scale = scale.clamp(min=_SMALLEST * float(scale.mean()) + 1e-12)
         assert isinstance(layer.weight, nn.Parameter)
-        found[layer.weight] = scale.view(1, -1, *[1] * (layer.weight.ndim - 2))
+        scales[layer.weight] = scale.view(1, -1, *[1] * (layer.weight.ndim - 2))
 
     layers = [
         layer
@@ -130,4 +130,4 @@ def input_scales(
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return scales

@@ -1,4 +1,4 @@
-"""What a training leaves beside its checkpoint: the exits' worth and how it went, with pictures."""
+"""Writes what a training leaves beside its checkpoint: evaluation, learning curve, pictures."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ def measure(
     """
     with progress_bar("measuring accuracy", to=console) as progress:
         images = all_logits(model, dataset, batch_size, workers=workers, progress=progress)
-    found = summary(images, exit_costs(model))
-    console.print(accuracy_table(model.config, found["accuracy"]))
-    oracle = found["oracle"]
+    evaluation = summary(images, exit_costs(model))
+    console.print(accuracy_table(model.config, evaluation["accuracy"]))
+    oracle = evaluation["oracle"]
     console.print(
-        f"an oracle, leaving at the first exit that is right: {100 * oracle['accuracy']:.2f} % at "
+        f"an oracle that leaves at the first correct exit: {100 * oracle['accuracy']:.2f} % with "
         f"{oracle['layers_speedup']:.2f}x fewer blocks",
         soft_wrap=True,
     )
     target = out.with_suffix(".eval.json")
     try:
-        write_json(target, found)
+        write_json(target, evaluation)
     except OSError as error:
         raise TrainingError(f"cannot write {target}: {error.strerror}") from None
     title = f"{model.config.family}, {model.config.num_exits} exits, {len(images)} images"
-    lines, base = by_label(found["policies"]), images.baseline_accuracy
+    lines, base = by_label(evaluation["policies"]), images.baseline_accuracy
     _draw(
         "accuracy against speed-up",
         lambda path: draw(lines, path, baseline=base, title=title),
@@ -53,18 +53,18 @@ def measure(
 
 
 def picture_of(history: Sequence[Row], log: Path, console: Console) -> None:
-    """The learning curve beside its table; where it cannot be drawn that is said."""
+    """Draws the learning curve beside its table, or prints why it cannot be drawn."""
     _draw("learning curve", lambda path: draw_log(history, path), log, console)
 
 
 def _draw(what: str, draw: Callable[[Path], None], table: Path, console: Console) -> None:
-    """A picture beside the file that holds its figures; a training is worth more than a picture."""
+    """Draws beside the file that holds the figures; a failure is printed and does not stop."""
     picture = table.with_suffix(".png")
     try:
         with replacing(picture) as partial:
             draw(partial)
     except Exception as error:  # a full disk, no matplotlib, or one that is broken in any way
-        said = f"{what}: {table}; no picture: {error}"
+        message = f"{what}: {table}; no picture: {error}"
     else:
-        said = f"{what}: {table}, {picture}"
-    console.print(said, soft_wrap=True, markup=False)
+        message = f"{what}: {table}, {picture}"
+    console.print(message, soft_wrap=True, markup=False)

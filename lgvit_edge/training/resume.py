@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lgvit_edge._support.files import replacing
 from lgvit_edge.bundle.codec import to_json
@@ -26,9 +26,10 @@ _VERSION = 2  # 1: fingerprint, stage, epoch, step, model, aligners, optimizer. 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training got.
+    """The state of a training after an epoch, from which it can continue.
 
-    No generator's state is kept: every random choice follows from seed, stage, epoch and image.
+    No random generator's state is stored: every random choice follows from seed, stage, epoch and
+    image.
 
     Attributes:
         stage: 1 or 2.
@@ -50,30 +51,35 @@ class Progress:
 
 
 def resume_path(out: Path) -> Path:
-    """The file beside ``out``."""
+    """Returns the path of the resume file beside ``out``."""
     return out.with_name(out.name + ".resume")
 
 
 def fingerprint(
     model: LGViT, dataset: Dataset, config: TrainingConfig, stages: Sequence[int]
 ) -> dict[str, str]:
-    """What must be the same for a training to continue, name by name."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy())
+    """Returns what must be the same for a training to continue, name by name."""
     values = {
         "stages": list(stages),
         **config.identity(),
         **{f"model.{name}": value for name, value in to_json(model.config).items()},
         "training images": dataset.fingerprint(),
-        "starting weights": digest.hexdigest(),
+        "starting weights": weights_hash(model),
     }
     return {name: repr(value) for name, value in values.items()}
 
 
+def weights_hash(module: nn.Module) -> str:
+    """Returns a hash of all names, parameters and buffers of a module."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy())
+    return digest.hexdigest()
+
+
 def write_progress(path: Path, progress: Progress, identity: dict[str, str]) -> None:
-    """Write whole or not at all.
+    """Write the resume file, whole or not at all.
 
     Raises:
         TrainingError: the file cannot be written.
@@ -92,7 +98,7 @@ def write_progress(path: Path, progress: Progress, identity: dict[str, str]) -> 
 
 
 def read_progress(path: Path, identity: dict[str, str]) -> Progress | None:
-    """Where to continue; None when there is no such file.
+    """Read the resume file; None where there is none.
 
     Raises:
         TrainingError: the file is damaged, not ours, or of another training.
@@ -123,15 +129,15 @@ def _compare(then: dict[str, str], now: dict[str, str], path: Path) -> None:
     changed = [k for k in sorted(then.keys() | now.keys()) if then.get(k) != now.get(k)]
     if not changed:
         return
-    shown = [
+    changes = [
         f"{k} (other contents)"
         if k in ("training images", "starting weights")
         else f"{k} (then {_brief(then.get(k))}, now {_brief(now.get(k))})"
         for k in changed
     ]
     raise TrainingError(
-        f"{path} is of a training with other settings: {'; '.join(shown)}. Repeat that training's "
-        f"command to continue it, or start again without it: rm '{path}'"
+        f"{path} is of a training with other settings: {'; '.join(changes)}. Repeat that "
+        f"training's command to continue it, or start again without it: rm '{path}'"
     )
 
 

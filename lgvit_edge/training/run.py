@@ -1,4 +1,4 @@
-"""The whole of ``lgvit-edge train``: folders and files in, a checkpoint out."""
+"""The command ``lgvit-edge train`` as a function: image folders in, a checkpoint out."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ def train_from_folder(
         weights: a checkpoint for the architecture; None starts at random.
         exits: as ``plan_exits`` reads them; default: those of the checkpoint, else 8 uniform.
         heads: kind of the exit heads, as ``default_heads`` reads it; default: ``lgvit``.
-        image_size: side of the network's input, where it is not the backbone's.
+        image_size: image size in pixels, if different from the backbone's.
         stage: ``1``, ``2`` or ``both``.
         val: one sub-folder per class; or the share 0..1 of the training images that is set aside;
             default: ``data/val`` where ``data/train`` is used.
         config: settings of the training.
-        features: a folder for the frozen blocks' outputs, see ``train``.
+        features: a folder that stores the frozen blocks' outputs, see ``train``.
         resume: continue from ``<out>.resume`` when it is there.
         console: where progress goes; default: standard error.
 
     Raises:
-        UsageError: the arguments cannot mean anything, or contradict the checkpoint.
+        UsageError: the arguments are not valid, or contradict the checkpoint.
         DataError: the images cannot be used.
         CheckpointError: the weights cannot be used.
         TrainingError: training cannot go on.
@@ -131,7 +131,7 @@ def _prepare(
     seed: int,
     console: Console,
 ) -> LGViT:
-    """``start`` with the exits and classes asked for; what fits is kept."""
+    """Returns ``start`` with the exits and classes asked for; weights that fit stay."""
     config, count = start.config, len(classes)
     same_classes = config.num_classes == count
     if stage == "2" and not same_classes:
@@ -141,7 +141,7 @@ def _prepare(
         )
     if stage == "2" and config.labels and config.labels != tuple(classes):
         console.print(
-            f"class folders ({classes[0]}, ...) are taken for the model's labels "
+            f"class folders ({classes[0]}, ...) are assigned to the model's labels "
             f"({config.labels[0]}, ...) in this order",
             soft_wrap=True,
             markup=False,

@@ -1,8 +1,7 @@
 """Training schemes: the paper's own and its rivals (paper Tables 4 and 6).
 
-What differs is how the losses of the exits and of the final classifier become one. In stage 1 that
-trains the whole model, in stage 2, where the backbone is frozen, the heads alone. Listing schemes
-needs no torch: the command's help does that where torch is missing.
+A scheme decides how the losses of exits and final classifier are combined. Stage 1 trains the whole
+model that way, stage 2 the heads alone. Listing schemes needs no torch, because ``--help`` does it.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ class Scheme:
         name: what users type.
         help: what it does, in a few words.
         alternates: every other step of stage 1 trains on the final loss alone (BERxiT).
-        by_depth: losses are weighted by their block (SDN), else alike.
+        by_depth: losses are weighted by block number (SDN), else equally.
         predictions: exits imitate the final classifier's predictions as well.
         features: stage 2 is the paper's, Eq. 15.
     """
@@ -47,7 +46,7 @@ class Scheme:
         temperature: float,
         kl: str,
     ) -> Tensor:
-        """One scalar of what all classifiers said.
+        """Returns one loss, a scalar, from the logits of all classifiers.
 
         Args:
             exits: logits ``[B, C]`` of the M exits.
@@ -55,7 +54,7 @@ class Scheme:
             labels: ``[B]``.
             blocks: of the M exits, then L.
             joint: whether the final classifier learns too, or the exits alone.
-            gamma: share of the imitation, where there is any.
+            gamma: share of the imitation loss, in schemes that have one.
             temperature: T, which softens what is imitated.
             kl: see ``losses.kl_loss``.
         """
@@ -79,7 +78,7 @@ SCHEMES: dict[str, Scheme] = {}
 
 
 def register_scheme(scheme: Scheme) -> None:
-    """Make a scheme known to ``TrainingConfig`` and ``lgvit-edge train --scheme``.
+    """Register a scheme for ``TrainingConfig`` and ``lgvit-edge train --scheme``.
 
     Raises:
         ValueError: its name is taken.
@@ -91,9 +90,9 @@ def register_scheme(scheme: Scheme) -> None:
 
 for _scheme in (
     Scheme("lgvit", "the paper's", alternates=True, by_depth=True, features=True),
-    Scheme("normal", "all losses alike"),
-    Scheme("weighted", "losses by depth", by_depth=True),
-    Scheme("distillation", "exits imitate the end", predictions=True),
-    Scheme("alternating", "every other step the end alone", alternates=True),
+    Scheme("normal", "all losses weighted equally"),
+    Scheme("weighted", "losses weighted by depth", by_depth=True),
+    Scheme("distillation", "exits imitate the final classifier", predictions=True),
+    Scheme("alternating", "every other step without exits", alternates=True),
 ):
     register_scheme(_scheme)

@@ -1,4 +1,4 @@
-"""Everything that decides how a training goes: default, help and bounds of each setting, once."""
+"""The settings of a training, with default, help and bounds of each."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 # Groups of settings, as the command's help shows them.
 OPTIMISER, DISTILLATION, SPEED = "Optimiser", "Distillation", "Images and speed"
-_AUTHORS = "as the authors have it"
+_AUTHORS = "the authors' default"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is known of a field of ``TrainingConfig``, beside its type and default.
+    """Describes a field of ``TrainingConfig``, beside its type and default.
 
     Attributes:
         help: what it does.
         bounds: which numbers are allowed, in words; empty where all are.
-        fits: whether a number is allowed; of a pair, each of the two.
-        choices: of a word: what may be said, and what each does; looked up when asked for.
+        fits: whether a number is allowed; in a pair, each of the two.
+        choices: the words allowed and what each does; looked up on use.
         panel: the group it is shown in.
         speed_only: it decides how fast the same numbers are computed, not which.
     """
@@ -42,11 +42,11 @@ class Setting:
 
     @property
     def allowed(self) -> str:
-        """What may be said."""
+        """The allowed values, in words."""
         return self.bounds if self.choices is None else f"one of {', '.join(self.choices())}"
 
     def faults(self, value: Any, default: Any) -> bool:
-        """Whether ``value`` is not allowed, of another type than ``default``, or no number."""
+        """Returns whether ``value`` is not allowed or of another type than ``default``."""
         if self.choices is not None:
             return value not in self.choices()
         values, kind = (value, type(default[0])) if _pair(default) else ((value,), type(default))
@@ -74,54 +74,54 @@ class TrainingConfig:
     )
     lr: tuple[float, float] = _setting(
         (5e-5, 5e-5),
-        f"Peak learning rate, {_AUTHORS}; few images and epochs want 1e-4,4e-3",
+        f"Peak learning rate, {_AUTHORS}; for few images and epochs try 1e-4,4e-3",
         "above 0",
         lambda x: x > 0,
         panel=OPTIMISER,
     )
     batch_size: int = _setting(
         64,
-        f"Images per step, of all processes together, {_AUTHORS}",
+        f"Images per step, over all processes together, {_AUTHORS}",
         "at least 2",  # BatchNorm cannot learn from a single value per channel
         lambda n: n >= 2,
         panel=OPTIMISER,
     )
     warmup: float = _setting(
         0.05,
-        "Share of the steps in which the rate rises; then a cosine to 0",
+        "Share of the steps in which the learning rate rises; then it falls to 0",
         "in 0..1, below 1",
         lambda x: 0 <= x < 1,
         panel=OPTIMISER,
     )
     weight_decay: float = _setting(
         0.05,
-        "AdamW's; on no norm, bias or embedding",
+        "AdamW's weight decay; norms, biases and embeddings have none",
         "at least 0",
         lambda x: x >= 0,
         panel=OPTIMISER,
     )
     clip: float = _setting(
         1.0,
-        "Largest norm of the gradient; 0 leaves it alone",
+        "Largest norm of the gradient; 0 clips nothing",
         "at least 0",
         lambda x: x >= 0,
         panel=OPTIMISER,
     )
     scheme: str = _setting(
         "lgvit",
-        "How the losses of all exits become one",
+        "How the losses of all exits are combined",
         choices=lambda: {scheme.name: scheme.help for scheme in SCHEMES.values()},
     )
     gamma: float = _setting(
         0.3,
-        f"Share of prediction distillation, Eq. 14, {_AUTHORS}",
+        f"Share of the KL term in Eq. 14, {_AUTHORS}",
         "in 0..1",
         lambda x: 0 <= x <= 1,
         panel=DISTILLATION,
     )
     temperature: float = _setting(
         2.0,
-        f"Softens what is distilled, T of Eq. 14, {_AUTHORS}",
+        f"Temperature T of Eq. 14, which softens predictions, {_AUTHORS}",
         "above 0",
         lambda x: x > 0,
         panel=DISTILLATION,
@@ -142,10 +142,10 @@ class TrainingConfig:
     )
     kl: str = _setting(
         "image",
-        "The KL term of Eq. 14",
+        "How the KL term of Eq. 14 is averaged",
         choices=lambda: {
-            "image": "averaged over images",
-            "class": "divided by the number of classes too, as the authors' code has it",
+            "image": "over images",
+            "class": "over images and classes, as in the authors' code",
         },
         panel=DISTILLATION,
     )
@@ -153,25 +153,25 @@ class TrainingConfig:
         "all",
         "Exits that Eq. 13 supervises",
         choices=lambda: {
-            "all": "every one, as the authors' code",
-            "paper": "the last local and the last global one; the others learn no answers",
+            "all": "every exit, as in the authors' code",
+            "paper": "the last local and the last global one; the others learn no classes",
         },
         panel=DISTILLATION,
     )
     gram: str = _setting(
         "mean",
-        "F^T F of Eq. 11 over the tokens, whose number differs between exits",
-        choices=lambda: {"mean": "divided by their number", "sum": "as it is written"},
+        "How F^T F of Eq. 11 is summed over tokens, whose number differs between exits",
+        choices=lambda: {"mean": "divided by their number", "sum": "as in the paper"},
         panel=DISTILLATION,
     )
     cache: bool = _setting(
         False,
-        "Stage 2: run the frozen blocks once and keep what they give in memory, float16",
+        "Stage 2: run the frozen blocks once and hold their outputs in memory (float16)",
         panel=SPEED,
     )
     cache_views: int = _setting(
         0,
-        "With a cache: augmented copies of each image; 0 keeps the images as they are",
+        "With a cache: augmented copies of each image; 0 caches images without augmentation",
         "at least 0",
         lambda n: n >= 0,
         panel=SPEED,
@@ -183,17 +183,19 @@ class TrainingConfig:
         lambda x: 0 < x <= 1,
         panel=SPEED,
     )
-    flip: bool = _setting(True, "Mirror every other training image", panel=SPEED)
+    flip: bool = _setting(True, "Mirror half of the training images, at random", panel=SPEED)
     precision: str = _setting(
         "fp32",
-        "Of products of matrices; weights, losses and optimiser stay in float32",
-        choices=lambda: {"fp32": "float32", "bf16": "bfloat16, faster where there is hardware"},
+        "Number format of matrix products; weights, losses and optimiser stay in float32",
+        choices=lambda: {"fp32": "float32", "bf16": "bfloat16, faster on recent hardware"},
         panel=SPEED,
     )
-    seed: int = _setting(777, f"Of everything random, {_AUTHORS}", "at least 0", lambda n: n >= 0)
+    seed: int = _setting(
+        777, f"Seed of all random choices, {_AUTHORS}", "at least 0", lambda n: n >= 0
+    )
     workers: int = _setting(
         2,
-        "Processes that decode images; 0 decodes in this one",
+        "Processes that decode images; 0 decodes in the main process",
         "at least 0",
         lambda n: n >= 0,
         panel=SPEED,
@@ -201,8 +203,8 @@ class TrainingConfig:
     )
     device: str = _setting(
         "auto",
-        "What trains",
-        choices=lambda: {"auto": "cuda where there is one", "cpu": "CPU", "cuda": "GPU"},
+        "Device to train on",
+        choices=lambda: {"auto": "a GPU if there is one", "cpu": "CPU", "cuda": "GPU"},
         panel=SPEED,
         speed_only=True,
     )
@@ -219,27 +221,27 @@ class TrainingConfig:
             raise UsageError("; ".join(faults))
 
     def replace(self, **changes: Any) -> TrainingConfig:
-        """A copy with some fields changed, validated again."""
+        """Returns a copy with some fields changed, validated again."""
         return dataclasses.replace(self, **changes)
 
     @property
     def imitation(self) -> dict[str, Any]:
-        """What losses need to know of distilled predictions."""
+        """The arguments of losses that imitate the final classifier."""
         return {"gamma": self.gamma, "temperature": self.temperature, "kl": self.kl}
 
     def autocast(self, device: torch.device) -> torch.autocast:
-        """The context in which networks, but not losses, are computed."""
+        """Returns the context in which networks, but not losses, are computed."""
         import torch
 
         return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def identity(self) -> dict[str, Any]:
-        """The settings that decide the result, as plain JSON types."""
+        """Returns the settings that decide the result, as plain JSON types."""
         values = to_json(self)
         return {name: values[name] for name, about, _ in settings() if not about.speed_only}
 
 
 def settings() -> list[tuple[str, Setting, Any]]:
-    """Name, what is known, and default of every field of ``TrainingConfig``, in order."""
+    """Returns name, description and default of every field of ``TrainingConfig``, in order."""
     fields = dataclasses.fields(TrainingConfig)
     return [(place.name, place.metadata["setting"], place.default) for place in fields]

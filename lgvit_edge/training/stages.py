@@ -22,11 +22,11 @@ from lgvit_edge.training.settings import TrainingConfig
 
 @dataclass(frozen=True)
 class Step:
-    """What one step computed.
+    """The results of one training step.
 
     Attributes:
         loss: scalar, to differentiate.
-        logits: ``[B, C]`` that the progress bar's accuracy is of.
+        logits: ``[B, C]``, for the progress bar's accuracy.
         labels: ``[B]``.
     """
 
@@ -40,31 +40,31 @@ class Stage(Protocol):
 
     Attributes:
         number: 1 or 2.
-        aligners: trained beside the model and thrown away.
+        aligners: trained beside the model, not exported.
     """
 
     number: int
     aligners: nn.ModuleDict
 
     def parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
-        """Names and parameters that this stage trains."""
+        """Returns names and parameters that this stage trains."""
         ...
 
     def start(self) -> None:
-        """Set modes and what may receive gradients."""
+        """Sets modes and which parameters receive gradients."""
         ...
 
     def scales(self, total: Total) -> dict[nn.Parameter, Tensor]:
-        """Of the inputs of weights that read unnormalised features, see ``input_scales``."""
+        """Returns the input scales of weights that read unnormalised features."""
         ...
 
     def steps(self, epoch: int, first: int) -> Iterator[Step]:
-        """The steps of one epoch; ``first`` is the number of the first in the stage, from 0."""
+        """Yields the steps of one epoch; ``first`` is the 0-based number of the first."""
         ...
 
 
 class StageOne:
-    """The whole model, by the scheme's joint loss.
+    """Stage 1: trains the whole model by the scheme's joint loss.
 
     Where the scheme alternates, even steps train on the final loss alone. The paper's weighs by
     depth as well: the authors' ``alternating_weighted``.
@@ -78,27 +78,27 @@ class StageOne:
         self.aligners = nn.ModuleDict()
 
     def parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
-        """All of the model's."""
+        """Returns all of the model's parameters."""
         return self.model.named_parameters()
 
     def start(self) -> None:
-        """Train everything."""
+        """Puts the whole model into training mode."""
         self.model.requires_grad_(True)
         self.model.train()
 
     def scales(self, total: Total) -> dict[nn.Parameter, Tensor]:
-        """None: the backbone that learns too has norms."""
+        """Returns none: a backbone that learns too has norms."""
         return {}
 
     def steps(self, epoch: int, first: int) -> Iterator[Step]:
-        """Losses of one epoch."""
+        """Yields the steps of one epoch."""
         for step, batch in enumerate(
             self.batches.shuffled((self.config.seed, self.number, epoch)), first
         ):
             yield self.step(batch, with_exits=step % 2 == 1 or not self.scheme.alternates)
 
     def step(self, batch: Batch, *, with_exits: bool) -> Step:
-        """The final loss, or the scheme's of all classifiers."""
+        """Computes the final loss, or the scheme's loss of all classifiers."""
         model, exits = self.model, self.model.config.exits
         if not (with_exits and exits):
             with self.config.autocast(batch.images.device):
@@ -120,7 +120,7 @@ class StageOne:
 
 
 class StageTwo:
-    """Heads; backbone and final classifier are frozen.
+    """Stage 2: trains the heads; backbone and final classifier are frozen.
 
     The paper's scheme trains them and their aligners by Eqs. 9 to 15, its rivals by their own loss.
     """
@@ -151,28 +151,28 @@ class StageTwo:
             ).to(device)
 
     def parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
-        """Those of heads and aligners."""
+        """Returns the parameters of heads and aligners."""
         yield from self.model.heads.named_parameters(prefix="heads")
         yield from self.aligners.named_parameters(prefix="aligners")
 
     def start(self) -> None:
-        """Freeze the backbone, its mode included; BatchNorms of heads keep learning."""
+        """Freezes the backbone, its mode included; BatchNorms of heads keep learning."""
         self.model.requires_grad_(False).eval()
         self.model.heads.requires_grad_(True).train()
         self.aligners.train()
 
     def scales(self, total: Total) -> dict[nn.Parameter, Tensor]:
-        """Of all heads' inputs in the first batch, with norms as in training."""
+        """Returns the scales of all heads' inputs in the first batch, norms as in training."""
         states = next(self._epoch(0), None)
-        if states is None:  # not one image can be read, and the first epoch will say so
+        if states is None:  # no image can be read; the first epoch raises
             return {}
-        kept = {name: tensor.clone() for name, tensor in self.model.heads.state_dict().items()}
-        found = input_scales(self.model.heads, lambda: self._heads(states), total)
-        self.model.heads.load_state_dict(kept)  # running statistics have not begun
-        return found
+        start = {name: tensor.clone() for name, tensor in self.model.heads.state_dict().items()}
+        scales = input_scales(self.model.heads, lambda: self._heads(states), total)
+        self.model.heads.load_state_dict(start)  # undo the running statistics
+        return scales
 
     def steps(self, epoch: int, first: int) -> Iterator[Step]:
-        """Losses of one epoch; ``first`` does not matter."""
+        """Yields the steps of one epoch; ``first`` does not matter."""
         return (self.step(states) for states in self._epoch(epoch))
 
     def _epoch(self, epoch: int) -> Iterator[HiddenStates]:
@@ -184,7 +184,7 @@ class StageTwo:
             yield hidden_states(self.model, batch, self.config)
 
     def _heads(self, states: HiddenStates) -> tuple[list[Tensor], list[Tensor]]:
-        """F_m and logits of every exit, in float32."""
+        """Returns F_m and logits of every exit, in float32."""
         features, logits = [], []
         with self.config.autocast(states.last.device):
             for head, hidden in zip(self.model.heads, states.exits, strict=True):
@@ -194,7 +194,7 @@ class StageTwo:
         return features, logits
 
     def step(self, states: HiddenStates) -> Step:
-        """The scheme's loss on what the frozen blocks gave."""
+        """Computes the scheme's loss from the frozen blocks' outputs."""
         model = self.model.config
         features, logits = self._heads(states)
         if self.scheme.features:
@@ -214,7 +214,7 @@ class StageTwo:
     def _distilled(
         self, states: HiddenStates, features: list[Tensor], logits: list[Tensor]
     ) -> Tensor:
-        """Eq. 15."""
+        """Returns the loss of Eq. 15."""
         config, exits = self.config, self.model.config.exits
         last = states.last[:, self.model.config.prefix_tokens :]
         with config.autocast(last.device):

@@ -1,4 +1,4 @@
-"""Where training starts: a backbone with fresh exits, or a model that has them already."""
+"""Makes the model a training starts from: a backbone with fresh exits, or a saved model."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def attach_exits(
     labels: Sequence[str] = (),
     seed: int = 777,
 ) -> LGViT:
-    """A new LGViT: the backbone's weights, fresh heads at ``exits``.
+    """Returns a new LGViT with the backbone's weights and fresh heads at ``exits``.
 
     Args:
         backbone: copied; its own heads, if any, are left behind.
-        exits: where, and of which kind.
+        exits: block and head of each.
         num_classes: where it differs from the backbone's, the final classifier is fresh too and
             stage 1 has to train it.
         labels: class names; default: the backbone's, where the class count stays.
@@ -36,8 +36,8 @@ def attach_exits(
     """
     old = backbone.config
     classes = old.num_classes if num_classes is None else num_classes
-    kept = tuple(labels) or (old.labels if classes == old.num_classes else ())
-    config = old.replace(exits=tuple(exits), num_classes=classes, labels=kept)
+    labels = tuple(labels) or (old.labels if classes == old.num_classes else ())
+    config = old.replace(exits=tuple(exits), num_classes=classes, labels=labels)
     model = seeded(config, seed)
     weights = {
         name: tensor
@@ -49,14 +49,14 @@ def attach_exits(
 
 
 def seeded(config: LGViTConfig, seed: int) -> LGViT:
-    """An LGViT with fresh weights, the same for the same seed, whatever ran before."""
+    """Returns an LGViT with fresh weights, which depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LGViT(config)
 
 
 def load_start(backbone: str, weights: Path | None, *, num_classes: int, seed: int) -> LGViT:
-    """What ``--backbone`` and ``--weights`` name.
+    """Loads the model that ``--backbone`` and ``--weights`` name.
 
     Args:
         backbone: an architecture, or the path of a checkpoint: ours, the authors', or a plain
@@ -89,12 +89,12 @@ def load_start(backbone: str, weights: Path | None, *, num_classes: int, seed: i
     return load_model(path)
 
 
-def _check_architecture(found: LGViTConfig, name: str, weights: Path) -> None:
+def _check_architecture(config: LGViTConfig, name: str, weights: Path) -> None:
     expected = architecture(name)
     differing = [
-        f"{field} {getattr(expected, field)}, found {getattr(found, field)}"
+        f"{field} {getattr(expected, field)}, found {getattr(config, field)}"
         for field in ("hidden_size", "num_blocks", "num_heads", "prefix_tokens")
-        if getattr(expected, field) != getattr(found, field)
+        if getattr(expected, field) != getattr(config, field)
     ]
     if differing:
         raise UsageError(f"{weights} is no {name}: expected {'; '.join(differing)}")

@@ -1,4 +1,4 @@
-"""Several processes that train one model, as ``accelerate launch`` starts them.
+"""Trains one model in several processes, as ``accelerate launch`` starts them.
 
 Every process holds the whole model and takes its share of every batch. Gradients and the statistics
 of BatchNorms are those of the whole batch, so the numbers are a single process's up to rounding,
@@ -21,23 +21,23 @@ from lgvit_edge._support.optional import require
 from lgvit_edge.errors import UsageError
 
 T = TypeVar("T")
-# Others wait while one computes features or measures; the usual minutes would end that.
+# How long processes wait for one that computes features or measures; the default is minutes.
 _PATIENCE = datetime.timedelta(days=2)
-# What torchrun (and so accelerate) and MPI's launchers tell their processes.
 _LAUNCH = "start them with accelerate launch --multi_gpu --num_processes N -m lgvit_edge train"
+# The number of processes, as torchrun (and so accelerate) and MPI's launchers set it.
 _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 @dataclass(frozen=True)
 class Team:
-    """The processes of a training, seen from one of them; alone unless said.
+    """The processes of a training, seen from one of them; by default it is alone.
 
     Attributes:
         device: of this process.
-        rank: 0..size - 1 over all machines; 0 leads: it alone writes and speaks.
+        rank: 0..size - 1 over all machines; 0 leads: it alone writes files and prints.
         size: processes over all machines.
         leads_machine: whether it is the first on its machine.
-        waiting: the group in which processes wait long for one of them.
+        waiting: the process group with a long timeout.
     """
 
     device: torch.device
@@ -48,15 +48,15 @@ class Team:
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes files and speaks."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     def share(self, rows: Any) -> Any:
-        """This process's rows of a batch."""
+        """Returns this process's rows of a batch."""
         return rows[self.rank :: self.size]
 
     def sum(self, value: float) -> float:
-        """The sum of a number over processes."""
+        """Returns the sum of a number over processes."""
         if self.size == 1:
             return value
         total = torch.tensor(value, dtype=torch.float64, device=self.device)
@@ -76,11 +76,11 @@ class Team:
             gradient.copy_(part.view_as(gradient))
 
     def total(self, values: Tensor) -> Tensor:
-        """The sum of tensors over processes."""
+        """Returns the sum of tensors over processes."""
         return values if self.size == 1 else _sum(values)
 
     def from_leader(self, value: T) -> T:
-        """What process 0 has; the others' ``value`` does not matter."""
+        """Returns process 0's ``value`` on every process."""
         if self.size == 1:
             return value
         values = [value]
@@ -88,12 +88,12 @@ class Team:
         return values[0]
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Waits until all processes are here."""
         if self.size > 1:
             distributed.barrier(group=self.waiting)
 
     def synchronise(self, *modules: nn.Module) -> None:
-        """Let BatchNorms learn from whole batches."""
+        """Lets BatchNorms learn from whole batches."""
         if self.size == 1:
             return
         for module in modules:
@@ -109,7 +109,7 @@ class Team:
 
 
 def join(device: str) -> Team:
-    """The team this process was started in.
+    """Returns the team this process was started in.
 
     Args:
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -130,7 +130,7 @@ def join(device: str) -> Team:
         state = accelerate.PartialState(cpu=on_cpu)
     except (ValueError, RuntimeError) as error:
         raise UsageError(f"cannot join the other processes ({how}): {error}; {_LAUNCH}") from None
-    if state.num_processes == 1:  # each would believe to be alone, and write the same files
+    if state.num_processes == 1:  # else each would train alone and write the same files
         raise UsageError(f"started as one of several processes ({how}) that do not meet; {_LAUNCH}")
     return Team(
         state.device,
@@ -143,7 +143,7 @@ def join(device: str) -> Team:
 
 @functools.cache
 def _waiting() -> Any:
-    """On the CPU, so that a wait costs nothing; other collectives keep their usual patience."""
+    """Returns a group with a long timeout, on the CPU; other collectives keep theirs."""
     return distributed.new_group(backend="gloo", timeout=_PATIENCE)
 
 
@@ -179,8 +179,8 @@ class _WholeBatchNorm2d(nn.BatchNorm2d):
         variance = _sum(centred.square().sum(dims)) / count
         self._remember(mean.detach(), variance.detach() * count / (count - 1))
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        whole: Tensor = centred * scale[:, None, None] + self.bias[:, None, None]
-        return whole.to(input.dtype)
+        output: Tensor = centred * scale[:, None, None] + self.bias[:, None, None]
+        return output.to(input.dtype)
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, variance: Tensor) -> None:

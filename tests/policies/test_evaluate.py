@@ -159,7 +159,7 @@ def test_training_leaves_its_log_its_worth_and_pictures(tmp_path: Path) -> None:
     assert all(0 <= float(r["accuracy"]) <= 1 and float(r["loss"]) > 0 for r in rows)
     found = json.loads((tmp_path / "model.eval.json").read_text())
     assert found["images"] == 12 and len(found["accuracy"]) == 2
-    assert "an oracle, leaving at the first exit that is right: " in said
+    assert "an oracle that leaves at the first correct exit: " in said
     assert "accuracy against speed-up: " in said
 
 

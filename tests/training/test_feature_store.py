@@ -82,13 +82,13 @@ def opened(tmp_path: Path, model: LGViT) -> Callable[..., FeatureStore]:
 def test_an_epoch_from_disk_is_an_epoch_from_memory(
     views: int, opened: Callable[..., FeatureStore], model: LGViT
 ) -> None:
-    found = opened(views)
-    assert found.fill() == 4 * max(views, 1)
+    stored = opened(views)
+    assert stored.fill() == 4 * max(views, 1)
     batches = Batches(images(), CONFIG.preprocess, batch_size=4)
     expected = HiddenCache(model, batches, FAST.replace(cache_views=views, seed=1))
     for epoch in range(2):
         pairs = list(
-            zip(found.shuffled(epoch, 8, (7,)), expected.shuffled(epoch, 8, (7,)), strict=True)
+            zip(stored.shuffled(epoch, 8, (7,)), expected.shuffled(epoch, 8, (7,)), strict=True)
         )
         assert sum(len(a.labels) for a, _ in pairs) == 29  # without the damaged one
         for a, b in pairs:
@@ -209,7 +209,7 @@ def test_too_little_room_is_said_before_anything_is_computed(
 def test_a_folder_that_cannot_be_made(model: LGViT, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     batches = Batches(images(), CONFIG.preprocess, batch_size=4)
-    with pytest.raises(TrainingError, match="cannot keep features in|cannot be used"):
+    with pytest.raises(TrainingError, match="cannot store features in|cannot be used"):
         FeatureStore(tmp_path / "file", model, batches, FAST).fill()
 
 
@@ -273,7 +273,7 @@ def test_training_from_disk_learns_what_training_from_memory_learns(
             torch.testing.assert_close(a, b, rtol=1e-2, atol=2e-3, msg=name)
     text = said.getvalue()
     assert "features of 30 images take 0.00 GB in" in text
-    assert "all of them were there" in text
+    assert "all were stored before; 1 images cannot be read" in text
     assert "skipped 1 of 30 images" in text
     record = json.loads((tmp_path / "features" / "features.json").read_text())
     assert len(record["checksums"]) == 4

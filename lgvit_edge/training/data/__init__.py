@@ -1,1 +1,1 @@
-"""Training images: folders on disk, arrays in memory, batches, random changes."""
+"""Training images: folders on disk, arrays in memory, batches, augmentation."""

@@ -1,4 +1,4 @@
-"""Random changes of training images, each a function of the generator it is given."""
+"""Random changes of training images; the generator passed in decides each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ATTEMPTS = 10
 def random_crop_box(
     height: int, width: int, rng: np.random.Generator, *, min_share: float
 ) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom of a random part of an image.
+    """Returns left, top, right and bottom of a random part of an image.
 
     Its area is uniform in ``min_share``..1 of the image's, its aspect ratio log-uniform in
     3/4..4/3: the usual random resized crop.
@@ -44,14 +44,14 @@ def random_resized_crop(
     min_share: float,
     flip: bool,
 ) -> NDArray[np.uint8]:
-    """A random part of ``frame``, resized and, every other time, mirrored.
+    """Returns a random part of ``frame``, resized and, every other time, mirrored.
 
     Args:
         frame: ``[H, W, 3] uint8``.
-        spec: its interpolation is used.
+        spec: gives the interpolation.
         size: side of the result, in pixels.
-        rng: decides.
-        min_share: smallest share of the image's area that is kept.
+        rng: decides the crop and whether to mirror.
+        min_share: smallest share of the image's area in a crop.
         flip: whether to mirror at all.
 
     Returns:
@@ -69,13 +69,7 @@ def random_resized_crop(
 def random_shift(
     frame: NDArray[np.uint8], rng: np.random.Generator, *, pixels: int
 ) -> NDArray[np.uint8]:
-    """``frame [H, W, 3] uint8`` moved by up to ``pixels`` each way, black where nothing was."""
-    height, width = frame.shape[:2]
-    down, right = (int(v) for v in rng.integers(-pixels, pixels + 1, size=2))
-    moved = np.zeros_like(frame)
-    rows = slice(max(down, 0), height + min(down, 0))
-    columns = slice(max(right, 0), width + min(right, 0))
-    from_rows = slice(max(-down, 0), height + min(-down, 0))
-    from_columns = slice(max(-right, 0), width + min(-right, 0))
-    moved[rows, columns] = frame[from_rows, from_columns]
-    return moved
+    """Returns ``frame [H, W, 3] uint8`` moved by up to ``pixels`` each way; borders are black."""
+    top, left = pixels - rng.integers(-pixels, pixels + 1, size=2)
+    padded = np.pad(frame, ((pixels, pixels), (pixels, pixels), (0, 0)))
+    return padded[top : top + frame.shape[0], left : left + frame.shape[1]]

@@ -1,4 +1,4 @@
-"""From a dataset to batches on the device.
+"""Turns a dataset into batches on the device.
 
 Every random choice is drawn from a generator seeded by (seed, stage, epoch, image), so it depends
 neither on the number of workers nor on what ran before: a resumed training draws the same.
@@ -26,7 +26,7 @@ ALONE = Team(torch.device("cpu"))
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step sees.
+    """Images and labels of one step.
 
     Attributes:
         images: ``[B, 3, S, S] float32``, normalised.
@@ -43,7 +43,7 @@ class Batches:
     """Batches of a dataset, epoch after epoch.
 
     Attributes:
-        unreadable: why, by index, for each image that had to be skipped so far.
+        unreadable: why each image that was skipped so far cannot be read, by index.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Batches:
         workers: int = 0,
         team: Team = ALONE,
     ) -> None:
-        """Start nothing: workers start with the first epoch.
+        """Prepare the loader; workers start with the first epoch.
 
         Args:
             dataset: images and labels.
@@ -80,19 +80,19 @@ class Batches:
         self._offset = (-mean / std)[:, None, None]
 
     def __len__(self) -> int:
-        """Batches per epoch."""
+        """The number of batches per epoch."""
         return len(_bounds(len(self.dataset), self._sampler.batch_size, self.team.size))
 
     def shuffled(self, key: Key) -> Iterator[Batch]:
-        """One epoch of augmented images in random order, both decided by ``key``."""
+        """Yields one epoch of augmented images in random order, both decided by ``key``."""
         return self._run(_permutation(len(self.dataset), key), key, self.team)
 
     def ordered(self, key: Key | None = None) -> Iterator[Batch]:
-        """One epoch in order: as at inference, or augmented as ``key`` decides."""
+        """Yields one epoch in order: as at inference, or augmented as ``key`` decides."""
         return self._run(np.arange(len(self.dataset)), key)
 
     def some(self, indices: np.ndarray[Any, Any], key: Key | None = None) -> Iterator[Batch]:
-        """These images in this order, as ``ordered``."""
+        """Yields the images of ``indices`` in this order, otherwise as ``ordered``."""
         return self._run(indices, key)
 
     def _run(
@@ -115,7 +115,7 @@ class Batches:
 
 
 def shuffled_indices(count: int, batch_size: int, key: Key, team: Team = ALONE) -> Iterator[Tensor]:
-    """The indices that ``Batches.shuffled`` would take, for images that are cached."""
+    """Yields the indices that ``Batches.shuffled`` would use, for cached images."""
     order = torch.from_numpy(_permutation(count, key))
     return (team.share(order[a:b]) for a, b in _bounds(count, batch_size, team.size))
 
@@ -151,7 +151,7 @@ class _Sampler:
 
 
 class _Items(torch_data.Dataset[Any]):
-    """Decodes one image, in a worker where there are some."""
+    """Decodes images, in worker processes if there are any."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset

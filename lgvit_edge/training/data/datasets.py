@@ -1,9 +1,10 @@
-"""Labelled images: folders on disk, arrays in memory."""
+"""Datasets of labelled images: folders on disk, arrays in memory."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from lgvit_edge.training.data.augment import random_resized_crop, random_shift
 
 
 class Dataset(Protocol):
-    """Labelled images, each of the size the network takes.
+    """A dataset of labelled images, each of the size the network takes.
 
     Attributes:
         classes: names, by label.
@@ -30,11 +31,11 @@ class Dataset(Protocol):
     labels: NDArray[np.int64]
 
     def __len__(self) -> int:
-        """n, the number of images."""
+        """The number of images, n."""
         ...
 
     def image(self, index: int, rng: np.random.Generator | None) -> NDArray[np.uint8]:
-        """``[S, S, 3] uint8``: augmented as ``rng`` decides, or without one as at inference.
+        """Returns an image ``[S, S, 3] uint8``, augmented by ``rng`` or else as at inference.
 
         Raises:
             DataError: this image cannot be read.
@@ -42,12 +43,12 @@ class Dataset(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Differs when images, labels or their order differ."""
+        """Returns a hash that differs when images, labels or their order differ."""
         ...
 
 
 class ImageFolder:
-    """One sub-folder per class, sorted by name; images directly in each."""
+    """A dataset in a folder: one sub-folder of images per class, sorted by name."""
 
     def __init__(
         self,
@@ -91,24 +92,24 @@ class ImageFolder:
                 f"found only {names[0]!r}"
             )
         number = {name: label for label, name in enumerate(self.classes)}
-        found = {name: list_images(self.folder / name) for name in names}
-        empty = [name for name, paths in found.items() if not paths]
+        images = {name: list_images(self.folder / name) for name in names}
+        empty = [name for name, paths in images.items() if not paths]
         if empty:
             raise DataError(
                 f"{self.folder}: expected images ({', '.join(sorted(SUFFIXES))}) directly in "
                 f"every class folder, found none in {_shorten(empty)}"
             )
-        self.paths = [path for paths in found.values() for path in paths]
+        self.paths = [path for paths in images.values() for path in paths]
         self.labels = np.array(
-            [number[name] for name, paths in found.items() for _ in paths], np.int64
+            [number[name] for name, paths in images.items() for _ in paths], np.int64
         )
 
     def split(self, share: float, seed: int) -> tuple[ImageFolder, ImageFolder]:
-        """Two folders that share no image: the rest, and about ``share`` of every class.
+        """Returns two datasets that share no image: the rest, and ``share`` of every class.
 
         Args:
             share: 0..1; of every class at least one image is set aside, and one is left.
-            seed: decides which.
+            seed: decides which images.
 
         Raises:
             DataError: a class has a single image.
@@ -126,7 +127,7 @@ class ImageFolder:
 
     def _part(self, chosen: NDArray[np.bool_]) -> ImageFolder:
         part = copy.copy(self)
-        part.paths = [path for path, taken in zip(self.paths, chosen, strict=True) if taken]
+        part.paths = list(itertools.compress(self.paths, chosen))
         part.labels = self.labels[chosen]
         return part
 
@@ -134,7 +135,7 @@ class ImageFolder:
         return len(self.paths)
 
     def image(self, index: int, rng: np.random.Generator | None) -> NDArray[np.uint8]:
-        """``[size, size, 3] uint8``: a random crop, or without ``rng`` as at inference.
+        """Returns ``[size, size, 3] uint8``: a random crop, without ``rng`` as at inference.
 
         Raises:
             DataError: this image cannot be read.
@@ -147,7 +148,7 @@ class ImageFolder:
         )
 
     def fingerprint(self) -> str:
-        """Of names, sizes in bytes and labels: reading every image would take too long."""
+        """Returns a hash of names, sizes in bytes and labels; no image is read."""
         digest = hashlib.sha256()
         for path, label in zip(self.paths, self.labels, strict=True):
             try:
@@ -159,7 +160,7 @@ class ImageFolder:
 
 
 class ArrayDataset:
-    """Images that are in memory already."""
+    """A dataset of images in memory."""
 
     def __init__(
         self,
@@ -169,7 +170,7 @@ class ArrayDataset:
         classes: Sequence[str] = (),
         shift: int = 0,
     ) -> None:
-        """Check and keep; nothing is copied.
+        """Check the arrays; nothing is copied.
 
         Args:
             images: ``[n, S, S, 3] uint8`` RGB, of the size the network takes.
@@ -178,7 +179,7 @@ class ArrayDataset:
             shift: augmented images are moved by up to this many pixels.
 
         Raises:
-            DataError: shapes or types are others, or a label has no class.
+            DataError: shapes or types differ from these, or a label has no class.
         """
         images, labels = np.asarray(images), np.asarray(labels)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
@@ -204,12 +205,12 @@ class ArrayDataset:
         return len(self.images)
 
     def image(self, index: int, rng: np.random.Generator | None) -> NDArray[np.uint8]:
-        """``[S, S, 3] uint8``, shifted when there is an ``rng``."""
+        """Returns an image ``[S, S, 3] uint8``, shifted when there is an ``rng``."""
         frame: NDArray[np.uint8] = self.images[index]
         return random_shift(frame, rng, pixels=self.shift) if rng and self.shift else frame
 
     def fingerprint(self) -> str:
-        """Of every pixel and label."""
+        """Returns a hash of every pixel and label."""
         digest = hashlib.sha256(f"{self.images.shape} {self.shift}".encode())
         digest.update(np.ascontiguousarray(self.images).data)
         digest.update(np.ascontiguousarray(self.labels).data)
@@ -217,7 +218,7 @@ class ArrayDataset:
 
 
 def class_names(folder: Path) -> list[str]:
-    """Names of the sub-folders, sorted.
+    """Returns the names of the sub-folders, sorted.
 
     Raises:
         DataError: there are none.
@@ -233,8 +234,8 @@ def class_names(folder: Path) -> list[str]:
     names = sorted(e.name for e in entries if e.is_dir())
     if not names:
         images = sum(e.suffix.lower() in SUFFIXES for e in entries)
-        found = f"{images} images and no sub-folder" if images else "no sub-folder"
-        raise DataError(f"{folder}: expected one sub-folder of images per class, found {found}")
+        contents = f"{images} images and no sub-folder" if images else "no sub-folder"
+        raise DataError(f"{folder}: expected one sub-folder of images per class, found {contents}")
     return names
 
 

@@ -22,7 +22,7 @@ _SHARE = 0.8
 
 
 def digits_config() -> LGViTConfig:
-    """12 blocks over 64 tokens, four exits."""
+    """Returns the demo's configuration: 12 blocks over 64 tokens, four exits."""
     plain = LGViTConfig(
         family="vit",
         image_size=_SIZE,
@@ -39,7 +39,7 @@ def digits_config() -> LGViTConfig:
 
 
 def digits_model(seed: int = 777) -> LGViT:
-    """An untrained LGViT of ``digits_config``.
+    """Returns an untrained LGViT of ``digits_config``.
 
     The usual 0.02 suits widths of 192 and more and is far too small for 64: here weights start
     with variance 1 / inputs, which takes a third of the epochs, and positions with 0.5.
@@ -58,7 +58,7 @@ def digits_model(seed: int = 777) -> LGViT:
 
 
 def digits_sets() -> tuple[ArrayDataset, ArrayDataset]:
-    """1,437 digits to train on and 360 to measure on, always the same.
+    """Returns 1,437 digits to train on and 360 to measure on, always the same.
 
     Raises:
         MissingDependency: scikit-learn is not installed.
@@ -83,7 +83,7 @@ def digits_sets() -> tuple[ArrayDataset, ArrayDataset]:
 
 
 def write_images(images: ArrayDataset, folder: Path) -> None:
-    """Every image as a PNG file, in a sub-folder per class.
+    """Writes every image as a PNG file, in a sub-folder per class.
 
     Raises:
         OSError: a file cannot be written.
@@ -97,7 +97,7 @@ def write_images(images: ArrayDataset, folder: Path) -> None:
 
 
 def digits_training() -> TrainingConfig:
-    """Settings that reach their accuracy in under two minutes on two cores."""
+    """Returns the demo's settings, which train in under two minutes on two cores."""
     return TrainingConfig(
         epochs=(12, 8),
         lr=(2e-3, 2e-3),

@@ -1,1 +1,1 @@
-"""What the frozen backbone gives to the exits in stage 2: per batch, or kept on disk."""
+"""Outputs of the frozen backbone that stage 2 trains on: per batch, in memory, or on disk."""

@@ -1,4 +1,4 @@
-"""What stage 2 reads of the frozen backbone, per batch or computed once for all images."""
+"""Outputs of the frozen backbone for stage 2, per batch or computed once for all images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHARE_OF_MEMORY = 0.5
 
 @dataclass(frozen=True)
 class HiddenStates:
-    """Inputs of one step of stage 2.
+    """The inputs of one step of stage 2.
 
     Attributes:
         exits: outputs of the M exits' blocks, each ``[B, T, D] float32``.
@@ -38,9 +38,9 @@ class HiddenStates:
 
 @torch.no_grad()
 def frozen(model: LGViT, images: Tensor, config: TrainingConfig) -> tuple[list[Tensor], Tensor]:
-    """Outputs of the embedding and all blocks, ``[B, T, D]`` each, and the final logits ``[B, C]``.
+    """Returns the outputs ``[B, T, D]`` of embedding and blocks, and the final logits ``[B, C]``.
 
-    In float32 whatever precision they were computed in.
+    They are float32, whatever precision they were computed in.
     """
     with config.autocast(images.device):
         states = model.hidden_states(images)
@@ -49,23 +49,23 @@ def frozen(model: LGViT, images: Tensor, config: TrainingConfig) -> tuple[list[T
 
 
 def hidden_states(model: LGViT, batch: Batch, config: TrainingConfig) -> HiddenStates:
-    """Run the backbone once for all exits."""
+    """Runs the backbone once for all exits."""
     states, teacher = frozen(model, batch.images, config)
     exits = [states[exit.block] for exit in model.config.exits]
     return HiddenStates(exits, states[-1], teacher, batch.labels)
 
 
 def view_keys(config: TrainingConfig) -> list[Key | None]:
-    """What decides the augmentation of each cached copy; None is the image as at inference."""
+    """Returns the random key of each cached copy; None is the image as at inference."""
     views = range(config.cache_views)
     return [(config.seed, 0, view) for view in views] if views else [None]
 
 
 class StoredStates(Protocol):
-    """Hidden states computed before."""
+    """Hidden states of all images, computed before."""
 
     def shuffled(self, epoch: int, batch_size: int, key: Key) -> Iterator[HiddenStates]:
-        """One epoch in random order."""
+        """Yields one epoch in random order."""
         ...
 
 
@@ -85,7 +85,7 @@ class HiddenCache:
             model: its backbone is frozen from here on.
             batches: of the training images.
             config: ``cache_views``, ``seed`` and ``precision`` are read.
-            progress: called with images done and images in all, each view's anew.
+            progress: called with images done and images in all, from 0 for each view.
 
         Raises:
             TrainingError: the states would not fit into half of this machine's memory.
@@ -116,15 +116,15 @@ class HiddenCache:
         return HiddenStates(exits, last, teacher, labels)
 
     def shuffled(self, epoch: int, batch_size: int, key: Key) -> Iterator[HiddenStates]:
-        """One epoch in random order; epochs take the views in turn."""
+        """Yields one epoch in random order; epochs take the views in turn."""
         states = self._views[epoch % len(self._views)]
         for rows in shuffled_indices(len(states.labels), batch_size, key):
-            there = rows.to(states.labels.device)
+            places = rows.to(states.labels.device)
             yield HiddenStates(
                 [self._get(t, rows) for t in states.exits],
                 self._get(states.last, rows),
-                states.teacher[there],
-                states.labels[there],
+                states.teacher[places],
+                states.labels[places],
             )
 
     def _get(self, states: Tensor, rows: Tensor) -> Tensor:

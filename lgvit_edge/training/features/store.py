@@ -1,12 +1,11 @@
-"""The frozen backbone's outputs on disk, so that stage 2 runs it once and never again.
+"""Stores the frozen backbone's outputs on disk, so that stage 2 runs it only once.
 
 One file of float16 per block, memory-mapped, filled chunk by chunk. After every chunk its checksums
-are written: an interrupted run goes on there, and a chunk that was damaged since is computed again.
+are written: an interrupted run continues there, and a damaged chunk is computed again.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
@@ -26,6 +25,7 @@ from lgvit_edge.errors import TrainingError
 from lgvit_edge.model import LGViT
 from lgvit_edge.training.data.batches import Batches, Key, shuffled_indices
 from lgvit_edge.training.features.states import HiddenStates, frozen, view_keys
+from lgvit_edge.training.resume import weights_hash
 from lgvit_edge.training.settings import TrainingConfig
 
 _INDEX = "features.json"
@@ -36,11 +36,11 @@ Progress = Callable[[int, int], None]
 
 
 class FeatureStore:
-    """Hidden states of all images, as ``HiddenCache`` has them, in a folder.
+    """Hidden states of all images, stored in a folder; ``HiddenCache`` holds them in memory.
 
     Attributes:
-        folder: where.
-        bytes: what it takes when it is complete.
+        folder: the folder.
+        bytes: its size when it is complete.
     """
 
     def __init__(
@@ -52,14 +52,14 @@ class FeatureStore:
         *,
         blocks: Sequence[int] = (),
     ) -> None:
-        """Look at what is there; nothing is computed or written yet.
+        """Read the folder's index; nothing is computed or written yet.
 
         Args:
-            folder: made if it is missing.
+            folder: created if it is missing.
             model: its backbone is frozen from here on.
             batches: of the training images.
             config: ``cache_views``, ``seed``, ``precision``, ``min_crop`` and ``flip`` are read.
-            blocks: more than this model's exits read, for other trainings from the same folder.
+            blocks: more blocks than this model's exits read, for other trainings.
 
         Raises:
             TrainingError: the folder holds features of another backbone or of other images, or
@@ -83,15 +83,11 @@ class FeatureStore:
         self._arrays: dict[str, NDArray[Any]] = {}
 
     def _identity(self) -> dict[str, Any]:
-        """What must be the same for stored features to be of use, blocks aside."""
-        digest = hashlib.sha256()
-        for name, tensor in self.model.backbone.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy())
+        """Returns what must be the same for stored features to be used, blocks aside."""
         shape, config = self.model.config, self.config
         views = config.cache_views
         return {
-            "backbone": digest.hexdigest(),
+            "backbone": weights_hash(self.model.backbone),
             "images": self.batches.dataset.fingerprint(),
             "preprocessing": to_json(shape.preprocess),
             "image size": shape.image_size,
@@ -102,44 +98,44 @@ class FeatureStore:
         }
 
     def _read_index(self, blocks: set[int]) -> tuple[list[int], dict[str, dict[str, int]]]:
-        """Blocks that are stored there or shall be, and checksums by chunk."""
+        """Returns the blocks that are or will be stored, and checksums by chunk."""
         path = self.folder / _INDEX
         self._described = self._identity()
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if found["version"] != _VERSION:
-                raise ValueError(f"version {found['version']}")
-            then, sums = dict(found["identity"]), dict(found["checksums"])
-            there = [int(block) for block in found["blocks"]]
+            index = json.loads(path.read_text(encoding="utf-8"))
+            if index["version"] != _VERSION:
+                raise ValueError(f"version {index['version']}")
+            identity, sums = dict(index["identity"]), dict(index["checksums"])
+            stored = [int(block) for block in index["blocks"]]
         except FileNotFoundError:
             return sorted(blocks), {}
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise TrainingError(
                 f"{path} cannot be used ({error}); delete {self.folder} to compute it again"
             ) from None
-        other = [name for name, value in self._described.items() if then.get(name) != value]
-        if not blocks <= set(there):
-            other.append(f"blocks ({', '.join(map(str, there))})")
+        other = [name for name, value in self._described.items() if identity.get(name) != value]
+        if not blocks <= set(stored):
+            other.append(f"blocks ({', '.join(map(str, stored))})")
         if other:
             raise TrainingError(
                 f"{self.folder} holds features of another {', '.join(other)}; give another folder, "
                 f"or compute them again after: rm -r '{self.folder}'"
             )
-        return there, sums
+        return stored, sums
 
     def check_room(self) -> None:
-        """Before anything is computed.
+        """Check that the folder can be written and its disk has room.
 
         Raises:
             TrainingError: the folder cannot be made, or its disk has too little room.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            there = sum(p.stat().st_blocks * 512 for p in self.folder.iterdir())
+            written = sum(p.stat().st_blocks * 512 for p in self.folder.iterdir())
             free = shutil.disk_usage(self.folder).free
         except OSError as error:
-            raise TrainingError(f"cannot keep features in {self.folder}: {error}") from None
-        needed = self.bytes - there + _MARGIN
+            raise TrainingError(f"cannot store features in {self.folder}: {error}") from None
+        needed = self.bytes - written + _MARGIN
         if free < needed:
             raise TrainingError(
                 f"{self.folder}: features of {self.images} images take {self.bytes / 1e9:.1f} GB, "
@@ -151,10 +147,10 @@ class FeatureStore:
 
         Args:
             progress: called with chunks done and chunks in all.
-            wait: for another process that fills the same folder.
+            wait: whether to wait for another process that fills the same folder.
 
         Returns:
-            How many chunks were computed.
+            The number of chunks computed.
 
         Raises:
             TrainingError: no room, or not one image could be read.
@@ -164,36 +160,36 @@ class FeatureStore:
             doing = f"computes the features in {self.folder}" if wait else None
             with locked(self.folder / ".lock", wait=doing):
                 _, self._sums = self._read_index(set(self._stored))
-                made = self._fill(progress)
+                computed = self._fill(progress)
         except BlockingIOError as holder:
             raise TrainingError(
                 f"another training ({holder}) computes the features in {self.folder}; wait for it"
             ) from None
         except OSError as error:
-            raise TrainingError(f"cannot keep features in {self.folder}: {error}") from None
+            raise TrainingError(f"cannot store features in {self.folder}: {error}") from None
         if not self._arrays["valid"].any():
             raise TrainingError("expected training images, found none that can be read")
-        return made
+        return computed
 
     @property
     def unreadable(self) -> int:
-        """Images of which there are no features, once filled."""
+        """The number of images without features, once filled."""
         return self.images - len(self._valid(0))
 
     def attach(self) -> None:
-        """Read what another process has filled."""
+        """Open the files that another process has filled."""
         self._arrays = {name: self._map(name) for name in self._shapes}
 
     def _fill(self, progress: Progress) -> int:
         self.attach()
-        made, chunks = 0, list(self._chunks())
+        computed, chunks = 0, list(self._chunks())
         for done, (key, first, images) in enumerate(chunks):
             progress(done, len(chunks))
             if not self._intact(first, len(images)):
                 self._compute(key, first, images)
-                made += 1
+                computed += 1
         progress(len(chunks), len(chunks))
-        return made
+        return computed
 
     def _map(self, name: str) -> NDArray[Any]:
         kind, shape = self._shapes[name]
@@ -202,7 +198,7 @@ class FeatureStore:
         return np.memmap(path, dtype=kind, mode="w+" if fresh else "r+", shape=shape)
 
     def _chunks(self) -> Iterator[tuple[Key | None, int, NDArray[np.int64]]]:
-        """Augmentation, first row, and images of each chunk."""
+        """Yields augmentation key, first row, and images of each chunk."""
         for view, key in enumerate(self.keys):
             for first in range(0, self.images, _CHUNK):
                 images = np.arange(first, min(first + _CHUNK, self.images))
@@ -232,28 +228,28 @@ class FeatureStore:
         write_json(self.folder / _INDEX, record)
 
     def _intact(self, first: int, count: int) -> bool:
-        """Whether what this model reads of a chunk is as it was written."""
+        """Returns whether what this model reads of a chunk is as it was written."""
         read = {"teacher", "valid", *(f"block_{block}" for block in self.blocks)}
-        known = self._sums.get(str(first), {})
-        return all(known.get(name) == self._checksum(name, first, count) for name in read)
+        sums = self._sums.get(str(first), {})
+        return all(sums.get(name) == self._checksum(name, first, count) for name in read)
 
     def _checksum(self, name: str, first: int, count: int) -> int:
         return zlib.crc32(self._arrays[name][first : first + count].tobytes())
 
     def shuffled(self, epoch: int, batch_size: int, key: Key) -> Iterator[HiddenStates]:
-        """One epoch in random order; epochs take the views in turn."""
+        """Yields one epoch in random order; epochs take the views in turn."""
         first = self.images * (epoch % len(self.keys))
         valid = self._valid(first)
         for places in shuffled_indices(len(valid), batch_size, key, self.batches.team):
             yield self._states(valid[places], first)
 
     def ordered(self, batch_size: int) -> Iterator[HiddenStates]:
-        """The first view of every image, in order."""
+        """Yields the first view of every image, in order."""
         for images in self._valid(0).split(batch_size):
             yield self._states(images, 0)
 
     def _valid(self, first: int) -> Tensor:
-        """Images that could be read, of the view that begins at a row."""
+        """Returns the images that could be read, of the view that begins at a row."""
         return torch.from_numpy(np.flatnonzero(self._arrays["valid"][first : first + self.images]))
 
     def _states(self, images: Tensor, first: int) -> HiddenStates:
