@@ -62,8 +62,7 @@ def compare_records(paths: list[Path], *, force: bool = False) -> dict[str, Any]
         )
     for row in rows:
         row["time"] = row["latency_ms"] / first["latency_ms"]
-        pace = first["baseline_ms"] / row["baseline_ms"]
-        row["time_paced"] = row["time"] * pace
+        row["time_paced"] = row["time"] * (first["baseline_ms"] / row["baseline_ms"])
     return {"rows": rows, "unlike": unlike}
 
 

@@ -141,15 +141,15 @@ def instability(samples: Sequence[Sample], running: int, cores: int) -> list[str
 
 
 def _exit(index: int, samples: Sequence[Sample], manifest: Manifest) -> dict[str, Any]:
-    mine = [s for s in samples if s.exit == index]
+    leavers = [s for s in samples if s.exit == index]
     segment = manifest.segments[index - 1]
     macs = manifest.cumulative_macs(index)
     row: dict[str, Any] = {
         "index": index,
         "block": segment.last_block,
         "head": segment.head,
-        "count": len(mine),
-        "accuracy": _share([s.correct for s in mine]),
+        "count": len(leavers),
+        "accuracy": _share([s.correct for s in leavers]),
         "macs": macs,
         "macs_speedup": manifest.baseline.macs / macs,
         "latency_ms": None,
@@ -157,12 +157,12 @@ def _exit(index: int, samples: Sequence[Sample], manifest: Manifest) -> dict[str
         "wall_clock": None,
         "efficiency": None,
     }
-    if mine:
+    if leavers:
         # Compared with the baseline on the same images, which ran right before or after.
-        wall = _column(mine, "baseline_ms").mean() / _column(mine, "latency_ms").mean()
+        wall = _column(leavers, "baseline_ms").mean() / _column(leavers, "latency_ms").mean()
         row |= {
-            "latency_ms": percentiles(_column(mine, "latency_ms")),
-            "network_ms": percentiles(_column(mine, "network_ms")),
+            "latency_ms": percentiles(_column(leavers, "latency_ms")),
+            "network_ms": percentiles(_column(leavers, "network_ms")),
             "wall_clock": float(wall),
             "efficiency": float(wall * macs / manifest.baseline.macs),
         }

@@ -55,12 +55,12 @@ class Gallery:
         """Returns, by exit, its number, and the most and least confident images that left there."""
         rows = []
         for exit in sorted({result.exit for _, result in self.seen}):
-            mine = [pair for pair in self.seen if pair[1].exit == exit]
-            mine.sort(key=lambda pair: -pair[1].sureness)
+            pairs = [pair for pair in self.seen if pair[1].exit == exit]
+            pairs.sort(key=lambda pair: -pair[1].sureness)
             # With few images, none is in both groups.
-            count = min(_PER_EXIT, max(1, len(mine) // 2))
-            last = mine[count:][-count:][::-1]
-            rows.append((exit, self._pictures(mine[:count]), self._pictures(last)))
+            count = min(_PER_EXIT, max(1, len(pairs) // 2))
+            last = pairs[count:][-count:][::-1]
+            rows.append((exit, self._pictures(pairs[:count]), self._pictures(last)))
         return rows
 
     def mistakes(self) -> list[Picture]:

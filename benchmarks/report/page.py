@@ -155,10 +155,9 @@ def _guarantee(point: OperatingPoint) -> str:
 
 def _conditions(record: dict[str, Any]) -> list[tuple[str, str]]:
     env, bundle = record["env"], record["bundle"]
-    flat = {k: v for k, v in env.items() if not isinstance(v, dict)}
-    nested = {k: v for k, v in env.items() if isinstance(v, dict)}
-    rows = [(k.replace("_", " "), str(v)) for k, v in flat.items()]
-    for name, values in [*nested.items(), ("bundle", bundle)]:
+    nested = {k: v for k, v in env.items() if isinstance(v, dict)} | {"bundle": bundle}
+    rows = [(k.replace("_", " "), str(v)) for k, v in env.items() if k not in nested]
+    for name, values in nested.items():
         rows.append((name, ", ".join(f"{k} {v}" for k, v in values.items())))
     return [*rows, ("policy", str(record["policy"]) if "policy" in record else "forced exits")]
 

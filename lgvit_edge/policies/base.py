@@ -118,21 +118,20 @@ class Policy(ABC):
 
     def among(self, exits: Sequence[int]) -> Policy:
         """Returns the same policy for a chain with only these exits, 1-based."""
-        by_exit = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
         chosen = {
-            name: tuple(value[exit - 1] for exit in exits)
-            for name, value in by_exit.items()
-            if isinstance(value, tuple)
+            f.name: tuple(value[exit - 1] for exit in exits)
+            for f in fields(self)  # type: ignore[arg-type]
+            if isinstance(value := getattr(self, f.name), tuple)
         }
         return replace(self, **chosen)  # type: ignore[type-var]
 
     def to_json(self) -> dict[str, Any]:
         """Returns the policy as JSON, which ``policies.from_json`` reads back."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
-        return {
-            "name": self.name,
-            **{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()},
-        }
+        data: dict[str, Any] = {"name": self.name}
+        for f in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            data[f.name] = list(value) if isinstance(value, tuple) else value
+        return data
 
 
 @dataclass(frozen=True)
@@ -178,15 +177,15 @@ class Departures:
     def see(self, logits: Floats) -> Left:
         """Takes the next exit's logits of ``rows``, ``[len(rows), C]``; returns who leaves."""
         self.exit += 1
-        seen = self.tracker.combine(logits)
+        combined = self.tracker.combine(logits)
         final = self.exit == self._final
-        stop = np.ones(len(seen), np.bool_) if final else self.tracker.step(self.exit, seen)
+        stop = np.ones(len(combined), np.bool_) if final else self.tracker.step(self.exit, combined)
         leaving, going = np.flatnonzero(stop), np.flatnonzero(~stop)
         left = Left(
             self.exit,
             self.rows[leaving],
-            seen[leaving].argmax(axis=-1),
-            self.tracker.score(self.exit, seen)[leaving] if len(leaving) else np.empty(0, "f4"),
+            combined[leaving].argmax(axis=-1),
+            self.tracker.score(self.exit, combined)[leaving] if len(leaving) else np.empty(0, "f4"),
             going,
         )
         self.rows = self.rows[going]
@@ -275,9 +274,9 @@ def register_policy(kind: P) -> P:
     if "__dataclass_fields__" not in vars(kind):  # a base's fields would lack this class's own
         missing.append("@dataclass(frozen=True)")
     elif issubclass(kind, ThresholdPolicy):
-        wanted = {"threshold", *kind.searched, *(["temperature"] if kind.calibrated else [])}
+        required = {"threshold", *kind.searched, *(["temperature"] if kind.calibrated else [])}
         parameters = {f.name for f in fields(kind)}  # type: ignore[arg-type]
-        missing += [f"a field {name}" for name in sorted(wanted - parameters)]
+        missing += [f"a field {name}" for name in sorted(required - parameters)]
     if missing:
         raise ValueError(f"the policy {kind.__name__} lacks {', '.join(missing)}")
     if kind.name in POLICIES:

@@ -36,7 +36,7 @@ _TEMPERATURES = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4)
 
 
 class _ConfidencePolicy(ThresholdPolicy):
-    """Has a probability as its first parameter."""
+    """Compares a probability with the threshold."""
 
     @classmethod
     def settings(cls, exits: int, steps: int = 22) -> Sequence[Policy]:
@@ -49,7 +49,7 @@ class _ConfidencePolicy(ThresholdPolicy):
 @register_policy
 @dataclass(frozen=True)
 class Confidence(_ConfidencePolicy):
-    """Stop when the confidence (Eq. 16) is greater than the threshold."""
+    """Stops an image when the confidence (Eq. 16) is greater than the threshold."""
 
     threshold: PerExit = numbers(0.8, 0.0, 1.0)
     temperature: PerExit = numbers(1.0, 0.01, 100.0)
@@ -64,7 +64,7 @@ class Confidence(_ConfidencePolicy):
 @register_policy
 @dataclass(frozen=True)
 class Entropy(ThresholdPolicy):
-    """Stop when the entropy, in nats, is below the threshold."""
+    """Stops an image when the entropy, in nats, is below the threshold."""
 
     threshold: PerExit = numbers(0.6, 0.0, 1000.0)  # log C is never near
     temperature: PerExit = numbers(1.0, 0.01, 100.0)
@@ -85,7 +85,7 @@ class Entropy(ThresholdPolicy):
 @register_policy
 @dataclass(frozen=True)
 class Ensemble(_ConfidencePolicy):
-    """Stop when the confidence of logits summed over the exits is greater than the threshold.
+    """Stops an image when the confidence of logits summed over the exits exceeds the threshold.
 
     ``z_m = logits_m + decay * z_(m-1)`` decides and answers. So a class that several exits find
     likely gains weight, and the final answer, too, is that of several classifiers. With ``decay`` 0
@@ -124,7 +124,7 @@ class _EnsembleTracker(ThresholdTracker):
 @register_policy
 @dataclass(frozen=True)
 class Patience(Policy):
-    """PABEE: stop when this many consecutive exits predict the same class.
+    """Stops an image when this many consecutive exits predict the same class (PABEE).
 
     The count includes the first of the agreeing exits, as in LGViT. The PABEE paper counts
     agreements, which is one less for the same rule.
@@ -171,7 +171,7 @@ class _PatienceTracker(Tracker):
 @register_policy
 @dataclass(frozen=True)
 class PatientConfidence(_ConfidencePolicy):
-    """PCEE: stop when this many consecutive exits are each more confident than the threshold."""
+    """Stops an image when this many consecutive exits are above the threshold (PCEE)."""
 
     threshold: PerExit = numbers(0.5, 0.0, 1.0)
     patience: int = count(2)
@@ -219,7 +219,7 @@ class _PatientTracker(ThresholdTracker):
 @register_policy
 @dataclass(frozen=True)
 class FixedExit(Policy):
-    """Stop every image at this exit; M + 1 is the final classifier."""
+    """Stops every image at this exit; M + 1 is the final classifier."""
 
     exit: int = count(1)
     name = "fixed"
@@ -249,7 +249,7 @@ class _FixedTracker(Tracker):
 @register_policy
 @dataclass(frozen=True)
 class Never(Policy):
-    """Never stop early: every image goes through the whole chain."""
+    """Never stops early: every image goes through the whole chain."""
 
     name = "never"
     label = "no exits"

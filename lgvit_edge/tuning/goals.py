@@ -80,7 +80,7 @@ class Goal:
                 return min(good, key=lambda p: p.latency_ms)
             best = max(points, key=lambda p: p.accuracy)
             raise TuningError(
-                f"impossible: {self.text}; of what may be chosen, the most accurate point gives up "
+                f"impossible: {self.text}; the most accurate available point gives up "
                 f"{baseline - best.accuracy:.4f} (standard error {best.drop_error:.4f})"
             )
         limit = self.latency_ms or costs.baseline_ms / (self.min_speedup or 1)
@@ -89,7 +89,7 @@ class Goal:
             return max(good, key=lambda p: (p.accuracy, -p.latency_ms))
         fastest = min(points, key=lambda p: p.latency_ms)
         raise TuningError(
-            f"impossible: {self.text}; of what may be chosen, the fastest point takes "
+            f"impossible: {self.text}; the fastest available point takes "
             f"{fastest.latency_ms:.2f} ms and the baseline {costs.baseline_ms:.2f} ms, "
             f"{costs.baseline_ms / fastest.latency_ms:.2f}x (resizing the image: "
             f"{costs.prepare_ms:.2f} ms)"

@@ -101,8 +101,8 @@ def recording(
             path.open("ab").close()
         except BlockingIOError as holder:
             raise DataError(
-                f"another run ({holder}) fills {path}: wait for it, or name another file with "
-                "--logits"
+                f"another run ({holder}) is writing {path}: wait for it, or name another file "
+                "with --logits"
             ) from None
         except OSError as error:
             raise DataError(f"cannot write {path}: {error.strerror or error}") from None

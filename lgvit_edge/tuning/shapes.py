@@ -143,10 +143,10 @@ class Scorer:
             tracker, labels = policy.start(self.exits), self.images.labels
             scores, right = [], []
             for exit in range(1, self.exits + 2):
-                seen = tracker.combine(self.images.logits[:, exit - 1])
-                right.append(seen.argmax(axis=-1) == labels)
+                combined = tracker.combine(self.images.logits[:, exit - 1])
+                right.append(combined.argmax(axis=-1) == labels)
                 if exit <= self.exits:
-                    scores.append(tracker.score(exit, seen))
+                    scores.append(tracker.score(exit, combined))
             sign = np.float32(-1 if policy.measure.low_is_sure else 1)
             self._scores[key] = sign * np.stack(scores, axis=1), np.stack(right, axis=1)
         return self._scores[key]

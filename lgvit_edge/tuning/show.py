@@ -93,10 +93,10 @@ def _gain(console: Console, tuned: Tuned) -> None:
     gain = tuned.gain()
     parts = []
     for drop in DROPS:
-        mine, sweep = gain["speedup_at_drop"][f"{drop:g}"]
-        if mine and sweep:
+        front, sweep = gain["speedup_at_drop"][f"{drop:g}"]
+        if front and sweep:
             points = f"{100 * drop:g} {'point' if drop == 0.01 else 'points'}"
-            parts.append(f"{mine:.2f}x instead of {sweep:.2f}x for {points} given up")
+            parts.append(f"{front:.2f}x instead of {sweep:.2f}x for {points} given up")
     _say(
         console,
         f"against one confidence threshold for all exits: {100 * gain['mean_accuracy']:+.2f} "

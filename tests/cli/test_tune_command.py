@@ -482,7 +482,7 @@ def test_one_run_fills_a_file_at_a_time(
     arguments = ("--data", "photos", "--logits", "kept.npy")
     with lock_elsewhere(here / ".kept.npy.lock"):
         status, said = command("tune", "--engines", bundle, *arguments)
-    assert status == 1 and "another run (another process) fills kept.npy: wait for it, or" in said
+    assert status == 1 and "another run (another process) is writing kept.npy: wait for it" in said
     assert len(collect(session, images, here / "kept.npy").usable) == 100
     assert not (here / ".kept.npy.lock").exists()
 

@@ -316,7 +316,7 @@ def test_a_goal_out_of_reach_says_what_is_possible() -> None:
         match=r"impossible: --max-drop 0\.05; .* gives up 0\.1000 \(standard error 0\.0300\)",
     ):
         Goal(max_drop=0.05).choose(POINTS[3:], 0.9, COSTS)
-    reach = r"fastest point takes 1\.00 ms and the baseline 6\.00 ms, 6\.00x .*: 0\.50 ms"
+    reach = r"fastest available point takes 1\.00 ms and the baseline 6\.00 ms, 6\.00x .*: 0\.50 ms"
     for goal in (Goal(latency_ms=0.9), Goal(min_speedup=6.1)):
         with pytest.raises(TuningError, match=f"impossible: {goal.text}; .*{reach}"):
             goal.choose(POINTS, 0.9, COSTS)
