@@ -1,1 +1,1 @@
-"""What every room of the package uses: files, the cache, optional packages, the terminal."""
+"""Helpers that the whole package uses: files, the cache, optional packages, the terminal."""

@@ -1,1 +1,1 @@
-"""The ``lgvit-edge`` command, one module per sub-command: parse, call, print."""
+"""The ``lgvit-edge`` command: one module per sub-command."""

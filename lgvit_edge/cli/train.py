@@ -28,12 +28,12 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def parsed(**values: Any) -> None:
-        given: dict[str, Any] = {}
+        fields: dict[str, Any] = {}
         for name, _, default in settings():
-            given[name] = values.pop(name)
+            fields[name] = values.pop(name)
             if isinstance(default, tuple):
-                given[name] = _pair(name, given[name], type(default[0]))
-        command(**values, config=TrainingConfig(**given))
+                fields[name] = _pair(name, fields[name], type(default[0]))
+        command(**values, config=TrainingConfig(**fields))
 
     parameters = [p for p in own.values() if p.name != "config"] + options
     parsed.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

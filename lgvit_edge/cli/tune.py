@@ -1,4 +1,4 @@
-"""The ``tune`` command: searches operating points and stores them in the bundle."""
+"""The ``tune`` command: searches for operating points and stores them in the bundle."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def tune(
         Path | None, typer.Option("--json", help="Also write the full result to this file.")
     ] = None,
 ) -> None:
-    """Search exit thresholds for this device; without a goal: fast, balanced and accurate."""
+    """Search for operating points on this device; without a goal: fast, balanced and accurate."""
     from lgvit_edge._support.files import replacing, write_json
     from lgvit_edge._support.optional import require
     from lgvit_edge.bundle.directory import add_points, open_bundle

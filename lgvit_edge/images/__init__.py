@@ -1,1 +1,1 @@
-"""From image files and camera frames to network input, and folders of labelled images."""
+"""Images: preprocessing to the network's input, and folders of labelled images."""

@@ -176,7 +176,7 @@ def _installed(status: str) -> str | None:
 
 
 def _clocks_locked(root: Path) -> bool | None:
-    """Whether lowest and highest clock are the same, for the CPU and the GPU."""
+    """Return whether the lowest and highest clocks of CPU and GPU are equal; None if unknown."""
     cpu = root / "sys/devices/system/cpu/cpu0/cpufreq"
     ranges = [
         (read_system_file(cpu / "scaling_min_freq"), read_system_file(cpu / "scaling_max_freq"))
@@ -187,5 +187,5 @@ def _clocks_locked(root: Path) -> bool | None:
             ranges.append(
                 (read_system_file(device / "min_freq"), read_system_file(device / "max_freq"))
             )
-    known = [(low, high) for low, high in ranges if low and high]
-    return all(low == high for low, high in known) if known else None
+    ranges = [(low, high) for low, high in ranges if low and high]
+    return all(low == high for low, high in ranges) if ranges else None

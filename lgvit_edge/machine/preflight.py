@@ -91,7 +91,7 @@ def try_import(module: str) -> Any:
 def _release(jetson: Jetson) -> Finding:
     jetpack = jetson.jetpack
     oldest, newest = JETPACKS[0].first, JETPACKS[-1].last
-    known = f"{oldest[0]}.{oldest[1]} to {newest[0]}.{newest[1]}"
+    releases = f"{oldest[0]}.{oldest[1]} to {newest[0]}.{newest[1]}"
     if jetpack is not None:
         return Finding(
             "ok",
@@ -102,7 +102,7 @@ def _release(jetson: Jetson) -> Finding:
     if jetson.l4t is None:
         text = "the release is unknown: /etc/nv_tegra_release is missing or says something else"
         return Finding("note", text, "run: dpkg-query --show nvidia-l4t-core")
-    text = f"L4T {jetson.l4t} is none of the releases known here ({known})"
+    text = f"L4T {jetson.l4t} is none of the releases known here ({releases})"
     if numbers(jetson.l4t)[:2] < oldest:
         return Finding("problem", text, _way_out(jetson.model))
     cure = f"expect what JetPack {JETPACKS[-1].name} has, and look for a newer lgvit-edge"
