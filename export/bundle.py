@@ -341,16 +341,6 @@ class _Export:
         )
         return GraphSpec(bundle.describe(self.staging, name), (inputs,), outputs, macs, parameters)
 
-    def _calibration(self) -> Calibration | None:
-        if self.precision != "int8":
-            return None
-        return Calibration(
-            len(self.calibration),
-            content_hash(self.calibration),
-            quantize.METHOD,
-            tuple(self.limits),
-        )
-
     def _manifest(
         self,
         segments: list[SegmentSpec],
@@ -359,6 +349,10 @@ class _Export:
         agreed: Agreement | None,
     ) -> Manifest:
         options, config = self.options, self.model.config
+        calibration = None
+        if self.calibration:
+            sha256, blocks = content_hash(self.calibration), tuple(self.limits)
+            calibration = Calibration(len(self.calibration), sha256, quantize.METHOD, blocks)
         try:
             return Manifest(
                 schema_version=SCHEMA_VERSION,
@@ -378,7 +372,7 @@ class _Export:
                 target=options.target,
                 versions=_versions(),
                 fp32_islands=options.fp32_islands,
-                calibration=self._calibration(),
+                calibration=calibration,
                 agreement=agreed,
                 points={},
             )

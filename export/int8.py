@@ -98,7 +98,7 @@ def calibrate(model: LGViT, batches: Iterator[Tensor]) -> dict[int, Limits]:
 def choose(
     model: LGViT, limits: Mapping[int, Limits], batches: Callable[[], Iterator[Tensor]]
 ) -> dict[int, Limits]:
-    """Choose the blocks to quantize: as many as leave the exit decisions as they are.
+    """Choose as many blocks to quantize as possible without moving the exit decisions.
 
     An error in an early block passes through all blocks after it. So blocks are added in the order
     of how little each moves the confidences, until decisions change. Int8 is simulated in float32,

@@ -25,7 +25,7 @@ def model_to_export(
     heads: str | None = None,
     image_size: int | None = None,
 ) -> LGViT:
-    """Return a trained model, or for timing an architecture with random weights; in eval mode.
+    """Return a trained model, or one with random weights for timing; in eval mode.
 
     Args:
         checkpoint: as ``load_checkpoint`` reads it.

@@ -25,7 +25,7 @@ class Walk:
         self._labels = manifest.labels
         self._exits = len(self._blocks) - 1
 
-    def one(
+    def run_one(
         self, images: NDArray[Any], policy: Policy, start: float, deadline_ms: float | None = None
     ) -> Result:
         """Classify one image, the usual case on a device.
@@ -65,7 +65,9 @@ class Walk:
             clock.add(exit, (time.perf_counter() - mark) * 1e3)
         return result
 
-    def many(self, images: NDArray[Any], policy: Policy, starts: Sequence[float]) -> list[Result]:
+    def run_batch(
+        self, images: NDArray[Any], policy: Policy, starts: Sequence[float]
+    ) -> list[Result]:
         """Classify a batch; images that exit leave it.
 
         Args:
@@ -90,7 +92,7 @@ class Walk:
 
     def timed(self, images: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Run all segments on one image and time each; see ``Session.timed_exits``."""
-        # Decisions are computed as in ``one``, to be timed, but stop nothing.
+        # Decisions are computed as in ``run_one``, to be timed, but stop nothing.
         chain, tracker = self.chain, Confidence(1.0).start(self._exits)
         logits, ends = [], [time.perf_counter()]
         chain.start(images)

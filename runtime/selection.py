@@ -137,7 +137,7 @@ def _measure_elsewhere(
     program or embedding Python, which would start itself instead of Python, nor with backends that
     the application registered, which the separate process does not have.
     """
-    if not (_python_starts_python() and all(ships(one.backend) for one in contenders)):
+    if not (_python_starts_python() and all(ships(candidate.backend) for candidate in contenders)):
         return None
     given = {name: getattr(options, name) for name in options.given}
     request = {"root": str(bundle.root), "candidates": contenders, "options": given}
@@ -221,7 +221,7 @@ def read_choice(
     """Return the stored choice for this bundle, machine and set of candidates, if there is one."""
     path = _path(bundle, contenders, options)
     choice = None if path is None else _read(path)
-    pairs = [(one.backend, one.precision) for one in contenders]
+    pairs = [(candidate.backend, candidate.precision) for candidate in contenders]
     return choice if choice and (choice.backend, choice.precision) in pairs else None
 
 
@@ -245,7 +245,7 @@ def _mean_exit_ms(chain: Chain, image: NDArray[np.uint8 | np.float32], bundle: B
 
 def _machine(contenders: list[Candidate], options: ChainOptions) -> str:
     parts = [cpu_name(), f"{options.threads or available_cores()} threads"]
-    for name in dict.fromkeys(one.backend for one in contenders):
+    for name in dict.fromkeys(candidate.backend for candidate in contenders):
         for package in backend_of(name).packages:
             if (version := version_of(package.name)) is not None:
                 parts.append(f"{package.name} {version}")

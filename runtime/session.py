@@ -1,4 +1,4 @@
-"""``Session``: a bundle opened for prediction."""
+"""``Session``: opens a bundle and classifies images with it."""
 
 from __future__ import annotations
 
@@ -322,9 +322,9 @@ class Session(LoadedBundle):
             if deadline_ms is not None and not self._walk.clock.calibrated:
                 self.warm_up()
             if count == 1:
-                results = [self._walk.one(images, self._policy, starts[0], deadline_ms)]
+                results = [self._walk.run_one(images, self._policy, starts[0], deadline_ms)]
             else:
-                results = self._walk.many(images, self._policy, starts)
+                results = self._walk.run_batch(images, self._policy, starts)
             if rate is not None:
                 network = max(result.network_ms for result in results) / count
                 pace = rate.pace

@@ -110,15 +110,16 @@ def build_engines(
             f"{opened.root.name} (an RTX card needs none: export with --target rtx)"
         )
     options = options or BuilderOptions()
+    tuned_on = None if trt.is_rtx else gpu  # RTX engines are not tied to one GPU
     planned = Build(
         schema_version=engines.BUILD_SCHEMA,
         library=library,
         version=trt.version,
         platform=engines.platform_name(),
-        gpu=None if trt.is_rtx or gpu is None else gpu.name,
-        multiprocessors=None if trt.is_rtx or gpu is None else gpu.multiprocessors,
+        gpu=tuned_on.name if tuned_on else None,
+        multiprocessors=tuned_on.multiprocessors if tuned_on else None,
         compute_capabilities=(
-            options.compute_capabilities if trt.is_rtx or gpu is None else (gpu.compute_capability,)
+            (tuned_on.compute_capability,) if tuned_on else options.compute_capabilities
         ),
         precision=opened.manifest.precision,
         batch=opened.manifest.batch,

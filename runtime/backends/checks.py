@@ -42,13 +42,13 @@ def _onnxruntime(device: str, extra: str, driver: bool, jetson: Jetson | None) -
         return Check(name, False, str(error))
     if device == "cpu" or (driver and has_cuda()):
         return Check(name, True, f"onnxruntime {ort.__version__}")
-    note = "this onnxruntime has no CUDA provider; run: pip uninstall onnxruntime && "
-    note += "pip install 'lgvit-edge[gpu]'"
-    if jetson is not None:
-        note = "this onnxruntime has no CUDA provider, and PyPI has none for JetPack before 7.2; "
-        note += "use tensorrt or the cpu"
+    note = "this onnxruntime has no CUDA provider"
     if not driver:
         note = "no NVIDIA driver here"
+    elif jetson is None:
+        note += "; run: pip uninstall onnxruntime && pip install 'lgvit-edge[gpu]'"
+    else:
+        note += ", and PyPI has none for JetPack before 7.2; use tensorrt or the cpu"
     return Check(name, False, note)
 
 
