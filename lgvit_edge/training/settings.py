@@ -61,7 +61,7 @@ class Setting:
 
 
 def _setting(default: Any, help: str, *bounds: Any, **about: Any) -> Any:
-    """A field with its help and, where not every number will do, bounds in words and as a check."""
+    """Returns a dataclass field with its help and bounds."""
     return field(default=default, metadata={"setting": Setting(help, *bounds, **about)})
 
 
@@ -200,7 +200,7 @@ class TrainingConfig:
     )
 
     def __post_init__(self) -> None:
-        """Report every fault at once."""
+        """Reports every fault at once."""
         faults = []
         for name, about, default in settings():
             value = getattr(self, name)
