@@ -222,15 +222,9 @@ def lock_elsewhere() -> Callable[[Path], contextlib.AbstractContextManager[Calla
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """``data/``, images of two classes, dark and bright, and ``start.pt``, an LGViT for them."""
-    rng = np.random.default_rng(0)
-    for label, name in enumerate(("cat", "dog")):
-        (tmp_path / "data" / name).mkdir(parents=True)
-        for i in range(32):
-            pixels = rng.integers(0, 156, (16, 16, 3)) + 50 * label
-            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "data" / name / f"{i}.png")
-    config = LGViTConfig(
+def small_config() -> LGViTConfig:
+    """Three blocks, two classes, an exit with a local and one with a global head."""
+    return LGViTConfig(
         family="vit",
         image_size=16,
         patch_size=4,
@@ -242,5 +236,16 @@ def folder(tmp_path: Path) -> Path:
         exits=(ExitConfig(1, "lph", 3), ExitConfig(2, "gah", 2)),
         preprocess=Preprocess(resize=16),
     )
-    save_checkpoint(seeded(config, 0).eval(), tmp_path / "start.pt")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, small_config: LGViTConfig) -> Path:
+    """``data/``, images of two classes, dark and bright, and ``start.pt``, an LGViT for them."""
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(("cat", "dog")):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(32):
+            pixels = rng.integers(0, 156, (16, 16, 3)) + 50 * label
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "data" / name / f"{i}.png")
+    save_checkpoint(seeded(small_config, 0).eval(), tmp_path / "start.pt")
     return tmp_path

@@ -52,7 +52,7 @@ class Record:
         self._path, self.env = path, environment()
 
     def write(self, **values: Any) -> None:
-        """Write ``values``, with the environment and the command line.
+        """Writes ``values``, with the environment and the command line.
 
         Raises:
             OSError: the file cannot be written.

@@ -43,7 +43,7 @@ class IfGraph:
         self._images = images  # the binding has only its address
 
     def __call__(self, exit: int) -> object:
-        """Run up to ``exit``, 1-based."""
+        """Runs the graph up to ``exit``, 1-based."""
         self._thresholds[:] = 2.0
         self._thresholds[exit - 1 : exit] = -1.0
         self._session.run_with_iobinding(self._binding)

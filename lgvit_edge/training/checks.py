@@ -22,7 +22,7 @@ _MARGIN = 20_000_000
 
 
 def check_output(out: Path, model: LGViT) -> None:
-    """Check that a checkpoint of ``model``, and what training needs beside it, can be written.
+    """Checks that a checkpoint of ``model``, and what training needs beside it, can be written.
 
     Raises:
         UsageError: the suffix is not one of a checkpoint.
@@ -52,7 +52,7 @@ def check_output(out: Path, model: LGViT) -> None:
 
 
 def check_team(team: Team, config: TrainingConfig, images: int, *, shared: bool) -> None:
-    """Check that several processes can train together.
+    """Checks that several processes can train together.
 
     Args:
         team: the processes.
@@ -88,7 +88,7 @@ def check_task(
     config: TrainingConfig,
     stages: tuple[int, ...],
 ) -> None:
-    """Check that a model, images and settings go together.
+    """Checks that a model, images and settings go together.
 
     Raises:
         UsageError: the stages do not exist, or there is nothing that they would train.

@@ -47,7 +47,7 @@ def train(
     resume: bool = True,
     console: Console | None = None,
 ) -> LGViT:
-    """Train a copy of ``model`` and write it to ``out``.
+    """Trains a copy of ``model`` and writes it to ``out``.
 
     After every epoch ``<out>.resume`` is replaced. The same call continues from it and ends with
     the same weights as if it had never been interrupted: bit for bit on a CPU, with the same

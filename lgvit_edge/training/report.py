@@ -21,7 +21,7 @@ from lgvit_edge.training.history import Row, draw_log
 def measure(
     model: LGViT, dataset: Dataset, out: Path, console: Console, *, batch_size: int, workers: int
 ) -> None:
-    """Print the accuracy of every exit and write ``<out>.eval.json`` and ``.eval.png``.
+    """Prints the accuracy of every exit and writes ``<out>.eval.json`` and ``.eval.png``.
 
     Raises:
         DataError: not one image could be read.

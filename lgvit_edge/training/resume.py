@@ -1,4 +1,4 @@
-"""The file from which an interrupted training continues."""
+"""Reads and writes the file from which an interrupted training continues."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def weights_hash(module: nn.Module) -> str:
 
 
 def write_progress(path: Path, progress: Progress, identity: dict[str, str]) -> None:
-    """Write the resume file, whole or not at all.
+    """Writes the resume file, whole or not at all.
 
     Raises:
         TrainingError: the file cannot be written.
@@ -98,7 +98,7 @@ def write_progress(path: Path, progress: Progress, identity: dict[str, str]) -> 
 
 
 def read_progress(path: Path, identity: dict[str, str]) -> Progress | None:
-    """Read the resume file; None where there is none.
+    """Reads the resume file; None where there is none.
 
     Raises:
         TrainingError: the file is damaged, not ours, or of another training.

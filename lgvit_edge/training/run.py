@@ -38,7 +38,7 @@ def train_from_folder(
     resume: bool = True,
     console: Console | None = None,
 ) -> LGViT:
-    """Train on a folder of images.
+    """Trains an LGViT on a folder of images.
 
     Args:
         data: one sub-folder per class; or ``train/`` and maybe ``val/`` that hold those.

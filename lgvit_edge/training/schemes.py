@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scheme:
-    """One way to train.
+    """Describes one way to combine the losses of all classifiers.
 
     Attributes:
         name: what users type.
@@ -78,7 +78,7 @@ SCHEMES: dict[str, Scheme] = {}
 
 
 def register_scheme(scheme: Scheme) -> None:
-    """Register a scheme for ``TrainingConfig`` and ``lgvit-edge train --scheme``.
+    """Registers a scheme for ``TrainingConfig`` and ``lgvit-edge train --scheme``.
 
     Raises:
         ValueError: its name is taken.

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 # Groups of settings, as the command's help shows them.
 OPTIMISER, DISTILLATION, SPEED = "Optimiser", "Distillation", "Images and speed"
 _AUTHORS = "the authors' default"
+# Bounds, in words and as a check.
+_NOT_NEGATIVE = ("at least 0", lambda x: x >= 0)
+_POSITIVE = ("above 0", lambda x: x > 0)
 
 
 @dataclass(frozen=True)
@@ -49,19 +52,16 @@ class Setting:
         """Returns whether ``value`` is not allowed or of another type than ``default``."""
         if self.choices is not None:
             return value not in self.choices()
-        values, kind = (value, type(default[0])) if _pair(default) else ((value,), type(default))
-        if not isinstance(values, tuple) or len(values) != (2 if _pair(default) else 1):
+        pair = isinstance(default, tuple)
+        values, kind = (value, type(default[0])) if pair else ((value,), type(default))
+        if not isinstance(values, tuple) or len(values) != (2 if pair else 1):
             return True
         kinds = (int, float) if kind is float else kind
         return not all(isinstance(v, kinds) and math.isfinite(v) and self.fits(v) for v in values)
 
 
-def _pair(default: Any) -> bool:
-    return isinstance(default, tuple)
-
-
 def _setting(default: Any, help: str, *bounds: Any, **about: Any) -> Any:
-    """A field with its help and, where not every number will do, bounds in words and as a check."""
+    """Returns a dataclass field with its help and bounds."""
     return field(default=default, metadata={"setting": Setting(help, *bounds, **about)})
 
 
@@ -75,8 +75,7 @@ class TrainingConfig:
     lr: tuple[float, float] = _setting(
         (5e-5, 5e-5),
         f"Peak learning rate, {_AUTHORS}; for few images and epochs try 1e-4,4e-3",
-        "above 0",
-        lambda x: x > 0,
+        *_POSITIVE,
         panel=OPTIMISER,
     )
     batch_size: int = _setting(
@@ -96,15 +95,13 @@ class TrainingConfig:
     weight_decay: float = _setting(
         0.05,
         "AdamW's weight decay; norms, biases and embeddings have none",
-        "at least 0",
-        lambda x: x >= 0,
+        *_NOT_NEGATIVE,
         panel=OPTIMISER,
     )
     clip: float = _setting(
         1.0,
         "Largest norm of the gradient; 0 clips nothing",
-        "at least 0",
-        lambda x: x >= 0,
+        *_NOT_NEGATIVE,
         panel=OPTIMISER,
     )
     scheme: str = _setting(
@@ -122,22 +119,19 @@ class TrainingConfig:
     temperature: float = _setting(
         2.0,
         f"Temperature T of Eq. 14, which softens predictions, {_AUTHORS}",
-        "above 0",
-        lambda x: x > 0,
+        *_POSITIVE,
         panel=DISTILLATION,
     )
     alpha: float = _setting(
         0.01,
         f"Weight of heterogeneous distillation, Eq. 15, {_AUTHORS}",
-        "at least 0",
-        lambda x: x >= 0,
+        *_NOT_NEGATIVE,
         panel=DISTILLATION,
     )
     beta: float = _setting(
         0.01,
         f"Weight of homogeneous distillation, Eq. 15, {_AUTHORS}",
-        "at least 0",
-        lambda x: x >= 0,
+        *_NOT_NEGATIVE,
         panel=DISTILLATION,
     )
     kl: str = _setting(
@@ -172,8 +166,7 @@ class TrainingConfig:
     cache_views: int = _setting(
         0,
         "With a cache: augmented copies of each image; 0 caches images without augmentation",
-        "at least 0",
-        lambda n: n >= 0,
+        *_NOT_NEGATIVE,
         panel=SPEED,
     )
     min_crop: float = _setting(
@@ -190,14 +183,11 @@ class TrainingConfig:
         choices=lambda: {"fp32": "float32", "bf16": "bfloat16, faster on recent hardware"},
         panel=SPEED,
     )
-    seed: int = _setting(
-        777, f"Seed of all random choices, {_AUTHORS}", "at least 0", lambda n: n >= 0
-    )
+    seed: int = _setting(777, f"Seed of all random choices, {_AUTHORS}", *_NOT_NEGATIVE)
     workers: int = _setting(
         2,
         "Processes that decode images; 0 decodes in the main process",
-        "at least 0",
-        lambda n: n >= 0,
+        *_NOT_NEGATIVE,
         panel=SPEED,
         speed_only=True,
     )
@@ -210,12 +200,12 @@ class TrainingConfig:
     )
 
     def __post_init__(self) -> None:
-        """Report every fault at once."""
+        """Reports every fault at once."""
         faults = []
         for name, about, default in settings():
             value = getattr(self, name)
             if about.faults(value, default):
-                words = "two numbers " if _pair(default) else ""
+                words = "two numbers " if isinstance(default, tuple) else ""
                 faults.append(f"{name} must be {words}{about.allowed}, found {value!r}")
         if faults:
             raise UsageError("; ".join(faults))

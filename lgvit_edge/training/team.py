@@ -64,7 +64,7 @@ class Team:
         return float(total)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace every gradient by its sum over processes."""
+        """Replaces every gradient by its sum over processes."""
         if self.size == 1:
             return
         # The same on every process: what receives a gradient follows from the step alone.
@@ -102,7 +102,7 @@ class Team:
                     part.__class__ = _WholeBatchNorm2d
 
     def separate(self, module: nn.Module) -> None:
-        """Undo ``synchronise``."""
+        """Undoes ``synchronise``."""
         for part in module.modules():
             if isinstance(part, _WholeBatchNorm2d):
                 part.__class__ = nn.BatchNorm2d  # type: ignore[assignment]

@@ -43,8 +43,7 @@ def test_speedups_are_those_of_the_paper_and_never_mixed_up(bundle: Path) -> Non
 
 
 def test_percentiles() -> None:
-    found = percentiles(np.arange(101.0))
-    assert found == {"mean": 50, "p50": 50, "p90": 90, "p95": 95, "p99": 99}
+    assert percentiles(np.arange(101.0)) == {"mean": 50, "p50": 50, "p90": 90, "p95": 95, "p99": 99}
     twice = percentiles(np.array([3.0, 1.0]), np.array([0.25, 0.75]))
     assert twice["mean"] == pytest.approx(1.5)
 
@@ -97,12 +96,12 @@ def test_a_mix_weighs_the_exits(bundle: Path) -> None:
 @pytest.fixture
 def images(tmp_path: Path) -> list[LabelledImage]:
     rng = np.random.default_rng(0)
-    found = []
+    images = []
     for i in range(6):
         path = tmp_path / f"{i}.png"
         Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(path)
-        found.append(LabelledImage(path, i % 5))
-    return found
+        images.append(LabelledImage(path, i % 5))
+    return images
 
 
 def test_accuracy_is_counted_on_the_exit_taken(bundle: Path, images: list[LabelledImage]) -> None:
@@ -158,7 +157,7 @@ def test_overhead_of_cutting_is_measured(bundle: Path) -> None:
 
     with Session.open(bundle) as session:
         threads = session.describe()["threads"]
-        found = measure(session, open_bundle(bundle), 4, threads)
-    assert [row["exit"] for row in found["exits"]] == [1, 2, 3, 4]
-    assert all(row["overhead"] > 0 for row in found["exits"])
-    assert found["whole"]["macs_ratio"] > 1
+        record = measure(session, open_bundle(bundle), 4, threads)
+    assert [row["exit"] for row in record["exits"]] == [1, 2, 3, 4]
+    assert all(row["overhead"] > 0 for row in record["exits"])
+    assert record["whole"]["macs_ratio"] > 1

@@ -28,8 +28,8 @@ Record = dict[str, Any]
 @pytest.fixture(scope="module")
 def record(bundle: Path) -> Record:
     with Session.open(bundle) as session:
-        found: Record = json.loads(json.dumps(measure_exits(session, rounds=2)))
-    return found
+        measured: Record = json.loads(json.dumps(measure_exits(session, rounds=2)))
+    return measured
 
 
 def write(path: Path, record: Record, time: float = 1.0, pace: float = 1.0, **other: Any) -> Path:

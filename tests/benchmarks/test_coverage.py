@@ -138,8 +138,8 @@ def test_every_family_with_every_head_on_every_backend(
         macs=1,
         parameters=1,
     )
-    (found,) = graph_runner(path, spec)(images)
-    assert difference(found, expected) <= TOLERANCE[precision] / (10 if precision == "fp32" else 1)
+    (answer,) = graph_runner(path, spec)(images)
+    assert difference(answer, expected) <= TOLERANCE[precision] / (10 if precision == "fp32" else 1)
     if importlib.util.find_spec("openvino") is not None and precision == "fp32":
         hint = {"INFERENCE_PRECISION_HINT": "f32"}
         compiled = shared_core().compile_model(path, "CPU", hint)

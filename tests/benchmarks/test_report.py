@@ -64,12 +64,12 @@ def saved(policy: Policy, guarantee: Guarantee | None = None) -> OperatingPoint:
 def images(tmp_path_factory: pytest.TempPathFactory) -> list[LabelledImage]:
     root = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
-    found = []
+    images = []
     for i in range(60):
         small = rng.integers(0, 256, (4, 4, 3)).astype(np.uint8)
         Image.fromarray(small).resize((40, 40)).save(root / f"{i}.png")
-        found.append(LabelledImage(root / f"{i}.png", i % 5))
-    return found
+        images.append(LabelledImage(root / f"{i}.png", i % 5))
+    return images
 
 
 Run = tuple[dict[str, Any], Manifest, Gallery]
@@ -175,19 +175,19 @@ def test_every_picture_says_what_it_shows_and_has_ids_of_its_own(page: Path, run
 
 def test_policies_are_replayed_and_points_marked(run: Run) -> None:
     record, manifest, _ = run
-    found = record["survey"]
-    assert set(found["policies"]) == {
+    drawn = record["survey"]
+    assert set(drawn["policies"]) == {
         *("confidence", "entropy", "ensemble", "patience", "patient_confidence")
     }
-    assert set(found["points"]) == {"balanced", "certified"}
+    assert set(drawn["points"]) == {"balanced", "certified"}
     # The policy of the run, replayed: the accuracy measured is the accuracy drawn.
     (same,) = [
-        row for row in found["policies"]["confidence"] if row["policy"] == Confidence(0.4).to_json()
+        row for row in drawn["policies"]["confidence"] if row["policy"] == Confidence(0.4).to_json()
     ]
     assert same["accuracy"] == pytest.approx(record["accuracy"])
     assert same["macs_speedup"] == pytest.approx(record["speedup"]["macs"])
-    assert [s["macs"] for s in found["segments"]] == [s.spec.macs for s in manifest.segments]
-    assert all(s["ms"] > 0 for s in found["segments"])
+    assert [s["macs"] for s in drawn["segments"]] == [s.spec.macs for s in manifest.segments]
+    assert all(s["ms"] > 0 for s in drawn["segments"])
 
 
 def percent(picture: Picture) -> float:
@@ -277,7 +277,7 @@ f.onload = () => {
   }
   out.background = getComputedStyle(doc.body).backgroundColor;
   const pre = document.createElement('pre');
-  pre.id = 'found'; pre.textContent = JSON.stringify(out); document.body.append(pre);
+  pre.id = 'probe'; pre.textContent = JSON.stringify(out); document.body.append(pre);
 };
 </script>"""
 
@@ -308,9 +308,9 @@ def test_a_browser_clips_nothing_and_reports_no_error(
         text=True,
         timeout=300,
     )
-    found = json.loads(re.findall(r'<pre id="found">(.*?)</pre>', done.stdout)[0])
+    probe = json.loads(re.findall(r'<pre id="probe">(.*?)</pre>', done.stdout)[0])
     assert "CONSOLE" not in done.stderr, done.stderr
-    assert found["pictures"] == 4 and found["texts"] > 60
-    assert found["page"][0] <= found["page"][1]
-    assert (found["overflow"], found["clipped"], found["overlaps"]) == ([], [], [])
-    assert found["background"] == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 23, 26)")
+    assert probe["pictures"] == 4 and probe["texts"] > 60
+    assert probe["page"][0] <= probe["page"][1]
+    assert (probe["overflow"], probe["clipped"], probe["overlaps"]) == ([], [], [])
+    assert probe["background"] == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 23, 26)")

@@ -161,10 +161,10 @@ def test_a_rate_is_played_and_drawn(
 def test_changes_of_level_are_found() -> None:
     levels = [1] * 60 + [1] * 5 + [3] * 55 + [3] * 12 + [2, 1] + [1] * 46
     rows = {"level": levels, "latency_ms": [10.0] * 180, "correct": [True] * 180}
-    found = summarise(rows, (60, 120), 12.0)
-    assert [part["changes"] for part in found.values()] == [0, 1, 2]
-    assert [part["last_change"] for part in found.values()] == [0, 5, 13]
-    assert found["calm again"]["levels"] == [1]
+    parts = summarise(rows, (60, 120), 12.0)
+    assert [part["changes"] for part in parts.values()] == [0, 1, 2]
+    assert [part["last_change"] for part in parts.values()] == [0, 5, 13]
+    assert parts["calm again"]["levels"] == [1]
 
 
 def test_a_line_through_noise_has_its_slope_and_an_interval() -> None:

@@ -21,7 +21,6 @@ from lgvit_edge.benchmarks.experiments.study_tables import (
     tables,
 )
 from lgvit_edge.errors import DataError, UsageError
-from lgvit_edge.images.spec import Preprocess
 from lgvit_edge.model import save_checkpoint
 from lgvit_edge.policies import Confidence, Never, Patience
 from lgvit_edge.policies.evaluate import ExitCosts, Images
@@ -30,12 +29,12 @@ from lgvit_edge.training.start import seeded
 
 def logits_of(answers: list[list[tuple[int, float]]]) -> np.ndarray:
     """``[n, M + 1, 3]`` from the class and the confidence of every exit."""
-    made = np.zeros((len(answers), len(answers[0]), 3), np.float32)
+    logits = np.zeros((len(answers), len(answers[0]), 3), np.float32)
     for i, exits in enumerate(answers):
         for m, (label, confidence) in enumerate(exits):
-            made[i, m] = np.log((1 - confidence) / 2)
-            made[i, m, label] = np.log(confidence)
-    return made
+            logits[i, m] = np.log((1 - confidence) / 2)
+            logits[i, m, label] = np.log(confidence)
+    return logits
 
 
 def measured(answers: list[list[tuple[int, float]]], labels: list[int]) -> Measured:
@@ -54,8 +53,8 @@ SIMPLE = measured(
 def test_the_best_setting_for_a_speed_up_and_for_a_loss() -> None:
     fast = choose("confidence", SIMPLE, speed_up=1.6)
     assert fast is not None
-    found = SIMPLE.gives(fast)
-    assert (found.macs_speedup, found.accuracy) == (2.0, 0.75)
+    outcome = SIMPLE.gives(fast)
+    assert (outcome.macs_speedup, outcome.accuracy) == (2.0, 0.75)
     sure = choose("confidence", SIMPLE, drop=0.0)
     assert sure is not None
     assert SIMPLE.gives(sure).accuracy >= 0.75
@@ -112,7 +111,7 @@ def test_the_picture(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, small_config: LGViTConfig) -> Path:
     """Images of two classes, and a backbone of three blocks."""
     rng = np.random.default_rng(0)
     for part, count in (("train", 8), ("val", 6)):
@@ -122,18 +121,7 @@ def folder(tmp_path: Path) -> Path:
                 pixels = rng.integers(0, 156, (16, 16, 3)) + 50 * label
                 image = Image.fromarray(pixels.astype(np.uint8))
                 image.save(tmp_path / part / name / f"{i}.png")
-    config = LGViTConfig(
-        family="vit",
-        image_size=16,
-        patch_size=4,
-        hidden_size=16,
-        num_blocks=3,
-        num_heads=2,
-        intermediate_size=32,
-        num_classes=2,
-        preprocess=Preprocess(resize=16),
-    )
-    save_checkpoint(seeded(config, 0).eval(), tmp_path / "start.pt")
+    save_checkpoint(seeded(small_config.replace(exits=()), 0).eval(), tmp_path / "start.pt")
     return tmp_path
 
 
@@ -149,12 +137,12 @@ def test_the_whole_study(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "TABLES", {"kl": ("KL", cases)})
     monkeypatch.setattr(study_rows, "_MEASURED", 4)
     run()
-    made = json.loads((folder / "out" / "study.json").read_text())
-    assert made["conditions"]["reporting"] == made["conditions"]["tuning"] == 6
-    assert made["conditions"]["training_images"] == 16
-    assert [row["name"] for row in made["tables"]["KL"]] == ["image", "class"]
-    assert all(len(row["accuracies"]) == 2 for row in made["tables"]["KL"])
-    assert set(made["curves"]) == {"image", "class"}
+    written = json.loads((folder / "out" / "study.json").read_text())
+    assert written["conditions"]["reporting"] == written["conditions"]["tuning"] == 6
+    assert written["conditions"]["training_images"] == 16
+    assert [row["name"] for row in written["tables"]["KL"]] == ["image", "class"]
+    assert all(len(row["accuracies"]) == 2 for row in written["tables"]["KL"])
+    assert set(written["curves"]) == {"image", "class"}
     assert "## KL" in (folder / "out" / "study.md").read_text()
     assert (folder / "out" / "study.png").exists()
     checkpoints = {p: p.stat().st_mtime_ns for p in (folder / "out").glob("*.pt")}

@@ -1,4 +1,4 @@
-"""Features of a frozen backbone kept on disk: same losses, resumed, checked, announced."""
+"""Features of a frozen backbone stored on disk: same losses, resumed, checked, announced."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
+from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.errors import DataError, TrainingError
 from lgvit_edge.images.spec import Preprocess
 from lgvit_edge.model import LGViT
@@ -28,18 +28,6 @@ from lgvit_edge.training.features.states import HiddenCache
 from lgvit_edge.training.features.store import FeatureStore
 from lgvit_edge.training.start import seeded
 
-CONFIG = LGViTConfig(
-    family="vit",
-    image_size=16,
-    patch_size=4,
-    hidden_size=16,
-    num_blocks=3,
-    num_heads=2,
-    intermediate_size=32,
-    num_classes=3,
-    exits=(ExitConfig(1, "lph", 3), ExitConfig(2, "gah", 2)),
-    preprocess=Preprocess(resize=16),
-)
 FAST = TrainingConfig(epochs=(1, 2), lr=(1e-3, 1e-3), batch_size=8, workers=0, device="cpu")
 
 
@@ -58,22 +46,25 @@ def images(count: int = 30) -> ArrayDataset:
     return Damaged(frames, np.arange(count) % 3, shift=2)
 
 
+def batches(workers: int = 0) -> Batches:
+    return Batches(images(), Preprocess(resize=16), batch_size=4, workers=workers)
+
+
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "_CHUNK", 8)
 
 
 @pytest.fixture
-def model() -> LGViT:
-    return seeded(CONFIG, 0).eval()
+def model(small_config: LGViTConfig) -> LGViT:
+    return seeded(small_config.replace(num_classes=3), 0).eval()
 
 
 @pytest.fixture
 def opened(tmp_path: Path, model: LGViT) -> Callable[..., FeatureStore]:
     def open(views: int = 0, model: LGViT = model, seed: int = 1) -> FeatureStore:
-        batches = Batches(images(), CONFIG.preprocess, batch_size=4)
         config = FAST.replace(cache_views=views, seed=seed)
-        return FeatureStore(tmp_path / "features", model, batches, config)
+        return FeatureStore(tmp_path / "features", model, batches(), config)
 
     return open
 
@@ -84,8 +75,7 @@ def test_an_epoch_from_disk_is_an_epoch_from_memory(
 ) -> None:
     stored = opened(views)
     assert stored.fill() == 4 * max(views, 1)
-    batches = Batches(images(), CONFIG.preprocess, batch_size=4)
-    expected = HiddenCache(model, batches, FAST.replace(cache_views=views, seed=1))
+    expected = HiddenCache(model, batches(), FAST.replace(cache_views=views, seed=1))
     for epoch in range(2):
         pairs = list(
             zip(stored.shuffled(epoch, 8, (7,)), expected.shuffled(epoch, 8, (7,)), strict=True)
@@ -139,10 +129,10 @@ def test_a_damaged_chunk_is_computed_again(
 
 
 def test_features_of_something_else_are_refused(
-    opened: Callable[..., FeatureStore], tmp_path: Path
+    opened: Callable[..., FeatureStore], model: LGViT, tmp_path: Path
 ) -> None:
     opened().fill()
-    other = seeded(CONFIG, 5).eval()
+    other = seeded(model.config, 5).eval()
     with pytest.raises(TrainingError, match=r"of another backbone; give another .* rm -r '"):
         opened(model=other)
     with pytest.raises(TrainingError, match="of another views"):
@@ -155,43 +145,41 @@ def test_features_of_something_else_are_refused(
 
 
 def test_views_of_another_augmentation_are_refused(model: LGViT, tmp_path: Path) -> None:
-    batches = Batches(images(), CONFIG.preprocess, batch_size=4)
     for views, refused in ((0, ()), (1, ("augmentation",))):
         folder = tmp_path / str(views)
         config = FAST.replace(cache_views=views)
-        FeatureStore(folder, model, batches, config).fill()
+        FeatureStore(folder, model, batches(), config).fill()
         for change in ({"min_crop": 0.5}, {"flip": False}, {"seed": 3}):
             other = config.replace(**change)
             if refused:
                 with pytest.raises(TrainingError, match="of another augmentation; give"):
-                    FeatureStore(folder, model, batches, other)
+                    FeatureStore(folder, model, batches(), other)
             else:
-                assert FeatureStore(folder, model, batches, other).fill() == 0
+                assert FeatureStore(folder, model, batches(), other).fill() == 0
         with pytest.raises(TrainingError, match="of another precision; give"):
-            FeatureStore(folder, model, batches, config.replace(precision="bf16"))
+            FeatureStore(folder, model, batches(), config.replace(precision="bf16"))
 
 
 def test_a_folder_of_more_blocks_serves_exits_elsewhere(model: LGViT, tmp_path: Path) -> None:
-    batches = Batches(images(), CONFIG.preprocess, batch_size=4)
     shallow = model.with_exits([1])
-    assert FeatureStore(tmp_path, model, batches, FAST).fill() == 4
-    whole = FeatureStore(tmp_path, model, batches, FAST)
-    part = FeatureStore(tmp_path, shallow, batches, FAST)
+    assert FeatureStore(tmp_path, model, batches(), FAST).fill() == 4
+    whole = FeatureStore(tmp_path, model, batches(), FAST)
+    part = FeatureStore(tmp_path, shallow, batches(), FAST)
     assert (whole.fill(), part.fill(), part.bytes) == (0, 0, whole.bytes)
     for a, b in zip(part.shuffled(0, 8, (7,)), whole.shuffled(0, 8, (7,)), strict=True):
         assert len(a.exits) == 1
         assert torch.equal(a.exits[0], b.exits[0])
     other = tmp_path / "other"
-    assert FeatureStore(other, shallow, batches, FAST).fill() == 4
+    assert FeatureStore(other, shallow, batches(), FAST).fill() == 4
     with pytest.raises(TrainingError, match=r"features of another blocks \(1, 3\); give another"):
-        FeatureStore(other, model, batches, FAST)
-    assert FeatureStore(tmp_path / "more", shallow, batches, FAST, blocks=[2]).fill() == 4
-    assert FeatureStore(tmp_path / "more", model, batches, FAST).fill() == 0
+        FeatureStore(other, model, batches(), FAST)
+    assert FeatureStore(tmp_path / "more", shallow, batches(), FAST, blocks=[2]).fill() == 4
+    assert FeatureStore(tmp_path / "more", model, batches(), FAST).fill() == 0
 
 
-def test_heads_do_not_matter_to_features(opened: Callable[..., FeatureStore]) -> None:
+def test_heads_do_not_matter_to_features(opened: Callable[..., FeatureStore], model: LGViT) -> None:
     opened().fill()
-    again = seeded(CONFIG, 0).eval()
+    again = seeded(model.config, 0).eval()
     torch.nn.init.normal_(again.heads[0].classifier.linears[0].weight)
     assert opened(model=again).fill() == 0
 
@@ -208,9 +196,8 @@ def test_too_little_room_is_said_before_anything_is_computed(
 
 def test_a_folder_that_cannot_be_made(model: LGViT, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    batches = Batches(images(), CONFIG.preprocess, batch_size=4)
     with pytest.raises(TrainingError, match="cannot store features in|cannot be used"):
-        FeatureStore(tmp_path / "file", model, batches, FAST).fill()
+        FeatureStore(tmp_path / "file", model, batches(), FAST).fill()
 
 
 def test_two_trainings_at_once(
@@ -226,8 +213,7 @@ def test_two_trainings_at_once(
 def test_workers_do_not_keep_the_folder_locked(
     model: LGViT, tmp_path: Path, lock_elsewhere: Callable[[Path], Any]
 ) -> None:
-    batches = Batches(images(), CONFIG.preprocess, batch_size=4, workers=1)
-    store = FeatureStore(tmp_path, model, batches, FAST)
+    store = FeatureStore(tmp_path, model, batches(workers=1), FAST)
     assert store.fill() == 4  # the worker was started meanwhile, and lives on
     with lock_elsewhere(tmp_path / ".lock"):
         pass

@@ -6,26 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
-from lgvit_edge.images.spec import Preprocess
+from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.training import TrainingConfig
 from lgvit_edge.training.features.states import HiddenStates
 from lgvit_edge.training.optimiser import adamw, input_scales
 from lgvit_edge.training.stages import StageTwo
 from lgvit_edge.training.start import seeded
-
-CONFIG = LGViTConfig(
-    family="vit",
-    image_size=16,
-    patch_size=4,
-    hidden_size=16,
-    num_blocks=3,
-    num_heads=2,
-    intermediate_size=32,
-    num_classes=3,
-    exits=(ExitConfig(1, "lph", 3), ExitConfig(2, "gah", 2)),
-    preprocess=Preprocess(resize=16),
-)
 
 
 def learn(inputs: torch.Tensor, *, scaled: bool, steps: int = 5) -> torch.Tensor:
@@ -80,7 +66,7 @@ def test_gradients_are_clipped_together() -> None:
 def states() -> HiddenStates:
     generator = torch.Generator().manual_seed(0)
     exits = [torch.randn(8, 17, 16, generator=generator) * size for size in (0.1, 50.0)]
-    teacher, labels = torch.randn(8, 3, generator=generator), torch.arange(8) % 3
+    teacher, labels = torch.randn(8, 2, generator=generator), torch.arange(8) % 2
     return HiddenStates(exits, exits[1], teacher, labels)
 
 
@@ -91,21 +77,21 @@ class Stored:
         return iter([states()])
 
 
-def test_scales_of_heads() -> None:
-    model = seeded(CONFIG, 0)
+def test_scales_of_heads(small_config: LGViTConfig) -> None:
+    model = seeded(small_config, 0)
     stage = StageTwo(model, TrainingConfig(), None, Stored())  # type: ignore[arg-type]
     stage.start()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     scales = stage.scales(lambda values: values)
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
     names = {parameter: name for name, parameter in model.named_parameters()}
-    found = {names[weight]: float(scale.mean()) for weight, scale in scales.items()}
-    assert 0.05 < found["heads.0.body.expand.weight"] < 0.2
-    assert 25 < found["heads.1.body.value.weight"] < 100
+    means = {names[weight]: float(scale.mean()) for weight, scale in scales.items()}
+    assert 0.05 < means["heads.0.body.expand.weight"] < 0.2
+    assert 25 < means["heads.1.body.value.weight"] < 100
     # After a norm in training mode the scale is 1, whatever its statistics are so far.
-    assert 0.5 < found["heads.0.body.project.weight"] < 2
-    assert "heads.0.body.depthwise.weight" not in found
-    assert not any(name.startswith("backbone") for name in found)
+    assert 0.5 < means["heads.0.body.project.weight"] < 2
+    assert "heads.0.body.depthwise.weight" not in means
+    assert not any(name.startswith("backbone") for name in means)
 
 
 def test_scales_come_back_with_the_optimizer() -> None:

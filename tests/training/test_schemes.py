@@ -13,9 +13,8 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
+from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.errors import UsageError
-from lgvit_edge.images.spec import Preprocess
 from lgvit_edge.model import LGViT, load_checkpoint
 from lgvit_edge.training import TrainingConfig, register_scheme, train_from_folder
 from lgvit_edge.training.data.batches import Batch
@@ -63,10 +62,9 @@ IMITATION = 4 * (kl(0, 1) + kl(0.5, 1)) / 2  # T = 2 halves the gaps; T^2 = 4
     ],
 )
 def test_losses_by_hand(scheme: str, joint: float, heads: float) -> None:
-    found = SCHEMES[scheme]
-    for whole, wanted in ((True, joint), (False, heads)):
-        loss = found.loss(EXITS, FINAL, LABELS, BLOCKS, joint=whole, **HOW)
-        assert float(loss) == pytest.approx(wanted, rel=1e-6)
+    for whole, expected in ((True, joint), (False, heads)):
+        loss = SCHEMES[scheme].loss(EXITS, FINAL, LABELS, BLOCKS, joint=whole, **HOW)
+        assert float(loss) == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_authors_kl_is_divided_by_the_number_of_classes() -> None:
@@ -88,20 +86,6 @@ def test_imitation_teaches_the_exits_and_not_the_final_classifier() -> None:
     loss.backward()
     assert all(e.grad is not None and e.grad.abs().max() > 0 for e in exits)
     assert final.grad is None or not final.grad.abs().max() > 0
-
-
-TINY = LGViTConfig(
-    family="vit",
-    image_size=16,
-    patch_size=4,
-    hidden_size=16,
-    num_blocks=3,
-    num_heads=2,
-    intermediate_size=32,
-    num_classes=2,
-    exits=(ExitConfig(1, "lph"), ExitConfig(2, "gah", 2)),
-    preprocess=Preprocess(resize=16),
-)
 
 
 def batch() -> Batch:
@@ -127,11 +111,11 @@ def reached(model: LGViT, loss: Tensor) -> set[str]:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_stage_one_alternates_where_the_scheme_does(scheme: str) -> None:
+def test_stage_one_alternates_where_the_scheme_does(scheme: str, small_config: LGViTConfig) -> None:
     config = TrainingConfig(scheme=scheme)
     seen = []
     for step in (0, 1):
-        model = LGViT(TINY)
+        model = LGViT(small_config)
         stage = StageOne(model, config, Once())  # type: ignore[arg-type]
         stage.start()
         (result,) = stage.steps(0, step)
@@ -141,8 +125,8 @@ def test_stage_one_alternates_where_the_scheme_does(scheme: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_stage_two_reaches_the_heads_alone(scheme: str) -> None:
-    model = LGViT(TINY)
+def test_stage_two_reaches_the_heads_alone(scheme: str, small_config: LGViTConfig) -> None:
+    model = LGViT(small_config)
     stage = StageTwo(model, TrainingConfig(scheme=scheme), None, None)  # type: ignore[arg-type]
     assert bool(len(stage.aligners)) == (scheme == "lgvit")
     stage.start()
@@ -151,11 +135,11 @@ def test_stage_two_reaches_the_heads_alone(scheme: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_mixed_precision_computes_nearly_the_same(scheme: str) -> None:
+def test_mixed_precision_computes_nearly_the_same(scheme: str, small_config: LGViTConfig) -> None:
     losses: dict[str, list[torch.Tensor]] = {}
     for precision in ("fp32", "bf16"):
         torch.manual_seed(0)
-        model = LGViT(TINY)
+        model = LGViT(small_config)
         config = TrainingConfig(scheme=scheme, precision=precision)
         one = StageOne(model, config, None)  # type: ignore[arg-type]
         two = StageTwo(model, config, None, None)  # type: ignore[arg-type]
@@ -195,8 +179,8 @@ def toy() -> Iterator[None]:
 def test_a_scheme_from_outside_trains(folder: Path) -> None:
     with pytest.raises(ValueError, match="called 'toy' already"):
         register_scheme(Focal("toy", "again"))
-    shown = dict((name, about) for name, about, _ in settings())["scheme"]
-    assert shown.choices is not None and "deepest classifier" in shown.choices()["toy"]
+    (setting,) = (about for name, about, _ in settings() if name == "scheme")
+    assert setting.choices is not None and "deepest classifier" in setting.choices()["toy"]
     with pytest.raises(UsageError, match=r"one of lgvit, .*, toy, found 'sdn'"):
         TrainingConfig(scheme="sdn")
     start = load_checkpoint(folder / "start.pt")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,16 +32,6 @@ from lgvit_edge.training.data.batches import Batches
 from lgvit_edge.training.evaluate import evaluate
 from lgvit_edge.training.optimiser import adamw, learning_rate
 from lgvit_edge.training.start import seeded
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """A second thread only slows such small tensors down, the more so beside other work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
 
 SPEC = Preprocess(resize=32)
 EXITS = (ExitConfig(1, "lph", 3), ExitConfig(2, "lph"), ExitConfig(3, "gah", 2))
@@ -144,8 +133,8 @@ def test_stage_two_keeps_the_backbone(tmp_path: Path) -> None:
     model = train(
         start, stripes(), None, SETTINGS, stages=(2,), out=tmp_path / "m.pt", console=quiet()
     )
-    kept, new = start.backbone.state_dict(), model.backbone.state_dict()
-    assert all(torch.equal(kept[name], new[name]) for name in kept)
+    before, after = start.backbone.state_dict(), model.backbone.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
     assert not same_weights(start, model)
 
 
@@ -280,8 +269,8 @@ def test_no_decay_on_norms_biases_and_embeddings() -> None:
     decayed, plain = adamw(model.named_parameters(), weight_decay=0.1).param_groups
     assert decayed["weight_decay"] == 0.1 and plain["weight_decay"] == 0
     assert all(names[id(p)].endswith("weight") for p in decayed["params"])
-    kept = {names[id(p)] for p in plain["params"]}
-    assert {"backbone.embedding.position", "backbone.blocks.0.norm1.weight"} <= kept
+    undecayed = {names[id(p)] for p in plain["params"]}
+    assert {"backbone.embedding.position", "backbone.blocks.0.norm1.weight"} <= undecayed
 
 
 def test_augmentation_stays_inside() -> None:
@@ -430,7 +419,7 @@ def test_a_folder_end_to_end(folder: Path, checkpoint: Path, tmp_path: Path) -> 
 
 
 def test_new_classes_and_exits(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
-    Image.new("RGB", (40, 32)).save(_made(folder / "class9") / "a.jpg")
+    Image.new("RGB", (40, 32)).save(_new(folder / "class9") / "a.jpg")
     nested = tmp_path / "data"
     nested.mkdir()
     folder.rename(nested / "train")
@@ -474,7 +463,7 @@ def test_a_share_of_the_images_is_set_aside(folder: Path, checkpoint: Path, tmp_
 def test_stage_two_needs_the_same_classes_and_a_backbone(
     folder: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    Image.new("RGB", (32, 32)).save(_made(folder / "class9") / "a.jpg")
+    Image.new("RGB", (32, 32)).save(_new(folder / "class9") / "a.jpg")
     out = tmp_path / "m.pt"
     with pytest.raises(UsageError, match="of 3 classes, but the images have 4.*--stage both"):
         train_from_folder(folder, backbone=str(checkpoint), out=out, stage="2", config=FAST)
@@ -488,7 +477,7 @@ def test_stage_two_needs_the_same_classes_and_a_backbone(
         train_from_folder(folder, backbone="deit-tiny", weights=checkpoint, out=out, config=FAST)
 
 
-def _made(folder: Path) -> Path:
+def _new(folder: Path) -> Path:
     folder.mkdir()
     return folder
 
@@ -499,17 +488,17 @@ def test_folders_that_hold_no_classes(folder: Path, tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match="no such folder; expected one sub-folder"):
         open_folder(tmp_path / "missing")
-    empty = _made(tmp_path / "empty")
+    empty = _new(tmp_path / "empty")
     with pytest.raises(DataError, match="expected one sub-folder .* found no sub-folder"):
         open_folder(empty)
     with pytest.raises(DataError, match="found 4 images and no sub-folder"):
         open_folder(folder / "class0")
     with pytest.raises(DataError, match="only classes of the training images, found class2"):
         open_folder(folder, classes=("class0", "class1"))
-    _made(folder / "hollow")
+    _new(folder / "hollow")
     with pytest.raises(DataError, match="directly in every class folder, found none in hollow"):
         open_folder(folder)
-    _made(empty / "one")
+    _new(empty / "one")
     with pytest.raises(DataError, match="at least two classes.*found only 'one'"):
         open_folder(empty)
 

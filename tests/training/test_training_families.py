@@ -121,10 +121,8 @@ def test_the_command_trains_a_swin_with_the_heads_asked_for(
     assert model.config.replace(exits=SWIN.exits, labels=()) == SWIN
     # The windows' bias tables are trained, too.
     start = load_checkpoint(saved(SWIN)).backbone.state_dict()
-    found = model.backbone.state_dict()
-    assert all(
-        not torch.equal(start[name], found[name]) for name in start if name.endswith(".table")
-    )
+    end = model.backbone.state_dict()
+    assert all(not torch.equal(start[name], end[name]) for name in start if name.endswith(".table"))
 
 
 @pytest.mark.parametrize("option", ["--epochs", "--lr"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -17,16 +16,6 @@ from lgvit_edge.training import ArrayDataset, TrainingConfig, losses
 from lgvit_edge.training.align import Align
 from lgvit_edge.training.data.batches import Batches
 from lgvit_edge.training.stages import StageOne, StageTwo
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """A second thread only slows such small tensors down, the more so beside other work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
 
 EXITS = (
     ExitConfig(1, "lph", 3),
@@ -51,9 +40,9 @@ def tiny(exits: tuple[ExitConfig, ...] = EXITS, **changes: object) -> LGViTConfi
     ).replace(**changes)
 
 
-def close(found: torch.Tensor, expected: float) -> None:
-    assert found.shape == ()
-    assert found.item() == pytest.approx(expected, rel=1e-5, abs=1e-7)
+def close(loss: torch.Tensor, expected: float) -> None:
+    assert loss.shape == ()
+    assert loss.item() == pytest.approx(expected, rel=1e-5, abs=1e-7)
 
 
 # Eq. 14: at T = 2 the student says (1/2, 1/2) and the teacher (3/4, 1/4).

@@ -124,7 +124,7 @@ class FeatureStore:
         return stored, sums
 
     def check_room(self) -> None:
-        """Check that the folder can be written and its disk has room.
+        """Checks that the folder can be written and its disk has room.
 
         Raises:
             TrainingError: the folder cannot be made, or its disk has too little room.
@@ -143,7 +143,7 @@ class FeatureStore:
             )
 
     def fill(self, progress: Progress = lambda done, total: None, *, wait: bool = False) -> int:
-        """Compute what is missing or damaged.
+        """Computes the chunks that are missing or damaged.
 
         Args:
             progress: called with chunks done and chunks in all.
@@ -177,7 +177,7 @@ class FeatureStore:
         return self.images - len(self._valid(0))
 
     def attach(self) -> None:
-        """Open the files that another process has filled."""
+        """Opens the files that another process has filled."""
         self._arrays = {name: self._map(name) for name in self._shapes}
 
     def _fill(self, progress: Progress) -> int:
