@@ -370,10 +370,10 @@ def test_a_target_that_cannot_be_written_is_found_first(
         start(tmp_path / "m.pt")
     monkeypatch.undo()
 
-    def refuse(self: Path, *_: object, **__: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "touch", refuse)
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     with pytest.raises(TrainingError, match="cannot write to .*Permission denied"):
         start(tmp_path / "m.pt")
 
