@@ -12,7 +12,7 @@ from lgvit_edge._support.files import write_json
 from lgvit_edge._support.terminal import say
 from lgvit_edge.benchmarks.measure import command_line
 from lgvit_edge.bundle.manifest import Manifest
-from lgvit_edge.cli.options import Commands, check_folders, exit_status
+from lgvit_edge.cli.options import Command, Commands, check_folders, exit_status
 from lgvit_edge.images.labelled import LabelledImage, evenly, find_images
 from lgvit_edge.machine.cpu import load_average
 from lgvit_edge.machine.environment import environment
@@ -25,7 +25,7 @@ JsonFile = Annotated[
 def run_command(main: Callable[..., None]) -> None:
     """Runs an experiment as a command: its errors become one message and an exit status."""
     app = typer.Typer(cls=Commands, add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
+    app.command(cls=Command)(main)
     with exit_status():
         app()
 

@@ -85,9 +85,9 @@ def locked(path: Path, *, wait: str | None = None) -> Iterator[None]:
             lock.acquire()
     except NotImplementedError as error:
         raise OSError(f"the file system of {path.parent} has no locks") from error
+    mine = path.stat()
     try:
         path.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
-        mine = path.stat()
         yield
     finally:
         with contextlib.suppress(OSError):

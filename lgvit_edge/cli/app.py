@@ -16,7 +16,7 @@ from lgvit_edge.cli.demo import demo
 from lgvit_edge.cli.doctor import doctor
 from lgvit_edge.cli.export import export
 from lgvit_edge.cli.info import info
-from lgvit_edge.cli.options import Commands, exit_status
+from lgvit_edge.cli.options import Command, Commands, exit_status
 from lgvit_edge.cli.predict import predict
 from lgvit_edge.cli.train import train
 from lgvit_edge.cli.tune import tune
@@ -53,4 +53,4 @@ def _root(
 
 # --help lists the commands in this order, the order of a user's work.
 for command in (train, export, build, tune, bench, compare, predict, info, doctor, demo):
-    app.command()(command)
+    app.command(cls=Command)(command)

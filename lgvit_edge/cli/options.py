@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from lgvit_edge._support.terminal import errors
 from lgvit_edge.architecture.heads import head_choices
 from lgvit_edge.errors import DataError, LGViTEdgeError, UsageError
-from lgvit_edge.policies import described
 from lgvit_edge.runtime.backends.registry import backends
 
 if TYPE_CHECKING:
@@ -30,11 +29,14 @@ def _values(field: str) -> str:
 _THREADED = ", ".join(backend.name for backend in backends() if "threads" in backend.options)
 
 
+# Filled in for the command that runs: describing policies loads NumPy, the root help loads little.
+_POLICIES = "{policies}"
+
 Engines = Annotated[Path, typer.Option(help="Bundle folder that `lgvit-edge export` wrote.")]
 PolicyText = Annotated[
     str | None,
     typer.Option(
-        help=f"Rule that decides when an image stops: {described()}. Several thresholds, separated "
+        help=f"Rule that decides when an image stops: {_POLICIES}. Several thresholds, separated "
         "by commas, apply one per exit. Default: the bundle's policy."
     ),
 ]
@@ -111,6 +113,20 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 
 class _Interrupted(Exception):
     """Raised when the user presses Ctrl-C."""
+
+
+class Command(TyperCommand):
+    """One command; its help names the policies, which are loaded only when the command is used."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the options, with their help complete."""
+        parameters = super().get_params(ctx)
+        for parameter in parameters:
+            if isinstance(parameter, TyperOption) and _POLICIES in (parameter.help or ""):
+                from lgvit_edge.policies import described
+
+                parameter.help = str(parameter.help).replace(_POLICIES, described())
+        return parameters
 
 
 class Commands(TyperGroup):

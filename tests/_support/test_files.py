@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 import threading
@@ -190,3 +191,16 @@ def test_the_lock_of_a_folder_that_came_in_the_place_of_ours_is_not_ours(tmp_pat
         folder.mkdir()
         (folder / "lock").write_text("another's")
     assert (folder / "lock").read_text() == "another's"
+
+
+def test_a_full_disk_leaves_no_lock_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="No space left"), locked(tmp_path / ".lock"):
+            pass
+    assert not list(tmp_path.iterdir())
+    with locked(tmp_path / ".lock"):
+        pass

@@ -54,6 +54,12 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def test_help_names_every_policy() -> None:
+    for command in ("bench", "predict"):
+        text = run(command, "--help").stdout
+        assert all(name in text for name in ("confidence:0.8", "patience:2", "never"))
+
+
 def test_help_names_every_command() -> None:
     done = run("--help")
     assert done.returncode == 0
