@@ -83,7 +83,8 @@ class Session(LoadedBundle):
                 a machine (seconds) and remembered. ``LGVIT_EDGE_BACKEND`` takes the place of
                 ``auto``. An option that a backend does not take is refused, and with ``auto``
                 leaves that backend out.
-            policy: decides where images stop; None for the manifest's.
+            policy: decides where images stop; None for the one in the bundle's manifest, which is
+                ``confidence:0.8`` unless ``lgvit-edge export --policy`` said otherwise.
             point: instead, the name of an operating point that ``lgvit-edge tune`` stored.
             threads: CPU threads (onnxruntime, openvino); None for one per core this process may
                 use.

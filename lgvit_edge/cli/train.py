@@ -80,13 +80,17 @@ def train(
         str, typer.Option(help="Architecture such as deit-tiny, or path of a checkpoint.")
     ] = "vit-tiny",
     weights: Annotated[
-        Path | None, typer.Option(help="Pretrained weights of the architecture: a timm state dict.")
+        Path | None,
+        typer.Option(
+            help="Pretrained weights of the architecture: a timm state dict. Default: random."
+        ),
     ] = None,
     val: Annotated[
         str | None,
         typer.Option(
             metavar="DIR|SHARE",
-            help="Validation images: a folder, or the share of --data to set aside, such as 0.1.",
+            help="Validation images: a folder, or the share of --data to set aside, such as 0.1. "
+            "Default: val/ beside train/ in --data, if there is one.",
         ),
     ] = None,
     exits: Annotated[
@@ -103,7 +107,10 @@ def train(
     ] = "both",
     cache_features: Annotated[
         Path | None,
-        typer.Option(help="Folder for --cache on disk, which later trainings use again."),
+        typer.Option(
+            help="Stage 2: run the frozen blocks once and keep their outputs in this folder, for "
+            "this training and later ones."
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option(help="Continue an interrupted run.")] = True,
     *,

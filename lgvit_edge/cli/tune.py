@@ -42,7 +42,10 @@ def tune(
     ] = None,
     max_drop: Annotated[
         float | None,
-        typer.Option(help="Goal: largest loss of accuracy; 0.01 is one percentage point."),
+        typer.Option(
+            help="Goal: largest loss of accuracy against the baseline, which has no exits; 0.01 is "
+            "one percentage point."
+        ),
     ] = None,
     latency_ms: Annotated[
         float | None,
@@ -87,7 +90,11 @@ def tune(
         Path | None, typer.Option("--json", help="Also write the full result to this file.")
     ] = None,
 ) -> None:
-    """Search for operating points on this device; without a goal: fast, balanced and accurate."""
+    """Find how sure exits must be for a goal, and store it in the bundle as an operating point.
+
+    Times are measured on this machine, so run it on the device. Without a goal, the points fast,
+    balanced and accurate are stored.
+    """
     from lgvit_edge._support.files import replacing, write_json
     from lgvit_edge._support.optional import require
     from lgvit_edge.bundle.directory import add_points, open_bundle

@@ -16,8 +16,12 @@ if TYPE_CHECKING:
     import torch
 
 # Groups of settings, as the command's help shows them.
-OPTIMISER, DISTILLATION, SPEED = "Optimiser", "Distillation", "Images and speed"
-_AUTHORS = "the authors' default"
+OPTIMISER, DISTILLATION, SPEED = (
+    "Optimiser",
+    "Distillation (equations of the LGViT paper)",
+    "Images and speed",
+)
+_AUTHORS = "default as in the LGViT paper's code"
 # Bounds, in words and as a check.
 _NOT_NEGATIVE = ("at least 0", lambda x: x >= 0)
 _POSITIVE = ("above 0", lambda x: x > 0)
@@ -111,7 +115,7 @@ class TrainingConfig:
     )
     gamma: float = _setting(
         0.3,
-        f"Share of the KL term in Eq. 14, {_AUTHORS}",
+        f"Share of the loss that imitates the final classifier (KL in Eq. 14), {_AUTHORS}",
         "in 0..1",
         lambda x: 0 <= x <= 1,
         panel=DISTILLATION,
@@ -124,13 +128,13 @@ class TrainingConfig:
     )
     alpha: float = _setting(
         0.01,
-        f"Weight of heterogeneous distillation, Eq. 15, {_AUTHORS}",
+        f"Weight of heterogeneous distillation, from the last block (Eq. 15), {_AUTHORS}",
         *_NOT_NEGATIVE,
         panel=DISTILLATION,
     )
     beta: float = _setting(
         0.01,
-        f"Weight of homogeneous distillation, Eq. 15, {_AUTHORS}",
+        f"Weight of homogeneous distillation, between exits (Eq. 15), {_AUTHORS}",
         *_NOT_NEGATIVE,
         panel=DISTILLATION,
     )
@@ -183,7 +187,7 @@ class TrainingConfig:
         choices=lambda: {"fp32": "float32", "bf16": "bfloat16, faster on recent hardware"},
         panel=SPEED,
     )
-    seed: int = _setting(777, f"Seed of all random choices, {_AUTHORS}", *_NOT_NEGATIVE)
+    seed: int = _setting(777, "Seed of all random choices", *_NOT_NEGATIVE)
     workers: int = _setting(
         2,
         "Processes that decode images; 0 decodes in the main process",
