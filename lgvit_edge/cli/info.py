@@ -14,8 +14,6 @@ from rich.table import Table
 from lgvit_edge._support.optional import require
 from lgvit_edge._support.terminal import console, say, table
 from lgvit_edge.architecture.heads import HEAD_KINDS
-from lgvit_edge.bundle.directory import MANIFEST
-from lgvit_edge.bundle.inspection import inspect_bundle
 from lgvit_edge.cli.options import AsJson
 from lgvit_edge.errors import CheckpointError
 
@@ -28,6 +26,9 @@ def inspect(path: Path) -> dict[str, Any]:
     """
     if not path.exists():
         raise CheckpointError(f"no such checkpoint or bundle: {path}")
+    from lgvit_edge.bundle.directory import MANIFEST
+    from lgvit_edge.bundle.inspection import inspect_bundle
+
     if (path / MANIFEST).is_file():
         return inspect_bundle(path)
     if path.is_dir() and not (path / "config.json").is_file():
