@@ -22,11 +22,11 @@ def log_softmax(logits: Floats) -> Floats:
 
 
 def confidence(logits: Floats) -> Floats:
-    """Returns the probability of the likeliest class (Eq. 16), ``[B, C] -> [B]``, in 1/C..1."""
+    """Returns the probability of the likeliest class (Eq. 16), ``[..., C] -> [...]``, in 1/C..1."""
     # The largest softmax has the numerator exp(0) = 1. This runs between two segments, with cold
     # caches. So the ufuncs are called directly, which skips the Python part of max and sum, and the
     # usual single row is handled without axes.
-    if len(logits) == 1:
+    if logits.ndim == 2 and len(logits) == 1:
         row = logits[0]
         total = np.add.reduce(np.exp(row - np.maximum.reduce(row)), keepdims=True)
         return np.reciprocal(total, out=total)

@@ -77,6 +77,12 @@ def test_probabilities_of_zero_give_no_nan(scale: float) -> None:
     assert confidence(x).dtype == entropy(x).dtype == np.float32
 
 
+def test_confidence_of_one_image_at_all_exits() -> None:
+    logits = np.random.default_rng(0).normal(size=(1, 3, 5)).astype(np.float32)
+    expected = np.exp(log_softmax(logits)).max(axis=-1)
+    np.testing.assert_allclose(confidence(logits), expected, rtol=1e-6)
+
+
 def test_confidence_is_computed_for_each_image_alone() -> None:
     """One large logit in the batch must not wash out the others, as a shared maximum would."""
     alone = np.array([[2.0, 1.0, 0.0]], np.float32)
