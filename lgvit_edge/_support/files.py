@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,16 +74,21 @@ def locked(path: Path, *, wait: str | None = None) -> Iterator[None]:
     """
     from filelock import Timeout
 
-    path.parent.stat()  # raises now: the lock would create a missing folder
     lock = _lock(path)
+    told = False
     try:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            if wait is None:
-                raise BlockingIOError(_holder(path)) from None
-            print(f"waiting for {_holder(path)}, which {wait}", file=sys.stderr, flush=True)
-            lock.acquire()
+        while True:
+            path.parent.stat()  # raises: the lock would create a missing folder
+            try:
+                lock.acquire(timeout=0)
+                break
+            except Timeout:
+                if wait is None:
+                    raise BlockingIOError(_holder(path)) from None
+            if not told:
+                print(f"waiting for {_holder(path)}, which {wait}", file=sys.stderr, flush=True)
+                told = True
+            time.sleep(0.05)
     except NotImplementedError as error:
         raise OSError(f"the file system of {path.parent} has no locks") from error
     mine = path.stat()

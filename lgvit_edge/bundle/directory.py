@@ -110,8 +110,7 @@ def writing(root: Path) -> Iterator[Path]:
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
         with locked(root.with_name(f".{root.name}{_LOCK}")):
-            if aside.exists() and not root.exists():
-                aside.rename(root)  # an export was killed between its renames: the only copy
+            _put_back(aside, root)  # an export was killed between its renames
             _check_replaceable(root)
             for left in (staging, aside):
                 shutil.rmtree(left, ignore_errors=True)
@@ -188,9 +187,17 @@ def _swap(staging: Path, root: Path, aside: Path) -> None:
                 root.rename(aside)
             staging.rename(root)
         finally:  # Ctrl-C between the two renames included
-            if aside.exists() and not root.exists():
-                aside.rename(root)
+            _put_back(aside, root)
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def _put_back(aside: Path, root: Path) -> None:
+    """Rename ``aside`` back to ``root``, unless a bundle has taken its place."""
+    if aside.exists() and not (root / MANIFEST).exists():
+        if root.exists():
+            _check_replaceable(root)
+            shutil.rmtree(root)  # made by a process that waits for the lock in it
+        aside.rename(root)
 
 
 def _check_replaceable(root: Path) -> None:

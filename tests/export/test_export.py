@@ -266,16 +266,37 @@ def test_points_found_for_a_bundle_are_not_written_into_the_next_one(bundle_copy
             refused.append(error)
 
     thread = threading.Thread(target=add)
-    aside = bundle_copy.with_name("aside")
+    staging = bundle_copy.with_name("staging")
+    shutil.copytree(bundle_copy, staging)
+    (staging / "manifest.json").write_text(other.dumps())
     with locked(bundle_copy / ".lock"):  # as by the export that puts its bundle in place
         thread.start()
-        bundle_copy.rename(aside)
-        shutil.copytree(aside, bundle_copy, ignore=shutil.ignore_patterns(".lock"))
-        (bundle_copy / "manifest.json").write_text(other.dumps())
-        shutil.rmtree(aside)
+        bundle_copy.rename(bundle_copy.with_name("aside"))
+        staging.rename(bundle_copy)
     thread.join()
     assert "was exported again meanwhile" in str(refused[0])
     assert open_bundle(bundle_copy).manifest == other
+
+
+def test_a_folder_made_between_the_renames_does_not_cost_the_bundle(
+    bundle_copy: Path, exported_model: LGViT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Older filelock makes the folder of the lock it waits for."""
+    manifest = open_bundle(bundle_copy).manifest
+    rename = Path.rename
+
+    def rename_and_wait(self: Path, target: Path) -> Path:
+        result = rename(self, target)
+        if self == bundle_copy:
+            bundle_copy.mkdir()
+            (bundle_copy / ".lock").touch()
+        return result
+
+    monkeypatch.setattr(Path, "rename", rename_and_wait)
+    with pytest.raises(ExportError, match="cannot write .*not empty"):
+        export_bundle(exported_model, bundle_copy, ExportOptions(policy=Confidence(0.33)))
+    assert open_bundle(bundle_copy).manifest == manifest
+    assert [path.name for path in bundle_copy.parent.iterdir()] == ["bundle"]
 
 
 def test_ctrl_c_leaves_nothing(
