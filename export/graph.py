@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,7 @@ def export_graph(
     dynamic = None
     if batch[0] != batch[1]:
         dynamic = ({0: torch.export.Dim("batch", min=batch[0], max=batch[1])},)
+    _read_operators_once()
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -150,7 +152,17 @@ def _gelu(opset: int) -> Any:
     return gelu
 
 
-@contextmanager
+def _read_operators_once() -> None:
+    """Keep what PyTorch reads from the sources of its 500 ONNX operators, anew for every graph."""
+    # Not public: where another PyTorch names it otherwise, exports only take longer.
+    with contextlib.suppress(ImportError, AttributeError):
+        from torch.onnx._internal._lazy_import import onnxscript_apis
+
+        if not hasattr(onnxscript_apis.get_torchlib_ops, "cache_info"):
+            onnxscript_apis.get_torchlib_ops = functools.cache(onnxscript_apis.get_torchlib_ops)
+
+
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the exporter's warnings about packages and its own deprecations."""
     level = logging.root.manager.disable

@@ -27,7 +27,7 @@ from lgvit_edge.bundle.directory import WEIGHTS, add_points, open_bundle, writin
 from lgvit_edge.errors import BundleError, ExportError, ParityError, UsageError
 from lgvit_edge.export import ExportOptions, export_bundle
 from lgvit_edge.export import bundle as exporter
-from lgvit_edge.export.graph import WeightStore
+from lgvit_edge.export.graph import WeightStore, export_graph
 from lgvit_edge.export.source import model_to_export
 from lgvit_edge.model import LGViT, block_macs, count_parameters, save_checkpoint
 from lgvit_edge.policies import Confidence
@@ -276,6 +276,29 @@ def test_points_found_for_a_bundle_are_not_written_into_the_next_one(bundle_copy
     thread.join()
     assert "was exported again meanwhile" in str(refused[0])
     assert open_bundle(bundle_copy).manifest == other
+
+
+def test_the_exporter_reads_its_operators_once(
+    tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a second for each graph; fails where PyTorch has renamed what is private to it."""
+    from onnxscript._internal import ast_utils
+
+    read = ast_utils.get_src_and_ast
+    sources: list[object] = []
+    monkeypatch.setattr(ast_utils, "get_src_and_ast", lambda f: sources.append(f) or read(f))
+    export_graph(
+        torch.nn.Linear(2, 2).eval(),
+        torch.ones(1, 2),
+        tmp_path / "linear.onnx",
+        input_name="x",
+        output_names=["y"],
+        opset=18,
+        batch=(1, 1),
+        store=WeightStore(tmp_path / "weights"),
+        weights_location="weights",
+    )
+    assert len(sources) < 50  # of 500
 
 
 def test_a_folder_made_between_the_renames_does_not_cost_the_bundle(
