@@ -156,7 +156,7 @@ def _read_operators_once() -> None:
     """Keep what PyTorch reads from the sources of its 500 ONNX operators, anew for every graph."""
     # Not public: where another PyTorch names it otherwise, exports only take longer.
     with contextlib.suppress(ImportError, AttributeError):
-        from torch.onnx._internal._lazy_import import onnxscript_apis
+        from torch.onnx._internal._lazy_import import onnxscript_apis  # type: ignore[attr-defined]
 
         if not hasattr(onnxscript_apis.get_torchlib_ops, "cache_info"):
             onnxscript_apis.get_torchlib_ops = functools.cache(onnxscript_apis.get_torchlib_ops)
