@@ -26,7 +26,7 @@ demo: $(VENV)/.demo ## set up, then run the whole main job on data that needs no
 	$(BIN)/lgvit-edge demo
 
 test: $(VENV)/.dev ## set up, then run the tests
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.dev links ## lint, format, types and import rules
 	$(BIN)/ruff check .

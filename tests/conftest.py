@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 from torch import nn
 
@@ -26,11 +27,40 @@ from lgvit_edge.model.randomised import randomised
 from lgvit_edge.training.start import seeded
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files of slow tests: one that begins last keeps the other workers waiting."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True, scope="session")
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No test measures backends unless it means to, and none sees or leaves a cache of the user."""
+def own_surroundings(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test measures backends unless it means to, and none sees or leaves a cache of the user.
+
+    One thread for PyTorch, here and in commands: on small models its threads mostly wait, the
+    more so the busier the machine is.
+    """
     os.environ["LGVIT_EDGE_BACKEND"] = "onnxruntime"
     os.environ["LGVIT_EDGE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Call ``make(path)`` in the first worker that asks for this name; return the path."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def shared(name: str, make: Callable[[Path], object]) -> Path:
+        with FileLock(root / f"{name}.lock"):
+            if not (root / name).exists():
+                make(root / f"{name}.new")
+                (root / f"{name}.new").rename(root / name)
+        return root / name
+
+    return shared
 
 
 def random_model(config: LGViTConfig, seed: int = 0) -> LGViT:
@@ -126,39 +156,43 @@ def swin_model() -> LGViT:
 
 
 @pytest.fixture(scope="session")
-def swin_bundle(tmp_path_factory: pytest.TempPathFactory, swin_model: LGViT) -> Path:
-    """For TensorRT, float32, batches 1 to 8, no engines; do not change it."""
-    out = tmp_path_factory.mktemp("swin") / "out"
-    export_bundle(swin_model, out, ExportOptions(target="rtx", precision="fp32", batch=(1, 4, 8)))
-    return out
+def quick_model() -> LGViT:
+    """Two blocks and one exit, for tests of what an export leaves behind; do not change it."""
+    return random_model(make_tiny_config().replace(num_blocks=2, exits=(ExitConfig(1, "lph", 3),)))
 
 
 @pytest.fixture(scope="session")
-def rtx_bundles(
-    tmp_path_factory: pytest.TempPathFactory, exported_model: LGViT, swin_bundle: Path
-) -> Path:
+def swin_bundle(made_once: Callable[..., Path], swin_model: LGViT) -> Path:
+    """For TensorRT, float32, batches 1 to 8, no engines; do not change it."""
+    options = ExportOptions(target="rtx", precision="fp32", batch=(1, 4, 8))
+    return made_once("swin", lambda out: export_bundle(swin_model, out, options))
+
+
+@pytest.fixture(scope="session")
+def rtx_bundles(made_once: Callable[..., Path], exported_model: LGViT, swin_bundle: Path) -> Path:
     """For TensorRT, no engines yet.
 
     ``fp32``, ``fp16`` (batches 1 to 8), ``fixed`` (fp16, 1), ``swin`` (fp32, 1 to 8).
     """
-    root = tmp_path_factory.mktemp("bundles")
-    for name, precision, batch in (
-        ("fp32", "fp32", (1, 4, 8)),
-        ("fp16", "fp16", (1, 4, 8)),
-        ("fixed", "fp16", (1, 1, 1)),
-    ):
-        options = ExportOptions(target="rtx", precision=precision, batch=batch)
-        export_bundle(exported_model, root / name, options)
-    shutil.copytree(swin_bundle, root / "swin")
-    return root
+
+    def make(root: Path) -> None:
+        for name, precision, batch in (
+            ("fp32", "fp32", (1, 4, 8)),
+            ("fp16", "fp16", (1, 4, 8)),
+            ("fixed", "fp16", (1, 1, 1)),
+        ):
+            options = ExportOptions(target="rtx", precision=precision, batch=batch)
+            export_bundle(exported_model, root / name, options)
+        shutil.copytree(swin_bundle, root / "swin")
+
+    return made_once("rtx", make)
 
 
 @pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory, exported_model: LGViT) -> Path:
+def bundle(made_once: Callable[..., Path], exported_model: LGViT) -> Path:
     """A bundle with batches 1 to 4; do not change it, take ``bundle_copy``."""
-    out = tmp_path_factory.mktemp("exported") / "out"
-    export_bundle(exported_model, out, ExportOptions(batch=(1, 2, 4)))
-    return out
+    options = ExportOptions(batch=(1, 2, 4))
+    return made_once("bundle", lambda out: export_bundle(exported_model, out, options))
 
 
 @pytest.fixture

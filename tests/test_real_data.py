@@ -22,19 +22,20 @@ def test_deit_tiny_still_classifies_imagenet(data_root: Path, tmp_path: Path) ->
     backbone = load_backbone(weights, arch="deit-tiny")
     exits = plan_exits("6", block_macs(backbone.config))
     export_bundle(attach_exits(backbone, exits), tmp_path / "out")
-    images = sorted((data_root / "data" / "imagenet-1k-samples").glob("*.jpg"))
+    images = sorted((data_root / "data" / "imagenet-1k-samples").glob("*.jpg"))[::3]
     with Session.open(tmp_path / "out") as session:
         right = 0
         for path in images:  # each is named by its class
             prepared = session.prepare([load_rgb(path)])
             right += int(session.baseline_logits(prepared)[0].argmax()) == int(path.stem)
-    assert len(images) == 1000
-    assert right / len(images) == pytest.approx(0.782, abs=0.003)
+    assert len(images) == 334
+    # Of all 1,000: 782. Processors round otherwise: three images more or less.
+    assert right == pytest.approx(269, abs=3)
 
 
 @pytest.mark.slow
 def test_vit_tiny_still_classifies_tiny_imagenet(data_root: Path, tmp_path: Path) -> None:
-    """2 or 3 images a class; 69.2 % of all 5,000, and three standard errors around it."""
+    """250 images; of all 5,000 it classifies 69.2 % rightly."""
     weights = data_root / "weights" / "vit_tiny_patch16_224_tinyimagenet200_fp32.pth"
     backbone = load_backbone(weights)
     exits = plan_exits("6", block_macs(backbone.config))
@@ -42,7 +43,7 @@ def test_vit_tiny_still_classifies_tiny_imagenet(data_root: Path, tmp_path: Path
     images = find_images(data_root / "data" / "tiny-imagenet-200" / "val", num_classes=200)
     with Session.open(tmp_path / "out") as session:
         right = 0
-        for image in images[::10]:
+        for image in images[::20]:
             prepared = session.prepare([load_rgb(image.path)])
             right += int(session.baseline_logits(prepared)[0].argmax()) == image.class_index
-    assert right / 500 == pytest.approx(0.692, abs=0.062)
+    assert right == pytest.approx(188, abs=3)

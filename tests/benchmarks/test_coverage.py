@@ -37,6 +37,7 @@ from lgvit_edge.model import LGViT, cut
 from lgvit_edge.model.heads.attention import MeanAttention
 from lgvit_edge.policies.scores import difference
 
+pytestmark = pytest.mark.slow
 RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 FORMS: dict[str, dict[str, Any]] = {
     "vit": {"family": "vit"},

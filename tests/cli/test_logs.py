@@ -15,6 +15,8 @@ from rich.console import Console
 from lgvit_edge._support import terminal
 from lgvit_edge._support.terminal import progress_bar
 
+pytestmark = pytest.mark.slow
+
 
 def logged(folder: Path, *arguments: str) -> list[str]:
     """Lines with a time of day that a command wrote to files in place of a terminal."""

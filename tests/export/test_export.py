@@ -34,6 +34,8 @@ from lgvit_edge.policies import Confidence
 from lgvit_edge.policies.scores import difference
 from lgvit_edge.runtime import Session
 
+pytestmark = pytest.mark.slow
+
 
 def test_every_exit_matches_pytorch(bundle: Path, exported_model: LGViT) -> None:
     frames = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), np.uint8)
@@ -45,14 +47,15 @@ def test_every_exit_matches_pytorch(bundle: Path, exported_model: LGViT) -> None
         assert np.abs(session.baseline_logits(frames[:1]) - expected[:1, -1]).max() < 1e-4
 
 
-def test_float_input_matches_uint8_input(
-    bundle: Path, tmp_path: Path, exported_model: LGViT
-) -> None:
-    export_bundle(exported_model, tmp_path / "out", ExportOptions(input="float32"))
-    frames = [np.random.default_rng(2).integers(0, 256, (32, 32, 3), np.uint8)]
-    with Session.open(bundle) as a, Session.open(tmp_path / "out") as b:
-        assert b.prepare(frames).dtype == np.float32
-        assert np.abs(a.exit_logits(frames) - b.exit_logits(frames)).max() < 1e-4
+def test_float_input_gives_the_same_answers(tmp_path: Path, quick_model: LGViT) -> None:
+    export_bundle(quick_model, tmp_path / "out", ExportOptions(input="float32"))
+    frame = np.random.default_rng(2).integers(0, 256, (32, 32, 3), np.uint8)
+    with torch.no_grad():
+        pixels = torch.from_numpy(frame[None]).permute(0, 3, 1, 2) / 127.5 - 1
+        expected = quick_model.exit_logits(pixels).numpy()
+    with Session.open(tmp_path / "out") as session:
+        assert session.prepare([frame]).dtype == np.float32
+        assert np.abs(session.exit_logits([frame]) - expected).max() < 1e-4
 
 
 def test_manifest_describes_the_graphs(bundle: Path, exported_model: LGViT) -> None:
@@ -78,10 +81,10 @@ def test_graphs_keep_whole_operators_and_no_traces_of_our_disk(bundle: Path) -> 
     assert b"lgvit_edge" not in (bundle / "baseline.onnx").read_bytes()
 
 
-def test_gelu_becomes_one_operator_from_opset_20(tmp_path: Path, exported_model: LGViT) -> None:
-    export_bundle(exported_model, tmp_path / "out", ExportOptions(opset=20))
+def test_gelu_becomes_one_operator_from_opset_20(tmp_path: Path, quick_model: LGViT) -> None:
+    export_bundle(quick_model, tmp_path / "out", ExportOptions(opset=20))
     model = onnx.load(tmp_path / "out" / "baseline.onnx", load_external_data=False)
-    assert [node.op_type for node in model.graph.node].count("Gelu") == 4
+    assert [node.op_type for node in model.graph.node].count("Gelu") == 2
 
 
 def test_bundle_is_as_large_as_the_weights(tmp_path: Path) -> None:
@@ -140,17 +143,17 @@ def test_a_diverging_hidden_state_is_named(tmp_path: Path, exported_model: LGViT
         export_bundle(exported_model, tmp_path / "out")
 
 
-def test_a_failed_export_leaves_the_old_bundle(bundle_copy: Path, exported_model: LGViT) -> None:
+def test_a_failed_export_leaves_the_old_bundle(bundle_copy: Path, quick_model: LGViT) -> None:
     before = (bundle_copy / "manifest.json").read_bytes()
     with pytest.raises(ParityError):
-        export_bundle(exported_model, bundle_copy, ExportOptions(tolerance=1e-12))
+        export_bundle(quick_model, bundle_copy, ExportOptions(tolerance=1e-12))
     assert (bundle_copy / "manifest.json").read_bytes() == before
     assert [p.name for p in bundle_copy.parent.iterdir()] == [bundle_copy.name]
     open_bundle(bundle_copy)
 
 
-def test_a_new_export_replaces_the_old_bundle(bundle_copy: Path, exported_model: LGViT) -> None:
-    export_bundle(exported_model, bundle_copy, ExportOptions(policy=Confidence(0.33)))
+def test_a_new_export_replaces_the_old_bundle(bundle_copy: Path, quick_model: LGViT) -> None:
+    export_bundle(quick_model, bundle_copy, ExportOptions(policy=Confidence(0.33)))
     assert open_bundle(bundle_copy).manifest.policy["threshold"] == 0.33
     assert [p.name for p in bundle_copy.parent.iterdir()] == [bundle_copy.name]
 
@@ -175,7 +178,7 @@ def test_another_programs_manifest_is_left_alone(
 
 
 def test_an_interrupted_swap_brings_the_old_bundle_back(
-    bundle_copy: Path, exported_model: LGViT, monkeypatch: pytest.MonkeyPatch
+    bundle_copy: Path, quick_model: LGViT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rename = Path.rename
 
@@ -186,17 +189,17 @@ def test_an_interrupted_swap_brings_the_old_bundle_back(
 
     monkeypatch.setattr(Path, "rename", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        export_bundle(exported_model, bundle_copy)
+        export_bundle(quick_model, bundle_copy)
     open_bundle(bundle_copy)
     assert [p.name for p in bundle_copy.parent.iterdir()] == [bundle_copy.name]
 
 
 def test_a_bundle_left_aside_by_a_killed_export_is_kept(
-    bundle_copy: Path, exported_model: LGViT
+    bundle_copy: Path, quick_model: LGViT
 ) -> None:
     bundle_copy.rename(bundle_copy.with_name(f".{bundle_copy.name}.old"))
     with pytest.raises(ParityError):
-        export_bundle(exported_model, bundle_copy, ExportOptions(tolerance=1e-12))
+        export_bundle(quick_model, bundle_copy, ExportOptions(tolerance=1e-12))
     open_bundle(bundle_copy)
 
 
@@ -206,9 +209,9 @@ def test_an_unwritable_place_is_an_error(tmp_path: Path, exported_model: LGViT) 
         export_bundle(exported_model, tmp_path / "file" / "out")
 
 
-def test_leftovers_of_a_killed_export_are_cleared(tmp_path: Path, exported_model: LGViT) -> None:
+def test_leftovers_of_a_killed_export_are_cleared(tmp_path: Path, quick_model: LGViT) -> None:
     (tmp_path / ".out.partial" / "segments").mkdir(parents=True)
-    export_bundle(exported_model, tmp_path / "out")
+    export_bundle(quick_model, tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
@@ -233,7 +236,7 @@ def test_what_came_while_the_export_ran_is_left_alone(
 
 
 def test_a_killed_tune_does_not_stand_in_the_way_of_the_next_export(
-    bundle_copy: Path, exported_model: LGViT
+    bundle_copy: Path, quick_model: LGViT
 ) -> None:
     script = """
 import os, signal, sys
@@ -247,7 +250,7 @@ add_points(bundle, open_bundle(bundle).manifest.identity, {})
     assert killed.returncode == -signal.SIGKILL
     left = {path.name for path in bundle_copy.iterdir() if path.name.startswith(".")}
     assert len(left) == 2 and ".lock" in left  # and the part of the manifest
-    export_bundle(exported_model, bundle_copy, ExportOptions(policy=Confidence(0.33)))
+    export_bundle(quick_model, bundle_copy, ExportOptions(policy=Confidence(0.33)))
     assert open_bundle(bundle_copy).manifest.policy["threshold"] == 0.33
     assert not [path.name for path in bundle_copy.iterdir() if path.name.startswith(".")]
 
@@ -302,7 +305,7 @@ def test_the_exporter_reads_its_operators_once(
 
 
 def test_a_folder_made_between_the_renames_does_not_cost_the_bundle(
-    bundle_copy: Path, exported_model: LGViT, monkeypatch: pytest.MonkeyPatch
+    bundle_copy: Path, quick_model: LGViT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Older filelock makes the folder of the lock it waits for."""
     manifest = open_bundle(bundle_copy).manifest
@@ -317,15 +320,15 @@ def test_a_folder_made_between_the_renames_does_not_cost_the_bundle(
 
     monkeypatch.setattr(Path, "rename", rename_and_wait)
     with pytest.raises(ExportError, match="cannot write .*not empty"):
-        export_bundle(exported_model, bundle_copy, ExportOptions(policy=Confidence(0.33)))
+        export_bundle(quick_model, bundle_copy, ExportOptions(policy=Confidence(0.33)))
     assert open_bundle(bundle_copy).manifest == manifest
     assert [path.name for path in bundle_copy.parent.iterdir()] == ["bundle"]
 
 
 def test_ctrl_c_leaves_nothing(
-    tmp_path: Path, exported_model: LGViT, interrupt: Callable[[list[str], str], str]
+    tmp_path: Path, quick_model: LGViT, interrupt: Callable[[list[str], str], str]
 ) -> None:
-    save_checkpoint(exported_model, tmp_path / "model.pt")
+    save_checkpoint(quick_model, tmp_path / "model.pt")
     interrupt(["export", "--ckpt", "model.pt"], ".out.partial/segments/*.onnx")
     assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
 
@@ -363,9 +366,9 @@ def test_an_applications_own_handler_of_ctrl_c_stays(ctrl_c: Callable[[], None])
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/shm"), reason="needs a small file system")
-def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, exported_model: LGViT) -> None:
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, quick_model: LGViT) -> None:
     """A file size limit makes the same writes fail that a full disk does."""
-    save_checkpoint(exported_model, tmp_path / "model.pt")
+    save_checkpoint(quick_model, tmp_path / "model.pt")
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000));"

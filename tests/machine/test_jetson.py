@@ -21,6 +21,8 @@ from lgvit_edge.machine.jetson import JETPACKS, Jetson, detect
 from lgvit_edge.machine.preflight import Finding, explain_import_error, fits, preflight
 from lgvit_edge.runtime.examination import examine
 
+pytestmark = pytest.mark.slow
+
 HERE = f"{sys.version_info[0]}.{sys.version_info[1]}"
 REINSTALL = "sudo apt install --reinstall tensorrt python3-libnvinfer"
 VENV = "run: /usr/bin/python3 -m venv --system-site-packages .venv"

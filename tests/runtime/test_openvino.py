@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 from lgvit_edge.bundle.builds import graphs_of
 from lgvit_edge.bundle.directory import open_bundle
 from lgvit_edge.errors import BackendError, BundleError, UsageError
-from lgvit_edge.export import ExportOptions, export_bundle
 from lgvit_edge.machine.openvino import shared_core
-from lgvit_edge.model import LGViT
 from lgvit_edge.runtime import Confidence, Ensemble, FixedExit, Never, Patience, Policy, Session
 from lgvit_edge.runtime.backends.openvino import PRECISIONS, OpenVINOChain, available_precisions
 
@@ -32,11 +30,8 @@ def test_every_exit_agrees_with_pytorch(bundle: Path, swin_bundle: Path) -> None
             assert session.describe()["backend"] == "openvino"
 
 
-def test_half_precision_graphs_agree_within_their_tolerance(
-    tmp_path: Path, exported_model: LGViT
-) -> None:
-    export_bundle(exported_model, tmp_path / "out", ExportOptions(target="rtx"))
-    with Session.open(tmp_path / "out", backend="openvino") as session:
+def test_half_precision_graphs_agree_within_their_tolerance(rtx_bundles: Path) -> None:
+    with Session.open(rtx_bundles / "fixed", backend="openvino") as session:
         assert session.check_parity() <= session.manifest.parity.tolerance
 
 

@@ -14,6 +14,7 @@ import pytest
 
 fake_cuda = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "fakes/fake_cuda.py")))
 
+pytestmark = pytest.mark.slow
 # `make dev` puts NVIDIA's bindings here, without the libraries they bind.
 WHEELS = Path(sys.prefix) / "nvidia-bindings"
 VERSIONS = ("8.6.1", "10.3.0", "10.16.1.11", "11.4.0.106")
