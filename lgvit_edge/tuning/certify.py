@@ -38,17 +38,14 @@ def certified(errors: Sequence[int], images: int, risk: float, delta: float) -> 
         risk: share of images that the chain may get wrong and the baseline right.
         delta: probability that the answer is wrong.
     """
-    for place, count in enumerate(errors):
-        if p_value(count, images, risk) > delta:
-            return place
-    return len(errors)
+    failed = (i for i, count in enumerate(errors) if p_value(count, images, risk) > delta)
+    return next(failed, len(errors))
 
 
 def images_needed(share: float, risk: float, delta: float) -> int | None:
     """Returns how many images would certify a policy with this share of errors.
 
-    Returns:
-        The number, or None where even a million would not be enough.
+    The answer is None where even a million would not be enough.
     """
     if share >= risk:
         return None

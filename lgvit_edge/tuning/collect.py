@@ -14,7 +14,7 @@ from lgvit_edge.images.labelled import LabelledImage, content_hash
 from lgvit_edge.images.preprocess import load_rgb
 from lgvit_edge.machine.cpu import cpu_name
 from lgvit_edge.runtime import Session
-from lgvit_edge.tuning.record import DONE, UNREADABLE, Recording, describe, recording
+from lgvit_edge.tuning.record import DONE, UNREADABLE, Recording, recording
 
 Progress = Callable[[int, int], None]
 _WARM_UP = 10
@@ -46,10 +46,8 @@ def collect(
             "images without classes tell nothing about accuracy: expected one sub-folder per "
             "class, or --labels FILE with lines FILE CLASS"
         )
-    about = describe(
-        session.manifest, content_hash(image.path for image in images), device_of(session)
-    )
-    with recording(path, session.manifest, labels, about) as stored:
+    images_sha256 = content_hash(image.path for image in images)
+    with recording(path, session.manifest, labels, images_sha256, device_of(session)) as stored:
         todo = stored.missing
         runner = _Runner(session, stored, max(1, len(images) // _BASELINE_IMAGES))
         for first in range(0, len(todo), _BLOCK):
@@ -70,7 +68,7 @@ def device_of(session: Session) -> str:
 
 class _Runner:
     def __init__(self, session: Session, stored: Recording, every: int) -> None:
-        self.session, self.stored, self.every = session, stored, every
+        self.session, self.rows, self.every = session, stored.rows, every
         self.blocks = 0
 
     def run(self, rows: np.ndarray[Any, Any], paths: Sequence[Path]) -> None:
@@ -80,7 +78,7 @@ class _Runner:
             try:
                 frames.append((row, load_rgb(path)))
             except DataError:
-                self.stored.rows["state"][row] = UNREADABLE
+                self.rows["state"][row] = UNREADABLE
         if frames and not self.blocks:
             for _ in range(_WARM_UP):
                 self._baseline(frames[0][1])
@@ -89,25 +87,24 @@ class _Runner:
         if not rest and turn % 2:
             self._baselines(frames)
         for row, frame in frames:
-            logits, prepare, segments = self._chain(frame)
-            record = self.stored.rows[row]
-            record["logits"], record["prepare_ms"], record["segment_ms"] = logits, prepare, segments
+            for name, value in self._chain(frame).items():
+                self.rows[name][row] = value
         if not rest and not turn % 2:
             self._baselines(frames)
-        for row, _ in frames:
-            self.stored.rows["state"][row] = DONE
+        self.rows["state"][[row for row, _ in frames]] = DONE
         self.blocks += bool(frames)
 
     def _baselines(self, frames: list[tuple[Any, Any]]) -> None:
         for row, frame in frames:
-            self.stored.rows["baseline_ms"][row] = self._baseline(frame)
+            self.rows["baseline_ms"][row] = self._baseline(frame)
 
-    def _chain(self, frame: Any) -> tuple[Any, float, Any]:
+    def _chain(self, frame: Any) -> dict[str, Any]:
         start = time.perf_counter()
         images = self.session.prepare([frame])
         prepared = time.perf_counter()
         logits, segments = self.session.timed_exits(images)
-        return logits, (prepared - start) * 1e3, segments
+        prepare_ms = (prepared - start) * 1e3
+        return {"logits": logits, "prepare_ms": prepare_ms, "segment_ms": segments}
 
     def _baseline(self, frame: Any) -> float:
         start = time.perf_counter()

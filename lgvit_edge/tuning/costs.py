@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 
@@ -39,13 +39,8 @@ class Costs:
     @cached_property
     def by_exit(self) -> ExitCosts:
         """The total costs of an image by the exit it takes."""
-        return ExitCosts(
-            self.blocks,
-            tuple(accumulate(self.segment_macs)),
-            self.baseline_macs,
-            tuple(self.ms.tolist()),
-            self.baseline_ms,
-        )
+        macs, ms = tuple(accumulate(self.segment_macs)), tuple(self.ms.tolist())
+        return ExitCosts(self.blocks, macs, self.baseline_macs, ms, self.baseline_ms)
 
     @property
     def ms(self) -> Floats:
@@ -74,24 +69,20 @@ class Costs:
         heads = self.head_ms
         if heads is None or self.head_macs is None:
             raise ValueError("the bundle does not say what its heads cost")
-        ms, macs = [], []
-        carried_ms, carried_macs = 0.0, 0
+        ms, macs = [0.0], [0]
         for i, (time, work) in enumerate(zip(self.segment_ms, self.segment_macs, strict=True)):
             if i + 1 in exits:  # its blocks join the next segment, its head is gone
-                carried_ms += time - float(heads[i])
-                carried_macs += work - self.head_macs[i]
-                continue
-            ms.append(time + carried_ms)
-            macs.append(work + carried_macs)
-            carried_ms, carried_macs = 0.0, 0
-        heads_left = tuple(m for i, m in enumerate(self.head_macs, 1) if i not in exits)
-        blocks = tuple(b for i, b in enumerate(self.blocks, 1) if i not in exits)
-        return Costs(
-            self.prepare_ms,
-            tuple(ms),
-            self.baseline_ms,
-            tuple(macs),
-            heads_left,
-            self.baseline_macs,
-            blocks,
+                ms[-1] += time - float(heads[i])
+                macs[-1] += work - self.head_macs[i]
+            else:
+                ms[-1] += time
+                macs[-1] += work
+                ms.append(0.0)
+                macs.append(0)
+        return replace(
+            self,
+            segment_ms=tuple(ms[:-1]),
+            segment_macs=tuple(macs[:-1]),
+            head_macs=tuple(m for i, m in enumerate(self.head_macs, 1) if i not in exits),
+            blocks=tuple(b for i, b in enumerate(self.blocks, 1) if i not in exits),
         )

@@ -55,9 +55,7 @@ class Line:
     def through(cls, points: Sequence[Outcome]) -> Line:
         """Returns the line through these outcomes."""
         ordered = sorted(points, key=lambda point: point.latency_ms)
-        return cls(
-            np.array([p.latency_ms for p in ordered]), np.array([p.accuracy for p in ordered])
-        )
+        return cls(*np.array([(p.latency_ms, p.accuracy) for p in ordered]).T)
 
     def accuracy_at(self, ms: NDArray[np.float64]) -> NDArray[np.float64]:
         """Returns the accuracy at these mean latencies."""

@@ -12,6 +12,7 @@ import json
 import os
 import tokenize
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,20 @@ from numpy.typing import NDArray
 from lgvit_edge._support.files import locked, write_json
 from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.errors import DataError
+from lgvit_edge.policies.evaluate import Images
 from lgvit_edge.tuning.costs import Costs
 
 _VERSION = 1
 TO_DO, DONE, UNREADABLE = 0, 1, 2
 
 
+@dataclass(frozen=True, eq=False)
 class Recording:
     """Holds the records of all images: ``rows`` is ``[n]``, of the type ``record_type`` gives."""
 
-    def __init__(self, path: Path, rows: NDArray[Any], about: dict[str, Any]) -> None:
-        """Wrap rows that are in memory; files are opened by ``recording`` and ``read``."""
-        self.path, self.rows, self.about = path, rows, about
+    path: Path
+    rows: NDArray[Any]
+    about: dict[str, Any]
 
     @property
     def missing(self) -> NDArray[np.intp]:
@@ -43,6 +46,10 @@ class Recording:
     def usable(self) -> NDArray[np.intp]:
         """Places of the images that were run and could be read, ``[k]``."""
         return np.flatnonzero(self.rows["state"] == DONE)
+
+    def images(self, places: NDArray[np.intp]) -> Images:
+        """Returns logits and labels of the images at these places."""
+        return Images(self.rows["logits"][places], self.rows["label"][places].astype(np.int64))
 
     def costs(self, manifest: Manifest) -> Costs:
         """Returns mean times over the images, and the MACs from the manifest."""
@@ -74,19 +81,9 @@ def record_type(exits: int, classes: int) -> np.dtype[Any]:
     )
 
 
-def describe(manifest: Manifest, data_sha256: str, device: str) -> dict[str, Any]:
-    """Returns what must be the same for stored logits to be used again."""
-    return {
-        "version": _VERSION,
-        "bundle": manifest.identity,
-        "images": data_sha256,
-        "device": device,
-    }
-
-
 @contextlib.contextmanager
 def recording(
-    path: Path, manifest: Manifest, labels: Sequence[int], about: dict[str, Any]
+    path: Path, manifest: Manifest, labels: Sequence[int], data_sha256: str, device: str
 ) -> Iterator[Recording]:
     """Opens or creates the file for writing, and locks other processes out of it.
 
@@ -95,6 +92,7 @@ def recording(
             no room on the disk.
     """
     kind = record_type(len(manifest.segments), manifest.num_classes)
+    about = dict(version=_VERSION, bundle=manifest.identity, images=data_sha256, device=device)
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(path.with_name(f".{path.name}.lock")))
@@ -176,10 +174,9 @@ def _create(path: Path, kind: np.dtype[Any], count: int, about: dict[str, Any]) 
     except OSError as error:
         path.unlink(missing_ok=True)
         _beside(path).unlink(missing_ok=True)
-        size = count * kind.itemsize
         raise DataError(
-            f"cannot keep {size / 1e6:.0f} MB of logits in {path}: {error.strerror}; name a file "
-            "elsewhere with --logits"
+            f"cannot keep {count * kind.itemsize / 1e6:.0f} MB of logits in {path}: "
+            f"{error.strerror}; name a file elsewhere with --logits"
         ) from None
 
 

@@ -100,7 +100,8 @@ class Scorer:
             thresholds = sign * self._thresholds(scores, shape, policy) + 0.0
         # In float32, as the policies compare.
         levels = (sign * thresholds).astype(np.float32)
-        exits = [self._exits(policy.held(scores > row)) for row in levels]
+        stops = [policy.held(scores > row) for row in levels]
+        exits = [np.where(s.any(axis=1), s.argmax(axis=1), self.exits) for s in stops]
         if type(policy) not in self._checked:
             self._check(shape, thresholds, exits[len(exits) // 2])
         rows = np.arange(len(self.images))
@@ -131,10 +132,6 @@ class Scorer:
         # float32 has about seven digits; rounding to them keeps a policy's numbers readable.
         low, high = sorted(policy.measure.sureness(limit) for limit in policy.limits())
         return np.unique(np.clip(np.round(quantiles, 7), low, high), axis=0)
-
-    def _exits(self, stops: NDArray[np.bool_]) -> NDArray[np.intp]:
-        """Exit 0..M of each image, given where it may stop, ``[n, M]``."""
-        return np.where(stops.any(axis=1), stops.argmax(axis=1), self.exits)
 
     def _scored(self, policy: ThresholdPolicy) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Scores, ``[n, M]``, more being surer; whether each answer is right, ``[n, M + 1]``."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.bundle.points import Guarantee, OperatingPoint
@@ -22,10 +21,9 @@ from lgvit_edge.tuning.front import Line
 from lgvit_edge.tuning.goals import USUAL, Goal
 from lgvit_edge.tuning.prune import Pruning, prune
 from lgvit_edge.tuning.record import Recording
-from lgvit_edge.tuning.search import SWEEP, policies_by, search
-from lgvit_edge.tuning.shapes import Curve, Scorer, Shape
+from lgvit_edge.tuning.search import SWEEP, Progress, policies_by, search
+from lgvit_edge.tuning.shapes import Curve, Scorer
 
-Progress = Callable[[int, int], None]
 DROPS = (0.01, 0.02)
 _LEAST_DROP = 0.005  # of accuracy, when chains are compared: many cannot reach more
 _LEAST_IMAGES = 20  # in a part: with fewer, accuracy moves in steps of more than 5 points
@@ -176,7 +174,10 @@ def tune(
         for name, (outcome, text, bound) in named.items()
     }
     by_exit = temperatures(tuning)
-    plain = (1.0,) * tuning.exits
+    middle = list(named.values())[len(named) // 2][0].policy
+    # The shape that the middle point was drawn from; the plain sweep's for the whole chain.
+    shape = next((curve.shape for curve in curves if middle in curve.policies()), SWEEP)
+    drops = [max(_LEAST_DROP, base - outcome.accuracy) for outcome, _, _ in named.values()]
     return Tuned(
         points=points,
         front=[evaluate(p, reporting, costs.by_exit) for p in front],
@@ -184,27 +185,15 @@ def tune(
         baseline_accuracy=reporting.baseline_accuracy,
         images={name: len(part) for name, part in parts.items()},
         costs=costs,
-        pruning=prune(
-            tuning,
-            reporting,
-            costs,
-            _shape(curves, named[list(named)[len(named) // 2]][0].policy),
-            manifest,
-            [max(_LEAST_DROP, base - outcome.accuracy) for outcome, _, _ in named.values()],
-        ),
+        pruning=prune(tuning, reporting, costs, shape, manifest, drops),
         calibration={
             "temperature": list(by_exit),
-            "error": calibration_errors(reporting, plain),
+            "error": calibration_errors(reporting, (1.0,) * tuning.exits),
             "error_calibrated": calibration_errors(reporting, by_exit),
         },
         more_images=more,
         seconds=time.monotonic() - began,
     )
-
-
-def _shape(curves: Sequence[Curve], policy: Policy) -> Shape:
-    """The shape that a policy was drawn from; the plain sweep's for the whole chain."""
-    return next((curve.shape for curve in curves if policy in curve.policies()), SWEEP)
 
 
 def _point(
@@ -244,11 +233,11 @@ def _split(
     rows = np.random.default_rng(options.seed).permutation(recording.usable)
     ends = np.cumsum([0, *shares.values()]) * len(rows) // sum(shares.values())
     parts = {
-        name: _images(recording, np.sort(rows[first:last]))
+        name: recording.images(np.sort(rows[first:last]))
         for name, first, last in zip(shares, ends, ends[1:], strict=False)
     }
     if report is not None:
-        parts["report"] = _images(report, report.usable)
+        parts["report"] = report.images(report.usable)
     smallest = min(parts, key=lambda name: len(parts[name]))
     least = max(_LEAST_IMAGES, recording.rows["segment_ms"].shape[1])
     if len(parts[smallest]) < least:
@@ -265,10 +254,6 @@ def _split(
     return parts
 
 
-def _images(recording: Recording, rows: NDArray[np.intp]) -> Images:
-    return Images(recording.rows["logits"][rows], recording.rows["label"][rows].astype(np.int64))
-
-
 def _certify(
     curves: Sequence[Curve], images: Images, options: TuneOptions, costs: Costs
 ) -> tuple[list[Policy], int | None]:
@@ -276,11 +261,10 @@ def _certify(
     risk, delta = options.risk or 0.0, options.delta
     path = policies_by(list(curves), lambda curve: -curve.errors)[::-1]  # ``Never`` first
     errors: list[int] = []
-    for policy in path:
-        errors.append(evaluate(policy, images, costs.by_exit).errors)
-        if certified(errors, len(images), risk, delta) < len(errors):
-            break
-    count = certified(errors, len(images), risk, delta)
+    count = 0
+    while count == len(errors) < len(path):  # up to the first that is not certified
+        errors.append(evaluate(path[count], images, costs.by_exit).errors)
+        count = certified(errors, len(images), risk, delta)
     following = None
     if count < len(errors):
         following = images_needed(errors[count] / len(images), risk, delta)
