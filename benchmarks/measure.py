@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge.benchmarks.record import Sample, instability, raw, summarise
+from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.errors import DataError, UsageError
 from lgvit_edge.images.labelled import LabelledImage, content_hash
 from lgvit_edge.images.preprocess import load_rgb
@@ -110,9 +111,7 @@ def measure_exits(
     if len(shares) != exits or bad:
         raise UsageError(f"expected {exits} shares of 0 or more, one per exit, found {mix}")
     shares = shares / shares.sum()
-    side = session.manifest.image_size
-    rng = np.random.default_rng(0)
-    frames = [(rng.integers(0, 256, (side, side, 3), np.uint8), None) for _ in range(_BLOCK)]
+    frames = [(frame, None) for frame in random_frames(session.manifest, _BLOCK)]
     start = environment()
     samples: list[Sample] = []
     with _restored_policy(session):
@@ -124,6 +123,12 @@ def measure_exits(
                 block = frames[: min(_BLOCK, rounds - first)]
                 samples += _measure(session, block, chain_first=first // _BLOCK % 2 == 0)[0]
     return _record(session, samples, start, shares=shares) | {"mix": shares.tolist()}
+
+
+def random_frames(manifest: Manifest, count: int) -> list[Frame]:
+    """Returns seeded random frames in the size of the model's images, ``[side, side, 3] uint8``."""
+    rng, side = np.random.default_rng(0), manifest.image_size
+    return [rng.integers(0, 256, (side, side, 3), np.uint8) for _ in range(count)]
 
 
 def _measure(

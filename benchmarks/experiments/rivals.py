@@ -20,13 +20,15 @@ import torch
 import typer
 from numpy.typing import NDArray
 
-from lgvit_edge._support.terminal import console, progress_bar, table
+from lgvit_edge._support.terminal import console, progress_bar
 from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.architecture.heads import head_choices
 from lgvit_edge.architecture.placement import default_heads
 from lgvit_edge.architecture.published import architecture
-from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, run_command
+from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, chain_to, run_command
 from lgvit_edge.benchmarks.experiments.if_graph import IfGraph
+from lgvit_edge.benchmarks.measure import random_frames
+from lgvit_edge.benchmarks.report.terminal import table_of
 from lgvit_edge.bundle.directory import Bundle, open_bundle
 from lgvit_edge.cli.options import Engines, parse_numbers
 from lgvit_edge.errors import UsageError
@@ -40,7 +42,7 @@ from lgvit_edge.model import (
     example_input,
     load_checkpoint,
 )
-from lgvit_edge.runtime import FixedExit, Session
+from lgvit_edge.runtime import Session
 
 PEERS_MIX = "43.3,15.6,9.4,8.9,11.4,5.0,2.4,0.9,3.1"  # at threshold 0.80
 _BURST = 3  # runs in a row; the first is left out, because its weights are not in the caches
@@ -65,16 +67,15 @@ def main(
         raise UsageError(f"expected a bundle of batch 1 and {exits} shares, found {len(shares)}")
     record, threads = Record(json_file), available_cores()
     torch.set_num_threads(threads)
-    side = bundle.manifest.image_size
-    images = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), np.uint8)
+    images = np.stack(random_frames(bundle.manifest, 1))
     with (
         Session.open(engines, backend="onnxruntime", device="cpu") as ours,
         Session.open(engines, backend="openvino", device="cpu", precision="fp32") as vino,
         tempfile.TemporaryDirectory(dir=bundle.root.absolute().parent) as folder,
     ):
         sides: dict[str, Run] = {
-            "chain, ONNX Runtime": _chain(ours, images),
-            "chain, OpenVINO": _chain(vino, images),
+            "chain, ONNX Runtime": chain_to(ours, images),
+            "chain, OpenVINO": chain_to(vino, images),
             "If graph, ONNX Runtime": IfGraph(bundle, Path(folder), images, threads),
             "PyTorch eager": eager(model_of(bundle, arch, ckpt), images),
         }
@@ -109,14 +110,6 @@ def eager(model: LGViT, images: NDArray[np.uint8]) -> Run:
                 if torch.softmax(logits, dim=-1).max().item() > threshold:
                     return logits.argmax().item()
         return backbone.final(x).argmax().item()
-
-    return run
-
-
-def _chain(session: Session, images: NDArray[np.uint8]) -> Run:
-    def run(exit: int) -> object:
-        session.policy = FixedExit(exit)
-        return session.run(images)
 
     return run
 
@@ -221,15 +214,14 @@ def _summary(
 
 
 def _show(rows: list[dict[str, Any]], shares: NDArray[np.float64]) -> None:
-    output = table(
-        "", numbers=("mean (ms)", "exit 1", "last exit", "wall x", "MACs x", "efficiency")
+    cells = (
+        "{name} | {mean_ms:.1f} | {exit_ms[0]:.1f} | {last_ms:.1f} | "
+        "{wall_clock:.2f} | {macs:.2f} | {efficiency:.3f}"
     )
-    for row in sorted(rows, key=lambda r: r["mean_ms"]):
-        figures = [row["mean_ms"], row["exit_ms"][0], row["exit_ms"][-1]]
-        ratios = [f"{row[k]:.2f}" if k in row else "" for k in ("wall_clock", "macs")]
-        efficiency = f"{row['efficiency']:.3f}" if "efficiency" in row else ""
-        output.add_row(row["name"], *(f"{f:.1f}" for f in figures), *ratios, efficiency)
-    console.print(output)
+    ordered = sorted(rows, key=lambda row: float(row["mean_ms"]))
+    numbers = ("mean (ms)", "exit 1", "last exit", "wall x", "MACs x", "efficiency")
+    shown = [row | {"last_ms": row["exit_ms"][-1]} for row in ordered]
+    console.print(table_of(shown, cells, "", numbers=numbers, blank=""))
     console.print(f"mix: {', '.join(f'{s:g}' for s in shares)}", highlight=False)
 
 

@@ -32,30 +32,19 @@ from lgvit_edge.training.start import attach_exits
 
 # Learning rates, by trial: at the higher one an encoder block as a head learns nothing.
 RATE, RATES = 4e-3, {"encoder": 1e-3}
-SPEED_UP, DROP = (
-    1.6,
-    0.02,
-)  # methods are compared at this MACs speed-up, and at this loss of accuracy
+SPEED_UP, DROP = 1.6, 0.02  # methods are compared at this one in MACs, and this loss of accuracy
 _MEASURED = 500  # images of the reporting half on which wall clock is measured
 
 
 @dataclass(frozen=True)
 class Study:
-    """Settings and images that all trainings share.
+    """Settings and images that all trainings share."""
 
-    Attributes:
-        backbone: frozen, without exits.
-        train: images to learn from.
-        val: images of which one half tunes and the other reports.
-        config: settings, apart from the scheme.
-        out: folder of results, checkpoints and features.
-    """
-
-    backbone: LGViT
+    backbone: LGViT  # frozen, without exits
     train: ImageFolder
-    val: ImageFolder
-    config: TrainingConfig
-    out: Path
+    val: ImageFolder  # one half tunes, the other reports
+    config: TrainingConfig  # apart from the scheme
+    out: Path  # folder of results, checkpoints and features
 
     def model(self, case: Case) -> LGViT:
         """Returns the model with the case's heads, trained unless its checkpoint exists.

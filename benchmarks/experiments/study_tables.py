@@ -16,22 +16,13 @@ _STEPS = 200  # number of settings tried per policy
 
 @dataclass(frozen=True)
 class Case:
-    """The training and policy behind one row of a table.
-
-    Attributes:
-        name: name of the row.
-        heads: as ``train --heads``.
-        exits: as ``train --exits``.
-        scheme: as ``train --scheme``.
-        policy: name of a policy.
-        kl: as ``train --kl``.
-    """
+    """The training and policy behind one row of a table; settings are as ``train`` takes them."""
 
     name: str
-    heads: str
-    exits: str
-    scheme: str
-    policy: str
+    heads: str = "lgvit"
+    exits: str = "uniform:8"
+    scheme: str = "lgvit"
+    policy: str = "confidence"
     kl: str = "image"
 
     @property
@@ -48,20 +39,15 @@ class Case:
 
 @dataclass(frozen=True)
 class Measured:
-    """The logits of a trained model on labelled images, and its costs.
-
-    Attributes:
-        images: labels and logits.
-        costs: costs of its exits; nothing is timed.
-    """
+    """The logits of a trained model on labelled images, and its costs."""
 
     images: Images
-    costs: ExitCosts
+    costs: ExitCosts  # nothing is timed
 
     def half(self, odd: int) -> Measured:
         """Returns every other image: the even ones, or the ``odd``."""
-        images = Images(self.images.logits[odd::2], self.images.labels[odd::2])
-        return Measured(images, self.costs)
+        logits, labels = self.images.logits, self.images.labels
+        return Measured(Images(logits[odd::2], labels[odd::2]), self.costs)
 
     def gives(self, policy: Policy) -> Outcome:
         """Returns the outcome of a policy on the images."""
@@ -78,11 +64,8 @@ def choose(
 ) -> Policy | None:
     """Returns the best setting on the tuning images, or None where no setting does.
 
-    Args:
-        policy: name of the policy.
-        tuning: labelled images that are not reported on.
-        speed_up: most accurate of those at least this much faster in MACs; or
-        drop: fastest of those that lose at most this much accuracy, 0..1.
+    That is the most accurate of those at least ``speed_up`` times faster in MACs, or the fastest of
+    those that lose at most ``drop`` of accuracy, 0..1.
     """
     tried = [tuning.gives(setting) for setting in settings(policy, tuning.images.exits)]
     if speed_up is not None:
@@ -132,23 +115,14 @@ def _table(rows: Sequence[dict[str, Any]], how: dict[str, Any]) -> list[str]:
 def _cells(point: dict[str, Any] | None, *, wall: bool) -> list[str]:
     if point is None:
         return ["not reached"] + ["-"] * (3 + wall)
-    cells = [
-        f"{point['accuracy']:.2%}",
-        f"{point['macs'] / 1e9:.3f}",
-        f"{point['macs_speedup']:.2f}",
-        f"{point['layers_speedup']:.2f}",
-    ]
+    cells = [f"{point['accuracy']:.2%}", f"{point['macs'] / 1e9:.3f}"]
+    cells += [f"{point[key]:.2f}" for key in ("macs_speedup", "layers_speedup")]
     measured = point.get("wall_clock")
     return cells + ([f"{measured:.2f}" if measured else "-"] if wall else [])
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
-    """Draws accuracy against speed-up on the reporting images, a line per method (Figure 1).
-
-    Raises:
-        MissingDependency: matplotlib is not installed.
-        OSError: the file cannot be written.
-    """
+    """Draws accuracy against speed-up on the reporting images, a line per method (Figure 1)."""
     base, how = record["baseline"]["accuracy"], record["conditions"]
     draw_lines(
         record["curves"],

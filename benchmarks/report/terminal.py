@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from string import Formatter
 from typing import Any
 
 from rich.console import Console
@@ -9,6 +11,31 @@ from rich.markup import escape
 from rich.table import Table
 
 from lgvit_edge._support.terminal import table
+
+
+def table_of(
+    rows: Iterable[Mapping[str, Any]],
+    cells: str,
+    *headers: str,
+    numbers: tuple[str, ...],
+    blank: str = "-",
+) -> Table:
+    """Returns a table of rows, with their ``cells`` as for ``str.format`` and ``|`` between them.
+
+    Values that are None or missing become ``blank``.
+    """
+
+    class Cells(Formatter):
+        def get_value(self, key: int | str, args: Any, kwargs: Any) -> Any:
+            return kwargs.get(key)
+
+        def format_field(self, value: Any, form: str) -> str:
+            return blank if value is None else format(value, form)
+
+    filled = table(*headers, numbers=numbers)
+    for row in rows:
+        filled.add_row(*(Cells().vformat(cell, (), row) for cell in cells.split(" | ")))
+    return filled
 
 
 def print_report(record: dict[str, Any], console: Console) -> None:
@@ -64,22 +91,14 @@ def _exits(record: dict[str, Any]) -> Table:
     labelled = record["accuracy"] is not None
     accuracy = ("accuracy",) if labelled else ()
     rest = ("p50 (ms)", "MACs (M)", "MACs x", "wall x", "efficiency")
-    exits = table("exit", "block", "head", numbers=("share", *accuracy, *rest))
-    for row in record["exits"]:
-        cells = [str(row["index"]), str(row["block"]), row["head"], f"{row['share']:.1%}"]
-        if labelled:
-            cells.append(_or_dash(row["accuracy"], ".1%"))
-        latency = row["latency_ms"]
-        cells += [
-            _or_dash(latency and latency["p50"], ".2f"),
-            f"{row['macs'] / 1e6:,.0f}",
-            f"{row['macs_speedup']:.2f}",
-            _or_dash(row["wall_clock"], ".2f"),
-            _or_dash(row["efficiency"], ".3f"),
-        ]
-        exits.add_row(*cells)
-    return exits
-
-
-def _or_dash(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+    return table_of(
+        [
+            row | (row["latency_ms"] or {}) | {"millions": row["macs"] / 1e6}
+            for row in record["exits"]
+        ],
+        "{index} | {block} | {head} | {share:.1%} | "
+        + ("{accuracy:.1%} | " if labelled else "")
+        + "{p50:.2f} | {millions:,.0f} | {macs_speedup:.2f} | {wall_clock:.2f} | {efficiency:.3f}",
+        *("exit", "block", "head"),
+        numbers=("share", *accuracy, *rest),
+    )
