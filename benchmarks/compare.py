@@ -35,16 +35,13 @@ _CONDITIONS = {
 
 
 def compare_records(paths: list[Path], *, force: bool = False) -> dict[str, Any]:
-    """Compares records, or the operating points of bundles, with the first of them.
-
-    Args:
-        paths: files that ``bench --json`` wrote, or bundles that were tuned.
-        force: compare them even under unlike conditions.
+    """Compares records of ``bench --json``, or tuned bundles, with the first of them.
 
     Returns:
         ``rows``, the first being the reference: ``time`` is the mean latency over the first's.
         ``time_paced`` is the same, each latency first divided by its own baseline's, which removes
-        differences in machine speed. ``unlike`` names conditions that differ.
+        differences in machine speed. ``unlike`` names conditions that differ; they are refused
+        without ``force``.
 
     Raises:
         DataError: a file is not a record, or a bundle has no operating points.

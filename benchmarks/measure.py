@@ -37,7 +37,7 @@ def measure_images(
     progress: Progress = lambda done, total: None,
     watch: Watch | None = None,
 ) -> dict[str, Any]:
-    """Measures the session's policy on real images.
+    """Measures the session's policy on real images; returns figures and raw timings as JSON.
 
     Files that cannot be decoded are skipped and listed under ``skipped``.
 
@@ -46,9 +46,6 @@ def measure_images(
         images: with or without a class.
         progress: called with images done and images in all.
         watch: called with each image and its result, between measurements.
-
-    Returns:
-        All figures and the raw timings, as JSON.
 
     Raises:
         DataError: no image could be decoded.
@@ -75,8 +72,7 @@ def measure_images(
                 watch(image, result)
     if not samples:
         raise DataError(f"none of {len(images)} images could be decoded, such as {skipped[0]}")
-    record = _record(session, samples, start)
-    return record | {
+    return _record(session, samples, start) | {
         "policy": session.policy.to_json(),
         "point": session.point,
         "skipped": skipped,
@@ -91,16 +87,14 @@ def measure_exits(
     mix: Sequence[float] | None = None,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Measures every exit in turn without images, on seeded random frames.
+    """Measures every exit in turn on random frames; returns the same figures without accuracy.
 
     Args:
         session: its policy is restored at the end.
         rounds: measurements of each exit.
-        mix: share of the images at each exit, 1..M + 1, in any unit; uniform by default.
+        mix: share of the images at each exit, 1..M + 1, in any unit; uniform by default. The
+            record holds the shares assumed, too.
         progress: called with steps done and steps in all.
-
-    Returns:
-        The same figures without accuracy; ``mix`` holds the assumed shares.
 
     Raises:
         UsageError: the mix has another number of exits, or is negative or all zero.
@@ -122,7 +116,7 @@ def measure_exits(
                 session.policy = FixedExit(exit)
                 block = frames[: min(_BLOCK, rounds - first)]
                 samples += _measure(session, block, chain_first=first // _BLOCK % 2 == 0)[0]
-    return _record(session, samples, start, shares=shares) | {"mix": shares.tolist()}
+    return _record(session, samples, start, shares) | {"mix": shares.tolist()}
 
 
 def random_frames(manifest: Manifest, count: int) -> list[Frame]:
@@ -196,7 +190,6 @@ def _record(
     session: Session,
     samples: list[Sample],
     start: dict[str, Any],
-    *,
     shares: NDArray[np.float64] | None = None,
 ) -> dict[str, Any]:
     manifest = session.manifest

@@ -7,6 +7,7 @@ chain with all rows until the last one leaves, and through the baseline. Images 
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -53,11 +54,10 @@ def main(
             [load_rgb(image.path) for image in choose_images(data, manifest, samples)]
         )
         chosen = [policies.parse(text) for text in policy or []] or [session.policy]
-        rows = []
-        for number, rule in enumerate(chosen):
-            for place, size in enumerate(batch_sizes):
-                progress(number * len(batch_sizes) + place, len(chosen) * len(batch_sizes))
-                rows.append(_compare(session, rule, images, size, rounds))
+        runs, rows = list(itertools.product(chosen, batch_sizes)), []
+        for done, (rule, size) in enumerate(runs):
+            progress(done, len(runs))
+            rows.append(_compare(session, rule, images, size, rounds))
         record.env |= {"runtime": session.describe()}
     cells = (
         "{policy} | {batch} | {macs:.2f} | {wall_clock:.2f} | {efficiency:.2f} | "

@@ -6,7 +6,7 @@ images one by one beside a competing load: at several deadlines, and without one
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,15 +48,11 @@ def main(
         with progress_bar("under load") as progress, competing(load):
             runs = [None, *(factor * whole for factor in factors)]
             for number, deadline in enumerate(runs):
-                rows.append(
-                    _run(
-                        session,
-                        images,
-                        frames,
-                        deadline,
-                        lambda done, n=number: progress(n * frames + done, len(runs) * frames),
-                    )
-                )
+
+                def report(done: int, before: int = number * frames) -> None:
+                    progress(before + done, len(runs) * frames)
+
+                rows.append(_run(session, images, frames, deadline, report))
         record.env |= {"runtime": session.describe()}
     console.print(
         f"{frames} frames each, {load} competing process(es), "
@@ -81,7 +77,7 @@ def _run(
     images: Sequence[LabelledImage],
     frames: int,
     deadline: float | None,
-    progress: Any,
+    progress: Callable[[int], None],
 ) -> dict[str, Any]:
     late, right, exits, times = 0, 0, [], []
     for number in range(frames):

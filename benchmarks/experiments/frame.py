@@ -53,10 +53,7 @@ class Record:
     """The record of an experiment, with the environment at its start and end."""
 
     def __init__(self, path: Path | None) -> None:
-        """Read the environment.
-
-        Args:
-            path: where to write the record; None writes none.
+        """Read the environment; the record goes to ``path``, None writes none.
 
         Raises:
             UsageError: the file could not be written.

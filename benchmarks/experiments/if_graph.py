@@ -20,11 +20,7 @@ from lgvit_edge.runtime.backends.ort_pool import join_pool, open_session
 
 
 class BoundGraph:
-    """Runs a graph on ONNX Runtime for one image, with inputs and outputs bound beforehand.
-
-    Attributes:
-        outputs: the values of the last run, ``[1, ...] float32``.
-    """
+    """Runs a graph on ONNX Runtime for one image, with inputs and outputs bound beforehand."""
 
     def __init__(self, path: Path, inputs: list[NDArray[Any]], threads: int) -> None:
         """Load the graph; each run reads what the arrays in ``inputs`` then hold."""
@@ -35,6 +31,7 @@ class BoundGraph:
         )
         self._inputs = inputs  # the binding has only their addresses
         nodes = self._session.get_outputs()
+        # The values of the last run, ``[1, ...] float32``.
         self.outputs = [np.zeros((1, *node.shape[1:]), np.float32) for node in nodes]
         self._binding = self._session.io_binding()
         for node, array in zip(self._session.get_inputs(), inputs, strict=True):

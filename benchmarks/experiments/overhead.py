@@ -28,6 +28,8 @@ from lgvit_edge.bundle.directory import Bundle, open_bundle
 from lgvit_edge.errors import UsageError
 from lgvit_edge.runtime import Session
 
+Run = Callable[[], object]
+
 
 def main(
     engines: Annotated[Path, typer.Option(help="Bundle to measure.")],
@@ -66,13 +68,14 @@ def measure(session: Session, bundle: Bundle, rounds: int, threads: int) -> dict
         graphs = [_one_graph(bundle, m, Path(folder)) for m in exits]
         runs = [_runner(path, images, threads) for path in graphs]
     chains = [functools.partial(chain_to(session, images), exit) for exit in exits]
-    times = {exit: _interleaved(chains[exit - 1], runs[exit - 1], rounds) for exit in exits}
-    whole = _interleaved(chains[-1], lambda: session.baseline_logits(images), rounds)
+    times = [_interleaved(pair, rounds) for pair in zip(chains, runs, strict=True)]
+    whole = _interleaved((chains[-1], lambda: session.baseline_logits(images)), rounds)
+    chain_ms, baseline_ms = np.median(whole, axis=1).tolist()
     return {
-        "exits": [{"exit": exit, **_compare(*times[exit])} for exit in exits],
+        "exits": [{"exit": exit, **_compare(*pair)} for exit, pair in enumerate(times, 1)],
         "whole": {
-            "chain_ms": float(np.median(whole[0])),
-            "baseline_ms": float(np.median(whole[1])),
+            "chain_ms": chain_ms,
+            "baseline_ms": baseline_ms,
             "time_ratio": float(np.median(whole[0] / whole[1])),
             "macs_ratio": manifest.cumulative_macs(len(exits)) / manifest.baseline.macs,
         },
@@ -91,20 +94,17 @@ def _compare(chain: NDArray[np.float64], graph: NDArray[np.float64]) -> dict[str
     }
 
 
-def _interleaved(
-    first: Callable[[], object], second: Callable[[], object], rounds: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns milliseconds of both, measured in turn; the order alternates to be fair."""
-    for _ in range(3):
-        first(), second()
-    times = np.empty((rounds, 2))
+def _interleaved(runs: tuple[Run, Run], rounds: int) -> NDArray[np.float64]:
+    """Returns milliseconds ``[2, rounds]``, measured in turn; the order alternates to be fair."""
+    for run in runs * 3:
+        run()
+    times = np.empty((2, rounds))
     for i in range(rounds):
-        order = ((0, first), (1, second)) if i % 2 == 0 else ((1, second), (0, first))
-        for column, run in order:
+        for side in (0, 1) if i % 2 == 0 else (1, 0):
             start = time.perf_counter()
-            run()
-            times[i, column] = (time.perf_counter() - start) * 1e3
-    return times[:, 0], times[:, 1]
+            runs[side]()
+            times[side, i] = (time.perf_counter() - start) * 1e3
+    return times
 
 
 def _one_graph(bundle: Bundle, exit: int, folder: Path) -> Path:
@@ -120,7 +120,7 @@ def _one_graph(bundle: Bundle, exit: int, folder: Path) -> Path:
     return save_like(model, joined, bundle, folder / f"one_graph_{exit}.onnx")
 
 
-def _runner(path: Path, images: NDArray[Any], threads: int) -> Callable[[], object]:
+def _runner(path: Path, images: NDArray[Any], threads: int) -> Run:
     """Returns a function that copies the images into the graph's input and runs it."""
     source = np.empty_like(images)
     graph = BoundGraph(path, [source], threads)

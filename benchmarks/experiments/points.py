@@ -17,7 +17,6 @@ from lgvit_edge._support.terminal import console, progress_bar, say, table
 from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, choose_images, run_command
 from lgvit_edge.benchmarks.report.terminal import table_of
 from lgvit_edge.bundle.directory import open_bundle
-from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.cli.options import Engines
 from lgvit_edge.images.preprocess import load_rgb
 from lgvit_edge.runtime import Result, Session
@@ -52,7 +51,9 @@ def main(
     with progress_bar("searching") as progress:
         for seed in range(splits):
             progress(seed, splits)
-            gains.append(_gain(recording, manifest, seed))
+            began = time.monotonic()
+            gain = tune(recording, manifest, TuneOptions(seed=seed)).gain()
+            gains.append(gain | {"seed": seed, "seconds": time.monotonic() - began})
     _print_gains(gains)
     broken = _guarantee(recording, recording.costs(manifest), draws)
     cells = (
@@ -65,12 +66,6 @@ def main(
     say("plain share: how often the fastest policy with few errors breaks the bound untested")
     times = [] if data is None else _latencies(engines, data, samples)
     record.write(gains=gains, guarantee=broken, latencies=times)
-
-
-def _gain(recording: Recording, manifest: Manifest, seed: int) -> dict[str, Any]:
-    began = time.monotonic()
-    tuned = tune(recording, manifest, TuneOptions(seed=seed))
-    return tuned.gain() | {"seed": seed, "seconds": time.monotonic() - began}
 
 
 def _print_gains(gains: list[dict[str, Any]]) -> None:
@@ -149,7 +144,7 @@ def _latencies(engines: Path, data: Path, samples: int) -> list[dict[str, Any]]:
                 session.point = name
                 results[name] += [session.predict(frame) for frame in block]
     cost = np.mean(prepare) + np.cumsum(np.mean(segments, axis=0))
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "point": name,
             "predicted_ms": float(np.mean([cost[result.exit - 1] for result in of_point])),

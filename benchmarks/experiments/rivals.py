@@ -124,8 +124,8 @@ def model_of(bundle: Bundle, arch: str | None, ckpt: Path | None) -> LGViT:
         raise UsageError("expected --arch NAME or --ckpt MODEL")
     manifest = bundle.manifest
     if ckpt is not None:
-        model = load_checkpoint(ckpt)
-        model = model.with_exits([s.last_block for s in manifest.segments[:-1]])
+        blocks = [segment.last_block for segment in manifest.segments[:-1]]
+        model = load_checkpoint(ckpt).with_exits(blocks)
     else:
         model = LGViT(_with_exits(str(arch), bundle))
     expected, parameters = manifest.baseline.parameters, count_parameters(model.backbone)
@@ -134,10 +134,9 @@ def model_of(bundle: Bundle, arch: str | None, ckpt: Path | None) -> LGViT:
             f"expected the model of {bundle.root}, whose baseline has {expected} parameters, "
             f"found one with {parameters}: give its own --arch or --ckpt"
         )
-    parts = cut(model, input=manifest.input)
     macs = [
         count_macs(part.module, example_input(model.config, part.index, input=manifest.input))
-        for part in parts
+        for part in cut(model, input=manifest.input)
     ]
     if macs != [segment.spec.macs for segment in manifest.segments]:
         raise UsageError(
@@ -152,8 +151,8 @@ def _with_exits(arch: str, bundle: Bundle) -> LGViTConfig:
     manifest = bundle.manifest
     *early, _ = manifest.segments
     config = architecture(arch, num_classes=manifest.num_classes, image_size=manifest.image_size)
+    blocks = [segment.last_block for segment in early]
     for heads in head_choices():
-        blocks = [segment.last_block for segment in early]
         exits = default_heads(blocks, heads=heads, family=config.family)
         if [exit.head for exit in exits] == [segment.head for segment in early]:
             return config.replace(exits=exits)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,12 +20,12 @@ import typer
 from lgvit_edge._support.files import replacing, write_json
 from lgvit_edge._support.terminal import say
 from lgvit_edge.benchmarks.experiments.frame import run_command
-from lgvit_edge.benchmarks.experiments.study_rows import DROP, RATE, RATES, SPEED_UP, Study
-from lgvit_edge.benchmarks.experiments.study_tables import Case, draw, tables
+from lgvit_edge.benchmarks.experiments.study_rows import DROP, RATE, RATES, SPEED_UP, Case, Study
 from lgvit_edge.benchmarks.measure import command_line
 from lgvit_edge.errors import UsageError
 from lgvit_edge.machine.environment import environment
 from lgvit_edge.model import count_parameters
+from lgvit_edge.policies.picture import draw as draw_lines
 from lgvit_edge.training import TrainingConfig
 from lgvit_edge.training.data.datasets import ImageFolder
 from lgvit_edge.training.start import load_start
@@ -142,6 +143,58 @@ def _record(study: Study, chosen: dict[str, tuple[Case, ...]]) -> dict[str, Any]
         "env": environment(),
         "command": command_line(),
     }
+
+
+def tables(record: dict[str, Any]) -> str:
+    """Returns the study as Markdown."""
+    base, how = record["baseline"], record["conditions"]
+    lines = [
+        f"Baseline without exits: {base['accuracy']:.2%} on the {how['reporting']} reporting "
+        f"images ({base['accuracy_all']:.2%} on all), {base['macs'] / 1e9:.3f} G MACs, "
+        f"{base['parameters'] / 1e6:.2f} M parameters.",
+        "",
+    ]
+    for title, rows in record["tables"].items():
+        lines += [f"## {title}", "", *_table(rows, how), ""]
+    return "\n".join(lines)
+
+
+def _table(rows: Sequence[dict[str, Any]], how: dict[str, Any]) -> list[str]:
+    fast, sure = f"at >= {how['speed_up']}x MACs", f"losing <= {100 * how['drop']:.0f} points"
+    head = (
+        f"| | parameters, M | accuracy {fast} | MACs, G | MACs x | layers x | wall clock x | "
+        f"accuracy {sure} | MACs, G | MACs x | layers x | accuracy of each exit, % |"
+    )
+    lines = [head, "|---" * (head.count("|") - 1) + "|"]
+    for row in rows:
+        cells = [row["name"], f"{row['parameters'] / 1e6:.2f}"]
+        cells += _cells(row["at_speedup"], wall=True) + _cells(row["at_accuracy"], wall=False)
+        exits = zip(row["blocks"], row["accuracies"], strict=True)
+        cells.append(", ".join(f"{block}: {100 * a:.1f}" for block, a in exits))
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _cells(point: dict[str, Any] | None, *, wall: bool) -> list[str]:
+    if point is None:
+        return ["not reached"] + ["-"] * (3 + wall)
+    cells = [f"{point['accuracy']:.2%}", f"{point['macs'] / 1e9:.3f}"]
+    cells += [f"{point[key]:.2f}" for key in ("macs_speedup", "layers_speedup")]
+    measured = point.get("wall_clock")
+    return cells + ([f"{measured:.2f}" if measured else "-"] if wall else [])
+
+
+def draw(record: dict[str, Any], path: Path) -> None:
+    """Draws accuracy against speed-up on the reporting images, a line per method (Figure 1)."""
+    base, how = record["baseline"]["accuracy"], record["conditions"]
+    draw_lines(
+        record["curves"],
+        path,
+        baseline=base,
+        title=f"{how['reporting']} held-out images",
+        drop=how["drop"],
+        limits=((0.95, 2.5), (100 * base - 25, 100 * base + 2)),
+    )
 
 
 if __name__ == "__main__":

@@ -65,13 +65,12 @@ def survey(
     base = record["baseline"]["latency_ms"]["mean"]
     costs = ExitCosts.of(manifest, outside_ms + np.cumsum(mean), base)
     outcomes = sweep(surveyed_images, costs)
-    points = {
-        name: evaluate(policies.from_json(saved.policy), surveyed_images, costs)
-        for name, saved in manifest.points.items()
-    }
     return surveyed | {
         "policies": {name: [row.to_json() for row in rows] for name, rows in outcomes.items()},
-        "points": {name: row.to_json() for name, row in points.items()},
+        "points": {
+            name: evaluate(policies.from_json(saved.policy), surveyed_images, costs).to_json()
+            for name, saved in manifest.points.items()
+        },
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from string import Formatter
 from typing import Any
 
@@ -42,11 +43,11 @@ def print_report(record: dict[str, Any], console: Console) -> None:
     """Prints the conditions, latencies, exits and speed-ups of a record, and warnings."""
     speedup, base = record["speedup"], record["baseline"]
     runtime = record["env"]["runtime"]
-    console.print(
+    say = partial(console.print, highlight=False)
+    say(
         f"[bold]{record['samples']} images[/], {runtime['backend']} {runtime['version']} on "
         f"{runtime['device']}, {runtime['threads']} threads, {record['bundle']['precision']}, "
-        f"{record['env']['cpu']}",
-        highlight=False,
+        f"{record['env']['cpu']}"
     )
     columns = ("mean", "p50", "p90", "p95", "p99")
     latencies = table("latency (ms)", numbers=(*columns, "network p50"))
@@ -56,35 +57,31 @@ def print_report(record: dict[str, Any], console: Console) -> None:
     console.print(latencies)
     console.print(_exits(record))
     low, high = speedup["wall_clock_95"]
-    console.print(
+    say(
         f"speed-up: layers {speedup['layers']:.2f}x, MACs {speedup['macs']:.2f}x, "
         f"[bold]wall clock {speedup['wall_clock']:.2f}x[/] (95 %: {low:.2f} to {high:.2f}); "
         f"[bold]efficiency {record['efficiency']:.3f}[/] (network alone "
-        f"{record['network_efficiency']:.3f})",
-        highlight=False,
+        f"{record['network_efficiency']:.3f})"
     )
-    console.print(
+    say(
         f"throughput {record['throughput_per_s']:.1f} images/s, peak memory "
-        f"{record['env']['peak_memory_mb']:.0f} MB (chain and baseline together)",
-        highlight=False,
+        f"{record['env']['peak_memory_mb']:.0f} MB (chain and baseline together)"
     )
     if record["accuracy"] is not None:
-        console.print(
+        say(
             f"accuracy: early exit [bold]{record['accuracy']:.2%}[/], baseline "
-            f"{record['baseline_accuracy']:.2%}",
-            highlight=False,
+            f"{record['baseline_accuracy']:.2%}"
         )
     elif "mix" in record:
-        console.print(
+        say(
             "random frames were stopped at every exit in turn, in the shares above; for accuracy "
-            "and real shares add --data DIR",
-            highlight=False,
+            "and real shares add --data DIR"
         )
     if skipped := record.get("skipped"):
         left_out = f"{len(skipped)} files are not images and were skipped, such as {skipped[0]}"
         console.print(f"[yellow]{escape(left_out)}[/]")
     for reason in record["unstable"]:
-        console.print(f"[yellow]unstable: {reason}[/]", highlight=False)
+        say(f"[yellow]unstable: {reason}[/]")
 
 
 def _exits(record: dict[str, Any]) -> Table:

@@ -30,13 +30,8 @@ def p_value(errors: int, images: int, risk: float) -> float:
 def certified(errors: Sequence[int], images: int, risk: float, delta: float) -> int:
     """Returns how many policies, counted from the first, are certified to stay below the risk.
 
-    All of them do with probability at least 1 - ``delta`` over the draw of the images.
-
-    Args:
-        errors: of each policy, in an order that was fixed without these images.
-        images: number of images that the errors were counted on.
-        risk: share of images that the chain may get wrong and the baseline right.
-        delta: probability that the answer is wrong.
+    All of them do with probability at least 1 - ``delta`` over the draw of the images. The errors
+    are those of each policy on these images, in an order that was fixed without them.
     """
     failed = (i for i, count in enumerate(errors) if p_value(count, images, risk) > delta)
     return next(failed, len(errors))

@@ -16,25 +16,15 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Costs:
-    """Holds the mean cost per image of each part of the chain, and of the baseline.
+    """Holds the mean cost per image of each part of the chain, and of the baseline."""
 
-    Attributes:
-        prepare_ms: from decoded frame to network input; the baseline needs it, too.
-        segment_ms: of segments 0..M, each including the decision at its end.
-        baseline_ms: from decoded frame to label, the preparation included.
-        segment_macs: of segments 0..M.
-        head_macs: the heads' part of it, M numbers; None where the bundle does not say.
-        baseline_macs: of the model without exits.
-        blocks: the block before each of the M exits, then L.
-    """
-
-    prepare_ms: float
-    segment_ms: tuple[float, ...]
-    baseline_ms: float
-    segment_macs: tuple[int, ...]
-    head_macs: tuple[int, ...] | None
-    baseline_macs: int
-    blocks: tuple[int, ...]
+    prepare_ms: float  # from decoded frame to network input; the baseline needs it, too
+    segment_ms: tuple[float, ...]  # of segments 0..M, each with the decision at its end
+    baseline_ms: float  # from decoded frame to label, the preparation included
+    segment_macs: tuple[int, ...]  # of segments 0..M
+    head_macs: tuple[int, ...] | None  # the heads' part, ``[M]``; None where the bundle has none
+    baseline_macs: int  # of the model without exits
+    blocks: tuple[int, ...]  # the block before each of the M exits, then L
 
     @cached_property
     def by_exit(self) -> ExitCosts:

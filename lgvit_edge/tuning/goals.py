@@ -29,11 +29,7 @@ class Goal:
     min_speedup: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse more than one limit, and values out of range.
-
-        Raises:
-            UsageError: names the option.
-        """
+        """Raise UsageError for more than one limit, and for values out of range."""
         given = self._given()
         if len(given) > 1:
             raise UsageError("give one of --max-drop, --latency-ms and --min-speedup, not more")
@@ -61,12 +57,7 @@ class Goal:
         return self.text.removeprefix("--").replace(" ", "-").replace("+", "")
 
     def choose(self, points: Sequence[Outcome], baseline: float, costs: Costs) -> Outcome:
-        """Returns the best of these points that meets the goal.
-
-        Args:
-            points: on the tuning images.
-            baseline: the baseline's accuracy on them, 0..1.
-            costs: of the chain.
+        """Returns the best of these points that meets the goal; ``baseline`` is an accuracy, 0..1.
 
         Raises:
             TuningError: no point meets the goal; the message says what the chain can do.

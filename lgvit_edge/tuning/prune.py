@@ -19,20 +19,12 @@ _WORTH = 0.002  # relative gain below which a change is noise
 
 @dataclass(frozen=True)
 class Pruning:
-    """Says which exits to leave out of the chain, and what that gains.
+    """Says which exits to leave out of the chain, and what that gains."""
 
-    Attributes:
-        kept: exits to keep, 1-based.
-        dropped: exits that cost more than they save.
-        gain: speed-up over the chain with all exits at equal accuracy, on the report's images;
-            1 is none.
-        blocks: the block before each exit to keep.
-    """
-
-    kept: list[int]
-    dropped: list[int]
-    gain: float
-    blocks: list[int]
+    kept: list[int]  # 1-based
+    dropped: list[int]  # exits that cost more than they save
+    gain: float  # speed-up over all exits at equal accuracy, on the report's images; 1 is none
+    blocks: list[int]  # the block before each exit to keep
 
 
 def prune(
@@ -45,16 +37,9 @@ def prune(
 ) -> Pruning | None:
     """Finds the exits whose removal makes the chain faster at equal accuracy.
 
-    Args:
-        tuning: images to decide on.
-        report: images to measure the gain on.
-        costs: of the chain with all exits.
-        shape: the policy whose thresholds are swept.
-        manifest: of the bundle.
-        drops: losses of accuracy at which chains are compared, 0..1.
-
-    Returns:
-        None where every exit pays, or the bundle does not say what its heads cost.
+    The tuning images decide, those of the report tell the gain. Chains are compared at the losses
+    of accuracy in ``drops``, 0..1, with thresholds of this shape. The answer is None where every
+    exit pays, or the bundle does not say what its heads cost.
     """
     if costs.head_ms is None:
         return None

@@ -27,6 +27,8 @@ from lgvit_edge.tuning.costs import Costs
 
 _VERSION = 1
 TO_DO, DONE, UNREADABLE = 0, 1, 2
+# What NumPy raises for a file that cannot be read, or whose header is damaged.
+_DAMAGED = (OSError, ValueError, SyntaxError, TypeError, EOFError, tokenize.TokenError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +129,7 @@ def read(path: Path, manifest: Manifest) -> Recording:
     kind = record_type(len(manifest.segments), manifest.num_classes)
     try:
         about = json.loads(_beside(path).read_text(encoding="utf-8"))
-        rows = _map(path)
+        rows = np.lib.format.open_memmap(path, mode="r")
         current = isinstance(about, dict) and about.get("version") == _VERSION
         if not current or not isinstance(about.get("device"), str) or rows.ndim != 1:
             raise ValueError("of another version")
@@ -135,7 +137,7 @@ def read(path: Path, manifest: Manifest) -> Recording:
         raise DataError(
             f"no such file: {error.filename}; run: lgvit-edge tune with --data"
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (*_DAMAGED, RecursionError) as error:
         raise DataError(
             f"{path} holds no logits that can be used ({error}); remove it to run the images again"
         ) from None
@@ -144,20 +146,13 @@ def read(path: Path, manifest: Manifest) -> Recording:
     return Recording(path, rows, about)
 
 
-def _map(path: Path) -> NDArray[Any]:
-    try:
-        return np.lib.format.open_memmap(path, mode="r")
-    except (SyntaxError, TypeError, EOFError, tokenize.TokenError) as error:  # a damaged header
-        raise ValueError(str(error)) from None
-
-
 def _unfinished(path: Path, kind: np.dtype[Any]) -> bool:
     """Whether an interrupted run of the same kind left the file without its description."""
     if _beside(path).exists():
         return False
     try:
-        return bool(_map(path).dtype == kind)
-    except (OSError, ValueError):
+        return bool(np.lib.format.open_memmap(path, mode="r").dtype == kind)
+    except _DAMAGED:
         return False
 
 

@@ -29,13 +29,8 @@ def search(
 ) -> list[Curve]:
     """Searches all policies, and returns the curves of the best shapes, the plain sweep first.
 
-    Policies without thresholds are tried at their own ``settings``.
-
-    Args:
-        scorer: draws curves on the tuning images.
-        trials: number for each policy with thresholds.
-        seed: the same seed and images give the same curves.
-        progress: called with trials done and trials in all.
+    Each policy with thresholds has this many trials; the others are tried at their own
+    ``settings``. The same seed and images give the same curves.
 
     Raises:
         MissingDependency: optuna is not installed.
@@ -92,9 +87,7 @@ def _halves(curve: Curve, scorer: Scorer) -> tuple[float, float]:
 def policies_by(curves: list[Curve], worth: Callable[[Curve], Any]) -> list[Policy]:
     """Returns the policies of the Pareto front on the tuning images, fastest first, ``Never`` last.
 
-    Args:
-        curves: to choose from.
-        worth: of each level of a curve, ``[k]``, such as its accuracy; more is better.
+    ``worth`` gives that of each level of a curve, ``[k]``, such as its accuracy.
     """
     levels = [
         level

@@ -27,15 +27,10 @@ _STRAY = 0.01  # share of images that rounding may send to another exit
 
 @dataclass(frozen=True)
 class Shape:
-    """Describes a policy whose threshold level is left open.
+    """Describes a policy whose threshold level is left open."""
 
-    Attributes:
-        policy: any thresholds it has are ignored.
-        slope: how much higher, as a share of all scores, the last exit's threshold lies than the
-            first's.
-    """
-
-    policy: Policy
+    policy: Policy  # any thresholds it has are ignored
+    # How much higher, as a share of all scores, the last exit's threshold lies than the first's.
     slope: float = 0.0
 
     def at(self, thresholds: tuple[float, ...]) -> Policy:
@@ -47,21 +42,13 @@ class Shape:
 
 @dataclass(frozen=True)
 class Curve:
-    """Holds what a shape gives at every level; arrays run from careless to careful.
-
-    Attributes:
-        shape: the shape.
-        thresholds: ``[k, M]``; one row of zeros where the policy has none.
-        accuracy: ``[k]``, 0..1.
-        errors: ``[k]``, share of images that the chain gets wrong and the baseline right.
-        latency_ms: ``[k]``, mean.
-    """
+    """Holds what a shape gives at every level; arrays run from careless to careful."""
 
     shape: Shape
-    thresholds: Floats
-    accuracy: Floats
-    errors: Floats
-    latency_ms: Floats
+    thresholds: Floats  # ``[k, M]``; one row of zeros where the policy has none
+    accuracy: Floats  # ``[k]``, 0..1
+    errors: Floats  # ``[k]``, share of images that the chain gets wrong and the baseline right
+    latency_ms: Floats  # ``[k]``, mean
 
     def policies(self) -> list[Policy]:
         """Returns the policy at every level."""

@@ -143,20 +143,16 @@ def _exits(say: Say, tuned: Tuned, manifest: Manifest, bundle: Path) -> None:
 
 
 def draw(tuned: Tuned, path: Path, kind: str) -> None:
-    """Draws accuracy over mean latency: the front, the single-threshold sweep and the points.
+    """Draws accuracy over mean latency as a ``kind`` of file: ``png``, ``svg`` or ``pdf``.
 
-    Args:
-        tuned: what to draw.
-        path: the file to write.
-        kind: ``png``, ``svg`` or ``pdf``.
+    It shows the front, the single-threshold sweep and the points.
 
     Raises:
         MissingDependency: matplotlib is not installed.
         OSError: the file cannot be written.
     """
-    figure = require("matplotlib.figure", extra="report").Figure(
-        figsize=(7, 4.5), layout="constrained"
-    )
+    figures = require("matplotlib.figure", extra="report")
+    figure = figures.Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for label, points in (("one threshold", tuned.sweep), ("tuned", tuned.front)):
         line = Line.through(points)
@@ -167,8 +163,7 @@ def draw(tuned: Tuned, path: Path, kind: str) -> None:
         place = (point.latency_ms, 100 * point.accuracy)
         axes.plot(*place, "o", color="black", markersize=6, fillstyle="none")
         axes.annotate(name, place, xytext=(5, -11), textcoords="offset points", fontsize=8)
-    axes.set_xlabel("mean latency (ms)")
-    axes.set_ylabel("accuracy (%)")
+    axes.set(xlabel="mean latency (ms)", ylabel="accuracy (%)")
     axes.set_title(f"{tuned.images['report']} images the search has not seen", fontsize=10)
     axes.legend(fontsize=8, loc="lower right")
     axes.grid(alpha=0.3)

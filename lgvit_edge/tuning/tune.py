@@ -51,11 +51,7 @@ class TuneOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse values out of range, and a name without a goal.
-
-        Raises:
-            UsageError: names the option.
-        """
+        """Raise UsageError for values out of range, and for a name without a goal."""
         for name, value in (("risk", self.risk), ("delta", self.delta)):
             if value is not None and not 0 < value < 1:
                 raise UsageError(f"--{name} must lie between 0 and 1, found {value:g}")
@@ -65,31 +61,18 @@ class TuneOptions:
 
 @dataclass(frozen=True)
 class Tuned:
-    """Holds the result of tuning; all figures are from the report images, unseen by the search.
+    """Holds the result of tuning; all figures are from the report images, unseen by the search."""
 
-    Attributes:
-        points: operating points by name.
-        front: the Pareto front on the tuning images, and the whole chain.
-        sweep: the same for one confidence threshold at all exits.
-        baseline_accuracy: top-1.
-        images: number in each part.
-        costs: per image.
-        pruning: exits that never pay; None where all pay.
-        calibration: per exit, temperature and calibration error before and after.
-        more_images: number that would have certified the next faster point, too.
-        seconds: duration of the search.
-    """
-
-    points: dict[str, OperatingPoint]
-    front: list[Outcome]
-    sweep: list[Outcome]
-    baseline_accuracy: float
-    images: dict[str, int]
-    costs: Costs
-    pruning: Pruning | None
-    calibration: dict[str, list[float]]
-    more_images: int | None
-    seconds: float
+    points: dict[str, OperatingPoint]  # by name
+    front: list[Outcome]  # the Pareto front on the tuning images, and the whole chain
+    sweep: list[Outcome]  # the same for one confidence threshold at all exits
+    baseline_accuracy: float  # top-1
+    images: dict[str, int]  # number in each part
+    costs: Costs  # per image
+    pruning: Pruning | None  # exits that never pay; None where all pay
+    calibration: dict[str, list[float]]  # per exit, temperature, and errors before and after
+    more_images: int | None  # number that would have certified the next faster point, too
+    seconds: float  # duration of the search
 
     def gain(self) -> dict[str, Any]:
         """Compares the front with the sweep: accuracy at equal time, speed-up at equal accuracy."""
