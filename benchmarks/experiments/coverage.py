@@ -56,17 +56,19 @@ def cover(configs: Sequence[LGViTConfig], work: Path) -> Iterator[Row]:
     """Yields a row per configuration that is put through the pipeline, in an empty folder."""
     for config in configs:
         model = randomised(LGViT(config))
-        cells: dict[str, Cell] = {"PyTorch": _deployed(model)}
-        for precision in ("fp32", "fp16"):
-            out = work / precision
-            suffix = "" if precision == "fp32" else " fp16"
-            cells[f"ONNX Runtime{suffix}"] = _tried(_exported, model, out, precision)
-            if precision == "fp32":
-                cells["OpenVINO"] = _tried(_openvino, out)
-            cells[f"RTX {precision}"] = _tried(_compiled, out)
+        single, half = work / "fp32", work / "fp16"
+        results: tuple[Cell, ...] = (
+            _deployed(model),
+            _tried(_exported, model, single, "fp32"),
+            _tried(_openvino, single),
+            _tried(_compiled, single),
+            _tried(_exported, model, half, "fp16"),
+            _tried(_compiled, half),
+        )
+        cells = dict(zip(COLUMNS, results, strict=True))
         failed = tuple(name for name in COLUMNS if not _good(name, cells[name]))
         heads = "+".join(sorted({exit.head for exit in config.exits}))
-        yield Row(config.family, heads, {name: cells[name] for name in COLUMNS}, failed)
+        yield Row(config.family, heads, cells, failed)
 
 
 def _good(name: str, cell: Cell) -> bool:

@@ -85,7 +85,7 @@ def main(
         }
         with progress_bar("in turn") as progress:
             times = _in_turn(sides, baselines, exits, rounds, progress)
-    rows = _summary(times, baselines, bundle, shares / shares.sum())
+    rows = _summary(times, bundle, shares / shares.sum())
     _show(rows, shares)
     raw = {n: [np.round(t, 3).tolist() for t in per_exit] for n, per_exit in times.items()}
     record.env |= {"threads": threads, "torch": torch.__version__}
@@ -189,10 +189,7 @@ def _in_turn(
 
 
 def _summary(
-    times: dict[str, list[list[float]]],
-    baselines: dict[str, Run],
-    bundle: Bundle,
-    shares: NDArray[np.float64],
+    times: dict[str, list[list[float]]], bundle: Bundle, shares: NDArray[np.float64]
 ) -> list[dict[str, Any]]:
     cumulative = [bundle.manifest.cumulative_macs(e) for e in range(1, len(shares) + 1)]
     macs = bundle.manifest.baseline.macs / float(np.dot(shares, cumulative))
@@ -201,10 +198,10 @@ def _summary(
         medians = np.array([np.median(t) for t in per_exit])
         row: dict[str, Any] = {"name": name, "mean_ms": float(np.dot(shares, medians))}
         row["exit_ms"] = medians.tolist()
-        library = name.partition(", ")[2]
-        if not name.startswith("baseline") and library in baselines:
+        baseline = f"baseline, {name.partition(', ')[2]}"
+        if name != baseline and baseline in times:
             # Measured in the same rounds, so under the same load.
-            base = [np.median(t) for t in times[f"baseline, {library}"]]
+            base = [np.median(t) for t in times[baseline]]
             row["wall_clock"] = float(np.dot(shares, base)) / row["mean_ms"]
             row["macs"] = macs
             row["efficiency"] = row["wall_clock"] / macs
