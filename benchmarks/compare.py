@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from lgvit_edge._support.terminal import table
+from lgvit_edge.benchmarks.report.terminal import table_of
 from lgvit_edge.bundle.directory import MANIFEST, open_bundle
 from lgvit_edge.bundle.points import OperatingPoint
 from lgvit_edge.errors import DataError, UsageError
@@ -35,16 +35,13 @@ _CONDITIONS = {
 
 
 def compare_records(paths: list[Path], *, force: bool = False) -> dict[str, Any]:
-    """Compares records, or the operating points of bundles, with the first of them.
-
-    Args:
-        paths: files that ``bench --json`` wrote, or bundles that were tuned.
-        force: compare them even under unlike conditions.
+    """Compares records of ``bench --json``, or tuned bundles, with the first of them.
 
     Returns:
         ``rows``, the first being the reference: ``time`` is the mean latency over the first's.
         ``time_paced`` is the same, each latency first divided by its own baseline's, which removes
-        differences in machine speed. ``unlike`` names conditions that differ.
+        differences in machine speed. ``unlike`` names conditions that differ; they are refused
+        without ``force``.
 
     Raises:
         DataError: a file is not a record, or a bundle has no operating points.
@@ -100,29 +97,25 @@ def parse_share(text: str) -> float:
 def print_comparison(comparison: dict[str, Any], console: Console) -> None:
     """Prints one row per record, and warnings below."""
     ratios = ("speed-up", "MACs x", "efficiency", "time", "paced")
-    rows = table("run", numbers=("accuracy", "mean (ms)", "p99", *ratios))
-    for row in comparison["rows"]:
-        rows.add_row(
-            escape(row["name"]),
-            "-" if row["accuracy"] is None else f"{row['accuracy']:.2%}",
-            f"{row['latency_ms']:.2f}",
-            "-" if row["p99_ms"] is None else f"{row['p99_ms']:.2f}",
-            f"{row['wall_clock']:.2f}x",
-            f"{row['macs']:.2f}",
-            f"{row['wall_clock'] / row['macs']:.3f}",
-            f"{row['time']:.3f}",
-            f"{row['time_paced']:.3f}",
-        )
-    console.print(rows)
+    rows = [
+        row | {"name": escape(row["name"]), "efficiency": row["wall_clock"] / row["macs"]}
+        for row in comparison["rows"]
+    ]
+    cells = (
+        "{name} | {accuracy:.2%} | {latency_ms:.2f} | {p99_ms:.2f} | {wall_clock:.2f}x | "
+        "{macs:.2f} | {efficiency:.3f} | {time:.3f} | {time_paced:.3f}"
+    )
+    numbers = ("accuracy", "mean (ms)", "p99", *ratios)
+    console.print(table_of(rows, cells, "run", numbers=numbers))
     console.print(
         "time: mean latency over the first row's; paced: the same, each latency first divided by "
         "its own baseline's, which removes differences in machine speed",
         highlight=False,
         soft_wrap=True,
     )
-    for row in comparison["rows"]:
+    for row in rows:
         for reason in row["unstable"]:
-            console.print(f"[yellow]{escape(row['name'])}: unstable: {escape(reason)}[/]")
+            console.print(f"[yellow]{row['name']}: unstable: {escape(reason)}[/]")
     for name in comparison["unlike"]:
         console.print(f"[yellow]unlike: {escape(name)}[/]", highlight=False)
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge.benchmarks.record import Sample, instability, raw, summarise
+from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.errors import DataError, UsageError
 from lgvit_edge.images.labelled import LabelledImage, content_hash
 from lgvit_edge.images.preprocess import load_rgb
@@ -36,7 +37,7 @@ def measure_images(
     progress: Progress = lambda done, total: None,
     watch: Watch | None = None,
 ) -> dict[str, Any]:
-    """Measures the session's policy on real images.
+    """Measures the session's policy on real images; returns figures and raw timings as JSON.
 
     Files that cannot be decoded are skipped and listed under ``skipped``.
 
@@ -45,9 +46,6 @@ def measure_images(
         images: with or without a class.
         progress: called with images done and images in all.
         watch: called with each image and its result, between measurements.
-
-    Returns:
-        All figures and the raw timings, as JSON.
 
     Raises:
         DataError: no image could be decoded.
@@ -74,8 +72,7 @@ def measure_images(
                 watch(image, result)
     if not samples:
         raise DataError(f"none of {len(images)} images could be decoded, such as {skipped[0]}")
-    record = _record(session, samples, start)
-    return record | {
+    return _record(session, samples, start) | {
         "policy": session.policy.to_json(),
         "point": session.point,
         "skipped": skipped,
@@ -90,16 +87,14 @@ def measure_exits(
     mix: Sequence[float] | None = None,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Measures every exit in turn without images, on seeded random frames.
+    """Measures every exit in turn on random frames; returns the same figures without accuracy.
 
     Args:
         session: its policy is restored at the end.
         rounds: measurements of each exit.
-        mix: share of the images at each exit, 1..M + 1, in any unit; uniform by default.
+        mix: share of the images at each exit, 1..M + 1, in any unit; uniform by default. The
+            record holds the shares assumed, too.
         progress: called with steps done and steps in all.
-
-    Returns:
-        The same figures without accuracy; ``mix`` holds the assumed shares.
 
     Raises:
         UsageError: the mix has another number of exits, or is negative or all zero.
@@ -110,9 +105,7 @@ def measure_exits(
     if len(shares) != exits or bad:
         raise UsageError(f"expected {exits} shares of 0 or more, one per exit, found {mix}")
     shares = shares / shares.sum()
-    side = session.manifest.image_size
-    rng = np.random.default_rng(0)
-    frames = [(rng.integers(0, 256, (side, side, 3), np.uint8), None) for _ in range(_BLOCK)]
+    frames = [(frame, None) for frame in random_frames(session.manifest, _BLOCK)]
     start = environment()
     samples: list[Sample] = []
     with _restored_policy(session):
@@ -123,7 +116,13 @@ def measure_exits(
                 session.policy = FixedExit(exit)
                 block = frames[: min(_BLOCK, rounds - first)]
                 samples += _measure(session, block, chain_first=first // _BLOCK % 2 == 0)[0]
-    return _record(session, samples, start, shares=shares) | {"mix": shares.tolist()}
+    return _record(session, samples, start, shares) | {"mix": shares.tolist()}
+
+
+def random_frames(manifest: Manifest, count: int) -> list[Frame]:
+    """Returns seeded random frames in the size of the model's images, ``[side, side, 3] uint8``."""
+    rng, side = np.random.default_rng(0), manifest.image_size
+    return [rng.integers(0, 256, (side, side, 3), np.uint8) for _ in range(count)]
 
 
 def _measure(
@@ -191,7 +190,6 @@ def _record(
     session: Session,
     samples: list[Sample],
     start: dict[str, Any],
-    *,
     shares: NDArray[np.float64] | None = None,
 ) -> dict[str, Any]:
     manifest = session.manifest

@@ -17,24 +17,14 @@ _SPREAD, _DRIFT = 0.25, 0.10  # above these a run counts as unstable
 
 @dataclass(frozen=True)
 class Sample:
-    """Holds the timings of one image through the chain and through the baseline.
+    """Holds the timings of one image through the chain and through the baseline."""
 
-    Attributes:
-        exit: where the image left, 1..M + 1.
-        correct: whether the chain's class is the label; None without a label.
-        baseline_correct: the same for the baseline.
-        latency_ms: from decoded frame to label.
-        network_ms: the part spent in the chain and the policy.
-        baseline_ms: from decoded frame to label.
-        baseline_network_ms: the part spent in the baseline.
-    """
-
-    exit: int
-    correct: bool | None
+    exit: int  # where the image left, 1..M + 1
+    correct: bool | None  # whether the chain's class is the label; None without a label
     baseline_correct: bool | None
-    latency_ms: float
-    network_ms: float
-    baseline_ms: float
+    latency_ms: float  # from decoded frame to label
+    network_ms: float  # the part spent in the chain and the policy
+    baseline_ms: float  # from decoded frame to label
     baseline_network_ms: float
 
 
@@ -56,19 +46,17 @@ def summarise(
 ) -> dict[str, Any]:
     """Returns all figures of a report that follow from the samples.
 
-    Args:
-        samples: the measurements.
-        manifest: of the bundle.
-        shares: the share of images assumed at each exit, if exits were forced.
+    ``shares`` are those of the images assumed at each exit, if exits were forced.
     """
     exits = np.array([s.exit for s in samples])
     counts = np.bincount(exits, minlength=len(manifest.segments) + 1)[1:]
     leaving = counts / len(samples) if shares is None else shares
     weights = (leaving / np.maximum(counts, 1))[exits - 1]
     costs = ExitCosts.of(manifest)
-    chain, base = _column(samples, "latency_ms"), _column(samples, "baseline_ms")
-    network = _column(samples, "network_ms")
-    base_network = _column(samples, "baseline_network_ms")
+    chain, base, network, base_network = (
+        _column(samples, name)
+        for name in ("latency_ms", "baseline_ms", "network_ms", "baseline_network_ms")
+    )
     mean_macs = costs.mean_macs(leaving)
     macs = manifest.baseline.macs / mean_macs
     wall = float((weights * base).sum() / (weights * chain).sum())
@@ -152,10 +140,7 @@ def _exit(index: int, samples: Sequence[Sample], manifest: Manifest) -> dict[str
         "accuracy": _share([s.correct for s in leavers]),
         "macs": macs,
         "macs_speedup": manifest.baseline.macs / macs,
-        "latency_ms": None,
-        "network_ms": None,
-        "wall_clock": None,
-        "efficiency": None,
+        **dict.fromkeys(("latency_ms", "network_ms", "wall_clock", "efficiency")),
     }
     if leavers:
         # Compared with the baseline on the same images, which ran right before or after.

@@ -7,6 +7,7 @@ chain with all rows until the last one leaves, and through the baseline. Images 
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +18,9 @@ import typer
 from numpy.typing import NDArray
 
 from lgvit_edge import policies
-from lgvit_edge._support.terminal import console, progress_bar, table
+from lgvit_edge._support.terminal import console, progress_bar
 from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, choose_images, run_command
-from lgvit_edge.bundle.manifest import Manifest
+from lgvit_edge.benchmarks.report.terminal import table_of
 from lgvit_edge.cli.options import Backend, Engines, parse_numbers
 from lgvit_edge.errors import UsageError
 from lgvit_edge.images.preprocess import load_rgb
@@ -53,26 +54,17 @@ def main(
             [load_rgb(image.path) for image in choose_images(data, manifest, samples)]
         )
         chosen = [policies.parse(text) for text in policy or []] or [session.policy]
-        rows = []
-        for number, rule in enumerate(chosen):
-            for place, size in enumerate(batch_sizes):
-                progress(number * len(batch_sizes) + place, len(chosen) * len(batch_sizes))
-                rows.append(_compare(session, rule, images, size, rounds))
+        runs, rows = list(itertools.product(chosen, batch_sizes)), []
+        for done, (rule, size) in enumerate(runs):
+            progress(done, len(runs))
+            rows.append(_compare(session, rule, images, size, rounds))
         record.env |= {"runtime": session.describe()}
-    output = table(
-        "policy",
-        numbers=("batch", "MACs x", "wall x", "ratio", "all rows stay x", "images/s", "baseline"),
+    cells = (
+        "{policy} | {batch} | {macs:.2f} | {wall_clock:.2f} | {efficiency:.2f} | "
+        "{without_compaction:.2f} | {images_per_s:.1f} | {baseline_images_per_s:.1f}"
     )
-    for row in rows:
-        ratios = (row["macs"], row["wall_clock"], row["efficiency"], row["without_compaction"])
-        output.add_row(
-            row["policy"],
-            str(row["batch"]),
-            *(f"{ratio:.2f}" for ratio in ratios),
-            f"{row['images_per_s']:.1f}",
-            f"{row['baseline_images_per_s']:.1f}",
-        )
-    console.print(output)
+    numbers = ("batch", "MACs x", "wall x", "ratio", "all rows stay x", "images/s", "baseline")
+    console.print(table_of(rows, cells, "policy", numbers=numbers))
     record.write(rows=rows)
 
 
@@ -81,7 +73,7 @@ def _compare(
 ) -> dict[str, Any]:
     session.policy = policy
     batches = [images[first : first + size] for first in range(0, len(images), size)]
-    sides: dict[str, Callable[[NDArray[Any]], list[int]]] = {
+    sides: dict[str, Callable[[NDArray[Any]], Any]] = {
         "chain": lambda batch: [result.exit for result in session.run(batch)],
         "staying": lambda batch: _all_stay(session, policy, batch),
         "baseline": lambda batch: session.baseline_logits(batch).argmax(axis=1).tolist(),
@@ -100,9 +92,9 @@ def _compare(
                 if name == "chain":
                     exits += outcome
     seconds = {name: sum(values) for name, values in times.items()}
-    macs = _macs_speedup(session.manifest, exits)
+    manifest = session.manifest
+    macs = manifest.baseline.macs / float(np.mean([manifest.cumulative_macs(e) for e in exits]))
     wall = seconds["baseline"] / seconds["chain"]
-    count = len(exits)
     return {
         "policy": ":".join(str(v) for v in policy.to_json().values()),
         "batch": size,
@@ -110,8 +102,8 @@ def _compare(
         "wall_clock": wall,
         "efficiency": wall / macs,
         "without_compaction": seconds["baseline"] / seconds["staying"],
-        "images_per_s": count / seconds["chain"],
-        "baseline_images_per_s": count / seconds["baseline"],
+        "images_per_s": len(exits) / seconds["chain"],
+        "baseline_images_per_s": len(exits) / seconds["baseline"],
         "raw_s": {name: np.round(values, 6).tolist() for name, values in times.items()},
     }
 
@@ -125,10 +117,6 @@ def _all_stay(session: Session, policy: Policy, images: NDArray[Any]) -> list[in
         left = batch.see(session.chain.step()[batch.rows])
         exits[left.rows] = left.exit
     return exits.tolist()
-
-
-def _macs_speedup(manifest: Manifest, exits: list[int]) -> float:
-    return manifest.baseline.macs / float(np.mean([manifest.cumulative_macs(e) for e in exits]))
 
 
 if __name__ == "__main__":

@@ -44,41 +44,31 @@ Cell = float | str  # a difference, or what happened
 
 @dataclass(frozen=True)
 class Row:
-    """The results of one family with one kind of head.
-
-    Attributes:
-        family: its name.
-        heads: the kinds of head.
-        cells: by column: the largest difference in the logits of any exit, or what happened.
-        failed: columns with a failure.
-    """
+    """The results of one family with one kind of head."""
 
     family: str
     heads: str
-    cells: dict[str, Cell]
-    failed: tuple[str, ...]
+    cells: dict[str, Cell]  # by column: the largest difference in any exit's logits
+    failed: tuple[str, ...]  # columns
 
 
 def cover(configs: Sequence[LGViTConfig], work: Path) -> Iterator[Row]:
-    """Yields a row per configuration that is put through the pipeline.
-
-    Args:
-        configs: with exits.
-        work: an empty directory for large temporary files.
-    """
+    """Yields a row per configuration that is put through the pipeline, in an empty folder."""
     for config in configs:
         model = randomised(LGViT(config))
-        cells: dict[str, Cell] = {"PyTorch": _deployed(model)}
-        for precision in ("fp32", "fp16"):
-            out = work / precision
-            suffix = "" if precision == "fp32" else " fp16"
-            cells[f"ONNX Runtime{suffix}"] = _tried(_exported, model, out, precision)
-            if precision == "fp32":
-                cells["OpenVINO"] = _tried(_openvino, out)
-            cells[f"RTX {precision}"] = _tried(_compiled, out)
-        failed = [name for name in COLUMNS if not _good(name, cells[name])]
+        single, half = work / "fp32", work / "fp16"
+        results: tuple[Cell, ...] = (
+            _deployed(model),
+            _tried(_exported, model, single, "fp32"),
+            _tried(_openvino, single),
+            _tried(_compiled, single),
+            _tried(_exported, model, half, "fp16"),
+            _tried(_compiled, half),
+        )
+        cells = dict(zip(COLUMNS, results, strict=True))
+        failed = tuple(name for name in COLUMNS if not _good(name, cells[name]))
         heads = "+".join(sorted({exit.head for exit in config.exits}))
-        yield Row(config.family, heads, {name: cells[name] for name in COLUMNS}, tuple(failed))
+        yield Row(config.family, heads, cells, failed)
 
 
 def _good(name: str, cell: Cell) -> bool:
@@ -115,19 +105,14 @@ def _exported(model: LGViT, out: Path, precision: str) -> float:
 
 
 def _compiled(out: Path) -> str:
-    built = build_engines(out)
-    return f"{len(built.build.engines)} built"
+    return f"{len(build_engines(out).build.engines)} built"
 
 
 def _openvino(out: Path) -> float:
     """Runs a float32 bundle on OpenVINO's CPU plugin; returns the difference from its samples."""
-    bundle, core = open_bundle(out), shared_core()
-    chain = [
-        core.compile_model(
-            bundle.path(segment.spec.graph), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-        )
-        for segment in bundle.manifest.segments
-    ]
+    bundle, options = open_bundle(out), {"INFERENCE_PRECISION_HINT": "f32"}
+    graphs = [bundle.path(segment.spec.graph) for segment in bundle.manifest.segments]
+    chain = [shared_core().compile_model(graph, "CPU", options) for graph in graphs]
     with np.load(bundle.path(bundle.manifest.parity.samples)) as samples:
         pairs = list(zip(samples["images"], samples["logits"], strict=True))
     worst = 0.0
@@ -142,26 +127,21 @@ def _openvino(out: Path) -> float:
 
 def published() -> list[LGViTConfig]:
     """Returns each family's smallest published backbone with two exits of each kind of head."""
-    configs = []
-    for name in ARCHITECTURES:
-        plain = architecture(name)
-        # In a Swin the first exit reads tokens before a patch merging.
-        blocks = [4, 9]
-        for heads in head_choices():
-            exits = default_heads(blocks, heads=heads, family=plain.family)
-            configs.append(plain.replace(exits=exits))
-    return configs
+    blocks = [4, 9]  # in a Swin the first exit reads tokens before a patch merging
+    return [
+        plain.replace(exits=default_heads(blocks, heads=heads, family=plain.family))
+        for plain in map(architecture, ARCHITECTURES)
+        for heads in head_choices()
+    ]
 
 
 def markdown(rows: Sequence[Row]) -> str:
     """Returns the table in Markdown, as in the results."""
     lines = ["| family | heads | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
     for row in rows:
-        cells = [
-            _words(row.cells[name]) + ("" if name not in row.failed else " **failed**")
-            for name in COLUMNS
-        ]
-        lines.append(f"| {row.family} | {row.heads} | " + " | ".join(cells) + " |")
+        marks = [" **failed**" if name in row.failed else "" for name in COLUMNS]
+        cells = [_words(row.cells[name]) + mark for name, mark in zip(COLUMNS, marks, strict=True)]
+        lines.append(f"| {' | '.join([row.family, row.heads, *cells])} |")
     return "\n".join(lines) + "\n"
 
 

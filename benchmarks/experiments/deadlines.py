@@ -6,16 +6,17 @@ images one by one beside a competing load: at several deadlines, and without one
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 
-from lgvit_edge._support.terminal import console, progress_bar, table
+from lgvit_edge._support.terminal import console, progress_bar
 from lgvit_edge.benchmarks.experiments.competitor import competing
 from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, choose_images, run_command
+from lgvit_edge.benchmarks.report.terminal import table_of
 from lgvit_edge.cli.options import Backend, Engines, PolicyText, parse_numbers
 from lgvit_edge.images.labelled import LabelledImage
 from lgvit_edge.images.preprocess import load_rgb
@@ -47,15 +48,11 @@ def main(
         with progress_bar("under load") as progress, competing(load):
             runs = [None, *(factor * whole for factor in factors)]
             for number, deadline in enumerate(runs):
-                rows.append(
-                    _run(
-                        session,
-                        images,
-                        frames,
-                        deadline,
-                        lambda done, n=number: progress(n * frames + done, len(runs) * frames),
-                    )
-                )
+
+                def report(done: int, before: int = number * frames) -> None:
+                    progress(before + done, len(runs) * frames)
+
+                rows.append(_run(session, images, frames, deadline, report))
         record.env |= {"runtime": session.describe()}
     console.print(
         f"{frames} frames each, {load} competing process(es), "
@@ -64,15 +61,14 @@ def main(
         f"expected time in {MISS:.1%} of its runs",
         highlight=False,
     )
-    output = table(
-        "deadline (ms)", numbers=("late", "p50 (ms)", "p99", "p99.9", "mean exit", "accuracy")
+    cells = (
+        "{name} | {late:.2%} | {p50:.1f} | {p99:.1f} | {p99_9:.1f} | {mean_exit:.2f} | "
+        "{accuracy:.2%}"
     )
-    for row in rows:
-        name = "none" if row["deadline_ms"] is None else f"{row['deadline_ms']:.1f}"
-        times = [f"{row[key]:.1f}" for key in ("p50", "p99", "p99_9")]
-        late = "" if row["late"] is None else f"{row['late']:.2%}"
-        output.add_row(name, late, *times, f"{row['mean_exit']:.2f}", f"{row['accuracy']:.2%}")
-    console.print(output)
+    names = ["none" if row["late"] is None else f"{row['deadline_ms']:.1f}" for row in rows]
+    named = [row | {"name": name} for name, row in zip(names, rows, strict=True)]
+    numbers = ("late", "p50 (ms)", "p99", "p99.9", "mean exit", "accuracy")
+    console.print(table_of(named, cells, "deadline (ms)", numbers=numbers, blank=""))
     record.write(whole_chain_ms=whole, load=load, rows=rows)
 
 
@@ -81,7 +77,7 @@ def _run(
     images: Sequence[LabelledImage],
     frames: int,
     deadline: float | None,
-    progress: Any,
+    progress: Callable[[int], None],
 ) -> dict[str, Any]:
     late, right, exits, times = 0, 0, [], []
     for number in range(frames):

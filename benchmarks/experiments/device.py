@@ -13,12 +13,11 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
 from lgvit_edge._support.terminal import console, progress_bar, say, table
 from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, run_command
-from lgvit_edge.benchmarks.measure import measure_exits
+from lgvit_edge.benchmarks.measure import measure_exits, random_frames
 from lgvit_edge.benchmarks.report.terminal import print_report
 from lgvit_edge.runtime import FixedExit, Session, TensorRTOptions
 
@@ -66,9 +65,8 @@ def compare(engines: Path, rounds: int, progress: Any) -> dict[str, list[float]]
             for name, way in WAYS.items()
         }
         first = next(iter(sessions.values()))
-        side, exits = first.manifest.image_size, len(first.manifest.segments)
-        frame = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
-        images = first.prepare([frame])
+        exits = len(first.manifest.segments)
+        images = first.prepare(random_frames(first.manifest, 1))
         times: dict[str, list[list[float]]] = {n: [[] for _ in range(exits)] for n in sessions}
         names = list(sessions)
         for done in range(_WARM_UP + rounds):

@@ -16,9 +16,10 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from lgvit_edge._support.terminal import console, say, table
+from lgvit_edge._support.terminal import console, say
 from lgvit_edge.architecture.placement import plan_exits
 from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, run_command
+from lgvit_edge.benchmarks.report.terminal import table_of
 from lgvit_edge.images.labelled import evenly
 from lgvit_edge.model import LGViT, block_macs
 from lgvit_edge.training import TrainingConfig
@@ -52,9 +53,6 @@ def main(
     folder = _Plain(data, size=plain.config.image_size, preprocess=plain.config.preprocess)
     chosen = list(evenly(range(len(folder)), images))
     folder.paths, folder.labels = [folder.paths[i] for i in chosen], folder.labels[chosen]
-    output = table(
-        "heads", "precision", numbers=("backbone (s)", "stored (s)", "ratio", "loss differs by")
-    )
     record, rows = Record(json_file), list[dict[str, Any]]()
     for kind in heads.split(","):
         config = plain.config
@@ -63,16 +61,16 @@ def main(
             settings = TrainingConfig(precision=precision, lr=(1e-3, 1e-3))
             row = _compare(attach_exits(plain, exits), folder, settings, rounds)
             rows.append({"heads": kind, "precision": precision, **row})
-            output.add_row(
-                kind,
-                precision,
-                f"{statistics.median(row['backbone_s']):.1f}",
-                f"{statistics.median(row['kept_s']):.1f}",
-                f"{row['ratio']:.2f}",
-                f"{row['loss_difference']:.1e}",
-            )
+    cells = (
+        "{heads} | {precision} | {backbone_s:.1f} | {kept_s:.1f} | {ratio:.2f} | "
+        "{loss_difference:.1e}"
+    )
+    medians = [
+        row | {key: statistics.median(row[key]) for key in ("backbone_s", "kept_s")} for row in rows
+    ]
+    numbers = ("backbone (s)", "stored (s)", "ratio", "loss differs by")
     say(f"{len(folder)} images, {record.env['cpu']}; medians of {rounds} epochs in turn")
-    console.print(output)
+    console.print(table_of(medians, cells, "heads", "precision", numbers=numbers))
     record.write(images=len(folder), rows=rows)
 
 

@@ -28,9 +28,7 @@ _FONT = "Helvetica, Arial, sans-serif"
 def draw(record: dict[str, Any], model: str) -> str:
     """Returns the mean time per frame of each way to run the model, as an SVG.
 
-    Args:
-        record: what ``rivals --json`` wrote.
-        model: name of the model for the title; the record does not hold it.
+    The record is what ``rivals --json`` wrote; it does not hold the name of the model.
     """
     rows = sorted(record["rows"], key=lambda row: row["mean_ms"])
     longest = max(row["mean_ms"] for row in rows)

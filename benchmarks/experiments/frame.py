@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
+from numpy.typing import NDArray
 
 from lgvit_edge._support.files import write_json
 from lgvit_edge._support.terminal import say
@@ -16,6 +18,7 @@ from lgvit_edge.cli.options import Command, Commands, check_folders, exit_status
 from lgvit_edge.images.labelled import LabelledImage, evenly, find_images
 from lgvit_edge.machine.cpu import load_average
 from lgvit_edge.machine.environment import environment
+from lgvit_edge.runtime import FixedExit, Session
 
 JsonFile = Annotated[
     Path | None, typer.Option("--json", help="Also write a record, with every raw value.")
@@ -36,14 +39,21 @@ def choose_images(data: Path, manifest: Manifest, count: int) -> Sequence[Labell
     return evenly(images, count)
 
 
+def chain_to(session: Session, images: NDArray[np.uint8]) -> Callable[[int], object]:
+    """Returns a function that runs the chain on prepared images up to an exit, 1-based."""
+
+    def run(exit: int) -> object:
+        session.policy = FixedExit(exit)
+        return session.run(images)
+
+    return run
+
+
 class Record:
     """The record of an experiment, with the environment at its start and end."""
 
     def __init__(self, path: Path | None) -> None:
-        """Read the environment.
-
-        Args:
-            path: where to write the record; None writes none.
+        """Read the environment; the record goes to ``path``, None writes none.
 
         Raises:
             UsageError: the file could not be written.

@@ -60,7 +60,7 @@ def decision_cost(engines: Path, policy: Policy, *, classes: int = 1000) -> floa
     manifest = dataclasses.replace(bundle.manifest, labels=())
     logits = np.random.default_rng(0).normal(size=(1, classes)).astype(np.float32)
     bundle = dataclasses.replace(bundle, manifest=manifest)
-    session = Session(bundle, policy, lambda names: ScriptedChain(logits))
+    session = Session(bundle, policy, lambda names: _ScriptedChain(logits))
     image = np.zeros((1, 1), np.uint8)
     times = []
     for _ in range(2000):
@@ -70,31 +70,25 @@ def decision_cost(engines: Path, policy: Policy, *, classes: int = 1000) -> floa
     return statistics.median(times) / len(manifest.segments)
 
 
-class ScriptedChain:
+class _ScriptedChain:
     """A chain that returns fixed logits at once, so that only the host's share is timed."""
 
     max_batch = 1
 
     def __init__(self, logits: NDArray[np.float32]) -> None:
-        """Every step returns ``logits``."""
         self._logits = logits
 
-    def start(self, images: NDArray[Any]) -> None:
-        """See ``Chain.start``."""
+    def start(self, images: NDArray[Any]) -> None: ...
 
     def step(self) -> NDArray[np.float32]:
-        """See ``Chain.step``."""
         return self._logits
 
-    def keep(self, rows: NDArray[np.intp]) -> None:
-        """See ``Chain.keep``."""
+    def keep(self, rows: NDArray[np.intp]) -> None: ...
 
     def describe(self) -> dict[str, Any]:
-        """See ``Chain.describe``."""
         return {"backend": "scripted"}
 
-    def close(self) -> None:
-        """See ``Chain.close``."""
+    def close(self) -> None: ...
 
 
 def _in_new_processes(code: str, runs: int, *arguments: str) -> list[float]:

@@ -19,68 +19,88 @@ from lgvit_edge.bundle.directory import WEIGHTS, Bundle
 from lgvit_edge.runtime.backends.ort_pool import join_pool, open_session
 
 
+class BoundGraph:
+    """Runs a graph on ONNX Runtime for one image, with inputs and outputs bound beforehand."""
+
+    def __init__(self, path: Path, inputs: list[NDArray[Any]], threads: int) -> None:
+        """Load the graph; each run reads what the arrays in ``inputs`` then hold."""
+        ort = require("onnxruntime", extra="cpu")
+        size = join_pool(ort, threads)
+        self._session, _ = open_session(
+            ort, str(path), size, shared=True, providers=["CPUExecutionProvider"]
+        )
+        self._inputs = inputs  # the binding has only their addresses
+        nodes = self._session.get_outputs()
+        # The values of the last run, ``[1, ...] float32``.
+        self.outputs = [np.zeros((1, *node.shape[1:]), np.float32) for node in nodes]
+        self._binding = self._session.io_binding()
+        for node, array in zip(self._session.get_inputs(), inputs, strict=True):
+            place = (array.dtype, array.shape, array.ctypes.data)
+            self._binding.bind_input(node.name, "cpu", 0, *place)
+        for node, array in zip(nodes, self.outputs, strict=True):
+            place = (array.dtype, array.shape, array.ctypes.data)
+            self._binding.bind_output(node.name, "cpu", 0, *place)
+
+    def __call__(self) -> object:
+        """Runs the graph; returns the class that the last output says."""
+        self._session.run_with_iobinding(self._binding)
+        return self.outputs[-1].argmax()
+
+
 class IfGraph:
-    """Runs the graph up to a given exit, with inputs and outputs bound beforehand."""
+    """Runs the graph up to a given exit."""
 
     def __init__(
         self, bundle: Bundle, folder: Path, images: NDArray[np.uint8], threads: int
     ) -> None:
         """Build the graph in ``folder`` and load it."""
-        ort = require("onnxruntime", extra="cpu")
-        path = build(bundle, folder)
-        size = join_pool(ort, threads)
-        self._session, _ = open_session(
-            ort, str(path), size, shared=True, providers=["CPUExecutionProvider"]
-        )
         self._thresholds = np.zeros(len(bundle.manifest.segments) - 1, np.float32)
-        self.logits = np.zeros((1, bundle.manifest.num_classes), np.float32)
-        self._binding = self._session.io_binding()
-        for name, array in (("image", images), ("thresholds", self._thresholds)):
-            self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        self._binding.bind_output(
-            "logits", "cpu", 0, np.float32, self.logits.shape, self.logits.ctypes.data
-        )
-        self._images = images  # the binding has only its address
+        self._graph = BoundGraph(build(bundle, folder), [images, self._thresholds], threads)
+        (self.logits,) = self._graph.outputs
 
     def __call__(self, exit: int) -> object:
         """Runs the graph up to ``exit``, 1-based."""
         self._thresholds[:] = 2.0
         self._thresholds[exit - 1 : exit] = -1.0
-        self._session.run_with_iobinding(self._binding)
-        return self.logits.argmax()
+        return self._graph()
+
+
+def prefixed(bundle: Bundle, index: int) -> Any:
+    """Returns a segment's model, with ``s<index>_`` before all names in it."""
+    onnx, compose = require("onnx", extra="export"), require("onnx.compose", extra="export")
+    path = bundle.path(bundle.manifest.segments[index].spec.graph)
+    return compose.add_prefix(onnx.load(path, load_external_data=False), f"s{index}_")
+
+
+def save_like(model: Any, graph: Any, bundle: Bundle, path: Path) -> Path:
+    """Writes a graph in the versions of ``model``, and the weights beside it."""
+    onnx = require("onnx", extra="export")
+    weights = path.with_name(Path(WEIGHTS).name)
+    if not weights.exists():  # a copy, because ONNX Runtime refuses hard links
+        shutil.copyfile(bundle.root / WEIGHTS, weights)
+    versions = {"opset_imports": model.opset_import, "ir_version": model.ir_version}
+    onnx.save(onnx.helper.make_model(graph, **versions), path)
+    return path
 
 
 def build(bundle: Bundle, folder: Path) -> Path:
     """Writes the graph and its weights; returns the graph's path."""
-    onnx, compose = require("onnx", extra="export"), require("onnx.compose", extra="export")
-    # A copy, because ONNX Runtime refuses hard links.
-    shutil.copyfile(bundle.root / WEIGHTS, folder / Path(WEIGHTS).name)
-    manifest = bundle.manifest
+    onnx = require("onnx", extra="export")
+    specs = [segment.spec for segment in bundle.manifest.segments]
     inner: Any = None
-    for index in reversed(range(len(manifest.segments))):
-        segment = manifest.segments[index].spec
-        model = onnx.load(bundle.path(segment.graph), load_external_data=False)
-        graph = compose.add_prefix(model, f"s{index}_").graph
-        source = f"s{index}_{segment.inputs[0].name}"
+    for index, spec in reversed(list(enumerate(specs))):
+        model = prefixed(bundle, index)
+        graph, source = model.graph, f"s{index}_{spec.inputs[0].name}"
         if index:  # reads the hidden state of the graph around it
-            outer = f"s{index - 1}_{manifest.segments[index - 1].spec.outputs[0].name}"
-            _rename(graph, source, outer)
+            _rename(graph, source, f"s{index - 1}_{specs[index - 1].outputs[0].name}")
             del graph.input[:]
         else:
             _rename(graph, source, "image")
             graph.input[0].name = "image"
-        inner = _with_exit(onnx, graph, index, f"s{index}_{segment.logits.name}", inner)
-    inner.input.append(
-        onnx.helper.make_tensor_value_info(
-            "thresholds", onnx.TensorProto.FLOAT, [len(manifest.segments) - 1]
-        )
-    )
-    whole = onnx.helper.make_model(
-        inner, opset_imports=model.opset_import, ir_version=model.ir_version
-    )
-    path = folder / "if_graph.onnx"
-    onnx.save(whole, path)
-    return path
+        inner = _with_exit(onnx, graph, index, f"s{index}_{spec.logits.name}", inner)
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    inner.input.append(helper.make_tensor_value_info("thresholds", kind, [len(specs) - 1]))
+    return save_like(model, inner, bundle, folder / "if_graph.onnx")
 
 
 def _with_exit(onnx: Any, graph: Any, index: int, logits: str, rest: Any) -> Any:

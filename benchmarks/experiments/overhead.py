@@ -8,8 +8,6 @@ same input, and the whole chain against the baseline.
 from __future__ import annotations
 
 import functools
-import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,12 +19,16 @@ import typer
 from numpy.typing import NDArray
 
 from lgvit_edge._support.optional import require
-from lgvit_edge._support.terminal import console, table
-from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, run_command
-from lgvit_edge.bundle.directory import WEIGHTS, Bundle, open_bundle
+from lgvit_edge._support.terminal import console
+from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, chain_to, run_command
+from lgvit_edge.benchmarks.experiments.if_graph import BoundGraph, prefixed, save_like
+from lgvit_edge.benchmarks.measure import random_frames
+from lgvit_edge.benchmarks.report.terminal import table_of
+from lgvit_edge.bundle.directory import Bundle, open_bundle
 from lgvit_edge.errors import UsageError
-from lgvit_edge.runtime import FixedExit, Session
-from lgvit_edge.runtime.backends.ort_pool import join_pool, open_session
+from lgvit_edge.runtime import Session
+
+Run = Callable[[], object]
 
 
 def main(
@@ -42,14 +44,12 @@ def main(
     with Session.open(engines, backend="onnxruntime", threads=threads, device="cpu") as session:
         rows = measure(session, open_bundle(engines, verify=False), rounds, threads)
         record.env |= {"runtime": session.describe()}
-    output = table("exit", numbers=("chain (ms)", "one graph (ms)", "overhead", "p25", "p75"))
-    for row in rows["exits"]:
-        figures = [row["chain_ms"], row["one_graph_ms"]]
-        ratios = [row["overhead"], row["overhead_p25"], row["overhead_p75"]]
-        output.add_row(
-            str(row["exit"]), *(f"{f:.2f}" for f in figures), *(f"{r:.3f}" for r in ratios)
-        )
-    console.print(output)
+    cells = (
+        "{exit} | {chain_ms:.2f} | {one_graph_ms:.2f} | "
+        "{overhead:.3f} | {overhead_p25:.3f} | {overhead_p75:.3f}"
+    )
+    numbers = ("chain (ms)", "one graph (ms)", "overhead", "p25", "p75")
+    console.print(table_of(rows["exits"], cells, "exit", numbers=numbers))
     whole = rows["whole"]
     console.print(
         f"whole chain {whole['chain_ms']:.2f} ms, baseline {whole['baseline_ms']:.2f} ms: "
@@ -62,26 +62,20 @@ def main(
 def measure(session: Session, bundle: Bundle, rounds: int, threads: int) -> dict[str, Any]:
     """Returns median times, and quartiles of the ratio chain / one graph over paired rounds."""
     manifest = session.manifest
-    rng = np.random.default_rng(0)
-    side = manifest.image_size
-    images = session.prepare([rng.integers(0, 256, (side, side, 3), np.uint8)])
+    images = session.prepare(random_frames(manifest, 1))
     exits = range(1, len(manifest.segments) + 1)
     with tempfile.TemporaryDirectory(dir=bundle.root.absolute().parent) as folder:
         graphs = [_one_graph(bundle, m, Path(folder)) for m in exits]
         runs = [_runner(path, images, threads) for path in graphs]
-
-    def chain(exit: int) -> object:
-        session.policy = FixedExit(exit)
-        return session.run(images)
-
-    chains = [functools.partial(chain, exit) for exit in exits]
-    times = {exit: _interleaved(chains[exit - 1], runs[exit - 1], rounds) for exit in exits}
-    whole = _interleaved(chains[-1], lambda: session.baseline_logits(images), rounds)
+    chains = [functools.partial(chain_to(session, images), exit) for exit in exits]
+    times = [_interleaved(pair, rounds) for pair in zip(chains, runs, strict=True)]
+    whole = _interleaved((chains[-1], lambda: session.baseline_logits(images)), rounds)
+    chain_ms, baseline_ms = np.median(whole, axis=1).tolist()
     return {
-        "exits": [{"exit": exit, **_compare(*times[exit])} for exit in exits],
+        "exits": [{"exit": exit, **_compare(*pair)} for exit, pair in enumerate(times, 1)],
         "whole": {
-            "chain_ms": float(np.median(whole[0])),
-            "baseline_ms": float(np.median(whole[1])),
+            "chain_ms": chain_ms,
+            "baseline_ms": baseline_ms,
             "time_ratio": float(np.median(whole[0] / whole[1])),
             "macs_ratio": manifest.cumulative_macs(len(exits)) / manifest.baseline.macs,
         },
@@ -100,72 +94,40 @@ def _compare(chain: NDArray[np.float64], graph: NDArray[np.float64]) -> dict[str
     }
 
 
-def _interleaved(
-    first: Callable[[], object], second: Callable[[], object], rounds: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns milliseconds of both, measured in turn; the order alternates to be fair."""
-    for _ in range(3):
-        first(), second()
-    times = np.empty((rounds, 2))
+def _interleaved(runs: tuple[Run, Run], rounds: int) -> NDArray[np.float64]:
+    """Returns milliseconds ``[2, rounds]``, measured in turn; the order alternates to be fair."""
+    for run in runs * 3:
+        run()
+    times = np.empty((2, rounds))
     for i in range(rounds):
-        order = ((0, first), (1, second)) if i % 2 == 0 else ((1, second), (0, first))
-        for column, run in order:
+        for side in (0, 1) if i % 2 == 0 else (1, 0):
             start = time.perf_counter()
-            run()
-            times[i, column] = (time.perf_counter() - start) * 1e3
-    return times[:, 0], times[:, 1]
+            runs[side]()
+            times[side, i] = (time.perf_counter() - start) * 1e3
+    return times
 
 
 def _one_graph(bundle: Bundle, exit: int, folder: Path) -> Path:
     """Joins segments 0..exit - 1 into one graph with all their logits as outputs."""
-    onnx, compose = require("onnx", extra="export"), require("onnx.compose", extra="export")
-    weights = folder / Path(WEIGHTS).name
-    if not weights.exists():
-        try:
-            os.link(bundle.root / WEIGHTS, weights)
-        except OSError:
-            shutil.copyfile(bundle.root / WEIGHTS, weights)
-    joined: Any = None
-    hidden = ""
+    compose = require("onnx.compose", extra="export")
+    model = prefixed(bundle, 0)
+    joined, hidden = model.graph, ""
     for index, segment in enumerate(bundle.manifest.segments[:exit]):
-        path = bundle.path(segment.spec.graph)
-        model = onnx.load(path, load_external_data=False)
-        model = compose.add_prefix(model, f"s{index}_")
-        source = f"s{index}_{segment.spec.inputs[0].name}"
-        if joined is None:
-            joined = model.graph
-        else:
+        if index:
+            model, source = prefixed(bundle, index), f"s{index}_{segment.spec.inputs[0].name}"
             joined = compose.merge_graphs(joined, model.graph, io_map=[(hidden, source)])
         hidden = f"s{index}_{segment.spec.outputs[0].name}"
-    whole = onnx.helper.make_model(
-        joined, opset_imports=model.opset_import, ir_version=model.ir_version
-    )
-    path = folder / f"one_graph_{exit}.onnx"
-    onnx.save(whole, path)
-    return path
+    return save_like(model, joined, bundle, folder / f"one_graph_{exit}.onnx")
 
 
-def _runner(path: Path, images: NDArray[Any], threads: int) -> Callable[[], object]:
-    """Returns a function that runs the graph, with inputs and outputs bound beforehand."""
-    ort = require("onnxruntime", extra="cpu")
-    providers = ["CPUExecutionProvider"]
-    size = join_pool(ort, threads)
-    session, _ = open_session(ort, str(path), size, shared=True, providers=providers)
-    binding = session.io_binding()
+def _runner(path: Path, images: NDArray[Any], threads: int) -> Run:
+    """Returns a function that copies the images into the graph's input and runs it."""
     source = np.empty_like(images)
-    binding.bind_input(
-        session.get_inputs()[0].name, "cpu", 0, source.dtype, source.shape, source.ctypes.data
-    )
-    outputs = []
-    for output in session.get_outputs():
-        array = np.empty((1, *output.shape[1:]), np.float32)
-        outputs.append(array)
-        binding.bind_output(output.name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+    graph = BoundGraph(path, [source], threads)
 
     def run() -> object:
         np.copyto(source, images)
-        session.run_with_iobinding(binding)
-        return outputs[-1].argmax()
+        return graph()
 
     return run
 

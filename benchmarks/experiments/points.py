@@ -14,18 +14,12 @@ import typer
 from numpy.typing import NDArray
 
 from lgvit_edge._support.terminal import console, progress_bar, say, table
-from lgvit_edge.benchmarks.experiments.frame import (
-    JsonFile,
-    Record,
-    choose_images,
-    run_command,
-)
+from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, choose_images, run_command
+from lgvit_edge.benchmarks.report.terminal import table_of
 from lgvit_edge.bundle.directory import open_bundle
-from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.cli.options import Engines
 from lgvit_edge.images.preprocess import load_rgb
-from lgvit_edge.policies.evaluate import Images
-from lgvit_edge.runtime import Session
+from lgvit_edge.runtime import Result, Session
 from lgvit_edge.tuning import TuneOptions, tune
 from lgvit_edge.tuning.certify import certified
 from lgvit_edge.tuning.costs import Costs
@@ -57,29 +51,21 @@ def main(
     with progress_bar("searching") as progress:
         for seed in range(splits):
             progress(seed, splits)
-            gains.append(_gain(recording, manifest, seed))
+            began = time.monotonic()
+            gain = tune(recording, manifest, TuneOptions(seed=seed)).gain()
+            gains.append(gain | {"seed": seed, "seconds": time.monotonic() - began})
     _print_gains(gains)
     broken = _guarantee(recording, recording.costs(manifest), draws)
-    rows = table("risk", numbers=("draws", "bound broken", "allowed", "plain share", "certified"))
-    for row in broken:
-        rows.add_row(
-            f"{row['risk']:.0%}",
-            str(row["draws"]),
-            f"{row['broken']:.1%} ± {1.96 * row['error']:.1%}",
-            f"{_DELTA:.0%}",
-            f"{row['broken_without_a_test']:.1%}",
-            f"{row['mean_certified']:.1f} of {row['policies']}",
-        )
-    console.print(rows)
+    cells = (
+        "{risk:.0%} | {draws} | {broken:.1%} ± {margin:.1%} | {delta:.0%} | "
+        "{broken_without_a_test:.1%} | {mean_certified:.1f} of {policies}"
+    )
+    numbers = ("draws", "bound broken", "allowed", "plain share", "certified")
+    rows = [row | {"margin": 1.96 * row["error"]} for row in broken]
+    console.print(table_of(rows, cells, "risk", numbers=numbers))
     say("plain share: how often the fastest policy with few errors breaks the bound untested")
     times = [] if data is None else _latencies(engines, data, samples)
     record.write(gains=gains, guarantee=broken, latencies=times)
-
-
-def _gain(recording: Recording, manifest: Manifest, seed: int) -> dict[str, Any]:
-    began = time.monotonic()
-    tuned = tune(recording, manifest, TuneOptions(seed=seed))
-    return tuned.gain() | {"seed": seed, "seconds": time.monotonic() - began}
 
 
 def _print_gains(gains: list[dict[str, Any]]) -> None:
@@ -102,18 +88,11 @@ def _guarantee(recording: Recording, costs: Costs, draws: int) -> list[dict[str,
     """Tunes policies on a quarter of the images; the rest is the population with known risks."""
     rows = np.random.default_rng(0).permutation(recording.usable)
     parts = np.split(rows, [len(rows) // 4])
-    tuning, population = (
-        Images(recording.rows["logits"][part], recording.rows["label"][part].astype(np.int64))
-        for part in map(np.sort, parts)
-    )
+    tuning, population = (recording.images(np.sort(part)) for part in parts)
     curves = search(Scorer(tuning, costs), trials=100, seed=0)
     path = policies_by(curves, lambda curve: -curve.errors)[::-1]
-    wrong = np.stack(
-        [
-            population.baseline_right & (p.replay(population.logits)[1] != population.labels)
-            for p in path
-        ]
-    )
+    answers = np.stack([policy.replay(population.logits)[1] for policy in path])
+    wrong = population.baseline_right & (answers != population.labels)
     return [_broken(wrong, risk, draws) for risk in _RISKS]
 
 
@@ -151,8 +130,7 @@ def _latencies(engines: Path, data: Path, samples: int) -> list[dict[str, Any]]:
         names = list(manifest.points)
         segments: list[NDArray[np.float64]] = []
         prepare: list[float] = []
-        measured: dict[str, list[float]] = {name: [] for name in names}
-        exits: dict[str, list[int]] = {name: [] for name in names}
+        results: dict[str, list[Result]] = {name: [] for name in names}
         for first in range(0, len(frames), _BLOCK):
             progress(first, len(frames))
             block = frames[first : first + _BLOCK]
@@ -164,19 +142,20 @@ def _latencies(engines: Path, data: Path, samples: int) -> list[dict[str, Any]]:
             turn = first // _BLOCK % len(names)  # so that none always follows the same one
             for name in names[turn:] + names[:turn]:
                 session.point = name
-                for frame in block:
-                    result = session.predict(frame)
-                    measured[name].append(result.latency_ms)
-                    exits[name].append(result.exit)
+                results[name] += [session.predict(frame) for frame in block]
     cost = np.mean(prepare) + np.cumsum(np.mean(segments, axis=0))
-    rows = []
-    output = table("point", numbers=("predicted (ms)", "measured (ms)", "measured / predicted"))
-    for name in names:
-        predicted = float(cost[np.array(exits[name]) - 1].mean())
-        mean = float(np.mean(measured[name]))
-        rows.append({"point": name, "predicted_ms": predicted, "measured_ms": mean})
-        output.add_row(name, f"{predicted:.2f}", f"{mean:.2f}", f"{mean / predicted:.3f}")
-    console.print(output)
+    rows: list[dict[str, Any]] = [
+        {
+            "point": name,
+            "predicted_ms": float(np.mean([cost[result.exit - 1] for result in of_point])),
+            "measured_ms": float(np.mean([result.latency_ms for result in of_point])),
+        }
+        for name, of_point in results.items()
+    ]
+    cells = "{point} | {predicted_ms:.2f} | {measured_ms:.2f} | {ratio:.3f}"
+    ratios = [row | {"ratio": row["measured_ms"] / row["predicted_ms"]} for row in rows]
+    numbers = ("predicted (ms)", "measured (ms)", "measured / predicted")
+    console.print(table_of(ratios, cells, "point", numbers=numbers))
     return rows
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,9 +64,7 @@ def main(
 def _play(session: Session, data: Path, fps: float, frames: int, load: int) -> dict[str, list[Any]]:
     images = choose_images(data, session.manifest, frames)
     images = [images[i] for i in np.random.default_rng(0).permutation(len(images))]
-    rows: dict[str, list[Any]] = {
-        name: [] for name in ("latency_ms", "level", "point", "expected_ms", "correct")
-    }
+    rows: dict[str, list[Any]] = defaultdict(list)
     with contextlib.ExitStack() as stack, progress_bar("playing") as progress:
         due = time.perf_counter()
         for number in range(frames):
@@ -76,9 +75,8 @@ def _play(session: Session, data: Path, fps: float, frames: int, load: int) -> d
             image = images[number % len(images)]
             frame = load_rgb(image.path)
             time.sleep(max(0.0, due - time.perf_counter()))
-            due = (
-                max(due, time.perf_counter()) + 1 / fps
-            )  # a camera drops frames that are not fetched
+            # A camera drops frames that are not fetched.
+            due = max(due, time.perf_counter()) + 1 / fps
             result = session.predict(frame)
             assert result.pace is not None
             rows["latency_ms"].append(round(result.latency_ms, 3))
@@ -115,12 +113,9 @@ def summarise(
 def _draw(
     rows: dict[str, list[Any]], steps: tuple[int, int], fps: float, budget: float, path: Path
 ) -> None:
-    matplotlib = require("matplotlib", extra="report")
-    matplotlib.use("agg")
-    pyplot = require("matplotlib.pyplot", extra="report")
-    figure, (top, bottom) = pyplot.subplots(
-        2, 1, figsize=(8, 5), sharex=True, height_ratios=(3, 2), layout="constrained"
-    )
+    figures = require("matplotlib.figure", extra="report")
+    figure = figures.Figure(figsize=(8, 5), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     latency = np.array(rows["latency_ms"])
     mean = np.convolve(latency, np.ones(15) / 15, mode="valid")
     top.plot(latency, ".", color="0.75", markersize=3, label="a frame")
@@ -129,16 +124,15 @@ def _draw(
     top.axhline(budget, color="C3", linewidth=1, linestyle=":", label="budget")
     top.set(ylabel="latency (ms)", ylim=(0, max(2e3 / fps, float(np.percentile(latency, 99)))))
     top.legend(loc="upper right", fontsize=8)
-    names = dict(sorted({(lv, p) for lv, p in zip(rows["level"], rows["point"], strict=True)}))
+    names = dict(sorted(set(zip(rows["level"], rows["point"], strict=True))))
     bottom.step(range(len(latency)), rows["level"], color="C2", where="post")
-    bottom.set(xlabel="frame", ylabel="operating point", yticks=list(names))
-    bottom.set_yticklabels([names[level] for level in names])
+    bottom.set(xlabel="frame", ylabel="operating point")
+    bottom.set_yticks(list(names), names.values())
     bottom.invert_yaxis()
     for axis in (top, bottom):
         axis.axvspan(*steps, color="C1", alpha=0.12)
     top.text(np.mean(steps), 0, "competing load", ha="center", va="bottom", fontsize=8)
     figure.savefig(path, format="png", dpi=110)
-    pyplot.close(figure)
 
 
 if __name__ == "__main__":

@@ -20,13 +20,15 @@ import torch
 import typer
 from numpy.typing import NDArray
 
-from lgvit_edge._support.terminal import console, progress_bar, table
+from lgvit_edge._support.terminal import console, progress_bar
 from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.architecture.heads import head_choices
 from lgvit_edge.architecture.placement import default_heads
 from lgvit_edge.architecture.published import architecture
-from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, run_command
+from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, chain_to, run_command
 from lgvit_edge.benchmarks.experiments.if_graph import IfGraph
+from lgvit_edge.benchmarks.measure import random_frames
+from lgvit_edge.benchmarks.report.terminal import table_of
 from lgvit_edge.bundle.directory import Bundle, open_bundle
 from lgvit_edge.cli.options import Engines, parse_numbers
 from lgvit_edge.errors import UsageError
@@ -40,7 +42,7 @@ from lgvit_edge.model import (
     example_input,
     load_checkpoint,
 )
-from lgvit_edge.runtime import FixedExit, Session
+from lgvit_edge.runtime import Session
 
 PEERS_MIX = "43.3,15.6,9.4,8.9,11.4,5.0,2.4,0.9,3.1"  # at threshold 0.80
 _BURST = 3  # runs in a row; the first is left out, because its weights are not in the caches
@@ -65,16 +67,15 @@ def main(
         raise UsageError(f"expected a bundle of batch 1 and {exits} shares, found {len(shares)}")
     record, threads = Record(json_file), available_cores()
     torch.set_num_threads(threads)
-    side = bundle.manifest.image_size
-    images = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), np.uint8)
+    images = np.stack(random_frames(bundle.manifest, 1))
     with (
         Session.open(engines, backend="onnxruntime", device="cpu") as ours,
         Session.open(engines, backend="openvino", device="cpu", precision="fp32") as vino,
         tempfile.TemporaryDirectory(dir=bundle.root.absolute().parent) as folder,
     ):
         sides: dict[str, Run] = {
-            "chain, ONNX Runtime": _chain(ours, images),
-            "chain, OpenVINO": _chain(vino, images),
+            "chain, ONNX Runtime": chain_to(ours, images),
+            "chain, OpenVINO": chain_to(vino, images),
             "If graph, ONNX Runtime": IfGraph(bundle, Path(folder), images, threads),
             "PyTorch eager": eager(model_of(bundle, arch, ckpt), images),
         }
@@ -84,7 +85,7 @@ def main(
         }
         with progress_bar("in turn") as progress:
             times = _in_turn(sides, baselines, exits, rounds, progress)
-    rows = _summary(times, baselines, bundle, shares / shares.sum())
+    rows = _summary(times, bundle, shares / shares.sum())
     _show(rows, shares)
     raw = {n: [np.round(t, 3).tolist() for t in per_exit] for n, per_exit in times.items()}
     record.env |= {"threads": threads, "torch": torch.__version__}
@@ -113,14 +114,6 @@ def eager(model: LGViT, images: NDArray[np.uint8]) -> Run:
     return run
 
 
-def _chain(session: Session, images: NDArray[np.uint8]) -> Run:
-    def run(exit: int) -> object:
-        session.policy = FixedExit(exit)
-        return session.run(images)
-
-    return run
-
-
 def model_of(bundle: Bundle, arch: str | None, ckpt: Path | None) -> LGViT:
     """Returns the model that a bundle was made of, or one of its sizes with random weights.
 
@@ -131,8 +124,8 @@ def model_of(bundle: Bundle, arch: str | None, ckpt: Path | None) -> LGViT:
         raise UsageError("expected --arch NAME or --ckpt MODEL")
     manifest = bundle.manifest
     if ckpt is not None:
-        model = load_checkpoint(ckpt)
-        model = model.with_exits([s.last_block for s in manifest.segments[:-1]])
+        blocks = [segment.last_block for segment in manifest.segments[:-1]]
+        model = load_checkpoint(ckpt).with_exits(blocks)
     else:
         model = LGViT(_with_exits(str(arch), bundle))
     expected, parameters = manifest.baseline.parameters, count_parameters(model.backbone)
@@ -141,10 +134,9 @@ def model_of(bundle: Bundle, arch: str | None, ckpt: Path | None) -> LGViT:
             f"expected the model of {bundle.root}, whose baseline has {expected} parameters, "
             f"found one with {parameters}: give its own --arch or --ckpt"
         )
-    parts = cut(model, input=manifest.input)
     macs = [
         count_macs(part.module, example_input(model.config, part.index, input=manifest.input))
-        for part in parts
+        for part in cut(model, input=manifest.input)
     ]
     if macs != [segment.spec.macs for segment in manifest.segments]:
         raise UsageError(
@@ -159,8 +151,8 @@ def _with_exits(arch: str, bundle: Bundle) -> LGViTConfig:
     manifest = bundle.manifest
     *early, _ = manifest.segments
     config = architecture(arch, num_classes=manifest.num_classes, image_size=manifest.image_size)
+    blocks = [segment.last_block for segment in early]
     for heads in head_choices():
-        blocks = [segment.last_block for segment in early]
         exits = default_heads(blocks, heads=heads, family=config.family)
         if [exit.head for exit in exits] == [segment.head for segment in early]:
             return config.replace(exits=exits)
@@ -197,10 +189,7 @@ def _in_turn(
 
 
 def _summary(
-    times: dict[str, list[list[float]]],
-    baselines: dict[str, Run],
-    bundle: Bundle,
-    shares: NDArray[np.float64],
+    times: dict[str, list[list[float]]], bundle: Bundle, shares: NDArray[np.float64]
 ) -> list[dict[str, Any]]:
     cumulative = [bundle.manifest.cumulative_macs(e) for e in range(1, len(shares) + 1)]
     macs = bundle.manifest.baseline.macs / float(np.dot(shares, cumulative))
@@ -209,10 +198,10 @@ def _summary(
         medians = np.array([np.median(t) for t in per_exit])
         row: dict[str, Any] = {"name": name, "mean_ms": float(np.dot(shares, medians))}
         row["exit_ms"] = medians.tolist()
-        library = name.partition(", ")[2]
-        if not name.startswith("baseline") and library in baselines:
+        baseline = f"baseline, {name.partition(', ')[2]}"
+        if name != baseline and baseline in times:
             # Measured in the same rounds, so under the same load.
-            base = [np.median(t) for t in times[f"baseline, {library}"]]
+            base = [np.median(t) for t in times[baseline]]
             row["wall_clock"] = float(np.dot(shares, base)) / row["mean_ms"]
             row["macs"] = macs
             row["efficiency"] = row["wall_clock"] / macs
@@ -221,15 +210,14 @@ def _summary(
 
 
 def _show(rows: list[dict[str, Any]], shares: NDArray[np.float64]) -> None:
-    output = table(
-        "", numbers=("mean (ms)", "exit 1", "last exit", "wall x", "MACs x", "efficiency")
+    cells = (
+        "{name} | {mean_ms:.1f} | {exit_ms[0]:.1f} | {last_ms:.1f} | "
+        "{wall_clock:.2f} | {macs:.2f} | {efficiency:.3f}"
     )
-    for row in sorted(rows, key=lambda r: r["mean_ms"]):
-        figures = [row["mean_ms"], row["exit_ms"][0], row["exit_ms"][-1]]
-        ratios = [f"{row[k]:.2f}" if k in row else "" for k in ("wall_clock", "macs")]
-        efficiency = f"{row['efficiency']:.3f}" if "efficiency" in row else ""
-        output.add_row(row["name"], *(f"{f:.1f}" for f in figures), *ratios, efficiency)
-    console.print(output)
+    ordered = sorted(rows, key=lambda row: float(row["mean_ms"]))
+    numbers = ("mean (ms)", "exit 1", "last exit", "wall x", "MACs x", "efficiency")
+    shown = [row | {"last_ms": row["exit_ms"][-1]} for row in ordered]
+    console.print(table_of(shown, cells, "", numbers=numbers, blank=""))
     console.print(f"mix: {', '.join(f'{s:g}' for s in shares)}", highlight=False)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -37,25 +37,25 @@ def main(
         rows = run(session, images)
         record.env |= {"runtime": session.describe()}
     done, memory, latency = rows[int(len(rows) * _WARM_UP) :].T
-    summary: dict[str, Any] = {
-        "memory_kb_per_1000": line(done / 1000, memory * 1024),
-        "latency_us_per_1000": line(done / 1000, latency * 1000),
-        "memory_mb": [float(memory[0]), float(memory[-1])],
-        "median_latency_ms": [float(np.median(half)) for half in np.array_split(latency, 2)],
-    }
-    growth, drift = summary["memory_kb_per_1000"], summary["latency_us_per_1000"]
+    growth, drift = line(done / 1000, memory * 1024), line(done / 1000, latency * 1000)
+    halves = [float(np.median(half)) for half in np.array_split(latency, 2)]
     console.print(
         f"{images} images on {record.env['runtime']['backend']}: memory "
         f"{memory[0]:.1f} MB -> {memory[-1]:.1f} MB, {growth['slope']:+.3f} kB per 1000 images "
         f"(95 %: {growth['low']:+.3f} to {growth['high']:+.3f})",
-        f"median latency of exit 1: {summary['median_latency_ms'][0]:.3f} ms in the first half, "
-        f"{summary['median_latency_ms'][1]:.3f} in the second; {drift['slope']:+.3f} us per 1000 "
+        f"median latency of exit 1: {halves[0]:.3f} ms in the first half, "
+        f"{halves[1]:.3f} in the second; {drift['slope']:+.3f} us per 1000 "
         f"(95 %: {drift['low']:+.3f} to {drift['high']:+.3f})",
         sep="\n",
         highlight=False,
     )
-    raw = {"done": done.tolist(), "memory_mb": memory.tolist(), "latency_ms": latency.tolist()}
-    record.write(**summary, raw=raw)
+    record.write(
+        memory_kb_per_1000=growth,
+        latency_us_per_1000=drift,
+        memory_mb=[float(memory[0]), float(memory[-1])],
+        median_latency_ms=halves,
+        raw={"done": done.tolist(), "memory_mb": memory.tolist(), "latency_ms": latency.tolist()},
+    )
 
 
 def run(session: Session, images: int) -> NDArray[np.float64]:
@@ -109,8 +109,8 @@ def line(x: NDArray[np.float64], y: NDArray[np.float64]) -> dict[str, float]:
 
 def resident_mb() -> float:
     """Returns the resident memory of this process in MB."""
-    pages: Any = Path("/proc/self/statm").read_text().split()[1]
-    return int(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 if __name__ == "__main__":

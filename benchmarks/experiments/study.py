@@ -10,6 +10,8 @@ checkpoint exists are not trained again.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,47 +20,43 @@ import typer
 from lgvit_edge._support.files import replacing, write_json
 from lgvit_edge._support.terminal import say
 from lgvit_edge.benchmarks.experiments.frame import run_command
-from lgvit_edge.benchmarks.experiments.study_rows import DROP, RATE, RATES, SPEED_UP, Study
-from lgvit_edge.benchmarks.experiments.study_tables import Case, draw, tables
+from lgvit_edge.benchmarks.experiments.study_rows import DROP, RATE, RATES, SPEED_UP, Case, Study
 from lgvit_edge.benchmarks.measure import command_line
 from lgvit_edge.errors import UsageError
 from lgvit_edge.machine.environment import environment
 from lgvit_edge.model import count_parameters
+from lgvit_edge.policies.picture import draw as draw_lines
 from lgvit_edge.training import TrainingConfig
 from lgvit_edge.training.data.datasets import ImageFolder
 from lgvit_edge.training.start import load_start
 
-EXITS = "uniform:8"
 # Table 1: heads, placement, scheme and policy of each rival. A frozen backbone has no loss, so
 # alternating with it (BERxiT) is plain training. Heads that share nothing learn the same whatever
 # the weights of their losses, apart from clipping.
 METHODS = (
-    Case("LGViT", "lgvit", EXITS, "lgvit", "confidence"),
-    Case("SDN", "mlp", EXITS, "weighted", "confidence"),
-    Case("PABEE", "mlp", EXITS, "normal", "patience"),
-    Case("PCEE", "mlp", EXITS, "normal", "patient_confidence"),
-    Case("BERxiT", "mlp", EXITS, "alternating", "confidence"),
-    Case("ViT-EE", "encoder", "6", "normal", "confidence"),
+    Case("LGViT"),
+    Case("SDN", "mlp", scheme="weighted"),
+    Case("PABEE", "mlp", scheme="normal", policy="patience"),
+    Case("PCEE", "mlp", scheme="normal", policy="patient_confidence"),
+    Case("BERxiT", "mlp", scheme="alternating"),
+    Case("ViT-EE", "encoder", "6", "normal"),
 )
 HEADS = (
-    Case("MLP", "mlp", EXITS, "lgvit", "confidence"),
-    Case("Conv", "conv", EXITS, "lgvit", "confidence"),
-    Case("Attention", "attention", EXITS, "lgvit", "confidence"),
-    Case("LPH and GAH", "lgvit", EXITS, "lgvit", "confidence"),
+    Case("MLP", "mlp"),
+    Case("Conv", "conv"),
+    Case("Attention", "attention"),
+    Case("LPH and GAH"),
 )
 SCHEMES = (
-    Case("normal", "lgvit", EXITS, "normal", "confidence"),
-    Case("distillation", "lgvit", EXITS, "distillation", "confidence"),
-    Case("alternating", "lgvit", EXITS, "alternating", "confidence"),
-    Case("the paper's", "lgvit", EXITS, "lgvit", "confidence"),
+    *(Case(scheme, scheme=scheme) for scheme in ("normal", "distillation", "alternating")),
+    Case("the paper's"),
 )
 KL = (
-    Case("averaged over images", "mlp", EXITS, "lgvit", "confidence"),
-    Case("over classes as well, as the authors do", "mlp", EXITS, "lgvit", "confidence", "class"),
+    Case("averaged over images", "mlp"),
+    Case("over classes as well, as the authors do", "mlp", kl="class"),
 )
 PLACEMENTS = tuple(
-    Case(name, "lgvit", f"{name}:4", "lgvit", "confidence")
-    for name in ("shallow", "middle", "deep", "uniform")
+    Case(name, exits=f"{name}:4") for name in ("shallow", "middle", "deep", "uniform")
 )
 TABLES = {
     "1": ("Methods (Table 1)", METHODS),
@@ -67,6 +65,8 @@ TABLES = {
     "7": ("Placements of four exits (Table 7)", PLACEMENTS),
     "kl": ("The KL term of Eq. 14, MLP heads", KL),
 }
+
+_OF_A_CASE = ("lr", "scheme", "kl", "cache")  # settings that are not the same for all
 
 
 def main(
@@ -109,15 +109,13 @@ def main(
 
 
 def _record(study: Study, chosen: dict[str, tuple[Case, ...]]) -> dict[str, Any]:
-    rows: dict[str, list[dict[str, Any]]] = {}
+    rows: dict[str, list[dict[str, Any]]] = {title: [] for title in chosen}
     results: dict[tuple[str, str], dict[str, Any]] = {}  # some stand in several tables
-    for title, cases in chosen.items():
-        rows[title] = []
-        for case in cases:
-            say(f"{title}: {case.name}")
-            key = (case.training, case.policy)
-            results[key] = results.get(key) or study.row(case)
-            rows[title].append({**dataclasses.asdict(case), **results[key]})
+    for title, case in [(title, case) for title, cases in chosen.items() for case in cases]:
+        say(f"{title}: {case.name}")
+        key = (case.training, case.policy)
+        results[key] = results.get(key) or study.row(case)
+        rows[title].append({**dataclasses.asdict(case), **results[key]})
     first = next(iter(rows.values()))
     curves = {row["name"]: row["curve"] for row in first}
     base = {
@@ -125,17 +123,14 @@ def _record(study: Study, chosen: dict[str, tuple[Case, ...]]) -> dict[str, Any]
         "parameters": count_parameters(study.backbone),
         **first[0]["baseline"],
     }
-    for row in [row for table in rows.values() for row in table]:
+    for row in itertools.chain(*rows.values()):
         del row["curve"], row["baseline"]
     half = len(study.val) // 2
+    settings = study.config.identity()
     return {
         "baseline": base,
         "conditions": {
-            "training": {
-                name: value
-                for name, value in study.config.identity().items()
-                if name not in ("lr", "scheme", "kl", "cache")
-            },
+            "training": {k: settings[k] for k in settings if k not in _OF_A_CASE},
             "learning_rates": {"others": RATE, **RATES},
             "training_images": len(study.train),
             "tuning": len(study.val) - half,
@@ -148,6 +143,58 @@ def _record(study: Study, chosen: dict[str, tuple[Case, ...]]) -> dict[str, Any]
         "env": environment(),
         "command": command_line(),
     }
+
+
+def tables(record: dict[str, Any]) -> str:
+    """Returns the study as Markdown."""
+    base, how = record["baseline"], record["conditions"]
+    lines = [
+        f"Baseline without exits: {base['accuracy']:.2%} on the {how['reporting']} reporting "
+        f"images ({base['accuracy_all']:.2%} on all), {base['macs'] / 1e9:.3f} G MACs, "
+        f"{base['parameters'] / 1e6:.2f} M parameters.",
+        "",
+    ]
+    for title, rows in record["tables"].items():
+        lines += [f"## {title}", "", *_table(rows, how), ""]
+    return "\n".join(lines)
+
+
+def _table(rows: Sequence[dict[str, Any]], how: dict[str, Any]) -> list[str]:
+    fast, sure = f"at >= {how['speed_up']}x MACs", f"losing <= {100 * how['drop']:.0f} points"
+    head = (
+        f"| | parameters, M | accuracy {fast} | MACs, G | MACs x | layers x | wall clock x | "
+        f"accuracy {sure} | MACs, G | MACs x | layers x | accuracy of each exit, % |"
+    )
+    lines = [head, "|---" * (head.count("|") - 1) + "|"]
+    for row in rows:
+        cells = [row["name"], f"{row['parameters'] / 1e6:.2f}"]
+        cells += _cells(row["at_speedup"], wall=True) + _cells(row["at_accuracy"], wall=False)
+        exits = zip(row["blocks"], row["accuracies"], strict=True)
+        cells.append(", ".join(f"{block}: {100 * a:.1f}" for block, a in exits))
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _cells(point: dict[str, Any] | None, *, wall: bool) -> list[str]:
+    if point is None:
+        return ["not reached"] + ["-"] * (3 + wall)
+    cells = [f"{point['accuracy']:.2%}", f"{point['macs'] / 1e9:.3f}"]
+    cells += [f"{point[key]:.2f}" for key in ("macs_speedup", "layers_speedup")]
+    measured = point.get("wall_clock")
+    return cells + ([f"{measured:.2f}" if measured else "-"] if wall else [])
+
+
+def draw(record: dict[str, Any], path: Path) -> None:
+    """Draws accuracy against speed-up on the reporting images, a line per method (Figure 1)."""
+    base, how = record["baseline"]["accuracy"], record["conditions"]
+    draw_lines(
+        record["curves"],
+        path,
+        baseline=base,
+        title=f"{how['reporting']} held-out images",
+        drop=how["drop"],
+        limits=((0.95, 2.5), (100 * base - 25, 100 * base + 2)),
+    )
 
 
 if __name__ == "__main__":

@@ -14,14 +14,13 @@ import torch
 from lgvit_edge._support.files import write_json
 from lgvit_edge._support.terminal import progress_bar, say
 from lgvit_edge.architecture.placement import plan_exits
-from lgvit_edge.benchmarks.experiments.study_tables import Case, Measured, choose, curve
 from lgvit_edge.benchmarks.measure import measure_images
 from lgvit_edge.errors import DataError, UsageError
 from lgvit_edge.export.bundle import ExportOptions, export_bundle
 from lgvit_edge.images.labelled import LabelledImage, evenly
 from lgvit_edge.model import LGViT, block_macs, count_parameters, load_model
-from lgvit_edge.policies import from_json
-from lgvit_edge.policies.evaluate import Images
+from lgvit_edge.policies import POLICIES, Never, Policy, from_json
+from lgvit_edge.policies.evaluate import ExitCosts, Images, Outcome, evaluate
 from lgvit_edge.runtime import Session
 from lgvit_edge.training import TrainingConfig, train
 from lgvit_edge.training.data.batches import Batches
@@ -32,30 +31,88 @@ from lgvit_edge.training.start import attach_exits
 
 # Learning rates, by trial: at the higher one an encoder block as a head learns nothing.
 RATE, RATES = 4e-3, {"encoder": 1e-3}
-SPEED_UP, DROP = (
-    1.6,
-    0.02,
-)  # methods are compared at this MACs speed-up, and at this loss of accuracy
+SPEED_UP, DROP = 1.6, 0.02  # methods are compared at this one in MACs, and this loss of accuracy
 _MEASURED = 500  # images of the reporting half on which wall clock is measured
+_STEPS = 200  # number of settings tried per policy
+
+
+@dataclass(frozen=True)
+class Case:
+    """The training and policy behind one row of a table; settings are as ``train`` takes them."""
+
+    name: str
+    heads: str = "lgvit"
+    exits: str = "uniform:8"
+    scheme: str = "lgvit"
+    policy: str = "confidence"
+    kl: str = "image"
+
+    @property
+    def learned_by(self) -> str:
+        """The scheme that gives the same heads where the backbone is frozen."""
+        return "normal" if self.scheme == "alternating" else self.scheme
+
+    @property
+    def training(self) -> str:
+        """Name of the checkpoint; rows that differ in their policy alone share it."""
+        name = f"{self.heads}-{self.exits.replace(':', '')}-{self.learned_by}"
+        return name if self.kl == "image" else f"{name}-{self.kl}"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The logits of a trained model on labelled images, and its costs."""
+
+    images: Images
+    costs: ExitCosts  # nothing is timed
+
+    def half(self, odd: int) -> Measured:
+        """Returns every other image: the even ones, or the ``odd``."""
+        logits, labels = self.images.logits, self.images.labels
+        return Measured(Images(logits[odd::2], labels[odd::2]), self.costs)
+
+    def gives(self, policy: Policy) -> Outcome:
+        """Returns the outcome of a policy on the images."""
+        return evaluate(policy, self.images, self.costs)
+
+
+def settings(policy: str, exits: int) -> list[Policy]:
+    """Returns fine settings of a policy, from least to most careful."""
+    return [*POLICIES[policy].settings(exits, _STEPS), Never()]
+
+
+def choose(
+    policy: str, tuning: Measured, *, speed_up: float | None = None, drop: float | None = None
+) -> Policy | None:
+    """Returns the best setting on the tuning images, or None where no setting does.
+
+    That is the most accurate of those at least ``speed_up`` times faster in MACs, or the fastest of
+    those that lose at most ``drop`` of accuracy, 0..1.
+    """
+    tried = [tuning.gives(setting) for setting in settings(policy, tuning.images.exits)]
+    if speed_up is not None:
+        good = [(t.accuracy, t) for t in tried if t.macs_speedup >= speed_up]
+    else:
+        least = tuning.images.baseline_accuracy - (drop or 0.0)
+        good = [(t.macs_speedup, t) for t in tried if t.accuracy >= least]
+    return max(good, key=lambda pair: pair[0])[1].policy if good else None
+
+
+def curve(policy: str, reporting: Measured) -> list[dict[str, Any]]:
+    """Returns every setting's outcome on the reporting images, slowest first."""
+    points = [reporting.gives(setting) for setting in settings(policy, reporting.images.exits)]
+    return [point.to_json() for point in sorted(points, key=lambda point: point.macs_speedup)]
 
 
 @dataclass(frozen=True)
 class Study:
-    """Settings and images that all trainings share.
+    """Settings and images that all trainings share."""
 
-    Attributes:
-        backbone: frozen, without exits.
-        train: images to learn from.
-        val: images of which one half tunes and the other reports.
-        config: settings, apart from the scheme.
-        out: folder of results, checkpoints and features.
-    """
-
-    backbone: LGViT
+    backbone: LGViT  # frozen, without exits
     train: ImageFolder
-    val: ImageFolder
-    config: TrainingConfig
-    out: Path
+    val: ImageFolder  # one half tunes, the other reports
+    config: TrainingConfig  # apart from the scheme
+    out: Path  # folder of results, checkpoints and features
 
     def model(self, case: Case) -> LGViT:
         """Returns the model with the case's heads, trained unless its checkpoint exists.
@@ -77,15 +134,8 @@ class Study:
             return load_model(checkpoint)
         say(f"training {case.training}")
         write_json(settings, config.identity())
-        return train(
-            self._fresh(case),
-            self.train,
-            None,
-            config,
-            stages=(2,),
-            out=checkpoint,
-            features=self.out / "features",
-        )
+        model, folder = self._fresh(case), self.out / "features"
+        return train(model, self.train, None, config, stages=(2,), out=checkpoint, features=folder)
 
     def _fresh(self, case: Case) -> LGViT:
         config = self.backbone.config
@@ -134,6 +184,7 @@ class Study:
         """Returns the case's row of a table."""
         model = self.model(case)
         measured = self.measured(model)
+        images, costs = measured.images, measured.costs
         tuning, reporting = measured.half(0), measured.half(1)
         fast = choose(case.policy, tuning, speed_up=SPEED_UP)
         sure = choose(case.policy, tuning, drop=DROP)
@@ -141,13 +192,10 @@ class Study:
         if at_speedup:
             at_speedup |= self._wall_clock(case, model, at_speedup["policy"])
         return {
-            "baseline": {
-                "accuracy_all": measured.images.baseline_accuracy,
-                "macs": measured.costs.baseline_macs,
-            },
+            "baseline": {"accuracy_all": images.baseline_accuracy, "macs": costs.baseline_macs},
             "curve": curve(case.policy, reporting),
             "parameters": count_parameters(model),
-            "blocks": list(measured.costs.blocks),
+            "blocks": list(costs.blocks),
             "accuracies": reporting.images.accuracies,
             "at_speedup": at_speedup,
             "at_accuracy": sure and reporting.gives(sure).to_json(),

@@ -20,21 +20,12 @@ _MISTAKES = 12
 
 @dataclass(frozen=True)
 class Picture:
-    """Holds one image of the gallery.
+    """Holds one image of the gallery."""
 
-    Attributes:
-        source: the thumbnail, as a ``data:`` address.
-        answer: the class that the chain gave.
-        truth: the class of the label; None without one.
-        right: whether the two are the same; None without a label.
-        confidence: of the answer, as text.
-        exit: where the image left.
-    """
-
-    source: str
-    answer: str
-    truth: str | None
-    right: bool | None
+    source: str  # the thumbnail, as a ``data:`` address
+    answer: str  # the class that the chain gave
+    truth: str | None  # the class of the label; None without one
+    right: bool | None  # whether the two are the same; None without a label
     confidence: str
     exit: int
 
@@ -80,17 +71,12 @@ class Gallery:
                 source = _thumbnail(image)
             except DataError:
                 continue  # the file was removed since
-            index = image.class_index
-            pictures.append(
-                Picture(
-                    source,
-                    result.label,
-                    None if index is None else self.names[index] if self.names else str(index),
-                    None if index is None else result.class_index == index,
-                    result.confidence_text,
-                    result.exit,
-                )
-            )
+            truth, right, index = None, None, image.class_index
+            if index is not None:
+                truth = self.names[index] if self.names else str(index)
+                right = result.class_index == index
+            about = (result.label, truth, right, result.confidence_text, result.exit)
+            pictures.append(Picture(source, *about))
         return pictures
 
 

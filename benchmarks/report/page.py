@@ -12,7 +12,6 @@ from lgvit_edge.architecture.families import FAMILIES
 from lgvit_edge.benchmarks.report import plots
 from lgvit_edge.benchmarks.report.gallery import Gallery
 from lgvit_edge.bundle.manifest import Manifest
-from lgvit_edge.bundle.points import OperatingPoint
 
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
 
@@ -32,17 +31,17 @@ def write_page(
 ) -> None:
     """Writes the page, completely or not at all.
 
-    Args:
-        path: the file to write.
-        record: of ``measure_images`` or ``measure_exits``, with its ``survey``.
-        manifest: of the bundle.
-        gallery: the images seen in the run; None if there were none.
+    ``record`` is of ``measure_images`` or ``measure_exits``, with its ``survey``; ``gallery`` holds
+    the images seen in the run, None if there were none.
 
     Raises:
         MissingDependency: jinja2 or matplotlib is not installed.
         OSError: the page cannot be written.
     """
     jinja = require("jinja2", extra="report")
+    drawn = [plots.latencies, plots.departures, plots.segments]
+    if "policies" in record["survey"]:
+        drawn.insert(0, plots.tradeoff)
     # Class names may hold any text, so everything is escaped except our own pictures.
     environment = jinja.Environment(
         autoescape=True, trim_blocks=True, undefined=jinja.StrictUndefined
@@ -53,7 +52,7 @@ def write_page(
         subtitle=_subtitle(record),
         notes=_notes(record),
         tiles=_tiles(record),
-        plots=_plots(record),
+        plots=[draw(record) for draw in drawn],
         points=_points(record, manifest),
         mistakes=gallery.mistakes() if gallery else [],
         gallery=gallery.exits() if gallery else [],
@@ -102,19 +101,13 @@ def _notes(record: dict[str, Any]) -> list[str]:
 
 def _tiles(record: dict[str, Any]) -> list[tuple[str, str]]:
     speedup = record["speedup"]
-    low, high = speedup["wall_clock_95"]
-    base_ms = record["baseline"]["latency_ms"]["mean"]
+    wall, (low, high) = speedup["wall_clock"], speedup["wall_clock_95"]
+    ms, base_ms = (part["latency_ms"]["mean"] for part in (record, record["baseline"]))
     tiles = [
-        (
-            f"{speedup['wall_clock']:.2f}x",
-            f"faster than without exits (95 %: {low:.2f} to {high:.2f})",
-        ),
+        (f"{wall:.2f}x", f"faster than without exits (95 %: {low:.2f} to {high:.2f})"),
         (f"{speedup['macs']:.2f}x", "fewer multiply-accumulates (MACs)"),
         (f"{record['efficiency']:.3f}", "efficiency: time saved for MACs saved"),
-        (
-            f"{record['latency_ms']['mean']:.2f} ms",
-            f"per image on average; {base_ms:.2f} ms without exits",
-        ),
+        (f"{ms:.2f} ms", f"per image on average; {base_ms:.2f} ms without exits"),
     ]
     if record["accuracy"] is not None:
         base = _percent(record["baseline_accuracy"])
@@ -122,16 +115,13 @@ def _tiles(record: dict[str, Any]) -> list[tuple[str, str]]:
     return tiles
 
 
-def _plots(record: dict[str, Any]) -> list[plots.Plot]:
-    tradeoff = [plots.tradeoff(record)] if "policies" in record["survey"] else []
-    return [*tradeoff, plots.latencies(record), plots.departures(record), plots.segments(record)]
-
-
 def _points(record: dict[str, Any], manifest: Manifest) -> list[dict[str, str]]:
     here = record["survey"].get("points", {})
     rows = []
     for name, point in manifest.points.items():
-        now = here.get(name)
+        now, guarantee = here.get(name), "-"
+        if bound := point.guarantee:
+            guarantee = f"\u2264 {100 * bound.risk:g} % ({100 * (1 - bound.delta):g} % sure)"
         rows.append(
             {
                 "name": name,
@@ -140,17 +130,10 @@ def _points(record: dict[str, Any], manifest: Manifest) -> list[dict[str, str]]:
                 "speedup": "-" if now is None else f"{now['wall_clock_speedup']:.2f}x",
                 "then": _percent(point.accuracy),
                 "ms": f"{point.latency_ms:.2f} ms",
-                "guarantee": _guarantee(point),
+                "guarantee": guarantee,
             }
         )
     return rows
-
-
-def _guarantee(point: OperatingPoint) -> str:
-    bound = point.guarantee
-    if bound is None:
-        return "-"
-    return f"\u2264 {100 * bound.risk:g} % ({100 * (1 - bound.delta):g} % sure)"
 
 
 def _conditions(record: dict[str, Any]) -> list[tuple[str, str]]:

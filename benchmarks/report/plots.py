@@ -19,6 +19,7 @@ SERIES = ("#0a0001", "#0a0002", "#0a0003", "#0a0004", "#0a0005")
 _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid"} | {
     colour: f"series-{i}" for i, colour in enumerate(SERIES, 1)
 }
+_ENDS = {"relpos": (0, 0.5), "shrinkB": 5}  # from a name's left side to just outside its point
 _WIDE, _NARROW = (7.2, 3.4), (3.5, 3.3)  # inches, at 100 pixels each
 _STYLE = {
     "svg.fonttype": "path",  # the same on every machine, whatever fonts are installed
@@ -41,21 +42,13 @@ _STYLE = {
 
 @dataclass(frozen=True)
 class Plot:
-    """Holds one picture and its texts.
+    """Holds one picture and its texts."""
 
-    Attributes:
-        title: printed above it.
-        caption: what it shows and how to read it.
-        alt: description for readers who cannot see it, with the main figures.
-        wide: SVG for screens and paper.
-        narrow: SVG for phones.
-    """
-
-    title: str
-    caption: str
-    alt: str
-    wide: str
-    narrow: str
+    title: str  # printed above it
+    caption: str  # what it shows and how to read it
+    alt: str  # description for readers who cannot see it, with the main figures
+    wide: str  # SVG for screens and paper
+    narrow: str  # SVG for phones
 
 
 def plot(
@@ -69,13 +62,8 @@ def plot(
 ) -> Plot:
     """Draws a picture in both widths.
 
-    Args:
-        name: letters only; a prefix that makes ids unique on the page.
-        title: see ``Plot``.
-        caption: see ``Plot``.
-        alt: see ``Plot``.
-        paint: called with matplotlib axes and whether they are narrow.
-        narrow: size of the narrow picture in inches.
+    ``name``, of letters only, makes ids unique on the page. ``paint`` is called with matplotlib
+    axes and whether they are narrow; ``narrow`` is the size of the narrow picture in inches.
 
     Raises:
         MissingDependency: matplotlib is not installed.
@@ -122,8 +110,7 @@ def tradeoff(record: dict[str, Any]) -> Plot:
             axes.plot(*place, "o", color=INK, markersize=8, fillstyle="none", markeredgewidth=1.5)
         axes.plot([speed], [100 * accuracy], "*", color=INK, markersize=12, label="this run")
         axes.plot([1], [100 * base], "s", color=INK, markersize=6, label="without exits")
-        axes.set_xlabel("speed-up in time, against the model without exits")
-        axes.set_ylabel("accuracy (%)")
+        axes.set(xlabel="speed-up in time, against the model without exits", ylabel="accuracy (%)")
         _name_points(axes, points)
         if narrow:  # a legend inside would cover the lines
             axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.2), ncols=1)
@@ -162,13 +149,7 @@ def _name_points(axes: Any, points: dict[str, Any]) -> None:
             fontsize=8,
             ha="right",
             va="center",
-            arrowprops={
-                "arrowstyle": "-",
-                "color": MUTED,
-                "linewidth": 0.7,
-                "relpos": (0, 0.5),
-                "shrinkB": 5,
-            },
+            arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.7, **_ENDS},
         )
 
 
@@ -221,13 +202,10 @@ def departures(record: dict[str, Any]) -> Plot:
                     text = f"{100 * row['accuracy']:.0f} %"
                     place = (row["index"], share)
                     axes.annotate(text, place, ha="center", va="bottom", fontsize=7)
-            _legend_above(axes)
         else:
             axes.bar(places, shares, color=SERIES[0])
-        axes.set_xticks(places if len(places) <= 16 else places[:: len(places) // 8])
-        axes.grid(axis="x", visible=False)
-        axes.set_xlabel("exit (the last is the final classifier)")
-        axes.set_ylabel("share of images (%)")
+        below = "exit (the last is the final classifier)"
+        _label(axes, places, below, "share of images (%)", legend=labelled)
 
     figures = "; ".join(
         f"exit {row['index']} {row['share']:.1%}"
@@ -252,11 +230,8 @@ def segments(record: dict[str, Any]) -> Plot:
         places = np.arange(len(rows))
         axes.bar(places - 0.2, ms, 0.4, color=SERIES[0], label="time, measured")
         axes.bar(places + 0.2, macs, 0.4, color=SERIES[3], label="MACs")
-        axes.set_xticks(places if len(rows) <= 16 else places[:: len(rows) // 8])
-        axes.grid(axis="x", visible=False)
-        axes.set_xlabel("segment (blocks up to an exit, and its head)")
-        axes.set_ylabel("% of baseline" if narrow else "share of the baseline (%)")
-        _legend_above(axes)
+        share = "% of baseline" if narrow else "share of the baseline (%)"
+        _label(axes, places, "segment (blocks up to an exit, and its head)", share)
 
     pairs = enumerate(zip(ms, macs, strict=True))
     figures = "; ".join(f"{i}: {t:.1f} % of time, {m:.1f} % of MACs" for i, (t, m) in pairs)
@@ -270,6 +245,9 @@ def segments(record: dict[str, Any]) -> Plot:
     )
 
 
-def _legend_above(axes: Any) -> None:
-    """Put the legend above the bars."""
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+def _label(axes: Any, places: Any, xlabel: str, ylabel: str, legend: bool = True) -> None:
+    axes.set_xticks(places if len(places) <= 16 else places[:: len(places) // 8])
+    axes.grid(axis="x", visible=False)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    if legend:  # above the bars
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lgvit_edge import policies
+from lgvit_edge.benchmarks.measure import Progress, random_frames
 from lgvit_edge.errors import DataError
 from lgvit_edge.images.labelled import LabelledImage, evenly
 from lgvit_edge.images.preprocess import load_rgb
 from lgvit_edge.policies.evaluate import ExitCosts, Images, evaluate, sweep
 from lgvit_edge.runtime import Session
 
-Progress = Callable[[int, int], None]
 _MOST = 5000  # images whose logits are held in memory
 _FRAMES = 30  # random frames, if there are no images
 
@@ -54,13 +53,8 @@ def survey(
     surveyed: dict[str, Any] = {
         "images": len(times),
         "segments": [
-            {
-                "index": index,
-                "ms": float(ms),
-                "macs": segment.spec.macs,
-                "head_macs": segment.head_macs,
-            }
-            for index, (ms, segment) in enumerate(zip(mean, manifest.segments, strict=True))
+            {"index": i, "ms": float(ms), "macs": s.spec.macs, "head_macs": s.head_macs}
+            for i, (ms, s) in enumerate(zip(mean, manifest.segments, strict=True))
         ],
     }
     if not labels:
@@ -71,23 +65,18 @@ def survey(
     base = record["baseline"]["latency_ms"]["mean"]
     costs = ExitCosts.of(manifest, outside_ms + np.cumsum(mean), base)
     outcomes = sweep(surveyed_images, costs)
-    points = {
-        name: evaluate(policies.from_json(saved.policy), surveyed_images, costs)
-        for name, saved in manifest.points.items()
-    }
     return surveyed | {
         "policies": {name: [row.to_json() for row in rows] for name, rows in outcomes.items()},
-        "points": {name: row.to_json() for name, row in points.items()},
+        "points": {
+            name: evaluate(policies.from_json(saved.policy), surveyed_images, costs).to_json()
+            for name, saved in manifest.points.items()
+        },
     }
 
 
 def _frames(session: Session, images: Sequence[LabelledImage] | None) -> Any:
     if images is None:
-        side = session.manifest.image_size
-        rng = np.random.default_rng(0)
-        for _ in range(_FRAMES):
-            frame: NDArray[np.uint8] = rng.integers(0, 256, (side, side, 3), np.uint8)
-            yield frame, None
+        yield from ((frame, None) for frame in random_frames(session.manifest, _FRAMES))
         return
     for image in images:
         try:

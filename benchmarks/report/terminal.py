@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from functools import partial
+from string import Formatter
 from typing import Any
 
 from rich.console import Console
@@ -11,15 +14,40 @@ from rich.table import Table
 from lgvit_edge._support.terminal import table
 
 
+def table_of(
+    rows: Iterable[Mapping[str, Any]],
+    cells: str,
+    *headers: str,
+    numbers: tuple[str, ...],
+    blank: str = "-",
+) -> Table:
+    """Returns a table of rows, with their ``cells`` as for ``str.format`` and ``|`` between them.
+
+    Values that are None or missing become ``blank``.
+    """
+
+    class Cells(Formatter):
+        def get_value(self, key: int | str, args: Any, kwargs: Any) -> Any:
+            return kwargs.get(key)
+
+        def format_field(self, value: Any, form: str) -> str:
+            return blank if value is None else format(value, form)
+
+    filled = table(*headers, numbers=numbers)
+    for row in rows:
+        filled.add_row(*(Cells().vformat(cell, (), row) for cell in cells.split(" | ")))
+    return filled
+
+
 def print_report(record: dict[str, Any], console: Console) -> None:
     """Prints the conditions, latencies, exits and speed-ups of a record, and warnings."""
     speedup, base = record["speedup"], record["baseline"]
     runtime = record["env"]["runtime"]
-    console.print(
+    say = partial(console.print, highlight=False)
+    say(
         f"[bold]{record['samples']} images[/], {runtime['backend']} {runtime['version']} on "
         f"{runtime['device']}, {runtime['threads']} threads, {record['bundle']['precision']}, "
-        f"{record['env']['cpu']}",
-        highlight=False,
+        f"{record['env']['cpu']}"
     )
     columns = ("mean", "p50", "p90", "p95", "p99")
     latencies = table("latency (ms)", numbers=(*columns, "network p50"))
@@ -29,57 +57,45 @@ def print_report(record: dict[str, Any], console: Console) -> None:
     console.print(latencies)
     console.print(_exits(record))
     low, high = speedup["wall_clock_95"]
-    console.print(
+    say(
         f"speed-up: layers {speedup['layers']:.2f}x, MACs {speedup['macs']:.2f}x, "
         f"[bold]wall clock {speedup['wall_clock']:.2f}x[/] (95 %: {low:.2f} to {high:.2f}); "
         f"[bold]efficiency {record['efficiency']:.3f}[/] (network alone "
-        f"{record['network_efficiency']:.3f})",
-        highlight=False,
+        f"{record['network_efficiency']:.3f})"
     )
-    console.print(
+    say(
         f"throughput {record['throughput_per_s']:.1f} images/s, peak memory "
-        f"{record['env']['peak_memory_mb']:.0f} MB (chain and baseline together)",
-        highlight=False,
+        f"{record['env']['peak_memory_mb']:.0f} MB (chain and baseline together)"
     )
     if record["accuracy"] is not None:
-        console.print(
+        say(
             f"accuracy: early exit [bold]{record['accuracy']:.2%}[/], baseline "
-            f"{record['baseline_accuracy']:.2%}",
-            highlight=False,
+            f"{record['baseline_accuracy']:.2%}"
         )
     elif "mix" in record:
-        console.print(
+        say(
             "random frames were stopped at every exit in turn, in the shares above; for accuracy "
-            "and real shares add --data DIR",
-            highlight=False,
+            "and real shares add --data DIR"
         )
     if skipped := record.get("skipped"):
         left_out = f"{len(skipped)} files are not images and were skipped, such as {skipped[0]}"
         console.print(f"[yellow]{escape(left_out)}[/]")
     for reason in record["unstable"]:
-        console.print(f"[yellow]unstable: {reason}[/]", highlight=False)
+        say(f"[yellow]unstable: {reason}[/]")
 
 
 def _exits(record: dict[str, Any]) -> Table:
     labelled = record["accuracy"] is not None
     accuracy = ("accuracy",) if labelled else ()
     rest = ("p50 (ms)", "MACs (M)", "MACs x", "wall x", "efficiency")
-    exits = table("exit", "block", "head", numbers=("share", *accuracy, *rest))
-    for row in record["exits"]:
-        cells = [str(row["index"]), str(row["block"]), row["head"], f"{row['share']:.1%}"]
-        if labelled:
-            cells.append(_or_dash(row["accuracy"], ".1%"))
-        latency = row["latency_ms"]
-        cells += [
-            _or_dash(latency and latency["p50"], ".2f"),
-            f"{row['macs'] / 1e6:,.0f}",
-            f"{row['macs_speedup']:.2f}",
-            _or_dash(row["wall_clock"], ".2f"),
-            _or_dash(row["efficiency"], ".3f"),
-        ]
-        exits.add_row(*cells)
-    return exits
-
-
-def _or_dash(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+    return table_of(
+        [
+            row | (row["latency_ms"] or {}) | {"millions": row["macs"] / 1e6}
+            for row in record["exits"]
+        ],
+        "{index} | {block} | {head} | {share:.1%} | "
+        + ("{accuracy:.1%} | " if labelled else "")
+        + "{p50:.2f} | {millions:,.0f} | {macs_speedup:.2f} | {wall_clock:.2f} | {efficiency:.3f}",
+        *("exit", "block", "head"),
+        numbers=("share", *accuracy, *rest),
+    )

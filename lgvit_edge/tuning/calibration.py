@@ -22,10 +22,14 @@ def temperatures(images: Images) -> tuple[float, ...]:
 
 def calibration_errors(images: Images, by_exit: tuple[float, ...]) -> list[float]:
     """Returns expected calibration errors (15 bins) of exits 1..M at these temperatures, 0..1."""
-    return [
-        _calibration_error(images.logits[:, m] / np.float32(t), images.labels)
-        for m, t in enumerate(by_exit)
-    ]
+    errors = []
+    for m, temperature in enumerate(by_exit):
+        logs = log_softmax(images.logits[:, m] / np.float32(temperature))
+        confidences, right = np.exp(logs.max(axis=-1)), logs.argmax(axis=-1) == images.labels
+        bins = np.minimum((confidences * _BINS).astype(np.intp), _BINS - 1)
+        gaps = np.bincount(bins, confidences - right, minlength=_BINS)
+        errors.append(float(np.abs(gaps).sum() / len(images)))
+    return errors
 
 
 def _fit(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
@@ -39,11 +43,3 @@ def _fit(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
         loss, bounds=(math.log(_COLDEST), math.log(_HOTTEST)), method="bounded"
     )
     return round(math.exp(best.x), 4)
-
-
-def _calibration_error(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    logs = log_softmax(logits)
-    confidences, right = np.exp(logs.max(axis=-1)), logs.argmax(axis=-1) == labels
-    bins = np.minimum((confidences * _BINS).astype(np.intp), _BINS - 1)
-    gaps = np.bincount(bins, confidences - right, minlength=_BINS)
-    return float(np.abs(gaps).sum() / len(labels))

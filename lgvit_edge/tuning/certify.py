@@ -30,25 +30,17 @@ def p_value(errors: int, images: int, risk: float) -> float:
 def certified(errors: Sequence[int], images: int, risk: float, delta: float) -> int:
     """Returns how many policies, counted from the first, are certified to stay below the risk.
 
-    All of them do with probability at least 1 - ``delta`` over the draw of the images.
-
-    Args:
-        errors: of each policy, in an order that was fixed without these images.
-        images: number of images that the errors were counted on.
-        risk: share of images that the chain may get wrong and the baseline right.
-        delta: probability that the answer is wrong.
+    All of them do with probability at least 1 - ``delta`` over the draw of the images. The errors
+    are those of each policy on these images, in an order that was fixed without them.
     """
-    for place, count in enumerate(errors):
-        if p_value(count, images, risk) > delta:
-            return place
-    return len(errors)
+    failed = (i for i, count in enumerate(errors) if p_value(count, images, risk) > delta)
+    return next(failed, len(errors))
 
 
 def images_needed(share: float, risk: float, delta: float) -> int | None:
     """Returns how many images would certify a policy with this share of errors.
 
-    Returns:
-        The number, or None where even a million would not be enough.
+    The answer is None where even a million would not be enough.
     """
     if share >= risk:
         return None

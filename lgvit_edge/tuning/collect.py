@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lgvit_edge.errors import DataError
 from lgvit_edge.images.labelled import LabelledImage, content_hash
 from lgvit_edge.images.preprocess import load_rgb
 from lgvit_edge.machine.cpu import cpu_name
 from lgvit_edge.runtime import Session
-from lgvit_edge.tuning.record import DONE, UNREADABLE, Recording, describe, recording
+from lgvit_edge.tuning.record import DONE, UNREADABLE, Recording, recording
 
 Progress = Callable[[int, int], None]
 _WARM_UP = 10
@@ -46,16 +47,33 @@ def collect(
             "images without classes tell nothing about accuracy: expected one sub-folder per "
             "class, or --labels FILE with lines FILE CLASS"
         )
-    about = describe(
-        session.manifest, content_hash(image.path for image in images), device_of(session)
-    )
-    with recording(path, session.manifest, labels, about) as stored:
-        todo = stored.missing
-        runner = _Runner(session, stored, max(1, len(images) // _BASELINE_IMAGES))
+    images_sha256 = content_hash(image.path for image in images)
+    with recording(path, session.manifest, labels, images_sha256, device_of(session)) as stored:
+        rows, todo = stored.rows, stored.missing
+        every = max(1, len(images) // _BASELINE_IMAGES)
+        blocks = 0
         for first in range(0, len(todo), _BLOCK):
             progress(len(images) - len(todo) + first, len(images))
-            rows = todo[first : first + _BLOCK]
-            runner.run(rows, [images[row].path for row in rows])
+            frames = []
+            for row in todo[first : first + _BLOCK]:
+                try:
+                    frames.append((row, load_rgb(images[row].path)))
+                except DataError:
+                    rows["state"][row] = UNREADABLE
+            if not frames:
+                continue
+            if not blocks:
+                for _ in range(_WARM_UP):
+                    _baseline(session, frames[0][1])
+                    _chain(session, frames[0][1])
+            turn, rest = divmod(blocks, every)
+            both = (_baseline, _chain) if turn % 2 else (_chain, _baseline)
+            for way in (_chain,) if rest else both:
+                for row, frame in frames:
+                    for name, value in way(session, frame).items():
+                        rows[name][row] = value
+            rows["state"][[row for row, _ in frames]] = DONE
+            blocks += 1
         if not len(stored.usable):
             raise DataError(f"none of {len(images)} images could be decoded")
         return stored
@@ -68,48 +86,16 @@ def device_of(session: Session) -> str:
     return f"{device}, {runtime['backend']} {runtime['version']}, {runtime['threads']} threads"
 
 
-class _Runner:
-    def __init__(self, session: Session, stored: Recording, every: int) -> None:
-        self.session, self.stored, self.every = session, stored, every
-        self.blocks = 0
+def _chain(session: Session, frame: NDArray[np.uint8]) -> dict[str, Any]:
+    start = time.perf_counter()
+    images = session.prepare([frame])
+    prepared = time.perf_counter()
+    logits, segments = session.timed_exits(images)
+    prepare_ms = (prepared - start) * 1e3
+    return {"logits": logits, "prepare_ms": prepare_ms, "segment_ms": segments}
 
-    def run(self, rows: np.ndarray[Any, Any], paths: Sequence[Path]) -> None:
-        """Run a few images through the chain, and every so often through the baseline, too."""
-        frames = []
-        for row, path in zip(rows, paths, strict=True):
-            try:
-                frames.append((row, load_rgb(path)))
-            except DataError:
-                self.stored.rows["state"][row] = UNREADABLE
-        if frames and not self.blocks:
-            for _ in range(_WARM_UP):
-                self._baseline(frames[0][1])
-                self._chain(frames[0][1])
-        turn, rest = divmod(self.blocks, self.every)
-        if not rest and turn % 2:
-            self._baselines(frames)
-        for row, frame in frames:
-            logits, prepare, segments = self._chain(frame)
-            record = self.stored.rows[row]
-            record["logits"], record["prepare_ms"], record["segment_ms"] = logits, prepare, segments
-        if not rest and not turn % 2:
-            self._baselines(frames)
-        for row, _ in frames:
-            self.stored.rows["state"][row] = DONE
-        self.blocks += bool(frames)
 
-    def _baselines(self, frames: list[tuple[Any, Any]]) -> None:
-        for row, frame in frames:
-            self.stored.rows["baseline_ms"][row] = self._baseline(frame)
-
-    def _chain(self, frame: Any) -> tuple[Any, float, Any]:
-        start = time.perf_counter()
-        images = self.session.prepare([frame])
-        prepared = time.perf_counter()
-        logits, segments = self.session.timed_exits(images)
-        return logits, (prepared - start) * 1e3, segments
-
-    def _baseline(self, frame: Any) -> float:
-        start = time.perf_counter()
-        self.session.baseline_logits(self.session.prepare([frame])).argmax()
-        return (time.perf_counter() - start) * 1e3
+def _baseline(session: Session, frame: NDArray[np.uint8]) -> dict[str, Any]:
+    start = time.perf_counter()
+    session.baseline_logits(session.prepare([frame])).argmax()
+    return {"baseline_ms": (time.perf_counter() - start) * 1e3}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 
@@ -16,36 +16,21 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Costs:
-    """Holds the mean cost per image of each part of the chain, and of the baseline.
+    """Holds the mean cost per image of each part of the chain, and of the baseline."""
 
-    Attributes:
-        prepare_ms: from decoded frame to network input; the baseline needs it, too.
-        segment_ms: of segments 0..M, each including the decision at its end.
-        baseline_ms: from decoded frame to label, the preparation included.
-        segment_macs: of segments 0..M.
-        head_macs: the heads' part of it, M numbers; None where the bundle does not say.
-        baseline_macs: of the model without exits.
-        blocks: the block before each of the M exits, then L.
-    """
-
-    prepare_ms: float
-    segment_ms: tuple[float, ...]
-    baseline_ms: float
-    segment_macs: tuple[int, ...]
-    head_macs: tuple[int, ...] | None
-    baseline_macs: int
-    blocks: tuple[int, ...]
+    prepare_ms: float  # from decoded frame to network input; the baseline needs it, too
+    segment_ms: tuple[float, ...]  # of segments 0..M, each with the decision at its end
+    baseline_ms: float  # from decoded frame to label, the preparation included
+    segment_macs: tuple[int, ...]  # of segments 0..M
+    head_macs: tuple[int, ...] | None  # the heads' part, ``[M]``; None where the bundle has none
+    baseline_macs: int  # of the model without exits
+    blocks: tuple[int, ...]  # the block before each of the M exits, then L
 
     @cached_property
     def by_exit(self) -> ExitCosts:
         """The total costs of an image by the exit it takes."""
-        return ExitCosts(
-            self.blocks,
-            tuple(accumulate(self.segment_macs)),
-            self.baseline_macs,
-            tuple(self.ms.tolist()),
-            self.baseline_ms,
-        )
+        macs, ms = tuple(accumulate(self.segment_macs)), tuple(self.ms.tolist())
+        return ExitCosts(self.blocks, macs, self.baseline_macs, ms, self.baseline_ms)
 
     @property
     def ms(self) -> Floats:
@@ -74,24 +59,20 @@ class Costs:
         heads = self.head_ms
         if heads is None or self.head_macs is None:
             raise ValueError("the bundle does not say what its heads cost")
-        ms, macs = [], []
-        carried_ms, carried_macs = 0.0, 0
+        ms, macs = [0.0], [0]
         for i, (time, work) in enumerate(zip(self.segment_ms, self.segment_macs, strict=True)):
             if i + 1 in exits:  # its blocks join the next segment, its head is gone
-                carried_ms += time - float(heads[i])
-                carried_macs += work - self.head_macs[i]
-                continue
-            ms.append(time + carried_ms)
-            macs.append(work + carried_macs)
-            carried_ms, carried_macs = 0.0, 0
-        heads_left = tuple(m for i, m in enumerate(self.head_macs, 1) if i not in exits)
-        blocks = tuple(b for i, b in enumerate(self.blocks, 1) if i not in exits)
-        return Costs(
-            self.prepare_ms,
-            tuple(ms),
-            self.baseline_ms,
-            tuple(macs),
-            heads_left,
-            self.baseline_macs,
-            blocks,
+                ms[-1] += time - float(heads[i])
+                macs[-1] += work - self.head_macs[i]
+            else:
+                ms[-1] += time
+                macs[-1] += work
+                ms.append(0.0)
+                macs.append(0)
+        return replace(
+            self,
+            segment_ms=tuple(ms[:-1]),
+            segment_macs=tuple(macs[:-1]),
+            head_macs=tuple(m for i, m in enumerate(self.head_macs, 1) if i not in exits),
+            blocks=tuple(b for i, b in enumerate(self.blocks, 1) if i not in exits),
         )

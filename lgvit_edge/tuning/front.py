@@ -15,18 +15,11 @@ T = TypeVar("T")
 
 
 def front(
-    items: Sequence[T],
-    cost: Callable[[T], float],
-    worth: Callable[[T], float],
-    gap: float = 0.0,
+    items: Sequence[T], cost: Callable[[T], float], worth: Callable[[T], float], gap: float = 0.0
 ) -> list[T]:
     """Returns the Pareto front: items that no other beats in both cost and worth, cheapest first.
 
-    Args:
-        items: to choose from.
-        cost: of an item; less is better.
-        worth: of an item; more is better.
-        gap: least relative difference in cost between two neighbours of the front.
+    Neighbours differ in cost by at least ``gap``, relatively.
     """
     rising: list[T] = []
     for item in sorted(items, key=lambda i: (cost(i), -worth(i))):
@@ -41,23 +34,16 @@ def front(
 
 @dataclass(frozen=True)
 class Line:
-    """Accuracy as a function of mean latency, interpolated between the points of a front.
+    """Accuracy as a function of mean latency, interpolated between the points of a front."""
 
-    Attributes:
-        ms: ``[k]``, rising.
-        accuracy: ``[k]``; need not rise where the points were chosen on other images.
-    """
-
-    ms: NDArray[np.float64]
-    accuracy: NDArray[np.float64]
+    ms: NDArray[np.float64]  # ``[k]``, rising
+    accuracy: NDArray[np.float64]  # ``[k]``; need not rise: points may be chosen on other images
 
     @classmethod
     def through(cls, points: Sequence[Outcome]) -> Line:
         """Returns the line through these outcomes."""
         ordered = sorted(points, key=lambda point: point.latency_ms)
-        return cls(
-            np.array([p.latency_ms for p in ordered]), np.array([p.accuracy for p in ordered])
-        )
+        return cls(*np.array([(p.latency_ms, p.accuracy) for p in ordered]).T)
 
     def accuracy_at(self, ms: NDArray[np.float64]) -> NDArray[np.float64]:
         """Returns the accuracy at these mean latencies."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from lgvit_edge.errors import TuningError, UsageError
 from lgvit_edge.policies.evaluate import Outcome
@@ -29,32 +29,27 @@ class Goal:
     min_speedup: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse more than one limit, and values out of range.
-
-        Raises:
-            UsageError: names the option.
-        """
-        given = [v for v in (self.max_drop, self.latency_ms, self.min_speedup) if v is not None]
+        """Raise UsageError for more than one limit, and for values out of range."""
+        given = self._given()
         if len(given) > 1:
             raise UsageError("give one of --max-drop, --latency-ms and --min-speedup, not more")
-        if self.max_drop is not None and not 0 <= self.max_drop < 1:
-            raise UsageError(
-                f"--max-drop is a share of all images, 0.01 for one point; found {self.max_drop:g}"
-            )
-        for name in ("latency_ms", "min_speedup"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < 1e9:
-                option = name.replace("_", "-")
-                raise UsageError(f"--{option} must be above 0 and below 1e9, found {value:g}")
+        for option, value in given:
+            if option != "--max-drop":
+                if not 0 < value < 1e9:
+                    raise UsageError(f"{option} must be above 0 and below 1e9, found {value:g}")
+            elif not 0 <= value < 1:
+                raise UsageError(
+                    f"--max-drop is a share of all images, 0.01 for one point; found {value:g}"
+                )
 
     @property
     def text(self) -> str:
         """The goal as typed on the command line; empty without a goal."""
-        for name in ("max_drop", "latency_ms", "min_speedup"):
-            value = getattr(self, name)
-            if value is not None:
-                return f"--{name.replace('_', '-')} {value:g}"
-        return ""
+        return "".join(f"{option} {value:g}" for option, value in self._given())
+
+    def _given(self) -> list[tuple[str, float]]:
+        limits = asdict(self).items()
+        return [(f"--{name.replace('_', '-')}", v) for name, v in limits if v is not None]
 
     @property
     def name(self) -> str:
@@ -62,12 +57,7 @@ class Goal:
         return self.text.removeprefix("--").replace(" ", "-").replace("+", "")
 
     def choose(self, points: Sequence[Outcome], baseline: float, costs: Costs) -> Outcome:
-        """Returns the best of these points that meets the goal.
-
-        Args:
-            points: on the tuning images.
-            baseline: the baseline's accuracy on them, 0..1.
-            costs: of the chain.
+        """Returns the best of these points that meets the goal; ``baseline`` is an accuracy, 0..1.
 
         Raises:
             TuningError: no point meets the goal; the message says what the chain can do.

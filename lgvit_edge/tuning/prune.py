@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -18,20 +19,12 @@ _WORTH = 0.002  # relative gain below which a change is noise
 
 @dataclass(frozen=True)
 class Pruning:
-    """Says which exits to leave out of the chain, and what that gains.
+    """Says which exits to leave out of the chain, and what that gains."""
 
-    Attributes:
-        kept: exits to keep, 1-based.
-        dropped: exits that cost more than they save.
-        gain: speed-up over the chain with all exits at equal accuracy, on the report's images;
-            1 is none.
-        blocks: the block before each exit to keep.
-    """
-
-    kept: list[int]
-    dropped: list[int]
-    gain: float
-    blocks: list[int]
+    kept: list[int]  # 1-based
+    dropped: list[int]  # exits that cost more than they save
+    gain: float  # speed-up over all exits at equal accuracy, on the report's images; 1 is none
+    blocks: list[int]  # the block before each exit to keep
 
 
 def prune(
@@ -44,23 +37,14 @@ def prune(
 ) -> Pruning | None:
     """Finds the exits whose removal makes the chain faster at equal accuracy.
 
-    Args:
-        tuning: images to decide on.
-        report: images to measure the gain on.
-        costs: of the chain with all exits.
-        shape: the policy whose thresholds are swept.
-        manifest: of the bundle.
-        drops: losses of accuracy at which chains are compared, 0..1.
-
-    Returns:
-        None where every exit pays, or the bundle does not say what its heads cost.
+    The tuning images decide, those of the report tell the gain. Chains are compared at the losses
+    of accuracy in ``drops``, 0..1, with thresholds of this shape. The answer is None where every
+    exit pays, or the bundle does not say what its heads cost.
     """
     if costs.head_ms is None:
         return None
 
-    def latency(other: Images, dropped: list[int]) -> float:
-        return _latency(tuning, other, costs, shape, dropped, drops)
-
+    latency = partial(_latency, tuning, costs, shape, drops)
     exits = range(1, tuning.exits + 1)
     # Exits are removed one by one, down to a single one; the fastest of these chains is chosen.
     steps: list[tuple[float, list[int]]] = [(latency(tuning, []), [])]
@@ -71,37 +55,32 @@ def prune(
     dropped = min(steps)[1]
     if not dropped:
         return None
-    left = [e for e in exits if e not in dropped]
-    whole, fewer = (latency(report, d) for d in ([], dropped))
+    kept = [e for e in exits if e not in dropped]
+    whole, fewer = latency(report, []), latency(report, dropped)
     if fewer > whole * (1 - _WORTH):  # the gain on the tuning images was chance
         return None
-    blocks = [manifest.segments[e - 1].last_block for e in left]
-    return Pruning(left, dropped, whole / fewer, blocks)
+    blocks = [manifest.segments[e - 1].last_block for e in kept]
+    return Pruning(kept, dropped, whole / fewer, blocks)
 
 
 def _latency(
-    tuning: Images,
-    other: Images,
-    costs: Costs,
-    shape: Shape,
-    dropped: list[int],
-    drops: Sequence[float],
+    tuning: Images, costs: Costs, shape: Shape, drops: Sequence[float], on: Images, gone: list[int]
 ) -> float:
-    """Mean latency over ``drops``, with thresholds chosen on the tuning images."""
-    columns = [m for m in range(tuning.exits + 1) if m + 1 not in dropped]
-    costs = costs.without(dropped) if dropped else costs
+    """Mean latency over ``drops`` on some images, with thresholds chosen on the tuning images."""
+    columns = [m for m in range(tuning.exits + 1) if m + 1 not in gone]
+    costs = costs.without(gone) if gone else costs
     shape = Shape(shape.policy.among([m + 1 for m in columns[:-1]]), shape.slope)
-    here, there = (Scorer(Images(i.logits[:, columns], i.labels), costs) for i in (tuning, other))
+    here, there = (Scorer(Images(i.logits[:, columns], i.labels), costs) for i in (tuning, on))
     curve = here.curve(shape)
     levels = front(
         range(len(curve.accuracy)),
         cost=lambda i: float(curve.latency_ms[i]),
         worth=lambda i: float(curve.accuracy[i]),
     )
-    if other is not tuning:
+    if on is not tuning:
         curve = there.curve(shape, curve.thresholds)
     order = sorted(levels, key=lambda i: float(curve.latency_ms[i]))
     line = Line(curve.latency_ms[order], curve.accuracy[order])
-    reached = [line.ms_at(other.baseline_accuracy - drop) for drop in drops]
+    reached = [line.ms_at(on.baseline_accuracy - drop) for drop in drops]
     # An accuracy that no level reaches takes the whole chain.
     return float(np.mean([costs.ms[-1] if ms is None else ms for ms in reached]))

@@ -12,6 +12,7 @@ import json
 import os
 import tokenize
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,22 @@ from numpy.typing import NDArray
 from lgvit_edge._support.files import locked, write_json
 from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.errors import DataError
+from lgvit_edge.policies.evaluate import Images
 from lgvit_edge.tuning.costs import Costs
 
 _VERSION = 1
 TO_DO, DONE, UNREADABLE = 0, 1, 2
+# What NumPy raises for a file that cannot be read, or whose header is damaged.
+_DAMAGED = (OSError, ValueError, SyntaxError, TypeError, EOFError, tokenize.TokenError)
 
 
+@dataclass(frozen=True, eq=False)
 class Recording:
     """Holds the records of all images: ``rows`` is ``[n]``, of the type ``record_type`` gives."""
 
-    def __init__(self, path: Path, rows: NDArray[Any], about: dict[str, Any]) -> None:
-        """Wrap rows that are in memory; files are opened by ``recording`` and ``read``."""
-        self.path, self.rows, self.about = path, rows, about
+    path: Path
+    rows: NDArray[Any]
+    about: dict[str, Any]
 
     @property
     def missing(self) -> NDArray[np.intp]:
@@ -43,6 +48,10 @@ class Recording:
     def usable(self) -> NDArray[np.intp]:
         """Places of the images that were run and could be read, ``[k]``."""
         return np.flatnonzero(self.rows["state"] == DONE)
+
+    def images(self, places: NDArray[np.intp]) -> Images:
+        """Returns logits and labels of the images at these places."""
+        return Images(self.rows["logits"][places], self.rows["label"][places].astype(np.int64))
 
     def costs(self, manifest: Manifest) -> Costs:
         """Returns mean times over the images, and the MACs from the manifest."""
@@ -74,19 +83,9 @@ def record_type(exits: int, classes: int) -> np.dtype[Any]:
     )
 
 
-def describe(manifest: Manifest, data_sha256: str, device: str) -> dict[str, Any]:
-    """Returns what must be the same for stored logits to be used again."""
-    return {
-        "version": _VERSION,
-        "bundle": manifest.identity,
-        "images": data_sha256,
-        "device": device,
-    }
-
-
 @contextlib.contextmanager
 def recording(
-    path: Path, manifest: Manifest, labels: Sequence[int], about: dict[str, Any]
+    path: Path, manifest: Manifest, labels: Sequence[int], data_sha256: str, device: str
 ) -> Iterator[Recording]:
     """Opens or creates the file for writing, and locks other processes out of it.
 
@@ -95,6 +94,7 @@ def recording(
             no room on the disk.
     """
     kind = record_type(len(manifest.segments), manifest.num_classes)
+    about = dict(version=_VERSION, bundle=manifest.identity, images=data_sha256, device=device)
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(path.with_name(f".{path.name}.lock")))
@@ -129,7 +129,7 @@ def read(path: Path, manifest: Manifest) -> Recording:
     kind = record_type(len(manifest.segments), manifest.num_classes)
     try:
         about = json.loads(_beside(path).read_text(encoding="utf-8"))
-        rows = _map(path)
+        rows = np.lib.format.open_memmap(path, mode="r")
         current = isinstance(about, dict) and about.get("version") == _VERSION
         if not current or not isinstance(about.get("device"), str) or rows.ndim != 1:
             raise ValueError("of another version")
@@ -137,7 +137,7 @@ def read(path: Path, manifest: Manifest) -> Recording:
         raise DataError(
             f"no such file: {error.filename}; run: lgvit-edge tune with --data"
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (*_DAMAGED, RecursionError) as error:
         raise DataError(
             f"{path} holds no logits that can be used ({error}); remove it to run the images again"
         ) from None
@@ -146,20 +146,13 @@ def read(path: Path, manifest: Manifest) -> Recording:
     return Recording(path, rows, about)
 
 
-def _map(path: Path) -> NDArray[Any]:
-    try:
-        return np.lib.format.open_memmap(path, mode="r")
-    except (SyntaxError, TypeError, EOFError, tokenize.TokenError) as error:  # a damaged header
-        raise ValueError(str(error)) from None
-
-
 def _unfinished(path: Path, kind: np.dtype[Any]) -> bool:
     """Whether an interrupted run of the same kind left the file without its description."""
     if _beside(path).exists():
         return False
     try:
-        return bool(_map(path).dtype == kind)
-    except (OSError, ValueError):
+        return bool(np.lib.format.open_memmap(path, mode="r").dtype == kind)
+    except _DAMAGED:
         return False
 
 
@@ -176,10 +169,9 @@ def _create(path: Path, kind: np.dtype[Any], count: int, about: dict[str, Any]) 
     except OSError as error:
         path.unlink(missing_ok=True)
         _beside(path).unlink(missing_ok=True)
-        size = count * kind.itemsize
         raise DataError(
-            f"cannot keep {size / 1e6:.0f} MB of logits in {path}: {error.strerror}; name a file "
-            "elsewhere with --logits"
+            f"cannot keep {count * kind.itemsize / 1e6:.0f} MB of logits in {path}: "
+            f"{error.strerror}; name a file elsewhere with --logits"
         ) from None
 
 

@@ -29,13 +29,8 @@ def search(
 ) -> list[Curve]:
     """Searches all policies, and returns the curves of the best shapes, the plain sweep first.
 
-    Policies without thresholds are tried at their own ``settings``.
-
-    Args:
-        scorer: draws curves on the tuning images.
-        trials: number for each policy with thresholds.
-        seed: the same seed and images give the same curves.
-        progress: called with trials done and trials in all.
+    Each policy with thresholds has this many trials; the others are tried at their own
+    ``settings``. The same seed and images give the same curves.
 
     Raises:
         MissingDependency: optuna is not installed.
@@ -45,32 +40,20 @@ def search(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     calibrated = temperatures(scorer.images)
     best = [scorer.curve(SWEEP)]
-    searched = []
-    for kind in POLICIES.values():
-        if issubclass(kind, ThresholdPolicy):
-            searched.append(kind)
-        else:
-            best += [scorer.curve(Shape(policy)) for policy in kind.settings(scorer.exits)]
+    searched = [kind for kind in POLICIES.values() if issubclass(kind, ThresholdPolicy)]
+    for other in [kind for kind in POLICIES.values() if kind not in searched]:
+        best += [scorer.curve(Shape(policy)) for policy in other.settings(scorer.exits)]
     for place, kind in enumerate(searched):
         sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True)
         study = optuna.create_study(directions=["maximize", "maximize"], sampler=sampler)
         # The first trial is the plain policy: no temperature, no slope.
         study.enqueue_trial({"temperature": 1.0, "calibrated": False, "slope": 0.0})
-        curves: dict[int, Curve] = {}
-        done = place * trials
-
-        def objective(
-            trial: Any,
-            kind: type[ThresholdPolicy] = kind,
-            curves: dict[int, Curve] = curves,
-        ) -> Any:
-            curve = scorer.curve(_shape(trial, kind, calibrated))
-            curves[trial.number] = curve
-            return _halves(curve, scorer)
-
+        curves = []
         for number in range(trials):
-            progress(done + number, len(searched) * trials)
-            study.optimize(objective, n_trials=1)
+            progress(place * trials + number, len(searched) * trials)
+            trial = study.ask()
+            curves.append(scorer.curve(_shape(trial, kind, calibrated)))
+            study.tell(trial, _halves(curves[-1], scorer))
         best += [curves[trial.number] for trial in study.best_trials]
     progress(len(searched) * trials, len(searched) * trials)
     return best
@@ -104,18 +87,12 @@ def _halves(curve: Curve, scorer: Scorer) -> tuple[float, float]:
 def policies_by(curves: list[Curve], worth: Callable[[Curve], Any]) -> list[Policy]:
     """Returns the policies of the Pareto front on the tuning images, fastest first, ``Never`` last.
 
-    Args:
-        curves: to choose from.
-        worth: of each level of a curve, ``[k]``, such as its accuracy; more is better.
+    ``worth`` gives that of each level of a curve, ``[k]``, such as its accuracy.
     """
-    places = [(curve, i) for curve in curves for i in range(len(curve.accuracy))]
-    chosen = front(
-        places,
-        cost=lambda place: float(place[0].latency_ms[place[1]]),
-        worth=lambda place: float(worth(place[0])[place[1]]),
-        gap=_GAP,
-    )
-    by_curve: dict[int, list[Policy]] = {}
-    for curve, _ in chosen:
-        by_curve.setdefault(id(curve), curve.policies())
-    return [*(by_curve[id(curve)][i] for curve, i in chosen), Never()]
+    levels = [
+        level
+        for curve in curves
+        for level in zip(curve.policies(), curve.latency_ms, worth(curve), strict=True)
+    ]
+    chosen = front(levels, cost=lambda level: level[1], worth=lambda level: level[2], gap=_GAP)
+    return [*(policy for policy, *_ in chosen), Never()]

@@ -27,15 +27,10 @@ _STRAY = 0.01  # share of images that rounding may send to another exit
 
 @dataclass(frozen=True)
 class Shape:
-    """Describes a policy whose threshold level is left open.
+    """Describes a policy whose threshold level is left open."""
 
-    Attributes:
-        policy: any thresholds it has are ignored.
-        slope: how much higher, as a share of all scores, the last exit's threshold lies than the
-            first's.
-    """
-
-    policy: Policy
+    policy: Policy  # any thresholds it has are ignored
+    # How much higher, as a share of all scores, the last exit's threshold lies than the first's.
     slope: float = 0.0
 
     def at(self, thresholds: tuple[float, ...]) -> Policy:
@@ -47,21 +42,13 @@ class Shape:
 
 @dataclass(frozen=True)
 class Curve:
-    """Holds what a shape gives at every level; arrays run from careless to careful.
-
-    Attributes:
-        shape: the shape.
-        thresholds: ``[k, M]``; one row of zeros where the policy has none.
-        accuracy: ``[k]``, 0..1.
-        errors: ``[k]``, share of images that the chain gets wrong and the baseline right.
-        latency_ms: ``[k]``, mean.
-    """
+    """Holds what a shape gives at every level; arrays run from careless to careful."""
 
     shape: Shape
-    thresholds: Floats
-    accuracy: Floats
-    errors: Floats
-    latency_ms: Floats
+    thresholds: Floats  # ``[k, M]``; one row of zeros where the policy has none
+    accuracy: Floats  # ``[k]``, 0..1
+    errors: Floats  # ``[k]``, share of images that the chain gets wrong and the baseline right
+    latency_ms: Floats  # ``[k]``, mean
 
     def policies(self) -> list[Policy]:
         """Returns the policy at every level."""
@@ -100,7 +87,8 @@ class Scorer:
             thresholds = sign * self._thresholds(scores, shape, policy) + 0.0
         # In float32, as the policies compare.
         levels = (sign * thresholds).astype(np.float32)
-        exits = [self._exits(policy.held(scores > row)) for row in levels]
+        stops = [policy.held(scores > row) for row in levels]
+        exits = [np.where(s.any(axis=1), s.argmax(axis=1), self.exits) for s in stops]
         if type(policy) not in self._checked:
             self._check(shape, thresholds, exits[len(exits) // 2])
         rows = np.arange(len(self.images))
@@ -131,10 +119,6 @@ class Scorer:
         # float32 has about seven digits; rounding to them keeps a policy's numbers readable.
         low, high = sorted(policy.measure.sureness(limit) for limit in policy.limits())
         return np.unique(np.clip(np.round(quantiles, 7), low, high), axis=0)
-
-    def _exits(self, stops: NDArray[np.bool_]) -> NDArray[np.intp]:
-        """Exit 0..M of each image, given where it may stop, ``[n, M]``."""
-        return np.where(stops.any(axis=1), stops.argmax(axis=1), self.exits)
 
     def _scored(self, policy: ThresholdPolicy) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Scores, ``[n, M]``, more being surer; whether each answer is right, ``[n, M + 1]``."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -16,6 +18,8 @@ from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.bundle.points import ASSUMPTION, OperatingPoint
 from lgvit_edge.tuning.front import Line
 from lgvit_edge.tuning.tune import DROPS, Tuned
+
+Say = Callable[..., None]
 
 
 def to_record(tuned: Tuned) -> dict[str, Any]:
@@ -36,8 +40,9 @@ def to_record(tuned: Tuned) -> dict[str, Any]:
 
 def print_tuned(tuned: Tuned, bundle: Path, manifest: Manifest, console: Console) -> None:
     """Prints the operating points, what they gain, and the command to run next."""
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     parts = ", ".join(f"{count} to {name} on" for name, count in tuned.images.items())
-    _say(console, f"images: {parts}; all figures are from the last group, unseen by the search")
+    say(f"images: {parts}; all figures are from the last group, unseen by the search")
     rows = table(
         *("point", "policy"), numbers=("accuracy", "lost", "MACs x", "mean (ms)", "speed-up")
     )
@@ -55,41 +60,39 @@ def print_tuned(tuned: Tuned, bundle: Path, manifest: Manifest, console: Console
         )
     console.print(rows)
     for name, point in tuned.points.items():
-        _doubts(console, name, point, tuned)
-    _gain(console, tuned)
-    _calibration(console, tuned)
-    _exits(console, tuned, manifest, bundle)
+        _doubts(say, name, point, tuned)
+    _gain(say, tuned)
+    _calibration(say, tuned)
+    _exits(say, tuned, manifest, bundle)
     first = next(iter(tuned.points))
     folder = quote(str(bundle))
-    _say(console, f"saved in {bundle}; next: lgvit-edge bench --engines {folder} --point {first}")
+    say(f"saved in {bundle}; next: lgvit-edge bench --engines {folder} --point {first}")
 
 
-def _doubts(console: Console, name: str, point: OperatingPoint, tuned: Tuned) -> None:
+def _doubts(say: Say, name: str, point: OperatingPoint, tuned: Tuned) -> None:
     """Warn where a point misses its goal on the report images; say what its guarantee covers."""
     lost = point.baseline_accuracy - point.accuracy
     if point.goal.startswith("--max-drop"):
         asked = float(point.goal.split()[1])
         if lost > asked + 1e-9:
-            console.print(
-                f"[yellow]{escape(name)} loses {lost:.2%} on the report images, more than the "
+            say(
+                f"{name} loses {lost:.2%} on the report images, more than the "
                 f"requested {asked:.2%}; it met the goal on the tuning images with a margin of 1.6 "
-                "standard errors. For a guaranteed bound, add --risk[/]",
-                highlight=False,
-                soft_wrap=True,
+                "standard errors. For a guaranteed bound, add --risk",
+                style="yellow",
             )
     bound = point.guarantee
     if bound is not None:
-        _say(
-            console,
+        say(
             f"{name} is certified: with {1 - bound.delta:.1%} confidence at most {bound.risk:.2%} "
             f"of images are answered wrongly that the baseline answers rightly ({bound.errors} of "
-            f"the {bound.images} images to certify on); {ASSUMPTION}",
+            f"the {bound.images} images to certify on); {ASSUMPTION}"
         )
         if tuned.more_images:
-            _say(console, f"{tuned.more_images} images to certify on would allow a faster point")
+            say(f"{tuned.more_images} images to certify on would allow a faster point")
 
 
-def _gain(console: Console, tuned: Tuned) -> None:
+def _gain(say: Say, tuned: Tuned) -> None:
     gain = tuned.gain()
     parts = []
     for drop in DROPS:
@@ -97,36 +100,33 @@ def _gain(console: Console, tuned: Tuned) -> None:
         if front and sweep:
             points = f"{100 * drop:g} {'point' if drop == 0.01 else 'points'}"
             parts.append(f"{front:.2f}x instead of {sweep:.2f}x for {points} given up")
-    _say(
-        console,
+    say(
         f"against one confidence threshold for all exits: {100 * gain['mean_accuracy']:+.2f} "
         "points of accuracy at equal time on average (at worst "
         f"{100 * gain['least_accuracy']:+.2f})"
         + "".join(f"; {part}" for part in parts)
-        + f" (search: {tuned.seconds:.0f} s)",
+        + f" (search: {tuned.seconds:.0f} s)"
     )
 
 
-def _calibration(console: Console, tuned: Tuned) -> None:
+def _calibration(say: Say, tuned: Tuned) -> None:
     before, after = (tuned.calibration[key] for key in ("error", "error_calibrated"))
     worst = max(range(len(before)), key=lambda i: before[i])
     if before[worst] - after[worst] > 0.01:
-        _say(
-            console,
+        say(
             f"calibration: exit {worst + 1}'s confidence differs from its accuracy by "
             f"{before[worst]:.1%}, and by {after[worst]:.1%} at temperature "
-            f"{tuned.calibration['temperature'][worst]:g}; the search tries such temperatures",
+            f"{tuned.calibration['temperature'][worst]:g}; the search tries such temperatures"
         )
 
 
-def _exits(console: Console, tuned: Tuned, manifest: Manifest, bundle: Path) -> None:
+def _exits(say: Say, tuned: Tuned, manifest: Manifest, bundle: Path) -> None:
     heads = tuned.costs.head_ms
     pruned = tuned.pruning
     if heads is None:
-        _say(
-            console,
+        say(
             "exits that never pay: unknown, because an earlier version wrote the bundle; export it "
-            "again to see them",
+            "again to see them"
         )
     elif pruned is not None:
         exits = ",".join(map(str, pruned.blocks))
@@ -134,33 +134,25 @@ def _exits(console: Console, tuned: Tuned, manifest: Manifest, bundle: Path) -> 
             f"{e} (block {manifest.segments[e - 1].last_block})" for e in pruned.dropped
         )
         out = bundle.absolute().with_name(f"{bundle.absolute().name}-{exits.replace(',', '-')}")
-        _say(
-            console,
+        say(
             f"exits that never pay: {dropped}; without them the chain is {pruned.gain:.3f}x as "
-            "fast at equal accuracy (estimated from MACs). Leave them out and tune again:",
-        )
-        _say(
-            console,
+            "fast at equal accuracy (estimated from MACs). Leave them out and tune again:\n"
             f"lgvit-edge export --ckpt model.pt --exits {exits} --target {manifest.target} "
-            f"--precision {manifest.precision} --input {manifest.input} --out {quote(out.name)}",
+            f"--precision {manifest.precision} --input {manifest.input} --out {quote(out.name)}"
         )
 
 
 def draw(tuned: Tuned, path: Path, kind: str) -> None:
-    """Draws accuracy over mean latency: the front, the single-threshold sweep and the points.
+    """Draws accuracy over mean latency as a ``kind`` of file: ``png``, ``svg`` or ``pdf``.
 
-    Args:
-        tuned: what to draw.
-        path: the file to write.
-        kind: ``png``, ``svg`` or ``pdf``.
+    It shows the front, the single-threshold sweep and the points.
 
     Raises:
         MissingDependency: matplotlib is not installed.
         OSError: the file cannot be written.
     """
-    figure = require("matplotlib.figure", extra="report").Figure(
-        figsize=(7, 4.5), layout="constrained"
-    )
+    figures = require("matplotlib.figure", extra="report")
+    figure = figures.Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for label, points in (("one threshold", tuned.sweep), ("tuned", tuned.front)):
         line = Line.through(points)
@@ -171,13 +163,8 @@ def draw(tuned: Tuned, path: Path, kind: str) -> None:
         place = (point.latency_ms, 100 * point.accuracy)
         axes.plot(*place, "o", color="black", markersize=6, fillstyle="none")
         axes.annotate(name, place, xytext=(5, -11), textcoords="offset points", fontsize=8)
-    axes.set_xlabel("mean latency (ms)")
-    axes.set_ylabel("accuracy (%)")
+    axes.set(xlabel="mean latency (ms)", ylabel="accuracy (%)")
     axes.set_title(f"{tuned.images['report']} images the search has not seen", fontsize=10)
     axes.legend(fontsize=8, loc="lower right")
     axes.grid(alpha=0.3)
     figure.savefig(path, format=kind, dpi=150)
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

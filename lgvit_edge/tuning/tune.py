@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.bundle.points import Guarantee, OperatingPoint
@@ -22,10 +21,9 @@ from lgvit_edge.tuning.front import Line
 from lgvit_edge.tuning.goals import USUAL, Goal
 from lgvit_edge.tuning.prune import Pruning, prune
 from lgvit_edge.tuning.record import Recording
-from lgvit_edge.tuning.search import SWEEP, policies_by, search
-from lgvit_edge.tuning.shapes import Curve, Scorer, Shape
+from lgvit_edge.tuning.search import SWEEP, Progress, policies_by, search
+from lgvit_edge.tuning.shapes import Curve, Scorer
 
-Progress = Callable[[int, int], None]
 DROPS = (0.01, 0.02)
 _LEAST_DROP = 0.005  # of accuracy, when chains are compared: many cannot reach more
 _LEAST_IMAGES = 20  # in a part: with fewer, accuracy moves in steps of more than 5 points
@@ -53,11 +51,7 @@ class TuneOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse values out of range, and a name without a goal.
-
-        Raises:
-            UsageError: names the option.
-        """
+        """Raise UsageError for values out of range, and for a name without a goal."""
         for name, value in (("risk", self.risk), ("delta", self.delta)):
             if value is not None and not 0 < value < 1:
                 raise UsageError(f"--{name} must lie between 0 and 1, found {value:g}")
@@ -67,31 +61,18 @@ class TuneOptions:
 
 @dataclass(frozen=True)
 class Tuned:
-    """Holds the result of tuning; all figures are from the report images, unseen by the search.
+    """Holds the result of tuning; all figures are from the report images, unseen by the search."""
 
-    Attributes:
-        points: operating points by name.
-        front: the Pareto front on the tuning images, and the whole chain.
-        sweep: the same for one confidence threshold at all exits.
-        baseline_accuracy: top-1.
-        images: number in each part.
-        costs: per image.
-        pruning: exits that never pay; None where all pay.
-        calibration: per exit, temperature and calibration error before and after.
-        more_images: number that would have certified the next faster point, too.
-        seconds: duration of the search.
-    """
-
-    points: dict[str, OperatingPoint]
-    front: list[Outcome]
-    sweep: list[Outcome]
-    baseline_accuracy: float
-    images: dict[str, int]
-    costs: Costs
-    pruning: Pruning | None
-    calibration: dict[str, list[float]]
-    more_images: int | None
-    seconds: float
+    points: dict[str, OperatingPoint]  # by name
+    front: list[Outcome]  # the Pareto front on the tuning images, and the whole chain
+    sweep: list[Outcome]  # the same for one confidence threshold at all exits
+    baseline_accuracy: float  # top-1
+    images: dict[str, int]  # number in each part
+    costs: Costs  # per image
+    pruning: Pruning | None  # exits that never pay; None where all pay
+    calibration: dict[str, list[float]]  # per exit, temperature, and errors before and after
+    more_images: int | None  # number that would have certified the next faster point, too
+    seconds: float  # duration of the search
 
     def gain(self) -> dict[str, Any]:
         """Compares the front with the sweep: accuracy at equal time, speed-up at equal accuracy."""
@@ -176,7 +157,10 @@ def tune(
         for name, (outcome, text, bound) in named.items()
     }
     by_exit = temperatures(tuning)
-    plain = (1.0,) * tuning.exits
+    middle = list(named.values())[len(named) // 2][0].policy
+    # The shape that the middle point was drawn from; the plain sweep's for the whole chain.
+    shape = next((curve.shape for curve in curves if middle in curve.policies()), SWEEP)
+    drops = [max(_LEAST_DROP, base - outcome.accuracy) for outcome, _, _ in named.values()]
     return Tuned(
         points=points,
         front=[evaluate(p, reporting, costs.by_exit) for p in front],
@@ -184,27 +168,15 @@ def tune(
         baseline_accuracy=reporting.baseline_accuracy,
         images={name: len(part) for name, part in parts.items()},
         costs=costs,
-        pruning=prune(
-            tuning,
-            reporting,
-            costs,
-            _shape(curves, named[list(named)[len(named) // 2]][0].policy),
-            manifest,
-            [max(_LEAST_DROP, base - outcome.accuracy) for outcome, _, _ in named.values()],
-        ),
+        pruning=prune(tuning, reporting, costs, shape, manifest, drops),
         calibration={
             "temperature": list(by_exit),
-            "error": calibration_errors(reporting, plain),
+            "error": calibration_errors(reporting, (1.0,) * tuning.exits),
             "error_calibrated": calibration_errors(reporting, by_exit),
         },
         more_images=more,
         seconds=time.monotonic() - began,
     )
-
-
-def _shape(curves: Sequence[Curve], policy: Policy) -> Shape:
-    """The shape that a policy was drawn from; the plain sweep's for the whole chain."""
-    return next((curve.shape for curve in curves if policy in curve.policies()), SWEEP)
 
 
 def _point(
@@ -244,11 +216,11 @@ def _split(
     rows = np.random.default_rng(options.seed).permutation(recording.usable)
     ends = np.cumsum([0, *shares.values()]) * len(rows) // sum(shares.values())
     parts = {
-        name: _images(recording, np.sort(rows[first:last]))
+        name: recording.images(np.sort(rows[first:last]))
         for name, first, last in zip(shares, ends, ends[1:], strict=False)
     }
     if report is not None:
-        parts["report"] = _images(report, report.usable)
+        parts["report"] = report.images(report.usable)
     smallest = min(parts, key=lambda name: len(parts[name]))
     least = max(_LEAST_IMAGES, recording.rows["segment_ms"].shape[1])
     if len(parts[smallest]) < least:
@@ -265,10 +237,6 @@ def _split(
     return parts
 
 
-def _images(recording: Recording, rows: NDArray[np.intp]) -> Images:
-    return Images(recording.rows["logits"][rows], recording.rows["label"][rows].astype(np.int64))
-
-
 def _certify(
     curves: Sequence[Curve], images: Images, options: TuneOptions, costs: Costs
 ) -> tuple[list[Policy], int | None]:
@@ -276,11 +244,10 @@ def _certify(
     risk, delta = options.risk or 0.0, options.delta
     path = policies_by(list(curves), lambda curve: -curve.errors)[::-1]  # ``Never`` first
     errors: list[int] = []
-    for policy in path:
-        errors.append(evaluate(policy, images, costs.by_exit).errors)
-        if certified(errors, len(images), risk, delta) < len(errors):
-            break
-    count = certified(errors, len(images), risk, delta)
+    count = 0
+    while count == len(errors) < len(path):  # up to the first that is not certified
+        errors.append(evaluate(path[count], images, costs.by_exit).errors)
+        count = certified(errors, len(images), risk, delta)
     following = None
     if count < len(errors):
         following = images_needed(errors[count] / len(images), risk, delta)

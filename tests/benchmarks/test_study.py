@@ -12,14 +12,8 @@ from PIL import Image
 
 from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.benchmarks.experiments import study, study_rows
-from lgvit_edge.benchmarks.experiments.study_tables import (
-    Case,
-    Measured,
-    choose,
-    curve,
-    draw,
-    tables,
-)
+from lgvit_edge.benchmarks.experiments.study import draw, tables
+from lgvit_edge.benchmarks.experiments.study_rows import Case, Measured, choose, curve
 from lgvit_edge.errors import DataError, UsageError
 from lgvit_edge.model import save_checkpoint
 from lgvit_edge.policies import Confidence, Never, Patience
