@@ -216,8 +216,7 @@ def _record(
 
 def command_line() -> str:
     """Returns the command that repeats this run."""
-    script = Path(sys.argv[0])
-    if script.suffix != ".py":
-        return shlex.join([script.name, *sys.argv[1:]])
-    module = "lgvit_edge" if script.stem == "__main__" else f"lgvit_edge.benchmarks.{script.stem}"
-    return shlex.join(["python", "-m", module, *sys.argv[1:]])
+    module = sys.modules["__main__"].__spec__  # None for an installed script
+    if module is None:
+        return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return shlex.join(["python", "-m", module.name.removesuffix(".__main__"), *sys.argv[1:]])

@@ -10,6 +10,7 @@ import pytest
 
 from lgvit_edge.benchmarks import experiments
 from lgvit_edge.benchmarks.experiments.frame import Record
+from lgvit_edge.benchmarks.measure import command_line
 from lgvit_edge.errors import UsageError
 
 FILES = sorted(Path(experiments.__path__[0]).glob("[!_]*.py"))
@@ -31,3 +32,19 @@ def test_a_record_that_could_not_be_written_is_refused_first(tmp_path: Path) -> 
         Record(tmp_path / "nowhere" / "record.json")
     Record(None).write(rows=[])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_record_names_the_command_that_repeats_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from importlib.machinery import ModuleSpec
+
+    monkeypatch.setattr(sys, "argv", ["/anywhere/script", "--engines", "my out"])
+    for module, start in (
+        (None, "script"),
+        ("lgvit_edge.__main__", "python -m lgvit_edge"),
+        ("lgvit_edge.benchmarks.experiments.rivals",) * 2,
+    ):
+        spec = ModuleSpec(module, None) if module else None
+        monkeypatch.setattr(sys.modules["__main__"], "__spec__", spec)
+        assert command_line().endswith(f"{start} --engines 'my out'")
