@@ -15,9 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge._support.optional import require
+from lgvit_edge.bundle.builds import graphs_of
+from lgvit_edge.bundle.directory import Bundle
 from lgvit_edge.bundle.manifest import GraphSpec, TensorSpec
 from lgvit_edge.errors import BackendError, BundleError, UsageError
 from lgvit_edge.machine.cpu import available_cores
+from lgvit_edge.machine.gpu import find_gpu
+from lgvit_edge.runtime.backends.base import ON_CPU, ON_GPU, Candidate, Chain, ChainOptions, in_turn
 from lgvit_edge.runtime.backends.ort_pool import join_pool, open_session, refuse_pool
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -31,6 +35,25 @@ def has_cuda() -> bool:
     """
     ort = require("onnxruntime", extra="cpu")
     return _PROVIDERS["cuda"] in ort.get_available_providers()
+
+
+def open_chain(bundle: Bundle, names: list[str], options: ChainOptions) -> Chain:
+    """Open a chain of a bundle's graphs; see ``Backend.open_chain``."""
+    graphs = graphs_of(bundle)
+    return OrtChain(
+        bundle.root,
+        [graphs[name] for name in names],
+        max_batch=bundle.manifest.batch[2],
+        threads=options.threads,
+        thread_pool=options.thread_pool or "global",
+        device=options.device,
+    )
+
+
+def candidates(bundle: Bundle, options: ChainOptions) -> list[Candidate]:
+    """List ONNX Runtime, on the GPU where it can use one."""
+    gpu = options.device != "cpu" and find_gpu() is not None and has_cuda()
+    return [Candidate("onnxruntime", rank=ON_GPU if gpu else ON_CPU)]
 
 
 @dataclass
@@ -87,8 +110,7 @@ class OrtChain:
         else:
             refuse_pool()
             self._threads = threads or available_cores()
-        self._max_batch = max_batch
-        self._graphs = graphs
+        self.max_batch, self._graphs = max_batch, graphs
         try:
             self._sessions = self._load_all(root)
         except _CudaFails:
@@ -105,11 +127,6 @@ class OrtChain:
         self._plans: dict[int, list[tuple[Any, Any, NDArray[np.float32]] | None]] = {}
         self._plan: list[tuple[Any, Any, NDArray[np.float32]] | None] = []
         self._batch = self._next = 0
-
-    @property
-    def max_batch(self) -> int:
-        """The largest batch that ``start`` takes."""
-        return self._max_batch
 
     def start(self, images: NDArray[Any]) -> None:
         """See ``Chain.start``."""
@@ -183,18 +200,13 @@ class OrtChain:
 
     def _allocate(self) -> None:
         """Allocate the input, hidden states (two in turn where shapes allow), and logits."""
-        self._buffers = [self._buffer(self._graphs[0].inputs[0], on_device=False)]
-        for i, graph in enumerate(self._graphs[:-1]):
-            spec = graph.outputs[0]
-            kind = (spec.shape[1:], np.dtype(spec.dtype))
-            buffer = self._buffers[i - 1] if i >= 2 else None
-            if buffer is None or (buffer.array.shape[1:], buffer.array.dtype) != kind:
-                buffer = self._buffer(spec)
-            self._buffers.append(buffer)
+        hidden = [graph.outputs[0] for graph in self._graphs[:-1]]
+        image = self._buffer(self._graphs[0].inputs[0], on_device=False)
+        self._buffers = [image, *in_turn(hidden, self._buffer)]
         self._logits = [self._buffer(g.logits, on_device=False).array for g in self._graphs]
 
     def _buffer(self, spec: TensorSpec, *, on_device: bool = True) -> _Buffer:
-        shape = spec.for_batch(self._max_batch)
+        shape = spec.for_batch(self.max_batch)
         if self._device == "cuda" and on_device:
             value = self._ort.OrtValue.ortvalue_from_shape_and_type(
                 list(shape), np.dtype(spec.dtype), "cuda", 0

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from pathlib import Path
 from typing import Any
 
 from lgvit_edge._support.files import replacing
 from lgvit_edge.bundle import builds as engines
 from lgvit_edge.bundle.builds import Build
-from lgvit_edge.bundle.directory import Bundle
+from lgvit_edge.bundle.directory import ENGINES, Bundle
 from lgvit_edge.bundle.manifest import GraphSpec
 from lgvit_edge.errors import BackendError, BundleError, MissingDependency
 from lgvit_edge.machine.gpu import Gpu, find_gpu
 from lgvit_edge.machine.tensorrt import TensorRT
+from lgvit_edge.runtime.backends.base import ON_ENGINES, Candidate, ChainOptions
 
 RUNTIME_CACHE = "runtime.cache"
 _MAX_CACHE = 256 << 20
+
+
+def candidates(bundle: Bundle, options: ChainOptions) -> list[Candidate]:
+    """List TensorRT where there are engines and a GPU; warn where no engine fits the GPU."""
+    if not (bundle.root / ENGINES).is_dir() or find_gpu() is None:
+        return []
+    try:
+        choose_build(bundle)
+    except (BackendError, BundleError) as error:
+        warnings.warn(f"not running on TensorRT, because {error}", stacklevel=4)
+        return []
+    return [Candidate("tensorrt", rank=ON_ENGINES)]
 
 
 def choose_build(bundle: Bundle, tag: str | None = None) -> tuple[Path, Build, TensorRT]:

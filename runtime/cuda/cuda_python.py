@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge.errors import BackendError
-from lgvit_edge.runtime.cuda.driver import NON_BLOCKING, Driver, OwnedCuda, Refused
+from lgvit_edge.runtime.cuda.api import NON_BLOCKING, Cuda
+from lgvit_edge.runtime.cuda.driver import Driver, Refused
 
 _NOT_READY = 600
 
 
-class CudaPython(OwnedCuda):
+class CudaPython(Cuda):
     """Implements ``Cuda`` with cuda-python."""
 
     name = "cuda-python"
@@ -79,28 +80,6 @@ class CudaPython(OwnedCuda):
         """See ``Cuda.synchronize``."""
         self._use()
         self._call("cuStreamSynchronize", self._stream)
-
-    def begin_capture(self) -> None:
-        """See ``Cuda.begin_capture``."""
-        self._use()
-        mode = self._module.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        self._call("cuStreamBeginCapture", self._stream, mode)
-
-    def end_capture(self) -> Any:
-        """See ``Cuda.end_capture``."""
-        self._use()
-        graph = self._call("cuStreamEndCapture", self._stream)
-        try:
-            runnable = self._call("cuGraphInstantiate", graph, 0)
-        finally:
-            self._call("cuGraphDestroy", graph)
-        self._own(self._call, "cuGraphExecDestroy", runnable)
-        return runnable
-
-    def launch(self, graph: Any) -> None:
-        """See ``Cuda.launch``."""
-        self._use()
-        self._call("cuGraphLaunch", graph, self._stream)
 
     def free_memory(self) -> int:
         """See ``Cuda.free_memory``."""
