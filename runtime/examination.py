@@ -33,9 +33,7 @@ _OTHERS = (
 def examine(root: Path = Path("/"), engines: Path | None = None) -> dict[str, Any]:
     """Return what ``lgvit-edge doctor`` shows, as plain types for JSON.
 
-    Args:
-        root: where the system's files lie, for tests.
-        engines: a bundle whose fastest backend is measured anew first.
+    System files lie below ``root``. The fastest backend of ``engines`` is measured anew first.
 
     Raises:
         BundleError: ``engines`` is not a bundle.

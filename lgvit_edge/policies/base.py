@@ -1,7 +1,6 @@
 """Base classes of exit policies: immutable rules, and their state while a batch is in the chain.
 
-The rules themselves are in ``rules``. The registry ``POLICIES`` is the only list of them. A new
-policy describes itself on its class and calls ``register_policy``.
+A policy describes itself on its class and calls ``register_policy``; ``POLICIES`` lists them all.
 """
 
 from __future__ import annotations
@@ -91,20 +90,15 @@ class Policy(ABC):
     def settings(cls, exits: int, steps: int = 22) -> Sequence[Policy]:
         """Returns settings from careless to careful, to draw and tune; none if nothing varies.
 
-        Args:
-            exits: M.
-            steps: number of settings, where the policy has a free choice.
+        There are ``steps`` of them where the policy has a free choice.
         """
         return ()
 
     def replay(self, logits: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Returns where a session would stop each image, and its answer, given all exits' logits.
 
-        Args:
-            logits: ``[B, M + 1, C] float32``.
-
-        Returns:
-            The exit each image takes, ``[B]``, in 1..M + 1, and the class it is given, ``[B]``.
+        Takes ``[B, M + 1, C] float32``. Returns the exit each image takes, ``[B]``, in 1..M + 1,
+        and the class it is given, ``[B]``.
         """
         count, total = logits.shape[:2]
         exits, classes = np.empty(count, np.intp), np.empty(count, np.intp)
@@ -136,21 +130,13 @@ class Policy(ABC):
 
 @dataclass(frozen=True)
 class Left:
-    """Holds the images that leave at one exit.
+    """Holds the images that leave at one exit."""
 
-    Attributes:
-        exit: 1..M + 1.
-        rows: their places in the whole batch, ``[k]``.
-        classes: the answers, ``[k]``.
-        scores: how sure each answer is, by ``Tracker.measure``, ``[k]``.
-        going: places of the rows that go on, among the rows that reached this exit.
-    """
-
-    exit: int
-    rows: NDArray[np.intp]
-    classes: NDArray[np.intp]
-    scores: Floats
-    going: NDArray[np.intp]
+    exit: int  # 1..M + 1
+    rows: NDArray[np.intp]  # their places in the whole batch, ``[k]``
+    classes: NDArray[np.intp]  # the answers, ``[k]``
+    scores: Floats  # how sure each answer is, by ``Tracker.measure``, ``[k]``
+    going: NDArray[np.intp]  # places of the rows that go on, among the rows that reached this exit
 
 
 class Departures:
@@ -163,13 +149,6 @@ class Departures:
     """
 
     def __init__(self, policy: Policy, exits: int, count: int) -> None:
-        """Start a new batch.
-
-        Args:
-            policy: decides when an image stops.
-            exits: M.
-            count: number of images.
-        """
         self.exit, self._final = 0, exits + 1
         self.rows = np.arange(count)
         self.tracker = policy.start(exits)
@@ -233,7 +212,6 @@ class ThresholdTracker(Tracker):
     """Compares each exit's score with that exit's threshold."""
 
     def __init__(self, policy: ThresholdPolicy, exits: int) -> None:
-        """Raise UsageError if the parameters are for another number of exits."""
         self.measure = policy.measure
         self._of, self._below = policy.measure.of, policy.measure.low_is_sure  # the hot path
         self.thresholds = per_exit(policy.threshold, exits)

@@ -76,16 +76,9 @@ class OpenVINOChain:
         precision: str = "fp32",
         cache: Path | None = None,
     ) -> None:
-        """Compile every graph, or load it from the cache.
+        """Compile every graph (segments in order, or the baseline), or load it from the cache.
 
-        Args:
-            root: the bundle's directory.
-            graphs: segments in order, or the baseline alone.
-            max_batch: largest batch.
-            threads: of the CPU; by default one per core this process may use.
-            device: ``cpu`` (the default), ``gpu`` or ``npu``.
-            precision: one of ``PRECISIONS``: what float32 graphs are computed in.
-            cache: folder for compiled models; None for no cache.
+        Options are those of ``Session.open``; without a ``cache`` folder nothing is kept.
 
         Raises:
             MissingDependency: openvino is not installed.
@@ -190,8 +183,6 @@ class OpenVINOChain:
         return model
 
     def _allocate(self) -> None:
-        """Allocate the input, hidden states (two in turn where shapes allow), and logits."""
-
         def zeros(spec: TensorSpec) -> NDArray[Any]:
             return np.zeros(spec.for_batch(self.max_batch), spec.dtype)
 

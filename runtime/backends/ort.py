@@ -83,15 +83,9 @@ class OrtChain:
         thread_pool: str = "global",
         device: str | None = None,
     ) -> None:
-        """Load every graph.
+        """Load every graph: the segments in order, or the baseline alone.
 
-        Args:
-            root: the bundle's directory.
-            graphs: segments in order, or the baseline alone.
-            max_batch: largest batch.
-            threads: intra-op threads; by default one per core this process may use.
-            thread_pool: ``global``, one pool for the process, or ``private``, one per segment.
-            device: ``cpu``, ``cuda``, or None for CUDA where it works and the CPU elsewhere.
+        Options are those of ``Session.open``; without ``device`` CUDA is used where it works.
 
         Raises:
             MissingDependency: onnxruntime is not installed.
@@ -199,7 +193,6 @@ class OrtChain:
         return session
 
     def _allocate(self) -> None:
-        """Allocate the input, hidden states (two in turn where shapes allow), and logits."""
         hidden = [graph.outputs[0] for graph in self._graphs[:-1]]
         image = self._buffer(self._graphs[0].inputs[0], on_device=False)
         self._buffers = [image, *in_turn(hidden, self._buffer)]

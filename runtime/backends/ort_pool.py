@@ -20,11 +20,8 @@ _pool_size: int | None = None
 def join_pool(ort: Any, threads: int | None) -> int:
     """Make ONNX Runtime's process-wide pool, or join the existing one; return its size.
 
-    Once it exists, ONNX Runtime refuses sessions with a pool of their own.
-
-    Args:
-        ort: the onnxruntime module.
-        threads: the size wanted; None for the existing pool's, or one per core.
+    Once it exists, ONNX Runtime refuses sessions with a pool of their own. Without ``threads`` it
+    gets one per core. ``ort`` is the onnxruntime module.
 
     Raises:
         BackendError: the existing pool has another size.

@@ -73,11 +73,6 @@ class TensorRTChain:
     ) -> None:
         """Load engines, allocate every buffer and record the graphs of the usual batch sizes.
 
-        Args:
-            bundle: has the engines.
-            names: of the graphs to run, in order: segments, or the baseline alone.
-            options: None for the defaults.
-
         Raises:
             BackendError: no GPU, no build that runs here, out of memory, or CUDA refuses.
             BundleError: an engine's file is missing or damaged.
@@ -142,10 +137,9 @@ class TensorRTChain:
         return logits if rows is None else logits[rows]
 
     def keep(self, rows: NDArray[np.intp]) -> None:
-        """See ``Chain.keep``.
+        """See ``Chain.keep``: rows move when the next segment is queued.
 
-        Rows are moved when the next segment is queued. If that already runs with all rows, rows of
-        its output are dropped instead.
+        If that already runs with all rows, rows of its output are dropped instead.
         """
         pending = self._rows
         if len(rows) < (self._batch if pending is None else len(pending)):
@@ -185,7 +179,6 @@ class TensorRTChain:
         self._cuda.close()
 
     def _allocate(self) -> None:
-        """Allocate all buffers, for the largest batch."""
         cuda, batch = self._cuda, self.max_batch
         first = self._graphs[0].inputs[0]
         self._image = cuda.pinned(first.for_batch(batch), first.dtype)

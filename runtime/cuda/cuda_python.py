@@ -21,16 +21,7 @@ class CudaPython(Cuda):
     name = "cuda-python"
 
     def __init__(self, driver: Driver, module: Any, index: int) -> None:
-        """Open a GPU.
-
-        Args:
-            driver: the driver's library, started.
-            module: ``cuda.bindings.driver``.
-            index: the GPU's.
-
-        Raises:
-            BackendError: there is no such GPU, or the driver refuses or is too old.
-        """
+        """Open GPU ``index`` through ``module``, the binding's driver API; see ``open_cuda``."""
         self._module = module
         try:
             self._call("cuInit", 0)

@@ -72,12 +72,11 @@ class Driver:
         count = self._number("cuDeviceGetCount")
         if not 0 <= index < count:
             raise BackendError(f"CUDA device {index} was asked for, found {count} (from 0 on)")
-        gpu = find_gpu(index)
-        if gpu is None:
-            raise BackendError(
-                f"the driver does not describe CUDA device {index}; run: lgvit-edge doctor"
-            )
-        return gpu
+        if (gpu := find_gpu(index)) is not None:
+            return gpu
+        raise BackendError(
+            f"the driver does not describe CUDA device {index}; run: lgvit-edge doctor"
+        )
 
     def handle(self, index: int) -> int:
         """Return the driver's handle of a GPU."""

@@ -21,16 +21,7 @@ class PyCuda(Cuda):
     name = "pycuda"
 
     def __init__(self, driver: Driver, module: Any, index: int) -> None:
-        """Open a GPU.
-
-        Args:
-            driver: the driver's library, started.
-            module: ``pycuda.driver``.
-            index: the GPU's.
-
-        Raises:
-            BackendError: there is no such GPU, or the driver refuses.
-        """
+        """Open GPU ``index`` through ``module``, the binding's driver API; see ``open_cuda``."""
         self._module = module
         self._call(module.init)
         super().__init__(driver, index)
