@@ -22,6 +22,8 @@ from lgvit_edge.runtime.runner import Walk
 class LoadedBundle:
     """Holds a bundle's loaded segments, and on demand its baseline, under one lock.
 
+    What runs them raises ``BackendError`` once the session is closed.
+
     Attributes:
         chain: the segments, for benchmarks; no other thread may use the session meanwhile.
     """
@@ -48,10 +50,8 @@ class LoadedBundle:
         """Resize and normalise images into network input, as the manifest says.
 
         Takes images and color as ``Session.predict`` does; one array ``[B, H, W, C]`` will do.
-
-        Returns:
-            ``[B, H, W, 3] uint8``, or ``[B, 3, H, W] float32`` where the bundle says so. It may be
-            a view of an image that has the network's size already.
+        Returns ``[B, H, W, 3] uint8``, or ``[B, 3, H, W] float32`` where the bundle says so. It may
+        be a view of an image that has the network's size already.
 
         Raises:
             DataError: an image is of another type or shape.
@@ -69,7 +69,6 @@ class LoadedBundle:
 
         Raises:
             DataError: an image is of another type or shape.
-            BackendError: the session is closed.
         """
         refuse_single(images)
         shape = (len(images), self._exits + 1, self.manifest.num_classes)
@@ -86,24 +85,15 @@ class LoadedBundle:
     def timed_exits(self, images: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Run all segments on one prepared image and time each, its exit decision included.
 
-        Decisions are computed but never stop the image.
-
-        Returns:
-            Logits ``[M + 1, C] float32``, a copy, and the times, ``[M + 1]`` in ms.
-
-        Raises:
-            BackendError: the session is closed.
+        Decisions are computed but never stop the image. Returns a copy of the logits,
+        ``[M + 1, C] float32``, and the times, ``[M + 1]`` in ms.
         """
         with self._lock:
             self._check_open()
             return self._walk.timed(images)
 
     def baseline_logits(self, images: NDArray[Any]) -> NDArray[np.float32]:
-        """Return the baseline's logits on prepared input, ``[B, C] float32``, a copy.
-
-        Raises:
-            BackendError: the session is closed.
-        """
+        """Return a copy of the baseline's logits on prepared input, ``[B, C] float32``."""
         with self._lock:
             baseline = self._open_baseline()
             baseline.start(images)
@@ -114,21 +104,14 @@ class LoadedBundle:
 
         Raises:
             ParityError: beyond the tolerance the bundle was exported with; names the segment.
-            BackendError: the session is closed.
         """
         with self._lock:
             return check_parity(self._bundle, self.chain, self._open_baseline())
 
     def warm_up(self, runs: int = 10) -> float:
-        """Run the whole chain a few times, so that later predictions are at full speed.
+        """Run the whole chain a few times, at least once; return its median time in ms.
 
-        Deadlines and ``TargetRate`` go by the times measured here. ``runs`` is at least 1.
-
-        Returns:
-            Median ms of the whole chain.
-
-        Raises:
-            BackendError: the session is closed.
+        Later predictions are at full speed. Deadlines and ``TargetRate`` go by the times measured.
         """
         side = self.manifest.image_size
         frame = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
@@ -166,11 +149,8 @@ class LoadedBundle:
 def check_parity(bundle: Bundle, chain: Chain, baseline: Chain | None) -> float:
     """Compare logits of every exit with PyTorch's, one by one and in the largest batches.
 
-    The samples are the bundle's; the baseline is checked too, if it is given.
-
-    Returns:
-        The largest difference from PyTorch's logits, absolute, or relative where one is larger
-        than 1.
+    The samples are the bundle's; the baseline is checked too, if it is given. Returns the largest
+    difference, absolute, or relative where PyTorch's logit is larger than 1.
 
     Raises:
         ParityError: beyond the tolerance the bundle was exported with; names the segment.

@@ -244,10 +244,8 @@ class Session(LoadedBundle):
 
         A bad image, or a source that fails, stops no other source: a ``StreamError`` takes the
         place of its result. Other arguments and errors are those of ``stream``; ``ahead`` counts
-        the images of all sources together.
-
-        Returns:
-            The source's name with each result or error; those of one source are in its order.
+        the images of all sources together. Yields the source's name with each result or error;
+        those of one source are in its order.
         """
         for images in sources.values():
             refuse_single(images)

@@ -55,14 +55,13 @@ def load_rgb(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
 def as_rgb(image: ImageLike, color: str = "rgb") -> NDArray[np.uint8]:
     """Convert an array, an image file or a Pillow image to ``[H, W, 3] uint8`` RGB.
 
+    Returns ``image`` itself if it is RGB already; a view of it if its channels are picked.
+
     Args:
         image: ``uint8`` array ``[H, W, 3]``, ``[H, W, 4]`` (transparency is dropped, as of files),
             ``[H, W]`` or ``[H, W, 1]`` (grey, repeated); the path of a file; or a Pillow image,
             which is read as its file would be.
         color: order of an array's channels: ``rgb``, or ``bgr`` as in OpenCV.
-
-    Returns:
-        ``image`` itself if it is RGB already; a view of it if its channels are picked.
 
     Raises:
         DataError: ``image`` is none of these.
@@ -133,9 +132,7 @@ def resize_crop(frame: NDArray[np.uint8], spec: Preprocess, size: int) -> NDArra
     The short side, or with ``spec.squash`` both sides, become ``spec.resize``. Only the crop is
     computed: its box is mapped back into the frame and resized straight to ``size``. Nearly all
     pixels are within one grey level of resize-then-crop; bicubic overshoot is clipped only once.
-
-    Returns:
-        ``[size, size, 3] uint8``; ``frame`` itself if it already has these sizes.
+    Returns ``[size, size, 3] uint8``; ``frame`` itself if it already has these sizes.
     """
     height, width = frame.shape[:2]
     if (height, width) == (size, size) == (spec.resize, spec.resize):
@@ -164,10 +161,8 @@ def network_input(
 ) -> NDArray[Any]:
     """Convert images of any size, each as ``as_rgb`` takes it, to the input of segment 0.
 
-    One array ``[B, H, W, C]`` will do. ``dtype`` is the bundle's input type.
-
-    Returns:
-        ``[B, size, size, 3] uint8``, or normalised ``[B, 3, size, size] float32``.
+    One array ``[B, H, W, C]`` will do. Returns ``[B, size, size, 3] uint8``, or normalised
+    ``[B, 3, size, size] float32``, as ``dtype`` says.
 
     Raises:
         DataError: an image has another type or shape, or ``images`` is a single image.
@@ -191,10 +186,7 @@ def refuse_single(images: object) -> None:
 
 
 def to_float(images: NDArray[np.uint8], spec: Preprocess) -> NDArray[np.float32]:
-    """Normalise images to the input of a bundle exported with ``--input float32``.
-
-    ``[B, H, W, 3] uint8 -> [B, 3, H, W] float32``.
-    """
+    """Normalise ``[B, H, W, 3] uint8`` to ``[B, 3, H, W] float32``, for bundles with that input."""
     scale, shift = _scale_shift(spec)
     scaled = images.astype(np.float32) * scale + shift
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))

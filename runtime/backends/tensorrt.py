@@ -113,11 +113,7 @@ class TensorRTChain:
             self._prepare(index)
 
     def start(self, images: NDArray[Any]) -> None:
-        """See ``Chain.start``.
-
-        Raises:
-            BackendError: the chain is closed.
-        """
+        """See ``Chain.start``; a closed chain raises ``BackendError``."""
         if self._closed:
             raise BackendError("the session is closed; open another one")
         self._batch, self._next, self._queued, self._rows = len(images), 0, 0, None
