@@ -120,9 +120,8 @@ def _measure_elsewhere(
     """Call ``measure`` in a separate process; return None where that does not work.
 
     The slower candidates then leave no memory in this process, and no ONNX Runtime thread pool,
-    which would restrict its other sessions. It cannot be done from an application packed into one
-    program or embedding Python, which would start itself instead of Python, nor with backends that
-    the application registered, which the separate process does not have.
+    which would restrict its other sessions. An application packed into one program, or embedding
+    Python, would start itself instead; backends that it registered exist only here.
     """
     if not (_python_starts_python() and all(ships(candidate.backend) for candidate in contenders)):
         return None

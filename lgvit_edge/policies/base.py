@@ -121,11 +121,9 @@ class Policy(ABC):
 
     def to_json(self) -> dict[str, Any]:
         """Returns the policy as JSON, which ``policies.from_json`` reads back."""
-        data: dict[str, Any] = {"name": self.name}
-        for f in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, f.name)
-            data[f.name] = list(value) if isinstance(value, tuple) else value
-        return data
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        listed = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        return {"name": self.name, **listed}
 
 
 @dataclass(frozen=True)

@@ -115,11 +115,7 @@ class EngineLoader:
     """Loads the engines of one build and makes their execution contexts."""
 
     def __init__(self, folder: Path, build: Build, trt: TensorRT) -> None:
-        """Start TensorRT's runtime.
-
-        Raises:
-            BackendError: it does not start.
-        """
+        """Start TensorRT's runtime; BackendError where it does not start."""
         self._folder, self._build, self._trt = folder, build, trt
         self._runtime = trt.make("Runtime")
         self._cache: Any = None

@@ -23,11 +23,7 @@ class Driver:
     """Calls CUDA's driver library through ctypes: to describe GPUs, and for CUDA graphs."""
 
     def __init__(self) -> None:
-        """Load and start the driver.
-
-        Raises:
-            BackendError: there is no driver, or no GPU.
-        """
+        """Load and start the driver; BackendError where there is none, or no GPU."""
         try:
             self._library = ctypes.CDLL("libcuda.so.1")
         except OSError as error:
