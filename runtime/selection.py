@@ -79,11 +79,7 @@ def choose(
 
 
 def candidates(bundle: Bundle, backend: str, options: ChainOptions) -> list[Candidate]:
-    """List the ways to run a bundle on the fastest kind of hardware here; at least one.
-
-    Raises:
-        LGViTEdgeError: see ``choose``.
-    """
+    """List the ways to run a bundle on the fastest hardware here, at least one; see ``choose``."""
     suitable = list(backends()) if backend == AUTO else [backend_of(backend)]
     refused = {b.name: fault for b in suitable if (fault := refusal(b, options)) is not None}
     suitable = [b for b in suitable if b.name not in refused]

@@ -27,12 +27,9 @@ class Tracker(ABC):
 
     At every exit, ``combine`` is called, then ``step`` (not at the final exit), then ``score`` for
     rows that stop, then ``keep`` for the rows that go on.
-
-    Attributes:
-        measure: the kind of number that ``score`` returns.
     """
 
-    measure: Measure = PROBABILITY
+    measure: Measure = PROBABILITY  # the kind of number that ``score`` returns
 
     def combine(self, logits: Floats) -> Floats:
         """Returns the logits that decide and answer, ``[B, C] float32``, given this exit's."""
@@ -138,17 +135,11 @@ class Left:
 
 
 class Departures:
-    """Decides, given a batch's logits exit by exit, which rows leave at which exit.
-
-    Attributes:
-        exit: the last exit seen; 0 at the start.
-        rows: the rows still in the chain, ascending.
-        tracker: the policy's state.
-    """
+    """Decides, given a batch's logits exit by exit, which rows leave at which exit."""
 
     def __init__(self, policy: Policy, exits: int, count: int) -> None:
-        self.exit, self._final = 0, exits + 1
-        self.rows = np.arange(count)
+        self.exit, self._final = 0, exits + 1  # the last exit seen, 0 at the start; the last of all
+        self.rows = np.arange(count)  # those still in the chain, ascending
         self.tracker = policy.start(exits)
 
     def see(self, logits: Floats) -> Left:

@@ -39,15 +39,7 @@ def has_cuda() -> bool:
 
 def open_chain(bundle: Bundle, names: list[str], options: ChainOptions) -> Chain:
     """Open a chain of a bundle's graphs; see ``Backend.open_chain``."""
-    graphs = graphs_of(bundle)
-    return OrtChain(
-        bundle.root,
-        [graphs[name] for name in names],
-        max_batch=bundle.manifest.batch[2],
-        threads=options.threads,
-        thread_pool=options.thread_pool or "global",
-        device=options.device,
-    )
+    return OrtChain(bundle, names, options)
 
 
 def candidates(bundle: Bundle, options: ChainOptions) -> list[Candidate]:
@@ -73,19 +65,8 @@ class _Buffer:
 class OrtChain:
     """Runs a ``Chain`` of segments, each in an ONNX Runtime session."""
 
-    def __init__(
-        self,
-        root: Path,
-        graphs: list[GraphSpec],
-        *,
-        max_batch: int,
-        threads: int | None = None,
-        thread_pool: str = "global",
-        device: str | None = None,
-    ) -> None:
-        """Load every graph: the segments in order, or the baseline alone.
-
-        Options are those of ``Session.open``; without ``device`` CUDA is used where it works.
+    def __init__(self, bundle: Bundle, names: list[str], options: ChainOptions) -> None:
+        """Load the graphs of these names; without ``device`` CUDA is used where it works.
 
         Raises:
             MissingDependency: onnxruntime is not installed.
@@ -94,19 +75,22 @@ class OrtChain:
             BundleError: a graph cannot be loaded or is not what the manifest says.
             UsageError: there is no such thread pool.
         """
+        thread_pool, device = options.thread_pool or "global", options.device
         if thread_pool not in ("global", "private"):
             raise UsageError(f"thread_pool must be global or private, found {thread_pool!r}")
         self._ort = require("onnxruntime", extra="cpu")
         self._device = _choose_device(device)
         self._shared = thread_pool == "global"
         if self._shared:
-            self._threads = join_pool(self._ort, threads)
+            self._threads = join_pool(self._ort, options.threads)
         else:
             refuse_pool()
-            self._threads = threads or available_cores()
-        self.max_batch, self._graphs = max_batch, graphs
+            self._threads = options.threads or available_cores()
+        graphs = graphs_of(bundle)
+        self._graphs = [graphs[name] for name in names]
+        self.max_batch = bundle.manifest.batch[2]
         try:
-            self._sessions = self._load_all(root)
+            self._sessions = self._load_all(bundle.root)
         except _CudaFails:
             if device == "cuda":
                 raise BackendError(
@@ -115,7 +99,7 @@ class OrtChain:
                     "lgvit-edge doctor"
                 ) from None
             self._device = "cpu"
-            self._sessions = self._load_all(root)
+            self._sessions = self._load_all(bundle.root)
         self._allocate()
         # By batch size: each step's session, I/O binding and logits, bound on first use.
         self._plans: dict[int, list[tuple[Any, Any, NDArray[np.float32]] | None]] = {}

@@ -62,15 +62,13 @@ class TensorRTOptions:
 
 def open_chain(bundle: Bundle, names: list[str], options: ChainOptions) -> Chain:
     """Open a chain of a bundle's graphs; see ``Backend.open_chain``."""
-    return TensorRTChain(bundle, names, options=options.tensorrt)
+    return TensorRTChain(bundle, names, options)
 
 
 class TensorRTChain:
     """Runs a ``Chain`` of segments, each a TensorRT engine."""
 
-    def __init__(
-        self, bundle: Bundle, names: list[str], *, options: TensorRTOptions | None = None
-    ) -> None:
+    def __init__(self, bundle: Bundle, names: list[str], options: ChainOptions) -> None:
         """Load engines, allocate every buffer and record the graphs of the usual batch sizes.
 
         Raises:
@@ -78,7 +76,7 @@ class TensorRTChain:
             BundleError: an engine's file is missing or damaged.
             MissingDependency: no CUDA binding is installed.
         """
-        self._options = options or TensorRTOptions()
+        self._options = options.tensorrt or TensorRTOptions()
         graphs = graphs_of(bundle)
         self._graphs = [graphs[name] for name in names]
         self.max_batch = bundle.manifest.batch[2]
