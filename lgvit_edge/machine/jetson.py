@@ -22,15 +22,14 @@ _PACKAGES = r"^Package: (tensorrt|libnvinfer\d+|libnvinfer-bin)$"
 
 @dataclass(frozen=True)
 class JetPack:
-    """One JetPack release: the TensorRT, Python and devices it supports."""
+    """One JetPack release: the TensorRT and Python it has."""
 
     name: str  # NVIDIA's number of it
     first: tuple[int, int]  # oldest L4T release that belongs to it
     last: tuple[int, int]  # newest such release; a third number (36.4.3) does not matter
-    # TensorRT versions that belong to it; the first is the one in its image
+    # Versions that belong to it; the first is the one in its image
     tensorrt: tuple[str, ...]
     python: str  # version of the system's Python, for which its ``tensorrt`` module is built
-    devices: tuple[str, ...]  # board families it runs on
 
     @property
     def major(self) -> int:
@@ -50,11 +49,11 @@ class JetPack:
 
 # 7.0 and 7.1: which 10.x exactly is not settled. 7.2.2 also takes 11.4.1, never 11.0 to 11.4.0.
 JETPACKS = (
-    JetPack("5", (35, 2), (35, 6), ("8.5",), "3.8", ("Xavier", "Orin")),
-    JetPack("6.0", (36, 3), (36, 3), ("8.6",), "3.10", ("Orin",)),
-    JetPack("6.1/6.2", (36, 4), (36, 5), ("10.3",), "3.10", ("Orin",)),
-    JetPack("7.0/7.1", (38, 2), (38, 4), ("10.13",), "3.12", ("Thor",)),
-    JetPack("7.2", (39, 2), (39, 2), ("10.16", "11.4"), "3.12", ("Thor", "Orin")),
+    JetPack("5", (35, 2), (35, 6), ("8.5",), "3.8"),
+    JetPack("6.0", (36, 3), (36, 3), ("8.6",), "3.10"),
+    JetPack("6.1/6.2", (36, 4), (36, 5), ("10.3",), "3.10"),
+    JetPack("7.0/7.1", (38, 2), (38, 4), ("10.13",), "3.12"),
+    JetPack("7.2", (39, 2), (39, 2), ("10.16", "11.4"), "3.12"),
 )
 
 

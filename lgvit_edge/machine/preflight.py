@@ -90,12 +90,9 @@ def _release(jetson: Jetson) -> Finding:
     oldest, newest = JETPACKS[0].first, JETPACKS[-1].last
     releases = f"{oldest[0]}.{oldest[1]} to {newest[0]}.{newest[1]}"
     if jetpack is not None:
-        return Finding(
-            "ok",
-            f"JetPack {jetpack.name} (L4T {jetson.l4t}): expect TensorRT {jetpack.tensorrt[0]}, "
-            f"Python {jetpack.python}, ONNX up to opset {jetpack.opset}, "
-            f"{', '.join(jetpack.precisions)}",
-        )
+        text = f"JetPack {jetpack.name} (L4T {jetson.l4t}): expect TensorRT {jetpack.tensorrt[0]}, "
+        text += f"Python {jetpack.python}, ONNX up to opset {jetpack.opset}, "
+        return Finding("ok", text + ", ".join(jetpack.precisions))
     if jetson.l4t is None:
         text = "the release is unknown: /etc/nv_tegra_release is missing or says something else"
         return Finding("note", text, "run: dpkg-query --show nvidia-l4t-core")

@@ -310,8 +310,6 @@ def per_exit(value: PerExit, exits: int, what: str = "threshold") -> tuple[float
     if not isinstance(value, tuple):
         return (float(value),) * exits
     if len(value) != exits:
-        raise UsageError(
-            f"expected one {what} or {exits}, one per exit before the final classifier; "
-            f"found {len(value)}"
-        )
+        expected = f"expected one {what} or {exits}, one per exit before the final classifier"
+        raise UsageError(f"{expected}; found {len(value)}")
     return value
