@@ -216,9 +216,10 @@ class Session(LoadedBundle):
     ) -> Iterator[Result]:
         """Classify images as they come, in their order, for throughput.
 
-        A thread reads and resizes up to ``ahead`` images (by default two batches) while the network
-        computes; a batch holds what has been read by then, at most ``batch`` images (by default the
-        bundle's largest). A source may reuse one array for all its images.
+        Takes images and color as ``predict`` does. A thread reads and resizes up to ``ahead``
+        images (by default two batches) while the network computes; a batch holds what has been read
+        by then, at most ``batch`` images (by default the bundle's largest). A source may reuse one
+        array for all its images.
 
         Raises:
             DataError: an image is of another type or shape. An exception of ``images`` itself is

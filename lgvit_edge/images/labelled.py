@@ -43,12 +43,10 @@ def find_images(
     folders = [folder for folder in _folders(data) if not folder.name.startswith(".")]
     contents = [list_images(folder) for folder in folders]
     if not any(contents):
-        flat = [LabelledImage(path, None) for path in list_images(data)]
-        if not flat:
-            raise DataError(
-                f"{data} holds no images: expected one sub-folder per class, or image files"
-            )
-        return flat
+        if flat := [LabelledImage(path, None) for path in list_images(data)]:
+            return flat
+        expected = "expected one sub-folder per class, or image files"
+        raise DataError(f"{data} holds no images: {expected}")
     classes = _folder_classes(data, [folder.name for folder in folders], num_classes, names)
     return [
         LabelledImage(path, index)
@@ -65,10 +63,9 @@ def unlabelled_images(data: Path) -> list[Path]:
     """
     if not data.is_dir():
         raise DataError(f"no such folder: {data}")
-    images = [path for folder in (data, *_folders(data)) for path in list_images(folder)]
-    if not images:
-        raise DataError(f"{data} holds no images, nor do the folders in it")
-    return images
+    if images := [path for folder in (data, *_folders(data)) for path in list_images(folder)]:
+        return images
+    raise DataError(f"{data} holds no images, nor do the folders in it")
 
 
 T = TypeVar("T")

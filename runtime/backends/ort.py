@@ -185,9 +185,8 @@ class OrtChain:
     def _buffer(self, spec: TensorSpec, *, on_device: bool = True) -> _Buffer:
         shape = spec.for_batch(self.max_batch)
         if self._device == "cuda" and on_device:
-            value = self._ort.OrtValue.ortvalue_from_shape_and_type(
-                list(shape), np.dtype(spec.dtype), "cuda", 0
-            )
+            make = self._ort.OrtValue.ortvalue_from_shape_and_type
+            value = make(list(shape), np.dtype(spec.dtype), "cuda", 0)
             return _Buffer(np.empty((0, *shape[1:]), spec.dtype), value)
         return _Buffer(np.zeros(shape, spec.dtype))
 
@@ -202,9 +201,8 @@ class OrtChain:
         source = self._buffers[index]
         self._bind_tensor(binding.bind_input, graph.inputs[0], source, batch)
         if len(graph.outputs) == 2:
-            self._bind_tensor(
-                binding.bind_output, graph.outputs[0], self._buffers[index + 1], batch
-            )
+            target = self._buffers[index + 1]
+            self._bind_tensor(binding.bind_output, graph.outputs[0], target, batch)
         logits = _Buffer(self._logits[index])
         self._bind_tensor(binding.bind_output, graph.logits, logits, batch)
         return session, binding, self._logits[index][:batch]
