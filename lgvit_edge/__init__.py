@@ -26,106 +26,79 @@ from lgvit_edge.errors import (
 )
 
 if TYPE_CHECKING:
-    from lgvit_edge.export import BuilderOptions, ExportOptions, build_engines, export_bundle
-    from lgvit_edge.images.preprocess import load_rgb
-    from lgvit_edge.model import load_checkpoint
-    from lgvit_edge.policies import (
-        Confidence,
-        Ensemble,
-        Entropy,
-        FixedExit,
-        Never,
-        Patience,
-        PatientConfidence,
-        Policy,
-    )
-    from lgvit_edge.runtime import (
-        Result,
-        Session,
-        Statistics,
-        StreamError,
-        TargetRate,
-        TensorRTOptions,
-        register_backend,
-    )
-    from lgvit_edge.training import TrainingConfig, train
-    from lgvit_edge.tuning.collect import collect
-    from lgvit_edge.tuning.goals import Goal
-    from lgvit_edge.tuning.tune import TuneOptions, tune
+    from lgvit_edge.export import BuilderOptions as BuilderOptions
+    from lgvit_edge.export import ExportOptions as ExportOptions
+    from lgvit_edge.export import build_engines as build_engines
+    from lgvit_edge.export import export_bundle as export_bundle
+    from lgvit_edge.images.preprocess import load_rgb as load_rgb
+    from lgvit_edge.model import load_checkpoint as load_checkpoint
+    from lgvit_edge.policies import Confidence as Confidence
+    from lgvit_edge.policies import Ensemble as Ensemble
+    from lgvit_edge.policies import Entropy as Entropy
+    from lgvit_edge.policies import FixedExit as FixedExit
+    from lgvit_edge.policies import Never as Never
+    from lgvit_edge.policies import Patience as Patience
+    from lgvit_edge.policies import PatientConfidence as PatientConfidence
+    from lgvit_edge.policies import Policy as Policy
+    from lgvit_edge.runtime import Result as Result
+    from lgvit_edge.runtime import Session as Session
+    from lgvit_edge.runtime import Statistics as Statistics
+    from lgvit_edge.runtime import StreamError as StreamError
+    from lgvit_edge.runtime import TargetRate as TargetRate
+    from lgvit_edge.runtime import TensorRTOptions as TensorRTOptions
+    from lgvit_edge.runtime import register_backend as register_backend
+    from lgvit_edge.training import TrainingConfig as TrainingConfig
+    from lgvit_edge.training import train as train
+    from lgvit_edge.tuning.collect import collect as collect
+    from lgvit_edge.tuning.goals import Goal as Goal
+    from lgvit_edge.tuning.tune import TuneOptions as TuneOptions
+    from lgvit_edge.tuning.tune import tune as tune
 
 __version__ = "0.1.0"
 __all__ = [
     "BackendError",
     "BuildError",
-    "BuilderOptions",
     "BundleError",
     "CheckpointError",
-    "Confidence",
     "ConfigError",
     "DataError",
-    "Ensemble",
-    "Entropy",
     "ExportError",
-    "ExportOptions",
-    "FixedExit",
-    "Goal",
     "LGViTEdgeError",
     "MissingDependency",
-    "Never",
     "ParityError",
-    "Patience",
-    "PatientConfidence",
-    "Policy",
-    "Result",
-    "Session",
-    "Statistics",
-    "StreamError",
-    "TargetRate",
-    "TensorRTOptions",
-    "TrainingConfig",
     "TrainingError",
-    "TuneOptions",
     "TuningError",
     "UsageError",
     "__version__",
-    "build_engines",
-    "collect",
-    "export_bundle",
-    "load_checkpoint",
-    "load_rgb",
-    "register_backend",
-    "train",
-    "tune",
 ]
 
-__getattr__, __dir__ = lazily(
-    __name__,
-    {
-        "lgvit_edge.export": ("BuilderOptions", "ExportOptions", "build_engines", "export_bundle"),
-        "lgvit_edge.images.preprocess": ("load_rgb",),
-        "lgvit_edge.model": ("load_checkpoint",),
-        "lgvit_edge.policies": (
-            "Confidence",
-            "Ensemble",
-            "Entropy",
-            "FixedExit",
-            "Never",
-            "Patience",
-            "PatientConfidence",
-            "Policy",
-        ),
-        "lgvit_edge.runtime": (
-            "Result",
-            "Session",
-            "Statistics",
-            "StreamError",
-            "TargetRate",
-            "TensorRTOptions",
-            "register_backend",
-        ),
-        "lgvit_edge.training": ("TrainingConfig", "train"),
-        "lgvit_edge.tuning.collect": ("collect",),
-        "lgvit_edge.tuning.goals": ("Goal",),
-        "lgvit_edge.tuning.tune": ("TuneOptions", "tune"),
-    },
-)
+_HOMES = {
+    "lgvit_edge.export": ("BuilderOptions", "ExportOptions", "build_engines", "export_bundle"),
+    "lgvit_edge.images.preprocess": ("load_rgb",),
+    "lgvit_edge.model": ("load_checkpoint",),
+    "lgvit_edge.policies": (
+        "Confidence",
+        "Ensemble",
+        "Entropy",
+        "FixedExit",
+        "Never",
+        "Patience",
+        "PatientConfidence",
+        "Policy",
+    ),
+    "lgvit_edge.runtime": (
+        "Result",
+        "Session",
+        "Statistics",
+        "StreamError",
+        "TargetRate",
+        "TensorRTOptions",
+        "register_backend",
+    ),
+    "lgvit_edge.training": ("TrainingConfig", "train"),
+    "lgvit_edge.tuning.collect": ("collect",),
+    "lgvit_edge.tuning.goals": ("Goal",),
+    "lgvit_edge.tuning.tune": ("TuneOptions", "tune"),
+}
+__all__ += [name for names in _HOMES.values() for name in names]
+__getattr__, __dir__ = lazily(__name__, _HOMES)

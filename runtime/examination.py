@@ -33,9 +33,7 @@ _OTHERS = (
 def examine(root: Path = Path("/"), engines: Path | None = None) -> dict[str, Any]:
     """Return what ``lgvit-edge doctor`` shows, as plain types for JSON.
 
-    Args:
-        root: where the system's files lie, for tests.
-        engines: a bundle whose fastest backend is measured anew first.
+    System files lie below ``root``. The fastest backend of ``engines`` is measured anew first.
 
     Raises:
         BundleError: ``engines`` is not a bundle.
@@ -55,11 +53,7 @@ def examine(root: Path = Path("/"), engines: Path | None = None) -> dict[str, An
             {"name": name, "version": version_of(name), "extra": extra, "for": purpose}
             for name, extra, purpose in (*packages, *_OTHERS)
         ],
-        "backends": [
-            check._asdict()
-            for backend in backends()
-            for check in backend.own_checks(driver, jetson)
-        ],
+        "backends": [c._asdict() for b in backends() for c in b.own_checks(driver, jetson)],
         "jetson": None if jetson is None else _jetson(jetson),
         "choices": [vars(choice) for choice in known_choices()],
     }

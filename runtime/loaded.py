@@ -1,4 +1,4 @@
-"""Loads a bundle's segments and runs all of them, as tuning and benchmarks need."""
+"""Loads a bundle's segments, runs all of them, and checks their logits against PyTorch's."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from numpy.typing import NDArray
 
 from lgvit_edge.bundle.directory import Bundle
 from lgvit_edge.bundle.manifest import Manifest
-from lgvit_edge.errors import BackendError
+from lgvit_edge.errors import BackendError, ParityError
 from lgvit_edge.images.preprocess import ImageLike, network_input, refuse_single
+from lgvit_edge.policies.scores import difference
 from lgvit_edge.runtime.backends.base import Chain
 from lgvit_edge.runtime.backends.registry import segment_names
-from lgvit_edge.runtime.parity import check_parity
 from lgvit_edge.runtime.runner import Walk
 
 
 class LoadedBundle:
     """Holds a bundle's loaded segments, and on demand its baseline, under one lock.
+
+    What runs them raises ``BackendError`` once the session is closed.
 
     Attributes:
         chain: the segments, for benchmarks; no other thread may use the session meanwhile.
@@ -47,34 +49,26 @@ class LoadedBundle:
     def prepare(self, images: Sequence[ImageLike], *, color: str = "rgb") -> NDArray[Any]:
         """Resize and normalise images into network input, as the manifest says.
 
-        Args:
-            images: as for ``Session.predict``; one array ``[B, H, W, C]`` will do.
-            color: of arrays, ``rgb`` or ``bgr``.
-
-        Returns:
-            ``[B, H, W, 3] uint8``, or ``[B, 3, H, W] float32`` where the bundle says so. It may be
-            a view of an image that has the network's size already.
+        Takes images and color as ``Session.predict`` does; one array ``[B, H, W, C]`` will do.
+        Returns ``[B, H, W, 3] uint8``, or ``[B, 3, H, W] float32`` where the bundle says so. It may
+        be a view of an image that has the network's size already.
 
         Raises:
             DataError: an image is of another type or shape.
             UsageError: there is no such color.
         """
-        manifest = self.manifest
-        size = manifest.image_size
-        return network_input(images, manifest.preprocess, size, manifest.input, color)
+        spec = self.manifest
+        return network_input(images, spec.preprocess, spec.image_size, spec.input, color)
 
     def exit_logits(
         self, images: Sequence[ImageLike], *, color: str = "rgb"
     ) -> NDArray[np.float32]:
         """Return every exit's logits, ``[B, M + 1, C] float32``; no image stops early.
 
-        Args:
-            images: as for ``Session.predict``.
-            color: of arrays, ``rgb`` or ``bgr``.
+        Takes images and color as ``Session.predict`` does.
 
         Raises:
             DataError: an image is of another type or shape.
-            BackendError: the session is closed.
         """
         refuse_single(images)
         shape = (len(images), self._exits + 1, self.manifest.num_classes)
@@ -91,26 +85,15 @@ class LoadedBundle:
     def timed_exits(self, images: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Run all segments on one prepared image and time each, its exit decision included.
 
-        Decisions are computed but never stop the image.
-
-        Returns:
-            Logits ``[M + 1, C] float32``, a copy, and the times, ``[M + 1]`` in ms.
-
-        Raises:
-            BackendError: the session is closed.
+        Decisions are computed but never stop the image. Returns a copy of the logits,
+        ``[M + 1, C] float32``, and the times, ``[M + 1]`` in ms.
         """
         with self._lock:
             self._check_open()
             return self._walk.timed(images)
 
     def baseline_logits(self, images: NDArray[Any]) -> NDArray[np.float32]:
-        """Return the baseline's logits on prepared input, ``[B, C] float32``, a copy.
-
-        The baseline is loaded on first use.
-
-        Raises:
-            BackendError: the session is closed.
-        """
+        """Return a copy of the baseline's logits on prepared input, ``[B, C] float32``."""
         with self._lock:
             baseline = self._open_baseline()
             baseline.start(images)
@@ -119,28 +102,16 @@ class LoadedBundle:
     def check_parity(self) -> float:
         """Compare segments and baseline with PyTorch's logits in the bundle; return the difference.
 
-        See ``parity.check_parity``.
-
         Raises:
             ParityError: beyond the tolerance the bundle was exported with; names the segment.
-            BackendError: the session is closed.
         """
         with self._lock:
             return check_parity(self._bundle, self.chain, self._open_baseline())
 
     def warm_up(self, runs: int = 10) -> float:
-        """Run the whole chain a few times, so that later predictions are at full speed.
+        """Run the whole chain a few times, at least once; return its median time in ms.
 
-        Deadlines and ``TargetRate`` go by the times measured here.
-
-        Args:
-            runs: at least 1.
-
-        Returns:
-            Median ms of the whole chain.
-
-        Raises:
-            BackendError: the session is closed.
+        Later predictions are at full speed. Deadlines and ``TargetRate`` go by the times measured.
         """
         side = self.manifest.image_size
         frame = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
@@ -156,7 +127,7 @@ class LoadedBundle:
         return self.chain.describe()
 
     def close(self) -> None:
-        """Free the backend's memory, after waiting for other threads; may be called again."""
+        """Free all memory, after waiting for other threads; may be called again."""
         with self._lock:
             if not self._closed:
                 self._closed = True
@@ -173,3 +144,37 @@ class LoadedBundle:
     def _check_open(self) -> None:
         if self._closed:
             raise BackendError("the session is closed; open another one")
+
+
+def check_parity(bundle: Bundle, chain: Chain, baseline: Chain | None) -> float:
+    """Compare logits of every exit with PyTorch's, one by one and in the largest batches.
+
+    The samples are the bundle's; the baseline is checked too, if it is given. Returns the largest
+    difference, absolute, or relative where PyTorch's logit is larger than 1.
+
+    Raises:
+        ParityError: beyond the tolerance the bundle was exported with; names the segment.
+    """
+    parity = bundle.manifest.parity
+    with np.load(bundle.path(parity.samples), allow_pickle=False) as samples:
+        images, expected = samples["images"], samples["logits"]
+    gaps = [0.0]
+
+    def check(who: str, running: Chain, wanted: NDArray[np.float32]) -> None:
+        gaps.append(difference(running.step(), wanted))
+        if gaps[-1] > parity.tolerance:
+            raise ParityError(
+                f"{who} diverges from PyTorch on this device: max |difference| "
+                f"{gaps[-1]:.3g}, tolerance {parity.tolerance:g}; do not run it here"
+            )
+
+    for size in sorted({1, chain.max_batch}):
+        for first in range(0, len(images), size):
+            rows = slice(first, first + size)
+            chain.start(images[rows])
+            for index in range(len(bundle.manifest.segments)):
+                check(f"segment {index}", chain, expected[rows, index])
+            if baseline is not None:
+                baseline.start(images[rows])
+                check("the baseline", baseline, expected[rows, -1])
+    return max(gaps)

@@ -28,16 +28,11 @@ class Walk:
     def run_one(
         self, images: NDArray[Any], policy: Policy, start: float, deadline_ms: float | None = None
     ) -> Result:
-        """Classify one image, the usual case on a device.
+        """Classify one image ``[1, ...]``, the usual case on a device.
 
         It does what ``Departures`` does, without the bookkeeping of rows, which takes longer than
-        the decision itself.
-
-        Args:
-            images: network input ``[1, ...]``.
-            policy: decides where it stops.
-            start: ``time.perf_counter()`` at which latency and the deadline begin.
-            deadline_ms: no segment is begun that may end after it.
+        the decision itself. Latency and the deadline begin at ``start``, a ``perf_counter()``; no
+        segment is begun that may end after the deadline.
         """
         began = mark = time.perf_counter()
         chain, clock, tracker, last = self.chain, self.clock, policy.start(self._exits), self._exits
@@ -68,13 +63,7 @@ class Walk:
     def run_batch(
         self, images: NDArray[Any], policy: Policy, starts: Sequence[float]
     ) -> list[Result]:
-        """Classify a batch; images that exit leave it.
-
-        Args:
-            images: network input ``[B, ...]``.
-            policy: decides where each stops.
-            starts: when each image's latency began.
-        """
+        """Classify a batch ``[B, ...]``; images that exit leave it. Each has its own start."""
         began = time.perf_counter()
         chain, batch = self.chain, Departures(policy, self._exits, len(images))
         results: list[Result | None] = [None] * len(images)

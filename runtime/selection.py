@@ -29,7 +29,7 @@ from lgvit_edge.runtime.backends.registry import (
     segment_names,
     ships,
 )
-from lgvit_edge.runtime.parity import check_parity
+from lgvit_edge.runtime.loaded import check_parity
 
 OVERRIDE = "LGVIT_EDGE_BACKEND"
 _SECONDS = 4.0  # for timing all candidates together
@@ -42,25 +42,15 @@ _BURST = 3  # runs in a row; the first is dropped, as its weights are not in the
 
 @dataclass(frozen=True)
 class Choice:
-    """Holds the fastest backend for one bundle on this machine, with all measurements.
+    """Holds the fastest backend for one bundle on this machine, with all measurements."""
 
-    Attributes:
-        backend: the fastest whose logits agree with PyTorch's.
-        precision: what it computes float32 graphs in; None where it has no choice.
-        measured: ms per image of each candidate, every exit equally often.
-        refused: why a candidate was not timed, by its name.
-        bundle: the bundle's path at that time.
-        machine: processor, threads and versions.
-        date: in UTC.
-    """
-
-    backend: str
-    precision: str | None
-    measured: dict[str, float]
-    refused: dict[str, str]
-    bundle: str
-    machine: str
-    date: str
+    backend: str  # the fastest whose logits agree with PyTorch's
+    precision: str | None  # what it computes float32 graphs in; None where it has no choice
+    measured: dict[str, float]  # ms per image of each candidate, every exit equally often
+    refused: dict[str, str]  # why a candidate was not timed, by its name
+    bundle: str  # the bundle's path at that time
+    machine: str  # processor, threads and versions
+    date: str  # in UTC
 
 
 def choose(
@@ -68,11 +58,8 @@ def choose(
 ) -> tuple[str, ChainOptions]:
     """Return the backend to run a bundle on, and the options to open it with.
 
-    Args:
-        bundle: to run.
-        backend: a backend's name, or ``auto``.
-        options: what the user asked for; backends that do not take them are left out.
-        afresh: measure even if that was done before.
+    With ``auto``, backends that do not take the options are left out; ``afresh`` measures even if
+    that was done before.
 
     Raises:
         UsageError: there is no such backend, or it does not take an option.
@@ -92,11 +79,7 @@ def choose(
 
 
 def candidates(bundle: Bundle, backend: str, options: ChainOptions) -> list[Candidate]:
-    """List the ways to run a bundle on the fastest kind of hardware here; at least one.
-
-    Raises:
-        LGViTEdgeError: see ``choose``.
-    """
+    """List the ways to run a bundle on the fastest hardware here, at least one; see ``choose``."""
     suitable = list(backends()) if backend == AUTO else [backend_of(backend)]
     refused = {b.name: fault for b in suitable if (fault := refusal(b, options)) is not None}
     suitable = [b for b in suitable if b.name not in refused]
@@ -133,9 +116,8 @@ def _measure_elsewhere(
     """Call ``measure`` in a separate process; return None where that does not work.
 
     The slower candidates then leave no memory in this process, and no ONNX Runtime thread pool,
-    which would restrict its other sessions. It cannot be done from an application packed into one
-    program or embedding Python, which would start itself instead of Python, nor with backends that
-    the application registered, which the separate process does not have.
+    which would restrict its other sessions. An application packed into one program, or embedding
+    Python, would start itself instead; backends that it registered exist only here.
     """
     if not (_python_starts_python() and all(ships(candidate.backend) for candidate in contenders)):
         return None
@@ -153,7 +135,7 @@ def _measure_elsewhere(
 
 
 def _python_starts_python() -> bool:
-    """Whether ``sys.executable`` is an interpreter that may be started to measure."""
+    """Return whether ``sys.executable`` is an interpreter that may be started to measure."""
     if _MEASURING in os.environ or getattr(sys, "frozen", False):
         return False
     return Path(sys.executable or "").name.lower().startswith(("python", "pypy"))
@@ -233,7 +215,6 @@ def known_choices() -> list[Choice]:
 
 
 def _mean_exit_ms(chain: Chain, image: NDArray[np.uint8 | np.float32], bundle: Bundle) -> float:
-    """Return ms from input to exit, averaged over all exits."""
     start = time.perf_counter()
     chain.start(image)
     ends = []

@@ -6,19 +6,18 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
 from lgvit_edge.bundle.directory import Bundle, open_bundle
-from lgvit_edge.errors import UsageError
+from lgvit_edge.bundle.manifest import Manifest
+from lgvit_edge.errors import BundleError, UsageError
 from lgvit_edge.images.preprocess import ImageLike, refuse_single
-from lgvit_edge.policies import Policy
+from lgvit_edge.policies import Policy, from_json
 from lgvit_edge.runtime.backends.base import Chain, ChainOptions
 from lgvit_edge.runtime.backends.registry import chain_opener
 from lgvit_edge.runtime.loaded import LoadedBundle
-from lgvit_edge.runtime.points import bundle_policy
 from lgvit_edge.runtime.result import Result
 from lgvit_edge.runtime.stats import Recorder, Statistics
 from lgvit_edge.runtime.streams import StreamError, run_streams
@@ -86,8 +85,7 @@ class Session(LoadedBundle):
             policy: decides where images stop; None for the one in the bundle's manifest, which is
                 ``confidence:0.8`` unless ``lgvit-edge export --policy`` said otherwise.
             point: instead, the name of an operating point that ``lgvit-edge tune`` stored.
-            threads: CPU threads (onnxruntime, openvino); None for one per core this process may
-                use.
+            threads: CPU threads (onnxruntime, openvino); None for one per core of this process.
             thread_pool: (onnxruntime) ``global``, the default, is fastest and makes ONNX Runtime
                 demand ``use_per_session_threads = False`` of every other session in this process;
                 ``private`` leaves them alone.
@@ -112,7 +110,7 @@ class Session(LoadedBundle):
         options = ChainOptions(threads, thread_pool, device, precision, tensorrt)
         bundle = open_bundle(path)
         if policy is None:
-            policy = bundle_policy(bundle.manifest, point)
+            policy = _bundle_policy(bundle.manifest, point)
         policy.start(len(bundle.manifest.segments) - 1)  # before anything is loaded
         name, options = choose(bundle, backend, options)
         session = cls(bundle, policy, chain_opener(bundle, name, options))
@@ -160,7 +158,7 @@ class Session(LoadedBundle):
 
     @point.setter
     def point(self, name: str) -> None:
-        self.policy = bundle_policy(self.manifest, name)
+        self.policy = _bundle_policy(self.manifest, name)
         self._point = name
 
     def predict(
@@ -196,16 +194,8 @@ class Session(LoadedBundle):
     def predict_batch(self, images: Sequence[ImageLike], *, color: str = "rgb") -> list[Result]:
         """Classify images together; those that exit leave the batch.
 
-        More images than the bundle's largest batch are run in several batches.
-
-        Args:
-            images: each as for ``predict``; one array ``[B, H, W, C]`` will do.
-            color: see ``predict``.
-
-        Raises:
-            DataError: an image is of another type or shape, or cannot be read.
-            UsageError: there is no such color.
-            BackendError: the session is closed.
+        More images than the bundle's largest batch are run in several batches. Arguments and errors
+        are those of ``predict``; one array ``[B, H, W, C]`` will do.
         """
         refuse_single(images)
         results: list[Result] = []
@@ -226,14 +216,10 @@ class Session(LoadedBundle):
     ) -> Iterator[Result]:
         """Classify images as they come, in their order, for throughput.
 
-        A thread reads and resizes up to ``ahead`` images while the network computes; a batch holds
-        what has been read by then. A source may reuse one array for all its images.
-
-        Args:
-            images: each as for ``predict``; a camera, a generator of files.
-            color: see ``predict``.
-            batch: the largest; None for the bundle's largest.
-            ahead: images read before they are needed; None for two batches.
+        Takes images and color as ``predict`` does. A thread reads and resizes up to ``ahead``
+        images (by default two batches) while the network computes; a batch holds what has been read
+        by then, at most ``batch`` images (by default the bundle's largest). A source may reuse one
+        array for all its images.
 
         Raises:
             DataError: an image is of another type or shape. An exception of ``images`` itself is
@@ -255,19 +241,12 @@ class Session(LoadedBundle):
         batch: int | None = None,
         ahead: int | None = None,
     ) -> Iterator[tuple[str, Result | StreamError]]:
-        """Classify images of several cameras: a thread reads each, and batches mix them.
+        """Classify images of several cameras, by name: a thread reads each, and batches mix them.
 
         A bad image, or a source that fails, stops no other source: a ``StreamError`` takes the
-        place of its result.
-
-        Args:
-            sources: by name; arguments and errors otherwise as for ``stream``.
-            color: see ``predict``.
-            batch: the largest; None for the bundle's largest.
-            ahead: images read before they are needed, of all sources together.
-
-        Returns:
-            The source's name with each result or error; those of one source are in its order.
+        place of its result. Other arguments and errors are those of ``stream``; ``ahead`` counts
+        the images of all sources together. Yields the source's name with each result or error;
+        those of one source are in its order.
         """
         for images in sources.values():
             refuse_single(images)
@@ -300,10 +279,10 @@ class Session(LoadedBundle):
         deadline_ms: float | None = None,
         prepare_ms: float = 0.0,
     ) -> list[Result]:
-        """Classify input that ``prepare`` returned.
+        """Classify input that ``prepare`` returned, at most the largest batch.
 
         Args:
-            images: what ``prepare`` returns, at most the largest batch.
+            images: what ``prepare`` returns.
             starts: ``time.perf_counter()`` at which each image's latency begins; default now.
             deadline_ms: as for ``predict``; for one image.
             prepare_ms: time spent on ``images`` before this call, which counts towards a frame
@@ -345,21 +324,35 @@ class Session(LoadedBundle):
             return self._recorder.snapshot()
 
     def close(self) -> None:
-        """Free the backend's memory, after waiting for other threads; may be called again."""
+        """Free all memory, after waiting for other threads; may be called again."""
         with self._lock:
             if self._rate is not None:
                 self._rate.detach()
             super().close()
 
     def __enter__(self) -> Session:
-        """Return the session itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Close the session."""
+    def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _bundle_policy(manifest: Manifest, point: str | None = None) -> Policy:
+    """Return the policy of an operating point, or without one the bundle's own.
+
+    Raises:
+        UsageError: there is no such point.
+        BundleError: the manifest's policy is invalid or does not fit its exits.
+    """
+    where, data = "manifest.policy", manifest.policy
+    if point is not None:
+        if point not in manifest.points:
+            listed = ", ".join(manifest.points) or "none; run: lgvit-edge tune"
+            raise UsageError(f"no operating point {point!r}; this bundle has {listed}")
+        where, data = f"manifest.points.{point}.policy", manifest.points[point].policy
+    try:
+        policy = from_json(data)
+        policy.start(len(manifest.segments) - 1)
+    except UsageError as error:
+        raise BundleError(f"{where}: {error}") from None
+    return policy

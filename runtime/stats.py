@@ -53,8 +53,7 @@ class Statistics:
     def prometheus(self, labels: Mapping[str, str] | None = None) -> str:
         """Return the counts in Prometheus' text exposition format 0.0.4.
 
-        Args:
-            labels: added to every sample, such as ``{"camera": "gate"}``.
+        ``labels``, such as ``{"camera": "gate"}``, are added to every sample.
 
         Raises:
             UsageError: a label's name is not valid.

@@ -56,13 +56,9 @@ def run_streams(
 ) -> Iterator[tuple[str, Result | StreamError]]:
     """Classify the images of several sources, each read by a thread; see ``Session.streams``.
 
-    Args:
-        prepare: turns one image into network input ``[1, ...]``.
-        run: turns network input ``[B, ...]``, and when each image's latency began, into results.
-        sources: images by the source's name.
-        batch: largest number of images run at once.
-        ahead: images read before they are needed.
-        patient: whether a source goes on after an image that cannot be used.
+    ``prepare`` turns one image into network input ``[1, ...]``; ``run`` turns network input
+    ``[B, ...]``, and when each image's latency began, into results. A ``patient`` source goes on
+    after an image that cannot be used.
     """
     if ahead < 1 or batch < 1:
         raise UsageError(f"batch and ahead must be at least 1, found {batch} and {ahead}")

@@ -74,9 +74,7 @@ class TargetRate(Policy):
     def attach(self, manifest: Manifest, exit_ms: NDArray[np.float64]) -> None:
         """Order the levels for a session, which calls this when it starts to use the policy.
 
-        Args:
-            manifest: with the operating points.
-            exit_ms: from input to each exit, ``[M + 1]``, when the session was warmed up.
+        ``exit_ms`` is the time from input to each exit, ``[M + 1]``, when it was warmed up.
 
         Raises:
             UsageError: the policy serves another session, or there is no such point.
@@ -90,15 +88,12 @@ class TargetRate(Policy):
         if unknown := [name for name in names if name not in manifest.points]:
             listed = ", ".join(manifest.points) or "none; run: lgvit-edge tune"
             raise UsageError(f"no operating point {unknown[0]!r}; this bundle has {listed}")
-        levels = [
-            _Level(
-                name,
-                policies.from_json(point.policy),
-                float(np.dot(point.shares, exit_ms)),
-                point.accuracy - point.baseline_accuracy,
-            )
-            for name, point in ((name, manifest.points[name]) for name in names)
-        ]
+        levels = []
+        for name in names:
+            point = manifest.points[name]
+            cost = float(np.dot(point.shares, exit_ms))
+            accuracy = point.accuracy - point.baseline_accuracy
+            levels.append(_Level(name, policies.from_json(point.policy), cost, accuracy))
         # Differences of accuracies lie above -1, so a single exit comes after every point.
         depth = len(exit_ms)
         levels += [
@@ -118,7 +113,7 @@ class TargetRate(Policy):
         self._levels = []
 
     def start(self, exits: int) -> Tracker:
-        """Start the current level's policy; see ``Policy.start``."""
+        """Start the current level's policy."""
         policy = self._levels[self._level].policy if self._levels else Never()
         return policy.start(exits)
 
@@ -145,8 +140,8 @@ class TargetRate(Policy):
 
         Args:
             exits: that the images took; more than one for a batch.
-            network_ms: per image, calibrated_ms in the chain.
-            prepare_ms: per image, calibrated_ms before it in the same thread.
+            network_ms: per image, in the chain.
+            prepare_ms: per image, before it in the same thread.
         """
         calibrated_ms = sum(self._exit_ms[exit - 1] for exit in exits) / len(exits)
         self._load += (network_ms / calibrated_ms - self._load) * _QUICK

@@ -52,11 +52,7 @@ def ours(path: Path) -> bool:
 
 
 def keep(path: Path, write: Callable[[Path], object]) -> bool:
-    """Write a cached file whole or not at all; a full or read-only disk is no error.
-
-    Returns:
-        Whether it was written.
-    """
+    """Return whether a cached file was written, whole or not at all; a full disk is no error."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with replacing(path) as partial:

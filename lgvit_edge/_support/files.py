@@ -62,11 +62,8 @@ def locked(path: Path, *, wait: str | None = None) -> Iterator[None]:
     """Hold the lock file ``path`` exclusively among all threads, processes and machines.
 
     The lock ends with this process, however it ends, and forked workers do not hold it. Unlocking
-    removes the file.
-
-    Args:
-        path: the lock file, in an existing folder.
-        wait: what the holder is doing, for the message while waiting; None: do not wait.
+    removes the file. ``wait`` is what the holder is doing, for the message while waiting; None: do
+    not wait.
 
     Raises:
         BlockingIOError: another holds the lock and ``wait`` is None; the message names the holder.
@@ -123,7 +120,6 @@ def _lock(path: Path) -> FileLock:
 
 
 def _holder(path: Path) -> str:
-    """Return the holder that a lock file names."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")[:200] or "another process"
     except OSError:

@@ -13,9 +13,7 @@ def lazily(
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Make ``__getattr__`` and ``__dir__`` for a package whose names load lazily.
 
-    Args:
-        package: the package's name.
-        homes: the names that each module defines, by module.
+    ``homes`` has the names that each module defines, by module.
     """
     home_of = {name: home for home, names in homes.items() for name in names}
 

@@ -68,28 +68,21 @@ class Update(Protocol):
     """A function that reports how far a loop is."""
 
     def __call__(self, done: int, total: int, detail: str = "") -> None:
-        """Report the loop's progress.
+        """Report that ``done`` steps of ``total`` are done, and the current work.
 
-        Args:
-            done: steps done.
-            total: steps in all.
-            detail: the current work; parts that change too often for a log follow a colon, as in
-                ``epoch 2/50: loss 0.71``.
+        Parts of ``detail`` that change too often for a log follow a colon: ``epoch 2/50: loss
+        0.71``.
         """
         ...
 
 
 @contextlib.contextmanager
 def progress_bar(text: str, *, to: Console = errors, lasting: bool = False) -> Iterator[Update]:
-    """Show how far a loop is: as a bar in a terminal, as lines in a log.
+    """Show how far the loop ``text`` is: as a bar in a terminal, as lines in a log.
 
     Only the loop's own calls draw, because a drawing thread would disturb measurements. A log gets
-    a line for every new ``detail``, one a minute while the detail stays, and one at the end.
-
-    Args:
-        text: what the loop does.
-        to: the console to write to.
-        lasting: the bar remains at the end, shows the time left, and is drawn by a thread.
+    a line for every new ``detail``, one a minute while the detail stays, and one at the end. A
+    ``lasting`` bar remains at the end, shows the time left, and is drawn by a thread.
     """
     with _bar(text, to, lasting) if to.is_terminal else _log(text, to) as update:
         yield update

@@ -40,18 +40,13 @@ def find_images(
         raise DataError(f"no such folder: {data}")
     if labels is not None:
         return _listed(data, labels, num_classes, names)
-    try:
-        folders = sorted(p for p in data.iterdir() if p.is_dir() and not p.name.startswith("."))
-    except OSError as error:
-        raise DataError(f"cannot read {data}: {error.strerror}") from None
+    folders = [folder for folder in _folders(data) if not folder.name.startswith(".")]
     contents = [list_images(folder) for folder in folders]
     if not any(contents):
-        flat = [LabelledImage(path, None) for path in list_images(data)]
-        if not flat:
-            raise DataError(
-                f"{data} holds no images: expected one sub-folder per class, or image files"
-            )
-        return flat
+        if flat := [LabelledImage(path, None) for path in list_images(data)]:
+            return flat
+        expected = "expected one sub-folder per class, or image files"
+        raise DataError(f"{data} holds no images: {expected}")
     classes = _folder_classes(data, [folder.name for folder in folders], num_classes, names)
     return [
         LabelledImage(path, index)
@@ -68,14 +63,9 @@ def unlabelled_images(data: Path) -> list[Path]:
     """
     if not data.is_dir():
         raise DataError(f"no such folder: {data}")
-    try:
-        folders = [data, *sorted(p for p in data.iterdir() if p.is_dir())]
-    except OSError as error:
-        raise DataError(f"cannot read {data}: {error.strerror}") from None
-    images = [path for folder in folders for path in list_images(folder)]
-    if not images:
-        raise DataError(f"{data} holds no images, nor do the folders in it")
-    return images
+    if images := [path for folder in (data, *_folders(data)) for path in list_images(folder)]:
+        return images
+    raise DataError(f"{data} holds no images, nor do the folders in it")
 
 
 T = TypeVar("T")
@@ -103,12 +93,18 @@ def content_hash(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
+def _folders(data: Path) -> list[Path]:
+    try:
+        return sorted(path for path in data.iterdir() if path.is_dir())
+    except OSError as error:
+        raise DataError(f"cannot read {data}: {error.strerror}") from None
+
+
 def _folder_classes(
     data: Path, folders: list[str], num_classes: int, names: tuple[str, ...]
 ) -> list[int]:
     if names:
-        unknown = [name for name in folders if name not in names]
-        if unknown:
+        if unknown := [name for name in folders if name not in names]:
             raise DataError(
                 f"{data}: the labels do not match the model's: {len(unknown)} of {len(folders)} "
                 f"folders are none of its {len(names)} classes, such as {unknown[0]!r}; "
@@ -157,10 +153,7 @@ def _listed_image(data: Path, line: str, num_classes: int, names: tuple[str, ...
     """Parse a line ``FILE CLASS`` of a label file; both parts may hold spaces.
 
     A tab separates the parts if there is one. Otherwise the separator is the space with a class on
-    its right and an existing image on its left.
-
-    Raises:
-        DataError: no space is such a separator, or several are.
+    its right and an existing image on its left; it is an error if none is such, or several.
     """
     separator = "\t" if "\t" in line else " "
     places = [place for place, character in enumerate(line) if character == separator]

@@ -55,14 +55,13 @@ def load_rgb(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
 def as_rgb(image: ImageLike, color: str = "rgb") -> NDArray[np.uint8]:
     """Convert an array, an image file or a Pillow image to ``[H, W, 3] uint8`` RGB.
 
+    Returns ``image`` itself if it is RGB already; a view of it if its channels are picked.
+
     Args:
         image: ``uint8`` array ``[H, W, 3]``, ``[H, W, 4]`` (transparency is dropped, as of files),
             ``[H, W]`` or ``[H, W, 1]`` (grey, repeated); the path of a file; or a Pillow image,
             which is read as its file would be.
         color: order of an array's channels: ``rgb``, or ``bgr`` as in OpenCV.
-
-    Returns:
-        ``image`` itself if it is RGB already; a view of it if its channels are picked.
 
     Raises:
         DataError: ``image`` is none of these.
@@ -101,7 +100,6 @@ def _is_pillow(image: object) -> TypeGuard[Image]:
 
 @contextlib.contextmanager
 def _decoding(name: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn Pillow's various errors into ``DataError``."""
     from PIL.Image import DecompressionBombError
 
     try:
@@ -129,19 +127,12 @@ def _pixels(image: Image, name: str | os.PathLike[str]) -> NDArray[np.uint8]:
 
 
 def resize_crop(frame: NDArray[np.uint8], spec: Preprocess, size: int) -> NDArray[np.uint8]:
-    """Resize an image as ``spec`` says and cut out its centre.
+    """Resize an image ``[H, W, 3] uint8`` as ``spec`` says and cut out its centre.
 
     The short side, or with ``spec.squash`` both sides, become ``spec.resize``. Only the crop is
     computed: its box is mapped back into the frame and resized straight to ``size``. Nearly all
     pixels are within one grey level of resize-then-crop; bicubic overshoot is clipped only once.
-
-    Args:
-        frame: ``[H, W, 3] uint8`` RGB.
-        spec: side, shape and interpolation.
-        size: side of the crop, in pixels.
-
-    Returns:
-        ``[size, size, 3] uint8``; ``frame`` itself if it already has these sizes.
+    Returns ``[size, size, 3] uint8``; ``frame`` itself if it already has these sizes.
     """
     height, width = frame.shape[:2]
     if (height, width) == (size, size) == (spec.resize, spec.resize):
@@ -168,17 +159,10 @@ def resize_crop(frame: NDArray[np.uint8], spec: Preprocess, size: int) -> NDArra
 def network_input(
     images: Sequence[ImageLike], spec: Preprocess, size: int, dtype: str, color: str = "rgb"
 ) -> NDArray[Any]:
-    """Convert images of any size to the input of segment 0.
+    """Convert images of any size, each as ``as_rgb`` takes it, to the input of segment 0.
 
-    Args:
-        images: each as ``as_rgb`` takes it; one array ``[B, H, W, C]`` will do.
-        spec: resize, crop, mean and std.
-        size: side of the network's input, in pixels.
-        dtype: ``uint8`` or ``float32``, the bundle's input type.
-        color: see ``as_rgb``.
-
-    Returns:
-        ``[B, size, size, 3] uint8``, or normalised ``[B, 3, size, size] float32``.
+    One array ``[B, H, W, C]`` will do. Returns ``[B, size, size, 3] uint8``, or normalised
+    ``[B, 3, size, size] float32``, as ``dtype`` says.
 
     Raises:
         DataError: an image has another type or shape, or ``images`` is a single image.
@@ -190,9 +174,7 @@ def network_input(
 
 
 def refuse_single(images: object) -> None:
-    """Refuse a single image where a sequence of images is expected.
-
-    Its rows, or the letters of its path, would pass for images.
+    """Refuse a single image, whose rows, or the letters of its path, would pass for images.
 
     Raises:
         DataError: ``images`` is a single image.
@@ -204,15 +186,7 @@ def refuse_single(images: object) -> None:
 
 
 def to_float(images: NDArray[np.uint8], spec: Preprocess) -> NDArray[np.float32]:
-    """Normalise images to the input of a bundle exported with ``--input float32``.
-
-    Args:
-        images: ``[B, H, W, 3] uint8``.
-        spec: mean and std.
-
-    Returns:
-        ``[B, 3, H, W] float32``.
-    """
+    """Normalise ``[B, H, W, 3] uint8`` to ``[B, 3, H, W] float32``, for bundles with that input."""
     scale, shift = _scale_shift(spec)
     scaled = images.astype(np.float32) * scale + shift
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))

@@ -12,21 +12,14 @@ INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Settings that turn an image into the network's input: resize, centre crop, normalise.
+    """Settings that turn an image into the network's input: resize, centre crop, normalise."""
 
-    Attributes:
-        resize: short side after resizing, in pixels.
-        squash: whether both sides become ``resize``, whatever the image's shape, as in most of
-            Hugging Face's processors.
-        interpolation: one of ``INTERPOLATIONS``.
-        mean: per RGB channel, of values in 0..1.
-        std: per RGB channel, of values in 0..1.
-    """
-
-    resize: int = 256
-    interpolation: str = "bilinear"
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    resize: int = 256  # short side after resizing, in pixels
+    interpolation: str = "bilinear"  # one of ``INTERPOLATIONS``
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # per RGB channel, of values in 0..1
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)  # per RGB channel, of values in 0..1
+    # Whether both sides become ``resize``, whatever the image's shape, as in most of Hugging Face's
+    # processors
     squash: bool = False
 
     def __post_init__(self) -> None:

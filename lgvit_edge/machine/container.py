@@ -1,6 +1,7 @@
 """The limits that a container sets on this process through its control groups.
 
-A control group that is silent or unreadable sets no limit.
+A control group that is silent or unreadable sets no limit. Tests replace ``root``, below which the
+system's files lie.
 """
 
 from __future__ import annotations
@@ -12,11 +13,7 @@ ROOT = Path("/")
 
 
 def cpu_quota(root: Path = ROOT) -> float | None:
-    """Return how many processors' time this process may use; None for no limit.
-
-    Args:
-        root: where the system's files lie, for tests.
-    """
+    """Return how many processors' time this process may use; None for no limit."""
     quotas = []
     for folder in _groups(root, "cpu"):
         if (folder / "cpu.max").exists():
@@ -41,10 +38,7 @@ def memory_limit(root: Path = ROOT) -> int | None:
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """Yield the folders of this process's control groups and of the groups around them.
-
-    Each may have a limit; the smallest counts.
-    """
+    """Yield the folders of this process and of the groups around it; the least limit counts."""
     ours = {}
     for line in read_system_file(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)

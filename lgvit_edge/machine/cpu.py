@@ -14,9 +14,6 @@ def available_cores(root: Path = ROOT) -> int:
     """Return how many cores this process may use, by its affinity and its container's quota.
 
     The quota is rounded up, because two threads use 1.5 cores better than one thread does.
-
-    Args:
-        root: where the system's files lie, for tests.
     """
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))

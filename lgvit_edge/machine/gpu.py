@@ -13,22 +13,14 @@ _ATTRIBUTES = (16, 75, 76)
 
 @dataclass(frozen=True)
 class Gpu:
-    """An NVIDIA GPU as its driver describes it.
+    """An NVIDIA GPU as its driver describes it."""
 
-    Attributes:
-        name: the driver's name; on a Jetson the board's, because the driver calls every Orin
-            "Orin".
-        multiprocessors: their number, which differs between cards and boards of one name.
-        compute_capability: such as ``8.7``.
-        driver: newest CUDA version the driver supports, such as ``12.6``.
-        memory: bytes in all.
-    """
-
+    # The driver's name; on a Jetson the board's, because the driver calls every Orin "Orin"
     name: str
-    multiprocessors: int
-    compute_capability: str
-    driver: str
-    memory: int
+    multiprocessors: int  # their number, which differs between cards and boards of one name
+    compute_capability: str  # such as ``8.7``
+    driver: str  # newest CUDA version the driver supports, such as ``12.6``
+    memory: int  # bytes in all
 
 
 def find_gpus() -> list[Gpu]:
@@ -45,29 +37,26 @@ def find_gpu(index: int = 0) -> Gpu | None:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return None
-    device, number = ctypes.c_int(), ctypes.c_int()
-    name = ctypes.create_string_buffer(256)
-    if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), index):
+    device, version, memory = ctypes.c_int(), ctypes.c_int(), ctypes.c_size_t()
+    name, numbers = ctypes.create_string_buffer(256), [ctypes.c_int() for _ in _ATTRIBUTES]
+    if (
+        cuda.cuInit(0)
+        or cuda.cuDeviceGet(ctypes.byref(device), index)
+        or cuda.cuDeviceGetName(name, len(name), device)
+        or any(
+            cuda.cuDeviceGetAttribute(ctypes.byref(number), attribute, device)
+            for number, attribute in zip(numbers, _ATTRIBUTES, strict=True)
+        )
+        or cuda.cuDriverGetVersion(ctypes.byref(version))
+        or cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
+    ):
         return None
-    if cuda.cuDeviceGetName(name, len(name), device):
-        return None
-    numbers = []
-    for attribute in _ATTRIBUTES:
-        if cuda.cuDeviceGetAttribute(ctypes.byref(number), attribute, device):
-            return None
-        numbers.append(number.value)
-    multiprocessors, major, minor = numbers
-    memory = ctypes.c_size_t()
-    if cuda.cuDriverGetVersion(ctypes.byref(number)):
-        return None
-    if cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device):
-        return None
-    driver = f"{number.value // 1000}.{number.value % 1000 // 10}"
+    multiprocessors, major, minor = (number.value for number in numbers)
     board = detect()
     return Gpu(
         name=(board and board.model) or name.value.decode(errors="replace"),
         multiprocessors=multiprocessors,
         compute_capability=f"{major}.{minor}",
-        driver=driver,
+        driver=f"{version.value // 1000}.{version.value % 1000 // 10}",
         memory=memory.value,
     )

@@ -22,23 +22,14 @@ _PACKAGES = r"^Package: (tensorrt|libnvinfer\d+|libnvinfer-bin)$"
 
 @dataclass(frozen=True)
 class JetPack:
-    """One JetPack release: the TensorRT, Python and devices it supports.
+    """One JetPack release: the TensorRT and Python it has."""
 
-    Attributes:
-        name: NVIDIA's number of it.
-        first: oldest L4T release that belongs to it.
-        last: newest such release; a third number (36.4.3) does not matter.
-        tensorrt: TensorRT versions that belong to it; the first is the one in its image.
-        python: version of the system's Python, for which its ``tensorrt`` module is built.
-        devices: board families it runs on.
-    """
-
-    name: str
-    first: tuple[int, int]
-    last: tuple[int, int]
+    name: str  # NVIDIA's number of it
+    first: tuple[int, int]  # oldest L4T release that belongs to it
+    last: tuple[int, int]  # newest such release; a third number (36.4.3) does not matter
+    # Versions that belong to it; the first is the one in its image
     tensorrt: tuple[str, ...]
-    python: str
-    devices: tuple[str, ...]
+    python: str  # version of the system's Python, for which its ``tensorrt`` module is built
 
     @property
     def major(self) -> int:
@@ -58,42 +49,30 @@ class JetPack:
 
 # 7.0 and 7.1: which 10.x exactly is not settled. 7.2.2 also takes 11.4.1, never 11.0 to 11.4.0.
 JETPACKS = (
-    JetPack("5", (35, 2), (35, 6), ("8.5",), "3.8", ("Xavier", "Orin")),
-    JetPack("6.0", (36, 3), (36, 3), ("8.6",), "3.10", ("Orin",)),
-    JetPack("6.1/6.2", (36, 4), (36, 5), ("10.3",), "3.10", ("Orin",)),
-    JetPack("7.0/7.1", (38, 2), (38, 4), ("10.13",), "3.12", ("Thor",)),
-    JetPack("7.2", (39, 2), (39, 2), ("10.16", "11.4"), "3.12", ("Thor", "Orin")),
+    JetPack("5", (35, 2), (35, 6), ("8.5",), "3.8"),
+    JetPack("6.0", (36, 3), (36, 3), ("8.6",), "3.10"),
+    JetPack("6.1/6.2", (36, 4), (36, 5), ("10.3",), "3.10"),
+    JetPack("7.0/7.1", (38, 2), (38, 4), ("10.13",), "3.12"),
+    JetPack("7.2", (39, 2), (39, 2), ("10.16", "11.4"), "3.12"),
 )
 
 
 @dataclass(frozen=True)
 class Jetson:
-    """A Jetson board as its system files describe it; None means unknown.
+    """A Jetson board as its system files describe it; None means unknown."""
 
-    Attributes:
-        model: such as ``NVIDIA Jetson Orin Nano Developer Kit``.
-        l4t: release of Jetson Linux, such as ``36.4.3``.
-        tensorrt: version of the installed packages.
-        pythons: versions of Python with a ``tensorrt`` module in the system's dist-packages,
-            oldest first; an empty string stands for a folder that names no version.
-        mode: number of the power mode.
-        modes: the power modes' names by number.
-        clocks_locked: whether CPU and GPU keep their highest clocks.
-        memory_gb: in all.
-        available_gb: memory that a program could have now.
-        dla_compiler: whether libnvdla_compiler.so is there.
-    """
-
-    model: str | None
-    l4t: str | None
-    tensorrt: str | None
+    model: str | None  # such as ``NVIDIA Jetson Orin Nano Developer Kit``
+    l4t: str | None  # release of Jetson Linux, such as ``36.4.3``
+    tensorrt: str | None  # version of the installed packages
+    # Versions of Python with a ``tensorrt`` module in the system's dist-packages, oldest first; an
+    # empty string stands for a folder that names no version
     pythons: tuple[str, ...]
-    mode: int | None
-    modes: tuple[tuple[int, str], ...]
-    clocks_locked: bool | None
-    memory_gb: float | None
-    available_gb: float | None
-    dla_compiler: bool
+    mode: int | None  # number of the power mode
+    modes: tuple[tuple[int, str], ...]  # the power modes' names by number
+    clocks_locked: bool | None  # whether CPU and GPU keep their highest clocks
+    memory_gb: float | None  # in all
+    available_gb: float | None  # memory that a program could have now
+    dla_compiler: bool  # whether libnvdla_compiler.so is there
 
     @property
     def jetpack(self) -> JetPack | None:
@@ -113,18 +92,15 @@ def detect(root: Path = Path("/")) -> Jetson | None:
     release = root / "etc/nv_tegra_release"
     if not os.path.exists(release) and not re.search("jetson|tegra", model or "", re.IGNORECASE):
         return None
-    l4t = re.search(
-        r"R(\d+)\s*\(release\),\s*REVISION:\s*(\d+(?:\.\d+)*)", read_system_file(release)
-    )
+    number = r"R(\d+)\s*\(release\),\s*REVISION:\s*(\d+(?:\.\d+)*)"
+    l4t = re.search(number, read_system_file(release))
     mode = re.search(r"pmode:\s*(\d{1,4})\b", read_system_file(root / "var/lib/nvpmodel/status"))
-    modes = re.findall(
-        r"^\s*<\s*POWER_MODEL\s+ID=(\d{1,4})\s+NAME=([^\s>]+)",
-        read_system_file(root / "etc/nvpmodel.conf"),
-        re.MULTILINE,
-    )
+    listed = r"^\s*<\s*POWER_MODEL\s+ID=(\d{1,4})\s+NAME=([^\s>]+)"
+    modes = re.findall(listed, read_system_file(root / "etc/nvpmodel.conf"), re.MULTILINE)
     modules = (root / "usr/lib").glob("python3*/dist-packages/tensorrt")
     names = {module.parents[1].name.removeprefix("python") for module in modules}
     libraries = root / "usr/lib/aarch64-linux-gnu"
+    compilers = [libraries / folder / "libnvdla_compiler.so" for folder in ("tegra", "nvidia")]
     memory = read_system_file(root / "proc/meminfo")
     return Jetson(
         model=model,
@@ -136,10 +112,7 @@ def detect(root: Path = Path("/")) -> Jetson | None:
         clocks_locked=_clocks_locked(root),
         memory_gb=_gigabytes(memory, "MemTotal"),
         available_gb=_gigabytes(memory, "MemAvailable"),
-        dla_compiler=any(
-            os.path.exists(libraries / folder / "libnvdla_compiler.so")
-            for folder in ("tegra", "nvidia")
-        ),
+        dla_compiler=any(map(os.path.exists, compilers)),
     )
 
 
@@ -178,14 +151,11 @@ def _installed(status: str) -> str | None:
 def _clocks_locked(root: Path) -> bool | None:
     """Return whether the lowest and highest clocks of CPU and GPU are equal; None if unknown."""
     cpu = root / "sys/devices/system/cpu/cpu0/cpufreq"
-    ranges = [
-        (read_system_file(cpu / "scaling_min_freq"), read_system_file(cpu / "scaling_max_freq"))
-    ]
-    for device in sorted((root / "sys/class/devfreq").glob("*")):
+    pairs = [(cpu / "scaling_min_freq", cpu / "scaling_max_freq")]
+    for device in (root / "sys/class/devfreq").glob("*"):
         # gpu-nvd is the video engine of Thor.
         if re.search("gpu|ga10b|gv11b", device.name) and "nvd" not in device.name:
-            ranges.append(
-                (read_system_file(device / "min_freq"), read_system_file(device / "max_freq"))
-            )
+            pairs.append((device / "min_freq", device / "max_freq"))
+    ranges = [(read_system_file(low), read_system_file(high)) for low, high in pairs]
     ranges = [(low, high) for low, high in ranges if low and high]
     return all(low == high for low, high in ranges) if ranges else None

@@ -11,11 +11,7 @@ from lgvit_edge.machine.container import ROOT, memory_limit
 
 
 def memory_bytes(root: Path = ROOT) -> int:
-    """Return the bytes that this process may use: all memory, or a container's limit.
-
-    Args:
-        root: where the system's files lie, for tests.
-    """
+    """Return the bytes that this process may use: all memory, or a container's limit."""
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = memory_limit(root)
     return whole if limit is None else min(whole, limit)

@@ -42,11 +42,8 @@ def fits(
 ) -> list[Finding]:
     """Return the problems of building a bundle on a JetPack; empty if there are none.
 
-    Args:
-        jetpack: JetPack of the device that builds the engines.
-        opset: ONNX opset of the bundle's graphs.
-        precision: precision of the bundle's graphs.
-        tensorrt: the installed version, if it is not JetPack's own.
+    ``opset`` and ``precision`` are those of the bundle's graphs; ``tensorrt`` is the installed
+    version, if it is not JetPack's own.
     """
     version = tensorrt or jetpack.tensorrt[0]
     where = f"TensorRT {version} on JetPack {jetpack.name}"
@@ -93,12 +90,9 @@ def _release(jetson: Jetson) -> Finding:
     oldest, newest = JETPACKS[0].first, JETPACKS[-1].last
     releases = f"{oldest[0]}.{oldest[1]} to {newest[0]}.{newest[1]}"
     if jetpack is not None:
-        return Finding(
-            "ok",
-            f"JetPack {jetpack.name} (L4T {jetson.l4t}): expect TensorRT {jetpack.tensorrt[0]}, "
-            f"Python {jetpack.python}, ONNX up to opset {jetpack.opset}, "
-            f"{', '.join(jetpack.precisions)}",
-        )
+        text = f"JetPack {jetpack.name} (L4T {jetson.l4t}): expect TensorRT {jetpack.tensorrt[0]}, "
+        text += f"Python {jetpack.python}, ONNX up to opset {jetpack.opset}, "
+        return Finding("ok", text + ", ".join(jetpack.precisions))
     if jetson.l4t is None:
         text = "the release is unknown: /etc/nv_tegra_release is missing or says something else"
         return Finding("note", text, "run: dpkg-query --show nvidia-l4t-core")
@@ -172,10 +166,8 @@ def _import_failure(error: ImportError, jetson: Jetson | None) -> tuple[str, str
         if jetson is None:
             return f"{module} is not installed", f"run: pip install 'lgvit-edge[{extra}]'"
         if rtx:
-            return (
-                "TensorRT-RTX is not installed and does not support Jetson",
-                "use JetPack's TensorRT",
-            )
+            what = "TensorRT-RTX is not installed and does not support Jetson"
+            return what, "use JetPack's TensorRT"
         return _absent_on_jetson(jetson)
     if name == f"{module}.{module}" or re.search("undefined symbol: _?Py", text):
         what = f"{module} is here, but built for another Python than this {_python()}"
@@ -200,9 +192,8 @@ def _absent_on_jetson(jetson: Jetson) -> tuple[str, str]:
     here = _python()
     if "" in jetson.pythons or here in jetson.pythons:
         what = "tensorrt of JetPack lies in /usr/lib/python3*/dist-packages, which this Python "
-        return what + "does not see (a venv needs --system-site-packages)", _VENV.format(
-            "/usr/bin/python3"
-        )
+        what += "does not see (a venv needs --system-site-packages)"
+        return what, _VENV.format("/usr/bin/python3")
     built = jetson.pythons[-1]
     what = f"tensorrt of JetPack is built for Python {built}, this is {here}"
     if numbers(built) < (3, 10):

@@ -23,13 +23,9 @@ _DTYPES = {"FLOAT": "float32", "HALF": "float16", "UINT8": "uint8", "INT8": "int
 
 
 class TensorRT:
-    """An imported TensorRT library: ``tensorrt`` or ``tensorrt_rtx``.
+    """An imported TensorRT library, ``tensorrt`` or ``tensorrt-rtx``.
 
-    Attributes:
-        library: ``tensorrt`` or ``tensorrt-rtx``.
-        module: the imported module.
-        version: such as ``10.3.0``.
-        logger: for every object of the library.
+    Its ``version`` is such as ``10.3.0``; its ``logger`` is for every object of the ``module``.
     """
 
     def __init__(self, library: str) -> None:
@@ -50,7 +46,7 @@ class TensorRT:
         except Exception as error:  # bindings without libraries raise ctypes errors
             raise MissingDependency(f"{library} is installed but does not load: {error}") from error
         self.version = str(self.module.__version__)
-        if not self.is_rtx and self.version_tuple < OLDEST:
+        if not self.is_rtx and numbers(self.version) < OLDEST:
             raise BackendError(
                 f"expected TensorRT {OLDEST[0]}.{OLDEST[1]} or newer, found {self.version}, whose "
                 "parser has no LayerNormalization; run the bundle on ONNX Runtime "
@@ -65,11 +61,6 @@ class TensorRT:
     def is_rtx(self) -> bool:
         """Return whether this is TensorRT-RTX."""
         return self.library == "tensorrt-rtx"
-
-    @property
-    def version_tuple(self) -> tuple[int, ...]:
-        """Return the numbers of the version."""
-        return numbers(self.version)
 
     @property
     def strongly_typed(self) -> bool:

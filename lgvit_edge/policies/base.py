@@ -1,7 +1,6 @@
 """Base classes of exit policies: immutable rules, and their state while a batch is in the chain.
 
-The rules themselves are in ``rules``. The registry ``POLICIES`` is the only list of them. A new
-policy describes itself on its class and calls ``register_policy``.
+A policy describes itself on its class and calls ``register_policy``; ``POLICIES`` lists them all.
 """
 
 from __future__ import annotations
@@ -28,12 +27,9 @@ class Tracker(ABC):
 
     At every exit, ``combine`` is called, then ``step`` (not at the final exit), then ``score`` for
     rows that stop, then ``keep`` for the rows that go on.
-
-    Attributes:
-        measure: the kind of number that ``score`` returns.
     """
 
-    measure: Measure = PROBABILITY
+    measure: Measure = PROBABILITY  # the kind of number that ``score`` returns
 
     def combine(self, logits: Floats) -> Floats:
         """Returns the logits that decide and answer, ``[B, C] float32``, given this exit's."""
@@ -91,20 +87,15 @@ class Policy(ABC):
     def settings(cls, exits: int, steps: int = 22) -> Sequence[Policy]:
         """Returns settings from careless to careful, to draw and tune; none if nothing varies.
 
-        Args:
-            exits: M.
-            steps: number of settings, where the policy has a free choice.
+        There are ``steps`` of them where the policy has a free choice.
         """
         return ()
 
     def replay(self, logits: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Returns where a session would stop each image, and its answer, given all exits' logits.
 
-        Args:
-            logits: ``[B, M + 1, C] float32``.
-
-        Returns:
-            The exit each image takes, ``[B]``, in 1..M + 1, and the class it is given, ``[B]``.
+        Takes ``[B, M + 1, C] float32``. Returns the exit each image takes, ``[B]``, in 1..M + 1,
+        and the class it is given, ``[B]``.
         """
         count, total = logits.shape[:2]
         exits, classes = np.empty(count, np.intp), np.empty(count, np.intp)
@@ -127,51 +118,28 @@ class Policy(ABC):
 
     def to_json(self) -> dict[str, Any]:
         """Returns the policy as JSON, which ``policies.from_json`` reads back."""
-        data: dict[str, Any] = {"name": self.name}
-        for f in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, f.name)
-            data[f.name] = list(value) if isinstance(value, tuple) else value
-        return data
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        listed = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        return {"name": self.name, **listed}
 
 
 @dataclass(frozen=True)
 class Left:
-    """Holds the images that leave at one exit.
+    """Holds the images that leave at one exit."""
 
-    Attributes:
-        exit: 1..M + 1.
-        rows: their places in the whole batch, ``[k]``.
-        classes: the answers, ``[k]``.
-        scores: how sure each answer is, by ``Tracker.measure``, ``[k]``.
-        going: places of the rows that go on, among the rows that reached this exit.
-    """
-
-    exit: int
-    rows: NDArray[np.intp]
-    classes: NDArray[np.intp]
-    scores: Floats
-    going: NDArray[np.intp]
+    exit: int  # 1..M + 1
+    rows: NDArray[np.intp]  # their places in the whole batch, ``[k]``
+    classes: NDArray[np.intp]  # the answers, ``[k]``
+    scores: Floats  # how sure each answer is, by ``Tracker.measure``, ``[k]``
+    going: NDArray[np.intp]  # places of the rows that go on, among the rows that reached this exit
 
 
 class Departures:
-    """Decides, given a batch's logits exit by exit, which rows leave at which exit.
-
-    Attributes:
-        exit: the last exit seen; 0 at the start.
-        rows: the rows still in the chain, ascending.
-        tracker: the policy's state.
-    """
+    """Decides, given a batch's logits exit by exit, which rows leave at which exit."""
 
     def __init__(self, policy: Policy, exits: int, count: int) -> None:
-        """Start a new batch.
-
-        Args:
-            policy: decides when an image stops.
-            exits: M.
-            count: number of images.
-        """
-        self.exit, self._final = 0, exits + 1
-        self.rows = np.arange(count)
+        self.exit, self._final = 0, exits + 1  # the last exit seen, 0 at the start; the last of all
+        self.rows = np.arange(count)  # those still in the chain, ascending
         self.tracker = policy.start(exits)
 
     def see(self, logits: Floats) -> Left:
@@ -233,7 +201,6 @@ class ThresholdTracker(Tracker):
     """Compares each exit's score with that exit's threshold."""
 
     def __init__(self, policy: ThresholdPolicy, exits: int) -> None:
-        """Raise UsageError if the parameters are for another number of exits."""
         self.measure = policy.measure
         self._of, self._below = policy.measure.of, policy.measure.low_is_sure  # the hot path
         self.thresholds = per_exit(policy.threshold, exits)
@@ -343,8 +310,6 @@ def per_exit(value: PerExit, exits: int, what: str = "threshold") -> tuple[float
     if not isinstance(value, tuple):
         return (float(value),) * exits
     if len(value) != exits:
-        raise UsageError(
-            f"expected one {what} or {exits}, one per exit before the final classifier; "
-            f"found {len(value)}"
-        )
+        expected = f"expected one {what} or {exits}, one per exit before the final classifier"
+        raise UsageError(f"{expected}; found {len(value)}")
     return value

@@ -1,7 +1,4 @@
-"""Evaluates policies on labelled images, given the logits of all exits.
-
-Training, tuning, benches and studies use it; it never imports torch.
-"""
+"""Evaluates policies on labelled images, given the logits of all exits, without torch."""
 
 from __future__ import annotations
 
@@ -22,15 +19,10 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Images:
-    """Holds the logits of labelled images at all exits.
+    """Holds the logits of labelled images at all exits."""
 
-    Attributes:
-        logits: ``[n, M + 1, C] float32``.
-        labels: ``[n]``, whole numbers.
-    """
-
-    logits: NDArray[np.float32]
-    labels: NDArray[np.int64]
+    logits: NDArray[np.float32]  # ``[n, M + 1, C] float32``
+    labels: NDArray[np.int64]  # ``[n]``, whole numbers
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -63,34 +55,23 @@ class Images:
 
 @dataclass(frozen=True)
 class ExitCosts:
-    """Holds the costs of an image by the exit it takes, and through the baseline.
+    """Holds the costs of an image by the exit it takes, and through the baseline."""
 
-    Attributes:
-        blocks: number it goes through, ``[M + 1]``; the last is L.
-        macs: multiply-accumulates, heads included, ``[M + 1]``.
-        baseline_macs: of the model without exits.
-        ms: milliseconds, ``[M + 1]``; empty where nothing was timed.
-        baseline_ms: the same for the baseline; NaN where nothing was timed.
-    """
-
-    blocks: tuple[int, ...]
-    macs: tuple[int, ...]
-    baseline_macs: int
-    ms: tuple[float, ...] = ()
-    baseline_ms: float = math.nan
+    blocks: tuple[int, ...]  # number it goes through, ``[M + 1]``; the last is L
+    macs: tuple[int, ...]  # multiply-accumulates, heads included, ``[M + 1]``
+    baseline_macs: int  # of the model without exits
+    ms: tuple[float, ...] = ()  # milliseconds, ``[M + 1]``; empty where nothing was timed
+    baseline_ms: float = math.nan  # the same for the baseline; NaN where nothing was timed
 
     @classmethod
     def of(
         cls, manifest: Manifest, ms: Sequence[float] = (), baseline_ms: float = math.nan
     ) -> ExitCosts:
         """Returns a bundle's costs in blocks and MACs, with measured times."""
-        return cls(
-            tuple(segment.last_block for segment in manifest.segments),
-            tuple(manifest.cumulative_macs(e + 1) for e in range(len(manifest.segments))),
-            manifest.baseline.macs,
-            tuple(map(float, ms)),
-            baseline_ms,
-        )
+        segments = manifest.segments
+        blocks = tuple(segment.last_block for segment in segments)
+        macs = tuple(manifest.cumulative_macs(e + 1) for e in range(len(segments)))
+        return cls(blocks, macs, manifest.baseline.macs, tuple(map(float, ms)), baseline_ms)
 
     def mean_macs(self, shares: ArrayLike) -> float:
         """Returns mean MACs per image, given the share of images at each exit, ``[M + 1]``."""
@@ -107,33 +88,19 @@ class ExitCosts:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Holds what a policy gives on a set of images.
+    """Holds what a policy gives on a set of images."""
 
-    Attributes:
-        policy: the policy.
-        accuracy: top-1 of the answers given, 0..1.
-        errors: images that the chain gets wrong and the baseline right.
-        drop_error: standard error of the accuracy lost, from the images that differ.
-        shares: share of the images at each exit, the final classifier last.
-        right_shares: share of images answered rightly at each exit.
-        layers_speedup: in blocks, Eq. 17 of the paper.
-        macs: mean, heads included.
-        macs_speedup: against the baseline.
-        latency_ms: mean; NaN where nothing was timed.
-        wall_clock_speedup: against the baseline's mean; NaN where nothing was timed.
-    """
-
-    policy: Policy
-    accuracy: float
-    errors: int
-    drop_error: float
-    shares: tuple[float, ...]
-    right_shares: tuple[float, ...]
-    layers_speedup: float
-    macs: float
-    macs_speedup: float
-    latency_ms: float
-    wall_clock_speedup: float
+    policy: Policy  # the policy
+    accuracy: float  # top-1 of the answers given, 0..1
+    errors: int  # images that the chain gets wrong and the baseline right
+    drop_error: float  # standard error of the accuracy lost, from the images that differ
+    shares: tuple[float, ...]  # share of the images at each exit, the final classifier last
+    right_shares: tuple[float, ...]  # share of images answered rightly at each exit
+    layers_speedup: float  # in blocks, Eq. 17 of the paper
+    macs: float  # mean, heads included
+    macs_speedup: float  # against the baseline
+    latency_ms: float  # mean; NaN where nothing was timed
+    wall_clock_speedup: float  # against the baseline's mean; NaN where nothing was timed
 
     def to_json(self) -> dict[str, Any]:
         """Returns the outcome as JSON; without times where nothing was timed."""
@@ -186,7 +153,7 @@ def sweep(images: Images, costs: ExitCosts) -> dict[str, list[Outcome]]:
 def summary(images: Images, costs: ExitCosts) -> dict[str, Any]:
     """Returns, as JSON, the accuracy of every exit, an oracle's, and the sweeps of all policies.
 
-    The oracle leaves at the first exit that is right, or at the last if none is. No policy can do
+    The oracle leaves at the first exit that is right, or at the last if none is: no policy is
     better.
     """
     right = images.right

@@ -46,15 +46,10 @@ def draw(
     drop: float | None = None,
     limits: tuple[tuple[float, float], tuple[float, float]] | None = None,
 ) -> None:
-    """Writes the picture of accuracy against speed-up in MACs.
+    """Writes the picture of accuracy against speed-up in MACs, with one line per label.
 
-    Args:
-        lines: rows by label.
-        path: the file to write.
-        baseline: accuracy of the baseline, 0..1.
-        title: above the picture.
-        drop: a loss of accuracy to mark with a line, 0..1.
-        limits: range of the speed-up, and of accuracy in percent; None fits the rows.
+    A ``drop`` of accuracy (0..1, as ``baseline``) is marked with a line. ``limits`` are the ranges
+    of the speed-up, and of accuracy in percent; None fits the rows.
 
     Raises:
         MissingDependency: matplotlib is not installed.

@@ -1,8 +1,7 @@
 """The exit policies: rules that decide, from the logits so far, whether an image stops.
 
-A policy is an immutable rule. ``start`` returns a tracker for one batch of images, which sees the
-logits exit by exit. Every rule is applied per sample, because a maximum over the batch would let
-one image decide for all. The final classifier always stops.
+Every rule is applied per sample, because a maximum over the batch would let one image decide for
+all. The final classifier always stops.
 
 Thresholds and temperatures are one number, or one per exit. Logits are divided by the temperature
 before scoring. Above 1 it corrects an overconfident exit. Well below 1 the score depends on the two
@@ -87,9 +86,8 @@ class Entropy(ThresholdPolicy):
 class Ensemble(_ConfidencePolicy):
     """Stops an image when the confidence of logits summed over the exits exceeds the threshold.
 
-    ``z_m = logits_m + decay * z_(m-1)`` decides and answers. So a class that several exits find
-    likely gains weight, and the final answer, too, is that of several classifiers. With ``decay`` 0
-    it is ``Confidence``.
+    ``z_m = logits_m + decay * z_(m-1)`` decides and answers: a class that several exits find likely
+    gains weight. With ``decay`` 0 it is ``Confidence``.
     """
 
     threshold: PerExit = numbers(0.8, 0.0, 1.0)
@@ -147,8 +145,6 @@ class Patience(Policy):
 
 
 class _PatienceTracker(Tracker):
-    """Counts consecutive exits that agree with the one before."""
-
     def __init__(self, patience: int) -> None:
         self.patience = patience
         self.count: NDArray[np.intp] | None = None
@@ -189,31 +185,25 @@ class PatientConfidence(_ConfidencePolicy):
 
     def held(self, surer: Mask) -> Mask:
         """See ``ThresholdPolicy.held``."""
-        held = surer
+        held = surer.copy()
         for back in range(1, self.patience):
-            before = np.zeros_like(surer)
-            before[:, back:] = surer[:, :-back]
-            held = held & before
+            held[:, back:] &= surer[:, :-back]
+            held[:, :back] = False
         return held
 
 
 class _PatientTracker(ThresholdTracker):
-    """Counts consecutive exits that are confident."""
-
     def __init__(self, policy: PatientConfidence, exits: int) -> None:
         super().__init__(policy, exits)
         self.patience = policy.patience
-        self.count: NDArray[np.intp] | None = None
+        self.count = np.zeros(1, np.intp)  # of all rows alike, until the first exit
 
     def step(self, exit: int, logits: Floats) -> Mask:
-        if self.count is None:
-            self.count = np.zeros(len(logits), np.intp)
         self.count = np.where(super().step(exit, logits), self.count + 1, 0)
         return self.count >= self.patience
 
     def keep(self, rows: NDArray[np.intp]) -> None:
-        if self.count is not None:
-            self.count = self.count[rows]
+        self.count = self.count[rows]
 
 
 @register_policy

@@ -42,19 +42,13 @@ def entropy(logits: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Measure:
-    """Measures in one number how sure a classifier is of an image.
+    """Measures in one number how sure a classifier is of an image."""
 
-    Attributes:
-        name: used in records.
-        of: computes the number from logits, ``[B, C] float32 -> [B] float32``.
-        form: how the number is printed, for ``str.format``.
-        low_is_sure: whether a smaller number is surer.
-    """
-
-    name: str
+    name: str  # used in records
+    # Computes the number from logits, ``[B, C] float32 -> [B] float32``
     of: Callable[[Floats], Floats]
-    form: str
-    low_is_sure: bool = False
+    form: str  # how the number is printed, for ``str.format``
+    low_is_sure: bool = False  # whether a smaller number is surer
 
     def text(self, number: float) -> str:
         """Returns the number as printed, with its unit."""

@@ -6,9 +6,9 @@ Importing this module loads neither a backend nor NumPy.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from lgvit_edge.errors import UsageError
 
@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lgvit_edge.bundle.directory import Bundle
+    from lgvit_edge.bundle.manifest import TensorSpec
     from lgvit_edge.machine.jetson import Jetson
     from lgvit_edge.runtime.backends.tensorrt import TensorRTOptions
 
+T = TypeVar("T")
 # Ranks of candidates: only those on the fastest kind of hardware are measured.
 ON_CPU, ON_GPU, ON_ENGINES = 0, 1, 2
 
@@ -70,6 +72,16 @@ class ChainOptions:
     def given(self) -> list[str]:
         """Names of the options that are set."""
         return [option for option, value in vars(self).items() if value is not None]
+
+
+def in_turn(hidden: Sequence[TensorSpec], make: Callable[[TensorSpec], T]) -> list[T]:
+    """Make a buffer for each hidden state, or take that of the last but one where shapes allow."""
+    buffers: list[T] = []
+    for i, spec in enumerate(hidden):
+        before = hidden[i - 2] if i >= 2 else None
+        same = before is not None and (before.dtype, before.shape) == (spec.dtype, spec.shape)
+        buffers.append(buffers[i - 2] if same else make(spec))
+    return buffers
 
 
 class Package(NamedTuple):
@@ -135,8 +147,8 @@ class Backend:
     devices: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ()
     options: frozenset[str] = frozenset()
-    candidates: Callable[[Bundle, ChainOptions], list[Candidate]] | None = field(default=None)
-    checks: Callable[[bool, Jetson | None], list[Check]] | None = field(default=None)
+    candidates: Callable[[Bundle, ChainOptions], list[Candidate]] | None = None
+    checks: Callable[[bool, Jetson | None], list[Check]] | None = None
 
     @property
     def installed(self) -> bool:

@@ -17,7 +17,7 @@ def onnxruntime_checks(driver: bool, jetson: Jetson | None) -> list[Check]:
     return [_onnxruntime("cpu", "cpu", driver, jetson), _onnxruntime("cuda", "gpu", driver, jetson)]
 
 
-def openvino_checks() -> list[Check]:
+def openvino_checks(*_: object) -> list[Check]:
     """Check which devices OpenVINO can use here."""
     try:
         openvino = require("openvino", extra="openvino")

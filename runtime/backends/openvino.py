@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lgvit_edge._support.cache import keep, key_of, ours
+from lgvit_edge._support.cache import bundle_cache, keep, key_of, ours
 from lgvit_edge._support.optional import require
-from lgvit_edge.bundle.manifest import GraphSpec
+from lgvit_edge.bundle.builds import graphs_of
+from lgvit_edge.bundle.directory import Bundle
+from lgvit_edge.bundle.manifest import GraphSpec, TensorSpec
 from lgvit_edge.errors import BackendError, BundleError, UsageError
 from lgvit_edge.machine.cpu import available_cores
 from lgvit_edge.machine.openvino import shared_core
+from lgvit_edge.runtime.backends.base import Candidate, Chain, ChainOptions, in_turn
 
 DEVICES = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
 # Precisions, with OpenVINO's names. (Devices list theirs as "FP32" and so on.)
@@ -38,6 +41,27 @@ def available_precisions(device: str | None = None) -> list[str]:
     return [precision for precision in PRECISIONS if precision.upper() in able]
 
 
+def open_chain(bundle: Bundle, names: list[str], options: ChainOptions) -> Chain:
+    """Open a chain of a bundle's graphs; see ``Backend.open_chain``."""
+    graphs = graphs_of(bundle)
+    return OpenVINOChain(
+        bundle.root,
+        [graphs[name] for name in names],
+        max_batch=bundle.manifest.batch[2],
+        threads=options.threads,
+        device=options.device,
+        precision=options.precision or "fp32",
+        cache=bundle_cache(bundle.manifest.identity),
+    )
+
+
+def candidates(bundle: Bundle, options: ChainOptions) -> list[Candidate]:
+    """List the precision asked for, or each that the device computes in."""
+    wanted = options.precision
+    precisions = available_precisions(options.device) if wanted is None else [wanted]
+    return [Candidate("openvino", precision) for precision in precisions]
+
+
 class OpenVINOChain:
     """Runs a ``Chain`` of segments, each compiled by OpenVINO."""
 
@@ -52,16 +76,9 @@ class OpenVINOChain:
         precision: str = "fp32",
         cache: Path | None = None,
     ) -> None:
-        """Compile every graph, or load it from the cache.
+        """Compile every graph (segments in order, or the baseline), or load it from the cache.
 
-        Args:
-            root: the bundle's directory.
-            graphs: segments in order, or the baseline alone.
-            max_batch: largest batch.
-            threads: of the CPU; by default one per core this process may use.
-            device: ``cpu`` (the default), ``gpu`` or ``npu``.
-            precision: one of ``PRECISIONS``: what float32 graphs are computed in.
-            cache: folder for compiled models; None for no cache.
+        Options are those of ``Session.open``; without a ``cache`` folder nothing is kept.
 
         Raises:
             MissingDependency: openvino is not installed.
@@ -79,7 +96,7 @@ class OpenVINOChain:
         self._ov, self._precision = require("openvino", extra="openvino"), precision
         self._cache = cache
         self._threads = threads or available_cores()
-        self._max_batch, self._graphs = max_batch, graphs
+        self.max_batch, self._graphs = max_batch, graphs
         # In parallel, because compiling a graph uses one core.
         with ThreadPoolExecutor(min(self._threads, len(graphs))) as pool:
             self._models = list(pool.map(lambda graph: self._load(core, root, graph), graphs))
@@ -90,11 +107,6 @@ class OpenVINOChain:
         # The batch size each request has tensors for; a request for every size takes more memory.
         self._bound = [0] * len(graphs)
         self._batch = self._next = 0
-
-    @property
-    def max_batch(self) -> int:
-        """The largest batch that ``start`` takes."""
-        return self._max_batch
 
     def start(self, images: NDArray[Any]) -> None:
         """See ``Chain.start``."""
@@ -171,15 +183,12 @@ class OpenVINOChain:
         return model
 
     def _allocate(self) -> None:
-        """Allocate the input, hidden states (two in turn where shapes allow), and logits."""
-        specs = [self._graphs[0].inputs[0], *(graph.outputs[0] for graph in self._graphs[:-1])]
-        self._buffers: list[NDArray[Any]] = []
-        for i, spec in enumerate(specs):
-            buffer = np.zeros(spec.for_batch(self._max_batch), spec.dtype)
-            before = self._buffers[i - 2] if i > 2 else buffer
-            same = (before.shape, before.dtype) == (buffer.shape, buffer.dtype)
-            self._buffers.append(before if same else buffer)
-        self._logits = [np.zeros(g.logits.for_batch(self._max_batch), "f4") for g in self._graphs]
+        def zeros(spec: TensorSpec) -> NDArray[Any]:
+            return np.zeros(spec.for_batch(self.max_batch), spec.dtype)
+
+        hidden = [graph.outputs[0] for graph in self._graphs[:-1]]
+        self._buffers = [zeros(self._graphs[0].inputs[0]), *in_turn(hidden, zeros)]
+        self._logits = [zeros(graph.logits) for graph in self._graphs]
 
     def _bind(self, index: int, batch: int) -> None:
         request, last = self._requests[index], len(self._graphs[index].outputs) - 1

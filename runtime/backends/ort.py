@@ -15,9 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge._support.optional import require
+from lgvit_edge.bundle.builds import graphs_of
+from lgvit_edge.bundle.directory import Bundle
 from lgvit_edge.bundle.manifest import GraphSpec, TensorSpec
 from lgvit_edge.errors import BackendError, BundleError, UsageError
 from lgvit_edge.machine.cpu import available_cores
+from lgvit_edge.machine.gpu import find_gpu
+from lgvit_edge.runtime.backends.base import ON_CPU, ON_GPU, Candidate, Chain, ChainOptions, in_turn
 from lgvit_edge.runtime.backends.ort_pool import join_pool, open_session, refuse_pool
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -31,6 +35,17 @@ def has_cuda() -> bool:
     """
     ort = require("onnxruntime", extra="cpu")
     return _PROVIDERS["cuda"] in ort.get_available_providers()
+
+
+def open_chain(bundle: Bundle, names: list[str], options: ChainOptions) -> Chain:
+    """Open a chain of a bundle's graphs; see ``Backend.open_chain``."""
+    return OrtChain(bundle, names, options)
+
+
+def candidates(bundle: Bundle, options: ChainOptions) -> list[Candidate]:
+    """List ONNX Runtime, on the GPU where it can use one."""
+    gpu = options.device != "cpu" and find_gpu() is not None and has_cuda()
+    return [Candidate("onnxruntime", rank=ON_GPU if gpu else ON_CPU)]
 
 
 @dataclass
@@ -50,25 +65,8 @@ class _Buffer:
 class OrtChain:
     """Runs a ``Chain`` of segments, each in an ONNX Runtime session."""
 
-    def __init__(
-        self,
-        root: Path,
-        graphs: list[GraphSpec],
-        *,
-        max_batch: int,
-        threads: int | None = None,
-        thread_pool: str = "global",
-        device: str | None = None,
-    ) -> None:
-        """Load every graph.
-
-        Args:
-            root: the bundle's directory.
-            graphs: segments in order, or the baseline alone.
-            max_batch: largest batch.
-            threads: intra-op threads; by default one per core this process may use.
-            thread_pool: ``global``, one pool for the process, or ``private``, one per segment.
-            device: ``cpu``, ``cuda``, or None for CUDA where it works and the CPU elsewhere.
+    def __init__(self, bundle: Bundle, names: list[str], options: ChainOptions) -> None:
+        """Load the graphs of these names; without ``device`` CUDA is used where it works.
 
         Raises:
             MissingDependency: onnxruntime is not installed.
@@ -77,20 +75,22 @@ class OrtChain:
             BundleError: a graph cannot be loaded or is not what the manifest says.
             UsageError: there is no such thread pool.
         """
+        thread_pool, device = options.thread_pool or "global", options.device
         if thread_pool not in ("global", "private"):
             raise UsageError(f"thread_pool must be global or private, found {thread_pool!r}")
         self._ort = require("onnxruntime", extra="cpu")
         self._device = _choose_device(device)
         self._shared = thread_pool == "global"
         if self._shared:
-            self._threads = join_pool(self._ort, threads)
+            self._threads = join_pool(self._ort, options.threads)
         else:
             refuse_pool()
-            self._threads = threads or available_cores()
-        self._max_batch = max_batch
-        self._graphs = graphs
+            self._threads = options.threads or available_cores()
+        graphs = graphs_of(bundle)
+        self._graphs = [graphs[name] for name in names]
+        self.max_batch = bundle.manifest.batch[2]
         try:
-            self._sessions = self._load_all(root)
+            self._sessions = self._load_all(bundle.root)
         except _CudaFails:
             if device == "cuda":
                 raise BackendError(
@@ -99,17 +99,12 @@ class OrtChain:
                     "lgvit-edge doctor"
                 ) from None
             self._device = "cpu"
-            self._sessions = self._load_all(root)
+            self._sessions = self._load_all(bundle.root)
         self._allocate()
         # By batch size: each step's session, I/O binding and logits, bound on first use.
         self._plans: dict[int, list[tuple[Any, Any, NDArray[np.float32]] | None]] = {}
         self._plan: list[tuple[Any, Any, NDArray[np.float32]] | None] = []
         self._batch = self._next = 0
-
-    @property
-    def max_batch(self) -> int:
-        """The largest batch that ``start`` takes."""
-        return self._max_batch
 
     def start(self, images: NDArray[Any]) -> None:
         """See ``Chain.start``."""
@@ -182,23 +177,16 @@ class OrtChain:
         return session
 
     def _allocate(self) -> None:
-        """Allocate the input, hidden states (two in turn where shapes allow), and logits."""
-        self._buffers = [self._buffer(self._graphs[0].inputs[0], on_device=False)]
-        for i, graph in enumerate(self._graphs[:-1]):
-            spec = graph.outputs[0]
-            kind = (spec.shape[1:], np.dtype(spec.dtype))
-            buffer = self._buffers[i - 1] if i >= 2 else None
-            if buffer is None or (buffer.array.shape[1:], buffer.array.dtype) != kind:
-                buffer = self._buffer(spec)
-            self._buffers.append(buffer)
+        hidden = [graph.outputs[0] for graph in self._graphs[:-1]]
+        image = self._buffer(self._graphs[0].inputs[0], on_device=False)
+        self._buffers = [image, *in_turn(hidden, self._buffer)]
         self._logits = [self._buffer(g.logits, on_device=False).array for g in self._graphs]
 
     def _buffer(self, spec: TensorSpec, *, on_device: bool = True) -> _Buffer:
-        shape = spec.for_batch(self._max_batch)
+        shape = spec.for_batch(self.max_batch)
         if self._device == "cuda" and on_device:
-            value = self._ort.OrtValue.ortvalue_from_shape_and_type(
-                list(shape), np.dtype(spec.dtype), "cuda", 0
-            )
+            make = self._ort.OrtValue.ortvalue_from_shape_and_type
+            value = make(list(shape), np.dtype(spec.dtype), "cuda", 0)
             return _Buffer(np.empty((0, *shape[1:]), spec.dtype), value)
         return _Buffer(np.zeros(shape, spec.dtype))
 
@@ -213,9 +201,8 @@ class OrtChain:
         source = self._buffers[index]
         self._bind_tensor(binding.bind_input, graph.inputs[0], source, batch)
         if len(graph.outputs) == 2:
-            self._bind_tensor(
-                binding.bind_output, graph.outputs[0], self._buffers[index + 1], batch
-            )
+            target = self._buffers[index + 1]
+            self._bind_tensor(binding.bind_output, graph.outputs[0], target, batch)
         logits = _Buffer(self._logits[index])
         self._bind_tensor(binding.bind_output, graph.logits, logits, batch)
         return session, binding, self._logits[index][:batch]

@@ -20,11 +20,8 @@ _pool_size: int | None = None
 def join_pool(ort: Any, threads: int | None) -> int:
     """Make ONNX Runtime's process-wide pool, or join the existing one; return its size.
 
-    Once it exists, ONNX Runtime refuses sessions with a pool of their own.
-
-    Args:
-        ort: the onnxruntime module.
-        threads: the size wanted; None for the existing pool's, or one per core.
+    Once it exists, ONNX Runtime refuses sessions with a pool of their own. Without ``threads`` it
+    gets one per core. ``ort`` is the onnxruntime module.
 
     Raises:
         BackendError: the existing pool has another size.
@@ -48,11 +45,7 @@ def join_pool(ort: Any, threads: int | None) -> int:
 
 
 def refuse_pool() -> None:
-    """Make sure that sessions may have pools of their own.
-
-    Raises:
-        BackendError: the process-wide pool exists.
-    """
+    """Raise BackendError if the process-wide pool exists, next to which no session has its own."""
     if _pool_size is not None:
         raise BackendError(
             "private thread pools cannot be had after another session in this process opened with "
@@ -63,19 +56,11 @@ def refuse_pool() -> None:
 def open_session(
     ort: Any, path: str, threads: int, *, shared: bool, providers: list[str]
 ) -> tuple[Any, bool]:
-    """Load a graph into an ONNX Runtime session.
+    """Load a graph into an ONNX Runtime session, with the preferred of ``providers`` first.
 
-    Args:
-        ort: the onnxruntime module.
-        path: the graph's file.
-        threads: of a private pool.
-        shared: use the process-wide pool; otherwise a private pool that stops spinning as soon as
-            its graph is done.
-        providers: ONNX Runtime's execution providers, the preferred one first.
-
-    Returns:
-        The session, and whether it shares the process-wide pool. It does not where the application
-        had started ONNX Runtime without one.
+    ``shared`` uses the process-wide pool; otherwise a private pool of ``threads`` stops spinning as
+    soon as its graph is done. Returns the session, and whether it shares the process-wide pool. It
+    does not where the application had started ONNX Runtime without one.
     """
     global _pool_size
     options = ort.SessionOptions()

@@ -5,23 +5,12 @@ A backend is imported when a chain of it is opened; this module loads none.
 
 from __future__ import annotations
 
-import warnings
+import importlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from lgvit_edge.errors import BackendError, BundleError, UsageError
-from lgvit_edge.machine.jetson import Jetson
-from lgvit_edge.runtime.backends.base import (
-    ON_CPU,
-    ON_ENGINES,
-    ON_GPU,
-    Backend,
-    Candidate,
-    Chain,
-    ChainOptions,
-    Check,
-    Package,
-)
+from lgvit_edge.errors import UsageError
+from lgvit_edge.runtime.backends.base import Backend, Chain, ChainOptions, Package
 
 if TYPE_CHECKING:
     from lgvit_edge.bundle.directory import Bundle
@@ -100,92 +89,14 @@ def segment_names(bundle: Bundle) -> list[str]:
     return [name for name in graphs_of(bundle) if name != "baseline"]
 
 
-def _tensorrt(bundle: Bundle, names: list[str], options: ChainOptions) -> Chain:
-    from lgvit_edge.runtime.backends.tensorrt import TensorRTChain
+def _later(module: str, name: str) -> Any:
+    """Return a function of a module of this folder, which is imported when the function runs."""
 
-    return TensorRTChain(bundle, names, options=options.tensorrt)
+    def call(*arguments: Any) -> Any:
+        home = importlib.import_module(f"lgvit_edge.runtime.backends.{module}")
+        return getattr(home, name)(*arguments)
 
-
-def _tensorrt_candidates(bundle: Bundle, options: ChainOptions) -> list[Candidate]:
-    """List TensorRT where there are engines and a GPU; warn where no engine fits the GPU."""
-    from lgvit_edge.bundle.directory import ENGINES
-    from lgvit_edge.machine.gpu import find_gpu
-    from lgvit_edge.runtime.backends.tensorrt_engine import choose_build
-
-    if not (bundle.root / ENGINES).is_dir() or find_gpu() is None:
-        return []
-    try:
-        choose_build(bundle)
-    except (BackendError, BundleError) as error:
-        warnings.warn(f"not running on TensorRT, because {error}", stacklevel=3)
-        return []
-    return [Candidate("tensorrt", rank=ON_ENGINES)]
-
-
-def _tensorrt_checks(driver: bool, jetson: Jetson | None) -> list[Check]:
-    from lgvit_edge.runtime.backends.checks import tensorrt_checks
-
-    return tensorrt_checks(driver, jetson)
-
-
-def _onnxruntime(bundle: Bundle, names: list[str], options: ChainOptions) -> Chain:
-    from lgvit_edge.bundle.builds import graphs_of
-    from lgvit_edge.runtime.backends.ort import OrtChain
-
-    graphs = graphs_of(bundle)
-    return OrtChain(
-        bundle.root,
-        [graphs[name] for name in names],
-        max_batch=bundle.manifest.batch[2],
-        threads=options.threads,
-        thread_pool=options.thread_pool or "global",
-        device=options.device,
-    )
-
-
-def _onnxruntime_candidates(bundle: Bundle, options: ChainOptions) -> list[Candidate]:
-    from lgvit_edge.machine.gpu import find_gpu
-    from lgvit_edge.runtime.backends.ort import has_cuda
-
-    gpu = options.device != "cpu" and find_gpu() is not None and has_cuda()
-    return [Candidate("onnxruntime", rank=ON_GPU if gpu else ON_CPU)]
-
-
-def _onnxruntime_checks(driver: bool, jetson: Jetson | None) -> list[Check]:
-    from lgvit_edge.runtime.backends.checks import onnxruntime_checks
-
-    return onnxruntime_checks(driver, jetson)
-
-
-def _openvino(bundle: Bundle, names: list[str], options: ChainOptions) -> Chain:
-    from lgvit_edge._support.cache import bundle_cache
-    from lgvit_edge.bundle.builds import graphs_of
-    from lgvit_edge.runtime.backends.openvino import OpenVINOChain
-
-    graphs = graphs_of(bundle)
-    return OpenVINOChain(
-        bundle.root,
-        [graphs[name] for name in names],
-        max_batch=bundle.manifest.batch[2],
-        threads=options.threads,
-        device=options.device,
-        precision=options.precision or "fp32",
-        cache=bundle_cache(bundle.manifest.identity),
-    )
-
-
-def _openvino_candidates(bundle: Bundle, options: ChainOptions) -> list[Candidate]:
-    from lgvit_edge.runtime.backends.openvino import available_precisions
-
-    if options.precision is not None:
-        return [Candidate("openvino", options.precision)]
-    return [Candidate("openvino", name) for name in available_precisions(options.device)]
-
-
-def _openvino_checks(driver: bool, jetson: Jetson | None) -> list[Check]:
-    from lgvit_edge.runtime.backends.checks import openvino_checks
-
-    return openvino_checks()
+    return call
 
 
 _BACKENDS = {
@@ -194,7 +105,7 @@ _BACKENDS = {
         Backend(
             name="tensorrt",
             help="engines that lgvit-edge build compiled for this NVIDIA GPU",
-            open_chain=_tensorrt,
+            open_chain=_later("tensorrt", "open_chain"),
             modules=(),  # a bundle's engines record which of the two libraries they need
             packages=(
                 Package("tensorrt", "tensorrt", "build and run engines"),
@@ -203,13 +114,13 @@ _BACKENDS = {
                 Package("cuda-bindings", "rtx", "run engines (cuda-python)"),
             ),
             options=frozenset({"tensorrt"}),
-            candidates=_tensorrt_candidates,
-            checks=_tensorrt_checks,
+            candidates=_later("tensorrt_engine", "candidates"),
+            checks=_later("checks", "tensorrt_checks"),
         ),
         Backend(
             name="onnxruntime",
             help="the bundle's ONNX graphs, run directly on CPUs and NVIDIA GPUs",
-            open_chain=_onnxruntime,
+            open_chain=_later("ort", "open_chain"),
             modules=("onnxruntime",),
             packages=(
                 Package("onnxruntime", "cpu", "run bundles on the CPU"),
@@ -217,20 +128,20 @@ _BACKENDS = {
             ),
             devices=("cpu", "cuda"),
             options=frozenset({"threads", "thread_pool", "device"}),
-            candidates=_onnxruntime_candidates,
-            checks=_onnxruntime_checks,
+            candidates=_later("ort", "candidates"),
+            checks=_later("checks", "onnxruntime_checks"),
         ),
         Backend(
             name="openvino",
             help="models compiled on first use, on CPUs and Intel's GPUs and NPUs",
-            open_chain=_openvino,
+            open_chain=_later("openvino", "open_chain"),
             modules=("openvino",),
             packages=(Package("openvino", "openvino", "run bundles"),),
             devices=("cpu", "gpu", "npu"),
             precisions=("fp32", "bf16", "fp16"),
             options=frozenset({"threads", "device", "precision"}),
-            candidates=_openvino_candidates,
-            checks=_openvino_checks,
+            candidates=_later("openvino", "candidates"),
+            checks=_later("checks", "openvino_checks"),
         ),
     )
 }

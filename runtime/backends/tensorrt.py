@@ -21,6 +21,7 @@ from lgvit_edge.bundle.builds import graphs_of
 from lgvit_edge.bundle.directory import Bundle
 from lgvit_edge.bundle.manifest import TensorSpec
 from lgvit_edge.errors import BackendError, UsageError
+from lgvit_edge.runtime.backends.base import Chain, ChainOptions
 from lgvit_edge.runtime.backends.tensorrt_engine import (
     EngineLoader,
     attach_scratch,
@@ -59,28 +60,26 @@ class TensorRTOptions:
             raise UsageError(f"wait must be one of {', '.join(WAITS)}, found {self.wait!r}")
 
 
+def open_chain(bundle: Bundle, names: list[str], options: ChainOptions) -> Chain:
+    """Open a chain of a bundle's graphs; see ``Backend.open_chain``."""
+    return TensorRTChain(bundle, names, options)
+
+
 class TensorRTChain:
     """Runs a ``Chain`` of segments, each a TensorRT engine."""
 
-    def __init__(
-        self, bundle: Bundle, names: list[str], *, options: TensorRTOptions | None = None
-    ) -> None:
+    def __init__(self, bundle: Bundle, names: list[str], options: ChainOptions) -> None:
         """Load engines, allocate every buffer and record the graphs of the usual batch sizes.
-
-        Args:
-            bundle: has the engines.
-            names: of the graphs to run, in order: segments, or the baseline alone.
-            options: None for the defaults.
 
         Raises:
             BackendError: no GPU, no build that runs here, out of memory, or CUDA refuses.
             BundleError: an engine's file is missing or damaged.
             MissingDependency: no CUDA binding is installed.
         """
-        self._options = options or TensorRTOptions()
+        self._options = options.tensorrt or TensorRTOptions()
         graphs = graphs_of(bundle)
         self._graphs = [graphs[name] for name in names]
-        self._max_batch = bundle.manifest.batch[2]
+        self.max_batch = bundle.manifest.batch[2]
         folder, self._build, self._trt = choose_build(bundle, self._options.engines)
         self._cuda = open_cuda(self._options.binding)
         self._closed = False
@@ -98,17 +97,12 @@ class TensorRTChain:
             self._sizes: list[int] = [0] * len(names)  # the batch each segment was queued with
             # Rows of the batch that go on; None for all. Applied when the next segment is queued.
             self._rows: NDArray[np.intp] | None = None
-            for batch in sorted({1, self._max_batch}):
+            for batch in sorted({1, self.max_batch}):
                 self.warm_up(batch)
             self._loader.save_cache()
         except BaseException:
             self.close()
             raise
-
-    @property
-    def max_batch(self) -> int:
-        """The largest batch that ``start`` takes."""
-        return self._max_batch
 
     def warm_up(self, batch: int) -> None:
         """Run every segment once with this batch size, and record its graph."""
@@ -117,11 +111,7 @@ class TensorRTChain:
             self._prepare(index)
 
     def start(self, images: NDArray[Any]) -> None:
-        """See ``Chain.start``.
-
-        Raises:
-            BackendError: the chain is closed.
-        """
+        """See ``Chain.start``; a closed chain raises ``BackendError``."""
         if self._closed:
             raise BackendError("the session is closed; open another one")
         self._batch, self._next, self._queued, self._rows = len(images), 0, 0, None
@@ -141,10 +131,9 @@ class TensorRTChain:
         return logits if rows is None else logits[rows]
 
     def keep(self, rows: NDArray[np.intp]) -> None:
-        """See ``Chain.keep``.
+        """See ``Chain.keep``: rows move when the next segment is queued.
 
-        Rows are moved when the next segment is queued. If that already runs with all rows, rows of
-        its output are dropped instead.
+        If that already runs with all rows, rows of its output are dropped instead.
         """
         pending = self._rows
         if len(rows) < (self._batch if pending is None else len(pending)):
@@ -184,8 +173,7 @@ class TensorRTChain:
         self._cuda.close()
 
     def _allocate(self) -> None:
-        """Allocate all buffers, for the largest batch."""
-        cuda, batch = self._cuda, self._max_batch
+        cuda, batch = self._cuda, self.max_batch
         first = self._graphs[0].inputs[0]
         self._image = cuda.pinned(first.for_batch(batch), first.dtype)
         self._image_address = cuda.allocate(_bytes(first, batch))
@@ -206,7 +194,7 @@ class TensorRTChain:
         graph, context = self._graphs[index], self._loader.context(self._engines[index])
         attach_scratch(context, self._scratch, self._scratch_size)
         shape = graph.inputs[0].for_batch(self._batch)
-        if self._max_batch > 1 and not context.set_input_shape(graph.inputs[0].name, shape):
+        if self.max_batch > 1 and not context.set_input_shape(graph.inputs[0].name, shape):
             raise self._refused(index, f"does not take a batch of {self._batch}")
         source = self._hidden[(index - 1) % 2] if index else self._image_address
         addresses = {graph.inputs[0].name: source, graph.logits.name: self._logits_address[index]}

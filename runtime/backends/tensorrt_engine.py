@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from pathlib import Path
 from typing import Any
 
 from lgvit_edge._support.files import replacing
 from lgvit_edge.bundle import builds as engines
 from lgvit_edge.bundle.builds import Build
-from lgvit_edge.bundle.directory import Bundle
+from lgvit_edge.bundle.directory import ENGINES, Bundle
 from lgvit_edge.bundle.manifest import GraphSpec
 from lgvit_edge.errors import BackendError, BundleError, MissingDependency
 from lgvit_edge.machine.gpu import Gpu, find_gpu
 from lgvit_edge.machine.tensorrt import TensorRT
+from lgvit_edge.runtime.backends.base import ON_ENGINES, Candidate, ChainOptions
 
 RUNTIME_CACHE = "runtime.cache"
 _MAX_CACHE = 256 << 20
 
 
-def choose_build(bundle: Bundle, tag: str | None = None) -> tuple[Path, Build, TensorRT]:
-    """Return the build that runs on this machine's GPU, going by the builds' records.
+def candidates(bundle: Bundle, options: ChainOptions) -> list[Candidate]:
+    """List TensorRT where there are engines and a GPU; warn where no engine fits the GPU."""
+    if not (bundle.root / ENGINES).is_dir() or find_gpu() is None:
+        return []
+    try:
+        choose_build(bundle)
+    except (BackendError, BundleError) as error:
+        warnings.warn(f"not running on TensorRT, because {error}", stacklevel=4)
+        return []
+    return [Candidate("tensorrt", rank=ON_ENGINES)]
 
-    Args:
-        bundle: has the engines.
-        tag: of the build to take; None for the first that fits.
+
+def choose_build(bundle: Bundle, tag: str | None = None) -> tuple[Path, Build, TensorRT]:
+    """Return the build (of this tag) that runs on this GPU, going by the builds' records.
 
     Raises:
         BackendError: there is no GPU, or no build fits it.
@@ -67,18 +77,16 @@ def _misfit(bundle: Bundle, folder: Path, build: Build, trt: TensorRT, gpu: Gpu)
         return f"built with {build.library} {build.version}, found {trt.version}"
     if build.platform != engines.platform_name():
         return f"built for {build.platform}, this is {engines.platform_name()}"
-    if build.gpu is not None and (build.gpu, build.multiprocessors) != (
-        gpu.name,
-        gpu.multiprocessors,
-    ):
+    here = (gpu.name, gpu.multiprocessors)
+    if build.gpu is not None and (build.gpu, build.multiprocessors) != here:
         return (
             f"built on {build.gpu} ({build.multiprocessors} multiprocessors), this GPU is "
             f"{gpu.name} ({gpu.multiprocessors})"
         )
-    here = gpu.compute_capability
-    if build.compute_capabilities and here not in build.compute_capabilities:
-        capabilities = ", ".join(build.compute_capabilities)
-        return f"built for compute capability {capabilities}, this GPU ({gpu.name}) has {here}"
+    capability, built_for = gpu.compute_capability, build.compute_capabilities
+    if built_for and capability not in built_for:
+        listed = ", ".join(built_for)
+        return f"built for compute capability {listed}, this GPU ({gpu.name}) has {capability}"
     return build.fault(bundle) or _refusal(folder, build, trt, gpu)
 
 
@@ -107,11 +115,7 @@ class EngineLoader:
     """Loads the engines of one build and makes their execution contexts."""
 
     def __init__(self, folder: Path, build: Build, trt: TensorRT) -> None:
-        """Start TensorRT's runtime.
-
-        Raises:
-            BackendError: it does not start.
-        """
+        """Start TensorRT's runtime; BackendError where it does not start."""
         self._folder, self._build, self._trt = folder, build, trt
         self._runtime = trt.make("Runtime")
         self._cache: Any = None
@@ -131,17 +135,11 @@ class EngineLoader:
                 f"{self._trt.library} {self._trt.version} cannot load {path}: "
                 f"{self._trt.reason()}; {engines.rebuild(self._folder)} --force"
             )
-        modes = self._trt.module.TensorIOMode
-        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-        tensors = {
-            (
-                tensor,
-                engine.get_tensor_mode(tensor) == modes.INPUT,
-                self._trt.dtype(engine.get_tensor_dtype(tensor)),
-                tuple(engine.get_tensor_shape(tensor)),
-            )
-            for tensor in names
-        }
+        tensors = set()
+        for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
+            is_input = engine.get_tensor_mode(name) == self._trt.module.TensorIOMode.INPUT
+            dtype = self._trt.dtype(engine.get_tensor_dtype(name))
+            tensors.add((name, is_input, dtype, tuple(engine.get_tensor_shape(name))))
         expected = {
             (spec.name, spec in graph.inputs, spec.dtype, spec.shape)
             for spec in (*graph.inputs, *graph.outputs)
@@ -175,12 +173,9 @@ class EngineLoader:
 
         They lie beside the engines. A folder that cannot be written only costs time: no error.
         """
-        if self._cache is None:
+        if self._cache is None or (serialized := self._cache.serialize()) is None:
             return
-        serialized, path = self._cache.serialize(), self._folder / RUNTIME_CACHE
-        if serialized is None:
-            return
-        data = bytes(serialized)
+        data, path = bytes(serialized), self._folder / RUNTIME_CACHE
         with contextlib.suppress(OSError):
             if not path.exists() or path.read_bytes() != data:
                 with replacing(path) as partial:

@@ -6,16 +6,28 @@ use the device's primary context, which other libraries of the process (PyTorch,
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import ctypes
+import math
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from typing import Any
 
+import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from lgvit_edge.machine.gpu import Gpu
+from lgvit_edge.errors import BackendError
+from lgvit_edge.runtime.cuda.driver import Driver, Refused
 
 WAITS = ("hybrid", "spin", "block")
+NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: the default stream of other libraries is not waited for
+_THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may go on using CUDA
+_BLOCKING_SYNC, _DISABLE_TIMING = 1, 2  # CU_EVENT_...
+_MB = 2**20
 
 
-class Cuda(Protocol):
+class Cuda(ABC):
     """Allocates memory, copies and runs graphs on one CUDA device and a stream of its own.
 
     Addresses are plain integers. Copies are queued on the stream and return at once. Every method
@@ -23,55 +35,117 @@ class Cuda(Protocol):
 
     Any thread may call, one at a time. As in CUDA's own runtime, each method makes the device's
     primary context current in the calling thread and leaves it so, because TensorRT needs that.
+
+    A binding starts every method with ``_use``, and registers with ``_own`` how each object is
+    freed: newest first. It has no CUDA graphs of its own (pycuda has none): those go through the
+    driver's library.
     """
 
     name: str  # "pycuda" or "cuda-python"
-    device: Gpu
     stream: int  # handle of the stream, for TensorRT
+
+    def __init__(self, driver: Driver, index: int) -> None:
+        self._driver = driver
+        self.device = driver.device(index)
+        self._owned = ExitStack()
+        self._events: dict[int, Any] = {}
+        self._previous = driver.current()
+        self._thread = threading.get_ident()
+        self._closed = False
+        self._context = self._retain(index)
+        try:
+            self._use()
+            self.stream = self._make_stream()
+            self._handle = ctypes.c_void_p(self.stream)
+        except BaseException:
+            self.close()
+            raise
 
     def allocate(self, size: int) -> int:
         """Allocate device memory of ``size`` bytes, aligned to 256; freed by ``close``."""
+        self._use()
+        try:
+            return self._device_memory(max(size, 1))  # CUDA refuses to allocate nothing
+        except Refused as error:
+            raise self._explain(error, size, "") from None
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """Allocate a zeroed page-locked host array; must not be used after ``close``."""
+        self._use()
+        kind = np.dtype(dtype)
+        size = math.prod(shape) * kind.itemsize
+        try:
+            whole = self._host_memory(max(size, 1))
+        except Refused as error:
+            raise self._explain(error, size, " of page-locked memory") from None
+        whole.fill(0)
+        return whole[:size].view(kind).reshape(shape)
 
+    @abstractmethod
     def upload(self, target: int, source: int, size: int) -> None:
         """Queue a copy from page-locked host memory to the device."""
 
+    @abstractmethod
     def download(self, target: int, source: int, size: int) -> None:
         """Queue a copy from the device to page-locked host memory."""
 
+    @abstractmethod
     def move(self, target: int, source: int, size: int) -> None:
         """Queue a copy within the device."""
 
-    def event(self, *, blocking: bool) -> Any:
+    def event(self, *, blocking: bool) -> int:
         """Make an event without timing; ``blocking`` lets ``wait`` sleep instead of spin."""
+        self._use()
+        flags = _DISABLE_TIMING | (_BLOCKING_SYNC if blocking else 0)
+        # Callers get a number and no reference, so that close decides when the event is destroyed.
+        number = len(self._events)
+        self._events[number] = self._make_event(flags)
+        return number
 
-    def record(self, event: Any) -> None:
+    @abstractmethod
+    def record(self, event: int) -> None:
         """Queue the event behind everything on the stream."""
 
-    def done(self, event: Any) -> bool:
+    @abstractmethod
+    def done(self, event: int) -> bool:
         """Return whether everything before the event has run."""
 
-    def wait(self, event: Any) -> None:
+    @abstractmethod
+    def wait(self, event: int) -> None:
         """Wait until everything before the event has run."""
 
+    @abstractmethod
     def synchronize(self) -> None:
         """Wait for the whole stream."""
 
     def begin_capture(self) -> None:
         """Record what is queued from now on instead of running it (thread-local mode)."""
+        self._use()
+        self._driver.call("cuStreamBeginCapture_v2", self._handle, _THREAD_LOCAL)
 
-    def end_capture(self) -> Any:
+    def end_capture(self) -> ctypes.c_void_p:
         """Stop recording and return the graph, for ``launch``.
 
         A failed capture raises ``BackendError`` here, and the stream works again. Call it from the
         thread that called ``begin_capture``.
         """
+        self._use()
+        call, graph, runnable = self._driver.call, ctypes.c_void_p(), ctypes.c_void_p()
+        call("cuStreamEndCapture", self._handle, ctypes.byref(graph))
+        try:
+            no_flags = ctypes.c_ulonglong(0)
+            call("cuGraphInstantiateWithFlags", ctypes.byref(runnable), graph, no_flags)
+        finally:
+            call("cuGraphDestroy", graph)
+        self._own(call, "cuGraphExecDestroy", runnable)
+        return runnable
 
-    def launch(self, graph: Any) -> None:
+    def launch(self, graph: ctypes.c_void_p) -> None:
         """Queue a graph on the stream."""
+        self._use()
+        self._driver.call("cuGraphLaunch", graph, self._handle)
 
+    @abstractmethod
     def free_memory(self) -> int:
         """Return the number of bytes free on the device."""
 
@@ -81,3 +155,65 @@ class Cuda(Protocol):
         Never raises: what cannot be freed stays until the process ends. The context that was
         current when the device was opened becomes current again.
         """
+        if self._closed:
+            return
+        # After a fault on the GPU every call fails. The first failed call has raised already, and
+        # an error from here would only hide it.
+        with suppress(Refused):
+            self._driver.make_current(self._context)
+        with suppress(Refused):
+            if hasattr(self, "_handle"):  # missing when opening failed
+                with suppress(Refused):  # fails where no capture is running, the usual case
+                    self.end_capture()
+                self.synchronize()
+        self._closed = True
+        with suppress(Refused):
+            self._free()
+        with suppress(Refused):
+            self._release()
+        with suppress(Refused):
+            mine = threading.get_ident() == self._thread
+            self._driver.make_current(self._previous if mine else 0)
+
+    def _use(self) -> None:
+        """Make the context current in the calling thread."""
+        if self._closed:
+            raise BackendError("CUDA: this device was closed; open it again")
+        self._driver.make_current(self._context)
+
+    def _own(self, free: Callable[..., Any], *arguments: Any) -> None:
+        self._owned.callback(free, *arguments)
+
+    def _explain(self, error: Refused, size: int, kind: str) -> BackendError:
+        if not error.out_of_memory:
+            return error
+        return BackendError(
+            f"{error}: expected {size / _MB:.1f} MB{kind}, free on the device "
+            f"{self.free_memory() / _MB:.1f} MB; close other programs or use a smaller --batch"
+        )
+
+    def _free(self) -> None:
+        """Free all but the context; one failure does not stop the rest."""
+        self._owned.close()
+
+    @abstractmethod
+    def _retain(self, index: int) -> int:
+        """Retain the primary context and return its handle."""
+
+    @abstractmethod
+    def _release(self) -> None:
+        """Undo ``_retain``, from any thread."""
+
+    @abstractmethod
+    def _make_stream(self) -> int:
+        """Make the stream and return its handle."""
+
+    @abstractmethod
+    def _device_memory(self, size: int) -> int: ...
+
+    @abstractmethod
+    def _host_memory(self, size: int) -> NDArray[np.uint8]:
+        """Allocate page-locked memory and return it as an array of bytes."""
+
+    @abstractmethod
+    def _make_event(self, flags: int) -> Any: ...

@@ -20,11 +20,7 @@ _BINDINGS = {
 
 
 def open_cuda(binding: str | None = None, device: int = 0) -> Cuda:
-    """Open a CUDA device with the binding asked for, or the first that works.
-
-    Args:
-        binding: ``pycuda`` or ``cuda-python``; None for pycuda where it works, else cuda-python.
-        device: index of the GPU.
+    """Open the GPU ``device`` with ``binding``; None for pycuda where it works, else cuda-python.
 
     Raises:
         UsageError: there is no such binding.

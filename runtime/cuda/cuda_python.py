@@ -9,27 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge.errors import BackendError
-from lgvit_edge.runtime.cuda.driver import NON_BLOCKING, Driver, OwnedCuda, Refused
+from lgvit_edge.runtime.cuda.api import NON_BLOCKING, Cuda
+from lgvit_edge.runtime.cuda.driver import Driver, Refused
 
 _NOT_READY = 600
 
 
-class CudaPython(OwnedCuda):
+class CudaPython(Cuda):
     """Implements ``Cuda`` with cuda-python."""
 
     name = "cuda-python"
 
     def __init__(self, driver: Driver, module: Any, index: int) -> None:
-        """Open a GPU.
-
-        Args:
-            driver: the driver's library, started.
-            module: ``cuda.bindings.driver``.
-            index: the GPU's.
-
-        Raises:
-            BackendError: there is no such GPU, or the driver refuses or is too old.
-        """
+        """Open GPU ``index`` through ``module``, the binding's driver API; see ``open_cuda``."""
         self._module = module
         try:
             self._call("cuInit", 0)
@@ -79,28 +71,6 @@ class CudaPython(OwnedCuda):
         """See ``Cuda.synchronize``."""
         self._use()
         self._call("cuStreamSynchronize", self._stream)
-
-    def begin_capture(self) -> None:
-        """See ``Cuda.begin_capture``."""
-        self._use()
-        mode = self._module.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        self._call("cuStreamBeginCapture", self._stream, mode)
-
-    def end_capture(self) -> Any:
-        """See ``Cuda.end_capture``."""
-        self._use()
-        graph = self._call("cuStreamEndCapture", self._stream)
-        try:
-            runnable = self._call("cuGraphInstantiate", graph, 0)
-        finally:
-            self._call("cuGraphDestroy", graph)
-        self._own(self._call, "cuGraphExecDestroy", runnable)
-        return runnable
-
-    def launch(self, graph: Any) -> None:
-        """See ``Cuda.launch``."""
-        self._use()
-        self._call("cuGraphLaunch", graph, self._stream)
 
     def free_memory(self) -> int:
         """See ``Cuda.free_memory``."""

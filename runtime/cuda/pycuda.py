@@ -1,7 +1,4 @@
-"""Implements the CUDA interface with pycuda.
-
-pycuda has no CUDA graphs: those go through the driver's library, on pycuda's stream.
-"""
+"""Implements the CUDA interface with pycuda."""
 
 from __future__ import annotations
 
@@ -14,25 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lgvit_edge.runtime.cuda.driver import NON_BLOCKING, THREAD_LOCAL, Driver, OwnedCuda, Refused
+from lgvit_edge.runtime.cuda.api import NON_BLOCKING, Cuda
+from lgvit_edge.runtime.cuda.driver import Driver, Refused
 
 
-class PyCuda(OwnedCuda):
+class PyCuda(Cuda):
     """Implements ``Cuda`` with pycuda."""
 
     name = "pycuda"
 
     def __init__(self, driver: Driver, module: Any, index: int) -> None:
-        """Open a GPU.
-
-        Args:
-            driver: the driver's library, started.
-            module: ``pycuda.driver``.
-            index: the GPU's.
-
-        Raises:
-            BackendError: there is no such GPU, or the driver refuses.
-        """
+        """Open GPU ``index`` through ``module``, the binding's driver API; see ``open_cuda``."""
         self._module = module
         self._call(module.init)
         super().__init__(driver, index)
@@ -72,36 +61,13 @@ class PyCuda(OwnedCuda):
         self._use()
         self._call(self._stream.synchronize)
 
-    def begin_capture(self) -> None:
-        """See ``Cuda.begin_capture``."""
-        self._use()
-        self._driver.call("cuStreamBeginCapture_v2", ctypes.c_void_p(self.stream), THREAD_LOCAL)
-
-    def end_capture(self) -> ctypes.c_void_p:
-        """See ``Cuda.end_capture``."""
-        self._use()
-        call, graph, runnable = self._driver.call, ctypes.c_void_p(), ctypes.c_void_p()
-        call("cuStreamEndCapture", ctypes.c_void_p(self.stream), ctypes.byref(graph))
-        try:
-            no_flags = ctypes.c_ulonglong(0)
-            call("cuGraphInstantiateWithFlags", ctypes.byref(runnable), graph, no_flags)
-        finally:
-            call("cuGraphDestroy", graph)
-        self._own(call, "cuGraphExecDestroy", runnable)
-        return runnable
-
-    def launch(self, graph: ctypes.c_void_p) -> None:
-        """See ``Cuda.launch``."""
-        self._use()
-        self._driver.call("cuGraphLaunch", graph, ctypes.c_void_p(self.stream))
-
     def free_memory(self) -> int:
         """See ``Cuda.free_memory``."""
         self._use()
         return int(self._call(self._module.mem_get_info)[0])
 
     def _retain(self, index: int) -> int:
-        self._handle = self._driver.handle(index)
+        self._device = self._driver.handle(index)
         self._primary = self._call(self._module.Device(index).retain_primary_context)
         return int(self._primary.handle)
 
@@ -112,7 +78,7 @@ class PyCuda(OwnedCuda):
         if threading.get_ident() == self._thread:
             self._driver.call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
         else:
-            self._driver.call("cuDevicePrimaryCtxRelease_v2", self._handle)
+            self._driver.call("cuDevicePrimaryCtxRelease_v2", self._device)
 
     def _free(self) -> None:
         with self._on_stack():
