@@ -56,7 +56,12 @@ def build(
     )
     with progress_bar("compiling") as progress:
         built = build_engines(
-            bundle, library=builder, options=options, force=force, progress=progress, note=_note
+            bundle,
+            library=builder,
+            options=options,
+            force=force,
+            progress=progress,
+            note=lambda text: print(f"note: {text}", file=sys.stderr),
         )
     if as_json:
         record = dataclasses.asdict(built.build) | {
@@ -68,7 +73,7 @@ def build(
         }
         print(json.dumps(record, indent=1))
     else:
-        _print_built(bundle, built)
+        print_built(bundle, built)
 
 
 def parse_capabilities(text: str | None) -> tuple[str, ...]:
@@ -76,12 +81,9 @@ def parse_capabilities(text: str | None) -> tuple[str, ...]:
     return () if text is None else tuple(part.strip() for part in text.split(","))
 
 
-def _note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)
-
-
-def _print_built(bundle: Path, built: Built) -> None:
-    record = built.build
+def print_built(bundle: Path, built: Built) -> None:
+    """Print which engines of a bundle were compiled, and whether they were run."""
+    record, bench = built.build, f"lgvit-edge bench --engines {quote(str(bundle))}"
     if not built.compiled:
         say(f"{built.folder}: all {len(record.engines)} engines are current; nothing to do")
     else:
@@ -101,9 +103,6 @@ def _print_built(bundle: Path, built: Built) -> None:
             "verified on this GPU, segments and baseline, against PyTorch's samples: "
             f"max |difference| {built.max_difference:.2g}"
         )
-        say(f"next: lgvit-edge bench --engines {quote(str(bundle))}")
+        say(f"next: {bench}")
     else:
-        say(
-            f"not run: {built.not_run}; on the device that runs them: "
-            f"lgvit-edge bench --engines {quote(str(bundle))} --backend tensorrt"
-        )
+        say(f"not run: {built.not_run}; on the device that runs them: {bench} --backend tensorrt")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lgvit_edge._support.terminal import console
-from lgvit_edge.cli.options import AsJson
+from lgvit_edge.cli.options import AsJson, show
 from lgvit_edge.errors import DataError
 
 
@@ -32,10 +30,7 @@ def compare(
 
     limit = None if fail_if_slower is None else parse_share(fail_if_slower)
     comparison = compare_records(records, force=force)
-    if as_json:
-        print(json.dumps(comparison, indent=1))
-    else:
-        print_comparison(comparison, console)
+    show(comparison, as_json, print_comparison)
     if limit is not None:
         slower = [row for row in comparison["rows"][1:] if row["time"] > 1 + limit]
         if slower:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,8 +10,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from lgvit_edge._support.terminal import console, table
-from lgvit_edge.cli.options import AsJson
+from lgvit_edge._support.terminal import table
+from lgvit_edge.cli.options import AsJson, show
 
 # One package of each set is enough. The two builds of onnxruntime install the same files.
 EITHER = ({"onnxruntime", "onnxruntime-gpu"}, {"pycuda", "cuda-bindings"})
@@ -27,11 +26,7 @@ def doctor(
     """Show what is installed, what can run here, what is missing, and which backends auto chose."""
     from lgvit_edge.runtime.examination import examine
 
-    report = examine(engines=engines)
-    if as_json:
-        print(json.dumps(report, indent=1))
-    else:
-        print_examination(report, console)
+    show(examine(engines=engines), as_json, print_examination)
 
 
 def print_examination(report: dict[str, Any], console: Console) -> None:
@@ -77,8 +72,8 @@ def _print_jetson(jetson: dict[str, Any], console: Console) -> None:
     def text(name: str) -> str:
         return "unknown" if jetson[name] is None else str(jetson[name])
 
-    clocks = {None: "unknown", True: "locked", False: "not locked"}[jetson["clocks_locked"]]
     console.print(f"[bold]{escape(text('model'))}[/]", highlight=False)
+    clocks = {None: "unknown", True: "locked", False: "not locked"}[jetson["clocks_locked"]]
     memory = "memory unknown"
     if jetson["available_gb"] is not None:
         memory = f"{jetson['available_gb']} of {text('memory_gb')} GB of memory available"
@@ -95,7 +90,6 @@ def _print_jetson(jetson: dict[str, Any], console: Console) -> None:
 
 
 def _print_choices(choices: list[dict[str, Any]], console: Console) -> None:
-    """Print which backend ``backend="auto"`` chose for each bundle on this machine."""
     from lgvit_edge.runtime.selection import OVERRIDE
 
     if chosen := os.environ.get(OVERRIDE):

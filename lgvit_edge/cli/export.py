@@ -9,9 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lgvit_edge._support.optional import require
 from lgvit_edge._support.terminal import console, progress_bar, say, table
-from lgvit_edge.cli.build import Capabilities, build, parse_capabilities
-from lgvit_edge.cli.options import Heads, ImageSize, Labels, parse_batch, read_labels
+from lgvit_edge.cli.build import Capabilities, parse_capabilities, print_built
+from lgvit_edge.cli.options import (
+    Heads,
+    ImageSize,
+    Labels,
+    labelled_images,
+    parse_batch,
+    read_labels,
+)
 from lgvit_edge.errors import MissingDependency, UsageError
 
 if TYPE_CHECKING:
@@ -90,11 +98,16 @@ def export(
     capability: Capabilities = None,
 ) -> None:
     """Export a trained LGViT as one verified graph per segment; for RTX, also compile engines."""
-    from lgvit_edge import policies
-    from lgvit_edge._support.optional import require
-
     require("torch", extra="export")
-    from lgvit_edge.export import BuilderOptions, ExportOptions, export_bundle, source
+    from lgvit_edge import policies
+    from lgvit_edge.export import (
+        BuilderOptions,
+        ExportOptions,
+        build_engines,
+        export_bundle,
+        source,
+    )
+    from lgvit_edge.images.labelled import evenly, unlabelled_images
     from lgvit_edge.machine.memory import peak_memory_mb
 
     if capability is not None and (target != "rtx" or not engines):
@@ -109,10 +122,9 @@ def export(
         policy=policies.parse(policy),
         jetpack=jetpack,
     )
+    builder = BuilderOptions(compute_capabilities=parse_capabilities(capability))
     if target == "rtx" and engines:
-        source.check_builder(
-            out, BuilderOptions(compute_capabilities=parse_capabilities(capability))
-        )
+        source.check_builder(out, builder)
     model = source.model_to_export(ckpt, arch=arch, exits=exits, heads=heads, image_size=image_size)
     if arch is not None:
         console.print(
@@ -126,15 +138,17 @@ def export(
             model,
             out,
             options,
-            images=source.images_to_compare(model, data, count=samples, labels=data_labels),
-            calibration=source.images_to_calibrate(calib, count=calib_images),
+            images=labelled_images(model.config, data, data_labels, samples) if data else (),
+            calibration=evenly(unlabelled_images(calib), calib_images) if calib else (),
             progress=lambda text, done, total: progress(done, total, text),
         )
     _report(out, manifest, sum(p.numel() for p in model.parameters()))
     say(f"took {time.perf_counter() - start:.0f} s, peak memory {peak_memory_mb() / 1e3:.2f} GB")
     if target == "rtx" and engines:
         say(f"compiling the engines; if interrupted, run: lgvit-edge build {quote(str(out))}")
-        build(out, capability=capability)
+        with progress_bar("compiling") as progress:
+            built = build_engines(out, options=builder, progress=progress)
+        print_built(out, built)
     elif target == "jetson":
         _check_for_jetson(out)
         say(
@@ -182,7 +196,7 @@ def _report(out: Path, manifest: Manifest, parameters: int) -> None:
 
 
 def _check_for_jetson(out: Path) -> None:
-    """Check that TensorRT can parse the graphs, which is all a workstation can check for Jetson."""
+    # All that a workstation can check.
     from lgvit_edge.export.tensorrt.build import check_graphs
 
     try:

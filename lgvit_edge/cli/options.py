@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from rich.console import Console
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from lgvit_edge._support.terminal import errors
+from lgvit_edge._support.terminal import console, errors
 from lgvit_edge.architecture.heads import head_choices
 from lgvit_edge.errors import DataError, LGViTEdgeError, UsageError
 from lgvit_edge.runtime.backends.registry import backends
 
 if TYPE_CHECKING:
+    from lgvit_edge.architecture.config import LGViTConfig
+    from lgvit_edge.bundle.manifest import Manifest
+    from lgvit_edge.images.labelled import LabelledImage
     from lgvit_edge.runtime import Session
 
 
@@ -27,8 +35,6 @@ def _values(field: str) -> str:
 
 
 _THREADED = ", ".join(backend.name for backend in backends() if "threads" in backend.options)
-
-
 # Filled in for the command that runs: describing policies loads NumPy, the root help loads little.
 _POLICIES = "{policies}"
 
@@ -63,29 +69,6 @@ Precision = Annotated[
         "the fastest one within the bundle's tolerance."
     ),
 ]
-# Only typed options are passed on, because a backend refuses options that it does not take.
-Wait = Annotated[
-    str | None,
-    typer.Option(
-        help="tensorrt: how the CPU waits for the GPU: spin (lowest latency, occupies a core), "
-        "block or hybrid. Default: hybrid."
-    ),
-]
-CudaGraphs = Annotated[
-    bool | None,
-    typer.Option(
-        "--cuda-graphs/--no-cuda-graphs",
-        help="tensorrt: replay segments as recorded CUDA graphs. Default: --cuda-graphs.",
-    ),
-]
-Speculate = Annotated[
-    bool | None,
-    typer.Option(
-        "--speculate/--no-speculate",
-        help="tensorrt: start the next segment before the exit is decided. Default: "
-        "--no-speculate.",
-    ),
-]
 Heads = Annotated[
     str | None,
     typer.Option(
@@ -109,6 +92,84 @@ Samples = Annotated[
     int | None, typer.Option(min=1, help="Number of images, spread evenly. Default: all.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a bundle is run; ``with_options`` makes an option of each field. None: not typed."""
+
+    threads: Threads = None
+    device: Device = None
+    backend: Backend = "auto"
+    precision: Precision = None
+    wait: Annotated[
+        str | None,
+        typer.Option(
+            help="tensorrt: how the CPU waits for the GPU: spin (lowest latency, occupies a core), "
+            "block or hybrid. Default: hybrid."
+        ),
+    ] = None
+    cuda_graphs: Annotated[
+        bool | None,
+        typer.Option(
+            "--cuda-graphs/--no-cuda-graphs",
+            help="tensorrt: replay segments as recorded CUDA graphs. Default: --cuda-graphs.",
+        ),
+    ] = None
+    speculate: Annotated[
+        bool | None,
+        typer.Option(
+            "--speculate/--no-speculate",
+            help="tensorrt: start the next segment before the exit is decided. Default: "
+            "--no-speculate.",
+        ),
+    ] = None
+
+    def open(self, engines: Path, policy: str | None, point: str | None) -> Session:
+        """Open the session that the options ask for.
+
+        Raises:
+            LGViTEdgeError: as ``Session.open`` does.
+        """
+        from lgvit_edge import policies
+        from lgvit_edge.runtime import Session, TensorRTOptions
+
+        # Only typed options are passed on, because a backend refuses options it does not take.
+        typed = {name: value for name, value in asdict(self).items() if value is not None}
+        names = ("wait", "cuda_graphs", "speculate")
+        tensorrt = {name: typed.pop(name) for name in names if name in typed}
+        return Session.open(
+            engines,
+            policy=None if policy is None else policies.parse(policy),
+            point=point,
+            tensorrt=TensorRTOptions(**tensorrt) if tensorrt else None,
+            **typed,
+        )
+
+
+def with_options(
+    command: Callable[..., None],
+    name: str = "run",
+    options: Sequence[inspect.Parameter] = (),
+    make: Callable[..., Any] = RunOptions,
+) -> Callable[..., None]:
+    """Replace the parameter ``name`` of a command by options from which ``make`` makes its value.
+
+    Without ``options``, by those of ``make``.
+    """
+    options = options or list(inspect.signature(make, eval_str=True).parameters.values())
+    own = inspect.signature(command, eval_str=True).parameters.values()
+    every = [option for p in own for option in (options if p.name == name else [p])]
+
+    @functools.wraps(command)
+    def parsed(**values: Any) -> None:
+        fields = {option.name: values.pop(option.name) for option in options}
+        command(**values, **{name: make(**fields)})
+
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in every]
+    parsed.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    parsed.__annotations__ = {p.name: p.annotation for p in parameters}
+    return parsed
 
 
 class _Interrupted(Exception):
@@ -164,10 +225,7 @@ def _fail(message: str, status: int) -> NoReturn:
 
 
 def check_folders(files: dict[str, Path | None]) -> None:
-    """Check before long work that output files can be written.
-
-    Args:
-        files: output files by option.
+    """Check before long work that output files, by option, can be written.
 
     Raises:
         UsageError: a file's folder is missing, or the file is itself a folder.
@@ -224,35 +282,25 @@ def read_labels(path: Path, count: int) -> tuple[str, ...]:
     return names
 
 
-def open_session(
-    engines: Path,
-    policy: str | None,
-    point: str | None,
-    threads: int | None,
-    device: str | None,
-    backend: str,
-    precision: str | None,
-    wait: str | None,
-    cuda_graphs: bool | None,
-    speculate: bool | None,
-) -> Session:
-    """Open the session that a command's options ask for; None means not typed.
+def labelled_images(
+    about: Manifest | LGViTConfig, data: Path, labels: Path | None, count: int | None
+) -> Sequence[LabelledImage]:
+    """Return ``count`` images of ``--data``, spread evenly, with the classes of a model or bundle.
 
     Raises:
-        LGViTEdgeError: as ``Session.open`` does.
+        DataError: as ``find_images`` does.
     """
-    from lgvit_edge import policies
-    from lgvit_edge.runtime import Session, TensorRTOptions
+    from lgvit_edge.images.labelled import evenly, find_images
 
-    options = {"wait": wait, "cuda_graphs": cuda_graphs, "speculate": speculate}
-    typed: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    return Session.open(
-        engines,
-        backend=backend,
-        policy=None if policy is None else policies.parse(policy),
-        point=point,
-        threads=threads,
-        device=device,
-        precision=precision,
-        tensorrt=TensorRTOptions(**typed) if typed else None,
-    )
+    images = find_images(data, num_classes=about.num_classes, names=about.labels, labels=labels)
+    return evenly(images, count)
+
+
+def show(
+    record: dict[str, Any], as_json: bool, printed: Callable[[dict[str, Any], Console], None]
+) -> None:
+    """Print a record as JSON, or as ``printed`` shows it to people."""
+    if as_json:
+        print(json.dumps(record, indent=1))
+    else:
+        printed(record, console)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -11,34 +10,26 @@ from typing import Annotated, Any
 
 import typer
 
+from lgvit_edge._support.optional import require
 from lgvit_edge._support.terminal import console, say
-from lgvit_edge.cli.options import Heads, ImageSize
+from lgvit_edge.cli.options import Heads, ImageSize, with_options
 from lgvit_edge.errors import UsageError
 from lgvit_edge.training.settings import Setting, TrainingConfig, settings
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Add an option to a command for every field of ``TrainingConfig``.
+    """Add an option to a command for every field of ``TrainingConfig``, the parameter ``config``.
 
-    The command receives the resulting ``config``. Default, bounds, help and group of an option come
-    from the field.
+    Default, bounds, help and group of an option come from the field.
     """
-    own = inspect.signature(command, eval_str=True).parameters
-    options = [_option(*setting) for setting in settings()]
 
-    @functools.wraps(command)
-    def parsed(**values: Any) -> None:
-        fields: dict[str, Any] = {}
+    def make(**fields: Any) -> TrainingConfig:
         for name, _, default in settings():
-            fields[name] = values.pop(name)
             if isinstance(default, tuple):
                 fields[name] = _pair(name, fields[name], type(default[0]))
-        command(**values, config=TrainingConfig(**fields))
+        return TrainingConfig(**fields)
 
-    parameters = [p for p in own.values() if p.name != "config"] + options
-    parsed.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    parsed.__annotations__ = {p.name: p.annotation for p in parameters}
-    return parsed
+    return with_options(command, "config", [_option(*setting) for setting in settings()], make)
 
 
 def _option(name: str, about: Setting, default: Any) -> inspect.Parameter:
@@ -56,7 +47,6 @@ def _option(name: str, about: Setting, default: Any) -> inspect.Parameter:
 
 
 def _pair(name: str, text: str, kind: Callable[[str], float]) -> tuple[float, ...]:
-    """Parse the values of stage 1 and stage 2 from one or two numbers."""
     try:
         values = [kind(part) for part in text.split(",")]
     except ValueError:
@@ -117,8 +107,6 @@ def train(
     config: TrainingConfig,
 ) -> None:
     """Train an LGViT from a backbone and a folder of images."""
-    from lgvit_edge._support.optional import require
-
     require("torch", extra="train")
     from lgvit_edge.training.run import train_from_folder
     from lgvit_edge.training.team import join

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lgvit_edge._support.files import replacing, write_json
+from lgvit_edge._support.optional import require
 from lgvit_edge._support.terminal import console, progress_bar, say
 from lgvit_edge.bundle.points import check_name
 from lgvit_edge.cli.options import (
@@ -18,6 +20,7 @@ from lgvit_edge.cli.options import (
     Samples,
     Threads,
     check_folders,
+    labelled_images,
 )
 from lgvit_edge.errors import DataError, UsageError
 
@@ -95,8 +98,6 @@ def tune(
     Times are measured on this machine, so run it on the device. Without a goal, the points fast,
     balanced and accurate are stored.
     """
-    from lgvit_edge._support.files import replacing, write_json
-    from lgvit_edge._support.optional import require
     from lgvit_edge.bundle.directory import add_points, open_bundle
     from lgvit_edge.tuning import Goal, TuneOptions
     from lgvit_edge.tuning import tune as search
@@ -166,18 +167,12 @@ def tune(
 def _collect(
     session: Session, data: Path, labels: Path | None, samples: int | None, file: Path
 ) -> Recording:
-    from lgvit_edge.images.labelled import evenly, find_images
     from lgvit_edge.tuning import collect
 
-    images = find_images(
-        data,
-        num_classes=session.manifest.num_classes,
-        names=session.manifest.labels,
-        labels=labels,
-    )
+    images = labelled_images(session.manifest, data, labels, samples)
     say(f"logits and times are stored in {file}; if interrupted, run the same command again")
     with progress_bar("all exits") as progress:
-        recording = collect(session, evenly(images, samples), file, progress=progress)
+        recording = collect(session, images, file, progress=progress)
     if unreadable := len(recording.rows) - len(recording.usable):
         say(f"{unreadable} files are not readable images and were left out")
     return recording
