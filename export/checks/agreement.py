@@ -98,12 +98,8 @@ def judge(
 
 def _accuracy(logits: Logits, images: Sequence[LabelledImage]) -> float | None:
     """Return top-1 of the final classifier over the images that have a class."""
-    answers = logits[:, -1].argmax(axis=-1)
-    correct = [
-        answer == image.class_index
-        for answer, image in zip(answers, images, strict=True)
-        if image.class_index is not None
-    ]
+    pairs = zip(logits[:, -1].argmax(axis=-1), [i.class_index for i in images], strict=True)
+    correct = [answer == index for answer, index in pairs if index is not None]
     return float(np.mean(correct)) if correct else None
 
 

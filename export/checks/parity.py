@@ -34,8 +34,7 @@ _HIDDEN_SLACK = {"fp32": 10.0, "fp16": 1.0, "int8": float("inf")}
 def sample_images(config: LGViTConfig, input: str) -> tuple[NDArray[Any], Tensor]:
     """Make seeded random images: network input for the bundle, and normalised for PyTorch.
 
-    Returns:
-        ``[n, H, W, 3] uint8`` or ``[n, 3, H, W] float32``, and ``[n, 3, H, W] float32``.
+    That is ``[n, H, W, 3] uint8`` or ``[n, 3, H, W] float32``, and ``[n, 3, H, W] float32``.
     """
     side = config.image_size
     rng = np.random.default_rng(0)
@@ -60,26 +59,16 @@ class ChainCheck:
         images: NDArray[Any],
         expected: NDArray[np.float32],
         precision: str,
-        tolerance: float | None = None,
+        tolerance: float | None,
     ) -> None:
-        """Start with the images, before segment 0.
-
-        Args:
-            images: network input of segment 0.
-            expected: ``[n, M + 1, C] float32`` from ``LGViT.exit_logits``.
-            precision: of the graphs, which decides how much may differ.
-            tolerance: on logits, see ``difference``; None for the precision's usual one.
-        """
+        # The input of segment 0, and ``exit_logits`` [n, M + 1, C] of it.
         self._expected, self._slack = expected, _HIDDEN_SLACK[precision]
         self.tolerance = tolerance or TOLERANCE[precision]
         self._torch = torch.from_numpy(images)
         self._chain = images
 
     def segment(self, index: int, path: Path, graph: GraphSpec, module: nn.Module) -> float:
-        """Check segment ``index`` and move on to the next.
-
-        Returns:
-            The largest difference in its logits.
+        """Check segment ``index``, return the largest difference in its logits, and move on.
 
         Raises:
             ParityError: beyond the tolerance; names the segment and the tensor.

@@ -38,7 +38,6 @@ class BuilderOptions:
     compute_capabilities: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse values that no library takes."""
         level = self.optimization_level
         if level is not None and not 0 <= level <= 5:
             raise UsageError(f"the optimization level must be 0 to 5, found {level}")
@@ -48,14 +47,9 @@ class BuilderOptions:
 
 @dataclass(frozen=True)
 class BuildTask:
-    """Describes one graph to compile.
+    """Describes one graph to compile: the file ``onnx``, with weights beside it, and what it holds.
 
-    Attributes:
-        onnx: the graph's file, weights beside it.
-        graph: its description in the manifest.
-        dtype: of matrix products, those between quantized layers too.
-        quantized: whether some of it is int8.
-        batch: smallest, usual and largest batch.
+    ``dtype`` is that of matrix products, those between quantized layers too.
     """
 
     onnx: Path
@@ -66,22 +60,18 @@ class BuildTask:
 
 
 class EngineBuilder:
-    """Compiles graphs with one library, and passes its timing cache from one to the next."""
+    """Compiles graphs with one library, and passes its timing cache from one to the next.
+
+    The first cache is that of an earlier run with this GPU and version. It is not used for RTX,
+    which would then need a GPU to build.
+
+    Raises:
+        UsageError: RTX does not know a compute capability, or the library is not RTX.
+    """
 
     def __init__(
         self, trt: TensorRT, options: BuilderOptions, *, timing_cache: bytes = b""
     ) -> None:
-        """Check the options against the library.
-
-        Args:
-            trt: the library.
-            options: for every graph.
-            timing_cache: of an earlier run with this GPU and version. Not used for RTX, which would
-                then need a GPU to build.
-
-        Raises:
-            UsageError: RTX does not know a compute capability, or the library is not RTX.
-        """
         self._trt, self._options = trt, options
         self.timing_cache = timing_cache
         self._capabilities = self._named_capabilities()
@@ -89,9 +79,7 @@ class EngineBuilder:
     def build(self, task: BuildTask, *, progress: Progress = lambda text: None) -> bytes:
         """Compile a graph and return the engine as bytes.
 
-        Args:
-            task: the graph.
-            progress: called with the name of TensorRT's present phase, from another thread.
+        ``progress`` is called with the name of TensorRT's present phase, from another thread.
 
         Raises:
             BuildError: the graph is refused, or the engine is not what was asked for.
@@ -174,7 +162,11 @@ class _Job:
     def parse(self) -> tuple[Any, Any]:
         """Return the builder and the parsed network, after checking the network."""
         builder = self.trt.make("Builder")
-        network = builder.create_network(self._network_flags())
+        flags = self.module.NetworkDefinitionCreationFlag
+        # TensorRT 11 no longer has the first, and 8 does not have the second yet.
+        wanted = ("EXPLICIT_BATCH", "STRONGLY_TYPED")
+        bits = [1 << int(getattr(flags, name)) for name in wanted if hasattr(flags, name)]
+        network = builder.create_network(sum(bits))
         parser = self.module.OnnxParser(network, self.trt.logger)
         self.parser = parser  # it owns the network's weights
         if not parser.parse_from_file(str(self.task.onnx)):
@@ -187,29 +179,20 @@ class _Job:
 
     def _build(self) -> bytes:
         builder, network = self.parse()
-        config = builder.create_builder_config()
-        self._configure(builder, network, config)
+        config = self._configured(builder, network)
         plan = builder.build_serialized_network(network, config)
         if plan is None:
             if self.cancelled:
                 raise KeyboardInterrupt
             raise self._failed("it cannot compile the graph")
-        if not self.trt.is_rtx:
-            cache = config.get_timing_cache()
-            if cache is not None:
-                self.owner.timing_cache = bytes(cache.serialize())
+        if not self.trt.is_rtx and (cache := config.get_timing_cache()) is not None:
+            self.owner.timing_cache = bytes(cache.serialize())
         data = bytes(plan)
         self._inspect(data)
         return data
 
-    def _network_flags(self) -> int:
-        flags = self.module.NetworkDefinitionCreationFlag
-        # TensorRT 11 no longer has the first, and 8 does not have the second yet.
-        wanted = ("EXPLICIT_BATCH", "STRONGLY_TYPED")
-        return sum(1 << int(getattr(flags, name)) for name in wanted if hasattr(flags, name))
-
-    def _configure(self, builder: Any, network: Any, config: Any) -> None:
-        trt, options = self.module, self.owner._options
+    def _configured(self, builder: Any, network: Any) -> Any:
+        trt, options, config = self.module, self.owner._options, builder.create_builder_config()
         # Auxiliary streams do not help a batch-1 chain; they take memory and break captures.
         config.max_aux_streams = 0
         config.clear_flag(trt.BuilderFlag.TF32)  # on by default, and less exact than float32
@@ -225,9 +208,9 @@ class _Job:
             spec = self.task.graph.inputs[0]
             profile.set_shape(spec.name, *(spec.for_batch(size) for size in self.task.batch))
             config.add_optimization_profile(profile)
-        if self.owner._capabilities:
-            config.num_compute_capabilities = len(self.owner._capabilities)
-            for i, capability in enumerate(self.owner._capabilities):
+        if capabilities := self.owner._capabilities:
+            config.num_compute_capabilities = len(capabilities)
+            for i, capability in enumerate(capabilities):
                 config.set_compute_capability(capability, i)
         if not self.trt.is_rtx:
             cache = config.create_timing_cache(self.owner.timing_cache)
@@ -238,6 +221,7 @@ class _Job:
         if hasattr(trt, "IProgressMonitor"):
             self.monitor = _monitor(trt, self)  # TensorRT keeps no reference of its own
             config.progress_monitor = self.monitor
+        return config
 
     def _constrain(self, network: Any, config: Any) -> None:
         """Set the precision of TensorRT 8 by flags, with float32 where float16 is too coarse."""
@@ -255,10 +239,8 @@ class _Job:
         config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
         for i in range(network.num_layers):
             layer = network.get_layer(i)
-            floats = layer.num_outputs and layer.get_output(0).dtype in (
-                trt.DataType.FLOAT,
-                trt.DataType.HALF,
-            )
+            types = (trt.DataType.FLOAT, trt.DataType.HALF)
+            floats = layer.num_outputs and layer.get_output(0).dtype in types
             if layer.type.name in _WEAK_FLOAT and floats:
                 layer.precision = trt.DataType.FLOAT
 

@@ -14,11 +14,7 @@ _PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION", "FULLY_CONNECTED")
 
 
 def check_tensors(trt: TensorRT, network: Any, graph: GraphSpec) -> None:
-    """Check that a network's inputs and outputs are the manifest's in name, dtype and shape.
-
-    Raises:
-        BuildError: they are not.
-    """
+    """Raise ``BuildError`` unless inputs and outputs are the manifest's: name, dtype and shape."""
     tensors = [network.get_input(i) for i in range(network.num_inputs)]
     tensors += [network.get_output(i) for i in range(network.num_outputs)]
     have = [(t.name, trt.dtype(t.dtype), tuple(t.shape)) for t in tensors]

@@ -26,14 +26,9 @@ _NAME = re.compile(r"[A-Za-z0-9_.+-]{1,120}")
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """The file of one engine and the graph it was compiled from.
+    """One engine, a plain TensorRT plan beside ``build.json``, and the graph's hash.
 
-    Attributes:
-        file: name beside ``build.json``; a plain TensorRT plan.
-        sha256: hash of the file.
-        onnx_sha256: hash of the graph.
-        bytes: size of the file.
-        seconds: time that compiling took.
+    ``seconds`` is the time that compiling took.
     """
 
     file: str
@@ -43,7 +38,6 @@ class EngineSpec:
     seconds: float
 
     def __post_init__(self) -> None:
-        """Refuse names that could leave the folder."""
         if not _NAME.fullmatch(self.file) or self.file.startswith("."):
             raise ValueError(f"engine file {self.file!r} must be a plain name")
 
@@ -53,20 +47,18 @@ class Build:
     """The record ``build.json``: all engines of one build, and what they were compiled for.
 
     Attributes:
-        schema_version: of this layout.
         library: ``tensorrt`` or ``tensorrt-rtx``.
         version: of the library; engines of another one do not load.
         platform: system and processor, such as ``linux-aarch64``.
         gpu: the GPU that engines were tuned on; None if none was needed (RTX).
         multiprocessors: number in that GPU.
         compute_capabilities: those the engines run on; empty for the library's own choice (RTX).
-        precision: precision of the graphs.
         batch: smallest, usual and largest batch.
         weights_sha256: hashes of the graphs' weight files.
         workspace: limit of the builder's scratch memory in bytes, if one was set.
         optimization_level: 0 to 5, if one was set.
         engines: by graph: ``segment_0``..., ``baseline``.
-        warnings: TensorRT's warnings.
+        warnings: TensorRT's.
     """
 
     schema_version: int
@@ -85,7 +77,6 @@ class Build:
     warnings: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        """Refuse values that no build writes."""
         if self.library not in MODULES:
             raise ValueError(f"library must be one of {', '.join(MODULES)}: {self.library!r}")
         if (self.gpu is None) != (self.multiprocessors is None):
@@ -125,8 +116,8 @@ def platform_name() -> str:
 
 def graphs_of(bundle: Bundle) -> dict[str, GraphSpec]:
     """Return every graph of a bundle by its engine's name, segments first."""
-    segments = {f"segment_{i}": s.spec for i, s in enumerate(bundle.manifest.segments)}
-    return segments | {"baseline": bundle.manifest.baseline}
+    *segments, baseline = bundle.manifest.graphs
+    return {f"segment_{i}": spec for i, spec in enumerate(segments)} | {"baseline": baseline}
 
 
 def write_build(folder: Path, build: Build) -> None:

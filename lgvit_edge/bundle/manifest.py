@@ -38,7 +38,6 @@ class FileSpec:
     sha256: str
 
     def __post_init__(self) -> None:
-        """Refuse names that could leave the bundle."""
         parts = self.file.split("/")
         unsafe = "\\" in self.file or ":" in self.file or not self.file.isprintable()
         if unsafe or any(p in ("", ".", "..") for p in parts):
@@ -49,20 +48,13 @@ class FileSpec:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output tensor of a graph.
-
-    Attributes:
-        name: name in the graph.
-        dtype: one of ``DTYPES``.
-        shape: sizes, -1 first if the batch is dynamic.
-    """
+    """An input or output tensor of a graph: its sizes, -1 first if the batch is dynamic."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        """Refuse unknown types and shapes too large to allocate."""
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, found {self.dtype!r}")
         sizes = self.shape[1:] if self.shape[:1] == (-1,) else self.shape
@@ -81,7 +73,6 @@ class GraphSpec:
     """One ONNX graph: its file, tensors and cost per image.
 
     Attributes:
-        graph: the ONNX file.
         inputs: one tensor, ``image`` or ``hidden``.
         outputs: ``hidden`` (all but the last segment), then ``logits`` [B, C] float32.
         macs: multiply-accumulates for one image.
@@ -95,7 +86,6 @@ class GraphSpec:
     parameters: int
 
     def __post_init__(self) -> None:
-        """Refuse graphs that the chain could not run."""
         if len(self.inputs) != 1 or len(self.outputs) not in (1, 2):
             raise ValueError("a graph has one input and one or two outputs")
         if len(self.logits.shape) != 2 or self.logits.dtype != "float32":
@@ -111,13 +101,10 @@ class GraphSpec:
 
 @dataclass(frozen=True)
 class SegmentSpec:
-    """One segment of the chain: its graph, blocks and head.
+    """One segment of the chain: its graph, blocks (1-based, inclusive) and head.
 
     Attributes:
-        spec: the segment's graph.
-        first_block: 1-based, inclusive.
-        last_block: 1-based, inclusive; the exit follows it.
-        head: one of ``lgvit_edge.architecture.config.HEAD_SIZES``, or ``final``.
+        head: a kind of ``HEAD_KINDS``, or ``final``.
         head_macs: the head's share of the MACs; None in the last segment, whose classifier is also
             the baseline's.
     """
@@ -149,7 +136,7 @@ class Calibration:
     """The calibration that int8 scales were computed from.
 
     Attributes:
-        images: number of calibration images.
+        images: how many there were.
         sha256: hash over the content of the image files, in order.
         method: rule that computes scales from the observed values.
         blocks: blocks whose MLPs are quantized, 1-based.
@@ -166,7 +153,7 @@ class Agreement:
     """A comparison of the exported chain with the float32 model on real images.
 
     Attributes:
-        images: number of images.
+        images: how many there were.
         sha256: hash over the content of the image files, in order.
         policy: exit policy of both, as ``lgvit_edge.policies.rules`` writes it.
         accuracy: top-1 of the exported final classifier, 0..1; None without labels.
@@ -191,25 +178,17 @@ class Manifest:
     """The content of a bundle's ``manifest.json``.
 
     Attributes:
-        schema_version: version of this layout.
-        family: family of the backbone.
         image_size: side of the network's input, in pixels.
         labels: class names, or empty.
         input: ``uint8`` (NHWC RGB, normalised inside segment 0) or ``float32`` (NCHW, normalised).
         batch: smallest, usual and largest batch.
-        preprocess: settings that turn an image into the input.
         segments: in order; segment i ends in exit i + 1, the last in the final classifier.
-        baseline: the backbone without exits.
-        weights: weight files of the graphs.
-        parity: result of the check at export.
         policy: default exit policy, as ``Policy.to_json`` writes it.
         precision: of the graphs: ``fp32``, ``fp16``, or ``int8`` for the blocks' linear layers.
         fp32_islands: operations that stay in float32 inside graphs of lower precision.
-        calibration: calibration of int8 scales.
         agreement: agreement with float32, if the export compared them on real images.
-        opset: ONNX opset of the graphs.
         target: kind of device that the bundle is for.
-        versions: versions of the packages that wrote it.
+        versions: of the packages that wrote it.
         points: operating points from tuning, by name.
     """
 
@@ -235,13 +214,13 @@ class Manifest:
     points: dict[str, OperatingPoint]
 
     def __post_init__(self) -> None:
-        """Refuse chains that do not fit together."""
         for name, point in self.points.items():
             check_name(name)
             if len(point.shares) != len(self.segments):
                 raise ValueError(f"point {name!r} must have one share per exit and the final one")
         low, usual, high = self.batch
-        logits = {s.spec.logits.shape[1:] for s in self.segments} | {self.baseline.logits.shape[1:]}
+        labels, classes = len(self.labels), self.num_classes
+        logits = {graph.logits.shape[1:] for graph in self.graphs}
         checks = [
             (self.input in ("uint8", "float32"), f"input must be uint8 or float32: {self.input!r}"),
             (self.target in TARGETS, f"target must be one of {TARGETS}: {self.target!r}"),
@@ -263,10 +242,7 @@ class Manifest:
             (self._fed(), "segment 0 and the baseline must take images as the manifest says"),
             (self._counted(), "segments must cover blocks 1, 2, ... without gaps"),
             (self._chained(), "each segment's hidden output must be the next one's input"),
-            (
-                len(self.labels) in (0, self.baseline.logits.shape[-1]),
-                f"expected {self.baseline.logits.shape[-1]} labels, found {len(self.labels)}",
-            ),
+            (labels in (0, classes), f"expected {classes} labels, found {labels}"),
             (1 <= self.image_size <= self.preprocess.resize, "image_size must fit resize"),
         ]
         faults = [fault for good, fault in checks if not good]
@@ -275,27 +251,24 @@ class Manifest:
 
     def _batched(self) -> bool:
         size = 1 if self.batch[2] == 1 else -1
-        graphs = [self.baseline, *(segment.spec for segment in self.segments)]
-        return all(t.shape[0] == size for g in graphs for t in (*g.inputs, *g.outputs))
+        return all(t.shape[0] == size for g in self.graphs for t in (*g.inputs, *g.outputs))
 
     def _fed(self) -> bool:
         side = self.image_size
         image = {"uint8": (side, side, 3), "float32": (3, side, side)}.get(self.input)
-        graphs = [self.baseline, *(segment.spec for segment in self.segments[:1])]
-        return all(
-            (g.inputs[0].dtype, g.inputs[0].shape[1:]) == (self.input, image) for g in graphs
-        )
+        first = [graph.inputs[0] for graph in (self.graphs[0], self.baseline)]
+        return all((tensor.dtype, tensor.shape[1:]) == (self.input, image) for tensor in first)
 
     def _counted(self) -> bool:
-        ends = [0, *(segment.last_block for segment in self.segments)]
-        starts = [segment.first_block for segment in self.segments]
-        return all(
-            start == before + 1 <= end
-            for start, before, end in zip(starts, ends, ends[1:], strict=False)
-        )
+        before = 0
+        for segment in self.segments:
+            if not segment.first_block == before + 1 <= segment.last_block:
+                return False
+            before = segment.last_block
+        return True
 
     def _chained(self) -> bool:
-        specs = [segment.spec for segment in self.segments]
+        specs = self.graphs[:-1]
         follows = all(
             len(a.outputs) == 2
             and (a.outputs[0].dtype, a.outputs[0].shape) == (b.inputs[0].dtype, b.inputs[0].shape)
@@ -303,6 +276,11 @@ class Manifest:
         )
         starts = bool(specs) and specs[0].inputs[0].shape[1:] == self.baseline.inputs[0].shape[1:]
         return follows and starts and len(specs[-1].outputs) == 1
+
+    @property
+    def graphs(self) -> list[GraphSpec]:
+        """Return all graphs, segments first, then the baseline."""
+        return [*(segment.spec for segment in self.segments), self.baseline]
 
     @property
     def hidden_dtype(self) -> str:
@@ -334,8 +312,7 @@ class Manifest:
 
     def files(self) -> list[FileSpec]:
         """Return every file that the manifest lists with its hash."""
-        graphs = [segment.spec.graph for segment in self.segments]
-        return [*graphs, self.baseline.graph, *self.weights, self.parity.samples]
+        return [*(g.graph for g in self.graphs), *self.weights, self.parity.samples]
 
     @property
     def identity(self) -> str:

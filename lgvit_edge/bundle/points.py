@@ -15,11 +15,7 @@ ASSUMPTION = (
 
 
 def check_name(name: str) -> None:
-    """Refuse names of operating points that are hard to type.
-
-    Raises:
-        ValueError: the name has other characters than letters, digits, ``-``, ``_`` and ``.``.
-    """
+    """Raise ``ValueError`` for names of operating points that are hard to type."""
     if not _NAME.fullmatch(name):
         raise ValueError(
             f"the name of an operating point must be letters, digits, '-', '_' or '.', 64 at most, "
@@ -49,7 +45,6 @@ class Guarantee:
     data_sha256: str
 
     def __post_init__(self) -> None:
-        """Refuse values that certify nothing."""
         if not (0 < self.risk < 1 and 0 < self.delta < 1):
             raise ValueError("risk and delta must lie between 0 and 1")
         if not 0 <= self.errors <= self.images:
@@ -62,17 +57,14 @@ class OperatingPoint:
 
     Attributes:
         policy: as ``lgvit_edge.policies.rules`` writes it.
-        accuracy: top-1 of the chain, 0..1.
-        baseline_accuracy: top-1 of the model without exits.
-        macs: mean per image.
-        macs_speedup: speed-up over the baseline, in MACs.
+        accuracy: top-1 of the chain, 0..1; ``baseline_accuracy``: of the model without exits.
+        macs: mean per image; ``macs_speedup``: the baseline's over it.
         latency_ms: mean from decoded frame to label, from measured segment times.
         baseline_latency_ms: the baseline's mean, measured in the same run.
         shares: share of images per exit, the final classifier last.
         images: number of images behind these figures.
         data_sha256: hash over the content of the image files, in order.
         device: device that times were measured on.
-        goal: the goal of the search.
         guarantee: a bound on wrong answers, if one was asked for.
     """
 
@@ -91,7 +83,6 @@ class OperatingPoint:
     guarantee: Guarantee | None
 
     def __post_init__(self) -> None:
-        """Refuse figures that no measurement gives."""
         shares = (self.accuracy, self.baseline_accuracy, *self.shares)
         sizes = (self.macs, self.macs_speedup, self.latency_ms, self.baseline_latency_ms)
         if not all(0 <= share <= 1 for share in shares):
