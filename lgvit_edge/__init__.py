@@ -54,49 +54,15 @@ if TYPE_CHECKING:
     from lgvit_edge.tuning.tune import TuneOptions, tune
 
 __version__ = "0.1.0"
-__all__ = [
-    "BackendError",
-    "BuildError",
-    "BuilderOptions",
-    "BundleError",
-    "CheckpointError",
-    "Confidence",
-    "ConfigError",
-    "DataError",
-    "Ensemble",
-    "Entropy",
-    "ExportError",
-    "ExportOptions",
-    "FixedExit",
-    "Goal",
-    "LGViTEdgeError",
-    "MissingDependency",
-    "Never",
-    "ParityError",
-    "Patience",
-    "PatientConfidence",
-    "Policy",
-    "Result",
-    "Session",
-    "Statistics",
-    "StreamError",
-    "TargetRate",
-    "TensorRTOptions",
-    "TrainingConfig",
-    "TrainingError",
-    "TuneOptions",
-    "TuningError",
-    "UsageError",
-    "__version__",
-    "build_engines",
-    "collect",
-    "export_bundle",
-    "load_checkpoint",
-    "load_rgb",
-    "register_backend",
-    "train",
-    "tune",
-]
+__all__ = ["__version__", "load_checkpoint", "load_rgb", "register_backend"]
+__all__ += ["Result", "Session", "Statistics", "StreamError", "TargetRate", "TensorRTOptions"]
+__all__ += ["Confidence", "Ensemble", "Entropy", "FixedExit", "Never", "Patience"]
+__all__ += ["PatientConfidence", "Policy", "TrainingConfig", "train"]
+__all__ += ["Goal", "TuneOptions", "collect", "tune"]
+__all__ += ["BuilderOptions", "ExportOptions", "build_engines", "export_bundle"]
+__all__ += ["BackendError", "BuildError", "BundleError", "CheckpointError", "ConfigError"]
+__all__ += ["DataError", "ExportError", "LGViTEdgeError", "MissingDependency", "ParityError"]
+__all__ += ["TrainingError", "TuningError", "UsageError"]
 
 __getattr__, __dir__ = lazily(
     __name__,
@@ -105,23 +71,12 @@ __getattr__, __dir__ = lazily(
         "lgvit_edge.images.preprocess": ("load_rgb",),
         "lgvit_edge.model": ("load_checkpoint",),
         "lgvit_edge.policies": (
-            "Confidence",
-            "Ensemble",
-            "Entropy",
-            "FixedExit",
-            "Never",
-            "Patience",
-            "PatientConfidence",
-            "Policy",
+            *("Confidence", "Ensemble", "Entropy", "FixedExit", "Never", "Patience"),
+            *("PatientConfidence", "Policy"),
         ),
         "lgvit_edge.runtime": (
-            "Result",
-            "Session",
-            "Statistics",
-            "StreamError",
-            "TargetRate",
-            "TensorRTOptions",
-            "register_backend",
+            *("Result", "Session", "Statistics", "StreamError", "TargetRate"),
+            *("TensorRTOptions", "register_backend"),
         ),
         "lgvit_edge.training": ("TrainingConfig", "train"),
         "lgvit_edge.tuning.collect": ("collect",),

@@ -12,7 +12,6 @@ class BlockConfig:
     Attributes:
         dim: width D of its output.
         grid: side of its output's map of patch tokens; N = grid^2.
-        num_heads: attention heads.
         intermediate_size: width of its MLP.
         window: side of its attention windows; 0 if every token attends to every other.
         shift: of the windows, relative to those of the block before.
@@ -33,14 +32,12 @@ class BackboneConfig:
     """Sizes of a backbone, in fields that all families share.
 
     Attributes:
-        family: a name of ``FAMILIES``.
         image_size: side H = W of the input, in pixels.
         patch_size: side P of a patch; N = (H / P)^2 patch tokens.
         hidden_size: width D; in a Swin of the first stage, doubled by each that follows.
         num_blocks: depth L, over all stages.
         num_heads: attention heads per block, in a Swin of the first stage.
         intermediate_size: width of the blocks' MLP, usually 4D, in a Swin of the first stage.
-        num_classes: C.
         prefix_tokens: 1 (class token), 2 (and DeiT's distillation token), or 0 (Swin).
         classifiers: 1 (on the class token or, in a Swin, the mean of all), or 2 (one per prefix
             token, logits averaged).

@@ -37,12 +37,12 @@ def loads(
     cure: str,
     error: type[Exception],
 ) -> T:
-    """Build ``cls`` from a file's JSON text, whose ``schema_version`` must be ``version``.
+    """Build the frozen dataclass ``cls`` from a file's JSON text.
 
     Args:
-        cls: a frozen dataclass.
+        cls: what to build.
         text: the file's content, or its first ``limit`` + 1 bytes.
-        version: the only schema version that is accepted.
+        version: the only ``schema_version`` that is accepted.
         limit: largest size in bytes.
         where: name of the text in messages.
         cure: what to do if the text is damaged or of another version.

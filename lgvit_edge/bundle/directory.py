@@ -137,12 +137,9 @@ def finish(staging: Path, manifest: Manifest) -> None:
 
 
 def add_points(root: Path, identity: str, points: dict[str, OperatingPoint]) -> None:
-    """Add operating points to a bundle's manifest; points of other names stay.
+    """Add operating points to a bundle's manifest by name; points of other names stay.
 
-    Args:
-        root: the bundle.
-        identity: ``identity`` of the manifest that the points were tuned on.
-        points: by name.
+    ``identity`` is that of the manifest that the points were tuned on.
 
     Raises:
         BundleError: the bundle was exported again meanwhile, or cannot be written.
