@@ -28,8 +28,13 @@ from lgvit_edge.bundle.manifest import (
 )
 from lgvit_edge.errors import ExportError, UsageError
 from lgvit_edge.export import int8 as quantize
-from lgvit_edge.export.checks import agreement
-from lgvit_edge.export.checks.parity import ChainCheck, reference_logits, sample_images
+from lgvit_edge.export.checks import (
+    ChainCheck,
+    compare,
+    gate,
+    reference_logits,
+    sample_images,
+)
 from lgvit_edge.export.graph import WeightStore, export_graph
 from lgvit_edge.export.half import ISLANDS, halve
 from lgvit_edge.images.labelled import LabelledImage, content_hash, evenly
@@ -263,7 +268,7 @@ class _Export:
     def _agreement(self, graphs: list[GraphSpec]) -> Agreement | None:
         if not self.images:
             return None
-        result = agreement.compare(
+        result = compare(
             self.model,
             self.staging,
             graphs,
@@ -272,7 +277,7 @@ class _Export:
             policy=self.options.policy,
             progress=lambda done, total: self.progress("comparing images", done, total),
         )
-        agreement.gate(result, self.precision)
+        gate(result, self.precision)
         return result
 
     def _graph(

@@ -98,12 +98,10 @@ def export_graph(
 
 def _forget_sources(model: Any) -> None:
     """Drop the exporter's stack traces: half the file, and they reveal paths of this machine."""
-    model.metadata_props.clear()
-    model.graph.metadata_props.clear()
-    for node in model.graph.all_nodes():
-        node.metadata_props.clear()
-    for value in (*model.graph.initializers.values(), *model.graph.inputs, *model.graph.outputs):
-        value.metadata_props.clear()
+    graph = model.graph
+    values = (*graph.initializers.values(), *graph.inputs, *graph.outputs)
+    for part in (model, graph, *graph.all_nodes(), *values):
+        part.metadata_props.clear()
 
 
 def _externalise(ir: Any, model: Any, store: WeightStore, base: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -15,21 +16,6 @@ from lgvit_edge._support.terminal import console, say
 from lgvit_edge.cli.options import Heads, ImageSize, with_options
 from lgvit_edge.errors import UsageError
 from lgvit_edge.training.settings import Setting, TrainingConfig, settings
-
-
-def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Add an option to a command for every field of ``TrainingConfig``, the parameter ``config``.
-
-    Default, bounds, help and group of an option come from the field.
-    """
-
-    def make(**fields: Any) -> TrainingConfig:
-        for name, _, default in settings():
-            if isinstance(default, tuple):
-                fields[name] = _pair(name, fields[name], type(default[0]))
-        return TrainingConfig(**fields)
-
-    return with_options(command, "config", [_option(*setting) for setting in settings()], make)
 
 
 def _option(name: str, about: Setting, default: Any) -> inspect.Parameter:
@@ -58,7 +44,20 @@ def _pair(name: str, text: str, kind: Callable[[str], float]) -> tuple[float, ..
     return tuple(values * 2 if len(values) == 1 else values)
 
 
-@with_settings
+def _config(**fields: Any) -> TrainingConfig:
+    for name, _, default in settings():
+        if isinstance(default, tuple):
+            fields[name] = _pair(name, fields[name], type(default[0]))
+    return TrainingConfig(**fields)
+
+
+# Default, bounds, help and group of an option come from the field of ``TrainingConfig``.
+@functools.partial(
+    with_options,
+    name="config",
+    options=[_option(*setting) for setting in settings()],
+    make=_config,
+)
 def train(
     data: Annotated[
         Path, typer.Option(help="Image folder: one sub-folder per class, or train/ and val/.")
