@@ -28,13 +28,7 @@ from lgvit_edge.bundle.manifest import (
 )
 from lgvit_edge.errors import ExportError, UsageError
 from lgvit_edge.export import int8 as quantize
-from lgvit_edge.export.checks import (
-    ChainCheck,
-    compare,
-    gate,
-    reference_logits,
-    sample_images,
-)
+from lgvit_edge.export.checks import ChainCheck, compare, gate, reference_logits, sample_images
 from lgvit_edge.export.graph import WeightStore, export_graph
 from lgvit_edge.export.half import ISLANDS, halve
 from lgvit_edge.images.labelled import LabelledImage, content_hash, evenly
@@ -239,7 +233,18 @@ class _Export:
         parameters = count_parameters(self.model.backbone)
         whole = self._graph(bundle.BASELINE, module, None, costs.baseline, parameters)
         check.baseline(self.staging / bundle.BASELINE, whole, images)
-        agreed = self._agreement([segment.spec for segment in segments])
+        agreed = None
+        if self.images:
+            agreed = compare(
+                self.model,
+                self.staging,
+                [segment.spec for segment in segments],
+                self.images,
+                input=options.input,
+                policy=options.policy,
+                progress=lambda done, total: self.progress("comparing images", done, total),
+            )
+            gate(agreed, self.precision)
         self.progress("manifest", self.steps - 1, self.steps)
         np.savez(self.staging / bundle.PARITY, images=images, logits=expected)
         parity = Parity(bundle.describe(self.staging, bundle.PARITY), check.tolerance, tuple(gaps))
@@ -264,21 +269,6 @@ class _Export:
                 f"{len(self.calibration)} calibration images; use --precision fp16"
             )
         return limits
-
-    def _agreement(self, graphs: list[GraphSpec]) -> Agreement | None:
-        if not self.images:
-            return None
-        result = compare(
-            self.model,
-            self.staging,
-            graphs,
-            self.images,
-            input=self.options.input,
-            policy=self.options.policy,
-            progress=lambda done, total: self.progress("comparing images", done, total),
-        )
-        gate(result, self.precision)
-        return result
 
     def _graph(
         self,

@@ -67,6 +67,9 @@ class ChainCheck:
     Each graph is run twice: on the input of PyTorch's own segment, so that the error names the
     first graph that diverges, and on the output of the graph before it, as a chain does. That
     chain's logits are compared with ``LGViT.exit_logits``, which folds nothing into the weights.
+
+    Raises:
+        ParityError: beyond the tolerance; names the segment and the tensor.
     """
 
     def __init__(
@@ -83,11 +86,7 @@ class ChainCheck:
         self._chain = images
 
     def segment(self, index: int, path: Path, graph: GraphSpec, module: nn.Module) -> float:
-        """Check segment ``index``, return the largest difference in its logits, and move on.
-
-        Raises:
-            ParityError: beyond the tolerance; names the segment and the tensor.
-        """
+        """Check segment ``index``, return the largest difference in its logits, and move on."""
         with torch.no_grad():
             output = module(self._torch)
         wanted = output if isinstance(output, tuple) else (output,)
@@ -104,11 +103,7 @@ class ChainCheck:
         return max(worst, gap)
 
     def baseline(self, path: Path, graph: GraphSpec, images: NDArray[Any]) -> float:
-        """Check the baseline against the final classifier's logits.
-
-        Raises:
-            ParityError: beyond the tolerance.
-        """
+        """Check the baseline against the final classifier's logits."""
         (logits,) = graph_runner(path, graph)(images)
         return self._check("the baseline", graph.logits.name, logits, self._expected[:, -1])
 
@@ -163,14 +158,7 @@ def compare(
 ) -> Agreement:
     """Run every image through the float32 model and the exported chain, and compare decisions.
 
-    Args:
-        model: in eval mode.
-        root: the bundle's directory.
-        graphs: its segments in order.
-        images: at least one.
-        input: ``uint8`` or ``float32``, as the bundle takes it.
-        policy: the bundle's.
-        progress: called with images done and images in all.
+    ``graphs`` are the segments under ``root``, in order; ``input`` and ``policy`` are the bundle's.
 
     Raises:
         DataError: an image cannot be read.
@@ -223,11 +211,7 @@ def _accuracy(logits: Logits, images: Sequence[LabelledImage]) -> float | None:
 
 
 def gate(agreement: Agreement, precision: str) -> None:
-    """Refuse a chain whose decisions differ more often than the precision allows.
-
-    Raises:
-        ParityError: names the segment whose confidence moved most.
-    """
+    """Raise ``ParityError`` if decisions differ more often than the precision allows."""
     lost, moved = ALLOWED[precision]
     faults = []
     images, before, after = agreement.images, agreement.reference_accuracy, agreement.accuracy

@@ -174,13 +174,16 @@ def quantize(model: Any, limits: Mapping[int, Limits]) -> Any:
         model: float32 or float16, opset 19 or 20, weights inside.
         limits: of the blocks in the graph, by number.
     """
+    onnx = require("onnx", extra="export")
     quantization = require("onnxruntime.quantization", extra="cpu")
     calibration = require("onnxruntime.quantization.calibrate", extra="cpu")
     quantizer = require("onnxruntime.quantization.qdq_quantizer", extra="cpu")
+    types = {weight.name: weight.data_type for weight in model.graph.initializer}
     nodes, ranges = [], {}
     for node, (number, layer) in _products(model.graph):
         if number in limits:
-            limit = np.array(limits[number][layer], _numpy_type(model.graph, node.input[1]))
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(types[node.input[1]])
+            limit = np.array(limits[number][layer], dtype)
             nodes.append(node.name)
             ranges[node.input[0]] = calibration.TensorData(lowest=-limit, highest=limit)
     method = calibration.CalibrationMethod.MinMax
@@ -211,16 +214,8 @@ def _products(graph: Any) -> Iterator[tuple[Any, tuple[int, str]]]:
             match = _LINEARS.search(name)
             if match is None:
                 continue
-            product = node if node.op_type == "Gemm" else None
-            for other in node.input:
-                maker = makers.get(other)
-                if maker is not None and maker.op_type == "MatMul":
-                    product = maker
-            assert product is not None, f"{name} is added to no product"
-            yield product, (int(match[1]), match[2])
-
-
-def _numpy_type(graph: Any, weight: str) -> Any:
-    onnx = require("onnx", extra="export")
-    kind = next(i.data_type for i in graph.initializer if i.name == weight)
-    return onnx.helper.tensor_dtype_to_np_dtype(kind)
+            products = [node] if node.op_type == "Gemm" else []
+            before = [makers[other] for other in node.input if other in makers]
+            products += [maker for maker in before if maker.op_type == "MatMul"]
+            assert products, f"{name} is added to no product"
+            yield products[-1], (int(match[1]), match[2])

@@ -25,7 +25,7 @@ def model_to_export(
 
     Args:
         checkpoint: as ``load_checkpoint`` reads it.
-        arch: instead of it, one of ``ARCHITECTURES``.
+        arch: instead of it, one of ``architectures()``.
         exits: for a checkpoint, those of its exits to keep (default all); for an architecture, as
             ``plan_exits`` reads them (default 8 uniform ones).
         heads: of an architecture, as ``default_heads`` reads it.

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lgvit_edge._support.files import locked, replacing
+from lgvit_edge._support.files import locked, replacing, write_json
 from lgvit_edge.bundle import builds as engines
 from lgvit_edge.bundle.builds import Build, EngineSpec
+from lgvit_edge.bundle.codec import to_json
 from lgvit_edge.bundle.directory import BUILD, ENGINES, Bundle, open_bundle
 from lgvit_edge.bundle.manifest import GraphSpec, Manifest
 from lgvit_edge.errors import (
@@ -43,23 +44,14 @@ STAGING = ".partial"
 
 @dataclass(frozen=True)
 class Built:
-    """Holds the result of ``build_engines``.
-
-    Attributes:
-        folder: where the engines are; ``build`` is their record.
-        compiled: names of the engines compiled now; the others were up to date.
-        seconds: time for compiling.
-        max_difference: largest difference of logits from PyTorch's on the bundle's samples; None
-            where this machine cannot run the engines.
-        not_run: why it cannot; empty where it can.
-    """
+    """Holds the result of ``build_engines``."""
 
     folder: Path
-    build: Build
-    compiled: tuple[str, ...]
-    seconds: float
-    max_difference: float | None
-    not_run: str
+    build: Build  # the record of the engines in it
+    compiled: tuple[str, ...]  # names of the engines compiled now; the others were up to date
+    seconds: float  # for compiling
+    max_difference: float | None  # of logits, from PyTorch's samples; None if not run here
+    not_run: str  # why this machine cannot run the engines; empty where it can
 
 
 def build_engines(
@@ -168,12 +160,8 @@ def _check_board(manifest: Manifest, note: Callable[[str], None]) -> None:
         return
     findings = preflight(board)
     if board.jetpack is not None:
-        findings += fits(
-            board.jetpack,
-            opset=manifest.opset,
-            precision=manifest.precision,
-            tensorrt=board.tensorrt,
-        )
+        opset, precision = manifest.opset, manifest.precision
+        findings += fits(board.jetpack, opset=opset, precision=precision, tensorrt=board.tensorrt)
     problems = []
     for finding in findings:
         text = "; ".join(filter(None, (finding.text, finding.cure)))
@@ -205,7 +193,10 @@ def _build_all(
     if options.workspace is None and board is not None and board.available_gb is not None:
         # A quarter of the free memory. Not recorded, because that differs at the next build.
         options = dataclasses.replace(options, workspace=int(board.available_gb * 1e9) // 4)
-    builder = EngineBuilder(trt, options, timing_cache=_read(cache))
+    timing_cache = b""
+    with contextlib.suppress(OSError):
+        timing_cache = cache.read_bytes()
+    builder = EngineBuilder(trt, options, timing_cache=timing_cache)
     build = dataclasses.replace(planned, engines=ready)
     for done, name in enumerate(missing):
         progress(done, len(missing), name)
@@ -220,7 +211,7 @@ def _build_all(
         spec = _write(staging / f"{name}.engine", plan, graphs[name], time.perf_counter() - began)
         warnings = tuple(dict.fromkeys([*build.warnings, *trt.take_log("WARNING")]))
         build = dataclasses.replace(build, engines=build.engines | {name: spec}, warnings=warnings)
-        engines.write_build(staging, build)
+        write_json(staging / BUILD, to_json(build))
         if builder.timing_cache and not trt.is_rtx:
             with replacing(cache) as partial:
                 partial.write_bytes(builder.timing_cache)
@@ -229,7 +220,7 @@ def _build_all(
         (staging / spec.file).replace(folder / spec.file)
     complete = {name: (current | build.engines)[name] for name in graphs}
     build = dataclasses.replace(build, engines=complete)
-    engines.write_build(folder, build)
+    write_json(folder / BUILD, to_json(build))
     shutil.rmtree(staging)
     return build, tuple(name for name in missing if name not in ready)
 
@@ -261,14 +252,9 @@ def _verify(folder: Path) -> tuple[float | None, str]:
 
 def _task(bundle: Bundle, name: str) -> BuildTask:
     manifest, graph = bundle.manifest, engines.graphs_of(bundle)[name]
-    index = None if name == "baseline" else int(name.rpartition("_")[2])
-    return BuildTask(
-        onnx=bundle.path(graph.graph),
-        graph=graph,
-        dtype=manifest.hidden_dtype,
-        quantized=manifest.quantized(index),
-        batch=manifest.batch,
-    )
+    quantized = manifest.quantized(None if name == "baseline" else int(name.rpartition("_")[2]))
+    dtype, batch = manifest.hidden_dtype, manifest.batch
+    return BuildTask(bundle.path(graph.graph), graph, dtype, quantized, batch)
 
 
 def _current(folder: Path, planned: Build, graphs: dict[str, GraphSpec]) -> dict[str, EngineSpec]:
@@ -290,20 +276,8 @@ def _current(folder: Path, planned: Build, graphs: dict[str, GraphSpec]) -> dict
 def _write(path: Path, plan: bytes, graph: GraphSpec, seconds: float) -> EngineSpec:
     with replacing(path) as partial:
         partial.write_bytes(plan)
-    return EngineSpec(
-        file=path.name,
-        sha256=hashlib.sha256(plan).hexdigest(),
-        onnx_sha256=graph.graph.sha256,
-        bytes=len(plan),
-        seconds=round(seconds, 3),
-    )
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
+    digest = hashlib.sha256(plan).hexdigest()
+    return EngineSpec(path.name, digest, graph.graph.sha256, len(plan), round(seconds, 3))
 
 
 @contextlib.contextmanager

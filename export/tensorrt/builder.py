@@ -6,7 +6,9 @@ TensorRT 8, which does not, the precision is a flag, and norms and softmax stay 
 
 from __future__ import annotations
 
+import json
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +16,11 @@ from typing import Any
 
 from lgvit_edge.bundle.manifest import GraphSpec
 from lgvit_edge.errors import BuildError, UsageError
-from lgvit_edge.export.tensorrt.checks import check_engine, check_layers, check_tensors
 from lgvit_edge.machine.gpu import find_gpu
 from lgvit_edge.machine.tensorrt import TensorRT
 
 Progress = Callable[[str], None]
+_PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION", "FULLY_CONNECTED")
 # Layers that TensorRT 8 must compute in float32: their sums overflow or lose digits in float16.
 _WEAK_FLOAT = ("NORMALIZATION", "SOFTMAX", "REDUCE", "UNARY")
 
@@ -108,11 +110,7 @@ class EngineBuilder:
         return job.plan
 
     def check(self, task: BuildTask) -> None:
-        """Parse a graph, and check that it would be compiled in the types asked for.
-
-        Raises:
-            BuildError: it would not.
-        """
+        """Parse a graph; raise ``BuildError`` if it would be compiled in other types."""
         _Job(self, task, lambda text: None).parse()
 
     def _named_capabilities(self) -> list[Any]:
@@ -172,10 +170,33 @@ class _Job:
         if not parser.parse_from_file(str(self.task.onnx)):
             faults = [parser.get_error(i).desc() for i in range(parser.num_errors)]
             raise self._failed("its parser refuses the graph", faults)
-        check_tensors(self.trt, network, self.task.graph)
+        self._check_tensors(network)
         if self.trt.strongly_typed:
-            check_layers(self.trt, network, self.task.graph, self.task.dtype, self.task.quantized)
+            self._check_layers(network)
         return builder, network
+
+    def _check_tensors(self, network: Any) -> None:
+        graph = self.task.graph
+        tensors = [network.get_input(i) for i in range(network.num_inputs)]
+        tensors += [network.get_output(i) for i in range(network.num_outputs)]
+        have = [(t.name, self.trt.dtype(t.dtype), tuple(t.shape)) for t in tensors]
+        want = [(t.name, t.dtype, t.shape) for t in (*graph.inputs, *graph.outputs)]
+        if have != want:
+            raise BuildError(f"{graph.graph.file}: expected tensors {want}, TensorRT reads {have}")
+
+    def _check_layers(self, network: Any) -> None:
+        """Check that products are in the type asked for: a fall-back to float32 is only slower."""
+        layers = [network.get_layer(i) for i in range(network.num_layers)]
+        file, dtype = self.task.graph.graph.file, self.task.dtype
+        if self.task.quantized and not any(layer.type.name == "QUANTIZE" for layer in layers):
+            raise BuildError(f"{file}: int8 was asked for, nothing is quantized")
+        products = [layer.get_output(0) for layer in layers if layer.type.name in _PRODUCTS]
+        dtypes = Counter(self.trt.dtype(product.dtype) for product in products)
+        if set(dtypes) - {dtype}:
+            raise BuildError(
+                f"{file}: expected products in {dtype}, TensorRT reads {dict(dtypes)}; "
+                "export the bundle again"
+            )
 
     def _build(self) -> bytes:
         builder, network = self.parse()
@@ -256,7 +277,22 @@ class _Job:
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise self._failed("the engine it compiled does not load")
-        check_engine(self.trt, engine, self.task.graph, self.task.dtype)
+        graph = self.task.graph
+        file, tensors = graph.graph.file, (*graph.inputs, *graph.outputs)
+        for spec in tensors:
+            have = self.trt.dtype(engine.get_tensor_dtype(spec.name))
+            if have != spec.dtype:
+                raise BuildError(
+                    f"{file}: expected {spec.name} in {spec.dtype}, the engine has {have}"
+                )
+        inspector = engine.create_engine_inspector()
+        text = inspector.get_engine_information(self.module.LayerInformationFormat.JSON)
+        inner = _inner_types(text, {spec.name for spec in tensors})
+        half = any("FP16" in t or "Half" in t for t in inner)
+        if self.task.dtype == "float16" and inner and not half:
+            raise BuildError(
+                f"{file}: half precision was asked for, but no layer of the engine works in it"
+            )
 
     def _failed(self, what: str, reasons: list[str] | None = None) -> BuildError:
         logged = self.trt.reason()  # always read, but it only repeats the parser's reasons
@@ -286,3 +322,17 @@ def _monitor(module: Any, job: _Job) -> Any:
             pass
 
     return Monitor()
+
+
+def _inner_types(text: str, outer: set[str]) -> list[str]:
+    """Return the formats of the tensors between layers, from the inspector's JSON.
+
+    Inputs and outputs are left out, because the engine may convert them. The list is empty where
+    all is one fused layer, or the engine stores no details.
+    """
+    try:
+        layers = json.loads(text).get("Layers", [])
+    except (ValueError, AttributeError):
+        return []
+    outputs = [t for layer in layers if isinstance(layer, dict) for t in layer.get("Outputs", [])]
+    return [str(t.get("Format/Datatype")) for t in outputs if t.get("Name") not in outer]

@@ -23,17 +23,12 @@ MAX_SIZE = 65_536  # far above any width, depth or side of a real model
 
 @dataclass(frozen=True)
 class ExitConfig:
-    """One exit: the block it follows, and its head.
+    """One exit: the block it follows, and its head."""
 
-    Attributes:
-        block: 1-based; the head reads this block's output.
-        head: a kind of ``HEAD_KINDS``.
-        size: of the head: an LPH's kernel side k (paper Eq. 1), a GAH's window side s (Eq. 3), the
-            width of an encoder head's MLP.
-    """
-
-    block: int
-    head: str
+    block: int  # 1-based; the head reads this block's output
+    head: str  # a kind of ``HEAD_KINDS``
+    # An LPH's kernel side k (paper Eq. 1), a GAH's window side s (Eq. 3), the width of an encoder
+    # head's MLP.
     size: int = 0
 
     def __post_init__(self) -> None:
@@ -48,21 +43,13 @@ class ExitConfig:
 
 @dataclass(frozen=True)
 class LGViTConfig(BackboneConfig):
-    """Configuration of a backbone with exits; ``BackboneConfig`` has the backbone's fields.
+    """Configuration of a backbone with exits; ``BackboneConfig`` has the backbone's fields."""
 
-    Attributes:
-        exits: in order of their blocks.
-        lph_residual: the authors' code adds the patch tokens to the LPH's output; Eq. 2 does not.
-        gah_average: Eq. 3 averages each window; the authors' code keeps its first token only.
-        labels: class names, or empty.
-        preprocess: of images, as the weights expect them.
-    """
-
-    exits: tuple[ExitConfig, ...] = ()
-    lph_residual: bool = True
-    gah_average: bool = False
-    labels: tuple[str, ...] = ()
-    preprocess: Preprocess = Preprocess()
+    exits: tuple[ExitConfig, ...] = ()  # in order of their blocks
+    lph_residual: bool = True  # the authors' code adds patch tokens to the LPH's output, not Eq. 2
+    gah_average: bool = False  # as in Eq. 3; the authors' code keeps a window's first token only
+    labels: tuple[str, ...] = ()  # class names, or empty
+    preprocess: Preprocess = Preprocess()  # of images, as the weights expect them
 
     def __post_init__(self) -> None:
         # Each check relies on the one before it.
@@ -150,9 +137,5 @@ class LGViTConfig(BackboneConfig):
 
     @classmethod
     def from_json(cls, data: Any) -> LGViTConfig:
-        """Builds a configuration from what ``to_json`` returned.
-
-        Raises:
-            ConfigError: with all faults at once.
-        """
+        """Builds a configuration from such JSON, or raises ``ConfigError`` with all its faults."""
         return from_json(cls, data, where="config", error=ConfigError)

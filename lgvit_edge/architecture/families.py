@@ -93,11 +93,7 @@ def register_family(family: Family) -> None:
 
 
 def family_named(name: str) -> Family:
-    """Returns the family of this name.
-
-    Raises:
-        ConfigError: there is none.
-    """
+    """Returns the family of this name, or raises ``ConfigError``."""
     if name not in FAMILIES:
         raise ConfigError(f"family must be one of {', '.join(FAMILIES)}, found {name!r}")
     return FAMILIES[name]

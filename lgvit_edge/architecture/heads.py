@@ -129,10 +129,7 @@ for _kind in (
         authors={"linear": 0},
     ),
     HeadKind(
-        "conv",
-        "a 3x3 convolution",
-        "lgvit_edge.model.heads.conv:head",
-        authors={"conv_normal": 0},
+        "conv", "a 3x3 convolution", "lgvit_edge.model.heads.conv:head", authors={"conv_normal": 0}
     ),
     HeadKind(
         "attention",

@@ -36,18 +36,17 @@ def plan_exits(
         return ()
     scheme, _, count = text.partition(":")
     try:
-        numbers = [int(count)] if scheme in _SCHEMES else [int(part) for part in text.split(",")]
+        blocks = [int(count)] if scheme in _SCHEMES else [int(part) for part in text.split(",")]
     except ValueError:
         raise ConfigError(
             f"exits must be {', '.join(f'{name}:M' for name in _SCHEMES)} or a list of blocks "
             f"such as 4,6,8,10; found {text!r}"
         ) from None
-    blocks = numbers
     if scheme in _SCHEMES:
-        (chosen,) = numbers
-        if not 1 <= chosen < depth:
-            raise ConfigError(f"{scheme}:M needs 1 <= M <= {depth - 1} here, found M = {chosen}")
-        blocks = _SCHEMES[scheme](chosen, block_macs)
+        number = blocks[0]
+        if not 1 <= number < depth:
+            raise ConfigError(f"{scheme}:M needs 1 <= M <= {depth - 1} here, found M = {number}")
+        blocks = _SCHEMES[scheme](number, block_macs)
     if blocks != sorted(set(blocks)) or blocks[0] < 1 or blocks[-1] >= depth:
         raise ConfigError(
             f"exits must be sorted blocks in 1..{depth - 1} (block {depth} ends in the final "

@@ -12,11 +12,7 @@ from lgvit_edge.errors import BundleError
 
 
 def inspect_bundle(path: Path) -> dict[str, Any]:
-    """Describe a bundle, its segments and its engines as JSON.
-
-    Raises:
-        BundleError: the bundle is damaged.
-    """
+    """Describe a bundle, its segments and its engines as JSON; raises as ``open_bundle``."""
     bundle = open_bundle(path)
     manifest = bundle.manifest
     shown = to_json(manifest)

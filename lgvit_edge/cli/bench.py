@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from lgvit_edge._support.files import write_json
 from lgvit_edge._support.terminal import console, progress_bar, say
@@ -29,7 +29,7 @@ def bench(
     engines: Engines,
     data: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             help="Images: one sub-folder per class, or a flat folder. Default: random images, each "
             "exit forced in turn."
         ),
@@ -38,19 +38,17 @@ def bench(
     policy: PolicyText = None,
     point: PointName = None,
     samples: Samples = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Without --data: runs per exit.")] = 30,
+    rounds: Annotated[int, Option(min=1, help="Without --data: runs per exit.")] = 30,
     mix: Annotated[
         str | None,
-        typer.Option(help="Without --data: assumed share of images per exit, such as 40,30,20,10."),
+        Option(help="Without --data: assumed share of images per exit, such as 40,30,20,10."),
     ] = None,
     *,
     run: RunOptions,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write the record to this file.")
+        Path | None, Option("--json", help="Also write the record to this file.")
     ] = None,
-    report: Annotated[
-        Path | None, typer.Option(help="Also write an HTML report to this file.")
-    ] = None,
+    report: Annotated[Path | None, Option(help="Also write an HTML report to this file.")] = None,
 ) -> None:
     """Measure latency, MACs and accuracy; chain and baseline take turns in one run."""
     from lgvit_edge.benchmarks import measure_exits, measure_images, print_report
@@ -65,10 +63,7 @@ def bench(
         raise UsageError("--mix is for runs without --data, where exits are forced")
     if report is not None:
         check_report()
-    with (
-        run.open(engines, policy, point) as session,
-        progress_bar("measuring") as progress,
-    ):
+    with run.open(engines, policy, point) as session, progress_bar("measuring") as progress:
         manifest, images, gallery = session.manifest, None, None
         if data is None:
             record = measure_exits(

@@ -9,7 +9,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
 from lgvit_edge._support.terminal import console, progress_bar, say, table
 from lgvit_edge.cli.options import AsJson
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Capabilities = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--capability",
         help="RTX: GPU compute capabilities, such as 8.6,8.9. Default: 8.0 and newer.",
     ),
@@ -27,23 +27,22 @@ Capabilities = Annotated[
 
 
 def build(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder that `lgvit-edge export` wrote.")],
+    bundle: Annotated[Path, Argument(help="Bundle folder that `lgvit-edge export` wrote.")],
     builder: Annotated[
-        str | None,
-        typer.Option(help="Compiler: tensorrt or tensorrt-rtx. Default: as the target needs."),
+        str | None, Option(help="Compiler: tensorrt or tensorrt-rtx. Default: as the target needs.")
     ] = None,
     capability: Capabilities = None,
     workspace_mb: Annotated[
         int | None,
-        typer.Option(
+        Option(
             min=1,
             help="Largest scratch memory in MB. Default: on a Jetson, a quarter of free memory.",
         ),
     ] = None,
     opt_level: Annotated[
-        int | None, typer.Option(min=0, max=5, help="0 compiles fastest, 5 runs fastest.")
+        int | None, Option(min=0, max=5, help="0 compiles fastest, 5 runs fastest.")
     ] = None,
-    force: Annotated[bool, typer.Option(help="Compile all engines, even current ones.")] = False,
+    force: Annotated[bool, Option(help="Compile all engines, even current ones.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compile a bundle's TensorRT engines on the device that will run them (RTX: on any PC)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from lgvit_edge.cli.options import AsJson, show
 from lgvit_edge.errors import DataError
@@ -14,14 +14,12 @@ from lgvit_edge.errors import DataError
 def compare(
     records: Annotated[
         list[Path],
-        typer.Argument(help="Records of `bench --json`, or bundles; the first is the reference."),
+        Argument(help="Records of `bench --json`, or bundles; the first is the reference."),
     ],
-    force: Annotated[
-        bool, typer.Option(help="Compare even if the measuring conditions differ.")
-    ] = False,
+    force: Annotated[bool, Option(help="Compare even if the measuring conditions differ.")] = False,
     fail_if_slower: Annotated[
         str | None,
-        typer.Option(help="Exit status 1 if one is slower than the first by more, such as 5%."),
+        Option(help="Exit status 1 if one is slower than the first by more, such as 5%."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from lgvit_edge._support.optional import require
 from lgvit_edge._support.terminal import console, progress_bar, say
@@ -20,7 +20,7 @@ POLICY = "confidence:0.9"
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the demo's files.")] = Path("out-demo"),
+    out: Annotated[Path, Option(help="Folder for the demo's files.")] = Path("out-demo"),
 ) -> None:
     """Train, export and bench a small LGViT on digits; takes minutes, without a download."""
     require("torch", extra="train")
@@ -64,10 +64,9 @@ def demo(
     print_report(record, console)
     console.rule(f"done in {time.monotonic() - began:.0f} s; the same, step by step")
     say(f"# {out}/model.pt: both stages, with the settings of lgvit_edge.training.data.digits")
-    for command in (
-        f"lgvit-edge info    {out}/model.pt",
-        f"lgvit-edge export  --ckpt {out}/model.pt --policy {POLICY} --out {out}/bundle",
-        f"lgvit-edge bench   --engines {out}/bundle --data {out}/digits",
-        f"lgvit-edge predict --engines {out}/bundle {out}/digits/7",
-    ):
-        say(command)
+    say(
+        f"lgvit-edge info    {out}/model.pt\n"
+        f"lgvit-edge export  --ckpt {out}/model.pt --policy {POLICY} --out {out}/bundle\n"
+        f"lgvit-edge bench   --engines {out}/bundle --data {out}/digits\n"
+        f"lgvit-edge predict --engines {out}/bundle {out}/digits/7"
+    )

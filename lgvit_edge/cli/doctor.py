@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from rich.console import Console
 from rich.markup import escape
+from typer import Option
 
 from lgvit_edge._support.terminal import table
 from lgvit_edge.cli.options import AsJson, show
@@ -19,7 +19,7 @@ EITHER = ({"onnxruntime", "onnxruntime-gpu"}, {"pycuda", "cuda-bindings"})
 
 def doctor(
     engines: Annotated[
-        Path | None, typer.Option(help="Bundle whose fastest backend is measured again.")
+        Path | None, Option(help="Bundle whose fastest backend is measured again.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -85,8 +85,7 @@ def _print_jetson(jetson: dict[str, Any], console: Console) -> None:
         lines.append(f"{finding['level']}: {finding['text']}")
         if finding["cure"]:
             lines.append(f"  {finding['cure']}")
-    for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_choices(choices: list[dict[str, Any]], console: Console) -> None:

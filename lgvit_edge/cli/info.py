@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from typer import Argument
 
 from lgvit_edge._support.optional import require
 from lgvit_edge._support.terminal import say, table
@@ -18,11 +18,7 @@ from lgvit_edge.errors import CheckpointError
 
 
 def inspect(path: Path) -> dict[str, Any]:
-    """Describe a bundle or a checkpoint as JSON.
-
-    Raises:
-        LGViTEdgeError: ``path`` is neither, or is damaged.
-    """
+    """Describe a bundle or a checkpoint as JSON."""
     if not path.exists():
         raise CheckpointError(f"no such checkpoint or bundle: {path}")
     from lgvit_edge.bundle.directory import MANIFEST
@@ -144,8 +140,7 @@ def _segments(about: dict[str, Any]) -> Table:
 
 
 def info(
-    path: Annotated[Path, typer.Argument(help="Checkpoint or bundle.")],
-    as_json: AsJson = False,
+    path: Annotated[Path, Argument(help="Checkpoint or bundle.")], as_json: AsJson = False
 ) -> None:
     """Show blocks, exits, heads, MACs and parameters of a checkpoint or a bundle."""
     show(inspect(path), as_json, print_info)

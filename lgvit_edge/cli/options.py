@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-import typer
 from rich.console import Console
+from typer import Option
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from lgvit_edge._support.terminal import console, errors
@@ -38,25 +38,24 @@ _THREADED = ", ".join(backend.name for backend in backends() if "threads" in bac
 # Filled in for the command that runs: describing policies loads NumPy, the root help loads little.
 _POLICIES = "{policies}"
 
-Engines = Annotated[Path, typer.Option(help="Bundle folder that `lgvit-edge export` wrote.")]
+Engines = Annotated[Path, Option(help="Bundle folder that `lgvit-edge export` wrote.")]
 PolicyText = Annotated[
     str | None,
-    typer.Option(
+    Option(
         help=f"Rule that decides when an image stops: {_POLICIES}. Several thresholds, separated "
         "by commas, apply one per exit. Default: the bundle's policy."
     ),
 ]
 PointName = Annotated[
-    str | None,
-    typer.Option("--point", help="Name of an operating point that `lgvit-edge tune` stored."),
+    str | None, Option("--point", help="Name of an operating point that `lgvit-edge tune` stored.")
 ]
 Threads = Annotated[
-    int | None, typer.Option(help=f"Number of CPU threads ({_THREADED}). Default: one per core.")
+    int | None, Option(help=f"Number of CPU threads ({_THREADED}). Default: one per core.")
 ]
-Device = Annotated[str | None, typer.Option(help=f"Device to run on; {_values('devices')}")]
+Device = Annotated[str | None, Option(help=f"Device to run on; {_values('devices')}")]
 Backend = Annotated[
     str,
-    typer.Option(
+    Option(
         help=f"Library that runs the segments: {', '.join(b.name for b in backends())}, or auto: "
         "tensorrt if there are engines and a GPU, otherwise the fastest installed one, measured "
         "once per bundle and machine."
@@ -64,14 +63,14 @@ Backend = Annotated[
 ]
 Precision = Annotated[
     str | None,
-    typer.Option(
+    Option(
         help=f"Precision that float32 graphs are computed in; {_values('precisions')} Default: "
         "the fastest one within the bundle's tolerance."
     ),
 ]
 Heads = Annotated[
     str | None,
-    typer.Option(
+    Option(
         help="Classifiers at the exits: "
         + ", ".join(f"{name} ({what})" for name, what in head_choices().items())
         + ". Default: lgvit."
@@ -79,19 +78,19 @@ Heads = Annotated[
 ]
 ImageSize = Annotated[
     int | None,
-    typer.Option(
+    Option(
         min=1,
         help="Image size in pixels, if different from the model's; position embeddings are "
         "interpolated.",
     ),
 ]
 Labels = Annotated[
-    Path | None, typer.Option(help="Label file of a flat --data folder: lines FILE CLASS.")
+    Path | None, Option(help="Label file of a flat --data folder: lines FILE CLASS.")
 ]
 Samples = Annotated[
-    int | None, typer.Option(min=1, help="Number of images, spread evenly. Default: all.")
+    int | None, Option(min=1, help="Number of images, spread evenly. Default: all.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+AsJson = Annotated[bool, Option("--json", help="Print JSON instead of a table.")]
 
 
 @dataclass(frozen=True)
@@ -104,21 +103,21 @@ class RunOptions:
     precision: Precision = None
     wait: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="tensorrt: how the CPU waits for the GPU: spin (lowest latency, occupies a core), "
             "block or hybrid. Default: hybrid."
         ),
     ] = None
     cuda_graphs: Annotated[
         bool | None,
-        typer.Option(
+        Option(
             "--cuda-graphs/--no-cuda-graphs",
             help="tensorrt: replay segments as recorded CUDA graphs. Default: --cuda-graphs.",
         ),
     ] = None
     speculate: Annotated[
         bool | None,
-        typer.Option(
+        Option(
             "--speculate/--no-speculate",
             help="tensorrt: start the next segment before the exit is decided. Default: "
             "--no-speculate.",
@@ -126,11 +125,7 @@ class RunOptions:
     ] = None
 
     def open(self, engines: Path, policy: str | None, point: str | None) -> Session:
-        """Open the session that the options ask for.
-
-        Raises:
-            LGViTEdgeError: as ``Session.open`` does.
-        """
+        """Open the session that the options ask for; raises as ``Session.open`` does."""
         from lgvit_edge import policies
         from lgvit_edge.runtime import Session, TensorRTOptions
 
@@ -225,11 +220,7 @@ def _fail(message: str, status: int) -> NoReturn:
 
 
 def check_folders(files: dict[str, Path | None]) -> None:
-    """Check before long work that output files, by option, can be written.
-
-    Raises:
-        UsageError: a file's folder is missing, or the file is itself a folder.
-    """
+    """Raise ``UsageError`` before long work if output files, by option, cannot be written."""
     for option, file in files.items():
         if file is not None and not file.absolute().parent.is_dir():
             raise UsageError(f"{option}: no such folder: {file.absolute().parent}")
@@ -238,11 +229,7 @@ def check_folders(files: dict[str, Path | None]) -> None:
 
 
 def parse_batch(text: str) -> tuple[int, int, int]:
-    """Parse batch sizes from ``MIN:OPT:MAX``, or from one number for all three.
-
-    Raises:
-        UsageError: the text has neither form.
-    """
+    """Parse ``MIN:OPT:MAX``, or one number for all three, or raise ``UsageError``."""
     try:
         numbers = [int(part) for part in text.split(":")]
         low, usual, high = numbers if len(numbers) == 3 else numbers * 3
@@ -254,11 +241,7 @@ def parse_batch(text: str) -> tuple[int, int, int]:
 
 
 def parse_numbers(text: str | None) -> list[float] | None:
-    """Parse numbers that commas separate.
-
-    Raises:
-        UsageError: a part is not a number.
-    """
+    """Parse numbers that commas separate, or raise ``UsageError``."""
     if text is None:
         return None
     try:
@@ -268,11 +251,7 @@ def parse_numbers(text: str | None) -> list[float] | None:
 
 
 def read_labels(path: Path, count: int) -> tuple[str, ...]:
-    """Read class names from a file, one per line.
-
-    Raises:
-        DataError: the file is unreadable, or does not hold ``count`` names.
-    """
+    """Read ``count`` class names, one per line, or raise ``DataError``."""
     try:
         names = tuple(path.read_text(encoding="utf-8").splitlines())
     except (OSError, UnicodeDecodeError) as error:
@@ -285,11 +264,7 @@ def read_labels(path: Path, count: int) -> tuple[str, ...]:
 def labelled_images(
     about: Manifest | LGViTConfig, data: Path, labels: Path | None, count: int | None
 ) -> Sequence[LabelledImage]:
-    """Return ``count`` images of ``--data``, spread evenly, with the classes of a model or bundle.
-
-    Raises:
-        DataError: as ``find_images`` does.
-    """
+    """Return ``count`` images of ``--data``, spread evenly, with a model's or bundle's classes."""
     from lgvit_edge.images.labelled import evenly, find_images
 
     images = find_images(data, num_classes=about.num_classes, names=about.labels, labels=labels)

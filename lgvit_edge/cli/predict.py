@@ -6,18 +6,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
 from rich.markup import escape
+from typer import Argument
 
 from lgvit_edge._support.terminal import console, table
-from lgvit_edge.cli.options import (
-    AsJson,
-    Engines,
-    PointName,
-    PolicyText,
-    RunOptions,
-    with_options,
-)
+from lgvit_edge.cli.options import AsJson, Engines, PointName, PolicyText, RunOptions, with_options
 from lgvit_edge.errors import DataError
 
 if TYPE_CHECKING:
@@ -27,7 +20,7 @@ if TYPE_CHECKING:
 @with_options
 def predict(
     engines: Engines,
-    images: Annotated[list[Path], typer.Argument(help="Image files or folders of them.")],
+    images: Annotated[list[Path], Argument(help="Image files or folders of them.")],
     policy: PolicyText = None,
     point: PointName = None,
     *,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Option
 
 from lgvit_edge._support.files import replacing, write_json
 from lgvit_edge._support.optional import require
@@ -32,65 +32,62 @@ if TYPE_CHECKING:
 def tune(
     engines: Engines,
     data: Annotated[
-        Path | None,
-        typer.Option(help="Labelled images: one sub-folder per class, or a flat folder."),
+        Path | None, Option(help="Labelled images: one sub-folder per class, or a flat folder.")
     ] = None,
     labels: Labels = None,
     report_data: Annotated[
-        Path | None,
-        typer.Option(help="Other images to report results on. Default: a part of --data."),
+        Path | None, Option(help="Other images to report results on. Default: a part of --data.")
     ] = None,
     report_labels: Annotated[
-        Path | None, typer.Option(help="Label file of a flat --report-data: lines FILE CLASS.")
+        Path | None, Option(help="Label file of a flat --report-data: lines FILE CLASS.")
     ] = None,
     max_drop: Annotated[
         float | None,
-        typer.Option(
+        Option(
             help="Goal: largest loss of accuracy against the baseline, which has no exits; 0.01 is "
             "one percentage point."
         ),
     ] = None,
     latency_ms: Annotated[
         float | None,
-        typer.Option(help="Goal: largest mean time per image in ms, from decoded frame to label."),
+        Option(help="Goal: largest mean time per image in ms, from decoded frame to label."),
     ] = None,
     min_speedup: Annotated[
-        float | None,
-        typer.Option(help="Goal: smallest mean speed-up over the baseline, such as 1.8."),
+        float | None, Option(help="Goal: smallest mean speed-up over the baseline, such as 1.8.")
     ] = None,
     risk: Annotated[
         float | None,
-        typer.Option(
+        Option(
             help="Certify that at most this share of images is wrong with early exits but right "
             "with the baseline."
         ),
     ] = None,
     delta: Annotated[
         float | None,
-        typer.Option(help="With --risk: probability that the certificate is wrong. Default: 0.05."),
+        Option(help="With --risk: probability that the certificate is wrong. Default: 0.05."),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="Name of the operating point. Default: named for the goal.")
+        str | None, Option(help="Name of the operating point. Default: named for the goal.")
     ] = None,
     samples: Samples = None,
     logits: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             help="File that stores logits and times; without --data, they are read from it and no "
             "image is run. Default: BUNDLE.logits.npy beside the bundle."
         ),
     ] = None,
-    trials: Annotated[int, typer.Option(min=1, help="Optuna trials per policy.")] = 100,
-    seed: Annotated[int, typer.Option(min=0, help="Random seed of the split and the search.")] = 0,
+    trials: Annotated[int, Option(min=1, help="Optuna trials per policy.")] = 100,
+    seed: Annotated[int, Option(min=0, help="Random seed of the split and the search.")] = 0,
     threads: Threads = None,
     device: Device = None,
     backend: Backend = "auto",
     precision: Precision = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Also plot accuracy over latency (.png, .svg, .pdf).")
+        Path | None, Option(help="Also plot accuracy over latency (.png, .svg, .pdf).")
     ] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write the full result to this file.")
+        Path | None, Option("--json", help="Also write the full result to this file.")
     ] = None,
 ) -> None:
     """Find how sure exits must be for a goal, and store it in the bundle as an operating point.
