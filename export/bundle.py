@@ -6,7 +6,6 @@ import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,8 +28,7 @@ from lgvit_edge.bundle.manifest import (
 )
 from lgvit_edge.errors import ExportError, UsageError
 from lgvit_edge.export import int8 as quantize
-from lgvit_edge.export.checks import agreement
-from lgvit_edge.export.checks.parity import ChainCheck, reference_logits, sample_images
+from lgvit_edge.export.checks import ChainCheck, compare, gate, reference_logits, sample_images
 from lgvit_edge.export.graph import WeightStore, export_graph
 from lgvit_edge.export.half import ISLANDS, halve
 from lgvit_edge.images.labelled import LabelledImage, content_hash, evenly
@@ -43,7 +41,6 @@ from lgvit_edge.model.segments import INPUTS, example_input
 from lgvit_edge.policies import Confidence, Policy
 
 OPSETS = range(17, 24)  # below 17 there is no LayerNormalization operator
-DEFAULT_PRECISION = {"cpu": "fp32", "jetson": "fp16", "rtx": "fp16"}
 _FEWEST = 8  # calibration images needed
 _BATCH = 16  # calibration images at a time
 _CHOICE = 64  # calibration images for choosing blocks: each goes through the model ten times
@@ -77,63 +74,52 @@ class ExportOptions:
     jetpack: str | None = None
 
     def __post_init__(self) -> None:
-        """Fill in what depends on other options, and report every fault at once."""
         if self.precision is None:
-            object.__setattr__(self, "precision", DEFAULT_PRECISION.get(self.target, "fp32"))
-        device = find_jetpack(self.jetpack or "6") if self.target == "jetson" else None
+            usual = "fp16" if self.target in ("jetson", "rtx") else "fp32"
+            object.__setattr__(self, "precision", usual)
+        device = _find_jetpack(self.jetpack or "6") if self.target == "jetson" else None
         if self.opset is None:
             # int8 needs 19, for float16 scales; the TensorRT of an old device reads up to 17.
             old = device is not None and device.opset < 18
             object.__setattr__(self, "opset", 20 if self.precision == "int8" else 17 if old else 18)
-        low, usual, high = self.batch
-        checks = [
-            (self.target in TARGETS, f"target must be one of {', '.join(TARGETS)}: {self.target}"),
-            (
-                self.precision in PRECISIONS,
-                f"precision must be one of {', '.join(PRECISIONS)}: {self.precision}",
-            ),
-            (
-                not set(self.fp32_islands) - set(ISLANDS),
-                f"what stays in fp32 must be among {', '.join(ISLANDS)}: "
-                f"{', '.join(self.fp32_islands)}",
-            ),
-            (
-                not self.fp32_islands or self.precision != "fp32",
-                "everything is in fp32 already: --keep-fp32 is for fp16 and int8",
-            ),
-            (self.input in INPUTS, f"input must be one of {', '.join(INPUTS)}: {self.input}"),
-            (
-                low == 1 <= usual <= high <= 4096,
-                "batch must be 1:OPT:MAX with 1 <= OPT <= MAX <= 4096 (images that exit leave "
-                f"the batch, so every size down to 1 occurs): {low}:{usual}:{high}",
-            ),
-            (self.opset in OPSETS, f"opset must be {OPSETS[0]}..{OPSETS[-1]}: {self.opset}"),
-            (
-                self.precision != "int8" or self.opset in (19, 20),
-                f"int8 needs opset 19 or 20 (scales in float16 came with 19, and ONNX Runtime's "
-                f"quantizer writes invalid graphs from 21 on): {self.opset}",
-            ),
-            (self.jetpack is None or device is not None, "--jetpack is for --target jetson"),
-        ]
-        faults = [fault for good, fault in checks if not good]
+        faults = list(self._faults(device))
         if device is not None and self.opset is not None and not faults:
             unfit = fits(device, opset=self.opset, precision=str(self.precision))
             faults = [f"{f.text}; {f.cure}" for f in unfit if f.level == "problem"]
         if faults:
             raise UsageError("; ".join(faults))
 
-    @property
-    def batch_size(self) -> int:
-        """The batch dimension in tensor shapes: 1, or -1 where it varies."""
-        return 1 if self.batch[2] == 1 else -1
+    def _faults(self, device: JetPack | None) -> Iterator[str]:
+        low, usual, high = self.batch
+        if self.target not in TARGETS:
+            yield f"target must be one of {', '.join(TARGETS)}: {self.target}"
+        if self.precision not in PRECISIONS:
+            yield f"precision must be one of {', '.join(PRECISIONS)}: {self.precision}"
+        if set(self.fp32_islands) - set(ISLANDS):
+            islands = ", ".join(self.fp32_islands)
+            yield f"what stays in fp32 must be among {', '.join(ISLANDS)}: {islands}"
+        if self.fp32_islands and self.precision == "fp32":
+            yield "everything is in fp32 already: --keep-fp32 is for fp16 and int8"
+        if self.input not in INPUTS:
+            yield f"input must be one of {', '.join(INPUTS)}: {self.input}"
+        if not low == 1 <= usual <= high <= 4096:
+            yield (
+                "batch must be 1:OPT:MAX with 1 <= OPT <= MAX <= 4096 (images that exit leave "
+                f"the batch, so every size down to 1 occurs): {low}:{usual}:{high}"
+            )
+        if self.opset not in OPSETS:
+            yield f"opset must be {OPSETS[0]}..{OPSETS[-1]}: {self.opset}"
+        if self.precision == "int8" and self.opset not in (19, 20):
+            yield (
+                "int8 needs opset 19 or 20 (scales in float16 came with 19, and ONNX Runtime's "
+                f"quantizer writes invalid graphs from 21 on): {self.opset}"
+            )
+        if self.jetpack is not None and device is None:
+            yield "--jetpack is for --target jetson"
 
 
-def find_jetpack(name: str) -> JetPack:
-    """Return the newest JetPack with this version, such as ``6.0`` or ``6``.
-
-    Raises:
-        UsageError: there is no such JetPack.
-    """
+def _find_jetpack(name: str) -> JetPack:
+    """Return the newest JetPack with this version, such as ``6.0`` or ``6``."""
     matches = [j for j in JETPACKS if name in (str(j.major), *j.name.split("/"), j.name)]
     if not matches:
         names = ", ".join(name for j in JETPACKS for name in j.name.split("/"))
@@ -156,7 +142,7 @@ def export_bundle(
         export_bundle(load_checkpoint("model.pt"), "out/", ExportOptions(target="cpu"))
 
     Args:
-        model: in eval mode, with at least one exit.
+        model: with at least one exit.
         out: the bundle's directory; an older bundle there is replaced at the very end.
         options: None for the defaults.
         images: on which decisions are compared with float32 first; see ``agreement``.
@@ -199,28 +185,26 @@ def export_bundle(
     return manifest
 
 
+@dataclass
 class _Export:
     """One export: its options, its staging folder and what it has computed so far."""
 
-    def __init__(
-        self,
-        model: LGViT,
-        staging: Path,
-        options: ExportOptions,
-        images: Sequence[LabelledImage],
-        calibration: Sequence[Path],
-        progress: Progress,
-    ) -> None:
-        self.model, self.staging, self.options, self.images = model, staging, options, images
-        self.calibration = calibration
-        self.progress = progress
-        self.store = WeightStore(staging / bundle.WEIGHTS)
-        self.steps = model.config.num_exits + 3  # segments, baseline, manifest
+    model: LGViT
+    staging: Path
+    options: ExportOptions
+    images: Sequence[LabelledImage]
+    calibration: Sequence[Path]
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        options = self.options
+        self.store = WeightStore(self.staging / bundle.WEIGHTS)
+        self.steps = self.model.config.num_exits + 3  # segments, baseline, manifest
         assert options.precision is not None and options.opset is not None  # filled in
         self.precision, self.opset = options.precision, options.opset
         # Of int8 graphs, the float layers are in half precision on GPUs and single on CPUs.
-        self.half = self.precision != "fp32" and options.target != "cpu"
-        self.half = self.half or self.precision == "fp16"
+        self.half = self.precision == "fp16"
+        self.half = self.half or (self.precision == "int8" and options.target != "cpu")
         self.limits: dict[int, quantize.Limits] = {}
 
     def run(self) -> Manifest:
@@ -234,26 +218,33 @@ class _Export:
         segments, gaps = [], []
         gpu = options.target != "cpu"
         for segment in cut(self.model, input=options.input, cast_first=gpu):
-            self.progress(f"segment {segment.index}", segment.index, self.steps)
-            name = bundle.segment_file(segment.index)
-            macs = costs.segments[segment.index]
+            index = segment.index
+            self.progress(f"segment {index}", index, self.steps)
+            name = bundle.segment_file(index)
+            macs = costs.segments[index]
             spec = self._graph(name, segment.module, segment, macs, segment.parameters)
-            gaps.append(check.segment(segment.index, self.staging / name, spec, segment.module))
+            gaps.append(check.segment(index, self.staging / name, spec, segment.module))
+            head_macs = costs.heads[index] if segment.exit else None
             segments.append(
-                SegmentSpec(
-                    spec,
-                    segment.first_block,
-                    segment.last_block,
-                    segment.head,
-                    costs.heads[segment.index] if segment.exit else None,
-                )
+                SegmentSpec(spec, segment.first_block, segment.last_block, segment.head, head_macs)
             )
         self.progress("baseline", self.steps - 2, self.steps)
         module = baseline(self.model, input=options.input, cast_first=gpu)
         parameters = count_parameters(self.model.backbone)
         whole = self._graph(bundle.BASELINE, module, None, costs.baseline, parameters)
         check.baseline(self.staging / bundle.BASELINE, whole, images)
-        agreed = self._agreement([segment.spec for segment in segments])
+        agreed = None
+        if self.images:
+            agreed = compare(
+                self.model,
+                self.staging,
+                [segment.spec for segment in segments],
+                self.images,
+                input=options.input,
+                policy=options.policy,
+                progress=lambda done, total: self.progress("comparing images", done, total),
+            )
+            gate(agreed, self.precision)
         self.progress("manifest", self.steps - 1, self.steps)
         np.savez(self.staging / bundle.PARITY, images=images, logits=expected)
         parity = Parity(bundle.describe(self.staging, bundle.PARITY), check.tolerance, tuple(gaps))
@@ -279,28 +270,6 @@ class _Export:
             )
         return limits
 
-    def _quantizer(self, segment: Segment | None) -> Callable[[Any], Any] | None:
-        first, last = 1, self.model.config.num_blocks
-        if segment is not None:
-            first, last = segment.first_block, segment.last_block
-        limits = {n: pair for n, pair in self.limits.items() if first <= n <= last}
-        return (lambda model: quantize.quantize(model, limits)) if limits else None
-
-    def _agreement(self, graphs: list[GraphSpec]) -> Agreement | None:
-        if not self.images:
-            return None
-        result = agreement.compare(
-            self.model,
-            self.staging,
-            graphs,
-            self.images,
-            input=self.options.input,
-            policy=self.options.policy,
-            progress=lambda done, total: self.progress("comparing images", done, total),
-        )
-        agreement.gate(result, self.precision)
-        return result
-
     def _graph(
         self,
         name: str,
@@ -309,24 +278,26 @@ class _Export:
         macs: int,
         parameters: int,
     ) -> GraphSpec:
-        options, config = self.options, self.model.config
-        index = segment.index if segment else None
+        options, config, path = self.options, self.model.config, self.staging / name
+        index, first, last = None, 1, config.num_blocks
+        if segment is not None:
+            index, first, last = segment.index, segment.first_block, segment.last_block
+        limits = {number: self.limits[number] for number in self.limits if first <= number <= last}
         low, _, high = options.batch
+        size = 1 if high == 1 else -1
         example = example_input(config, index, input=options.input, batch=1 if high == 1 else 2)
         if self.half and index:
             example = example.half()
         inputs = TensorSpec(
             "hidden" if index else "image",
             str(example.dtype).removeprefix("torch."),
-            (options.batch_size, *example.shape[1:]),
+            (size, *example.shape[1:]),
         )
-        logits = TensorSpec("logits", "float32", (options.batch_size, config.num_classes))
-        outputs = (logits,)
+        outputs = [TensorSpec("logits", "float32", (size, config.num_classes))]
         if segment is not None and segment.exit is not None:
-            shape = (options.batch_size, *config.hidden_shape(segment.exit.block))
+            shape = (size, *config.hidden_shape(segment.exit.block))
             dtype = "float16" if self.half else "float32"
-            outputs = (TensorSpec("hidden_out", dtype, shape), logits)  # type: ignore[assignment]
-        path = self.staging / name
+            outputs.insert(0, TensorSpec("hidden_out", dtype, shape))
         export_graph(
             halve(module, options.fp32_islands) if self.half else module,
             example,
@@ -336,10 +307,10 @@ class _Export:
             opset=self.opset,
             batch=(low, high),
             store=self.store,
-            weights_location=(self.staging / bundle.WEIGHTS).relative_to(path.parent).as_posix(),
-            rewrite=self._quantizer(segment),
+            rewrite=(lambda model: quantize.quantize(model, limits)) if limits else None,
         )
-        return GraphSpec(bundle.describe(self.staging, name), (inputs,), outputs, macs, parameters)
+        file = bundle.describe(self.staging, name)
+        return GraphSpec(file, (inputs,), tuple(outputs), macs, parameters)
 
     def _manifest(
         self,
@@ -353,6 +324,8 @@ class _Export:
         if self.calibration:
             sha256, blocks = content_hash(self.calibration), tuple(self.limits)
             calibration = Calibration(len(self.calibration), sha256, quantize.METHOD, blocks)
+        names = ("lgvit-edge", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+        packages = {name: number for name in names if (number := version_of(name)) is not None}
         try:
             return Manifest(
                 schema_version=SCHEMA_VERSION,
@@ -370,7 +343,7 @@ class _Export:
                 precision=self.precision,
                 opset=self.opset,
                 target=options.target,
-                versions=_versions(),
+                versions={"python": platform.python_version(), **packages},
                 fp32_islands=options.fp32_islands,
                 calibration=calibration,
                 agreement=agreed,
@@ -378,9 +351,3 @@ class _Export:
             )
         except ValueError as error:
             raise ExportError(f"the bundle does not fit together: {error}") from None
-
-
-def _versions() -> dict[str, str]:
-    names = ("lgvit-edge", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
-    packages = {name: number for name in names if (number := version_of(name)) is not None}
-    return {"python": platform.python_version(), **packages}

@@ -22,14 +22,13 @@ _PAGE = 4096  # weights start at page borders, so that they can be memory-mapped
 
 
 class WeightStore:
-    """Appends weights to one file, and stores equal ones only once.
+    """Appends weights to a new file, and stores equal ones only once.
 
     The baseline shares its blocks with the segments, so a bundle is hardly larger than its weights.
     """
 
     def __init__(self, path: Path) -> None:
-        """Start an empty file at ``path``."""
-        self._path = path
+        self.path = path
         self._offsets: dict[bytes, int] = {}
         path.touch()
 
@@ -37,7 +36,7 @@ class WeightStore:
         """Return the offset of ``content`` in the file, after writing it if it is new."""
         key = hashlib.sha256(content).digest()
         if key not in self._offsets:
-            with self._path.open("ab") as file:
+            with self.path.open("ab") as file:
                 offset = -(-file.tell() // _PAGE) * _PAGE
                 file.write(b"\0" * (offset - file.tell()) + content)
             self._offsets[key] = offset
@@ -54,22 +53,12 @@ def export_graph(
     opset: int,
     batch: tuple[int, int],
     store: WeightStore,
-    weights_location: str,
     rewrite: Callable[[Any], Any] | None = None,
 ) -> None:
-    """Export ``module`` as an ONNX file at ``path``.
+    """Export ``module``, in eval mode and with one input, as an ONNX file at ``path``.
 
-    Args:
-        module: in eval mode, one input.
-        example: an input of batch 1, or of batch 2 where the batch is dynamic.
-        path: the ONNX file.
-        input_name: of the one input.
-        output_names: in order.
-        opset: of the graph.
-        batch: smallest and largest batch; equal for a fixed one.
-        store: where weights are written.
-        weights_location: the store's file, relative to ``path``'s directory.
-        rewrite: changes the ``onnx.ModelProto`` before it is written.
+    ``example`` is an input of batch 1, or of batch 2 where ``batch``, smallest and largest,
+    differ. ``rewrite`` changes the ``onnx.ModelProto`` before it is written.
 
     Raises:
         ExportError: the exporter refuses the module.
@@ -103,27 +92,25 @@ def export_graph(
     _forget_sources(model)
     if rewrite is not None:
         model = ir.serde.deserialize_model(rewrite(ir.serde.serialize_model(model)))
-    _externalise(ir, model, store, weights_location, path.parent)
+    _externalise(ir, model, store, path.parent)
     ir.save(model, path)
 
 
 def _forget_sources(model: Any) -> None:
     """Drop the exporter's stack traces: half the file, and they reveal paths of this machine."""
-    model.metadata_props.clear()
-    model.graph.metadata_props.clear()
-    for node in model.graph.all_nodes():
-        node.metadata_props.clear()
-    for value in (*model.graph.initializers.values(), *model.graph.inputs, *model.graph.outputs):
-        value.metadata_props.clear()
+    graph = model.graph
+    values = (*graph.initializers.values(), *graph.inputs, *graph.outputs)
+    for part in (model, graph, *graph.all_nodes(), *values):
+        part.metadata_props.clear()
 
 
-def _externalise(ir: Any, model: Any, store: WeightStore, location: str, base: Path) -> None:
+def _externalise(ir: Any, model: Any, store: WeightStore, base: Path) -> None:
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if tensor is None or tensor.nbytes < _INLINE_BYTES:
             continue
         value.const_value = ir.ExternalTensor(
-            location=location,
+            location=store.path.relative_to(base).as_posix(),
             offset=store.place(tensor.tobytes()),
             length=tensor.nbytes,
             dtype=tensor.dtype,

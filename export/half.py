@@ -8,42 +8,26 @@ FP16 flag broke ViTs.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from lgvit_edge.model.segments import FrameEmbedding
 
 
-class _FloatLayerNorm(nn.Module):
-    """A LayerNorm in float32 between float16 neighbours."""
+class _Float(nn.Module):
+    """A module in float32 between float16 neighbours."""
 
-    def __init__(self, norm: nn.LayerNorm) -> None:
+    def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.norm = norm.float()
+        self.module = module.float()
 
     def forward(self, x: Tensor) -> Tensor:
-        normed: Tensor = self.norm(x.float())
-        return normed.to(x.dtype)
-
-
-class _FloatSoftmax(nn.Module):
-    """A softmax in float32 between float16 neighbours."""
-
-    def __init__(self, softmax: nn.Softmax) -> None:
-        super().__init__()
-        self.dim = softmax.dim
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.softmax(x.float(), dim=self.dim).to(x.dtype)
+        computed: Tensor = self.module(x.float())
+        return computed.to(x.dtype)
 
 
 # What may stay in float32 inside a half-precision segment, by the name users type.
-ISLANDS: dict[str, tuple[type[nn.Module], Callable[..., nn.Module]]] = {
-    "layernorm": (nn.LayerNorm, _FloatLayerNorm),
-    "softmax": (nn.Softmax, _FloatSoftmax),
-}
+ISLANDS: dict[str, type[nn.Module]] = {"layernorm": nn.LayerNorm, "softmax": nn.Softmax}
 
 
 class _Half(nn.Module):
@@ -65,9 +49,7 @@ class _Half(nn.Module):
 def halve(segment: nn.Module, islands: tuple[str, ...] = ()) -> nn.Module:
     """Return a float16 copy of a segment or baseline, in eval mode; logits stay float32.
 
-    Args:
-        segment: from ``cut`` or ``baseline``; not changed.
-        islands: keys of ``ISLANDS`` to compute in float32.
+    What ``islands``, keys of ``ISLANDS``, names is computed in float32.
     """
     half = copy.deepcopy(segment)
     for module in half.modules():
@@ -76,9 +58,8 @@ def halve(segment: nn.Module, islands: tuple[str, ...] = ()) -> nn.Module:
             module.scale_input(2.0**-8)
     half = half.half()
     for name in islands:
-        kind, replace = ISLANDS[name]
         for parent in list(half.modules()):
             for key, child in parent.named_children():
-                if isinstance(child, kind) and not isinstance(parent, _FloatLayerNorm):
-                    setattr(parent, key, replace(child))
+                if isinstance(child, ISLANDS[name]) and not isinstance(parent, _Float):
+                    setattr(parent, key, _Float(child))
     return _Half(half).eval()

@@ -11,8 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,7 @@ _PERCENTILE = 99.999
 # cost most of the accuracy.
 _MAX_SPREAD = 6.0
 # Share of exit decisions on the calibration images that may change, averaged over the thresholds
-# below. Half of what the gate allows on other images (``agreement.ALLOWED``).
+# below. Half of what the gate allows on other images (``checks.ALLOWED``).
 _CHANGED_DECISIONS = 0.015
 _THRESHOLDS = [0.5 + 0.05 * i for i in range(10)]
 _OCTAVE = 64  # bins per factor of two, so a limit is known to 1 %
@@ -40,15 +39,15 @@ _LINEARS = re.compile(r"(?:^|\.)blocks\.(\d+)\.(fc[12])\.bias$")
 Limits = dict[str, float]  # by layer, "fc1" and "fc2": the largest |x| that is represented
 
 
-@dataclass
 class _Histogram:
     """Counts the sizes of |x| on a logarithmic scale."""
 
-    counts: Tensor
-    top: float = 0.0
+    def __init__(self) -> None:
+        self.counts = torch.zeros((_HIGHEST - _LOWEST) * _OCTAVE, dtype=torch.int64)
+        self.top = 0.0
 
-    def add(self, x: Tensor) -> None:
-        size = x.detach().abs().flatten()
+    def add(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        size = inputs[0].detach().abs().flatten()
         self.top = max(self.top, float(size.max()))
         places = (size.clamp_min(2.0**_LOWEST).log2() - _LOWEST) * _OCTAVE
         last = len(self.counts) - 1
@@ -63,36 +62,22 @@ class _Histogram:
 def calibrate(model: LGViT, batches: Iterator[Tensor]) -> dict[int, Limits]:
     """Run images through the float32 model and measure how large the MLPs' inputs get.
 
-    Args:
-        model: in eval mode.
-        batches: normalised ``[B, 3, H, W] float32``.
-
-    Returns:
-        Limits of the blocks (1-based) whose MLP can be quantized.
+    ``batches`` are normalised ``[B, 3, H, W] float32``. Returns limits of the blocks (1-based)
+    whose MLP can be quantized.
     """
-    size = (_HIGHEST - _LOWEST) * _OCTAVE
-    histograms: dict[tuple[int, str], _Histogram] = {}
-    hooks = []
-    for number, block in enumerate(model.backbone.blocks, 1):
-        for name in ("fc1", "fc2"):
-            histogram = histograms[number, name] = _Histogram(torch.zeros(size, dtype=torch.int64))
-            layer = getattr(block, name)
-            hooks.append(
-                layer.register_forward_pre_hook(lambda _, inputs, h=histogram: h.add(inputs[0]))
-            )
-    try:
-        with torch.no_grad():
-            for pixels in batches:
-                model.hidden_states(pixels)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    limits: dict[int, Limits] = {}
-    for number in range(1, len(model.backbone.blocks) + 1):
-        pair = {name: histograms[number, name] for name in ("fc1", "fc2")}
-        if all(h.top <= _MAX_SPREAD * h.percentile(99.9) for h in pair.values()):
-            limits[number] = {name: h.percentile(_PERCENTILE) for name, h in pair.items()}
-    return limits
+    histograms = [{name: _Histogram() for name in ("fc1", "fc2")} for _ in model.backbone.blocks]
+    with torch.no_grad(), ExitStack() as hooks:
+        for block, pair in zip(model.backbone.blocks, histograms, strict=True):
+            for name, histogram in pair.items():
+                layer = getattr(block, name)
+                hooks.enter_context(layer.register_forward_pre_hook(histogram.add))
+        for pixels in batches:
+            model.hidden_states(pixels)
+    return {
+        number: {name: histogram.percentile(_PERCENTILE) for name, histogram in pair.items()}
+        for number, pair in enumerate(histograms, 1)
+        if all(h.top <= _MAX_SPREAD * h.percentile(99.9) for h in pair.values())
+    }
 
 
 def choose(
@@ -104,10 +89,8 @@ def choose(
     of how little each moves the confidences, until decisions change. Int8 is simulated in float32,
     which differs from the graphs by rounding.
 
-    Args:
-        model: in eval mode.
-        limits: from ``calibrate``.
-        batches: yields the normalised images ``[B, 3, H, W] float32``, again at each call.
+    ``limits`` are from ``calibrate``; each call of ``batches`` yields the normalised images
+    ``[B, 3, H, W] float32`` again.
     """
     moved = dict.fromkeys(limits, 0.0)
     float_confidences = []
@@ -137,11 +120,10 @@ def choose(
 
 def _confidences(model: LGViT, states: list[Tensor]) -> Tensor:
     """Return every exit's confidences ``[B, M + 1]``, from the hidden states."""
-    logits = [
-        head(states[exit.block]) for head, exit in zip(model.heads, model.config.exits, strict=True)
-    ]
-    stacked = torch.stack([*logits, model.backbone.final(states[-1])], dim=1)
-    return stacked.softmax(dim=-1).amax(dim=-1)
+    pairs = zip(model.heads, model.config.exits, strict=True)
+    logits = [head(states[exit.block]) for head, exit in pairs]
+    logits.append(model.backbone.final(states[-1]))
+    return torch.stack(logits, dim=1).softmax(dim=-1).amax(dim=-1)
 
 
 def _changed_decisions(expected: Tensor, simulated: Tensor) -> float:
@@ -172,40 +154,36 @@ class _Simulated(nn.Module):
 
 @contextmanager
 def _simulated(model: LGViT, limits: Mapping[int, Limits]) -> Iterator[None]:
-    replaced: list[tuple[nn.Module, str, nn.Linear]] = []
-    try:
+    with ExitStack() as originals:
         for number, pair in limits.items():
             block = model.backbone.blocks[number - 1]
             for name, limit in pair.items():
                 linear = getattr(block, name)
-                replaced.append((block, name, linear))
+                originals.callback(setattr, block, name, linear)
                 setattr(block, name, _Simulated(linear, limit))
         yield
-    finally:
-        for block, name, linear in replaced:
-            setattr(block, name, linear)
 
 
 def quantize(model: Any, limits: Mapping[int, Limits]) -> Any:
-    """Put Q/DQ pairs around the matrix products of the MLPs.
+    """Return an ONNX graph with Q/DQ pairs around the matrix products of the MLPs.
 
     The options are those that a strongly typed TensorRT parser accepts: symmetric, no quantized
-    bias, no pair at the output.
+    bias, no pair at the output. Scales have the graph's own type.
 
     Args:
-        model: the ONNX graph, float32 or float16, opset 19 or 20, weights inside.
+        model: float32 or float16, opset 19 or 20, weights inside.
         limits: of the blocks in the graph, by number.
-
-    Returns:
-        The quantized graph; scales have the graph's own type.
     """
+    onnx = require("onnx", extra="export")
     quantization = require("onnxruntime.quantization", extra="cpu")
     calibration = require("onnxruntime.quantization.calibrate", extra="cpu")
     quantizer = require("onnxruntime.quantization.qdq_quantizer", extra="cpu")
+    types = {weight.name: weight.data_type for weight in model.graph.initializer}
     nodes, ranges = [], {}
     for node, (number, layer) in _products(model.graph):
         if number in limits:
-            limit = np.array(limits[number][layer], _numpy_type(model.graph, node.input[1]))
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(types[node.input[1]])
+            limit = np.array(limits[number][layer], dtype)
             nodes.append(node.name)
             ranges[node.input[0]] = calibration.TensorData(lowest=-limit, highest=limit)
     method = calibration.CalibrationMethod.MinMax
@@ -236,16 +214,8 @@ def _products(graph: Any) -> Iterator[tuple[Any, tuple[int, str]]]:
             match = _LINEARS.search(name)
             if match is None:
                 continue
-            product = node if node.op_type == "Gemm" else None
-            for other in node.input:
-                maker = makers.get(other)
-                if maker is not None and maker.op_type == "MatMul":
-                    product = maker
-            assert product is not None, f"{name} is added to no product"
-            yield product, (int(match[1]), match[2])
-
-
-def _numpy_type(graph: Any, weight: str) -> Any:
-    onnx = require("onnx", extra="export")
-    kind = next(i.data_type for i in graph.initializer if i.name == weight)
-    return onnx.helper.tensor_dtype_to_np_dtype(kind)
+            products = [node] if node.op_type == "Gemm" else []
+            before = [makers[other] for other in node.input if other in makers]
+            products += [maker for maker in before if maker.op_type == "MatMul"]
+            assert products, f"{name} is added to no product"
+            yield products[-1], (int(match[1]), match[2])

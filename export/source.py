@@ -1,8 +1,7 @@
-"""Gathers what an export needs: the model, and images for calibration and for comparison."""
+"""Gathers what an export needs: the model, and a compiler for its engines."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
 
@@ -10,11 +9,8 @@ from lgvit_edge.architecture.placement import plan_exits
 from lgvit_edge.architecture.published import architecture
 from lgvit_edge.errors import MissingDependency, UsageError
 from lgvit_edge.export.tensorrt.builder import BuilderOptions, EngineBuilder
-from lgvit_edge.images.labelled import LabelledImage, evenly, find_images, unlabelled_images
 from lgvit_edge.machine.tensorrt import TensorRT
 from lgvit_edge.model import LGViT, block_macs, load_checkpoint
-
-DEFAULT_EXITS, DEFAULT_IMAGE_SIZE = "uniform:8", 224
 
 
 def model_to_export(
@@ -29,7 +25,7 @@ def model_to_export(
 
     Args:
         checkpoint: as ``load_checkpoint`` reads it.
-        arch: instead of it, one of ``ARCHITECTURES``.
+        arch: instead of it, one of ``architectures()``.
         exits: for a checkpoint, those of its exits to keep (default all); for an architecture, as
             ``plan_exits`` reads them (default 8 uniform ones).
         heads: of an architecture, as ``default_heads`` reads it.
@@ -52,35 +48,11 @@ def model_to_export(
             return model
         chosen = plan_exits(exits, block_macs(model.config))
         return model.with_exits([exit.block for exit in chosen])
-    config = architecture(str(arch), image_size=image_size or DEFAULT_IMAGE_SIZE)
+    config = architecture(str(arch), image_size=image_size or 224)
     chosen = plan_exits(
-        exits or DEFAULT_EXITS, block_macs(config), heads=heads or "lgvit", family=config.family
+        exits or "uniform:8", block_macs(config), heads=heads or "lgvit", family=config.family
     )
     return LGViT(config.replace(exits=chosen)).eval()
-
-
-def images_to_compare(
-    model: LGViT, data: Path | None, *, count: int, labels: Path | None = None
-) -> Sequence[LabelledImage]:
-    """Return ``count`` images of a folder, spread evenly, on which export compares decisions.
-
-    Raises:
-        DataError: see ``find_images``.
-    """
-    if data is None:
-        return ()
-    config = model.config
-    images = find_images(data, num_classes=config.num_classes, names=config.labels, labels=labels)
-    return evenly(images, count)
-
-
-def images_to_calibrate(folder: Path | None, *, count: int) -> Sequence[Path]:
-    """Return ``count`` image files of a folder, spread evenly, for the int8 calibration.
-
-    Raises:
-        DataError: there are none.
-    """
-    return () if folder is None else evenly(unlabelled_images(folder), count)
 
 
 def check_builder(out: Path, options: BuilderOptions) -> None:

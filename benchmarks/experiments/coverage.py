@@ -29,7 +29,7 @@ from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, run_comman
 from lgvit_edge.bundle.directory import open_bundle
 from lgvit_edge.errors import LGViTEdgeError, MissingDependency
 from lgvit_edge.export.bundle import ExportOptions, export_bundle
-from lgvit_edge.export.checks.parity import TOLERANCE, sample_images
+from lgvit_edge.export.checks import TOLERANCE, sample_images
 from lgvit_edge.export.tensorrt.build import build_engines
 from lgvit_edge.machine.openvino import shared_core
 from lgvit_edge.model import LGViT, cut

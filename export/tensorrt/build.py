@@ -14,18 +14,27 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lgvit_edge._support.files import locked, replacing
+from lgvit_edge._support.files import locked, replacing, write_json
 from lgvit_edge.bundle import builds as engines
 from lgvit_edge.bundle.builds import Build, EngineSpec
-from lgvit_edge.bundle.directory import ENGINES, Bundle, open_bundle
+from lgvit_edge.bundle.codec import to_json
+from lgvit_edge.bundle.directory import BUILD, ENGINES, Bundle, open_bundle
 from lgvit_edge.bundle.manifest import GraphSpec, Manifest
-from lgvit_edge.errors import BackendError, BuildError, BundleError, UsageError
+from lgvit_edge.errors import (
+    BackendError,
+    BuildError,
+    BundleError,
+    MissingDependency,
+    ParityError,
+    UsageError,
+)
 from lgvit_edge.export.tensorrt.builder import BuilderOptions, BuildTask, EngineBuilder
-from lgvit_edge.export.tensorrt.verify import verify
 from lgvit_edge.machine import jetson
 from lgvit_edge.machine.gpu import find_gpu
 from lgvit_edge.machine.preflight import fits, preflight
 from lgvit_edge.machine.tensorrt import TensorRT
+from lgvit_edge.runtime import Session, TensorRTOptions
+from lgvit_edge.runtime.backends.tensorrt_engine import choose_build
 
 Progress = Callable[[int, int, str], None]
 LIBRARIES = {"jetson": "tensorrt", "rtx": "tensorrt-rtx"}  # by target
@@ -35,24 +44,14 @@ STAGING = ".partial"
 
 @dataclass(frozen=True)
 class Built:
-    """Holds the result of ``build_engines``.
-
-    Attributes:
-        folder: where the engines are.
-        build: their record.
-        compiled: names of the engines compiled now; the others were up to date.
-        seconds: time for compiling.
-        max_difference: largest difference of logits from PyTorch's on the bundle's samples; None
-            where this machine cannot run the engines.
-        not_run: why it cannot; empty where it can.
-    """
+    """Holds the result of ``build_engines``."""
 
     folder: Path
-    build: Build
-    compiled: tuple[str, ...]
-    seconds: float
-    max_difference: float | None
-    not_run: str
+    build: Build  # the record of the engines in it
+    compiled: tuple[str, ...]  # names of the engines compiled now; the others were up to date
+    seconds: float  # for compiling
+    max_difference: float | None  # of logits, from PyTorch's samples; None if not run here
+    not_run: str  # why this machine cannot run the engines; empty where it can
 
 
 def build_engines(
@@ -111,6 +110,7 @@ def build_engines(
         )
     options = options or BuilderOptions()
     tuned_on = None if trt.is_rtx else gpu  # RTX engines are not tied to one GPU
+    capabilities = (tuned_on.compute_capability,) if tuned_on else options.compute_capabilities
     planned = Build(
         schema_version=engines.BUILD_SCHEMA,
         library=library,
@@ -118,9 +118,7 @@ def build_engines(
         platform=engines.platform_name(),
         gpu=tuned_on.name if tuned_on else None,
         multiprocessors=tuned_on.multiprocessors if tuned_on else None,
-        compute_capabilities=(
-            (tuned_on.compute_capability,) if tuned_on else options.compute_capabilities
-        ),
+        compute_capabilities=capabilities,
         precision=opened.manifest.precision,
         batch=opened.manifest.batch,
         weights_sha256=tuple(file.sha256 for file in opened.manifest.weights),
@@ -137,22 +135,11 @@ def build_engines(
     else:
         with _locked(folder):
             build, compiled = _build_all(opened, folder, planned, trt, options, force, progress)
-    return Built(folder, build, compiled, time.perf_counter() - start, *verify(folder))
-
-
-def default_workspace() -> int | None:
-    """Return bytes of scratch memory: on a Jetson a quarter of the free memory, else no limit."""
-    board = jetson.detect()
-    if board is None or board.available_gb is None:
-        return None
-    return int(board.available_gb * 1e9) // 4
+    return Built(folder, build, compiled, time.perf_counter() - start, *_verify(folder))
 
 
 def check_graphs(bundle: str | Path) -> str:
-    """Check that TensorRT-RTX's parser reads every graph of a bundle, without compiling.
-
-    Returns:
-        The parser's version.
+    """Check that TensorRT-RTX's parser, whose version is returned, reads every graph of a bundle.
 
     Raises:
         MissingDependency: TensorRT-RTX is not installed.
@@ -173,12 +160,8 @@ def _check_board(manifest: Manifest, note: Callable[[str], None]) -> None:
         return
     findings = preflight(board)
     if board.jetpack is not None:
-        findings += fits(
-            board.jetpack,
-            opset=manifest.opset,
-            precision=manifest.precision,
-            tensorrt=board.tensorrt,
-        )
+        opset, precision = manifest.opset, manifest.precision
+        findings += fits(board.jetpack, opset=opset, precision=precision, tensorrt=board.tensorrt)
     problems = []
     for finding in findings:
         text = "; ".join(filter(None, (finding.text, finding.cure)))
@@ -206,9 +189,14 @@ def _build_all(
     if not ready:
         shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(exist_ok=True)
-    # The default is not recorded, because free memory differs at the next build.
-    effective = dataclasses.replace(options, workspace=options.workspace or default_workspace())
-    builder = EngineBuilder(trt, effective, timing_cache=_read(cache))
+    board = jetson.detect()
+    if options.workspace is None and board is not None and board.available_gb is not None:
+        # A quarter of the free memory. Not recorded, because that differs at the next build.
+        options = dataclasses.replace(options, workspace=int(board.available_gb * 1e9) // 4)
+    timing_cache = b""
+    with contextlib.suppress(OSError):
+        timing_cache = cache.read_bytes()
+    builder = EngineBuilder(trt, options, timing_cache=timing_cache)
     build = dataclasses.replace(planned, engines=ready)
     for done, name in enumerate(missing):
         progress(done, len(missing), name)
@@ -223,7 +211,7 @@ def _build_all(
         spec = _write(staging / f"{name}.engine", plan, graphs[name], time.perf_counter() - began)
         warnings = tuple(dict.fromkeys([*build.warnings, *trt.take_log("WARNING")]))
         build = dataclasses.replace(build, engines=build.engines | {name: spec}, warnings=warnings)
-        engines.write_build(staging, build)
+        write_json(staging / BUILD, to_json(build))
         if builder.timing_cache and not trt.is_rtx:
             with replacing(cache) as partial:
                 partial.write_bytes(builder.timing_cache)
@@ -232,21 +220,41 @@ def _build_all(
         (staging / spec.file).replace(folder / spec.file)
     complete = {name: (current | build.engines)[name] for name in graphs}
     build = dataclasses.replace(build, engines=complete)
-    engines.write_build(folder, build)
+    write_json(folder / BUILD, to_json(build))
     shutil.rmtree(staging)
     return build, tuple(name for name in missing if name not in ready)
 
 
+def _verify(folder: Path) -> tuple[float | None, str]:
+    """Compare logits of the engines in ``folder`` with PyTorch's, on the bundle's samples.
+
+    Return the largest difference, as ``Session.check_parity`` gives it, or None and why the engines
+    could not be run here. The record of engines that differ is deleted, so they are not loaded.
+    """
+    root, tag = folder.parent.parent, folder.name
+    if find_gpu() is None:
+        return None, "there is no NVIDIA GPU here"
+    try:
+        choose_build(open_bundle(root, verify=False), tag)
+    except BackendError as error:  # compiled for another GPU than the one here
+        return None, str(error)
+    try:
+        session = Session.open(root, backend="tensorrt", tensorrt=TensorRTOptions(engines=tag))
+    except MissingDependency as error:
+        return None, str(error)
+    try:
+        with session:
+            return session.check_parity(), ""
+    except ParityError:
+        (folder / BUILD).unlink()
+        raise
+
+
 def _task(bundle: Bundle, name: str) -> BuildTask:
     manifest, graph = bundle.manifest, engines.graphs_of(bundle)[name]
-    index = None if name == "baseline" else int(name.rpartition("_")[2])
-    return BuildTask(
-        onnx=bundle.path(graph.graph),
-        graph=graph,
-        dtype=manifest.hidden_dtype,
-        quantized=manifest.quantized(index),
-        batch=manifest.batch,
-    )
+    quantized = manifest.quantized(None if name == "baseline" else int(name.rpartition("_")[2]))
+    dtype, batch = manifest.hidden_dtype, manifest.batch
+    return BuildTask(bundle.path(graph.graph), graph, dtype, quantized, batch)
 
 
 def _current(folder: Path, planned: Build, graphs: dict[str, GraphSpec]) -> dict[str, EngineSpec]:
@@ -268,20 +276,8 @@ def _current(folder: Path, planned: Build, graphs: dict[str, GraphSpec]) -> dict
 def _write(path: Path, plan: bytes, graph: GraphSpec, seconds: float) -> EngineSpec:
     with replacing(path) as partial:
         partial.write_bytes(plan)
-    return EngineSpec(
-        file=path.name,
-        sha256=hashlib.sha256(plan).hexdigest(),
-        onnx_sha256=graph.graph.sha256,
-        bytes=len(plan),
-        seconds=round(seconds, 3),
-    )
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
+    digest = hashlib.sha256(plan).hexdigest()
+    return EngineSpec(path.name, digest, graph.graph.sha256, len(plan), round(seconds, 3))
 
 
 @contextlib.contextmanager

@@ -6,7 +6,9 @@ TensorRT 8, which does not, the precision is a flag, and norms and softmax stay 
 
 from __future__ import annotations
 
+import json
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +16,11 @@ from typing import Any
 
 from lgvit_edge.bundle.manifest import GraphSpec
 from lgvit_edge.errors import BuildError, UsageError
-from lgvit_edge.export.tensorrt.checks import check_engine, check_layers, check_tensors
 from lgvit_edge.machine.gpu import find_gpu
 from lgvit_edge.machine.tensorrt import TensorRT
 
 Progress = Callable[[str], None]
+_PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION", "FULLY_CONNECTED")
 # Layers that TensorRT 8 must compute in float32: their sums overflow or lose digits in float16.
 _WEAK_FLOAT = ("NORMALIZATION", "SOFTMAX", "REDUCE", "UNARY")
 
@@ -38,7 +40,6 @@ class BuilderOptions:
     compute_capabilities: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse values that no library takes."""
         level = self.optimization_level
         if level is not None and not 0 <= level <= 5:
             raise UsageError(f"the optimization level must be 0 to 5, found {level}")
@@ -48,14 +49,9 @@ class BuilderOptions:
 
 @dataclass(frozen=True)
 class BuildTask:
-    """Describes one graph to compile.
+    """Describes one graph to compile: the file ``onnx``, with weights beside it, and what it holds.
 
-    Attributes:
-        onnx: the graph's file, weights beside it.
-        graph: its description in the manifest.
-        dtype: of matrix products, those between quantized layers too.
-        quantized: whether some of it is int8.
-        batch: smallest, usual and largest batch.
+    ``dtype`` is that of matrix products, those between quantized layers too.
     """
 
     onnx: Path
@@ -66,22 +62,18 @@ class BuildTask:
 
 
 class EngineBuilder:
-    """Compiles graphs with one library, and passes its timing cache from one to the next."""
+    """Compiles graphs with one library, and passes its timing cache from one to the next.
+
+    The first cache is that of an earlier run with this GPU and version. It is not used for RTX,
+    which would then need a GPU to build.
+
+    Raises:
+        UsageError: RTX does not know a compute capability, or the library is not RTX.
+    """
 
     def __init__(
         self, trt: TensorRT, options: BuilderOptions, *, timing_cache: bytes = b""
     ) -> None:
-        """Check the options against the library.
-
-        Args:
-            trt: the library.
-            options: for every graph.
-            timing_cache: of an earlier run with this GPU and version. Not used for RTX, which would
-                then need a GPU to build.
-
-        Raises:
-            UsageError: RTX does not know a compute capability, or the library is not RTX.
-        """
         self._trt, self._options = trt, options
         self.timing_cache = timing_cache
         self._capabilities = self._named_capabilities()
@@ -89,9 +81,7 @@ class EngineBuilder:
     def build(self, task: BuildTask, *, progress: Progress = lambda text: None) -> bytes:
         """Compile a graph and return the engine as bytes.
 
-        Args:
-            task: the graph.
-            progress: called with the name of TensorRT's present phase, from another thread.
+        ``progress`` is called with the name of TensorRT's present phase, from another thread.
 
         Raises:
             BuildError: the graph is refused, or the engine is not what was asked for.
@@ -120,11 +110,7 @@ class EngineBuilder:
         return job.plan
 
     def check(self, task: BuildTask) -> None:
-        """Parse a graph, and check that it would be compiled in the types asked for.
-
-        Raises:
-            BuildError: it would not.
-        """
+        """Parse a graph; raise ``BuildError`` if it would be compiled in other types."""
         _Job(self, task, lambda text: None).parse()
 
     def _named_capabilities(self) -> list[Any]:
@@ -174,42 +160,60 @@ class _Job:
     def parse(self) -> tuple[Any, Any]:
         """Return the builder and the parsed network, after checking the network."""
         builder = self.trt.make("Builder")
-        network = builder.create_network(self._network_flags())
+        flags = self.module.NetworkDefinitionCreationFlag
+        # TensorRT 11 no longer has the first, and 8 does not have the second yet.
+        wanted = ("EXPLICIT_BATCH", "STRONGLY_TYPED")
+        bits = [1 << int(getattr(flags, name)) for name in wanted if hasattr(flags, name)]
+        network = builder.create_network(sum(bits))
         parser = self.module.OnnxParser(network, self.trt.logger)
         self.parser = parser  # it owns the network's weights
         if not parser.parse_from_file(str(self.task.onnx)):
             faults = [parser.get_error(i).desc() for i in range(parser.num_errors)]
             raise self._failed("its parser refuses the graph", faults)
-        check_tensors(self.trt, network, self.task.graph)
+        self._check_tensors(network)
         if self.trt.strongly_typed:
-            check_layers(self.trt, network, self.task.graph, self.task.dtype, self.task.quantized)
+            self._check_layers(network)
         return builder, network
+
+    def _check_tensors(self, network: Any) -> None:
+        graph = self.task.graph
+        tensors = [network.get_input(i) for i in range(network.num_inputs)]
+        tensors += [network.get_output(i) for i in range(network.num_outputs)]
+        have = [(t.name, self.trt.dtype(t.dtype), tuple(t.shape)) for t in tensors]
+        want = [(t.name, t.dtype, t.shape) for t in (*graph.inputs, *graph.outputs)]
+        if have != want:
+            raise BuildError(f"{graph.graph.file}: expected tensors {want}, TensorRT reads {have}")
+
+    def _check_layers(self, network: Any) -> None:
+        """Check that products are in the type asked for: a fall-back to float32 is only slower."""
+        layers = [network.get_layer(i) for i in range(network.num_layers)]
+        file, dtype = self.task.graph.graph.file, self.task.dtype
+        if self.task.quantized and not any(layer.type.name == "QUANTIZE" for layer in layers):
+            raise BuildError(f"{file}: int8 was asked for, nothing is quantized")
+        products = [layer.get_output(0) for layer in layers if layer.type.name in _PRODUCTS]
+        dtypes = Counter(self.trt.dtype(product.dtype) for product in products)
+        if set(dtypes) - {dtype}:
+            raise BuildError(
+                f"{file}: expected products in {dtype}, TensorRT reads {dict(dtypes)}; "
+                "export the bundle again"
+            )
 
     def _build(self) -> bytes:
         builder, network = self.parse()
-        config = builder.create_builder_config()
-        self._configure(builder, network, config)
+        config = self._configured(builder, network)
         plan = builder.build_serialized_network(network, config)
         if plan is None:
             if self.cancelled:
                 raise KeyboardInterrupt
             raise self._failed("it cannot compile the graph")
-        if not self.trt.is_rtx:
-            cache = config.get_timing_cache()
-            if cache is not None:
-                self.owner.timing_cache = bytes(cache.serialize())
+        if not self.trt.is_rtx and (cache := config.get_timing_cache()) is not None:
+            self.owner.timing_cache = bytes(cache.serialize())
         data = bytes(plan)
         self._inspect(data)
         return data
 
-    def _network_flags(self) -> int:
-        flags = self.module.NetworkDefinitionCreationFlag
-        # TensorRT 11 no longer has the first, and 8 does not have the second yet.
-        wanted = ("EXPLICIT_BATCH", "STRONGLY_TYPED")
-        return sum(1 << int(getattr(flags, name)) for name in wanted if hasattr(flags, name))
-
-    def _configure(self, builder: Any, network: Any, config: Any) -> None:
-        trt, options = self.module, self.owner._options
+    def _configured(self, builder: Any, network: Any) -> Any:
+        trt, options, config = self.module, self.owner._options, builder.create_builder_config()
         # Auxiliary streams do not help a batch-1 chain; they take memory and break captures.
         config.max_aux_streams = 0
         config.clear_flag(trt.BuilderFlag.TF32)  # on by default, and less exact than float32
@@ -225,9 +229,9 @@ class _Job:
             spec = self.task.graph.inputs[0]
             profile.set_shape(spec.name, *(spec.for_batch(size) for size in self.task.batch))
             config.add_optimization_profile(profile)
-        if self.owner._capabilities:
-            config.num_compute_capabilities = len(self.owner._capabilities)
-            for i, capability in enumerate(self.owner._capabilities):
+        if capabilities := self.owner._capabilities:
+            config.num_compute_capabilities = len(capabilities)
+            for i, capability in enumerate(capabilities):
                 config.set_compute_capability(capability, i)
         if not self.trt.is_rtx:
             cache = config.create_timing_cache(self.owner.timing_cache)
@@ -238,6 +242,7 @@ class _Job:
         if hasattr(trt, "IProgressMonitor"):
             self.monitor = _monitor(trt, self)  # TensorRT keeps no reference of its own
             config.progress_monitor = self.monitor
+        return config
 
     def _constrain(self, network: Any, config: Any) -> None:
         """Set the precision of TensorRT 8 by flags, with float32 where float16 is too coarse."""
@@ -255,10 +260,8 @@ class _Job:
         config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
         for i in range(network.num_layers):
             layer = network.get_layer(i)
-            floats = layer.num_outputs and layer.get_output(0).dtype in (
-                trt.DataType.FLOAT,
-                trt.DataType.HALF,
-            )
+            types = (trt.DataType.FLOAT, trt.DataType.HALF)
+            floats = layer.num_outputs and layer.get_output(0).dtype in types
             if layer.type.name in _WEAK_FLOAT and floats:
                 layer.precision = trt.DataType.FLOAT
 
@@ -274,7 +277,22 @@ class _Job:
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise self._failed("the engine it compiled does not load")
-        check_engine(self.trt, engine, self.task.graph, self.task.dtype)
+        graph = self.task.graph
+        file, tensors = graph.graph.file, (*graph.inputs, *graph.outputs)
+        for spec in tensors:
+            have = self.trt.dtype(engine.get_tensor_dtype(spec.name))
+            if have != spec.dtype:
+                raise BuildError(
+                    f"{file}: expected {spec.name} in {spec.dtype}, the engine has {have}"
+                )
+        inspector = engine.create_engine_inspector()
+        text = inspector.get_engine_information(self.module.LayerInformationFormat.JSON)
+        inner = _inner_types(text, {spec.name for spec in tensors})
+        half = any("FP16" in t or "Half" in t for t in inner)
+        if self.task.dtype == "float16" and inner and not half:
+            raise BuildError(
+                f"{file}: half precision was asked for, but no layer of the engine works in it"
+            )
 
     def _failed(self, what: str, reasons: list[str] | None = None) -> BuildError:
         logged = self.trt.reason()  # always read, but it only repeats the parser's reasons
@@ -304,3 +322,17 @@ def _monitor(module: Any, job: _Job) -> Any:
             pass
 
     return Monitor()
+
+
+def _inner_types(text: str, outer: set[str]) -> list[str]:
+    """Return the formats of the tensors between layers, from the inspector's JSON.
+
+    Inputs and outputs are left out, because the engine may convert them. The list is empty where
+    all is one fused layer, or the engine stores no details.
+    """
+    try:
+        layers = json.loads(text).get("Layers", [])
+    except (ValueError, AttributeError):
+        return []
+    outputs = [t for layer in layers if isinstance(layer, dict) for t in layer.get("Outputs", [])]
+    return [str(t.get("Format/Datatype")) for t in outputs if t.get("Name") not in outer]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,17 +23,12 @@ MAX_SIZE = 65_536  # far above any width, depth or side of a real model
 
 @dataclass(frozen=True)
 class ExitConfig:
-    """One exit: the block it follows, and its head.
+    """One exit: the block it follows, and its head."""
 
-    Attributes:
-        block: 1-based; the head reads this block's output.
-        head: a kind of ``HEAD_KINDS``.
-        size: of the head: an LPH's kernel side k (paper Eq. 1), a GAH's window side s (Eq. 3), the
-            width of an encoder head's MLP.
-    """
-
-    block: int
-    head: str
+    block: int  # 1-based; the head reads this block's output
+    head: str  # a kind of ``HEAD_KINDS``
+    # An LPH's kernel side k (paper Eq. 1), a GAH's window side s (Eq. 3), the width of an encoder
+    # head's MLP.
     size: int = 0
 
     def __post_init__(self) -> None:
@@ -48,94 +43,67 @@ class ExitConfig:
 
 @dataclass(frozen=True)
 class LGViTConfig(BackboneConfig):
-    """Configuration of a backbone with exits; ``BackboneConfig`` has the backbone's fields.
+    """Configuration of a backbone with exits; ``BackboneConfig`` has the backbone's fields."""
 
-    Attributes:
-        exits: in order of their blocks.
-        lph_residual: the authors' code adds the patch tokens to the LPH's output; Eq. 2 does not.
-        gah_average: Eq. 3 averages each window; the authors' code keeps its first token only.
-        labels: class names, or empty.
-        preprocess: of images, as the weights expect them.
-    """
-
-    exits: tuple[ExitConfig, ...] = ()
-    lph_residual: bool = True
-    gah_average: bool = False
-    labels: tuple[str, ...] = ()
-    preprocess: Preprocess = Preprocess()
+    exits: tuple[ExitConfig, ...] = ()  # in order of their blocks
+    lph_residual: bool = True  # the authors' code adds patch tokens to the LPH's output, not Eq. 2
+    gah_average: bool = False  # as in Eq. 3; the authors' code keeps a window's first token only
+    labels: tuple[str, ...] = ()  # class names, or empty
+    preprocess: Preprocess = Preprocess()  # of images, as the weights expect them
 
     def __post_init__(self) -> None:
-        faults = [
-            f"{name} must be 1..{MAX_SIZE}, found {getattr(self, name)}"
-            for name in (
-                "image_size patch_size hidden_size num_blocks num_heads intermediate_size "
-                "num_classes"
-            ).split()
-            if not 1 <= getattr(self, name) <= MAX_SIZE
-        ]
         # Each check relies on the one before it.
-        for check in (self._contradictions, self._family_contradictions, self._exit_contradictions):
-            if not faults:
-                faults = [fault for good, fault in check() if not good]
-        if faults:
-            raise ConfigError("; ".join(faults))
+        for check in (self._sizes, self._contradictions, self._family, self._heads):
+            if faults := list(check()):
+                raise ConfigError("; ".join(faults))
 
-    def _contradictions(self) -> list[tuple[bool, str]]:
+    def _sizes(self) -> Iterator[str]:
+        names = "image_size patch_size hidden_size num_blocks num_heads intermediate_size"
+        for name in (*names.split(), "num_classes"):
+            if not 1 <= getattr(self, name) <= MAX_SIZE:
+                yield f"{name} must be 1..{MAX_SIZE}, found {getattr(self, name)}"
+
+    def _contradictions(self) -> Iterator[str]:
         names, after = ", ".join(FAMILIES), [exit.block for exit in self.exits]
-        return [
-            (self.family in FAMILIES, f"family must be one of {names}, found {self.family!r}"),
-            (self.num_blocks <= 1000, f"num_blocks must be 1..1000, found {self.num_blocks}"),
-            (
-                self.image_size % self.patch_size == 0,
-                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}",
-            ),
-            (
-                self.hidden_size % self.num_heads == 0,
-                f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}",
-            ),
-            (
-                0 < self.layer_norm_eps <= 1,
-                f"layer_norm_eps must be in 0..1, found {self.layer_norm_eps}",
-            ),
-            (
-                len(self.labels) in (0, self.num_classes),
-                f"expected {self.num_classes} labels, found {len(self.labels)}",
-            ),
-            (
-                self.image_size <= self.preprocess.resize,
-                f"the crop of {self.image_size} is larger than resize {self.preprocess.resize}",
-            ),
-            (
-                all(a < b for a, b in itertools.pairwise(after)),
-                f"exits must be sorted, each after a block of its own, found {after}",
-            ),
-            (
-                all(1 <= block < self.num_blocks for block in after),
+        size, patch = self.image_size, self.patch_size
+        if self.family not in FAMILIES:
+            yield f"family must be one of {names}, found {self.family!r}"
+        if self.num_blocks > 1000:
+            yield f"num_blocks must be 1..1000, found {self.num_blocks}"
+        if size % patch:
+            yield f"image_size {size} is not a multiple of patch_size {patch}"
+        if self.hidden_size % self.num_heads:
+            yield f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
+        if not 0 < self.layer_norm_eps <= 1:
+            yield f"layer_norm_eps must be in 0..1, found {self.layer_norm_eps}"
+        if len(self.labels) not in (0, self.num_classes):
+            yield f"expected {self.num_classes} labels, found {len(self.labels)}"
+        if size > self.preprocess.resize:
+            yield f"the crop of {size} is larger than resize {self.preprocess.resize}"
+        if after != sorted(set(after)):
+            yield f"exits must be sorted, each after a block of its own, found {after}"
+        if not all(1 <= block < self.num_blocks for block in after):
+            yield (
                 f"exits must lie after blocks 1..{self.num_blocks - 1} "
-                f"(the final classifier follows block {self.num_blocks}), found {after}",
-            ),
-        ]
+                f"(the final classifier follows block {self.num_blocks}), found {after}"
+            )
 
-    def _family_contradictions(self) -> list[tuple[bool, str]]:
+    def _family(self) -> Iterator[str]:
         family = FAMILIES[self.family]
         counts = " or ".join(map(str, family.prefix_tokens))
-        return [
-            (
-                self.prefix_tokens in family.prefix_tokens
-                and 1 <= self.classifiers <= min(max(self.prefix_tokens, 1), 2),
+        most = min(max(self.prefix_tokens, 1), 2)
+        if self.prefix_tokens not in family.prefix_tokens or not 1 <= self.classifiers <= most:
+            yield (
                 f"a {self.family} has {counts} prefix_tokens, and one classifier or one on each "
-                f"of the first two, found {self.prefix_tokens} and {self.classifiers}",
-            ),
-            *family.faults(self),
-        ]
+                f"of the first two, found {self.prefix_tokens} and {self.classifiers}"
+            )
+        yield from (fault for good, fault in family.faults(self) if not good)
 
-    def _exit_contradictions(self) -> list[tuple[bool, str]]:
-        checks = []
+    def _heads(self) -> Iterator[str]:
         for exit in self.exits:
             block, kind = self.blocks[exit.block - 1], HEAD_KINDS[exit.head]
-            fault = kind.fault(exit.size, block, FAMILIES[self.family])
-            checks.append((fault is None, f"{exit.head} after block {exit.block}: {fault}"))
-        return checks
+            if (fault := kind.fault(exit.size, block, FAMILIES[self.family])) is not None:
+                yield f"{exit.head} after block {exit.block}: {fault}"
 
     @functools.cached_property
     def blocks(self) -> tuple[BlockConfig, ...]:
@@ -169,9 +137,5 @@ class LGViTConfig(BackboneConfig):
 
     @classmethod
     def from_json(cls, data: Any) -> LGViTConfig:
-        """Builds a configuration from what ``to_json`` returned.
-
-        Raises:
-            ConfigError: with all faults at once.
-        """
+        """Builds a configuration from such JSON, or raises ``ConfigError`` with all its faults."""
         return from_json(cls, data, where="config", error=ConfigError)

@@ -26,13 +26,11 @@ def _equal_blocks(config: BackboneConfig) -> tuple[BlockConfig, ...]:
 
 def _no_stages(config: BackboneConfig) -> Checks:
     depths, heads, window = list(config.depths), list(config.stage_heads), config.window_size
-    return [
-        (
-            not depths and not heads and window == 0,
-            f"a {config.family} has no depths, stage_heads and window_size, found {depths}, "
-            f"{heads} and {window}",
-        )
-    ]
+    fault = (
+        f"a {config.family} has no depths, stage_heads and window_size, found {depths}, "
+        f"{heads} and {window}"
+    )
+    return [(not depths and not heads and window == 0, fault)]
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,7 @@ class Family:
     """Describes a family of backbones: its names, its shapes and where its code is.
 
     Attributes:
-        name: as in configurations and bundles.
-        label: as people write it.
+        name: as in configurations and bundles; ``label``: as people write it.
         backbone: the module (or its name) of its embedding, blocks and final classifier; see
             ``lgvit_edge.model.backbones.backbone.Parts``.
         architectures: published sizes by name: the fields of ``LGViTConfig`` for an image size.
@@ -96,11 +93,7 @@ def register_family(family: Family) -> None:
 
 
 def family_named(name: str) -> Family:
-    """Returns the family of this name.
-
-    Raises:
-        ConfigError: there is none.
-    """
+    """Returns the family of this name, or raises ``ConfigError``."""
     if name not in FAMILIES:
         raise ConfigError(f"family must be one of {', '.join(FAMILIES)}, found {name!r}")
     return FAMILIES[name]
@@ -149,31 +142,24 @@ def _stage_faults(config: BackboneConfig) -> Checks:
     ]
 
 
+def _sizes(patch: int, width: int, depth: int, heads: int, **more: Any) -> dict[str, Any]:
+    names = ("patch_size", "hidden_size", "num_blocks", "num_heads", "intermediate_size")
+    return dict(zip(names, (patch, width, depth, heads, 4 * width), strict=True), **more)
+
+
 def _vit(width: int, depth: int, heads: int, tokens: int, image_size: int) -> dict[str, Any]:
-    return {
-        "patch_size": 16,
-        "hidden_size": width,
-        "num_blocks": depth,
-        "num_heads": heads,
-        "intermediate_size": 4 * width,
-        "prefix_tokens": tokens,
-        "classifiers": tokens,
-    }
+    return _sizes(16, width, depth, heads, prefix_tokens=tokens, classifiers=tokens)
 
 
 def _swin(width: int, depths: tuple[int, ...], heads: int, image_size: int) -> dict[str, Any]:
-    return {
-        "patch_size": 4,
-        "hidden_size": width,
-        "num_blocks": sum(depths),
-        "num_heads": heads,
-        "intermediate_size": 4 * width,
-        "prefix_tokens": 0,
-        "layer_norm_eps": 1e-5,
-        "depths": depths,
-        "stage_heads": tuple(heads << stage for stage in range(len(depths))),
-        "window_size": 7 if image_size % 32 else image_size // 32,
-    }
+    return _sizes(
+        *(4, width, sum(depths), heads),
+        prefix_tokens=0,
+        layer_norm_eps=1e-5,
+        depths=depths,
+        stage_heads=tuple(heads << stage for stage in range(len(depths))),
+        window_size=7 if image_size % 32 else image_size // 32,
+    )
 
 
 _IMAGENET = Preprocess(256, "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

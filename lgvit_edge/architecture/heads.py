@@ -19,10 +19,6 @@ ROLES = ("local", "global")
 _RESERVED = ("lgvit", "final")  # the paper's mix of kinds; the last segment's classifier
 
 
-def _always_fits(size: int, block: BlockConfig, family: Family) -> None:
-    return None
-
-
 @dataclass(frozen=True)
 class HeadKind:
     """Describes a kind of exit head: its name, its size and where its code is.
@@ -46,7 +42,7 @@ class HeadKind:
     factory: str | Callable[..., Any]
     size: str = ""
     default: int | None = 0
-    fault: Callable[[int, BlockConfig, Family], str | None] = _always_fits
+    fault: Callable[[int, BlockConfig, Family], str | None] = lambda size, block, family: None
     role: str = ""
     stride: Callable[[int], int] = lambda size: 1
     authors: dict[str, int] = field(default_factory=dict)
@@ -84,9 +80,8 @@ def head_choices() -> dict[str, str]:
 
 
 def _attention(heads: int, block: BlockConfig) -> str | None:
-    if heads and block.dim % heads:
-        return f"it has {heads} attention heads, and width {block.dim} is no multiple of {heads}"
-    return None
+    fault = f"it has {heads} attention heads, and width {block.dim} is no multiple of {heads}"
+    return fault if heads and block.dim % heads else None
 
 
 def _lph(size: int, block: BlockConfig, family: Family) -> str | None:
@@ -99,10 +94,6 @@ def _gah(size: int, block: BlockConfig, family: Family) -> str | None:
     if not 1 <= size <= block.grid:
         return f"its window must be 1..{block.grid} on {_map(block)}, not {size}"
     return _attention(GAH_HEADS, block)
-
-
-def _encoder(size: int, block: BlockConfig, family: Family) -> str | None:
-    return _attention(family.encoder_heads, block)
 
 
 def _map(block: BlockConfig) -> str:
@@ -138,10 +129,7 @@ for _kind in (
         authors={"linear": 0},
     ),
     HeadKind(
-        "conv",
-        "a 3x3 convolution",
-        "lgvit_edge.model.heads.conv:head",
-        authors={"conv_normal": 0},
+        "conv", "a 3x3 convolution", "lgvit_edge.model.heads.conv:head", authors={"conv_normal": 0}
     ),
     HeadKind(
         "attention",
@@ -155,7 +143,7 @@ for _kind in (
         "one more encoder block, then mlp",
         "lgvit_edge.model.heads.encoder:head",
         size="width",
-        fault=_encoder,
+        fault=lambda size, block, family: _attention(family.encoder_heads, block),
         authors={"vit": 0},
     ),
 ):

@@ -36,21 +36,17 @@ def plan_exits(
         return ()
     scheme, _, count = text.partition(":")
     try:
-        if scheme in _SCHEMES:
-            if not 1 <= int(count) < depth:
-                raise ConfigError(
-                    f"{scheme}:M needs 1 <= M <= {depth - 1} here, found M = {int(count)}"
-                )
-            blocks = _SCHEMES[scheme](int(count), block_macs)
-        else:
-            blocks = [int(part) for part in text.split(",")]
-    except ValueError as error:
-        if isinstance(error, ConfigError):
-            raise
+        blocks = [int(count)] if scheme in _SCHEMES else [int(part) for part in text.split(",")]
+    except ValueError:
         raise ConfigError(
             f"exits must be {', '.join(f'{name}:M' for name in _SCHEMES)} or a list of blocks "
             f"such as 4,6,8,10; found {text!r}"
         ) from None
+    if scheme in _SCHEMES:
+        number = blocks[0]
+        if not 1 <= number < depth:
+            raise ConfigError(f"{scheme}:M needs 1 <= M <= {depth - 1} here, found M = {number}")
+        blocks = _SCHEMES[scheme](number, block_macs)
     if blocks != sorted(set(blocks)) or blocks[0] < 1 or blocks[-1] >= depth:
         raise ConfigError(
             f"exits must be sorted blocks in 1..{depth - 1} (block {depth} ends in the final "
@@ -106,12 +102,8 @@ def default_heads(
     lower = (len(blocks) + 1) // 2
     upper = len(blocks) - lower
     smallest, largest = family_named(family).windows
-    exits = []
-    for i, block in enumerate(blocks):
-        if i < lower:
-            kernel = 3 * (1 - i / max(lower - 1, 1))
-            exits.append(ExitConfig(block, "lph", 3 if kernel >= 1.5 else 0))
-        else:
-            window = smallest + (largest - smallest) * (i - lower) / max(upper - 1, 1)
-            exits.append(ExitConfig(block, "gah", round(window)))
-    return tuple(exits)
+    kernels = [3 * (1 - i / max(lower - 1, 1)) for i in range(lower)]
+    windows = [smallest + (largest - smallest) * i / max(upper - 1, 1) for i in range(upper)]
+    kinds = [("lph", 3 if kernel >= 1.5 else 0) for kernel in kernels]
+    kinds += [("gah", round(window)) for window in windows]
+    return tuple(ExitConfig(block, *kind) for block, kind in zip(blocks, kinds, strict=True))

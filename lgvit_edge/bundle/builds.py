@@ -12,8 +12,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from lgvit_edge._support.files import write_json
-from lgvit_edge.bundle.codec import loads, to_json
+from lgvit_edge.bundle.codec import loads
 from lgvit_edge.bundle.directory import BUILD, ENGINES, Bundle
 from lgvit_edge.bundle.manifest import GraphSpec
 from lgvit_edge.errors import BundleError
@@ -26,66 +25,39 @@ _NAME = re.compile(r"[A-Za-z0-9_.+-]{1,120}")
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """The file of one engine and the graph it was compiled from.
+    """One engine, and the graph it was compiled from."""
 
-    Attributes:
-        file: name beside ``build.json``; a plain TensorRT plan.
-        sha256: hash of the file.
-        onnx_sha256: hash of the graph.
-        bytes: size of the file.
-        seconds: time that compiling took.
-    """
-
-    file: str
+    file: str  # name beside ``build.json``; a plain TensorRT plan
     sha256: str
-    onnx_sha256: str
+    onnx_sha256: str  # hash of the graph
     bytes: int
-    seconds: float
+    seconds: float  # that compiling took
 
     def __post_init__(self) -> None:
-        """Refuse names that could leave the folder."""
         if not _NAME.fullmatch(self.file) or self.file.startswith("."):
             raise ValueError(f"engine file {self.file!r} must be a plain name")
 
 
 @dataclass(frozen=True)
 class Build:
-    """The record ``build.json``: all engines of one build, and what they were compiled for.
-
-    Attributes:
-        schema_version: of this layout.
-        library: ``tensorrt`` or ``tensorrt-rtx``.
-        version: of the library; engines of another one do not load.
-        platform: system and processor, such as ``linux-aarch64``.
-        gpu: the GPU that engines were tuned on; None if none was needed (RTX).
-        multiprocessors: number in that GPU.
-        compute_capabilities: those the engines run on; empty for the library's own choice (RTX).
-        precision: precision of the graphs.
-        batch: smallest, usual and largest batch.
-        weights_sha256: hashes of the graphs' weight files.
-        workspace: limit of the builder's scratch memory in bytes, if one was set.
-        optimization_level: 0 to 5, if one was set.
-        engines: by graph: ``segment_0``..., ``baseline``.
-        warnings: TensorRT's warnings.
-    """
+    """The record ``build.json``: all engines of one build, and what they were compiled for."""
 
     schema_version: int
-    library: str
-    version: str
-    platform: str
-    gpu: str | None
-    multiprocessors: int | None
-    compute_capabilities: tuple[str, ...]
+    library: str  # ``tensorrt`` or ``tensorrt-rtx``
+    version: str  # of the library; engines of another one do not load
+    platform: str  # system and processor, such as ``linux-aarch64``
+    gpu: str | None  # that engines were tuned on; None if none was needed (RTX)
+    multiprocessors: int | None  # number in that GPU
+    compute_capabilities: tuple[str, ...]  # to run on; empty for the library's own choice (RTX)
     precision: str
     batch: tuple[int, int, int]
-    weights_sha256: tuple[str, ...]
-    workspace: int | None
-    optimization_level: int | None
-    engines: dict[str, EngineSpec]
+    weights_sha256: tuple[str, ...]  # hashes of the graphs' weight files
+    workspace: int | None  # limit of the builder's scratch memory in bytes, if one was set
+    optimization_level: int | None  # 0 to 5, if one was set
+    engines: dict[str, EngineSpec]  # by graph: ``segment_0``..., ``baseline``
     warnings: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        """Refuse values that no build writes."""
         if self.library not in MODULES:
             raise ValueError(f"library must be one of {', '.join(MODULES)}: {self.library!r}")
         if (self.gpu is None) != (self.multiprocessors is None):
@@ -125,21 +97,12 @@ def platform_name() -> str:
 
 def graphs_of(bundle: Bundle) -> dict[str, GraphSpec]:
     """Return every graph of a bundle by its engine's name, segments first."""
-    segments = {f"segment_{i}": s.spec for i, s in enumerate(bundle.manifest.segments)}
-    return segments | {"baseline": bundle.manifest.baseline}
-
-
-def write_build(folder: Path, build: Build) -> None:
-    """Write ``build.json`` whole or not at all."""
-    write_json(folder / BUILD, to_json(build))
+    *segments, baseline = bundle.manifest.graphs
+    return {f"segment_{i}": spec for i, spec in enumerate(segments)} | {"baseline": baseline}
 
 
 def read_build(folder: Path) -> Build:
-    """Read and check ``build.json``.
-
-    Raises:
-        BundleError: it is missing, damaged, or of another schema version.
-    """
+    """Read ``build.json``, or raise ``BundleError``: missing, damaged or of another schema."""
     path = folder / BUILD
     try:
         with path.open("rb") as file:
@@ -177,24 +140,22 @@ def read_engine(folder: Path, build: Build, key: str, graph: GraphSpec) -> bytes
     Raises:
         BundleError: it is missing, not the file that was built, or built from another graph.
     """
-    spec = build.engines.get(key)
+    spec, cure = build.engines.get(key), rebuild(folder)
     if spec is None:
-        raise BundleError(f"{folder} has no engine of {key}; {rebuild(folder)}")
-    path = folder / spec.file
-    if spec.onnx_sha256 != graph.graph.sha256:
-        raise BundleError(
-            f"{path} was compiled from another graph than {graph.graph.file}; {rebuild(folder)}"
-        )
+        raise BundleError(f"{folder} has no engine of {key}; {cure}")
+    path, onnx = folder / spec.file, graph.graph
+    if spec.onnx_sha256 != onnx.sha256:
+        raise BundleError(f"{path} was compiled from another graph than {onnx.file}; {cure}")
     try:
         if path.is_symlink() or not (path.is_file() or not path.exists()):
-            raise BundleError(f"{path} is no plain file; {rebuild(folder)}")
+            raise BundleError(f"{path} is no plain file; {cure}")
         data = path.read_bytes() if path.stat().st_size == spec.bytes else b""
     except OSError as error:
-        raise BundleError(f"cannot read {path}: {error.strerror}; {rebuild(folder)}") from None
+        raise BundleError(f"cannot read {path}: {error.strerror}; {cure}") from None
     if hashlib.sha256(data).hexdigest() != spec.sha256:
         raise BundleError(
             f"{path} is not the engine that was built: expected {spec.bytes} bytes with the hash "
-            f"in {BUILD}, found others; copy it again, or {rebuild(folder)}"
+            f"in {BUILD}, found others; copy it again, or {cure}"
         )
     return data
 

@@ -37,19 +37,13 @@ def loads(
     cure: str,
     error: type[Exception],
 ) -> T:
-    """Build ``cls`` from a file's JSON text, whose ``schema_version`` must be ``version``.
+    """Build the frozen dataclass ``cls`` from a file's content, or its first ``limit`` + 1 bytes.
 
-    Args:
-        cls: a frozen dataclass.
-        text: the file's content, or its first ``limit`` + 1 bytes.
-        version: the only schema version that is accepted.
-        limit: largest size in bytes.
-        where: name of the text in messages.
-        cure: what to do if the text is damaged or of another version.
-        error: exception to raise.
+    ``where`` names it in messages, and ``cure`` says what to do about it.
 
     Raises:
-        error: the text is too large, not JSON, of another schema version, or ``from_json`` raises.
+        error: the text has more than ``limit`` bytes, is not JSON, is not of schema ``version``, or
+            ``from_json`` raises.
     """
     if len(text) > limit:
         raise error(f"{where} has more than the {limit} bytes it may have; {cure}")
@@ -64,11 +58,7 @@ def loads(
 
 
 def from_json(cls: type[T], data: Any, *, where: str, error: type[Exception]) -> T:
-    """Build ``cls`` from decoded JSON.
-
-    Raises:
-        error: it names every missing key, unknown key and wrongly typed value at once.
-    """
+    """Build ``cls`` from decoded JSON, or raise ``error`` with all faults at once."""
     faults: list[str] = []
     value = _decode(cls, data, where, faults)
     if faults:

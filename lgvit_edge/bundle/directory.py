@@ -18,7 +18,6 @@ import dataclasses
 import fnmatch
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -130,19 +129,14 @@ def writing(root: Path) -> Iterator[Path]:
 
 def finish(staging: Path, manifest: Manifest) -> None:
     """Write the manifest, which turns the folder ``staging`` into a bundle."""
-    with (staging / MANIFEST).open("w", encoding="utf-8") as file:
-        file.write(manifest.dumps())
-        file.flush()
-        os.fsync(file.fileno())
+    with replacing(staging / MANIFEST) as partial:
+        partial.write_text(manifest.dumps(), encoding="utf-8")
 
 
 def add_points(root: Path, identity: str, points: dict[str, OperatingPoint]) -> None:
-    """Add operating points to a bundle's manifest; points of other names stay.
+    """Add operating points to a bundle's manifest by name; points of other names stay.
 
-    Args:
-        root: the bundle.
-        identity: ``identity`` of the manifest that the points were tuned on.
-        points: by name.
+    ``identity`` is that of the manifest that the points were tuned on.
 
     Raises:
         BundleError: the bundle was exported again meanwhile, or cannot be written.
@@ -156,9 +150,7 @@ def add_points(root: Path, identity: str, points: dict[str, OperatingPoint]) -> 
                     f"{root} was exported again meanwhile: the points are not its own; run tune "
                     "again"
                 )
-            manifest = dataclasses.replace(manifest, points=manifest.points | points)
-            with replacing(root / MANIFEST) as partial:
-                partial.write_text(manifest.dumps(), encoding="utf-8")
+            finish(root, dataclasses.replace(manifest, points=manifest.points | points))
     except OSError as error:
         raise BundleError(f"cannot write {root / MANIFEST}: {error.strerror or error}") from None
 

@@ -12,13 +12,14 @@ from lgvit_edge.errors import BundleError
 
 
 def inspect_bundle(path: Path) -> dict[str, Any]:
-    """Describe a bundle, its segments and its engines as JSON.
-
-    Raises:
-        BundleError: the bundle is damaged.
-    """
+    """Describe a bundle, its segments and its engines as JSON; raises as ``open_bundle``."""
     bundle = open_bundle(path)
     manifest = bundle.manifest
+    shown = to_json(manifest)
+
+    def take(*names: str) -> dict[str, Any]:
+        return {name: shown[name] for name in names}
+
     rows = [
         {
             "index": index,
@@ -34,24 +35,14 @@ def inspect_bundle(path: Path) -> dict[str, Any]:
     return {
         "kind": "bundle",
         "path": str(path),
-        "family": manifest.family,
-        "image_size": manifest.image_size,
+        **take("family", "image_size"),
         "blocks": manifest.num_blocks,
         "exits": len(manifest.segments) - 1,
         "classes": manifest.num_classes,
-        "target": manifest.target,
-        "precision": manifest.precision,
-        "opset": manifest.opset,
-        "input": manifest.input,
-        "batch": list(manifest.batch),
-        "policy": manifest.policy,
-        "points": to_json(manifest.points),
+        **take("target", "precision", "opset", "input", "batch", "policy", "points"),
         "parity": max(manifest.parity.max_difference),
         "bytes": sum(p.stat().st_size for p in path.rglob("*") if p.is_file()),
-        "versions": manifest.versions,
-        "fp32_islands": list(manifest.fp32_islands),
-        "calibration": to_json(manifest.calibration),
-        "agreement": to_json(manifest.agreement),
+        **take("versions", "fp32_islands", "calibration", "agreement"),
         "engines": [_engines(folder, build, bundle) for folder, build in find_builds(path)],
         "baseline": {"macs": manifest.baseline.macs, "parameters": manifest.baseline.parameters},
         "segments": with_totals(rows, manifest.baseline.macs),

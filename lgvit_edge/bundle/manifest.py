@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +39,6 @@ class FileSpec:
     sha256: str
 
     def __post_init__(self) -> None:
-        """Refuse names that could leave the bundle."""
         parts = self.file.split("/")
         unsafe = "\\" in self.file or ":" in self.file or not self.file.isprintable()
         if unsafe or any(p in ("", ".", "..") for p in parts):
@@ -49,20 +49,13 @@ class FileSpec:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output tensor of a graph.
-
-    Attributes:
-        name: name in the graph.
-        dtype: one of ``DTYPES``.
-        shape: sizes, -1 first if the batch is dynamic.
-    """
+    """An input or output tensor of a graph: its sizes, -1 first if the batch is dynamic."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        """Refuse unknown types and shapes too large to allocate."""
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, found {self.dtype!r}")
         sizes = self.shape[1:] if self.shape[:1] == (-1,) else self.shape
@@ -78,24 +71,15 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """One ONNX graph: its file, tensors and cost per image.
-
-    Attributes:
-        graph: the ONNX file.
-        inputs: one tensor, ``image`` or ``hidden``.
-        outputs: ``hidden`` (all but the last segment), then ``logits`` [B, C] float32.
-        macs: multiply-accumulates for one image.
-        parameters: number of trained values.
-    """
+    """One ONNX graph: its file, tensors and cost per image."""
 
     graph: FileSpec
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    macs: int
-    parameters: int
+    inputs: tuple[TensorSpec, ...]  # one tensor, ``image`` or ``hidden``
+    outputs: tuple[TensorSpec, ...]  # ``hidden``, but not the last; ``logits`` [B, C] float32
+    macs: int  # multiply-accumulates for one image
+    parameters: int  # number of trained values
 
     def __post_init__(self) -> None:
-        """Refuse graphs that the chain could not run."""
         if len(self.inputs) != 1 or len(self.outputs) not in (1, 2):
             raise ValueError("a graph has one input and one or two outputs")
         if len(self.logits.shape) != 2 or self.logits.dtype != "float32":
@@ -111,191 +95,126 @@ class GraphSpec:
 
 @dataclass(frozen=True)
 class SegmentSpec:
-    """One segment of the chain: its graph, blocks and head.
-
-    Attributes:
-        spec: the segment's graph.
-        first_block: 1-based, inclusive.
-        last_block: 1-based, inclusive; the exit follows it.
-        head: one of ``lgvit_edge.architecture.config.HEAD_SIZES``, or ``final``.
-        head_macs: the head's share of the MACs; None in the last segment, whose classifier is also
-            the baseline's.
-    """
+    """One segment of the chain: its graph, blocks (1-based, inclusive) and head."""
 
     spec: GraphSpec
     first_block: int
     last_block: int
-    head: str
+    head: str  # a kind of ``HEAD_KINDS``, or ``final``
+    # The head's share of the MACs; None in the last, whose classifier is also the baseline's.
     head_macs: int | None = None
 
 
 @dataclass(frozen=True)
 class Parity:
-    """The largest difference between ONNX Runtime and PyTorch at export.
+    """The largest difference between ONNX Runtime and PyTorch at export."""
 
-    Attributes:
-        samples: ``images`` and the ``logits`` [n, M + 1, C] float32 PyTorch gave at every exit.
-        tolerance: largest allowed difference of logits, absolute, or relative for logits above 1.
-        max_difference: largest measured difference, per segment, in the same measure.
-    """
-
-    samples: FileSpec
-    tolerance: float
-    max_difference: tuple[float, ...]
+    samples: FileSpec  # ``images``, and ``logits`` [n, M + 1, C] float32 that PyTorch gave
+    tolerance: float  # of logits: absolute, or relative for logits above 1
+    max_difference: tuple[float, ...]  # the largest measured, per segment, in the same measure
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The calibration that int8 scales were computed from.
+    """The calibration that int8 scales were computed from."""
 
-    Attributes:
-        images: number of calibration images.
-        sha256: hash over the content of the image files, in order.
-        method: rule that computes scales from the observed values.
-        blocks: blocks whose MLPs are quantized, 1-based.
-    """
-
-    images: int
-    sha256: str
-    method: str
-    blocks: tuple[int, ...]
+    images: int  # how many there were
+    sha256: str  # over the content of the image files, in order
+    method: str  # rule that computes scales from the observed values
+    blocks: tuple[int, ...]  # those whose MLPs are quantized, 1-based
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """A comparison of the exported chain with the float32 model on real images.
+    """A comparison of the exported chain with the float32 model on real images."""
 
-    Attributes:
-        images: number of images.
-        sha256: hash over the content of the image files, in order.
-        policy: exit policy of both, as ``lgvit_edge.policies.rules`` writes it.
-        accuracy: top-1 of the exported final classifier, 0..1; None without labels.
-        reference_accuracy: the same for the float32 model.
-        same_exit: share of images that leave at the same exit.
-        same_label: share of images that get the same answer.
-        confidence_change: mean |difference| of the confidence, per exit.
-    """
-
-    images: int
-    sha256: str
-    policy: dict[str, Any]
-    accuracy: float | None
-    reference_accuracy: float | None
-    same_exit: float
-    same_label: float
-    confidence_change: tuple[float, ...]
+    images: int  # how many there were
+    sha256: str  # over the content of the image files, in order
+    policy: dict[str, Any]  # of both, as ``lgvit_edge.policies.rules`` writes it
+    accuracy: float | None  # top-1 of the exported final classifier, 0..1; None without labels
+    reference_accuracy: float | None  # the same for the float32 model
+    same_exit: float  # share of images that leave at the same exit
+    same_label: float  # share of images that get the same answer
+    confidence_change: tuple[float, ...]  # mean |difference| of the confidence, per exit
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of a bundle's ``manifest.json``.
-
-    Attributes:
-        schema_version: version of this layout.
-        family: family of the backbone.
-        image_size: side of the network's input, in pixels.
-        labels: class names, or empty.
-        input: ``uint8`` (NHWC RGB, normalised inside segment 0) or ``float32`` (NCHW, normalised).
-        batch: smallest, usual and largest batch.
-        preprocess: settings that turn an image into the input.
-        segments: in order; segment i ends in exit i + 1, the last in the final classifier.
-        baseline: the backbone without exits.
-        weights: weight files of the graphs.
-        parity: result of the check at export.
-        policy: default exit policy, as ``Policy.to_json`` writes it.
-        precision: of the graphs: ``fp32``, ``fp16``, or ``int8`` for the blocks' linear layers.
-        fp32_islands: operations that stay in float32 inside graphs of lower precision.
-        calibration: calibration of int8 scales.
-        agreement: agreement with float32, if the export compared them on real images.
-        opset: ONNX opset of the graphs.
-        target: kind of device that the bundle is for.
-        versions: versions of the packages that wrote it.
-        points: operating points from tuning, by name.
-    """
+    """The content of a bundle's ``manifest.json``."""
 
     schema_version: int
     family: str
-    image_size: int
-    labels: tuple[str, ...]
-    input: str
-    batch: tuple[int, int, int]
+    image_size: int  # side of the network's input, in pixels
+    labels: tuple[str, ...]  # class names, or empty
+    input: str  # ``uint8`` NHWC RGB, normalised inside segment 0; or ``float32`` NCHW, normalised
+    batch: tuple[int, int, int]  # smallest, usual and largest
     preprocess: Preprocess
-    segments: tuple[SegmentSpec, ...]
+    segments: tuple[SegmentSpec, ...]  # i ends in exit i + 1, the last in the final classifier
     baseline: GraphSpec
     weights: tuple[FileSpec, ...]
     parity: Parity
-    policy: dict[str, Any]
-    precision: str
+    policy: dict[str, Any]  # the default, as ``Policy.to_json`` writes it
+    precision: str  # ``fp32``, ``fp16``, or ``int8`` for the blocks' linear layers
     opset: int
     target: str
-    versions: dict[str, str]
-    fp32_islands: tuple[str, ...]
+    versions: dict[str, str]  # of the packages that wrote it
+    fp32_islands: tuple[str, ...]  # what stays in float32 inside graphs of lower precision
     calibration: Calibration | None
-    agreement: Agreement | None
-    points: dict[str, OperatingPoint]
+    agreement: Agreement | None  # if the export compared decisions on real images
+    points: dict[str, OperatingPoint]  # from tuning, by name
 
     def __post_init__(self) -> None:
-        """Refuse chains that do not fit together."""
         for name, point in self.points.items():
             check_name(name)
             if len(point.shares) != len(self.segments):
                 raise ValueError(f"point {name!r} must have one share per exit and the final one")
-        low, usual, high = self.batch
-        logits = {s.spec.logits.shape[1:] for s in self.segments} | {self.baseline.logits.shape[1:]}
-        checks = [
-            (self.input in ("uint8", "float32"), f"input must be uint8 or float32: {self.input!r}"),
-            (self.target in TARGETS, f"target must be one of {TARGETS}: {self.target!r}"),
-            (
-                self.precision in PRECISIONS,
-                f"precision must be one of {PRECISIONS}: {self.precision!r}",
-            ),
-            (
-                1 == low <= usual <= high <= 4096,
-                f"batch must be MIN <= OPT <= MAX, MIN 1: {self.batch}",
-            ),
-            (1 <= len(self.segments) <= 1000, "expected 1 to 1000 segments"),
-            (len(logits) == 1, "segments and baseline must have the same classes"),
-            (
-                len(self.parity.max_difference) == len(self.segments),
-                "parity must have one max_difference per segment",
-            ),
-            (self._batched(), f"tensors must have {'a fixed' if high == 1 else 'a free'} batch"),
-            (self._fed(), "segment 0 and the baseline must take images as the manifest says"),
-            (self._counted(), "segments must cover blocks 1, 2, ... without gaps"),
-            (self._chained(), "each segment's hidden output must be the next one's input"),
-            (
-                len(self.labels) in (0, self.baseline.logits.shape[-1]),
-                f"expected {self.baseline.logits.shape[-1]} labels, found {len(self.labels)}",
-            ),
-            (1 <= self.image_size <= self.preprocess.resize, "image_size must fit resize"),
-        ]
-        faults = [fault for good, fault in checks if not good]
-        if faults:
+        if faults := list(self._faults()):
             raise ValueError("; ".join(faults))
 
-    def _batched(self) -> bool:
-        size = 1 if self.batch[2] == 1 else -1
-        graphs = [self.baseline, *(segment.spec for segment in self.segments)]
-        return all(t.shape[0] == size for g in graphs for t in (*g.inputs, *g.outputs))
+    def _faults(self) -> Iterator[str]:
+        low, usual, high = self.batch
+        labels, classes = len(self.labels), self.num_classes
+        if self.input not in ("uint8", "float32"):
+            yield f"input must be uint8 or float32: {self.input!r}"
+        if self.target not in TARGETS:
+            yield f"target must be one of {TARGETS}: {self.target!r}"
+        if self.precision not in PRECISIONS:
+            yield f"precision must be one of {PRECISIONS}: {self.precision!r}"
+        if not 1 == low <= usual <= high <= 4096:
+            yield f"batch must be MIN <= OPT <= MAX, MIN 1: {self.batch}"
+        if not 1 <= len(self.segments) <= 1000:
+            yield "expected 1 to 1000 segments"
+        if len({graph.logits.shape[1:] for graph in self.graphs}) > 1:
+            yield "segments and baseline must have the same classes"
+        if len(self.parity.max_difference) != len(self.segments):
+            yield "parity must have one max_difference per segment"
+        size = 1 if high == 1 else -1
+        if any(t.shape[0] != size for g in self.graphs for t in (*g.inputs, *g.outputs)):
+            yield f"tensors must have {'a fixed' if high == 1 else 'a free'} batch"
+        if not self._fed():
+            yield "segment 0 and the baseline must take images as the manifest says"
+        if not self._counted():
+            yield "segments must cover blocks 1, 2, ... without gaps"
+        if not self._chained():
+            yield "each segment's hidden output must be the next one's input"
+        if labels not in (0, classes):
+            yield f"expected {classes} labels, found {labels}"
+        if not 1 <= self.image_size <= self.preprocess.resize:
+            yield "image_size must fit resize"
 
     def _fed(self) -> bool:
         side = self.image_size
         image = {"uint8": (side, side, 3), "float32": (3, side, side)}.get(self.input)
-        graphs = [self.baseline, *(segment.spec for segment in self.segments[:1])]
-        return all(
-            (g.inputs[0].dtype, g.inputs[0].shape[1:]) == (self.input, image) for g in graphs
-        )
+        first = [graph.inputs[0] for graph in (self.graphs[0], self.baseline)]
+        return all((tensor.dtype, tensor.shape[1:]) == (self.input, image) for tensor in first)
 
     def _counted(self) -> bool:
         ends = [0, *(segment.last_block for segment in self.segments)]
-        starts = [segment.first_block for segment in self.segments]
-        return all(
-            start == before + 1 <= end
-            for start, before, end in zip(starts, ends, ends[1:], strict=False)
-        )
+        pairs = zip(self.segments, ends, strict=False)
+        return all(s.first_block == end + 1 <= s.last_block for s, end in pairs)
 
     def _chained(self) -> bool:
-        specs = [segment.spec for segment in self.segments]
+        specs = self.graphs[:-1]
         follows = all(
             len(a.outputs) == 2
             and (a.outputs[0].dtype, a.outputs[0].shape) == (b.inputs[0].dtype, b.inputs[0].shape)
@@ -303,6 +222,11 @@ class Manifest:
         )
         starts = bool(specs) and specs[0].inputs[0].shape[1:] == self.baseline.inputs[0].shape[1:]
         return follows and starts and len(specs[-1].outputs) == 1
+
+    @property
+    def graphs(self) -> list[GraphSpec]:
+        """Return all graphs, segments first, then the baseline."""
+        return [*(segment.spec for segment in self.segments), self.baseline]
 
     @property
     def hidden_dtype(self) -> str:
@@ -334,8 +258,7 @@ class Manifest:
 
     def files(self) -> list[FileSpec]:
         """Return every file that the manifest lists with its hash."""
-        graphs = [segment.spec.graph for segment in self.segments]
-        return [*graphs, self.baseline.graph, *self.weights, self.parity.samples]
+        return [*(g.graph for g in self.graphs), *self.weights, self.parity.samples]
 
     @property
     def identity(self) -> str:
@@ -349,11 +272,7 @@ class Manifest:
 
     @classmethod
     def loads(cls, text: str | bytes) -> Manifest:
-        """Parse and validate ``manifest.json``.
-
-        Raises:
-            BundleError: it is too large, not JSON, of another schema version, or inconsistent.
-        """
+        """Parse and validate ``manifest.json``, or raise ``BundleError``."""
         return loads(
             cls,
             text,

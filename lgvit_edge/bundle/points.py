@@ -15,11 +15,7 @@ ASSUMPTION = (
 
 
 def check_name(name: str) -> None:
-    """Refuse names of operating points that are hard to type.
-
-    Raises:
-        ValueError: the name has other characters than letters, digits, ``-``, ``_`` and ``.``.
-    """
+    """Raise ``ValueError`` for names of operating points that are hard to type."""
     if not _NAME.fullmatch(name):
         raise ValueError(
             f"the name of an operating point must be letters, digits, '-', '_' or '.', 64 at most, "
@@ -33,23 +29,15 @@ class Guarantee:
 
     With probability at least 1 - ``delta`` over the draw of the images it was certified on, the
     share of images that the chain gets wrong and the baseline right is at most ``risk``.
-
-    Attributes:
-        risk: the bound, 0..1.
-        delta: probability that the certificate is wrong, 0..1.
-        images: number of images certified on; neither the search nor the report used them.
-        errors: how many of these the chain got wrong and the baseline right.
-        data_sha256: hash over the content of the image files, in order.
     """
 
-    risk: float
-    delta: float
-    images: int
-    errors: int
-    data_sha256: str
+    risk: float  # the bound, 0..1
+    delta: float  # probability that the certificate is wrong, 0..1
+    images: int  # certified on; neither the search nor the report used them
+    errors: int  # how many of these the chain got wrong and the baseline right
+    data_sha256: str  # over the content of the image files, in order
 
     def __post_init__(self) -> None:
-        """Refuse values that certify nothing."""
         if not (0 < self.risk < 1 and 0 < self.delta < 1):
             raise ValueError("risk and delta must lie between 0 and 1")
         if not 0 <= self.errors <= self.images:
@@ -58,40 +46,23 @@ class Guarantee:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """A policy with its thresholds, and its results on images that the search did not use.
+    """A policy with its thresholds, and its results on images that the search did not use."""
 
-    Attributes:
-        policy: as ``lgvit_edge.policies.rules`` writes it.
-        accuracy: top-1 of the chain, 0..1.
-        baseline_accuracy: top-1 of the model without exits.
-        macs: mean per image.
-        macs_speedup: speed-up over the baseline, in MACs.
-        latency_ms: mean from decoded frame to label, from measured segment times.
-        baseline_latency_ms: the baseline's mean, measured in the same run.
-        shares: share of images per exit, the final classifier last.
-        images: number of images behind these figures.
-        data_sha256: hash over the content of the image files, in order.
-        device: device that times were measured on.
-        goal: the goal of the search.
-        guarantee: a bound on wrong answers, if one was asked for.
-    """
-
-    policy: dict[str, Any]
-    accuracy: float
-    baseline_accuracy: float
-    macs: float
-    macs_speedup: float
-    latency_ms: float
-    baseline_latency_ms: float
-    shares: tuple[float, ...]
-    images: int
-    data_sha256: str
-    device: str
-    goal: str
-    guarantee: Guarantee | None
+    policy: dict[str, Any]  # as ``lgvit_edge.policies.rules`` writes it
+    accuracy: float  # top-1 of the chain, 0..1
+    baseline_accuracy: float  # top-1 of the model without exits
+    macs: float  # mean per image
+    macs_speedup: float  # over the baseline
+    latency_ms: float  # mean from decoded frame to label, from measured segment times
+    baseline_latency_ms: float  # the baseline's mean, measured in the same run
+    shares: tuple[float, ...]  # of images per exit, the final classifier last
+    images: int  # how many these figures are from
+    data_sha256: str  # over the content of the image files, in order
+    device: str  # that times were measured on
+    goal: str  # of the search
+    guarantee: Guarantee | None  # a bound on wrong answers, if one was asked for
 
     def __post_init__(self) -> None:
-        """Refuse figures that no measurement gives."""
         shares = (self.accuracy, self.baseline_accuracy, *self.shares)
         sizes = (self.macs, self.macs_speedup, self.latency_ms, self.baseline_latency_ms)
         if not all(0 <= share <= 1 for share in shares):

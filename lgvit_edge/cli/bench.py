@@ -5,34 +5,31 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
+from lgvit_edge._support.files import write_json
 from lgvit_edge._support.terminal import console, progress_bar, say
 from lgvit_edge.cli.options import (
-    Backend,
-    CudaGraphs,
-    Device,
     Engines,
     Labels,
     PointName,
     PolicyText,
-    Precision,
+    RunOptions,
     Samples,
-    Speculate,
-    Threads,
-    Wait,
     check_folders,
-    open_session,
+    labelled_images,
     parse_numbers,
+    with_options,
 )
 from lgvit_edge.errors import UsageError
 
 
+@with_options
 def bench(
     engines: Engines,
     data: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             help="Images: one sub-folder per class, or a flat folder. Default: random images, each "
             "exit forced in turn."
         ),
@@ -41,32 +38,23 @@ def bench(
     policy: PolicyText = None,
     point: PointName = None,
     samples: Samples = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Without --data: runs per exit.")] = 30,
+    rounds: Annotated[int, Option(min=1, help="Without --data: runs per exit.")] = 30,
     mix: Annotated[
         str | None,
-        typer.Option(help="Without --data: assumed share of images per exit, such as 40,30,20,10."),
+        Option(help="Without --data: assumed share of images per exit, such as 40,30,20,10."),
     ] = None,
-    threads: Threads = None,
-    device: Device = None,
-    backend: Backend = "auto",
-    precision: Precision = None,
-    wait: Wait = None,
-    cuda_graphs: CudaGraphs = None,
-    speculate: Speculate = None,
+    *,
+    run: RunOptions,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write the record to this file.")
+        Path | None, Option("--json", help="Also write the record to this file.")
     ] = None,
-    report: Annotated[
-        Path | None, typer.Option(help="Also write an HTML report to this file.")
-    ] = None,
+    report: Annotated[Path | None, Option(help="Also write an HTML report to this file.")] = None,
 ) -> None:
     """Measure latency, MACs and accuracy; chain and baseline take turns in one run."""
-    from lgvit_edge._support.files import write_json
     from lgvit_edge.benchmarks import measure_exits, measure_images, print_report
     from lgvit_edge.benchmarks.report.gallery import Gallery
     from lgvit_edge.benchmarks.report.page import check_report, write_page
     from lgvit_edge.benchmarks.report.survey import survey
-    from lgvit_edge.images.labelled import evenly, find_images
 
     if (labels or samples) and data is None:
         raise UsageError("--labels and --samples need --data")
@@ -75,31 +63,14 @@ def bench(
         raise UsageError("--mix is for runs without --data, where exits are forced")
     if report is not None:
         check_report()
-    with (
-        open_session(
-            engines,
-            policy,
-            point,
-            threads,
-            device,
-            backend,
-            precision,
-            wait,
-            cuda_graphs,
-            speculate,
-        ) as session,
-        progress_bar("measuring") as progress,
-    ):
+    with run.open(engines, policy, point) as session, progress_bar("measuring") as progress:
         manifest, images, gallery = session.manifest, None, None
         if data is None:
             record = measure_exits(
                 session, rounds=rounds, mix=parse_numbers(mix), progress=progress
             )
         else:
-            labelled = find_images(
-                data, num_classes=manifest.num_classes, names=manifest.labels, labels=labels
-            )
-            images = evenly(labelled, samples)
+            images = labelled_images(manifest, data, labels, samples)
             gallery = Gallery(manifest.labels) if report is not None else None
             record = measure_images(session, images, progress=progress, watch=gallery)
         if report is not None:

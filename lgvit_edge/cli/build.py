@@ -9,7 +9,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
 from lgvit_edge._support.terminal import console, progress_bar, say, table
 from lgvit_edge.cli.options import AsJson
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Capabilities = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--capability",
         help="RTX: GPU compute capabilities, such as 8.6,8.9. Default: 8.0 and newer.",
     ),
@@ -27,23 +27,22 @@ Capabilities = Annotated[
 
 
 def build(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder that `lgvit-edge export` wrote.")],
+    bundle: Annotated[Path, Argument(help="Bundle folder that `lgvit-edge export` wrote.")],
     builder: Annotated[
-        str | None,
-        typer.Option(help="Compiler: tensorrt or tensorrt-rtx. Default: as the target needs."),
+        str | None, Option(help="Compiler: tensorrt or tensorrt-rtx. Default: as the target needs.")
     ] = None,
     capability: Capabilities = None,
     workspace_mb: Annotated[
         int | None,
-        typer.Option(
+        Option(
             min=1,
             help="Largest scratch memory in MB. Default: on a Jetson, a quarter of free memory.",
         ),
     ] = None,
     opt_level: Annotated[
-        int | None, typer.Option(min=0, max=5, help="0 compiles fastest, 5 runs fastest.")
+        int | None, Option(min=0, max=5, help="0 compiles fastest, 5 runs fastest.")
     ] = None,
-    force: Annotated[bool, typer.Option(help="Compile all engines, even current ones.")] = False,
+    force: Annotated[bool, Option(help="Compile all engines, even current ones.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compile a bundle's TensorRT engines on the device that will run them (RTX: on any PC)."""
@@ -56,7 +55,12 @@ def build(
     )
     with progress_bar("compiling") as progress:
         built = build_engines(
-            bundle, library=builder, options=options, force=force, progress=progress, note=_note
+            bundle,
+            library=builder,
+            options=options,
+            force=force,
+            progress=progress,
+            note=lambda text: print(f"note: {text}", file=sys.stderr),
         )
     if as_json:
         record = dataclasses.asdict(built.build) | {
@@ -68,7 +72,7 @@ def build(
         }
         print(json.dumps(record, indent=1))
     else:
-        _print_built(bundle, built)
+        print_built(bundle, built)
 
 
 def parse_capabilities(text: str | None) -> tuple[str, ...]:
@@ -76,12 +80,9 @@ def parse_capabilities(text: str | None) -> tuple[str, ...]:
     return () if text is None else tuple(part.strip() for part in text.split(","))
 
 
-def _note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)
-
-
-def _print_built(bundle: Path, built: Built) -> None:
-    record = built.build
+def print_built(bundle: Path, built: Built) -> None:
+    """Print which engines of a bundle were compiled, and whether they were run."""
+    record, bench = built.build, f"lgvit-edge bench --engines {quote(str(bundle))}"
     if not built.compiled:
         say(f"{built.folder}: all {len(record.engines)} engines are current; nothing to do")
     else:
@@ -101,9 +102,6 @@ def _print_built(bundle: Path, built: Built) -> None:
             "verified on this GPU, segments and baseline, against PyTorch's samples: "
             f"max |difference| {built.max_difference:.2g}"
         )
-        say(f"next: lgvit-edge bench --engines {quote(str(bundle))}")
+        say(f"next: {bench}")
     else:
-        say(
-            f"not run: {built.not_run}; on the device that runs them: "
-            f"lgvit-edge bench --engines {quote(str(bundle))} --backend tensorrt"
-        )
+        say(f"not run: {built.not_run}; on the device that runs them: {bench} --backend tensorrt")

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
-from lgvit_edge._support.terminal import console
-from lgvit_edge.cli.options import AsJson
+from lgvit_edge.cli.options import AsJson, show
 from lgvit_edge.errors import DataError
 
 
 def compare(
     records: Annotated[
         list[Path],
-        typer.Argument(help="Records of `bench --json`, or bundles; the first is the reference."),
+        Argument(help="Records of `bench --json`, or bundles; the first is the reference."),
     ],
-    force: Annotated[
-        bool, typer.Option(help="Compare even if the measuring conditions differ.")
-    ] = False,
+    force: Annotated[bool, Option(help="Compare even if the measuring conditions differ.")] = False,
     fail_if_slower: Annotated[
         str | None,
-        typer.Option(help="Exit status 1 if one is slower than the first by more, such as 5%."),
+        Option(help="Exit status 1 if one is slower than the first by more, such as 5%."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -32,10 +28,7 @@ def compare(
 
     limit = None if fail_if_slower is None else parse_share(fail_if_slower)
     comparison = compare_records(records, force=force)
-    if as_json:
-        print(json.dumps(comparison, indent=1))
-    else:
-        print_comparison(comparison, console)
+    show(comparison, as_json, print_comparison)
     if limit is not None:
         slower = [row for row in comparison["rows"][1:] if row["time"] > 1 + limit]
         if slower:

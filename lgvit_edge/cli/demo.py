@@ -7,31 +7,22 @@ functions that the commands call, and prints those commands.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import typer
-from rich.console import Console
+from typer import Option
 
 from lgvit_edge._support.optional import require
 from lgvit_edge._support.terminal import console, progress_bar, say
 
 # The threshold was chosen on the training digits, not on the held-out digits reported here.
 POLICY = "confidence:0.9"
-Progress = Callable[[str], AbstractContextManager[Callable[..., None]]]
 
 
-def run_demo(out: Path, console: Console, progress: Progress) -> dict[str, Any]:
-    """Train, export and bench a small model, with all files under ``out``.
-
-    Returns:
-        The bench record.
-
-    Raises:
-        LGViTEdgeError: a step fails.
-    """
+def demo(
+    out: Annotated[Path, Option(help="Folder for the demo's files.")] = Path("out-demo"),
+) -> None:
+    """Train, export and bench a small LGViT on digits; takes minutes, without a download."""
     require("torch", extra="train")
     from lgvit_edge import policies
     from lgvit_edge.benchmarks import measure_images, print_report
@@ -39,22 +30,17 @@ def run_demo(out: Path, console: Console, progress: Progress) -> dict[str, Any]:
     from lgvit_edge.images.labelled import find_images
     from lgvit_edge.runtime import Session
     from lgvit_edge.training import train
-    from lgvit_edge.training.data.digits import (
-        digits_model,
-        digits_sets,
-        digits_training,
-        write_images,
-    )
+    from lgvit_edge.training.data import digits
 
     began = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
-    train_set, val_set = digits_sets()
-    write_images(val_set, out / "digits")
+    train_set, val_set = digits.digits_sets()
+    digits.write_images(val_set, out / "digits")
 
     console.rule("1/3 train a 12-block LGViT on 1,437 handwritten digits")
-    training = digits_training()
+    training = digits.digits_training()
     model = train(
-        digits_model(training.seed),
+        digits.digits_model(training.seed),
         train_set,
         val_set,
         training,
@@ -63,34 +49,24 @@ def run_demo(out: Path, console: Console, progress: Progress) -> dict[str, Any]:
     )
 
     console.rule("2/3 cut, export and verify")
-    options = ExportOptions(policy=policies.parse(POLICY))
-    with progress("exporting") as step:
+    with progress_bar("exporting") as step:
         export_bundle(
             model,
             out / "bundle",
-            options,
+            ExportOptions(policy=policies.parse(POLICY)),
             progress=lambda text, done, total: step(done, total, text),
         )
 
     console.rule("3/3 bench on 360 held-out digits")
-    with Session.open(out / "bundle") as session, progress("measuring") as step:
+    with Session.open(out / "bundle") as session, progress_bar("measuring") as step:
         images = find_images(out / "digits", num_classes=10, names=session.manifest.labels)
         record = measure_images(session, images, progress=step)
     print_report(record, console)
     console.rule(f"done in {time.monotonic() - began:.0f} s; the same, step by step")
     say(f"# {out}/model.pt: both stages, with the settings of lgvit_edge.training.data.digits")
-    for command in (
-        f"lgvit-edge info    {out}/model.pt",
-        f"lgvit-edge export  --ckpt {out}/model.pt --policy {POLICY} --out {out}/bundle",
-        f"lgvit-edge bench   --engines {out}/bundle --data {out}/digits",
-        f"lgvit-edge predict --engines {out}/bundle {out}/digits/7",
-    ):
-        say(command)
-    return record
-
-
-def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the demo's files.")] = Path("out-demo"),
-) -> None:
-    """Train, export and bench a small LGViT on digits; takes minutes, without a download."""
-    run_demo(out, console, progress_bar)
+    say(
+        f"lgvit-edge info    {out}/model.pt\n"
+        f"lgvit-edge export  --ckpt {out}/model.pt --policy {POLICY} --out {out}/bundle\n"
+        f"lgvit-edge bench   --engines {out}/bundle --data {out}/digits\n"
+        f"lgvit-edge predict --engines {out}/bundle {out}/digits/7"
+    )

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from rich.console import Console
 from rich.markup import escape
+from typer import Option
 
-from lgvit_edge._support.terminal import console, table
-from lgvit_edge.cli.options import AsJson
+from lgvit_edge._support.terminal import table
+from lgvit_edge.cli.options import AsJson, show
 
 # One package of each set is enough. The two builds of onnxruntime install the same files.
 EITHER = ({"onnxruntime", "onnxruntime-gpu"}, {"pycuda", "cuda-bindings"})
@@ -20,18 +19,14 @@ EITHER = ({"onnxruntime", "onnxruntime-gpu"}, {"pycuda", "cuda-bindings"})
 
 def doctor(
     engines: Annotated[
-        Path | None, typer.Option(help="Bundle whose fastest backend is measured again.")
+        Path | None, Option(help="Bundle whose fastest backend is measured again.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what is installed, what can run here, what is missing, and which backends auto chose."""
     from lgvit_edge.runtime.examination import examine
 
-    report = examine(engines=engines)
-    if as_json:
-        print(json.dumps(report, indent=1))
-    else:
-        print_examination(report, console)
+    show(examine(engines=engines), as_json, print_examination)
 
 
 def print_examination(report: dict[str, Any], console: Console) -> None:
@@ -77,8 +72,8 @@ def _print_jetson(jetson: dict[str, Any], console: Console) -> None:
     def text(name: str) -> str:
         return "unknown" if jetson[name] is None else str(jetson[name])
 
-    clocks = {None: "unknown", True: "locked", False: "not locked"}[jetson["clocks_locked"]]
     console.print(f"[bold]{escape(text('model'))}[/]", highlight=False)
+    clocks = {None: "unknown", True: "locked", False: "not locked"}[jetson["clocks_locked"]]
     memory = "memory unknown"
     if jetson["available_gb"] is not None:
         memory = f"{jetson['available_gb']} of {text('memory_gb')} GB of memory available"
@@ -90,12 +85,10 @@ def _print_jetson(jetson: dict[str, Any], console: Console) -> None:
         lines.append(f"{finding['level']}: {finding['text']}")
         if finding["cure"]:
             lines.append(f"  {finding['cure']}")
-    for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_choices(choices: list[dict[str, Any]], console: Console) -> None:
-    """Print which backend ``backend="auto"`` chose for each bundle on this machine."""
     from lgvit_edge.runtime.selection import OVERRIDE
 
     if chosen := os.environ.get(OVERRIDE):

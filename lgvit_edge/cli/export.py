@@ -7,11 +7,19 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Option
 
+from lgvit_edge._support.optional import require
 from lgvit_edge._support.terminal import console, progress_bar, say, table
-from lgvit_edge.cli.build import Capabilities, build, parse_capabilities
-from lgvit_edge.cli.options import Heads, ImageSize, Labels, parse_batch, read_labels
+from lgvit_edge.cli.build import Capabilities, parse_capabilities, print_built
+from lgvit_edge.cli.options import (
+    Heads,
+    ImageSize,
+    Labels,
+    labelled_images,
+    parse_batch,
+    read_labels,
+)
 from lgvit_edge.errors import MissingDependency, UsageError
 
 if TYPE_CHECKING:
@@ -21,80 +29,81 @@ if TYPE_CHECKING:
 def export(
     ckpt: Annotated[
         Path | None,
-        typer.Option(help="Checkpoint: .pt, .safetensors, or a folder of the LGViT authors' code."),
+        Option(help="Checkpoint: .pt, .safetensors, or a folder of the LGViT authors' code."),
     ] = None,
-    target: Annotated[str, typer.Option(help="Kind of device: cpu, jetson or rtx.")] = "cpu",
-    out: Annotated[Path, typer.Option(help="Bundle folder to write.")] = Path("out"),
+    target: Annotated[str, Option(help="Kind of device: cpu, jetson or rtx.")] = "cpu",
+    out: Annotated[Path, Option(help="Bundle folder to write.")] = Path("out"),
     precision: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="Precision: fp32, fp16 or int8. Default: fp32 for cpu, fp16 for jetson and rtx."
         ),
     ] = None,
     keep_fp32: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="With fp16 and int8: operations that stay in float32: layernorm, softmax or "
             "layernorm,softmax."
         ),
     ] = None,
     calib: Annotated[
-        Path | None,
-        typer.Option(help="For int8: folder of calibration images, similar to the camera's."),
+        Path | None, Option(help="For int8: folder of calibration images, similar to the camera's.")
     ] = None,
     calib_images: Annotated[
-        int, typer.Option(min=1, help="Number of calibration images, spread evenly.")
+        int, Option(min=1, help="Number of calibration images, spread evenly.")
     ] = 128,
     data: Annotated[
         Path | None,
-        typer.Option(help="Images to compare with float32; export fails if too many exits differ."),
+        Option(help="Images to compare with float32; export fails if too many exits differ."),
     ] = None,
     samples: Annotated[
-        int, typer.Option(min=1, help="Number of --data images to compare, spread evenly.")
+        int, Option(min=1, help="Number of --data images to compare, spread evenly.")
     ] = 500,
     data_labels: Labels = None,
     input: Annotated[
         str,
-        typer.Option(
+        Option(
             help="Input type: uint8 (NHWC, the graph normalises) or float32 (NCHW, normalised)."
         ),
     ] = "uint8",
-    batch: Annotated[str, typer.Option(help="Batch sizes MIN:OPT:MAX, or 1.")] = "1",
+    batch: Annotated[str, Option(help="Batch sizes MIN:OPT:MAX, or 1.")] = "1",
     opset: Annotated[
-        int | None, typer.Option(help="ONNX opset version. Default: 18; 20 for int8.")
+        int | None, Option(help="ONNX opset version. Default: 18; 20 for int8.")
     ] = None,
     jetpack: Annotated[
-        str | None,
-        typer.Option(help="With --target jetson: its JetPack, 6.0, 6, 7.0 or 7. Default: 6."),
+        str | None, Option(help="With --target jetson: its JetPack, 6.0, 6, 7.0 or 7. Default: 6.")
     ] = None,
-    policy: Annotated[str, typer.Option(help="Exit policy of the bundle.")] = "confidence:0.8",
+    policy: Annotated[str, Option(help="Exit policy of the bundle.")] = "confidence:0.8",
     labels: Annotated[
-        Path | None, typer.Option(help="File of class names, one per line, in class order.")
+        Path | None, Option(help="File of class names, one per line, in class order.")
     ] = None,
     arch: Annotated[
         str | None,
-        typer.Option(help="Instead of --ckpt: an architecture with random weights, for timing."),
+        Option(help="Instead of --ckpt: an architecture with random weights, for timing."),
     ] = None,
     exits: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="Blocks whose exits are exported, such as 4,8; with --arch also uniform:M, "
             "shallow:M, middle:M or deep:M. Default: all; with --arch uniform:8."
         ),
     ] = None,
     heads: Heads = None,
     image_size: ImageSize = None,
-    engines: Annotated[
-        bool, typer.Option(help="With --target rtx: also compile the engines.")
-    ] = True,
+    engines: Annotated[bool, Option(help="With --target rtx: also compile the engines.")] = True,
     capability: Capabilities = None,
 ) -> None:
     """Export a trained LGViT as one verified graph per segment; for RTX, also compile engines."""
-    from lgvit_edge import policies
-    from lgvit_edge._support.optional import require
-
     require("torch", extra="export")
-    from lgvit_edge.export import BuilderOptions, ExportOptions, export_bundle, source
+    from lgvit_edge import policies
+    from lgvit_edge.export import (
+        BuilderOptions,
+        ExportOptions,
+        build_engines,
+        export_bundle,
+        source,
+    )
+    from lgvit_edge.images.labelled import evenly, unlabelled_images
     from lgvit_edge.machine.memory import peak_memory_mb
 
     if capability is not None and (target != "rtx" or not engines):
@@ -109,10 +118,9 @@ def export(
         policy=policies.parse(policy),
         jetpack=jetpack,
     )
+    builder = BuilderOptions(compute_capabilities=parse_capabilities(capability))
     if target == "rtx" and engines:
-        source.check_builder(
-            out, BuilderOptions(compute_capabilities=parse_capabilities(capability))
-        )
+        source.check_builder(out, builder)
     model = source.model_to_export(ckpt, arch=arch, exits=exits, heads=heads, image_size=image_size)
     if arch is not None:
         console.print(
@@ -126,15 +134,17 @@ def export(
             model,
             out,
             options,
-            images=source.images_to_compare(model, data, count=samples, labels=data_labels),
-            calibration=source.images_to_calibrate(calib, count=calib_images),
+            images=labelled_images(model.config, data, data_labels, samples) if data else (),
+            calibration=evenly(unlabelled_images(calib), calib_images) if calib else (),
             progress=lambda text, done, total: progress(done, total, text),
         )
     _report(out, manifest, sum(p.numel() for p in model.parameters()))
     say(f"took {time.perf_counter() - start:.0f} s, peak memory {peak_memory_mb() / 1e3:.2f} GB")
     if target == "rtx" and engines:
         say(f"compiling the engines; if interrupted, run: lgvit-edge build {quote(str(out))}")
-        build(out, capability=capability)
+        with progress_bar("compiling") as progress:
+            built = build_engines(out, options=builder, progress=progress)
+        print_built(out, built)
     elif target == "jetson":
         _check_for_jetson(out)
         say(
@@ -145,10 +155,9 @@ def export(
             f"  lgvit-edge bench --engines {quote(out.name)}\n"
             "(how to install there: docs/tensorrt.md)"
         )
-    elif target == "rtx":
-        say(f"next: lgvit-edge build {quote(str(out))}")
     else:
-        say(f"next: lgvit-edge bench --engines {quote(str(out))}")
+        command = "build" if target == "rtx" else "bench --engines"
+        say(f"next: lgvit-edge {command} {quote(str(out))}")
 
 
 def _report(out: Path, manifest: Manifest, parameters: int) -> None:
@@ -182,7 +191,7 @@ def _report(out: Path, manifest: Manifest, parameters: int) -> None:
 
 
 def _check_for_jetson(out: Path) -> None:
-    """Check that TensorRT can parse the graphs, which is all a workstation can check for Jetson."""
+    # All that a workstation can check.
     from lgvit_edge.export.tensorrt.build import check_graphs
 
     try:

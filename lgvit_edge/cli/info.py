@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from typer import Argument
 
 from lgvit_edge._support.optional import require
-from lgvit_edge._support.terminal import console, say, table
+from lgvit_edge._support.terminal import say, table
 from lgvit_edge.architecture.heads import HEAD_KINDS
-from lgvit_edge.cli.options import AsJson
+from lgvit_edge.cli.options import AsJson, show
 from lgvit_edge.errors import CheckpointError
 
 
 def inspect(path: Path) -> dict[str, Any]:
-    """Describe a bundle or a checkpoint as JSON.
-
-    Raises:
-        LGViTEdgeError: ``path`` is neither, or is damaged.
-    """
+    """Describe a bundle or a checkpoint as JSON."""
     if not path.exists():
         raise CheckpointError(f"no such checkpoint or bundle: {path}")
     from lgvit_edge.bundle.directory import MANIFEST
@@ -43,13 +38,28 @@ def inspect(path: Path) -> dict[str, Any]:
 
 def print_info(about: dict[str, Any], console: Console) -> None:
     """Print what ``inspect`` returns as text and tables."""
-    base, path = about["baseline"], about["path"]
-    console.print(
+    base = about["baseline"]
+    lines = [
         f"[bold]{escape(about['path'])}[/] ({about['kind']}): {about['family']}, "
         f"{about['blocks']} blocks, {about['exits']} exits, {about['classes']} classes, "
-        f"images of {about['image_size']} x {about['image_size']}",
-        highlight=False,
-    )
+        f"images of {about['image_size']} x {about['image_size']}"
+    ]
+    if about["kind"] == "bundle":
+        batch = ":".join(map(str, about["batch"])) if about["batch"][2] > 1 else "1"
+        lines.append(
+            f"target {about['target']}, {about['precision']}, opset {about['opset']}, input "
+            f"{about['input']}, batch {batch}, {about['bytes'] / 1e6:.1f} MB, "
+            f"max |difference| from PyTorch {about['parity']:.2g}"
+        )
+        if about["calibration"]:
+            blocks = ", ".join(map(str, about["calibration"]["blocks"]))
+            lines.append(f"int8 in the MLPs of blocks {blocks}")
+        if agreement := about["agreement"]:
+            lines.append(
+                f"on {agreement['images']} images: {agreement['same_exit']:.2%} leave where they "
+                f"do in float32, {agreement['same_label']:.2%} get the same answer"
+            )
+    console.print("\n".join(lines), highlight=False)
     if about["kind"] == "checkpoint":
         console.print(
             f"patches of {about['patch_size']} x {about['patch_size']} pixels, {_shape(about)}; "
@@ -59,40 +69,21 @@ def print_info(about: dict[str, Any], console: Console) -> None:
             highlight=False,
             soft_wrap=True,
         )
-    if about["kind"] == "bundle":
-        batch = ":".join(map(str, about["batch"])) if about["batch"][2] > 1 else "1"
-        console.print(
-            f"target {about['target']}, {about['precision']}, opset {about['opset']}, input "
-            f"{about['input']}, batch {batch}, {about['bytes'] / 1e6:.1f} MB, "
-            f"max |difference| from PyTorch {about['parity']:.2g}",
-            highlight=False,
+    for engines in about.get("engines", ()):
+        fault = engines["fault"]
+        state = "" if fault is None else f"; {fault}"
+        if fault is not None and "run:" not in fault:
+            state += f"; run: lgvit-edge build {about['path']}"
+        say(
+            f"engines/{engines['tag']}: {engines['count']} engines, "
+            f"{engines['bytes'] / 1e6:.1f} MB{state}"
         )
-        if about["calibration"]:
-            blocks = ", ".join(map(str, about["calibration"]["blocks"]))
-            console.print(f"int8 in the MLPs of blocks {blocks}", highlight=False)
-        if about["agreement"]:
-            agreement = about["agreement"]
-            console.print(
-                f"on {agreement['images']} images: {agreement['same_exit']:.2%} leave where they "
-                f"do in float32, {agreement['same_label']:.2%} get the same answer",
-                highlight=False,
-            )
-        for engines in about["engines"]:
-            fault = engines["fault"]
-            state = "" if fault is None else f"; {fault}"
-            if fault is not None and "run:" not in fault:
-                state += f"; run: lgvit-edge build {path}"
-            say(
-                f"engines/{engines['tag']}: {engines['count']} engines, "
-                f"{engines['bytes'] / 1e6:.1f} MB{state}"
-            )
     console.print(_segments(about))
     if about.get("points"):
         console.print(_points(about["points"]))
 
 
 def _points(points: dict[str, Any]) -> Table:
-    """Make a table of operating points that names the devices they were measured on."""
     rows = table(
         *("point", "policy"), numbers=("accuracy", "lost", "MACs x", "mean (ms)", "images")
     )
@@ -106,14 +97,12 @@ def _points(points: dict[str, Any]) -> Table:
             f"{point['latency_ms']:.2f}",
             str(point["images"]),
         )
-    devices = {point["device"] for point in points.values()}
-    rows.caption = f"times: {'; '.join(sorted(devices))}"
+    rows.caption = f"times: {'; '.join(sorted({point['device'] for point in points.values()}))}"
     rows.caption_justify = "left"
     return rows
 
 
 def _shape(about: dict[str, Any]) -> str:
-    """Describe a backbone's sizes in words."""
     if not about["depths"]:
         return f"{about['hidden_size']} wide, {about['attention_heads']} attention heads"
     stages = len(about["depths"])
@@ -125,7 +114,6 @@ def _shape(about: dict[str, Any]) -> str:
 
 
 def _segments(about: dict[str, Any]) -> Table:
-    """Make a table of what each segment's blocks and head cost."""
     base, rows = about["baseline"], about["segments"]
     split = all("head_macs" in row for row in rows[:-1])
     costs = ("MACs (M)", "+ head") if split else ("MACs (M)",)
@@ -152,12 +140,7 @@ def _segments(about: dict[str, Any]) -> Table:
 
 
 def info(
-    path: Annotated[Path, typer.Argument(help="Checkpoint or bundle.")],
-    as_json: AsJson = False,
+    path: Annotated[Path, Argument(help="Checkpoint or bundle.")], as_json: AsJson = False
 ) -> None:
     """Show blocks, exits, heads, MACs and parameters of a checkpoint or a bundle."""
-    about = inspect(path)
-    if as_json:
-        print(json.dumps(about, indent=1))
-    else:
-        print_info(about, console)
+    show(inspect(path), as_json, print_info)

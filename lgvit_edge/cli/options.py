@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-import typer
+from rich.console import Console
+from typer import Option
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from lgvit_edge._support.terminal import errors
+from lgvit_edge._support.terminal import console, errors
 from lgvit_edge.architecture.heads import head_choices
 from lgvit_edge.errors import DataError, LGViTEdgeError, UsageError
 from lgvit_edge.runtime.backends.registry import backends
 
 if TYPE_CHECKING:
+    from lgvit_edge.architecture.config import LGViTConfig
+    from lgvit_edge.bundle.manifest import Manifest
+    from lgvit_edge.images.labelled import LabelledImage
     from lgvit_edge.runtime import Session
 
 
@@ -27,30 +35,27 @@ def _values(field: str) -> str:
 
 
 _THREADED = ", ".join(backend.name for backend in backends() if "threads" in backend.options)
-
-
 # Filled in for the command that runs: describing policies loads NumPy, the root help loads little.
 _POLICIES = "{policies}"
 
-Engines = Annotated[Path, typer.Option(help="Bundle folder that `lgvit-edge export` wrote.")]
+Engines = Annotated[Path, Option(help="Bundle folder that `lgvit-edge export` wrote.")]
 PolicyText = Annotated[
     str | None,
-    typer.Option(
+    Option(
         help=f"Rule that decides when an image stops: {_POLICIES}. Several thresholds, separated "
         "by commas, apply one per exit. Default: the bundle's policy."
     ),
 ]
 PointName = Annotated[
-    str | None,
-    typer.Option("--point", help="Name of an operating point that `lgvit-edge tune` stored."),
+    str | None, Option("--point", help="Name of an operating point that `lgvit-edge tune` stored.")
 ]
 Threads = Annotated[
-    int | None, typer.Option(help=f"Number of CPU threads ({_THREADED}). Default: one per core.")
+    int | None, Option(help=f"Number of CPU threads ({_THREADED}). Default: one per core.")
 ]
-Device = Annotated[str | None, typer.Option(help=f"Device to run on; {_values('devices')}")]
+Device = Annotated[str | None, Option(help=f"Device to run on; {_values('devices')}")]
 Backend = Annotated[
     str,
-    typer.Option(
+    Option(
         help=f"Library that runs the segments: {', '.join(b.name for b in backends())}, or auto: "
         "tensorrt if there are engines and a GPU, otherwise the fastest installed one, measured "
         "once per bundle and machine."
@@ -58,37 +63,14 @@ Backend = Annotated[
 ]
 Precision = Annotated[
     str | None,
-    typer.Option(
+    Option(
         help=f"Precision that float32 graphs are computed in; {_values('precisions')} Default: "
         "the fastest one within the bundle's tolerance."
     ),
 ]
-# Only typed options are passed on, because a backend refuses options that it does not take.
-Wait = Annotated[
-    str | None,
-    typer.Option(
-        help="tensorrt: how the CPU waits for the GPU: spin (lowest latency, occupies a core), "
-        "block or hybrid. Default: hybrid."
-    ),
-]
-CudaGraphs = Annotated[
-    bool | None,
-    typer.Option(
-        "--cuda-graphs/--no-cuda-graphs",
-        help="tensorrt: replay segments as recorded CUDA graphs. Default: --cuda-graphs.",
-    ),
-]
-Speculate = Annotated[
-    bool | None,
-    typer.Option(
-        "--speculate/--no-speculate",
-        help="tensorrt: start the next segment before the exit is decided. Default: "
-        "--no-speculate.",
-    ),
-]
 Heads = Annotated[
     str | None,
-    typer.Option(
+    Option(
         help="Classifiers at the exits: "
         + ", ".join(f"{name} ({what})" for name, what in head_choices().items())
         + ". Default: lgvit."
@@ -96,19 +78,93 @@ Heads = Annotated[
 ]
 ImageSize = Annotated[
     int | None,
-    typer.Option(
+    Option(
         min=1,
         help="Image size in pixels, if different from the model's; position embeddings are "
         "interpolated.",
     ),
 ]
 Labels = Annotated[
-    Path | None, typer.Option(help="Label file of a flat --data folder: lines FILE CLASS.")
+    Path | None, Option(help="Label file of a flat --data folder: lines FILE CLASS.")
 ]
 Samples = Annotated[
-    int | None, typer.Option(min=1, help="Number of images, spread evenly. Default: all.")
+    int | None, Option(min=1, help="Number of images, spread evenly. Default: all.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+AsJson = Annotated[bool, Option("--json", help="Print JSON instead of a table.")]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a bundle is run; ``with_options`` makes an option of each field. None: not typed."""
+
+    threads: Threads = None
+    device: Device = None
+    backend: Backend = "auto"
+    precision: Precision = None
+    wait: Annotated[
+        str | None,
+        Option(
+            help="tensorrt: how the CPU waits for the GPU: spin (lowest latency, occupies a core), "
+            "block or hybrid. Default: hybrid."
+        ),
+    ] = None
+    cuda_graphs: Annotated[
+        bool | None,
+        Option(
+            "--cuda-graphs/--no-cuda-graphs",
+            help="tensorrt: replay segments as recorded CUDA graphs. Default: --cuda-graphs.",
+        ),
+    ] = None
+    speculate: Annotated[
+        bool | None,
+        Option(
+            "--speculate/--no-speculate",
+            help="tensorrt: start the next segment before the exit is decided. Default: "
+            "--no-speculate.",
+        ),
+    ] = None
+
+    def open(self, engines: Path, policy: str | None, point: str | None) -> Session:
+        """Open the session that the options ask for; raises as ``Session.open`` does."""
+        from lgvit_edge import policies
+        from lgvit_edge.runtime import Session, TensorRTOptions
+
+        # Only typed options are passed on, because a backend refuses options it does not take.
+        typed = {name: value for name, value in asdict(self).items() if value is not None}
+        names = ("wait", "cuda_graphs", "speculate")
+        tensorrt = {name: typed.pop(name) for name in names if name in typed}
+        return Session.open(
+            engines,
+            policy=None if policy is None else policies.parse(policy),
+            point=point,
+            tensorrt=TensorRTOptions(**tensorrt) if tensorrt else None,
+            **typed,
+        )
+
+
+def with_options(
+    command: Callable[..., None],
+    name: str = "run",
+    options: Sequence[inspect.Parameter] = (),
+    make: Callable[..., Any] = RunOptions,
+) -> Callable[..., None]:
+    """Replace the parameter ``name`` of a command by options from which ``make`` makes its value.
+
+    Without ``options``, by those of ``make``.
+    """
+    options = options or list(inspect.signature(make, eval_str=True).parameters.values())
+    own = inspect.signature(command, eval_str=True).parameters.values()
+    every = [option for p in own for option in (options if p.name == name else [p])]
+
+    @functools.wraps(command)
+    def parsed(**values: Any) -> None:
+        fields = {option.name: values.pop(option.name) for option in options}
+        command(**values, **{name: make(**fields)})
+
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in every]
+    parsed.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    parsed.__annotations__ = {p.name: p.annotation for p in parameters}
+    return parsed
 
 
 class _Interrupted(Exception):
@@ -164,14 +220,7 @@ def _fail(message: str, status: int) -> NoReturn:
 
 
 def check_folders(files: dict[str, Path | None]) -> None:
-    """Check before long work that output files can be written.
-
-    Args:
-        files: output files by option.
-
-    Raises:
-        UsageError: a file's folder is missing, or the file is itself a folder.
-    """
+    """Raise ``UsageError`` before long work if output files, by option, cannot be written."""
     for option, file in files.items():
         if file is not None and not file.absolute().parent.is_dir():
             raise UsageError(f"{option}: no such folder: {file.absolute().parent}")
@@ -180,11 +229,7 @@ def check_folders(files: dict[str, Path | None]) -> None:
 
 
 def parse_batch(text: str) -> tuple[int, int, int]:
-    """Parse batch sizes from ``MIN:OPT:MAX``, or from one number for all three.
-
-    Raises:
-        UsageError: the text has neither form.
-    """
+    """Parse ``MIN:OPT:MAX``, or one number for all three, or raise ``UsageError``."""
     try:
         numbers = [int(part) for part in text.split(":")]
         low, usual, high = numbers if len(numbers) == 3 else numbers * 3
@@ -196,11 +241,7 @@ def parse_batch(text: str) -> tuple[int, int, int]:
 
 
 def parse_numbers(text: str | None) -> list[float] | None:
-    """Parse numbers that commas separate.
-
-    Raises:
-        UsageError: a part is not a number.
-    """
+    """Parse numbers that commas separate, or raise ``UsageError``."""
     if text is None:
         return None
     try:
@@ -210,11 +251,7 @@ def parse_numbers(text: str | None) -> list[float] | None:
 
 
 def read_labels(path: Path, count: int) -> tuple[str, ...]:
-    """Read class names from a file, one per line.
-
-    Raises:
-        DataError: the file is unreadable, or does not hold ``count`` names.
-    """
+    """Read ``count`` class names, one per line, or raise ``DataError``."""
     try:
         names = tuple(path.read_text(encoding="utf-8").splitlines())
     except (OSError, UnicodeDecodeError) as error:
@@ -224,35 +261,21 @@ def read_labels(path: Path, count: int) -> tuple[str, ...]:
     return names
 
 
-def open_session(
-    engines: Path,
-    policy: str | None,
-    point: str | None,
-    threads: int | None,
-    device: str | None,
-    backend: str,
-    precision: str | None,
-    wait: str | None,
-    cuda_graphs: bool | None,
-    speculate: bool | None,
-) -> Session:
-    """Open the session that a command's options ask for; None means not typed.
+def labelled_images(
+    about: Manifest | LGViTConfig, data: Path, labels: Path | None, count: int | None
+) -> Sequence[LabelledImage]:
+    """Return ``count`` images of ``--data``, spread evenly, with a model's or bundle's classes."""
+    from lgvit_edge.images.labelled import evenly, find_images
 
-    Raises:
-        LGViTEdgeError: as ``Session.open`` does.
-    """
-    from lgvit_edge import policies
-    from lgvit_edge.runtime import Session, TensorRTOptions
+    images = find_images(data, num_classes=about.num_classes, names=about.labels, labels=labels)
+    return evenly(images, count)
 
-    options = {"wait": wait, "cuda_graphs": cuda_graphs, "speculate": speculate}
-    typed: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    return Session.open(
-        engines,
-        backend=backend,
-        policy=None if policy is None else policies.parse(policy),
-        point=point,
-        threads=threads,
-        device=device,
-        precision=precision,
-        tensorrt=TensorRTOptions(**typed) if typed else None,
-    )
+
+def show(
+    record: dict[str, Any], as_json: bool, printed: Callable[[dict[str, Any], Console], None]
+) -> None:
+    """Print a record as JSON, or as ``printed`` shows it to people."""
+    if as_json:
+        print(json.dumps(record, indent=1))
+    else:
+        printed(record, console)

@@ -4,41 +4,27 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-import typer
 from rich.markup import escape
+from typer import Argument
 
 from lgvit_edge._support.terminal import console, table
-from lgvit_edge.cli.options import (
-    AsJson,
-    Backend,
-    CudaGraphs,
-    Device,
-    Engines,
-    PointName,
-    PolicyText,
-    Precision,
-    Speculate,
-    Threads,
-    Wait,
-    open_session,
-)
+from lgvit_edge.cli.options import AsJson, Engines, PointName, PolicyText, RunOptions, with_options
 from lgvit_edge.errors import DataError
 
+if TYPE_CHECKING:
+    from lgvit_edge.runtime import Result
 
+
+@with_options
 def predict(
     engines: Engines,
-    images: Annotated[list[Path], typer.Argument(help="Image files or folders of them.")],
+    images: Annotated[list[Path], Argument(help="Image files or folders of them.")],
     policy: PolicyText = None,
     point: PointName = None,
-    threads: Threads = None,
-    device: Device = None,
-    backend: Backend = "auto",
-    precision: Precision = None,
-    wait: Wait = None,
-    cuda_graphs: CudaGraphs = None,
-    speculate: Speculate = None,
+    *,
+    run: RunOptions,
     as_json: AsJson = False,
 ) -> None:
     """Classify images; show label, confidence, exit and latency."""
@@ -47,35 +33,31 @@ def predict(
     files = [f for path in images for f in (list_images(path) if path.is_dir() else [path])]
     if not files:
         raise DataError(f"no images in {', '.join(map(str, images))}")
-    rows: list[dict[str, Any]] = []
-    confidences: list[str] = []
+    results: list[tuple[Path, Result]] = []
     failures: list[str] = []
-    with open_session(
-        engines, policy, point, threads, device, backend, precision, wait, cuda_graphs, speculate
-    ) as session:
+    with run.open(engines, policy, point) as session:
         for file in files:
             try:
                 frame = load_rgb(file)
             except DataError as error:
                 failures.append(str(error))
                 continue
-            if not rows:
+            if not results:
                 session.predict(frame)  # the first prediction pays for lazy set-up
-            result = session.predict(frame)
-            rows.append({"image": str(file), **result.to_json()})
-            confidences.append(result.confidence_text)
+            results.append((file, session.predict(frame)))
     if as_json:
+        rows = [{"image": str(file), **result.to_json()} for file, result in results]
         print(json.dumps(rows, indent=1))
-    elif rows:
+    elif results:
         answers = table("image", "label", numbers=("confidence", "exit", "block", "latency (ms)"))
-        for row, confidence in zip(rows, confidences, strict=True):
+        for file, result in results:
             answers.add_row(
-                escape(Path(row["image"]).name),
-                escape(row["label"]),
-                confidence,
-                str(row["exit"]),
-                str(row["block"]),
-                f"{row['latency_ms']:.2f}",
+                escape(file.name),
+                escape(result.label),
+                result.confidence_text,
+                str(result.exit),
+                str(result.block),
+                f"{result.latency_ms:.2f}",
             )
         console.print(answers)
     if failures:

@@ -9,36 +9,13 @@ from pathlib import Path
 from shlex import quote
 from typing import Annotated, Any
 
-import typer
+from typer import Option
 
+from lgvit_edge._support.optional import require
 from lgvit_edge._support.terminal import console, say
-from lgvit_edge.cli.options import Heads, ImageSize
+from lgvit_edge.cli.options import Heads, ImageSize, with_options
 from lgvit_edge.errors import UsageError
 from lgvit_edge.training.settings import Setting, TrainingConfig, settings
-
-
-def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Add an option to a command for every field of ``TrainingConfig``.
-
-    The command receives the resulting ``config``. Default, bounds, help and group of an option come
-    from the field.
-    """
-    own = inspect.signature(command, eval_str=True).parameters
-    options = [_option(*setting) for setting in settings()]
-
-    @functools.wraps(command)
-    def parsed(**values: Any) -> None:
-        fields: dict[str, Any] = {}
-        for name, _, default in settings():
-            fields[name] = values.pop(name)
-            if isinstance(default, tuple):
-                fields[name] = _pair(name, fields[name], type(default[0]))
-        command(**values, config=TrainingConfig(**fields))
-
-    parameters = [p for p in own.values() if p.name != "config"] + options
-    parsed.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    parsed.__annotations__ = {p.name: p.annotation for p in parameters}
-    return parsed
 
 
 def _option(name: str, about: Setting, default: Any) -> inspect.Parameter:
@@ -49,14 +26,13 @@ def _option(name: str, about: Setting, default: Any) -> inspect.Parameter:
     if kind is tuple:
         kind, words = str, f"{words}; stage 1's and stage 2's as A,B"
         default = ",".join(f"{value:g}" for value in dict.fromkeys(default))
-    option = typer.Option(rich_help_panel=about.panel, help=f"{words}.")
+    option = Option(rich_help_panel=about.panel, help=f"{words}.")
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
     )
 
 
 def _pair(name: str, text: str, kind: Callable[[str], float]) -> tuple[float, ...]:
-    """Parse the values of stage 1 and stage 2 from one or two numbers."""
     try:
         values = [kind(part) for part in text.split(",")]
     except ValueError:
@@ -68,26 +44,34 @@ def _pair(name: str, text: str, kind: Callable[[str], float]) -> tuple[float, ..
     return tuple(values * 2 if len(values) == 1 else values)
 
 
-@with_settings
+def _config(**fields: Any) -> TrainingConfig:
+    for name, _, default in settings():
+        if isinstance(default, tuple):
+            fields[name] = _pair(name, fields[name], type(default[0]))
+    return TrainingConfig(**fields)
+
+
+# Default, bounds, help and group of an option come from the field of ``TrainingConfig``.
+@functools.partial(
+    with_options, name="config", options=[_option(*setting) for setting in settings()], make=_config
+)
 def train(
     data: Annotated[
-        Path, typer.Option(help="Image folder: one sub-folder per class, or train/ and val/.")
+        Path, Option(help="Image folder: one sub-folder per class, or train/ and val/.")
     ],
-    out: Annotated[Path, typer.Option(help="Checkpoint to write (.pt, .safetensors).")] = Path(
+    out: Annotated[Path, Option(help="Checkpoint to write (.pt, .safetensors).")] = Path(
         "model.pt"
     ),
     backbone: Annotated[
-        str, typer.Option(help="Architecture such as deit-tiny, or path of a checkpoint.")
+        str, Option(help="Architecture such as deit-tiny, or path of a checkpoint.")
     ] = "vit-tiny",
     weights: Annotated[
         Path | None,
-        typer.Option(
-            help="Pretrained weights of the architecture: a timm state dict. Default: random."
-        ),
+        Option(help="Pretrained weights of the architecture: a timm state dict. Default: random."),
     ] = None,
     val: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="DIR|SHARE",
             help="Validation images: a folder, or the share of --data to set aside, such as 0.1. "
             "Default: val/ beside train/ in --data, if there is one.",
@@ -95,7 +79,7 @@ def train(
     ] = None,
     exits: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="Exit positions: uniform:M, shallow:M, middle:M, deep:M, or blocks such as 4,6,8. "
             "Default: uniform:8."
         ),
@@ -103,22 +87,20 @@ def train(
     heads: Heads = None,
     image_size: ImageSize = None,
     stage: Annotated[
-        str, typer.Option(help="Stage: 1 (whole model), 2 (exits, backbone frozen) or both.")
+        str, Option(help="Stage: 1 (whole model), 2 (exits, backbone frozen) or both.")
     ] = "both",
     cache_features: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             help="Stage 2: run the frozen blocks once and keep their outputs in this folder, for "
             "this training and later ones."
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option(help="Continue an interrupted run.")] = True,
+    resume: Annotated[bool, Option(help="Continue an interrupted run.")] = True,
     *,
     config: TrainingConfig,
 ) -> None:
     """Train an LGViT from a backbone and a folder of images."""
-    from lgvit_edge._support.optional import require
-
     require("torch", extra="train")
     from lgvit_edge.training.run import train_from_folder
     from lgvit_edge.training.team import join

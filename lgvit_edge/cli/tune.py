@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Option
 
+from lgvit_edge._support.files import replacing, write_json
+from lgvit_edge._support.optional import require
 from lgvit_edge._support.terminal import console, progress_bar, say
 from lgvit_edge.bundle.points import check_name
 from lgvit_edge.cli.options import (
@@ -18,6 +20,7 @@ from lgvit_edge.cli.options import (
     Samples,
     Threads,
     check_folders,
+    labelled_images,
 )
 from lgvit_edge.errors import DataError, UsageError
 
@@ -29,65 +32,62 @@ if TYPE_CHECKING:
 def tune(
     engines: Engines,
     data: Annotated[
-        Path | None,
-        typer.Option(help="Labelled images: one sub-folder per class, or a flat folder."),
+        Path | None, Option(help="Labelled images: one sub-folder per class, or a flat folder.")
     ] = None,
     labels: Labels = None,
     report_data: Annotated[
-        Path | None,
-        typer.Option(help="Other images to report results on. Default: a part of --data."),
+        Path | None, Option(help="Other images to report results on. Default: a part of --data.")
     ] = None,
     report_labels: Annotated[
-        Path | None, typer.Option(help="Label file of a flat --report-data: lines FILE CLASS.")
+        Path | None, Option(help="Label file of a flat --report-data: lines FILE CLASS.")
     ] = None,
     max_drop: Annotated[
         float | None,
-        typer.Option(
+        Option(
             help="Goal: largest loss of accuracy against the baseline, which has no exits; 0.01 is "
             "one percentage point."
         ),
     ] = None,
     latency_ms: Annotated[
         float | None,
-        typer.Option(help="Goal: largest mean time per image in ms, from decoded frame to label."),
+        Option(help="Goal: largest mean time per image in ms, from decoded frame to label."),
     ] = None,
     min_speedup: Annotated[
-        float | None,
-        typer.Option(help="Goal: smallest mean speed-up over the baseline, such as 1.8."),
+        float | None, Option(help="Goal: smallest mean speed-up over the baseline, such as 1.8.")
     ] = None,
     risk: Annotated[
         float | None,
-        typer.Option(
+        Option(
             help="Certify that at most this share of images is wrong with early exits but right "
             "with the baseline."
         ),
     ] = None,
     delta: Annotated[
         float | None,
-        typer.Option(help="With --risk: probability that the certificate is wrong. Default: 0.05."),
+        Option(help="With --risk: probability that the certificate is wrong. Default: 0.05."),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="Name of the operating point. Default: named for the goal.")
+        str | None, Option(help="Name of the operating point. Default: named for the goal.")
     ] = None,
     samples: Samples = None,
     logits: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             help="File that stores logits and times; without --data, they are read from it and no "
             "image is run. Default: BUNDLE.logits.npy beside the bundle."
         ),
     ] = None,
-    trials: Annotated[int, typer.Option(min=1, help="Optuna trials per policy.")] = 100,
-    seed: Annotated[int, typer.Option(min=0, help="Random seed of the split and the search.")] = 0,
+    trials: Annotated[int, Option(min=1, help="Optuna trials per policy.")] = 100,
+    seed: Annotated[int, Option(min=0, help="Random seed of the split and the search.")] = 0,
     threads: Threads = None,
     device: Device = None,
     backend: Backend = "auto",
     precision: Precision = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Also plot accuracy over latency (.png, .svg, .pdf).")
+        Path | None, Option(help="Also plot accuracy over latency (.png, .svg, .pdf).")
     ] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write the full result to this file.")
+        Path | None, Option("--json", help="Also write the full result to this file.")
     ] = None,
 ) -> None:
     """Find how sure exits must be for a goal, and store it in the bundle as an operating point.
@@ -95,8 +95,6 @@ def tune(
     Times are measured on this machine, so run it on the device. Without a goal, the points fast,
     balanced and accurate are stored.
     """
-    from lgvit_edge._support.files import replacing, write_json
-    from lgvit_edge._support.optional import require
     from lgvit_edge.bundle.directory import add_points, open_bundle
     from lgvit_edge.tuning import Goal, TuneOptions
     from lgvit_edge.tuning import tune as search
@@ -166,18 +164,12 @@ def tune(
 def _collect(
     session: Session, data: Path, labels: Path | None, samples: int | None, file: Path
 ) -> Recording:
-    from lgvit_edge.images.labelled import evenly, find_images
     from lgvit_edge.tuning import collect
 
-    images = find_images(
-        data,
-        num_classes=session.manifest.num_classes,
-        names=session.manifest.labels,
-        labels=labels,
-    )
+    images = labelled_images(session.manifest, data, labels, samples)
     say(f"logits and times are stored in {file}; if interrupted, run the same command again")
     with progress_bar("all exits") as progress:
-        recording = collect(session, evenly(images, samples), file, progress=progress)
+        recording = collect(session, images, file, progress=progress)
     if unreadable := len(recording.rows) - len(recording.usable):
         say(f"{unreadable} files are not readable images and were left out")
     return recording

@@ -26,7 +26,7 @@ from lgvit_edge.benchmarks.experiments import coverage
 from lgvit_edge.bundle.manifest import FileSpec, GraphSpec, TensorSpec
 from lgvit_edge.errors import BuildError
 from lgvit_edge.export import BuilderOptions, ExportOptions
-from lgvit_edge.export.checks.parity import TOLERANCE, graph_runner, sample_images
+from lgvit_edge.export.checks import TOLERANCE, graph_runner, sample_images
 from lgvit_edge.export.graph import WeightStore, export_graph
 from lgvit_edge.export.half import halve
 from lgvit_edge.export.tensorrt.builder import BuildTask, EngineBuilder

@@ -299,7 +299,6 @@ def test_the_exporter_reads_its_operators_once(
         opset=18,
         batch=(1, 1),
         store=WeightStore(tmp_path / "weights"),
-        weights_location="weights",
     )
     assert len(sources) < 50  # of 500
 

@@ -14,7 +14,7 @@ from PIL import Image
 from lgvit_edge.bundle.directory import open_bundle
 from lgvit_edge.errors import DataError, ParityError, UsageError
 from lgvit_edge.export import ExportOptions, export_bundle
-from lgvit_edge.export.checks.agreement import gate, judge
+from lgvit_edge.export.checks import gate, judge
 from lgvit_edge.export.half import halve
 from lgvit_edge.export.int8 import calibrate
 from lgvit_edge.images.labelled import LabelledImage, content_hash, find_images, unlabelled_images
@@ -299,9 +299,9 @@ def test_the_gate(precision: str, allowed: float, refused: float) -> None:
 def test_a_failing_gate_writes_nothing(
     tmp_path: Path, quick_model: LGViT, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lgvit_edge.export.checks import agreement
+    from lgvit_edge.export import checks
 
-    monkeypatch.setitem(agreement.ALLOWED, "fp16", (-1.0, -1.0))
+    monkeypatch.setitem(checks.ALLOWED, "fp16", (-1.0, -1.0))
     images = find_images(photos, num_classes=5, names=tuple("abcde"))
     with pytest.raises(ParityError, match="nothing was written; try --keep-fp32"):
         export_bundle(quick_model, tmp_path / "out", ExportOptions(target="jetson"), images=images)

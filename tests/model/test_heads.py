@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
 from lgvit_edge.architecture.heads import HEAD_KINDS
-from lgvit_edge.export.checks.parity import sample_images
+from lgvit_edge.export.checks import sample_images
 from lgvit_edge.images.spec import Preprocess
 from lgvit_edge.model import LGViT, baseline, cut
 from lgvit_edge.model.heads import ExitHead

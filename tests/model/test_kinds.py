@@ -27,7 +27,7 @@ from lgvit_edge.benchmarks.report.page import _title
 from lgvit_edge.cli.app import app
 from lgvit_edge.errors import ConfigError
 from lgvit_edge.export import ExportOptions, export_bundle
-from lgvit_edge.export.checks.parity import sample_images
+from lgvit_edge.export.checks import sample_images
 from lgvit_edge.images.spec import Preprocess
 from lgvit_edge.model import LGViT, load_checkpoint, model_costs, save_checkpoint
 from lgvit_edge.runtime import Session

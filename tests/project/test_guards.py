@@ -29,7 +29,7 @@ WORKSTATION_ONLY = {"model", "training", "export"}
 BUILDER = {
     "lgvit_edge.export",
     "lgvit_edge.export.tensorrt",
-    *(f"lgvit_edge.export.tensorrt.{name}" for name in ("build", "builder", "checks", "verify")),
+    *(f"lgvit_edge.export.tensorrt.{name}" for name in ("build", "builder")),
 }
 # Commands for both: they import torch, if at all, inside the commands that need it.
 COMMANDS = {"cli", "__main__"}
