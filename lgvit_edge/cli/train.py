@@ -120,7 +120,7 @@ def train(
     from lgvit_edge._support.optional import require
 
     require("torch", extra="train")
-    from lgvit_edge.training.run import train_from_folder
+    from lgvit_edge.training.start import train_from_folder
     from lgvit_edge.training.team import join
 
     train_from_folder(

@@ -15,14 +15,13 @@ from rich.console import Console
 from lgvit_edge._support.terminal import progress_bar
 from lgvit_edge.errors import DataError, TrainingError
 from lgvit_edge.model import LGViT, save_checkpoint
+from lgvit_edge.training import report
 from lgvit_edge.training.checks import check_output, check_task, check_team
 from lgvit_edge.training.data.batches import Batches
 from lgvit_edge.training.data.datasets import Dataset
 from lgvit_edge.training.features.states import HiddenCache, StoredStates
 from lgvit_edge.training.features.store import FeatureStore
-from lgvit_edge.training.history import COLUMNS, Mean, Row, Smoothed, log_path, write_log
 from lgvit_edge.training.optimiser import adamw, learning_rate
-from lgvit_edge.training.report import measure, picture_of
 from lgvit_edge.training.resume import (
     Progress,
     fingerprint,
@@ -79,8 +78,7 @@ def train(
             another training.
         KeyboardInterrupt: interrupted; ``<out>.resume`` holds the last whole epoch.
     """
-    out = Path(out)
-    stages = tuple(stages)
+    out, stages = Path(out), tuple(stages)
     if features is not None:
         config = config.replace(cache=True)
     team = join(config.device)
@@ -107,7 +105,7 @@ def train(
                 run.measure(number)
             team.wait()
         if team.leads:
-            picture_of(run.history, log_path(out), console)
+            report.picture_of(run.history, report.log_path(out), console)
             resume_path(out).unlink(missing_ok=True)
     except KeyboardInterrupt:
         console.print(run.how_to_continue(), soft_wrap=True)
@@ -132,7 +130,7 @@ class _Run:
     features: Path | None
     team: Team
     saved: str = ""  # how far the resume file got
-    history: list[Row] = field(default_factory=list)
+    history: list[report.Row] = field(default_factory=list)
     reported: set[int] = field(default_factory=set)
 
     def stage(self, number: int, resumed: Progress | None) -> None:
@@ -156,30 +154,24 @@ class _Run:
             # A resumed optimizer's state holds them.
             scales=stage.scales(self.team.total) if resumed is None else None,
         )
-        first, step = 0, 0
+        first = 0
         if resumed is not None:
             stage.aligners.load_state_dict(resumed.aligners)
             optimizer.load_state_dict(resumed.optimizer)
-            first, step = resumed.epoch, resumed.step
-            self.history = resumed.history
+            first, self.history = resumed.epoch, resumed.history
             self._remember(number, first)
             self.console.print(f"continuing after {self.saved}")
-        epochs = self.config.epochs[number - 1]
+        epochs, peak = self.config.epochs[number - 1], self.config.lr[number - 1]
         steps = epochs * len(batches)
-        recent, rate = Smoothed(), 0.0
+        recent, rate = report.Smoothed(), 0.0
         with progress_bar(f"stage {number}", to=self.console, lasting=True) as progress:
             for epoch in range(first, epochs):
                 stage.start()
                 # The schedule follows the epochs, whatever images had to be skipped.
                 step = epoch * len(batches)
-                begun, losses, accuracies = time.monotonic(), Mean(), Mean()
+                begun, losses, accuracies = time.monotonic(), report.Mean(), report.Mean()
                 for result in stage.steps(epoch, step):
-                    rate = learning_rate(
-                        step,
-                        steps,
-                        peak=self.config.lr[number - 1],
-                        warmup=self.config.warmup,
-                    )
+                    rate = learning_rate(step, steps, peak=peak, warmup=self.config.warmup)
                     loss, accuracy, rows = self._update(stage, optimizer, result, rate)
                     recent.add(loss, accuracy)
                     losses.add(loss)
@@ -189,9 +181,9 @@ class _Run:
                 self._report_unreadable(batches)
                 row = (number, epoch + 1, step, rate, losses.value, accuracies.value)
                 seconds = time.monotonic() - begun
-                self.history.append(dict(zip(COLUMNS, (*row, seconds), strict=True)))
+                self.history.append(dict(zip(report.COLUMNS, (*row, seconds), strict=True)))
                 if self.team.leads:
-                    write_log(self.history, log_path(self.out))
+                    report.write_log(self.history, report.log_path(self.out))
                     self._save(stage, optimizer, epoch + 1, step)
 
     def _make(self, number: int, batches: Batches) -> Stage:
@@ -248,15 +240,9 @@ class _Run:
         return value, correct / all_rows, int(all_rows)
 
     def _save(self, stage: Stage, optimizer: torch.optim.Optimizer, epoch: int, step: int) -> None:
-        progress = Progress(
-            stage.number,
-            epoch,
-            step,
-            self.model.state_dict(),
-            stage.aligners.state_dict(),
-            optimizer.state_dict(),
-            self.history,
-        )
+        weights, aligners = self.model.state_dict(), stage.aligners.state_dict()
+        state = optimizer.state_dict()
+        progress = Progress(stage.number, epoch, step, weights, aligners, state, self.history)
         write_progress(resume_path(self.out), progress, self.identity)
         self._remember(stage.number, epoch)
 
@@ -271,8 +257,7 @@ class _Run:
             )
             return
         self.console.print(f"after stage {number}, {len(self.val_set)} validation images:")
-        size, workers = self.config.batch_size, self.config.workers
-        measure(self.model, self.val_set, self.out, self.console, batch_size=size, workers=workers)
+        report.measure(self.model, self.val_set, self.out, self.console, self.config)
 
     def _report_unreadable(self, batches: Batches) -> None:
         new = {i: why for i, why in batches.unreadable.items() if i not in self.reported}

@@ -13,8 +13,8 @@ from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
 from lgvit_edge.images.spec import Preprocess
 from lgvit_edge.model import LGViT
 from lgvit_edge.training import ArrayDataset, TrainingConfig, losses
-from lgvit_edge.training.align import Align
 from lgvit_edge.training.data.batches import Batches
+from lgvit_edge.training.losses import Align
 from lgvit_edge.training.stages import StageOne, StageTwo
 
 EXITS = (

@@ -10,32 +10,27 @@ from lgvit_edge.model.backbones.block import Attention
 from lgvit_edge.model.heads.base import ExitHead, Names, body_head, linear
 
 
-class AttentionBody(Attention):
+class _SelfAttention(Attention):
     """Computes features by self-attention (Eq. 4) over the patch tokens, no residual."""
 
     residual = False
     authors: Names = {
-        "query": "mlp.attention.query",
-        "key": "mlp.attention.key",
-        "value": "mlp.attention.value",
+        **{part: f"mlp.attention.{part}" for part in ("query", "key", "value")},
         "proj": "mlp.output.dense",
     }
 
     def features(self, patches: Tensor) -> Tensor:
-        """Returns the features, ``[B, N, D] -> [B, N, D]``."""
         return self.forward(patches)
 
     def pooled(self, prefix: int) -> nn.Module:
-        """Returns a module for the features' mean, ``[B, prefix + N, D] -> [B, 1, D]``."""
         return _Pooled(self, prefix)
 
     def folded(self) -> nn.Module:
-        """Returns a module for the features, ``[B, N, D] -> [B, N, D]``."""
         return self
 
 
 class _Pooled(nn.Module):
-    def __init__(self, body: AttentionBody, prefix: int) -> None:
+    def __init__(self, body: _SelfAttention, prefix: int) -> None:
         super().__init__()
         self.prefix, self.mean = prefix, MeanAttention(body)
 
@@ -58,7 +53,11 @@ class MeanAttention(nn.Module):
         super().__init__()
         self.heads, dim = attention.heads, attention.query.in_features
         scale = (dim // self.heads) ** -0.5
-        self.query_key = _stacked(attention.query, attention.key, scale)
+        query, key = attention.query, attention.key
+        bias: Tensor | None = query.bias
+        if bias is not None:
+            bias = torch.cat([bias * scale, key.bias])
+        self.query_key = linear(torch.cat([query.weight * scale, key.weight]), bias)
         self.values = nn.Parameter(per_head(attention.value.weight, self.heads))
         self.softmax = nn.Softmax(dim=-1)
         self.proj = after_value(attention)
@@ -72,14 +71,6 @@ class MeanAttention(nn.Module):
         heads = (weights @ x)[:, :, None] @ self.values  # [B, heads, 1, D / heads]
         mean: Tensor = self.proj(heads.reshape(-1, 1, dim))
         return mean
-
-
-def _stacked(query: nn.Linear, key: nn.Linear, scale: float) -> nn.Linear:
-    """Query, scaled, and key as one layer."""
-    bias: Tensor | None = query.bias
-    if bias is not None:
-        bias = torch.cat([bias * scale, key.bias])
-    return linear(torch.cat([query.weight * scale, key.weight]), bias)
 
 
 def per_head(weight: Tensor, heads: int) -> Tensor:
@@ -98,5 +89,5 @@ def after_value(attention: Attention) -> nn.Linear:
 def head(config: LGViTConfig, exit: ExitConfig) -> ExitHead:
     """Returns a fresh head with as many attention heads as the block before it."""
     sizes = config.blocks[exit.block - 1]
-    body = AttentionBody(sizes.dim, sizes.num_heads, qkv_bias=config.qkv_bias)
+    body = _SelfAttention(sizes.dim, sizes.num_heads, qkv_bias=config.qkv_bias)
     return body_head(config, exit, body)

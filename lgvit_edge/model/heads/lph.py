@@ -18,7 +18,7 @@ from lgvit_edge.model.heads.base import (
 )
 
 
-class LocalPerception(nn.Module):
+class _LocalPerception(nn.Module):
     """Computes LPH features with convolutions (Eqs. 1, 2).
 
     1x1 -> GELU -> BN -> depthwise k x k -> GELU -> BN -> 1x1 -> BN. ``k = 0`` skips the depthwise
@@ -45,7 +45,6 @@ class LocalPerception(nn.Module):
         self.project_norm = nn.BatchNorm2d(dim)
 
     def features(self, patches: Tensor) -> Tensor:
-        """Returns the features, ``[B, N, D] -> [B, N, D]``."""
         x: Tensor = self.expand_norm(functional.gelu(self.expand(as_image(patches, self.grid))))
         if self.depthwise is not None and self.depthwise_norm is not None:
             x = self.depthwise_norm(functional.gelu(self.depthwise(x)))
@@ -53,11 +52,9 @@ class LocalPerception(nn.Module):
         return x + patches if self.residual else x
 
     def pooled(self, prefix: int) -> nn.Module:
-        """Returns a module for their mean without residual, ``[B, prefix + N, D] -> [B, 1, D]``."""
         return _Pooled(self, prefix)
 
     def folded(self) -> nn.Module:
-        """Returns a module for the features, norms folded, ``[B, N, D] -> [B, N, D]``."""
         return _Folded(self)
 
 
@@ -74,7 +71,7 @@ class _Layers(nn.Module):
     shift_map: Tensor
 
     @torch.no_grad()
-    def __init__(self, body: LocalPerception) -> None:
+    def __init__(self, body: _LocalPerception) -> None:
         super().__init__()
         dim, self.grid = body.expand.out_channels, body.grid
         self.expand = linear(body.expand.weight.flatten(1), body.expand.bias)
@@ -111,7 +108,7 @@ class _Pooled(_Layers):
 
     mean_row: Tensor
 
-    def __init__(self, body: LocalPerception, prefix: int) -> None:
+    def __init__(self, body: _LocalPerception, prefix: int) -> None:
         super().__init__(body)
         self.prefix = prefix
         if self.depthwise is None:
@@ -128,7 +125,7 @@ class _Pooled(_Layers):
 
 
 class _Folded(_Layers):
-    def __init__(self, body: LocalPerception) -> None:
+    def __init__(self, body: _LocalPerception) -> None:
         super().__init__(body)
         self.residual = body.residual
 
@@ -143,5 +140,5 @@ class _Folded(_Layers):
 def head(config: LGViTConfig, exit: ExitConfig) -> ExitHead:
     """Returns a fresh LPH."""
     sizes = config.blocks[exit.block - 1]
-    body = LocalPerception(sizes.dim, sizes.grid, exit.size, residual=config.lph_residual)
+    body = _LocalPerception(sizes.dim, sizes.grid, exit.size, residual=config.lph_residual)
     return body_head(config, exit, body)

@@ -21,19 +21,12 @@ _SHARE_OF_MEMORY = 0.5
 
 @dataclass(frozen=True)
 class HiddenStates:
-    """The inputs of one step of stage 2.
+    """The inputs of one step of stage 2, in float32."""
 
-    Attributes:
-        exits: outputs of the M exits' blocks, each ``[B, T, D] float32``.
-        last: output of block L, ``[B, T, D] float32``; its patch tokens are F_L.
-        teacher: the final classifier's logits, through the final norm, ``[B, C] float32``.
-        labels: ``[B] int64``.
-    """
-
-    exits: list[Tensor]
-    last: Tensor
-    teacher: Tensor
-    labels: Tensor
+    exits: list[Tensor]  # outputs of the M exits' blocks, each [B, T, D]
+    last: Tensor  # output of block L, [B, T, D]; its patch tokens are F_L
+    teacher: Tensor  # the final classifier's logits, through the final norm, [B, C]
+    labels: Tensor  # [B] int64
 
 
 @torch.no_grad()
@@ -66,7 +59,6 @@ class StoredStates(Protocol):
 
     def shuffled(self, epoch: int, batch_size: int, key: Key) -> Iterator[HiddenStates]:
         """Yields one epoch in random order."""
-        ...
 
 
 class HiddenCache:
@@ -79,19 +71,22 @@ class HiddenCache:
         config: TrainingConfig,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        """Run the backbone over the dataset.
+        """Run the backbone, frozen from here on, over the training images.
 
-        Args:
-            model: its backbone is frozen from here on.
-            batches: of the training images.
-            config: ``cache_views``, ``seed`` and ``precision`` are read.
-            progress: called with images done and images in all, from 0 for each view.
+        ``progress`` is called with images done and images in all, from 0 for each view.
 
         Raises:
             TrainingError: the states would not fit into half of this machine's memory.
         """
-        keys = view_keys(config)
-        _check_memory(model, len(batches.dataset) * len(keys))
+        keys, shape = view_keys(config), model.config
+        images, memory = len(batches.dataset) * len(keys), memory_bytes()
+        blocks = [*(exit.block for exit in shape.exits), shape.num_blocks]
+        needed = 2 * images * sum(math.prod(shape.hidden_shape(block)) for block in blocks)
+        if needed > _SHARE_OF_MEMORY * memory:
+            raise TrainingError(
+                f"caching {images} images takes {needed / 1e9:.1f} GB, expected at most half of "
+                f"this machine's {memory / 1e9:.1f} GB; train without cache"
+            )
         self.device = next(model.parameters()).device
         model.eval()
         self._progress = progress
@@ -119,25 +114,6 @@ class HiddenCache:
         """Yields one epoch in random order; epochs take the views in turn."""
         states = self._views[epoch % len(self._views)]
         for rows in shuffled_indices(len(states.labels), batch_size, key):
-            places = rows.to(states.labels.device)
-            yield HiddenStates(
-                [self._get(t, rows) for t in states.exits],
-                self._get(states.last, rows),
-                states.teacher[places],
-                states.labels[places],
-            )
-
-    def _get(self, states: Tensor, rows: Tensor) -> Tensor:
-        return states[rows].to(self.device).float()
-
-
-def _check_memory(model: LGViT, images: int) -> None:
-    config = model.config
-    blocks = [*(exit.block for exit in config.exits), config.num_blocks]
-    needed = 2 * images * sum(math.prod(config.hidden_shape(block)) for block in blocks)
-    memory = memory_bytes()
-    if needed > _SHARE_OF_MEMORY * memory:
-        raise TrainingError(
-            f"caching {images} images takes {needed / 1e9:.1f} GB, expected at most half of this "
-            f"machine's {memory / 1e9:.1f} GB; train without cache"
-        )
+            stored, places = (*states.exits, states.last), rows.to(states.labels.device)
+            *exits, last = (tensor[rows].to(self.device).float() for tensor in stored)
+            yield HiddenStates(exits, last, states.teacher[places], states.labels[places])

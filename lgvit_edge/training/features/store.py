@@ -7,7 +7,6 @@ are written: an interrupted run continues there, and a damaged chunk is computed
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -36,12 +35,7 @@ Progress = Callable[[int, int], None]
 
 
 class FeatureStore:
-    """Hidden states of all images, stored in a folder; ``HiddenCache`` holds them in memory.
-
-    Attributes:
-        folder: the folder.
-        bytes: its size when it is complete.
-    """
+    """Hidden states of all images, stored in a folder; ``HiddenCache`` holds them in memory."""
 
     def __init__(
         self,
@@ -54,12 +48,8 @@ class FeatureStore:
     ) -> None:
         """Read the folder's index; nothing is computed or written yet.
 
-        Args:
-            folder: created if it is missing.
-            model: its backbone is frozen from here on.
-            batches: of the training images.
-            config: ``cache_views``, ``seed``, ``precision``, ``min_crop`` and ``flip`` are read.
-            blocks: more blocks than this model's exits read, for other trainings.
+        The backbone is frozen from here on. Outputs of ``blocks`` are stored beside those that the
+        model's exits read, for other trainings.
 
         Raises:
             TrainingError: the folder holds features of another backbone or of other images, or
@@ -71,15 +61,12 @@ class FeatureStore:
         self.device = next(model.parameters()).device
         shape = model.config
         self.blocks = [*(exit.block for exit in shape.exits), shape.num_blocks]
-        stored, self._sums = self._read_index({*self.blocks, *blocks})
-        self._stored = stored
-        rows = len(self.keys) * self.images
-        shapes: dict[str, tuple[str, tuple[int, ...]]]
-        shapes = {f"block_{b}": ("<f2", shape.hidden_shape(b)) for b in stored}
-        shapes |= {"teacher": ("<f4", (shape.num_classes,)), "valid": ("|u1", ())}
-        self._shapes = {name: (kind, (rows, *tail)) for name, (kind, tail) in shapes.items()}
-        sizes = [np.dtype(k).itemsize * math.prod(s) for k, s in self._shapes.values()]
-        self.bytes = sum(sizes)
+        self._stored, self._sums = self._read_index({*self.blocks, *blocks})
+        self._rows = len(self.keys) * self.images
+        kinds: dict[str, Any] = {f"block_{b}": ("<f2", shape.hidden_shape(b)) for b in self._stored}
+        kinds |= {"teacher": ("<f4", (shape.num_classes,)), "valid": "|u1"}
+        self._kinds = {name: np.dtype(kind) for name, kind in kinds.items()}
+        self.bytes = self._rows * sum(kind.itemsize for kind in self._kinds.values())  # complete
         self._arrays: dict[str, NDArray[Any]] = {}
 
     def _identity(self) -> dict[str, Any]:
@@ -123,12 +110,8 @@ class FeatureStore:
             )
         return stored, sums
 
-    def check_room(self) -> None:
-        """Checks that the folder can be written and its disk has room.
-
-        Raises:
-            TrainingError: the folder cannot be made, or its disk has too little room.
-        """
+    def _check_room(self) -> None:
+        """Checks that the folder can be written and its disk has room."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             written = sum(p.stat().st_blocks * 512 for p in self.folder.iterdir())
@@ -145,17 +128,13 @@ class FeatureStore:
     def fill(self, progress: Progress = lambda done, total: None, *, wait: bool = False) -> int:
         """Computes the chunks that are missing or damaged.
 
-        Args:
-            progress: called with chunks done and chunks in all.
-            wait: whether to wait for another process that fills the same folder.
-
-        Returns:
-            The number of chunks computed.
+        ``progress`` is called with chunks done and chunks in all. ``wait`` tells whether to wait
+        for another process that fills the same folder. Returns the number of chunks computed.
 
         Raises:
             TrainingError: no room, or not one image could be read.
         """
-        self.check_room()
+        self._check_room()
         try:
             doing = f"computes the features in {self.folder}" if wait else None
             with locked(self.folder / ".lock", wait=doing):
@@ -178,7 +157,7 @@ class FeatureStore:
 
     def attach(self) -> None:
         """Opens the files that another process has filled."""
-        self._arrays = {name: self._map(name) for name in self._shapes}
+        self._arrays = {name: self._map(name, kind) for name, kind in self._kinds.items()}
 
     def _fill(self, progress: Progress) -> int:
         self.attach()
@@ -191,11 +170,10 @@ class FeatureStore:
         progress(len(chunks), len(chunks))
         return computed
 
-    def _map(self, name: str) -> NDArray[Any]:
-        kind, shape = self._shapes[name]
-        path, size = self.folder / name, np.dtype(kind).itemsize * math.prod(shape)
-        fresh = not path.is_file() or path.stat().st_size != size
-        return np.memmap(path, dtype=kind, mode="w+" if fresh else "r+", shape=shape)
+    def _map(self, name: str, kind: np.dtype[Any]) -> NDArray[Any]:
+        path = self.folder / name
+        fresh = not path.is_file() or path.stat().st_size != kind.itemsize * self._rows
+        return np.memmap(path, dtype=kind, mode="w+" if fresh else "r+", shape=(self._rows,))
 
     def _chunks(self) -> Iterator[tuple[Key | None, int, NDArray[np.int64]]]:
         """Yields augmentation key, first row, and images of each chunk."""
@@ -207,7 +185,7 @@ class FeatureStore:
     def _compute(self, key: Key | None, first: int, images: NDArray[np.int64]) -> None:
         self.model.eval()
         self._arrays["valid"][first : first + len(images)] = 0
-        for batch in self.batches.some(images, key):
+        for batch in self.batches.ordered(key, images):
             rows = batch.indices.numpy() - images[0] + first
             states, teacher = frozen(self.model, batch.images, self.config)
             for block in self._stored:
@@ -216,16 +194,10 @@ class FeatureStore:
             self._arrays["valid"][rows] = 1
         for array in self._arrays.values():
             array.flush()  # type: ignore[attr-defined]  # all are memory maps
-        self._sums[str(first)] = {
-            name: self._checksum(name, first, len(images)) for name in self._arrays
-        }
-        record = {
-            "version": _VERSION,
-            "identity": self._described,
-            "blocks": self._stored,
-            "checksums": self._sums,
-        }
-        write_json(self.folder / _INDEX, record)
+        sums = {name: self._checksum(name, first, len(images)) for name in self._arrays}
+        self._sums[str(first)] = sums
+        record = {"version": _VERSION, "identity": self._described, "blocks": self._stored}
+        write_json(self.folder / _INDEX, {**record, "checksums": self._sums})
 
     def _intact(self, first: int, count: int) -> bool:
         """Returns whether what this model reads of a chunk is as it was written."""
@@ -253,12 +225,8 @@ class FeatureStore:
         return torch.from_numpy(np.flatnonzero(self._arrays["valid"][first : first + self.images]))
 
     def _states(self, images: Tensor, first: int) -> HiddenStates:
-        rows = images + first
-        *exits, last = (self._rows(f"block_{block}", rows) for block in self.blocks)
+        names, rows = [*(f"block_{block}" for block in self.blocks), "teacher"], images + first
+        arrays = (torch.from_numpy(self._arrays[name]) for name in names)
+        *exits, last, teacher = (a.index_select(0, rows).to(self.device).float() for a in arrays)
         labels = self.batches.dataset.labels[images.numpy()]
-        teacher = self._rows("teacher", rows)
         return HiddenStates(exits, last, teacher, torch.from_numpy(labels).to(self.device))
-
-    def _rows(self, name: str, rows: Tensor) -> Tensor:
-        stored = torch.from_numpy(self._arrays[name])
-        return stored.index_select(0, rows).to(self.device).float()
