@@ -22,23 +22,17 @@ INPUTS = ("uint8", "float32")
 
 @dataclass(frozen=True)
 class Segment:
-    """One segment of a model, as it is exported.
+    """One segment of a model, as it is exported; blocks count from 1, inclusive.
 
-    Attributes:
-        index: 0..M.
-        first_block: 1-based, inclusive.
-        last_block: 1-based, inclusive.
-        exit: the exit this segment ends in; None for the final classifier.
-        module: ``image | hidden -> (hidden, logits)``, or ``-> logits`` for the last segment.
-        parameters: how many trained numbers it has; constants derived from them do not count.
+    The module is ``image | hidden -> (hidden, logits)``, or ``-> logits`` in the last segment.
     """
 
-    index: int
+    index: int  # 0..M
     first_block: int
     last_block: int
-    exit: ExitConfig | None
+    exit: ExitConfig | None  # the exit it ends in; None for the final classifier
     module: nn.Module
-    parameters: int
+    parameters: int  # how many trained numbers; constants derived from them do not count
 
     @property
     def head(self) -> str:

@@ -19,8 +19,7 @@ from lgvit_edge.training import report
 from lgvit_edge.training.checks import check_output, check_task, check_team
 from lgvit_edge.training.data.batches import Batches
 from lgvit_edge.training.data.datasets import Dataset
-from lgvit_edge.training.features.states import HiddenCache, StoredStates
-from lgvit_edge.training.features.store import FeatureStore
+from lgvit_edge.training.features import FeatureStore, HiddenCache, StoredStates
 from lgvit_edge.training.optimiser import adamw, learning_rate
 from lgvit_edge.training.resume import (
     Progress,
@@ -46,7 +45,7 @@ def train(
     resume: bool = True,
     console: Console | None = None,
 ) -> LGViT:
-    """Trains a copy of ``model`` and writes it to ``out``.
+    """Trains a copy of ``model``, writes it to ``out``, and returns it in eval mode, on the CPU.
 
     After every epoch ``<out>.resume`` is replaced. The same call continues from it and ends with
     the same weights as if it had never been interrupted: bit for bit on a CPU, with the same
@@ -67,9 +66,6 @@ def train(
             once; later trainings of the same backbone on the same images read them.
         resume: continue from ``<out>.resume`` when it is there.
         console: where progress goes; default: standard error.
-
-    Returns:
-        The trained model in eval mode, on the CPU.
 
     Raises:
         UsageError: stages or model do not allow it.
@@ -108,7 +104,13 @@ def train(
             report.picture_of(run.history, report.log_path(out), console)
             resume_path(out).unlink(missing_ok=True)
     except KeyboardInterrupt:
-        console.print(run.how_to_continue(), soft_wrap=True)
+        message = "interrupted before the first epoch was done: nothing to continue from"
+        if run.saved:
+            message = (
+                f"interrupted; {resume_path(out)} holds {run.saved}. "
+                "Run the same command again to continue"
+            )
+        console.print(message, soft_wrap=True)
         raise
     model = model.cpu().requires_grad_(True).eval()
     team.separate(model)
@@ -271,13 +273,4 @@ class _Run:
             f"{next(iter(new.values()))}",
             soft_wrap=True,
             markup=False,
-        )
-
-    def how_to_continue(self) -> str:
-        """Returns the message for an interrupted training."""
-        if not self.saved:
-            return "interrupted before the first epoch was done: nothing to continue from"
-        return (
-            f"interrupted; {resume_path(self.out)} holds {self.saved}. "
-            "Run the same command again to continue"
         )

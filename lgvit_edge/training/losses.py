@@ -7,6 +7,7 @@ loss is a scalar, and 0 where an LGViT is too small to have anything to compare.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ def kd_loss(
 ) -> Tensor:
     """Returns the loss of plain knowledge distillation, Eq. 14, of an exit's logits ``[B, C]``.
 
-    ``gamma`` is the share of the KL term, whose ``temperature`` and ``per`` (``kl``) it takes.
+    ``gamma`` is the share of ``kl_loss``, whose ``per`` is ``kl`` here.
     """
     imitation = kl_loss(student, teacher, temperature=temperature, per=kl)
     return (1 - gamma) * functional.cross_entropy(student, labels) + gamma * imitation
@@ -67,11 +68,9 @@ def prediction(
     ``logits`` are those of the M exits. ``which`` is ``all`` exits, or as the ``paper`` writes the
     last LPH and the last GAH. The teacher's logits are taken through the final norm.
     """
-    chosen = range(len(exits)) if which == "all" else sorted(last_of_each(exits))
-    losses = [
-        kd_loss(logits[m], teacher, labels, gamma=gamma, temperature=temperature, kl=kl)
-        for m in chosen
-    ]
+    chosen = range(len(exits)) if which == "all" else last_of_each(exits)
+    kd = partial(kd_loss, gamma=gamma, temperature=temperature, kl=kl)
+    losses = [kd(logits[m], teacher, labels) for m in chosen]
     return torch.stack(losses).sum() if losses else teacher.new_zeros(())
 
 
@@ -89,9 +88,7 @@ class Align(nn.Module):
             kernel, padding = stride, 0  # floor(H / s) outputs a side, each reads its window
         else:
             kernel, padding = 3, 1  # ceil(H / s) outputs a side, as subsampling gives
-        self.conv = nn.Conv2d(
-            dim, dim, kernel, stride=stride, padding=padding, groups=dim, bias=True
-        )
+        self.conv = nn.Conv2d(dim, dim, kernel, stride=stride, padding=padding, groups=dim)
         self.norm = nn.BatchNorm2d(dim)
 
     def forward(self, patches: Tensor) -> Tensor:

@@ -13,12 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from lgvit_edge._support.files import replacing, write_json
 from lgvit_edge._support.optional import require
 from lgvit_edge._support.terminal import progress_bar, table
-from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.errors import DataError, TrainingError
 from lgvit_edge.model import LGViT, model_costs
 from lgvit_edge.policies.evaluate import ExitCosts, Images, summary
@@ -39,7 +37,7 @@ def log_path(out: Path) -> Path:
 
 
 def write_log(rows: Sequence[Row], path: Path) -> None:
-    """Writes a row per epoch as CSV, whole or not at all: then it raises ``TrainingError``."""
+    """Writes a row per epoch as CSV, whole or not at all; a failure is a ``TrainingError``."""
     try:
         with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
@@ -157,7 +155,11 @@ def measure(
             model, dataset, config.batch_size, workers=config.workers, progress=progress
         )
     evaluation = summary(images, exit_costs(model))
-    console.print(_accuracy_table(model.config, evaluation["accuracy"]))
+    output, exits = table("exit", "block", "head", numbers=("accuracy",)), model.config.exits
+    rows = [*((exit.block, exit.head) for exit in exits), (model.config.num_blocks, "final")]
+    for number, (row, share) in enumerate(zip(rows, evaluation["accuracy"], strict=True), 1):
+        output.add_row(f"{number}", f"{row[0]}", row[1], f"{100 * share:.2f} %")
+    console.print(output)
     oracle = evaluation["oracle"]
     console.print(
         f"an oracle that leaves at the first correct exit: {100 * oracle['accuracy']:.2f} % with "
@@ -173,14 +175,6 @@ def measure(
     lines, base = by_label(evaluation["policies"]), images.baseline_accuracy
     picture = partial(draw, lines, baseline=base, title=title)
     _draw("accuracy against speed-up", picture, target, console)
-
-
-def _accuracy_table(config: LGViTConfig, accuracies: list[float]) -> Table:
-    output = table("exit", "block", "head", numbers=("accuracy",))
-    rows = [*((e.block, e.head) for e in config.exits), (config.num_blocks, "final")]
-    for number, ((block, head), accuracy) in enumerate(zip(rows, accuracies, strict=True), 1):
-        output.add_row(f"{number}", f"{block}", head, f"{100 * accuracy:.2f} %")
-    return output
 
 
 def picture_of(history: Sequence[Row], log: Path, console: Console) -> None:

@@ -20,8 +20,8 @@ from lgvit_edge.training.data.datasets import Dataset
 from lgvit_edge.training.report import Row
 from lgvit_edge.training.settings import TrainingConfig
 
-_FORMAT = "lgvit-edge-resume"
 _VERSION = 2  # 1: fingerprint, stage, epoch, step, model, aligners, optimizer. 2: history
+_OURS = {"format": "lgvit-edge-resume", "version": _VERSION}
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,8 @@ def weights_hash(module: nn.Module) -> str:
 
 
 def write_progress(path: Path, progress: Progress, identity: dict[str, str]) -> None:
-    """Writes the resume file, whole or not at all: then it raises ``TrainingError``."""
-    content = {
-        "format": _FORMAT,
-        "version": _VERSION,
-        "fingerprint": identity,
-        **{name: getattr(progress, name) for name in Progress.__dataclass_fields__},
-    }
+    """Writes the resume file, whole or not at all; a failure is a ``TrainingError``."""
+    content = {**_OURS, "fingerprint": identity, **vars(progress)}
     try:
         with replacing(path) as partial:
             torch.save(content, partial)
@@ -99,11 +94,7 @@ def read_progress(path: Path, identity: dict[str, str]) -> Progress | None:
         raise TrainingError(
             f"{path} cannot be read ({reason}); delete it to start training again"
         ) from None
-    if (
-        not isinstance(content, dict)
-        or content.get("format") != _FORMAT
-        or content.get("version") != _VERSION
-    ):
+    if not isinstance(content, dict) or any(content.get(k) != v for k, v in _OURS.items()):
         raise TrainingError(
             f"{path}: expected version {_VERSION} of a file to resume from, found another file; "
             "delete or move it to start training again"

@@ -12,7 +12,7 @@ from torch.nn import functional
 from lgvit_edge.model import LGViT
 from lgvit_edge.training import losses
 from lgvit_edge.training.data.batches import Batch, Batches
-from lgvit_edge.training.features.states import HiddenStates, StoredStates, hidden_states
+from lgvit_edge.training.features import HiddenStates, StoredStates, hidden_states
 from lgvit_edge.training.optimiser import Total, input_scales
 from lgvit_edge.training.schemes import SCHEMES
 from lgvit_edge.training.settings import TrainingConfig

@@ -194,7 +194,7 @@ def test_stage_one_alternates() -> None:
 
 
 def test_the_teacher_is_the_final_classifier_through_the_final_norm() -> None:
-    from lgvit_edge.training.features.states import hidden_states
+    from lgvit_edge.training.features import hidden_states
 
     model = LGViT(tiny()).eval()
     batch = next(batches(model.config).ordered())

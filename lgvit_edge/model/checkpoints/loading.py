@@ -41,10 +41,6 @@ class _Stored:
     config: dict[str, Any]  # config.json of a folder; empty for a file
     header: Any = None  # of a file of ours; None for others
 
-    @property
-    def authors(self) -> bool:
-        return "highway_type" in self.config
-
 
 def save_checkpoint(model: LGViT, path: str | Path) -> None:
     """Writes ``model`` to ``path`` (``.pt`` or ``.safetensors``), completely or not at all.
@@ -99,7 +95,7 @@ def load_model(path: str | Path, *, arch: str | None = None) -> LGViT:
         CheckpointError: neither.
     """
     stored = _read(Path(path))
-    exits = stored.authors or stored.header is not None
+    exits = "highway_type" in stored.config or stored.header is not None
     return _checkpoint(stored) if exits else _backbone(stored, arch)
 
 
@@ -117,7 +113,7 @@ def _read(path: Path) -> _Stored:
 
 def _checkpoint(stored: _Stored) -> LGViT:
     path, state = stored.path, stored.content
-    if stored.authors:
+    if "highway_type" in stored.config:  # only the authors write that key
         config = authors_config(stored.config, state)
         preprocessor = weights.read_json(path / "preprocessor_config.json", absent=True)
         try:

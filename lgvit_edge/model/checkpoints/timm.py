@@ -145,7 +145,6 @@ def _same(arch: str, named: LGViTConfig, dim: int, depth: int) -> None:
 
 
 def _preprocess(raw: dict[str, Any], usual: Preprocess, image_size: int) -> Preprocess:
-    """Returns the preprocessing in the ``pretrained_cfg`` of a timm model."""
     share = raw.get("crop_pct", 0)
     valid = isinstance(share, (int, float)) and 0.1 <= share <= 1
     fields = {

@@ -23,24 +23,14 @@ class _SelfAttention(Attention):
         return self.forward(patches)
 
     def pooled(self, prefix: int) -> nn.Module:
-        return _Pooled(self, prefix)
+        return MeanAttention(self, prefix)
 
     def folded(self) -> nn.Module:
         return self
 
 
-class _Pooled(nn.Module):
-    def __init__(self, body: _SelfAttention, prefix: int) -> None:
-        super().__init__()
-        self.prefix, self.mean = prefix, MeanAttention(body)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        mean: Tensor = self.mean(hidden[:, self.prefix :])
-        return mean
-
-
 class MeanAttention(nn.Module):
-    """Computes the mean over tokens of self-attention, ``[B, N, D] -> [B, 1, D]``.
+    """Computes the mean over tokens of self-attention, ``[B, prefix + N, D] -> [B, 1, D]``.
 
     The mean over queries is taken on the attention weights. With w_h [N] those of head h, the mean
     is the projection of ``w_h X W_h`` over heads: the tokens X are weighted first, so that the
@@ -49,9 +39,9 @@ class MeanAttention(nn.Module):
     """
 
     @torch.no_grad()
-    def __init__(self, attention: Attention) -> None:
+    def __init__(self, attention: Attention, prefix: int = 0) -> None:
         super().__init__()
-        self.heads, dim = attention.heads, attention.query.in_features
+        self.prefix, self.heads, dim = prefix, attention.heads, attention.query.in_features
         scale = (dim // self.heads) ** -0.5
         query, key = attention.query, attention.key
         bias: Tensor | None = query.bias
@@ -62,8 +52,9 @@ class MeanAttention(nn.Module):
         self.softmax = nn.Softmax(dim=-1)
         self.proj = after_value(attention)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns the mean, ``[B, N, D] -> [B, 1, D]``."""
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Returns the mean, ``[B, prefix + N, D] -> [B, 1, D]``."""
+        x = hidden[:, self.prefix :] if self.prefix else hidden
         _, tokens, dim = x.shape
         split = self.query_key(x).reshape(-1, tokens, 2, self.heads, dim // self.heads)
         q, k = split.permute(2, 0, 3, 1, 4).unbind(0)

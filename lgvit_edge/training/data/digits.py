@@ -18,7 +18,6 @@ from lgvit_edge.training.data.datasets import ArrayDataset
 from lgvit_edge.training.settings import TrainingConfig
 
 _SIZE, _PATCH = 32, 4
-_SHARE = 0.8
 
 
 def digits_config() -> LGViTConfig:
@@ -72,7 +71,7 @@ def digits_sets() -> tuple[ArrayDataset, ArrayDataset]:
     images = np.repeat(large[..., None], 3, axis=3)
     labels = digits.target.astype(np.int64)
     order = np.random.default_rng(0).permutation(len(labels))
-    cut = int(_SHARE * len(order))
+    cut = int(0.8 * len(order))
     return (
         ArrayDataset(images[order[:cut]], labels[order[:cut]], shift=1),
         ArrayDataset(images[order[cut:]], labels[order[cut:]]),

@@ -1,17 +1,20 @@
-"""Stores the frozen backbone's outputs on disk, so that stage 2 runs it only once.
+"""Outputs of the frozen backbone that stage 2 trains on: per batch, in memory, or on disk.
 
-One file of float16 per block, memory-mapped, filled chunk by chunk. After every chunk its checksums
-are written: an interrupted run continues there, and a damaged chunk is computed again.
+On disk is one file of float16 per block, memory-mapped, filled chunk by chunk. After every chunk
+its checksums are written: an interrupted run continues there, and a damaged chunk is computed
+again.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,17 +24,118 @@ from torch import Tensor
 from lgvit_edge._support.files import locked, write_json
 from lgvit_edge.bundle.codec import to_json
 from lgvit_edge.errors import TrainingError
+from lgvit_edge.machine.memory import memory_bytes
 from lgvit_edge.model import LGViT
-from lgvit_edge.training.data.batches import Batches, Key, shuffled_indices
-from lgvit_edge.training.features.states import HiddenStates, frozen, view_keys
+from lgvit_edge.training.data.batches import Batch, Batches, Key, shuffled_indices
 from lgvit_edge.training.resume import weights_hash
 from lgvit_edge.training.settings import TrainingConfig
 
+_SHARE_OF_MEMORY = 0.5
 _INDEX = "features.json"
 _VERSION = 2  # 1: identity, checksums by chunk. 2: blocks beside the identity
 _CHUNK = 512  # images between two checksums
 _MARGIN = 200_000_000  # bytes of disk left to others
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int], None]  # called with what is done, and how much there is in all
+
+
+@dataclass(frozen=True)
+class HiddenStates:
+    """The inputs of one step of stage 2, in float32."""
+
+    exits: list[Tensor]  # outputs of the M exits' blocks, each [B, T, D]
+    last: Tensor  # output of block L, [B, T, D]; its patch tokens are F_L
+    teacher: Tensor  # the final classifier's logits, through the final norm, [B, C]
+    labels: Tensor  # [B] int64
+
+
+@torch.no_grad()
+def frozen(model: LGViT, images: Tensor, config: TrainingConfig) -> tuple[list[Tensor], Tensor]:
+    """Returns the outputs ``[B, T, D]`` of embedding and blocks, and the final logits ``[B, C]``.
+
+    They are float32, whatever precision they were computed in.
+    """
+    with config.autocast(images.device):
+        states = model.hidden_states(images)
+        logits = model.backbone.final(states[-1])
+    return [state.float() for state in states], logits.float()
+
+
+def hidden_states(model: LGViT, batch: Batch, config: TrainingConfig) -> HiddenStates:
+    """Runs the backbone once for all exits."""
+    states, teacher = frozen(model, batch.images, config)
+    exits = [states[exit.block] for exit in model.config.exits]
+    return HiddenStates(exits, states[-1], teacher, batch.labels)
+
+
+def view_keys(config: TrainingConfig) -> list[Key | None]:
+    """Returns the random key of each cached copy; None is the image as at inference."""
+    views = range(config.cache_views)
+    return [(config.seed, 0, view) for view in views] if views else [None]
+
+
+class StoredStates(Protocol):
+    """Hidden states of all images, computed before."""
+
+    def shuffled(self, epoch: int, batch_size: int, key: Key) -> Iterator[HiddenStates]:
+        """Yields one epoch in random order."""
+
+
+class HiddenCache:
+    """Hidden states of all images in memory, in float16."""
+
+    def __init__(
+        self,
+        model: LGViT,
+        batches: Batches,
+        config: TrainingConfig,
+        progress: Progress = lambda done, total: None,
+    ) -> None:
+        """Run the backbone, frozen from here on, over the training images.
+
+        ``progress`` is called with images done and images in all, from 0 for each view.
+
+        Raises:
+            TrainingError: the states would not fit into half of this machine's memory.
+        """
+        keys, shape = view_keys(config), model.config
+        images, memory = len(batches.dataset) * len(keys), memory_bytes()
+        blocks = [*(exit.block for exit in shape.exits), shape.num_blocks]
+        needed = 2 * images * sum(math.prod(shape.hidden_shape(block)) for block in blocks)
+        if needed > _SHARE_OF_MEMORY * memory:
+            raise TrainingError(
+                f"caching {images} images takes {needed / 1e9:.1f} GB, expected at most half of "
+                f"this machine's {memory / 1e9:.1f} GB; train without cache"
+            )
+        self.device = next(model.parameters()).device
+        model.eval()
+        self._progress = progress
+        self._views = [self._compute(model, batches, config, key) for key in keys]
+
+    def _compute(
+        self, model: LGViT, batches: Batches, config: TrainingConfig, key: Key | None
+    ) -> HiddenStates:
+        count, stored, filled = len(batches.dataset), list[Tensor](), 0
+        for batch in batches.ordered(key):
+            s = hidden_states(model, batch, config)
+            rows = [*(t.half().cpu() for t in (*s.exits, s.last)), s.teacher, s.labels]
+            # Filled in place: joining a list of batches would need twice the memory.
+            stored = stored or [t.new_empty((count, *t.shape[1:])) for t in rows]
+            for whole, part in zip(stored, rows, strict=True):
+                whole[filled : filled + len(part)] = part
+            filled += len(s.labels)
+            self._progress(filled, count)
+        if not stored:
+            raise TrainingError("expected training images, found none that can be read")
+        *exits, last, teacher, labels = (whole[:filled] for whole in stored)
+        return HiddenStates(exits, last, teacher, labels)
+
+    def shuffled(self, epoch: int, batch_size: int, key: Key) -> Iterator[HiddenStates]:
+        """Yields one epoch in random order; epochs take the views in turn."""
+        states = self._views[epoch % len(self._views)]
+        for rows in shuffled_indices(len(states.labels), batch_size, key):
+            stored, places = (*states.exits, states.last), rows.to(states.labels.device)
+            *exits, last = (tensor[rows].to(self.device).float() for tensor in stored)
+            yield HiddenStates(exits, last, states.teacher[places], states.labels[places])
 
 
 class FeatureStore:
@@ -157,7 +261,10 @@ class FeatureStore:
 
     def attach(self) -> None:
         """Opens the files that another process has filled."""
-        self._arrays = {name: self._map(name, kind) for name, kind in self._kinds.items()}
+        for name, kind in self._kinds.items():
+            path, size = self.folder / name, kind.itemsize * self._rows
+            mode: Any = "r+" if path.is_file() and path.stat().st_size == size else "w+"
+            self._arrays[name] = np.memmap(path, dtype=kind, mode=mode, shape=(self._rows,))
 
     def _fill(self, progress: Progress) -> int:
         self.attach()
@@ -169,11 +276,6 @@ class FeatureStore:
                 computed += 1
         progress(len(chunks), len(chunks))
         return computed
-
-    def _map(self, name: str, kind: np.dtype[Any]) -> NDArray[Any]:
-        path = self.folder / name
-        fresh = not path.is_file() or path.stat().st_size != kind.itemsize * self._rows
-        return np.memmap(path, dtype=kind, mode="w+" if fresh else "r+", shape=(self._rows,))
 
     def _chunks(self) -> Iterator[tuple[Key | None, int, NDArray[np.int64]]]:
         """Yields augmentation key, first row, and images of each chunk."""
