@@ -25,8 +25,7 @@ from lgvit_edge.model import LGViT, block_macs
 from lgvit_edge.training import TrainingConfig
 from lgvit_edge.training.data.batches import Batches
 from lgvit_edge.training.data.datasets import ImageFolder
-from lgvit_edge.training.features.states import StoredStates
-from lgvit_edge.training.features.store import FeatureStore
+from lgvit_edge.training.features import FeatureStore, StoredStates
 from lgvit_edge.training.optimiser import adamw
 from lgvit_edge.training.stages import StageTwo
 from lgvit_edge.training.start import attach_exits, load_start

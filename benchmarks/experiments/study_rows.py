@@ -25,8 +25,8 @@ from lgvit_edge.runtime import Session
 from lgvit_edge.training import TrainingConfig, train
 from lgvit_edge.training.data.batches import Batches
 from lgvit_edge.training.data.datasets import ImageFolder
-from lgvit_edge.training.evaluate import exit_costs
-from lgvit_edge.training.features.store import FeatureStore
+from lgvit_edge.training.features import FeatureStore
+from lgvit_edge.training.report import exit_costs
 from lgvit_edge.training.start import attach_exits
 
 # Learning rates, by trial: at the higher one an encoder block as a head learns nothing.

@@ -102,7 +102,7 @@ def train(
 ) -> None:
     """Train an LGViT from a backbone and a folder of images."""
     require("torch", extra="train")
-    from lgvit_edge.training.run import train_from_folder
+    from lgvit_edge.training.start import train_from_folder
     from lgvit_edge.training.team import join
 
     train_from_folder(

@@ -8,9 +8,10 @@ from typing import Any
 from lgvit_edge.architecture.heads import HEAD_KINDS
 from lgvit_edge.bundle.inspection import with_totals
 from lgvit_edge.model.checkpoints.loading import load_model
-from lgvit_edge.model.costs import model_costs
-from lgvit_edge.model.macs import count_parameters
-from lgvit_edge.model.segments import cut
+from lgvit_edge.model.macs import model_costs
+from lgvit_edge.model.segments import count_parameters, cut
+
+_NAMES = ("index", "first_block", "last_block", "head")  # of a segment, as it calls them
 
 
 def inspect_checkpoint(path: Path) -> dict[str, Any]:
@@ -22,14 +23,8 @@ def inspect_checkpoint(path: Path) -> dict[str, Any]:
     model = load_model(path)
     config, costs, rows = model.config, model_costs(model), []
     for segment, macs in zip(cut(model), costs.segments, strict=True):
-        row = {
-            "index": segment.index,
-            "first_block": segment.first_block,
-            "last_block": segment.last_block,
-            "head": segment.head,
-            "macs": macs,
-            "parameters": segment.parameters,
-        }
+        row = {name: getattr(segment, name) for name in _NAMES}
+        row |= {"macs": macs, "parameters": segment.parameters}
         if segment.exit is not None:
             if HEAD_KINDS[segment.head].size:
                 row["size"] = segment.exit.size

@@ -78,10 +78,8 @@ class LGViT(nn.Module):
         Index m - 1 is exit m; the last is the final classifier.
         """
         states = self.hidden_states(pixel_values)
-        logits = [
-            head(states[exit.block])
-            for head, exit in zip(self.heads, self.config.exits, strict=True)
-        ]
+        pairs = zip(self.heads, self.config.exits, strict=True)
+        logits = [head(states[exit.block]) for head, exit in pairs]
         return torch.stack([*logits, self.backbone.final(states[-1])], dim=1)
 
     def hidden_states(self, pixel_values: Tensor) -> list[Tensor]:

@@ -1,10 +1,12 @@
-"""Counts the multiply-accumulates (MACs) and parameters of modules.
+"""Counts the multiply-accumulates (MACs) of modules, and of whole models as they are exported.
 
 One multiply-add = 1; attention's two matrix products are counted (the paper's 16.93 G for
 ViT-B/16 leaves them out, 17.56 G has them). Norms, activations and softmax are not counted.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -13,6 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.model.backbones.backbone import parts
+from lgvit_edge.model.lgvit import LGViT
+from lgvit_edge.model.segments import baseline, cut, example_input
 
 _PRODUCTS = (torch.ops.aten.bmm, torch.ops.aten.baddbmm)  # layers are mm, addmm, convolution
 
@@ -20,10 +24,7 @@ _PRODUCTS = (torch.ops.aten.bmm, torch.ops.aten.baddbmm)  # layers are mm, addmm
 def count_macs(module: nn.Module, example: torch.Tensor, *, attention: bool = True) -> int:
     """Returns the MACs of ``module(example)``, without computing it.
 
-    Args:
-        module: a segment, a baseline, or a part of one.
-        example: its input.
-        attention: whether products of two activations count, as in attention.
+    ``attention`` tells whether products of two activations count, as in attention.
     """
     with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad():
         counter = FlopCounterMode(display=False)
@@ -31,11 +32,6 @@ def count_macs(module: nn.Module, example: torch.Tensor, *, attention: bool = Tr
             module(fake.from_tensor(example))
     flops = counter.get_flop_counts().get("Global", {})
     return sum(n for op, n in flops.items() if attention or op not in _PRODUCTS) // 2
-
-
-def count_parameters(module: nn.Module) -> int:
-    """Returns how many trained numbers a module has; shared ones count once."""
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def block_macs(config: LGViTConfig) -> list[int]:
@@ -50,3 +46,30 @@ def block_macs(config: LGViTConfig) -> list[int]:
                 counted[sizes, shape] = count_macs(block, torch.zeros(1, *shape))
         macs.append(counted[sizes, shape])
     return macs
+
+
+@dataclass(frozen=True)
+class ModelCosts:
+    """Holds the MACs that a model needs for one image."""
+
+    segments: tuple[int, ...]  # of segments 0..M, their heads included
+    heads: tuple[int, ...]  # of the M heads alone; the final classifier is the baseline's too
+    baseline: int  # of the backbone without exits
+    baseline_without_products: int  # without attention's two products, as in the paper
+
+
+def model_costs(model: LGViT) -> ModelCosts:
+    """Counts the MACs of each part of a model in eval mode."""
+    config, segments, heads = model.config, [], []
+    for segment in cut(model):
+        segments.append(count_macs(segment.module, example_input(config, segment.index)))
+        if segment.exit is not None:
+            hidden = torch.zeros(1, *config.hidden_shape(segment.exit.block))
+            heads.append(count_macs(segment.module.get_submodule("tail"), hidden))
+    whole, image = baseline(model), example_input(config, None)
+    return ModelCosts(
+        tuple(segments),
+        tuple(heads),
+        count_macs(whole, image),
+        count_macs(whole, image, attention=False),
+    )

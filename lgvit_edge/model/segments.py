@@ -16,30 +16,23 @@ from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
 from lgvit_edge.errors import ConfigError
 from lgvit_edge.model.heads import ExitHead
 from lgvit_edge.model.lgvit import LGViT
-from lgvit_edge.model.macs import count_parameters
 
 INPUTS = ("uint8", "float32")
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One segment of a model, as it is exported.
+    """One segment of a model, as it is exported; blocks count from 1, inclusive.
 
-    Attributes:
-        index: 0..M.
-        first_block: 1-based, inclusive.
-        last_block: 1-based, inclusive.
-        exit: the exit this segment ends in; None for the final classifier.
-        module: ``image | hidden -> (hidden, logits)``, or ``-> logits`` for the last segment.
-        parameters: how many trained numbers it has; constants derived from them do not count.
+    The module is ``image | hidden -> (hidden, logits)``, or ``-> logits`` in the last segment.
     """
 
-    index: int
+    index: int  # 0..M
     first_block: int
     last_block: int
-    exit: ExitConfig | None
+    exit: ExitConfig | None  # the exit it ends in; None for the final classifier
     module: nn.Module
-    parameters: int
+    parameters: int  # how many trained numbers; constants derived from them do not count
 
     @property
     def head(self) -> str:
@@ -50,11 +43,9 @@ class Segment:
 def cut(model: LGViT, *, input: str = "uint8", cast_first: bool = False) -> list[Segment]:
     """Cuts a model in eval mode into segments 0..M.
 
-    Args:
-        model: its sub-modules are borrowed, not copied.
-        input: ``uint8`` for ``[B, H, W, 3]`` RGB frames normalised inside segment 0, or
-            ``float32`` for normalised ``[B, 3, H, W]``.
-        cast_first: see ``FrameEmbedding``.
+    Sub-modules are borrowed, not copied. ``input`` is ``uint8`` for ``[B, H, W, 3]`` RGB frames
+    normalised inside segment 0, or ``float32`` for normalised ``[B, 3, H, W]``. ``cast_first`` is
+    that of ``FrameEmbedding``.
 
     Raises:
         ConfigError: ``input`` is neither.
@@ -93,27 +84,26 @@ def example_input(
     return torch.zeros(batch, 3, side, side)
 
 
-def _deployed(model: LGViT, first: int, last: int) -> dict[int, nn.Module]:
+def count_parameters(module: nn.Module) -> int:
+    """Returns how many trained numbers a module has; shared ones count once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _deployed(model: LGViT, first: int, last: int) -> nn.ModuleDict:
     """Blocks ``first`` to ``last``, 1-based and inclusive, by number."""
     blocks = enumerate(model.backbone.blocks, 1)
-    return {i: block.deployed() for i, block in blocks if first <= i <= last}  # type: ignore[operator]
+    chosen = {str(i): block.deployed() for i, block in blocks if first <= i <= last}  # type: ignore[operator]
+    return nn.ModuleDict(chosen)
 
 
 class _SegmentModule(nn.Module):
     """The exported module; parameter names keep the block's number: ``blocks.5.fc1.weight``."""
 
     def __init__(
-        self,
-        embedding: nn.Module | None,
-        blocks: dict[int, nn.Module],
-        tail: nn.Module,
-        final: bool,
+        self, embedding: nn.Module | None, blocks: nn.ModuleDict, tail: nn.Module, final: bool
     ) -> None:
         super().__init__()
-        self.embedding = embedding
-        self.blocks = nn.ModuleDict({str(number): block for number, block in blocks.items()})
-        self.tail = tail
-        self.final = final
+        self.embedding, self.blocks, self.tail, self.final = embedding, blocks, tail, final
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         if self.embedding is not None:
@@ -143,9 +133,8 @@ class FrameEmbedding(nn.Module):
 
     def __init__(self, model: LGViT, cast_first: bool = False) -> None:
         super().__init__()
-        self.cast_first = cast_first
         config = model.config
-        self.embedding = model.backbone.embedding
+        self.cast_first, self.embedding = cast_first, model.backbone.embedding
         self.patch, self.grid, self.scale = config.patch_size, config.grid, 1.0
         kernel = self.embedding.patch.weight.detach()  # [D, 3, P, P]
         bias = self.embedding.patch.bias

@@ -52,13 +52,9 @@ def check_output(out: Path, model: LGViT) -> None:
 
 
 def check_team(team: Team, config: TrainingConfig, images: int, *, shared: bool) -> None:
-    """Checks that several processes can train together.
+    """Checks that several processes can train on ``images`` images together.
 
-    Args:
-        team: the processes.
-        config: settings.
-        images: number of training images.
-        shared: whether features are stored in a folder.
+    ``shared`` tells whether features are stored in a folder.
 
     Raises:
         DataError: there are too few images for that many processes.

@@ -15,14 +15,12 @@ from rich.console import Console
 from lgvit_edge._support.terminal import progress_bar
 from lgvit_edge.errors import DataError, TrainingError
 from lgvit_edge.model import LGViT, save_checkpoint
+from lgvit_edge.training import report
 from lgvit_edge.training.checks import check_output, check_task, check_team
 from lgvit_edge.training.data.batches import Batches
 from lgvit_edge.training.data.datasets import Dataset
-from lgvit_edge.training.features.states import HiddenCache, StoredStates
-from lgvit_edge.training.features.store import FeatureStore
-from lgvit_edge.training.history import COLUMNS, Mean, Row, Smoothed, log_path, write_log
+from lgvit_edge.training.features import FeatureStore, HiddenCache, StoredStates
 from lgvit_edge.training.optimiser import adamw, learning_rate
-from lgvit_edge.training.report import measure, picture_of
 from lgvit_edge.training.resume import (
     Progress,
     fingerprint,
@@ -47,7 +45,7 @@ def train(
     resume: bool = True,
     console: Console | None = None,
 ) -> LGViT:
-    """Trains a copy of ``model`` and writes it to ``out``.
+    """Trains a copy of ``model``, writes it to ``out``, and returns it in eval mode, on the CPU.
 
     After every epoch ``<out>.resume`` is replaced. The same call continues from it and ends with
     the same weights as if it had never been interrupted: bit for bit on a CPU, with the same
@@ -69,9 +67,6 @@ def train(
         resume: continue from ``<out>.resume`` when it is there.
         console: where progress goes; default: standard error.
 
-    Returns:
-        The trained model in eval mode, on the CPU.
-
     Raises:
         UsageError: stages or model do not allow it.
         DataError: the data do not fit the model.
@@ -79,8 +74,7 @@ def train(
             another training.
         KeyboardInterrupt: interrupted; ``<out>.resume`` holds the last whole epoch.
     """
-    out = Path(out)
-    stages = tuple(stages)
+    out, stages = Path(out), tuple(stages)
     if features is not None:
         config = config.replace(cache=True)
     team = join(config.device)
@@ -107,10 +101,16 @@ def train(
                 run.measure(number)
             team.wait()
         if team.leads:
-            picture_of(run.history, log_path(out), console)
+            report.picture_of(run.history, report.log_path(out), console)
             resume_path(out).unlink(missing_ok=True)
     except KeyboardInterrupt:
-        console.print(run.how_to_continue(), soft_wrap=True)
+        message = "interrupted before the first epoch was done: nothing to continue from"
+        if run.saved:
+            message = (
+                f"interrupted; {resume_path(out)} holds {run.saved}. "
+                "Run the same command again to continue"
+            )
+        console.print(message, soft_wrap=True)
         raise
     model = model.cpu().requires_grad_(True).eval()
     team.separate(model)
@@ -132,7 +132,7 @@ class _Run:
     features: Path | None
     team: Team
     saved: str = ""  # how far the resume file got
-    history: list[Row] = field(default_factory=list)
+    history: list[report.Row] = field(default_factory=list)
     reported: set[int] = field(default_factory=set)
 
     def stage(self, number: int, resumed: Progress | None) -> None:
@@ -156,30 +156,24 @@ class _Run:
             # A resumed optimizer's state holds them.
             scales=stage.scales(self.team.total) if resumed is None else None,
         )
-        first, step = 0, 0
+        first = 0
         if resumed is not None:
             stage.aligners.load_state_dict(resumed.aligners)
             optimizer.load_state_dict(resumed.optimizer)
-            first, step = resumed.epoch, resumed.step
-            self.history = resumed.history
+            first, self.history = resumed.epoch, resumed.history
             self._remember(number, first)
             self.console.print(f"continuing after {self.saved}")
-        epochs = self.config.epochs[number - 1]
+        epochs, peak = self.config.epochs[number - 1], self.config.lr[number - 1]
         steps = epochs * len(batches)
-        recent, rate = Smoothed(), 0.0
+        recent, rate = report.Smoothed(), 0.0
         with progress_bar(f"stage {number}", to=self.console, lasting=True) as progress:
             for epoch in range(first, epochs):
                 stage.start()
                 # The schedule follows the epochs, whatever images had to be skipped.
                 step = epoch * len(batches)
-                begun, losses, accuracies = time.monotonic(), Mean(), Mean()
+                begun, losses, accuracies = time.monotonic(), report.Mean(), report.Mean()
                 for result in stage.steps(epoch, step):
-                    rate = learning_rate(
-                        step,
-                        steps,
-                        peak=self.config.lr[number - 1],
-                        warmup=self.config.warmup,
-                    )
+                    rate = learning_rate(step, steps, peak=peak, warmup=self.config.warmup)
                     loss, accuracy, rows = self._update(stage, optimizer, result, rate)
                     recent.add(loss, accuracy)
                     losses.add(loss)
@@ -189,9 +183,9 @@ class _Run:
                 self._report_unreadable(batches)
                 row = (number, epoch + 1, step, rate, losses.value, accuracies.value)
                 seconds = time.monotonic() - begun
-                self.history.append(dict(zip(COLUMNS, (*row, seconds), strict=True)))
+                self.history.append(dict(zip(report.COLUMNS, (*row, seconds), strict=True)))
                 if self.team.leads:
-                    write_log(self.history, log_path(self.out))
+                    report.write_log(self.history, report.log_path(self.out))
                     self._save(stage, optimizer, epoch + 1, step)
 
     def _make(self, number: int, batches: Batches) -> Stage:
@@ -248,15 +242,9 @@ class _Run:
         return value, correct / all_rows, int(all_rows)
 
     def _save(self, stage: Stage, optimizer: torch.optim.Optimizer, epoch: int, step: int) -> None:
-        progress = Progress(
-            stage.number,
-            epoch,
-            step,
-            self.model.state_dict(),
-            stage.aligners.state_dict(),
-            optimizer.state_dict(),
-            self.history,
-        )
+        weights, aligners = self.model.state_dict(), stage.aligners.state_dict()
+        state = optimizer.state_dict()
+        progress = Progress(stage.number, epoch, step, weights, aligners, state, self.history)
         write_progress(resume_path(self.out), progress, self.identity)
         self._remember(stage.number, epoch)
 
@@ -271,8 +259,7 @@ class _Run:
             )
             return
         self.console.print(f"after stage {number}, {len(self.val_set)} validation images:")
-        size, workers = self.config.batch_size, self.config.workers
-        measure(self.model, self.val_set, self.out, self.console, batch_size=size, workers=workers)
+        report.measure(self.model, self.val_set, self.out, self.console, self.config)
 
     def _report_unreadable(self, batches: Batches) -> None:
         new = {i: why for i, why in batches.unreadable.items() if i not in self.reported}
@@ -286,13 +273,4 @@ class _Run:
             f"{next(iter(new.values()))}",
             soft_wrap=True,
             markup=False,
-        )
-
-    def how_to_continue(self) -> str:
-        """Returns the message for an interrupted training."""
-        if not self.saved:
-            return "interrupted before the first epoch was done: nothing to continue from"
-        return (
-            f"interrupted; {resume_path(self.out)} holds {self.saved}. "
-            "Run the same command again to continue"
         )

@@ -1,4 +1,4 @@
-"""The losses of stage 2, Eqs. 9 to 15 of the paper.
+"""The losses of stage 2, Eqs. 9 to 15 of the paper, and the module that aligns features.
 
 Shapes: B images, M exits, C classes, N' tokens (they differ between exits), D hidden size. Every
 loss is a scalar, and 0 where an LGViT is too small to have anything to compare.
@@ -7,12 +7,13 @@ loss is a scalar, and 0 where an LGViT is too small to have anything to compare.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from lgvit_edge.architecture.config import ExitConfig
+from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
 from lgvit_edge.architecture.heads import HEAD_KINDS, ROLES
 
 
@@ -24,12 +25,9 @@ def kl_loss(
     Eq. 14 leaves T^2 out and the authors' code has it: without it the gradient would shrink by T^2
     and gamma would mean something else for every T.
 
-    Args:
-        student: logits ``[B, C]``.
-        teacher: logits ``[B, C]``.
-        temperature: T, which softens both distributions.
-        per: ``image`` averages over images, as a divergence is defined; ``class`` divides by C as
-            well, as the authors' code does: with many classes the term is small.
+    ``student`` and ``teacher`` are logits ``[B, C]``. ``per="image"`` averages over images, as a
+    divergence is defined; ``"class"`` divides by C as well, as the authors' code does: with many
+    classes the term is small.
     """
     log_student = functional.log_softmax(student / temperature, dim=-1)
     log_teacher = functional.log_softmax(teacher / temperature, dim=-1)
@@ -46,15 +44,9 @@ def kd_loss(
     temperature: float = 2,
     kl: str = "image",
 ) -> Tensor:
-    """Returns the loss of plain knowledge distillation, Eq. 14.
+    """Returns the loss of plain knowledge distillation, Eq. 14, of an exit's logits ``[B, C]``.
 
-    Args:
-        student: logits ``[B, C]`` of an exit.
-        teacher: logits ``[B, C]`` of the final classifier.
-        labels: ``[B]``.
-        gamma: share of the KL term.
-        temperature: as in ``kl_loss``.
-        kl: ``per`` of ``kl_loss``.
+    ``gamma`` is the share of ``kl_loss``, whose ``per`` is ``kl`` here.
     """
     imitation = kl_loss(student, teacher, temperature=temperature, per=kl)
     return (1 - gamma) * functional.cross_entropy(student, labels) + gamma * imitation
@@ -71,24 +63,39 @@ def prediction(
     kl: str = "image",
     which: str = "all",
 ) -> Tensor:
-    """Returns the loss of prediction distillation, Eq. 13: the sum of Eq. 14 over exits.
+    """Returns the loss of prediction distillation, Eq. 13: the sum of ``kd_loss`` over exits.
 
-    Args:
-        logits: M of ``[B, C]``.
-        teacher: logits ``[B, C]`` of the final classifier, through the final norm.
-        labels: ``[B]``.
-        exits: the M exits.
-        gamma: as in ``kd_loss``.
-        temperature: as in ``kd_loss``.
-        kl: as in ``kd_loss``.
-        which: ``all`` exits, or as the ``paper`` writes the last LPH and the last GAH.
+    ``logits`` are those of the M exits. ``which`` is ``all`` exits, or as the ``paper`` writes the
+    last LPH and the last GAH. The teacher's logits are taken through the final norm.
     """
-    chosen = range(len(exits)) if which == "all" else sorted(last_of_each(exits))
-    losses = [
-        kd_loss(logits[m], teacher, labels, gamma=gamma, temperature=temperature, kl=kl)
-        for m in chosen
-    ]
+    chosen = range(len(exits)) if which == "all" else last_of_each(exits)
+    kd = partial(kd_loss, gamma=gamma, temperature=temperature, kl=kl)
+    losses = [kd(logits[m], teacher, labels) for m in chosen]
     return torch.stack(losses).sum() if losses else teacher.new_zeros(())
+
+
+class Align(nn.Module):
+    """Maps the last block's tokens to an exit's N' tokens: depthwise convolution, GELU, BatchNorm.
+
+    The aligning module of section 3.4; it is trained with the heads and not exported.
+    """
+
+    def __init__(self, config: LGViTConfig, exit: ExitConfig) -> None:
+        super().__init__()
+        dim, self.grid = config.blocks[-1].dim, config.blocks[-1].grid
+        stride = HEAD_KINDS[exit.head].stride(exit.size)
+        if stride > 1 and config.gah_average:
+            kernel, padding = stride, 0  # floor(H / s) outputs a side, each reads its window
+        else:
+            kernel, padding = 3, 1  # ceil(H / s) outputs a side, as subsampling gives
+        self.conv = nn.Conv2d(dim, dim, kernel, stride=stride, padding=padding, groups=dim)
+        self.norm = nn.BatchNorm2d(dim)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Returns the aligned tokens, ``[B, N, D] -> [B, N', D]``."""
+        image = patches.transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        aligned: Tensor = self.norm(functional.gelu(self.conv(image)))
+        return aligned.flatten(2).transpose(1, 2)
 
 
 def heterogeneous(features: Sequence[Tensor], aligned: Mapping[int, Tensor]) -> Tensor:
@@ -98,9 +105,8 @@ def heterogeneous(features: Sequence[Tensor], aligned: Mapping[int, Tensor]) -> 
     distribution over its D features, by softmax. We average over tokens, where they sum, so that
     alpha does not depend on the image size.
 
-    Args:
-        features: F_m of all M exits, each ``[B, N', D]``.
-        aligned: Align(F_L) ``[B, N', D]`` by 0-based exit, for ``first_and_last_of_each``.
+    ``features`` are F_m of all M exits, each ``[B, N', D]``; ``aligned`` is Align(F_L) of the same
+    shape by 0-based exit, for ``first_and_last_of_each``.
     """
     if not aligned:
         return features[0].new_zeros(()) if features else torch.zeros(())
@@ -123,12 +129,8 @@ def homogeneous(
 
     F^T F sums over tokens: as Eq. 11 is written, a GAH that sees more tokens is told to shrink,
     and on a trained ViT-Tiny the term grows to a hundred times all others and the exits learn
-    next to nothing. ``gram="mean"`` divides it by N'; ``"sum"`` is the paper's.
-
-    Args:
-        features: F_m of all M exits, each ``[B, N', D]``.
-        exits: the M exits.
-        gram: ``mean`` or ``sum`` over the tokens in Eq. 11.
+    next to nothing. ``gram="mean"`` divides it by N'; ``"sum"`` is the paper's. ``features`` are
+    F_m of all M exits, each ``[B, N', D]``.
     """
     total = features[0].new_zeros(()) if features else torch.zeros(())
     for role in ROLES:
@@ -156,10 +158,7 @@ def total(
 def weighted_exits(losses: Sequence[Tensor], final: Tensor, blocks: Sequence[int]) -> Tensor:
     """Returns the mean of exit and final losses, weighted by depth: stage 1 on odd steps.
 
-    Args:
-        losses: of the M exits.
-        final: of the final classifier.
-        blocks: the M exits' blocks, then L.
+    ``blocks`` are those of the M exits, then L.
     """
     weighted = sum((b * loss for b, loss in zip(blocks, losses, strict=False)), blocks[-1] * final)
     return weighted / sum(blocks)

@@ -17,11 +17,7 @@ _SMALLEST = 1e-2  # smallest scale of an input, relative to the layer's mean
 def learning_rate(step: int, steps: int, *, peak: float, warmup: float) -> float:
     """Returns the learning rate of a 0-based step: linear up to ``peak``, then a cosine down to 0.
 
-    Args:
-        step: 0..steps - 1.
-        steps: in the whole stage.
-        peak: the highest rate.
-        warmup: share of the steps that rise.
+    ``steps`` counts those of the whole stage; ``warmup`` is the share of them that rise.
     """
     rising = int(steps * warmup)
     if step < rising:
@@ -71,23 +67,15 @@ def adamw(
 ) -> AdamW:
     """Returns the optimizer; the caller sets its learning rate before every step.
 
-    Args:
-        parameters: names and parameters to train.
-        weight_decay: on weights of two or more dimensions that are no embedding.
-        clip: largest norm of all gradients together; 0 leaves them alone.
-        scales: of the inputs of some weights, see ``input_scales``.
+    Only weights of two or more dimensions that are no embedding decay. ``clip`` is the largest norm
+    of all gradients together; 0 leaves them alone. ``scales`` are those of ``input_scales``.
     """
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in parameters:
-        flat = parameter.ndim < 2 or name.endswith(_EMBEDDINGS)
-        (plain if flat else decayed).append(parameter)
-    scales = scales or {}
-    groups: list[dict[str, Any]] = [
-        {"params": group, "weight_decay": decay, "scales": [scales.get(p) for p in group]}
-        for group, decay in ((decayed, weight_decay), (plain, 0.0))
-        if group
-    ]
+    named, scales, groups = list(parameters), scales or {}, list[dict[str, Any]]()
+    for flat, decay in ((False, weight_decay), (True, 0.0)):
+        group = [p for name, p in named if (p.ndim < 2 or name.endswith(_EMBEDDINGS)) is flat]
+        if group:
+            own_scales = [scales.get(parameter) for parameter in group]
+            groups.append({"params": group, "weight_decay": decay, "scales": own_scales})
     return AdamW(groups, clip=clip)
 
 
@@ -97,13 +85,9 @@ def input_scales(
 ) -> dict[nn.Parameter, Tensor]:
     """Returns the root mean square of each linear or convolutional layer's inputs, by weight.
 
-    Args:
-        module: holds the layers; depthwise convolutions are left out.
-        run: runs the layers once, on a batch.
-        total: the sum over all processes that compute parts of the batch.
-
-    Returns:
-        Scales that broadcast against the weight, over its inputs.
+    They broadcast against the weight, over its inputs. ``run`` runs the layers of ``module`` once,
+    on a batch, and ``total`` sums over all processes that compute parts of it. Depthwise
+    convolutions are left out.
     """
     scales: dict[nn.Parameter, Tensor] = {}
 
@@ -119,12 +103,11 @@ def input_scales(
         assert isinstance(layer.weight, nn.Parameter)
         scales[layer.weight] = scale.view(1, -1, *[1] * (layer.weight.ndim - 2))
 
-    layers = [
-        layer
+    hooks = [
+        layer.register_forward_pre_hook(read)
         for layer in module.modules()
         if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
     ]
-    hooks = [layer.register_forward_pre_hook(read) for layer in layers]
     try:
         run()
     finally:

@@ -17,11 +17,11 @@ from lgvit_edge.bundle.codec import to_json
 from lgvit_edge.errors import TrainingError
 from lgvit_edge.model import LGViT
 from lgvit_edge.training.data.datasets import Dataset
-from lgvit_edge.training.history import Row
+from lgvit_edge.training.report import Row
 from lgvit_edge.training.settings import TrainingConfig
 
-_FORMAT = "lgvit-edge-resume"
 _VERSION = 2  # 1: fingerprint, stage, epoch, step, model, aligners, optimizer. 2: history
+_OURS = {"format": "lgvit-edge-resume", "version": _VERSION}
 
 
 @dataclass(frozen=True)
@@ -29,25 +29,16 @@ class Progress:
     """The state of a training after an epoch, from which it can continue.
 
     No random generator's state is stored: every random choice follows from seed, stage, epoch and
-    image.
-
-    Attributes:
-        stage: 1 or 2.
-        epoch: epochs done in this stage.
-        step: steps done in this stage, which is the schedule's position.
-        model: state dict.
-        aligners: state dict.
-        optimizer: state dict.
-        history: a row per epoch, of both stages.
+    image. Of model, aligners and optimizer it holds the state dicts.
     """
 
     stage: int
-    epoch: int
-    step: int
+    epoch: int  # epochs done in this stage
+    step: int  # steps done in this stage, which is the schedule's position
     model: dict[str, Tensor]
     aligners: dict[str, Tensor]
     optimizer: dict[str, Any]
-    history: list[Row]
+    history: list[Row]  # of both stages
 
 
 def resume_path(out: Path) -> Path:
@@ -79,17 +70,8 @@ def weights_hash(module: nn.Module) -> str:
 
 
 def write_progress(path: Path, progress: Progress, identity: dict[str, str]) -> None:
-    """Writes the resume file, whole or not at all.
-
-    Raises:
-        TrainingError: the file cannot be written.
-    """
-    content = {
-        "format": _FORMAT,
-        "version": _VERSION,
-        "fingerprint": identity,
-        **{name: getattr(progress, name) for name in Progress.__dataclass_fields__},
-    }
+    """Writes the resume file, whole or not at all; a failure is a ``TrainingError``."""
+    content = {**_OURS, "fingerprint": identity, **vars(progress)}
     try:
         with replacing(path) as partial:
             torch.save(content, partial)
@@ -112,33 +94,25 @@ def read_progress(path: Path, identity: dict[str, str]) -> Progress | None:
         raise TrainingError(
             f"{path} cannot be read ({reason}); delete it to start training again"
         ) from None
-    if (
-        not isinstance(content, dict)
-        or content.get("format") != _FORMAT
-        or content.get("version") != _VERSION
-    ):
+    if not isinstance(content, dict) or any(content.get(k) != v for k, v in _OURS.items()):
         raise TrainingError(
             f"{path}: expected version {_VERSION} of a file to resume from, found another file; "
             "delete or move it to start training again"
         )
-    _compare(content["fingerprint"], identity, path)
-    return Progress(**{name: content[name] for name in Progress.__dataclass_fields__})
-
-
-def _compare(then: dict[str, str], now: dict[str, str], path: Path) -> None:
-    changed = [k for k in sorted(then.keys() | now.keys()) if then.get(k) != now.get(k)]
-    if not changed:
-        return
+    then, now = content["fingerprint"], identity
     changes = [
         f"{k} (other contents)"
         if k in ("training images", "starting weights")
         else f"{k} (then {_brief(then.get(k))}, now {_brief(now.get(k))})"
-        for k in changed
+        for k in sorted(then.keys() | now.keys())
+        if then.get(k) != now.get(k)
     ]
-    raise TrainingError(
-        f"{path} is of a training with other settings: {'; '.join(changes)}. Repeat that "
-        f"training's command to continue it, or start again without it: rm '{path}'"
-    )
+    if changes:
+        raise TrainingError(
+            f"{path} is of a training with other settings: {'; '.join(changes)}. Repeat that "
+            f"training's command to continue it, or start again without it: rm '{path}'"
+        )
+    return Progress(**{name: content[name] for name in Progress.__dataclass_fields__})
 
 
 def _brief(value: str | None) -> str:

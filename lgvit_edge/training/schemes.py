@@ -46,17 +46,11 @@ class Scheme:
         temperature: float,
         kl: str,
     ) -> Tensor:
-        """Returns one loss, a scalar, from the logits of all classifiers.
+        """Returns one loss, a scalar, from the logits of all classifiers, each ``[B, C]``.
 
-        Args:
-            exits: logits ``[B, C]`` of the M exits.
-            final: logits ``[B, C]``.
-            labels: ``[B]``.
-            blocks: of the M exits, then L.
-            joint: whether the final classifier learns too, or the exits alone.
-            gamma: share of the imitation loss, in schemes that have one.
-            temperature: T, which softens what is imitated.
-            kl: see ``losses.kl_loss``.
+        ``blocks`` are those of the M exits, then L. If ``joint``, the final classifier learns too,
+        else the exits alone. ``gamma`` is the share of the imitation loss, in schemes that have
+        one; ``temperature`` and ``kl`` as in ``losses.kd_loss``.
         """
         import torch
         from torch.nn import functional

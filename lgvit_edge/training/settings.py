@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lgvit_edge.bundle.codec import to_json
@@ -15,12 +16,6 @@ from lgvit_edge.training.schemes import SCHEMES
 if TYPE_CHECKING:
     import torch
 
-# Groups of settings, as the command's help shows them.
-OPTIMISER, DISTILLATION, SPEED = (
-    "Optimiser",
-    "Distillation (equations of the LGViT paper)",
-    "Images and speed",
-)
 _AUTHORS = "default as in the LGViT paper's code"
 # Bounds, in words and as a check.
 _NOT_NEGATIVE = ("at least 0", lambda x: x >= 0)
@@ -29,23 +24,14 @@ _POSITIVE = ("above 0", lambda x: x > 0)
 
 @dataclass(frozen=True)
 class Setting:
-    """Describes a field of ``TrainingConfig``, beside its type and default.
+    """Describes a field of ``TrainingConfig``, beside its type and default."""
 
-    Attributes:
-        help: what it does.
-        bounds: which numbers are allowed, in words; empty where all are.
-        fits: whether a number is allowed; in a pair, each of the two.
-        choices: the words allowed and what each does; looked up on use.
-        panel: the group it is shown in.
-        speed_only: it decides how fast the same numbers are computed, not which.
-    """
-
-    help: str
-    bounds: str = ""
-    fits: Callable[[Any], bool] = lambda value: True
-    choices: Callable[[], Mapping[str, str]] | None = None
-    panel: str | None = None
-    speed_only: bool = False
+    help: str  # what it does
+    bounds: str = ""  # which numbers are allowed, in words; empty where all are
+    fits: Callable[[Any], bool] = lambda value: True  # is a number allowed; each of a pair
+    choices: Callable[[], Mapping[str, str]] | None = None  # the words allowed, what each does
+    panel: str | None = None  # the group it is shown in
+    speed_only: bool = False  # it decides how fast the same numbers are computed, not which
 
     @property
     def allowed(self) -> str:
@@ -69,6 +55,12 @@ def _setting(default: Any, help: str, *bounds: Any, **about: Any) -> Any:
     return field(default=default, metadata={"setting": Setting(help, *bounds, **about)})
 
 
+# Groups of settings, as the command's help shows them.
+_optimiser = partial(_setting, panel="Optimiser")
+_distillation = partial(_setting, panel="Distillation (equations of the LGViT paper)")
+_speed = partial(_setting, panel="Images and speed")
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """Settings of both stages; pairs hold stage 1's value, then stage 2's."""
@@ -76,130 +68,103 @@ class TrainingConfig:
     epochs: tuple[int, int] = _setting(
         (50, 50), "Passes over the training images", "at least 1", lambda n: n >= 1
     )
-    lr: tuple[float, float] = _setting(
+    lr: tuple[float, float] = _optimiser(
         (5e-5, 5e-5),
         f"Peak learning rate, {_AUTHORS}; for few images and epochs try 1e-4,4e-3",
         *_POSITIVE,
-        panel=OPTIMISER,
     )
-    batch_size: int = _setting(
+    batch_size: int = _optimiser(
         64,
         f"Images per step, over all processes together, {_AUTHORS}",
         "at least 2",  # BatchNorm cannot learn from a single value per channel
         lambda n: n >= 2,
-        panel=OPTIMISER,
     )
-    warmup: float = _setting(
+    warmup: float = _optimiser(
         0.05,
         "Share of the steps in which the learning rate rises; then it falls to 0",
         "in 0..1, below 1",
         lambda x: 0 <= x < 1,
-        panel=OPTIMISER,
     )
-    weight_decay: float = _setting(
-        0.05,
-        "AdamW's weight decay; norms, biases and embeddings have none",
-        *_NOT_NEGATIVE,
-        panel=OPTIMISER,
+    weight_decay: float = _optimiser(
+        0.05, "AdamW's weight decay; norms, biases and embeddings have none", *_NOT_NEGATIVE
     )
-    clip: float = _setting(
-        1.0,
-        "Largest norm of the gradient; 0 clips nothing",
-        *_NOT_NEGATIVE,
-        panel=OPTIMISER,
-    )
+    clip: float = _optimiser(1.0, "Largest norm of the gradient; 0 clips nothing", *_NOT_NEGATIVE)
     scheme: str = _setting(
         "lgvit",
         "How the losses of all exits are combined",
         choices=lambda: {scheme.name: scheme.help for scheme in SCHEMES.values()},
     )
-    gamma: float = _setting(
+    gamma: float = _distillation(
         0.3,
         f"Share of the loss that imitates the final classifier (KL in Eq. 14), {_AUTHORS}",
         "in 0..1",
         lambda x: 0 <= x <= 1,
-        panel=DISTILLATION,
     )
-    temperature: float = _setting(
-        2.0,
-        f"Temperature T of Eq. 14, which softens predictions, {_AUTHORS}",
-        *_POSITIVE,
-        panel=DISTILLATION,
+    temperature: float = _distillation(
+        2.0, f"Temperature T of Eq. 14, which softens predictions, {_AUTHORS}", *_POSITIVE
     )
-    alpha: float = _setting(
+    alpha: float = _distillation(
         0.01,
         f"Weight of heterogeneous distillation, from the last block (Eq. 15), {_AUTHORS}",
         *_NOT_NEGATIVE,
-        panel=DISTILLATION,
     )
-    beta: float = _setting(
+    beta: float = _distillation(
         0.01,
         f"Weight of homogeneous distillation, between exits (Eq. 15), {_AUTHORS}",
         *_NOT_NEGATIVE,
-        panel=DISTILLATION,
     )
-    kl: str = _setting(
+    kl: str = _distillation(
         "image",
         "How the KL term of Eq. 14 is averaged",
         choices=lambda: {
             "image": "over images",
             "class": "over images and classes, as in the authors' code",
         },
-        panel=DISTILLATION,
     )
-    prediction_exits: str = _setting(
+    prediction_exits: str = _distillation(
         "all",
         "Exits that Eq. 13 supervises",
         choices=lambda: {
             "all": "every exit, as in the authors' code",
             "paper": "the last local and the last global one; the others learn no classes",
         },
-        panel=DISTILLATION,
     )
-    gram: str = _setting(
+    gram: str = _distillation(
         "mean",
         "How F^T F of Eq. 11 is summed over tokens, whose number differs between exits",
         choices=lambda: {"mean": "divided by their number", "sum": "as in the paper"},
-        panel=DISTILLATION,
     )
-    cache: bool = _setting(
-        False,
-        "Stage 2: run the frozen blocks once and hold their outputs in memory (float16)",
-        panel=SPEED,
+    cache: bool = _speed(
+        False, "Stage 2: run the frozen blocks once and hold their outputs in memory (float16)"
     )
-    cache_views: int = _setting(
+    cache_views: int = _speed(
         0,
         "With a cache: augmented copies of each image; 0 caches images without augmentation",
         *_NOT_NEGATIVE,
-        panel=SPEED,
     )
-    min_crop: float = _setting(
+    min_crop: float = _speed(
         0.08,
         "Smallest share of an image that a random crop keeps",
         "in 0..1, above 0",
         lambda x: 0 < x <= 1,
-        panel=SPEED,
     )
-    flip: bool = _setting(True, "Mirror half of the training images, at random", panel=SPEED)
-    precision: str = _setting(
+    flip: bool = _speed(True, "Mirror half of the training images, at random")
+    precision: str = _speed(
         "fp32",
         "Number format of matrix products; weights, losses and optimiser stay in float32",
         choices=lambda: {"fp32": "float32", "bf16": "bfloat16, faster on recent hardware"},
-        panel=SPEED,
     )
     seed: int = _setting(777, "Seed of all random choices", *_NOT_NEGATIVE)
-    workers: int = _setting(
+    workers: int = _speed(
         2,
         "Processes that decode images; 0 decodes in the main process",
         *_NOT_NEGATIVE,
-        panel=SPEED,
         speed_only=True,
     )
-    device: str = _setting(
+    device: str = _speed(
         "auto",
         "Device to train on",
         choices=lambda: {"auto": "a GPU if there is one", "cpu": "CPU", "cuda": "GPU"},
-        panel=SPEED,
         speed_only=True,
     )
 

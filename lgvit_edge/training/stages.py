@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +11,8 @@ from torch.nn import functional
 
 from lgvit_edge.model import LGViT
 from lgvit_edge.training import losses
-from lgvit_edge.training.align import Align
 from lgvit_edge.training.data.batches import Batch, Batches
-from lgvit_edge.training.features.states import HiddenStates, StoredStates, hidden_states
+from lgvit_edge.training.features import HiddenStates, StoredStates, hidden_states
 from lgvit_edge.training.optimiser import Total, input_scales
 from lgvit_edge.training.schemes import SCHEMES
 from lgvit_edge.training.settings import TrainingConfig
@@ -22,45 +20,11 @@ from lgvit_edge.training.settings import TrainingConfig
 
 @dataclass(frozen=True)
 class Step:
-    """The results of one training step.
+    """The results of one training step."""
 
-    Attributes:
-        loss: scalar, to differentiate.
-        logits: ``[B, C]``, for the progress bar's accuracy.
-        labels: ``[B]``.
-    """
-
-    loss: Tensor
-    logits: Tensor
-    labels: Tensor
-
-
-class Stage(Protocol):
-    """One stage of training.
-
-    Attributes:
-        number: 1 or 2.
-        aligners: trained beside the model, not exported.
-    """
-
-    number: int
-    aligners: nn.ModuleDict
-
-    def parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
-        """Returns names and parameters that this stage trains."""
-        ...
-
-    def start(self) -> None:
-        """Sets modes and which parameters receive gradients."""
-        ...
-
-    def scales(self, total: Total) -> dict[nn.Parameter, Tensor]:
-        """Returns the input scales of weights that read unnormalised features."""
-        ...
-
-    def steps(self, epoch: int, first: int) -> Iterator[Step]:
-        """Yields the steps of one epoch; ``first`` is the 0-based number of the first."""
-        ...
+    loss: Tensor  # scalar, to differentiate
+    logits: Tensor  # [B, C], for the progress bar's accuracy
+    labels: Tensor  # [B]
 
 
 class StageOne:
@@ -75,7 +39,7 @@ class StageOne:
     def __init__(self, model: LGViT, config: TrainingConfig, batches: Batches) -> None:
         self.model, self.config, self.batches = model, config, batches
         self.scheme = SCHEMES[config.scheme]
-        self.aligners = nn.ModuleDict()
+        self.aligners = nn.ModuleDict()  # trained beside the model, not exported
 
     def parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
         """Returns all of the model's parameters."""
@@ -83,18 +47,16 @@ class StageOne:
 
     def start(self) -> None:
         """Puts the whole model into training mode."""
-        self.model.requires_grad_(True)
-        self.model.train()
+        self.model.requires_grad_(True).train()
 
     def scales(self, total: Total) -> dict[nn.Parameter, Tensor]:
         """Returns none: a backbone that learns too has norms."""
         return {}
 
     def steps(self, epoch: int, first: int) -> Iterator[Step]:
-        """Yields the steps of one epoch."""
-        for step, batch in enumerate(
-            self.batches.shuffled((self.config.seed, self.number, epoch)), first
-        ):
+        """Yields the steps of one epoch; ``first`` is the 0-based number of the first."""
+        batches = self.batches.shuffled((self.config.seed, self.number, epoch))
+        for step, batch in enumerate(batches, first):
             yield self.step(batch, with_exits=step % 2 == 1 or not self.scheme.alternates)
 
     def step(self, batch: Batch, *, with_exits: bool) -> Step:
@@ -108,13 +70,9 @@ class StageOne:
         with self.config.autocast(batch.images.device):
             everything = model.exit_logits(batch.images)
         *early, logits = everything.float().unbind(dim=1)
+        blocks = [*(exit.block for exit in exits), model.config.num_blocks]
         loss = self.scheme.loss(
-            early,
-            logits,
-            batch.labels,
-            [*(e.block for e in exits), model.config.num_blocks],
-            joint=True,
-            **self.config.imitation,
+            early, logits, batch.labels, blocks, joint=True, **self.config.imitation
         )
         return Step(loss, logits, batch.labels)
 
@@ -143,12 +101,9 @@ class StageTwo:
         device = next(model.parameters()).device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.aligners = nn.ModuleDict(
-                {
-                    str(m): Align(model.config, exits[m])
-                    for m in (losses.first_and_last_of_each(exits) if self.by_features else ())
-                }
-            ).to(device)
+            aligned = losses.first_and_last_of_each(exits) if self.by_features else ()
+            aligners = {str(m): losses.Align(model.config, exits[m]) for m in aligned}
+        self.aligners = nn.ModuleDict(aligners).to(device)
 
     def parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
         """Returns the parameters of heads and aligners."""
@@ -202,12 +157,7 @@ class StageTwo:
         else:
             blocks = [*(exit.block for exit in model.exits), model.num_blocks]
             loss = self.scheme.loss(
-                logits,
-                states.teacher,
-                states.labels,
-                blocks,
-                joint=False,
-                **self.config.imitation,
+                logits, states.teacher, states.labels, blocks, joint=False, **self.config.imitation
             )
         return Step(loss, torch.cat(logits), states.labels.repeat(len(logits)))
 
@@ -216,13 +166,12 @@ class StageTwo:
     ) -> Tensor:
         """Returns the loss of Eq. 15."""
         config, exits = self.config, self.model.config.exits
+        comparable = exits if self.by_features else ()
         last = states.last[:, self.model.config.prefix_tokens :]
         with config.autocast(last.device):
             targets = {int(m): align(last) for m, align in self.aligners.items()}
-        aligned = {m: target.float() for m, target in targets.items()}
-        comparable = exits if self.by_features else ()
         return losses.total(
-            losses.heterogeneous(features, aligned),
+            losses.heterogeneous(features, {m: t.float() for m, t in targets.items()}),
             losses.homogeneous(features, comparable, gram=config.gram),
             losses.prediction(
                 logits,
@@ -235,3 +184,6 @@ class StageTwo:
             alpha=config.alpha,
             beta=config.beta,
         )
+
+
+Stage = StageOne | StageTwo

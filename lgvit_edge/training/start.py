@@ -1,4 +1,4 @@
-"""Makes the model a training starts from: a backbone with fresh exits, or a saved model."""
+"""Starts a training: from folders of images, and the model that a backbone or a file gives."""
 
 from __future__ import annotations
 
@@ -6,11 +6,162 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
+from lgvit_edge.architecture.placement import plan_exits
 from lgvit_edge.architecture.published import architecture, architectures
 from lgvit_edge.errors import UsageError
-from lgvit_edge.model import LGViT, load_model
+from lgvit_edge.model import LGViT, block_macs, load_model
+from lgvit_edge.training.checks import check_output
+from lgvit_edge.training.data.datasets import ImageFolder, class_names
+from lgvit_edge.training.loop import train
+from lgvit_edge.training.settings import TrainingConfig
+from lgvit_edge.training.team import join
+
+STAGES = {"1": (1,), "2": (2,), "both": (1, 2)}
+DEFAULT_EXITS = "uniform:8"
+
+
+def train_from_folder(
+    data: str | Path,
+    *,
+    backbone: str,
+    out: str | Path,
+    weights: str | Path | None = None,
+    exits: str | None = None,
+    heads: str | None = None,
+    image_size: int | None = None,
+    stage: str = "both",
+    val: str | Path | float | None = None,
+    config: TrainingConfig | None = None,
+    features: str | Path | None = None,
+    resume: bool = True,
+    console: Console | None = None,
+) -> LGViT:
+    """Trains an LGViT on a folder of images.
+
+    Args:
+        data: one sub-folder per class; or ``train/`` and maybe ``val/`` that hold those.
+        backbone: an architecture, or the path of a checkpoint.
+        out: ``.pt`` or ``.safetensors``.
+        weights: a checkpoint for the architecture; None starts at random.
+        exits: as ``plan_exits`` reads them; default: those of the checkpoint, else 8 uniform.
+        heads: kind of the exit heads, as ``default_heads`` reads it; default: ``lgvit``.
+        image_size: image size in pixels, if different from the backbone's.
+        stage: ``1``, ``2`` or ``both``.
+        val: one sub-folder per class; or the share 0..1 of the training images that is set aside;
+            default: ``data/val`` where ``data/train`` is used.
+        config: settings of the training.
+        features: a folder that stores the frozen blocks' outputs, see ``train``.
+        resume: continue from ``<out>.resume`` when it is there.
+        console: where progress goes; default: standard error.
+
+    Raises:
+        UsageError: the arguments are not valid, or contradict the checkpoint.
+        DataError: the images cannot be used.
+        CheckpointError: the weights cannot be used.
+        TrainingError: training cannot go on.
+    """
+    config = config or TrainingConfig()
+    team = join(config.device)
+    console = (console or Console(stderr=True)) if team.leads else Console(quiet=True)
+    if stage not in STAGES:
+        raise UsageError(f"--stage must be one of {', '.join(STAGES)}, found {stage!r}")
+    train_folder, val_folder = _folders(Path(data), val)
+    classes = class_names(train_folder)
+    random_start = weights is None and not Path(backbone).exists()
+    if random_start and stage == "2":
+        raise UsageError(
+            "stage 2 freezes the backbone, so it needs a trained one: expected --weights or a "
+            "checkpoint as --backbone; or train it with --stage both"
+        )
+    file = None if weights is None else Path(weights)
+    start = load_start(backbone, file, num_classes=len(classes), seed=config.seed)
+    if random_start:
+        console.print(f"no --weights: {backbone} starts from random weights (seed {config.seed})")
+    if image_size is not None and image_size != start.config.image_size:
+        start = start.resized(image_size)
+    wanted = _exits(start.config, exits, heads)
+    model = _prepare(start, wanted, classes, stage, config.seed, console)
+    if team.leads:
+        check_output(Path(out), model)
+    size, spec = model.config.image_size, model.config.preprocess
+    train_set = ImageFolder(
+        train_folder, size=size, preprocess=spec, min_crop=config.min_crop, flip=config.flip
+    )
+    val_set = None
+    if isinstance(val, float):
+        train_set, val_set = train_set.split(val, config.seed)
+        console.print(f"{len(val_set)} images set aside for validation, {len(train_set)} to train")
+    elif val_folder is not None:
+        val_set = ImageFolder(val_folder, size=size, preprocess=spec, classes=classes)
+    return train(
+        model,
+        train_set,
+        val_set,
+        config,
+        stages=STAGES[stage],
+        out=out,
+        features=features,
+        resume=resume,
+        console=console,
+    )
+
+
+def _folders(data: Path, val: str | Path | float | None) -> tuple[Path, Path | None]:
+    if isinstance(val, float) and not 0 < val < 1:
+        raise UsageError(f"--val: expected a folder or a share between 0 and 1, found {val}")
+    folder = None if val is None or isinstance(val, float) else Path(val)
+    if not (data / "train").is_dir():
+        return data, folder
+    if val is None and (data / "val").is_dir():
+        folder = data / "val"
+    return data / "train", folder
+
+
+def _prepare(
+    start: LGViT,
+    wanted: tuple[ExitConfig, ...],
+    classes: Sequence[str],
+    stage: str,
+    seed: int,
+    console: Console,
+) -> LGViT:
+    """Returns ``start`` with the exits and classes asked for; weights that fit stay."""
+    config, count = start.config, len(classes)
+    same_classes = config.num_classes == count
+    if stage == "2" and not same_classes:
+        raise UsageError(
+            f"stage 2 keeps the final classifier of {config.num_classes} classes, but the images "
+            f"have {count}; give images of those classes, or train a new classifier: --stage both"
+        )
+    if stage == "2" and config.labels and config.labels != tuple(classes):
+        console.print(
+            f"class folders ({classes[0]}, ...) are assigned to the model's labels "
+            f"({config.labels[0]}, ...) in this order",
+            soft_wrap=True,
+            markup=False,
+        )
+    labels = config.labels if stage == "2" and config.labels else tuple(classes)
+    if wanted == config.exits and same_classes:
+        start.config = config.replace(labels=labels)
+        return start
+    if not same_classes:
+        console.print(
+            f"the checkpoint has {config.num_classes} classes, the images {count}: "
+            "the classifiers start afresh"
+        )
+    return attach_exits(start, wanted, num_classes=count, labels=labels, seed=seed)
+
+
+def _exits(config: LGViTConfig, text: str | None, heads: str | None) -> tuple[ExitConfig, ...]:
+    if text is None and config.exits:
+        if heads is None:
+            return config.exits
+        text = ",".join(str(exit.block) for exit in config.exits)
+    macs = block_macs(config)
+    return plan_exits(text or DEFAULT_EXITS, macs, heads=heads or "lgvit", family=config.family)
 
 
 def attach_exits(
@@ -23,13 +174,9 @@ def attach_exits(
 ) -> LGViT:
     """Returns a new LGViT with the backbone's weights and fresh heads at ``exits``.
 
-    Args:
-        backbone: copied; its own heads, if any, are left behind.
-        exits: block and head of each.
-        num_classes: where it differs from the backbone's, the final classifier is fresh too and
-            stage 1 has to train it.
-        labels: class names; default: the backbone's, where the class count stays.
-        seed: of the fresh weights.
+    The backbone is copied; its own heads, if any, are left behind. Where ``num_classes`` differs
+    from the backbone's, the final classifier is fresh too and stage 1 has to train it. ``labels``
+    are class names; default: the backbone's, where the class count stays.
 
     Raises:
         ConfigError: exits or labels do not fit the backbone.
@@ -39,12 +186,10 @@ def attach_exits(
     labels = tuple(labels) or (old.labels if classes == old.num_classes else ())
     config = old.replace(exits=tuple(exits), num_classes=classes, labels=labels)
     model = seeded(config, seed)
-    weights = {
-        name: tensor
-        for name, tensor in backbone.backbone.state_dict().items()
-        if classes == old.num_classes or not name.startswith("final.classifier.")
-    }
-    model.backbone.load_state_dict(weights, strict=classes == old.num_classes)
+    same, weights = classes == old.num_classes, backbone.backbone.state_dict()
+    if not same:
+        weights = {n: t for n, t in weights.items() if not n.startswith("final.classifier.")}
+    model.backbone.load_state_dict(weights, strict=same)
     return model.eval()
 
 
@@ -58,12 +203,9 @@ def seeded(config: LGViTConfig, seed: int) -> LGViT:
 def load_start(backbone: str, weights: Path | None, *, num_classes: int, seed: int) -> LGViT:
     """Loads the model that ``--backbone`` and ``--weights`` name.
 
-    Args:
-        backbone: an architecture, or the path of a checkpoint: ours, the authors', or a plain
-            backbone of Hugging Face or timm.
-        weights: such a path, where ``backbone`` is an architecture; None starts at random.
-        num_classes: of a model that starts at random.
-        seed: of a model that starts at random.
+    ``backbone`` is the path of a checkpoint (ours, the authors', or a plain backbone of Hugging
+    Face or timm), or an architecture. For an architecture, ``weights`` is such a path; None starts
+    at random, with ``num_classes`` and ``seed``.
 
     Raises:
         UsageError: ``backbone`` is neither, or a path and ``weights`` are both given.
@@ -72,8 +214,14 @@ def load_start(backbone: str, weights: Path | None, *, num_classes: int, seed: i
     if backbone in architectures():
         if weights is None:
             return seeded(architecture(backbone, num_classes=num_classes), seed)
-        model = load_model(weights, arch=backbone)
-        _check_architecture(model.config, backbone, weights)
+        model, expected = load_model(weights, arch=backbone), architecture(backbone)
+        differing = [
+            f"{field} {getattr(expected, field)}, found {getattr(model.config, field)}"
+            for field in ("hidden_size", "num_blocks", "num_heads", "prefix_tokens")
+            if getattr(expected, field) != getattr(model.config, field)
+        ]
+        if differing:
+            raise UsageError(f"{weights} is no {backbone}: expected {'; '.join(differing)}")
         return model
     path = Path(backbone)
     if not path.exists():
@@ -87,14 +235,3 @@ def load_start(backbone: str, weights: Path | None, *, num_classes: int, seed: i
             "--weights, or leave --weights out"
         )
     return load_model(path)
-
-
-def _check_architecture(config: LGViTConfig, name: str, weights: Path) -> None:
-    expected = architecture(name)
-    differing = [
-        f"{field} {getattr(expected, field)}, found {getattr(config, field)}"
-        for field in ("hidden_size", "num_blocks", "num_heads", "prefix_tokens")
-        if getattr(expected, field) != getattr(config, field)
-    ]
-    if differing:
-        raise UsageError(f"{weights} is no {name}: expected {'; '.join(differing)}")

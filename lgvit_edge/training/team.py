@@ -30,21 +30,13 @@ _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE
 
 @dataclass(frozen=True)
 class Team:
-    """The processes of a training, seen from one of them; by default it is alone.
+    """The processes of a training, seen from one of them; by default it is alone."""
 
-    Attributes:
-        device: of this process.
-        rank: 0..size - 1 over all machines; 0 leads: it alone writes files and prints.
-        size: processes over all machines.
-        leads_machine: whether it is the first on its machine.
-        waiting: the process group with a long timeout.
-    """
-
-    device: torch.device
-    rank: int = 0
-    size: int = 1
-    leads_machine: bool = True
-    waiting: Any = None
+    device: torch.device  # of this process
+    rank: int = 0  # 0..size - 1 over all machines; 0 leads: it alone writes files and prints
+    size: int = 1  # processes over all machines
+    leads_machine: bool = True  # whether it is the first on its machine
+    waiting: Any = None  # the process group with a long timeout
 
     @property
     def leads(self) -> bool:
@@ -109,10 +101,7 @@ class Team:
 
 
 def join(device: str) -> Team:
-    """Returns the team this process was started in.
-
-    Args:
-        device: ``auto``, ``cpu`` or ``cuda``.
+    """Returns the team this process was started in; ``device`` is ``auto``, ``cpu`` or ``cuda``.
 
     Raises:
         UsageError: ``cuda`` was asked for and there is none, or the others cannot be found.
@@ -132,13 +121,8 @@ def join(device: str) -> Team:
         raise UsageError(f"cannot join the other processes ({how}): {error}; {_LAUNCH}") from None
     if state.num_processes == 1:  # else each would train alone and write the same files
         raise UsageError(f"started as one of several processes ({how}) that do not meet; {_LAUNCH}")
-    return Team(
-        state.device,
-        state.process_index,
-        state.num_processes,
-        state.is_local_main_process,
-        _waiting(),
-    )
+    place = (state.process_index, state.num_processes, state.is_local_main_process)
+    return Team(state.device, *place, _waiting())
 
 
 @functools.cache

@@ -121,7 +121,7 @@ def test_a_head_from_outside_is_trained_and_distilled(toys: Any, tmp_path: Path)
 
 def test_distillation_asks_a_head_for_its_role_and_tokens(toys: Any) -> None:
     from lgvit_edge.training import losses
-    from lgvit_edge.training.align import Align
+    from lgvit_edge.training.losses import Align
     from lgvit_edge.training.stages import StageTwo
 
     config = VIT.replace(exits=(ExitConfig(1, "sparse", 2), ExitConfig(2, "sparse", 3)))

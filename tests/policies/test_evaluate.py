@@ -21,7 +21,7 @@ from lgvit_edge.policies.evaluate import ExitCosts, Images, evaluate, summary, s
 from lgvit_edge.policies.picture import by_label, draw
 from lgvit_edge.training import TrainingConfig, train
 from lgvit_edge.training.data.datasets import ArrayDataset
-from lgvit_edge.training.history import COLUMNS, write_log
+from lgvit_edge.training.report import COLUMNS, write_log
 from lgvit_edge.training.start import seeded
 
 # Four images of two classes, one exit after block 1 of 4: right and sure, right and unsure, wrong

@@ -23,9 +23,7 @@ from lgvit_edge.model import LGViT
 from lgvit_edge.training import TrainingConfig, train
 from lgvit_edge.training.data.batches import Batches
 from lgvit_edge.training.data.datasets import ArrayDataset
-from lgvit_edge.training.features import store
-from lgvit_edge.training.features.states import HiddenCache
-from lgvit_edge.training.features.store import FeatureStore
+from lgvit_edge.training.features import FeatureStore, HiddenCache
 from lgvit_edge.training.start import seeded
 
 FAST = TrainingConfig(epochs=(1, 2), lr=(1e-3, 1e-3), batch_size=8, workers=0, device="cpu")
@@ -52,7 +50,7 @@ def batches(workers: int = 0) -> Batches:
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "_CHUNK", 8)
+    monkeypatch.setattr("lgvit_edge.training.features._CHUNK", 8)
 
 
 @pytest.fixture
@@ -109,7 +107,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     with pytest.raises(KeyboardInterrupt):
         opened().fill()
     monkeypatch.undo()
-    monkeypatch.setattr(store, "_CHUNK", 8)
+    monkeypatch.setattr("lgvit_edge.training.features._CHUNK", 8)
     assert opened().fill() == 2
     assert opened().fill() == 0
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.training import TrainingConfig
-from lgvit_edge.training.features.states import HiddenStates
+from lgvit_edge.training.features import HiddenStates
 from lgvit_edge.training.optimiser import adamw, input_scales
 from lgvit_edge.training.stages import StageTwo
 from lgvit_edge.training.start import seeded

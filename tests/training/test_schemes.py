@@ -18,7 +18,7 @@ from lgvit_edge.errors import UsageError
 from lgvit_edge.model import LGViT, load_checkpoint
 from lgvit_edge.training import TrainingConfig, register_scheme, train_from_folder
 from lgvit_edge.training.data.batches import Batch
-from lgvit_edge.training.features.states import hidden_states
+from lgvit_edge.training.features import hidden_states
 from lgvit_edge.training.losses import kl_loss
 from lgvit_edge.training.schemes import SCHEMES, Scheme
 from lgvit_edge.training.settings import settings

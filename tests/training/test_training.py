@@ -27,10 +27,10 @@ from lgvit_edge.training import (
     train,
     train_from_folder,
 )
-from lgvit_edge.training.data.augment import random_crop_box, random_shift
 from lgvit_edge.training.data.batches import Batches
-from lgvit_edge.training.evaluate import evaluate
+from lgvit_edge.training.data.datasets import random_crop_box, random_shift
 from lgvit_edge.training.optimiser import adamw, learning_rate
+from lgvit_edge.training.report import all_logits
 from lgvit_edge.training.start import seeded
 
 SPEC = Preprocess(resize=32)
@@ -118,7 +118,7 @@ def test_both_stages_learn_and_leave_a_checkpoint(tmp_path: Path) -> None:
     before = {k: v.clone() for k, v in start.state_dict().items()}
     settings = SETTINGS.replace(epochs=(16, 10), lr=(5e-3, 1e-2))
     model = train(start, data, data, settings, out=out, console=console)
-    accuracies = evaluate(model, data)
+    accuracies = all_logits(model, data).accuracies
     assert len(accuracies) == 4 and min(accuracies) > 0.9
     assert all(torch.equal(before[k], v) for k, v in start.state_dict().items())
     assert not model.training and all(p.requires_grad for p in model.parameters())
@@ -510,7 +510,7 @@ def test_no_image_can_be_read(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="found none of 12 that can be read"):
         train(seeded(TINY, 0), data, None, SETTINGS, out=tmp_path / "m.pt", console=quiet())
     with pytest.raises(DataError, match="none that can be read"):
-        evaluate(seeded(TINY, 0), data)
+        all_logits(seeded(TINY, 0), data)
 
 
 def test_attach_exits_keeps_the_backbone() -> None:

@@ -24,8 +24,8 @@ from lgvit_edge.images.spec import Preprocess
 from lgvit_edge.model import LGViT, load_checkpoint, save_checkpoint
 from lgvit_edge.training import TrainingConfig, train_from_folder
 from lgvit_edge.training.data.datasets import ImageFolder
-from lgvit_edge.training.evaluate import evaluate
 from lgvit_edge.training.optimiser import adamw
+from lgvit_edge.training.report import all_logits
 from lgvit_edge.training.settings import settings
 from lgvit_edge.training.start import seeded
 
@@ -144,7 +144,7 @@ def test_stage_two_changes_only_a_swins_heads(
         assert model.config.exits == SWIN.exits  # the checkpoint's own
         assert changed(load_checkpoint(backbone), model) == {"heads.0", "heads.1"}
     data = ImageFolder(folder, size=32, preprocess=SPEC)
-    accuracies = evaluate(model, data)
+    accuracies = all_logits(model, data).accuracies
     assert len(accuracies) == 3 and all(0 <= accuracy <= 1 for accuracy in accuracies)
 
 

@@ -13,8 +13,8 @@ from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
 from lgvit_edge.images.spec import Preprocess
 from lgvit_edge.model import LGViT
 from lgvit_edge.training import ArrayDataset, TrainingConfig, losses
-from lgvit_edge.training.align import Align
 from lgvit_edge.training.data.batches import Batches
+from lgvit_edge.training.losses import Align
 from lgvit_edge.training.stages import StageOne, StageTwo
 
 EXITS = (
@@ -194,7 +194,7 @@ def test_stage_one_alternates() -> None:
 
 
 def test_the_teacher_is_the_final_classifier_through_the_final_norm() -> None:
-    from lgvit_edge.training.features.states import hidden_states
+    from lgvit_edge.training.features import hidden_states
 
     model = LGViT(tiny()).eval()
     batch = next(batches(model.config).ordered())

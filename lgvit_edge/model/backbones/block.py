@@ -33,9 +33,8 @@ class Attention(nn.Module):
     def __init__(self, dim: int, heads: int, *, qkv_bias: bool) -> None:
         super().__init__()
         self.heads = heads
-        self.query = nn.Linear(dim, dim, bias=qkv_bias)
-        self.key = nn.Linear(dim, dim, bias=qkv_bias)
-        self.value = nn.Linear(dim, dim, bias=qkv_bias)
+        layers = (nn.Linear(dim, dim, bias=qkv_bias) for _ in range(3))
+        self.query, self.key, self.value = layers
         self.softmax = nn.Softmax(dim=-1)
         self.proj = nn.Linear(dim, dim)
 

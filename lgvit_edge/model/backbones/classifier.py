@@ -29,7 +29,7 @@ class Classifier(nn.Module):
 class TokenClassifier(nn.Module):
     """The classifier of ViT and DeiT: a norm and linear layers on the prefix tokens."""
 
-    def __init__(self, dim: int, num_classes: int, count: int, *, eps: float) -> None:
+    def __init__(self, dim: int, num_classes: int, count: int = 1, *, eps: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim, eps=eps)
         self.classifier = Classifier(dim, num_classes, count)
@@ -41,13 +41,8 @@ class TokenClassifier(nn.Module):
         return logits
 
 
-class MeanClassifier(nn.Module):
+class MeanClassifier(TokenClassifier):
     """The classifier of Swin: a norm and a linear layer on the mean of all tokens."""
-
-    def __init__(self, dim: int, num_classes: int, *, eps: float) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(dim, eps=eps)
-        self.classifier = Classifier(dim, num_classes)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Returns the logits, ``[B, T, D] -> [B, C]``."""

@@ -13,7 +13,6 @@ from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
 from lgvit_edge.architecture.families import FAMILIES
 from lgvit_edge.architecture.heads import HEAD_KINDS
 from lgvit_edge.errors import CheckpointError, ConfigError
-from lgvit_edge.model.checkpoints.fitting import Source, places, sources_of
 from lgvit_edge.model.checkpoints.huggingface import (
     huggingface_names,
     short,
@@ -21,15 +20,11 @@ from lgvit_edge.model.checkpoints.huggingface import (
     whole_numbers,
     wrong_config,
 )
-from lgvit_edge.model.checkpoints.weights import State
+from lgvit_edge.model.checkpoints.weights import Source, State, places, sources_of
 from lgvit_edge.model.heads import ExitHead, Names, within
 from lgvit_edge.model.lgvit import LGViT
 
-_FAMILIES = {  # by the authors' `backbone`
-    "ViT": "vit",
-    "DeiT": "deit",
-    None: "swin",
-}
+_FAMILIES = {"ViT": "vit", "DeiT": "deit", None: "swin"}  # by the authors' `backbone`
 # The heads of the authors' "LGViT" by number of exits; other names mean one head at all exits.
 _LGVIT = {
     2: ("conv1_1", "attention_r2"),
@@ -50,9 +45,7 @@ _LAYERS = "swin.encoder.layers"
 def authors_config(raw: dict[str, Any], state: State) -> LGViTConfig:
     """Returns the configuration in the authors' ``config.json`` of an LGViT.
 
-    Args:
-        raw: ``config.json``.
-        state: the weights, whose shapes tell the width of an encoder head.
+    Shapes in ``state`` tell the width of an encoder head.
 
     Raises:
         CheckpointError: not such a file, or one that contradicts itself.
@@ -74,10 +67,8 @@ def authors_config(raw: dict[str, Any], state: State) -> LGViTConfig:
                 raise ConfigError(_miscounted(raw["num_early_exits"], blocks))
             highway = raw.get("highway_type")
             names = _LGVIT.get(len(blocks)) if highway == "LGViT" else None
-            exits = [
-                _exit(block, name)
-                for block, name in zip(blocks, names or [highway] * len(blocks), strict=True)
-            ]
+            pairs = zip(blocks, names or [highway] * len(blocks), strict=True)
+            exits = [_exit(block, name) for block, name in pairs]
         return config.replace(exits=tuple(exits))
     except ConfigError as error:
         raise wrong_config(error) from None

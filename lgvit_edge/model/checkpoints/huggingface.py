@@ -1,6 +1,7 @@
 """Reads Hugging Face's backbones: ``config.json``, ``preprocessor_config.json`` and weights.
 
-Transformers 5 renames modules in memory but saves their old names, which ``saved`` restores.
+Transformers 5 renames modules in memory but saves their old names, which ``saved`` restores. What
+contradicts itself or is not supported raises ``ConfigError``, with everything that is wrong.
 """
 
 from __future__ import annotations
@@ -14,34 +15,23 @@ from lgvit_edge.architecture.families import FAMILIES, Family
 from lgvit_edge.bundle.codec import from_json
 from lgvit_edge.errors import CheckpointError, ConfigError
 from lgvit_edge.images.spec import Preprocess, usual_resize
-from lgvit_edge.model.checkpoints.fitting import Source, finals, places, sources_of
-from lgvit_edge.model.checkpoints.weights import State
-from lgvit_edge.model.heads import Names, within
+from lgvit_edge.model.checkpoints.weights import Source, State, places, sources_of
+from lgvit_edge.model.heads.base import Names, block_names, classifier_names, within
 from lgvit_edge.model.lgvit import LGViT
 
 _RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 _PILLOW = {name: number for number, name in _RESAMPLE.items()}
-_BLOCK: Names = {
-    "norm1": "layernorm_before",
-    "norm2": "layernorm_after",
-    "attention.proj": "attention.output.dense",
-    "fc1": "intermediate.dense",
-    "fc2": "output.dense",
-}
-_RENAMED = tuple(
-    (re.compile(pattern), name)
-    for pattern, name in (
-        (r"^(vit|deit)\.layers\.", r"\1.encoder.layer."),
-        (r"^(swin\..*\.attention)\.([qkv])_proj\.", r"\1.self.\2_proj."),
-        (r"^((?:vit|deit)\..*\.attention)\.([qkv])_proj\.", r"\1.attention.\2_proj."),
-        (r"\.q_proj\.", ".query."),
-        (r"\.k_proj\.", ".key."),
-        (r"\.v_proj\.", ".value."),
-        (r"\.attention\.o_proj\.", ".attention.output.dense."),
-        (r"\.attention\.relative_position_bias\.", ".attention.self."),
-        (r"^((?:vit|deit|swin)\..*)\.mlp\.fc1\.", r"\1.intermediate.dense."),
-        (r"^((?:vit|deit|swin)\..*)\.mlp\.fc2\.", r"\1.output.dense."),
-    )
+_RENAMED = (
+    (r"^(vit|deit)\.layers\.", r"\1.encoder.layer."),
+    (r"^(swin\..*\.attention)\.([qkv])_proj\.", r"\1.self.\2_proj."),
+    (r"^((?:vit|deit)\..*\.attention)\.([qkv])_proj\.", r"\1.attention.\2_proj."),
+    (r"\.q_proj\.", ".query."),
+    (r"\.k_proj\.", ".key."),
+    (r"\.v_proj\.", ".value."),
+    (r"\.attention\.o_proj\.", ".attention.output.dense."),
+    (r"\.attention\.relative_position_bias\.", ".attention.self."),
+    (r"^((?:vit|deit|swin)\..*)\.mlp\.fc1\.", r"\1.intermediate.dense."),
+    (r"^((?:vit|deit|swin)\..*)\.mlp\.fc2\.", r"\1.output.dense."),
 )
 
 
@@ -55,10 +45,8 @@ def huggingface_config(
 ) -> LGViTConfig:
     """Returns the configuration in Hugging Face's ``config.json`` of a plain classifier.
 
-    Args:
-        raw: ``config.json``.
-        state: the weights, whose names tell one classifier from two.
-        preprocessor: ``preprocessor_config.json``, or empty for the family's own preprocessing.
+    The names in ``state`` tell one classifier from two. An empty ``preprocessor_config.json`` means
+    the family's own preprocessing.
 
     Raises:
         CheckpointError: not such a file.
@@ -79,13 +67,7 @@ def huggingface_config(
 def transformer(raw: dict[str, Any], family: Family, classifiers: int | None = None) -> LGViTConfig:
     """Returns the configuration in Hugging Face's fields; absent ones have its defaults.
 
-    Args:
-        raw: ``config.json``.
-        family: of the backbone.
-        classifiers: how many there are; default: one per prefix token.
-
-    Raises:
-        ConfigError: with everything that is wrong.
+    Without a number of ``classifiers`` there is one per prefix token.
     """
     names = _labels(raw)
     size = raw.get("image_size", 224)
@@ -139,11 +121,7 @@ def deit_fields(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def swin_fields(raw: dict[str, Any]) -> dict[str, Any]:
-    """Returns a Swin's own fields from ``config.json``.
-
-    Raises:
-        ConfigError: it cannot be read, or asks for something unsupported.
-    """
+    """Returns a Swin's own fields from ``config.json``."""
     dim, ratio = raw.get("embed_dim", 96), raw.get("mlp_ratio", 4.0)
     depths, heads = raw.get("depths", [2, 2, 6, 2]), raw.get("num_heads", [3, 6, 12, 24])
     if raw.get("use_absolute_embeddings", False):
@@ -187,11 +165,7 @@ def short(value: object) -> str:
 
 
 def huggingface_preprocess(raw: dict[str, Any], config: LGViTConfig) -> Preprocess:
-    """Returns the preprocessing of ``preprocessor_config.json``; if empty, the family's usual one.
-
-    Raises:
-        ConfigError: it contradicts itself or the model, or asks for something unsupported.
-    """
+    """Returns what ``preprocessor_config.json`` says; if it is empty, the family's usual one."""
     usual = FAMILIES[config.family].usual_preprocess(config.image_size)
     if not raw:
         return usual
@@ -245,7 +219,7 @@ def saved(state: State) -> State:
     renamed = {}
     for name, tensor in state.items():
         for pattern, replacement in _RENAMED:
-            name = pattern.sub(replacement, name)
+            name = re.sub(pattern, replacement, name)
         renamed[name] = tensor
     return renamed
 
@@ -253,13 +227,7 @@ def saved(state: State) -> State:
 def huggingface_names(model: LGViT, prefix: str) -> dict[str, Source]:
     """Returns where each of our parameters is; ``prefix`` is the backbone's model type."""
     config = model.config
-    inner = "self" if config.depths else "attention"
-    parts = {f"attention.{p}": f"attention.{inner}.{p}" for p in ("query", "key", "value")}
-    block = {
-        **_BLOCK,
-        **parts,
-        "attention.table": f"attention.{inner}.relative_position_bias_table",
-    }
+    block = block_names("self" if config.depths else "attention")
     names: Names = {
         "backbone.embedding.patch": f"{prefix}.embeddings.patch_embeddings.projection",
         "backbone.embedding.norm": f"{prefix}.embeddings.norm",
@@ -272,7 +240,6 @@ def huggingface_names(model: LGViT, prefix: str) -> dict[str, Source]:
             theirs = f"{prefix}.encoder.layers.{stage}.blocks.{place}"
             names[f"backbone.blocks.{i}.merge"] = f"{prefix}.encoder.layers.{stage - 1}.downsample"
         names |= within(f"backbone.blocks.{i}", block, theirs)
-    linears = ["cls_classifier", "distillation_classifier"]
-    names |= finals(linears if config.classifiers == 2 else ["classifier"])
+    names |= classifier_names(config.classifiers, "backbone.final.classifier")
     tokens = [f"{prefix}.embeddings.{t}" for t in ("cls_token", "distillation_token")]
     return sources_of(model, names, tokens)

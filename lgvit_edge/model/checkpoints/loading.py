@@ -1,14 +1,23 @@
-"""Loads trained models of any origin: our own, the authors', Hugging Face's and timm's."""
+"""Loads trained models of any origin: our own, the authors', Hugging Face's and timm's.
+
+Our own are written here too: ``.pt`` (plain types, tensors) and ``.safetensors``.
+"""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from lgvit_edge._support.files import replacing
+from lgvit_edge._support.optional import require
+from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.errors import CheckpointError, ConfigError, LGViTEdgeError
+from lgvit_edge.model.checkpoints import weights
 from lgvit_edge.model.checkpoints.authors import attached, authors_config, authors_names
-from lgvit_edge.model.checkpoints.fitting import fitted
 from lgvit_edge.model.checkpoints.huggingface import (
     huggingface_config,
     huggingface_names,
@@ -16,38 +25,42 @@ from lgvit_edge.model.checkpoints.huggingface import (
     model_types,
     saved,
 )
-from lgvit_edge.model.checkpoints.own import FORMAT, own_config, own_header, own_names
 from lgvit_edge.model.checkpoints.timm import timm_config, timm_names
-from lgvit_edge.model.checkpoints.weights import (
-    is_state,
-    read_folder,
-    read_json,
-    read_pickle,
-    read_safetensors,
-)
 from lgvit_edge.model.lgvit import LGViT
+
+_FORMAT = "lgvit-edge"
+_VERSION = 1  # 1: config, state
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """Holds what was read from a path.
+    """Holds what was read from a path."""
 
-    Attributes:
-        path: of a file or a folder.
-        content: the weights, or any content of a pickle.
-        config: ``config.json`` of a folder; empty for a file.
-        header: of a file of ours; None for others.
+    path: Path  # of a file or a folder
+    content: Any  # the weights, or any content of a pickle
+    config: dict[str, Any]  # config.json of a folder; empty for a file
+    header: Any = None  # of a file of ours; None for others
+
+
+def save_checkpoint(model: LGViT, path: str | Path) -> None:
+    """Writes ``model`` to ``path`` (``.pt`` or ``.safetensors``), completely or not at all.
+
+    Raises:
+        CheckpointError: the file cannot be written.
     """
-
-    path: Path
-    content: Any
-    config: dict[str, Any]
-    header: Any = None
-
-    @property
-    def authors(self) -> bool:
-        """Says whether it is an LGViT of the authors."""
-        return "highway_type" in self.config
+    path = Path(path)
+    header = {"format": _FORMAT, "version": _VERSION, "config": model.config.to_json()}
+    state = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    try:
+        with replacing(path) as partial:
+            if path.suffix == ".safetensors":
+                writer = require("safetensors.torch", extra="export")
+                partial.write_bytes(writer.save(state, metadata={_FORMAT: json.dumps(header)}))
+            else:
+                torch.save({**header, "state": state}, partial)
+    # torch reports a full disk as RuntimeError, a path without a name is a ValueError.
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"cannot write {path}: {error}") from None
 
 
 def load_checkpoint(path: str | Path) -> LGViT:
@@ -82,56 +95,58 @@ def load_model(path: str | Path, *, arch: str | None = None) -> LGViT:
         CheckpointError: neither.
     """
     stored = _read(Path(path))
-    exits = stored.authors or stored.header is not None
+    exits = "highway_type" in stored.config or stored.header is not None
     return _checkpoint(stored) if exits else _backbone(stored, arch)
 
 
 def _read(path: Path) -> _Stored:
     if path.is_dir():
-        config, state = read_folder(path)
+        config, state = weights.read_folder(path)
         return _Stored(path, state, config)
     if path.suffix == ".safetensors":
-        state, metadata = read_safetensors(path)
-        return _Stored(path, state, {}, own_header(metadata))
-    content = read_pickle(path)
-    ours = isinstance(content, dict) and content.get("format") == FORMAT
+        state, metadata = weights.read_safetensors(path)
+        return _Stored(path, state, {}, _own_header(metadata))
+    content = weights.read_pickle(path)
+    ours = isinstance(content, dict) and content.get("format") == _FORMAT
     return _Stored(path, content.get("state"), {}, content) if ours else _Stored(path, content, {})
 
 
 def _checkpoint(stored: _Stored) -> LGViT:
     path, state = stored.path, stored.content
-    if stored.authors:
+    if "highway_type" in stored.config:  # only the authors write that key
         config = authors_config(stored.config, state)
-        preprocessor = read_json(path / "preprocessor_config.json", absent=True)
+        preprocessor = weights.read_json(path / "preprocessor_config.json", absent=True)
         try:
             config = config.replace(preprocess=huggingface_preprocess(preprocessor, config))
         except ConfigError as error:
             raise CheckpointError(str(error)) from None
         state = attached(saved(state), stored.config, config)
-        return fitted(config, state, authors_names, path)
+        return weights.fitted(config, state, authors_names, path)
     if stored.header is None and (stored.config or path.suffix != ".safetensors"):
         raise CheckpointError(
             f"{path} is not an LGViT checkpoint: expected a file of `lgvit-edge train` or an "
             "authors' directory. A backbone without exits is where training starts; run: "
             f"lgvit-edge train --backbone {path} --data DIR --out model.pt"
         )
-    config = own_config(stored.header, path)
-    if not is_state(state):
+    config = _own_config(stored.header, path)
+    if not weights.is_state(state):
         raise CheckpointError(f"{path}: expected a state dict of tensors under 'state'")
-    return fitted(config, state, own_names, path)
+    return weights.fitted(
+        config, state, lambda model: {n: weights.Source((n,)) for n in model.state_dict()}, path
+    )
 
 
 def _backbone(stored: _Stored, arch: str | None) -> LGViT:
     path, state = stored.path, stored.content
     if stored.config and "architecture" not in stored.config:  # only timm writes that key
-        preprocessor = read_json(path / "preprocessor_config.json", absent=True)
+        preprocessor = weights.read_json(path / "preprocessor_config.json", absent=True)
         state = saved(state)
         config = huggingface_config(stored.config, state, preprocessor)
         prefix = stored.config["model_type"]
-        return fitted(config, state, lambda model: huggingface_names(model, prefix), path)
+        return weights.fitted(config, state, lambda model: huggingface_names(model, prefix), path)
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]  # DeiT's and Swin's authors wrap theirs
-    if stored.header is not None or not is_state(state):
+    if stored.header is not None or not weights.is_state(state):
         raise CheckpointError(f"{path}: expected a state dict of tensors")
     if any(name.startswith(tuple(f"{prefix}." for prefix in model_types())) for name in state):
         raise CheckpointError(
@@ -144,4 +159,28 @@ def _backbone(stored: _Stored, arch: str | None) -> LGViT:
         if isinstance(error, LGViTEdgeError):
             raise
         raise CheckpointError(f"{path}: its tensors are not those of a ViT ({error})") from None
-    return fitted(config, state, lambda model: timm_names(model, state), path)
+    return weights.fitted(config, state, lambda model: timm_names(model, state), path)
+
+
+def _own_header(metadata: dict[str, str]) -> Any:
+    """Returns the header of one of our ``.safetensors`` files; None for a file of others."""
+    text = metadata.get(_FORMAT)
+    try:
+        return None if text is None else json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _own_config(header: Any, path: Path) -> LGViTConfig:
+    if not isinstance(header, dict) or header.get("format") != _FORMAT:
+        raise CheckpointError(f"{path} was not written by lgvit-edge: it has no configuration")
+    version = header.get("version")
+    if type(version) is not int or version != _VERSION:
+        raise CheckpointError(
+            f"{path}: expected checkpoint version {_VERSION}, found {version!r}; "
+            "run: pip install --upgrade lgvit-edge"
+        )
+    try:
+        return LGViTConfig.from_json(header.get("config"))
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from None

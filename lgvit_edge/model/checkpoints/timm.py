@@ -11,22 +11,20 @@ from lgvit_edge.architecture.published import architecture
 from lgvit_edge.bundle.codec import from_json
 from lgvit_edge.errors import CheckpointError, ConfigError
 from lgvit_edge.images.spec import Preprocess
-from lgvit_edge.model.checkpoints.fitting import Source, finals, places, sources_of
-from lgvit_edge.model.checkpoints.weights import State
+from lgvit_edge.model.checkpoints.weights import Source, State, places, sources_of
 from lgvit_edge.model.heads import Names, within
 from lgvit_edge.model.lgvit import LGViT
 
 _BLOCK: Names = {
     "norm1": "norm1",
     "norm2": "norm2",
-    "attention.query": ("attn.qkv", 0),
-    "attention.key": ("attn.qkv", 1),
-    "attention.value": ("attn.qkv", 2),
+    **{f"attention.{p}": ("attn.qkv", i) for i, p in enumerate(("query", "key", "value"))},
     "attention.table": "attn.relative_position_bias_table",
     "attention.proj": "attn.proj",
     "fc1": "mlp.fc1",
     "fc2": "mlp.fc2",
 }
+_TABLE = "layers.0.blocks.0.attn.relative_position_bias_table"  # every Swin has it
 
 
 def timm_config(state: State, arch: str | None, written: dict[str, Any]) -> LGViTConfig:
@@ -34,21 +32,15 @@ def timm_config(state: State, arch: str | None, written: dict[str, Any]) -> LGVi
 
     Shapes do not tell a ViT's number of attention heads, the family of a model with one prefix
     token, or the preprocessing: published sizes have 64 numbers per head, a distillation token
-    means DeiT, and ViT's preprocessing is assumed unless ``arch`` or ``written`` say ``deit``.
-
-    Args:
-        state: the weights.
-        arch: one of ``architectures()``, or None.
-        written: timm's own ``config.json``, or empty.
+    means DeiT, and ViT's preprocessing is assumed unless ``arch``, one of ``architectures()``, or
+    ``written``, timm's own ``config.json``, say ``deit``.
 
     Raises:
         CheckpointError: not a timm ViT, DeiT or Swin, or a size that only ``arch`` could explain.
     """
     swin = any(name.startswith("layers.0.blocks.") for name in state)
     head = "head.fc.weight" if "head.fc.weight" in state else "head.weight"
-    needed = ["patch_embed.proj.weight", head]
-    needed += ["layers.0.blocks.0.attn.relative_position_bias_table"] if swin else []
-    needed += [] if swin else ["cls_token", "pos_embed"]
+    needed = ["patch_embed.proj.weight", head, *([_TABLE] if swin else ["cls_token", "pos_embed"])]
     missing = [name for name in needed if name not in state]
     if missing:
         raise CheckpointError(
@@ -109,8 +101,7 @@ def _swin(state: State, head: str, arch: str | None) -> LGViTConfig:
         depths.append(_count(state, f"layers.{stage}.blocks."))
         table = state.get(f"layers.{stage}.blocks.0.attn.relative_position_bias_table")
         heads.append(1 if table is None else table.shape[1])
-    table = state["layers.0.blocks.0.attn.relative_position_bias_table"]
-    window = (round(len(table) ** 0.5) + 1) // 2
+    window = (round(len(state[_TABLE]) ** 0.5) + 1) // 2
     # Published models have one window per map after the last merging. The mask of a shifted block,
     # which older files hold, has one row per window of the first map.
     image_size = patch * window << (len(depths) - 1)
@@ -154,7 +145,6 @@ def _same(arch: str, named: LGViTConfig, dim: int, depth: int) -> None:
 
 
 def _preprocess(raw: dict[str, Any], usual: Preprocess, image_size: int) -> Preprocess:
-    """Returns the preprocessing in the ``pretrained_cfg`` of a timm model."""
     share = raw.get("crop_pct", 0)
     valid = isinstance(share, (int, float)) and 0.1 <= share <= 1
     fields = {
@@ -182,5 +172,5 @@ def timm_names(model: LGViT, state: Container[str]) -> dict[str, Source]:
         names[f"backbone.blocks.{i}.merge"] = f"layers.{stage - late}.downsample"
         names |= within(f"backbone.blocks.{i}", _BLOCK, theirs)
     head = "head.fc" if "head.fc.weight" in state else "head"
-    names |= finals([head, "head_dist"])
+    names |= within("backbone.final.classifier.linears", {"0": head, "1": "head_dist"})
     return sources_of(model, names, ["cls_token", "dist_token"])

@@ -1,6 +1,8 @@
-"""Reads weights from disk: pickles, safetensors, shards and the folders that hold them.
+"""Reads weights from disk, and builds a model from them; models of all origins share this code.
 
-Nothing is executed: pickles load with ``weights_only=True``.
+Pickles, safetensors, shards and the folders that hold them are read. Nothing is executed: pickles
+load with ``weights_only=True``. All that is missing or damaged raises ``CheckpointError``. Each
+origin lists its names of our modules; a parameter is named after its module.
 """
 
 from __future__ import annotations
@@ -8,6 +10,8 @@ from __future__ import annotations
 import json
 import pickle
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -15,18 +19,23 @@ import torch
 from torch import Tensor
 
 from lgvit_edge._support.optional import require
+from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.errors import CheckpointError
+from lgvit_edge.model.heads import Names
+from lgvit_edge.model.lgvit import LGViT
 
 State = dict[str, Tensor]
 _FILES = ("model.safetensors", "pytorch_model.bin")
+# Foreign tensors that we do not need: poolers without an exit, counters, constants and leftovers
+# of the authors' training.
+_IGNORED = re.compile(
+    r"\.pooler\.dense\.|num_batches_tracked$|mask_token$|relative_position_index$|attn_mask$"
+    r"|^layernorm\.|^downsampling_r\d\."
+)
 
 
 def read_folder(path: Path) -> tuple[dict[str, Any], State]:
-    """Reads ``config.json`` and the weights beside it, in one file or in shards.
-
-    Raises:
-        CheckpointError: either is missing or damaged.
-    """
+    """Reads ``config.json`` and the weights beside it, in one file or in shards."""
     config = read_json(path / "config.json")
     for name in _FILES:
         if (path / name).is_file():
@@ -60,11 +69,7 @@ def _state(file: Path) -> State:
 
 
 def read_json(file: Path, *, absent: bool = False) -> dict[str, Any]:
-    """Reads a JSON object from a file; if it may be ``absent``, an empty one stands in.
-
-    Raises:
-        CheckpointError: it cannot be read, or is not an object.
-    """
+    """Reads a JSON object from a file; if it may be ``absent``, an empty one stands in."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -84,11 +89,7 @@ def is_state(state: object) -> TypeGuard[State]:
 
 
 def read_pickle(path: Path) -> Any:
-    """Reads what ``torch.save`` wrote: tensors and plain types only.
-
-    Raises:
-        CheckpointError: missing, damaged, or holding anything else.
-    """
+    """Reads what ``torch.save`` wrote; anything but tensors and plain types is refused."""
     _require_file(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -107,12 +108,7 @@ def read_pickle(path: Path) -> Any:
 
 
 def read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
-    """Reads tensors by name and the file's metadata.
-
-    Raises:
-        CheckpointError: missing or damaged.
-        MissingDependency: without the package that reads it.
-    """
+    """Reads tensors by name and the file's metadata; needs the package safetensors."""
     _require_file(path)
     package = require("safetensors", extra="export")
     try:
@@ -130,3 +126,107 @@ def _require_file(path: Path) -> None:
         raise CheckpointError(f"no such checkpoint: {path}")
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path} is empty")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Says where one of our parameters is in a foreign state dict."""
+
+    names: tuple[str, ...]  # tensors there; several are concatenated along dimension 1
+    part: int | None = None  # 0, 1 or 2: that third of a stacked query-key-value tensor
+
+
+def fitted(
+    config: LGViTConfig, state: State, naming: Callable[[LGViT], dict[str, Source]], path: Path
+) -> LGViT:
+    """Returns a model with these weights, in eval mode; all are checked before any is copied.
+
+    ``naming`` returns where in ``state`` each parameter of the model is. ``path`` is the
+    checkpoint's, for messages.
+
+    Raises:
+        CheckpointError: with every name, shape and value that does not fit.
+    """
+    with torch.device("meta"):  # no memory is spent before the weights are known to fit
+        model = LGViT(config)
+    sources = naming(model)
+    faults, weights = [], {}
+    for name, target in model.state_dict().items():
+        if name not in sources:
+            weights[name] = torch.zeros(target.shape, dtype=target.dtype)  # num_batches_tracked
+            continue
+        source = sources[name]
+        missing = [n for n in source.names if n not in state]
+        if missing:
+            faults.append(f"missing {', '.join(missing)}")
+            continue
+        label = " + ".join(source.names)
+        if kinds := [k for n in source.names if (k := _odd_kind(state[n], target))]:
+            faults.append(f"{label} is {kinds[0]}, expected plain numbers")
+            continue
+        tensor = _gather(source, state)
+        if tensor is None or tensor.shape != target.shape:
+            shapes = " + ".join(str(tuple(state[n].shape)) for n in source.names)
+            of = "" if source.part is None else " (a third each)"
+            faults.append(f"{label} is {shapes}, expected {tuple(target.shape)}{of}")
+            continue
+        weights[name] = tensor.to(target.dtype)
+        if not bool(torch.isfinite(weights[name]).all()):
+            faults.append(f"{label} holds NaN or infinity")
+        elif name.endswith("running_var") and bool((weights[name] < 0).any()):
+            faults.append(f"{label} holds negative variances")
+    used = {name for source in sources.values() for name in source.names}
+    extra = sorted(name for name in state if name not in used and not _IGNORED.search(name))
+    faults += [f"unexpected {name}" for name in extra]
+    if faults:
+        listed = "\n  ".join(faults[:20])
+        more = f"\n  and {len(faults) - 20} more" if len(faults) > 20 else ""
+        raise CheckpointError(f"{path} does not fit its configuration:\n  {listed}{more}")
+    model.load_state_dict(weights, assign=True)
+    return model.requires_grad_(True).eval()
+
+
+def _odd_kind(tensor: Tensor, target: Tensor) -> str | None:
+    """Returns why a tensor of any shape cannot be a weight, or None."""
+    plain = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    if tensor.layout != torch.strided or tensor.device.type != "cpu":
+        return f"{tensor.layout} on {tensor.device}"
+    if target.is_floating_point() and tensor.dtype not in plain:
+        return str(tensor.dtype)
+    return None
+
+
+def _gather(source: Source, state: State) -> Tensor | None:
+    tensors = [state[name] for name in source.names]
+    if len(tensors) > 1:
+        if any(t.ndim != 3 or t.shape[::2] != tensors[0].shape[::2] for t in tensors):
+            return None
+        return torch.cat(tensors, dim=1)
+    if source.part is None:
+        return tensors[0]
+    if tensors[0].ndim == 0 or tensors[0].shape[0] % 3:
+        return None
+    return tensors[0].chunk(3)[source.part].contiguous()
+
+
+def places(config: LGViTConfig) -> list[tuple[int, int]]:
+    """Returns each block's stage and its place there, both from 0; only a Swin has many stages."""
+    depths = config.depths or (config.num_blocks,)
+    return [(stage, place) for stage, depth in enumerate(depths) for place in range(depth)]
+
+
+def sources_of(model: LGViT, names: Names, tokens: list[str]) -> dict[str, Source]:
+    """Returns the source of every parameter that ``names`` lists, itself or by its module."""
+    sources = {}
+    for name in model.state_dict():
+        if name == "backbone.embedding.prefix" and tokens:
+            sources[name] = Source(tuple(tokens[: model.config.prefix_tokens]))
+        parts = name.split(".")
+        for count in range(len(parts), 0, -1):
+            theirs = names.get(".".join(parts[:count]))
+            if theirs is None or parts[-1] == "num_batches_tracked":
+                continue
+            text, part = (theirs, None) if isinstance(theirs, str) else theirs
+            sources[name] = Source((".".join([text, *parts[count:]]),), part)
+            break
+    return sources

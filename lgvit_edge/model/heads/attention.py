@@ -10,42 +10,27 @@ from lgvit_edge.model.backbones.block import Attention
 from lgvit_edge.model.heads.base import ExitHead, Names, body_head, linear
 
 
-class AttentionBody(Attention):
+class _SelfAttention(Attention):
     """Computes features by self-attention (Eq. 4) over the patch tokens, no residual."""
 
     residual = False
     authors: Names = {
-        "query": "mlp.attention.query",
-        "key": "mlp.attention.key",
-        "value": "mlp.attention.value",
+        **{part: f"mlp.attention.{part}" for part in ("query", "key", "value")},
         "proj": "mlp.output.dense",
     }
 
     def features(self, patches: Tensor) -> Tensor:
-        """Returns the features, ``[B, N, D] -> [B, N, D]``."""
         return self.forward(patches)
 
     def pooled(self, prefix: int) -> nn.Module:
-        """Returns a module for the features' mean, ``[B, prefix + N, D] -> [B, 1, D]``."""
-        return _Pooled(self, prefix)
+        return MeanAttention(self, prefix)
 
     def folded(self) -> nn.Module:
-        """Returns a module for the features, ``[B, N, D] -> [B, N, D]``."""
         return self
 
 
-class _Pooled(nn.Module):
-    def __init__(self, body: AttentionBody, prefix: int) -> None:
-        super().__init__()
-        self.prefix, self.mean = prefix, MeanAttention(body)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        mean: Tensor = self.mean(hidden[:, self.prefix :])
-        return mean
-
-
 class MeanAttention(nn.Module):
-    """Computes the mean over tokens of self-attention, ``[B, N, D] -> [B, 1, D]``.
+    """Computes the mean over tokens of self-attention, ``[B, prefix + N, D] -> [B, 1, D]``.
 
     The mean over queries is taken on the attention weights. With w_h [N] those of head h, the mean
     is the projection of ``w_h X W_h`` over heads: the tokens X are weighted first, so that the
@@ -54,17 +39,22 @@ class MeanAttention(nn.Module):
     """
 
     @torch.no_grad()
-    def __init__(self, attention: Attention) -> None:
+    def __init__(self, attention: Attention, prefix: int = 0) -> None:
         super().__init__()
-        self.heads, dim = attention.heads, attention.query.in_features
+        self.prefix, self.heads, dim = prefix, attention.heads, attention.query.in_features
         scale = (dim // self.heads) ** -0.5
-        self.query_key = _stacked(attention.query, attention.key, scale)
+        query, key = attention.query, attention.key
+        bias: Tensor | None = query.bias
+        if bias is not None:
+            bias = torch.cat([bias * scale, key.bias])
+        self.query_key = linear(torch.cat([query.weight * scale, key.weight]), bias)
         self.values = nn.Parameter(per_head(attention.value.weight, self.heads))
         self.softmax = nn.Softmax(dim=-1)
         self.proj = after_value(attention)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns the mean, ``[B, N, D] -> [B, 1, D]``."""
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Returns the mean, ``[B, prefix + N, D] -> [B, 1, D]``."""
+        x = hidden[:, self.prefix :] if self.prefix else hidden
         _, tokens, dim = x.shape
         split = self.query_key(x).reshape(-1, tokens, 2, self.heads, dim // self.heads)
         q, k = split.permute(2, 0, 3, 1, 4).unbind(0)
@@ -72,14 +62,6 @@ class MeanAttention(nn.Module):
         heads = (weights @ x)[:, :, None] @ self.values  # [B, heads, 1, D / heads]
         mean: Tensor = self.proj(heads.reshape(-1, 1, dim))
         return mean
-
-
-def _stacked(query: nn.Linear, key: nn.Linear, scale: float) -> nn.Linear:
-    """Query, scaled, and key as one layer."""
-    bias: Tensor | None = query.bias
-    if bias is not None:
-        bias = torch.cat([bias * scale, key.bias])
-    return linear(torch.cat([query.weight * scale, key.weight]), bias)
 
 
 def per_head(weight: Tensor, heads: int) -> Tensor:
@@ -98,5 +80,5 @@ def after_value(attention: Attention) -> nn.Linear:
 def head(config: LGViTConfig, exit: ExitConfig) -> ExitHead:
     """Returns a fresh head with as many attention heads as the block before it."""
     sizes = config.blocks[exit.block - 1]
-    body = AttentionBody(sizes.dim, sizes.num_heads, qkv_bias=config.qkv_bias)
+    body = _SelfAttention(sizes.dim, sizes.num_heads, qkv_bias=config.qkv_bias)
     return body_head(config, exit, body)

@@ -22,15 +22,10 @@ Names = dict[str, "str | tuple[str, int]"]
 
 
 class Body(Protocol):
-    """A module that computes features of patch tokens.
+    """A module that computes features of patch tokens."""
 
-    Attributes:
-        residual: whether the input is part of the features.
-        authors: the authors' names of the body's modules.
-    """
-
-    residual: bool
-    authors: Names
+    residual: bool  # whether the input is part of the features
+    authors: Names  # the authors' names of the body's modules
 
     def features(self, patches: Tensor) -> Tensor:
         """Returns the features, ``[B, N, D] -> [B, N', D]``."""
@@ -69,10 +64,10 @@ class ExitHead(nn.Module):
 def body_head(config: LGViTConfig, exit: ExitConfig, body: nn.Module) -> ExitHead:
     """Returns a head around ``body``; it reads prefix tokens if the backbone has them."""
     block = config.blocks[exit.block - 1]
-    return (TokenHead if config.prefix_tokens else MeanHead)(config, block, body)
+    return (_TokenHead if config.prefix_tokens else _MeanHead)(config, block, body)
 
 
-class TokenHead(ExitHead):
+class _TokenHead(ExitHead):
     """A head that classifies the sum of mean feature and prefix token."""
 
     body: Body
@@ -84,22 +79,19 @@ class TokenHead(ExitHead):
         self.classifier = Classifier(block.dim, config.num_classes, config.classifiers)
 
     def features(self, hidden: Tensor) -> Tensor:
-        """Returns the features F_m of Eqs. 9 to 11, ``[B, T, D] -> [B, N', D]``."""
         return self.body.features(hidden[:, self.prefix_tokens :])
 
     def classify(self, hidden: Tensor, features: Tensor) -> Tensor:
-        """Returns the logits, ``[B, T, D], [B, N', D] -> [B, C]``."""
         tokens = hidden[:, : len(self.classifier.linears)]
         logits: Tensor = self.classifier(tokens + features.mean(dim=1, keepdim=True))
         return logits
 
     def deployed(self) -> nn.Module:
-        """Returns the head as it is exported, ``[B, T, D] -> logits [B, C]``."""
         return _DeployedTokenHead(self)
 
     def authors(self) -> Names:
-        """Returns the authors' names of this head's modules."""
-        return {**within("body", self.body.authors), **classifier_names(self.classifier)}
+        names = classifier_names(len(self.classifier.linears), "classifier")
+        return within("body", self.body.authors) | names
 
 
 class _DeployedTokenHead(nn.Module):
@@ -111,7 +103,7 @@ class _DeployedTokenHead(nn.Module):
 
     select: Tensor
 
-    def __init__(self, head: TokenHead) -> None:
+    def __init__(self, head: _TokenHead) -> None:
         super().__init__()
         self.classifier, prefix = head.classifier, head.prefix_tokens
         rows = torch.eye(len(head.classifier.linears), prefix + head.patches)[None]
@@ -125,7 +117,7 @@ class _DeployedTokenHead(nn.Module):
         return logits
 
 
-class MeanHead(ExitHead):
+class _MeanHead(ExitHead):
     """A head that norms, averages and classifies features, for backbones without prefix tokens."""
 
     body: Body
@@ -136,22 +128,17 @@ class MeanHead(ExitHead):
         self.readout = MeanClassifier(block.dim, config.num_classes, eps=config.layer_norm_eps)
 
     def features(self, hidden: Tensor) -> Tensor:
-        """Returns the features F_m of Eqs. 9 to 11, ``[B, N, D] -> [B, N', D]``."""
         return self.body.features(hidden)
 
     def classify(self, hidden: Tensor, features: Tensor) -> Tensor:
-        """Returns the logits, ``[B, N, D], [B, N', D] -> [B, C]``; ``hidden`` is not read."""
         logits: Tensor = self.readout(features)
         return logits
 
     def deployed(self) -> nn.Module:
-        """Returns the head as it is exported, ``[B, N, D] -> logits [B, C]``."""
         return nn.Sequential(self.body.folded(), self.readout)
 
     def authors(self) -> Names:
-        """Returns the authors' names of this head's modules."""
-        return {
-            **within("body", self.body.authors),
+        return within("body", self.body.authors) | {
             "readout.norm": "classifier.layernorm",
             "readout.classifier.linears.0": "classifier.classifier",
         }
@@ -166,11 +153,25 @@ def within(ours: str, names: Names, theirs: str = "") -> Names:
     }
 
 
-def classifier_names(classifier: Classifier, ours: str = "classifier") -> Names:
-    """Returns the authors' names of classifiers on prefix tokens."""
-    theirs = ["cls_classifier", "distillation_classifier"]
-    if len(classifier.linears) == 1:
-        theirs = ["classifier"]
+def block_names(attention: str) -> Names:
+    """Returns Hugging Face's names, which are the authors', of the parts of an encoder block.
+
+    ``attention`` is what they call the part that holds query, key and value.
+    """
+    return {
+        **{f"attention.{p}": f"attention.{attention}.{p}" for p in ("query", "key", "value")},
+        "attention.table": f"attention.{attention}.relative_position_bias_table",
+        "attention.proj": "attention.output.dense",
+        "norm1": "layernorm_before",
+        "norm2": "layernorm_after",
+        "fc1": "intermediate.dense",
+        "fc2": "output.dense",
+    }
+
+
+def classifier_names(count: int, ours: str) -> Names:
+    """Returns Hugging Face's names, which are the authors', of one or two classifiers."""
+    theirs = ["cls_classifier", "distillation_classifier"] if count == 2 else ["classifier"]
     return {f"{ours}.linears.{j}": name for j, name in enumerate(theirs)}
 
 

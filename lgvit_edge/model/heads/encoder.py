@@ -11,7 +11,7 @@ from lgvit_edge.architecture.sizes import BlockConfig
 from lgvit_edge.model.backbones.block import Attention, Block
 from lgvit_edge.model.heads import mlp
 from lgvit_edge.model.heads.attention import after_value, per_head
-from lgvit_edge.model.heads.base import ExitHead, Names, within
+from lgvit_edge.model.heads.base import ExitHead, Names, block_names, within
 
 
 class EncoderHead(ExitHead):
@@ -38,17 +38,8 @@ class EncoderHead(ExitHead):
 
     def authors(self) -> Names:
         """Returns the authors' names of this head's modules."""
-        block: Names = {
-            "block.attention.query": "layer.attention.attention.query",
-            "block.attention.key": "layer.attention.attention.key",
-            "block.attention.value": "layer.attention.attention.value",
-            "block.attention.proj": "layer.attention.output.dense",
-            "block.norm1": "layer.layernorm_before",
-            "block.norm2": "layer.layernorm_after",
-            "block.fc1": "layer.intermediate.dense",
-            "block.fc2": "layer.output.dense",
-        }
-        return {**block, **within("readout", self.readout.authors(), "classifier")}
+        block = within("block", block_names("attention"), "layer")
+        return block | within("readout", self.readout.authors(), "classifier")
 
 
 class _PrefixBlock(nn.Module):

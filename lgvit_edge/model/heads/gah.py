@@ -21,9 +21,7 @@ class GlobalAggregation(Attention):
 
     residual = False
     authors: Names = {
-        "query": ("mlp.qkv", 0),
-        "key": ("mlp.qkv", 1),
-        "value": ("mlp.qkv", 2),
+        **{part: ("mlp.qkv", third) for third, part in enumerate(("query", "key", "value"))},
         "proj": "mlp.proj",
     }
 
@@ -32,10 +30,7 @@ class GlobalAggregation(Attention):
         self.grid, self.window, self.average = grid, window, average
 
     def features(self, patches: Tensor) -> Tensor:
-        """Returns the features, ``[B, N, D] -> [B, N', D]``.
-
-        N' is ceil(H/s)^2 subsampled or floor(H/s)^2 averaged.
-        """
+        """Returns the features; N' is ceil(H/s)^2 subsampled or floor(H/s)^2 averaged."""
         return self.forward(self.converge(patches))
 
     def converge(self, patches: Tensor) -> Tensor:

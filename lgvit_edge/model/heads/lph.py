@@ -7,18 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
-from lgvit_edge.model.heads.base import (
-    ExitHead,
-    Names,
-    affine,
-    as_image,
-    body_head,
-    linear,
-    mean_row,
-)
+from lgvit_edge.model.heads import ExitHead, Names
+from lgvit_edge.model.heads.base import affine, as_image, body_head, linear, mean_row
 
 
-class LocalPerception(nn.Module):
+class _LocalPerception(nn.Module):
     """Computes LPH features with convolutions (Eqs. 1, 2).
 
     1x1 -> GELU -> BN -> depthwise k x k -> GELU -> BN -> 1x1 -> BN. ``k = 0`` skips the depthwise
@@ -45,7 +38,6 @@ class LocalPerception(nn.Module):
         self.project_norm = nn.BatchNorm2d(dim)
 
     def features(self, patches: Tensor) -> Tensor:
-        """Returns the features, ``[B, N, D] -> [B, N, D]``."""
         x: Tensor = self.expand_norm(functional.gelu(self.expand(as_image(patches, self.grid))))
         if self.depthwise is not None and self.depthwise_norm is not None:
             x = self.depthwise_norm(functional.gelu(self.depthwise(x)))
@@ -53,30 +45,32 @@ class LocalPerception(nn.Module):
         return x + patches if self.residual else x
 
     def pooled(self, prefix: int) -> nn.Module:
-        """Returns a module for their mean without residual, ``[B, prefix + N, D] -> [B, 1, D]``."""
-        return _Pooled(self, prefix)
+        return _Deployed(self, prefix, mean=True)
 
     def folded(self) -> nn.Module:
-        """Returns a module for the features, norms folded, ``[B, N, D] -> [B, N, D]``."""
-        return _Folded(self)
+        return _Deployed(self, 0, mean=False)
 
 
 def _depthwise(dim: int, kernel: int, *, bias: bool = True) -> nn.Conv2d:
     return nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim, bias=bias)
 
 
-class _Layers(nn.Module):
-    """The LPH's layers with their norms folded in; subclasses connect them.
+class _Deployed(nn.Module):
+    """The LPH's layers with their norms folded in, and maybe the mean before the last.
 
-    1x1 convolutions are linear layers on tokens, which need no transposition.
+    1x1 convolutions are linear layers on tokens, which need no transposition. All but the depthwise
+    part work on the prefix too. The mean leaves it out: a product with a constant row is quicker
+    than slicing and reducing. The mean is that of the features without the residual.
     """
 
     shift_map: Tensor
+    mean_row: Tensor
 
     @torch.no_grad()
-    def __init__(self, body: LocalPerception) -> None:
+    def __init__(self, body: _LocalPerception, prefix: int, *, mean: bool) -> None:
         super().__init__()
         dim, self.grid = body.expand.out_channels, body.grid
+        self.prefix, self.mean, self.residual = prefix, mean, body.residual and not mean
         self.expand = linear(body.expand.weight.flatten(1), body.expand.bias)
         self.depthwise: nn.Conv2d | None = None
         scale, shift = affine(body.expand_norm)
@@ -89,6 +83,8 @@ class _Layers(nn.Module):
             mapped = functional.conv2d(ones, old.weight, old.bias, padding=k // 2, groups=dim)
             self.register_buffer("shift_map", mapped)
             scale, shift = affine(body.depthwise_norm)
+        elif mean:
+            self.register_buffer("mean_row", mean_row(prefix, self.grid**2))
         out_scale, out_shift = affine(body.project_norm)
         weight, bias = body.project.weight.flatten(1), body.project.bias
         self.project = linear(
@@ -96,52 +92,20 @@ class _Layers(nn.Module):
             out_scale * (weight @ shift + (0 if bias is None else bias)) + out_shift,
         )
 
-    def perceive(self, tokens: Tensor) -> Tensor:
-        """Applies the depthwise part, ``[B, N, D] -> [B, D, grid, grid]``."""
-        assert self.depthwise is not None
-        return functional.gelu(self.depthwise(as_image(tokens, self.grid)) + self.shift_map)
-
-
-class _Pooled(_Layers):
-    """The mean of the features, computed before the last layer.
-
-    Layers work on all tokens. The mean leaves the prefix out: a product with a constant row is
-    quicker than slicing and reducing.
-    """
-
-    mean_row: Tensor
-
-    def __init__(self, body: LocalPerception, prefix: int) -> None:
-        super().__init__(body)
-        self.prefix = prefix
-        if self.depthwise is None:
-            self.register_buffer("mean_row", mean_row(prefix, self.grid**2))
-
     def forward(self, hidden: Tensor) -> Tensor:
-        x = functional.gelu(self.expand(hidden))
-        if self.depthwise is None:
-            mean = self.mean_row @ x
-        else:
-            mean = self.perceive(x[:, self.prefix :]).mean(dim=(2, 3))[:, None]
-        pooled: Tensor = self.project(mean)
-        return pooled
-
-
-class _Folded(_Layers):
-    def __init__(self, body: LocalPerception) -> None:
-        super().__init__(body)
-        self.residual = body.residual
-
-    def forward(self, patches: Tensor) -> Tensor:
-        x: Tensor = functional.gelu(self.expand(patches))
+        x: Tensor = functional.gelu(self.expand(hidden))
         if self.depthwise is not None:
-            x = self.perceive(x).flatten(2).transpose(1, 2)
+            image = as_image(x[:, self.prefix :] if self.prefix else x, self.grid)
+            image = functional.gelu(self.depthwise(image) + self.shift_map)
+            x = image.mean(dim=(2, 3))[:, None] if self.mean else image.flatten(2).transpose(1, 2)
+        elif self.mean:
+            x = self.mean_row @ x
         x = self.project(x)
-        return x + patches if self.residual else x
+        return x + hidden if self.residual else x
 
 
 def head(config: LGViTConfig, exit: ExitConfig) -> ExitHead:
     """Returns a fresh LPH."""
     sizes = config.blocks[exit.block - 1]
-    body = LocalPerception(sizes.dim, sizes.grid, exit.size, residual=config.lph_residual)
+    body = _LocalPerception(sizes.dim, sizes.grid, exit.size, residual=config.lph_residual)
     return body_head(config, exit, body)

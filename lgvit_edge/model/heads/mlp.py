@@ -20,11 +20,10 @@ class _MLPHead(ExitHead):
     """A head whose features are the block's output itself."""
 
     def features(self, hidden: Tensor) -> Tensor:
-        """Returns the hidden states unchanged, ``[B, T, D] -> [B, T, D]``."""
         return hidden
 
 
-class PoolerHead(_MLPHead):
+class _PoolerHead(_MLPHead):
     """A head that classifies ``tanh(pooler(x[:, 0]))``, without a norm."""
 
     def __init__(self, dim: int, num_classes: int) -> None:
@@ -33,16 +32,14 @@ class PoolerHead(_MLPHead):
         self.classifier = Classifier(dim, num_classes)
 
     def classify(self, hidden: Tensor, features: Tensor) -> Tensor:
-        """Returns the logits, ``[B, T, D] -> [B, C]``."""
         logits: Tensor = self.classifier(torch.tanh(self.pooler(features[:, :1])))
         return logits
 
     def authors(self) -> Names:
-        """Returns the authors' names of this head's modules."""
-        return {"pooler": "pooler.dense", **classifier_names(self.classifier)}
+        return {"pooler": "pooler.dense", **classifier_names(1, "classifier")}
 
 
-class ReadoutHead(_MLPHead):
+class _ReadoutHead(_MLPHead):
     """A head in the form of the final classifier."""
 
     def __init__(self, readout: nn.Module) -> None:
@@ -50,15 +47,13 @@ class ReadoutHead(_MLPHead):
         self.readout = readout
 
     def classify(self, hidden: Tensor, features: Tensor) -> Tensor:
-        """Returns the logits, ``[B, T, D] -> [B, C]``."""
         logits: Tensor = self.readout(features)
         return logits
 
     def authors(self) -> Names:
-        """Returns the authors' names of this head's modules."""
         classifier = self.readout.classifier
         assert isinstance(classifier, Classifier)  # in the authors' families
-        names = classifier_names(classifier, "readout.classifier")
+        names = classifier_names(len(classifier.linears), "readout.classifier")
         return {"readout.norm": "layernorm", **names}
 
 
@@ -70,9 +65,9 @@ def head(config: LGViTConfig, exit: ExitConfig) -> ExitHead:
 
 def pooler(config: LGViTConfig, exit: ExitConfig) -> ExitHead:
     """Returns an MLP head with a pooler."""
-    return PoolerHead(config.blocks[exit.block - 1].dim, config.num_classes)
+    return _PoolerHead(config.blocks[exit.block - 1].dim, config.num_classes)
 
 
 def readout(config: LGViTConfig, exit: ExitConfig) -> ExitHead:
     """Returns an MLP head in the form of the final classifier."""
-    return ReadoutHead(parts(config).final(config, config.blocks[exit.block - 1].dim))
+    return _ReadoutHead(parts(config).final(config, config.blocks[exit.block - 1].dim))

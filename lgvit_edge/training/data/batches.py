@@ -21,30 +21,21 @@ from lgvit_edge.training.data.datasets import Dataset
 from lgvit_edge.training.team import Team
 
 Key = tuple[int, ...]
+Indices = np.ndarray[Any, Any]
 ALONE = Team(torch.device("cpu"))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images and labels of one step.
+    """Images and labels of one step."""
 
-    Attributes:
-        images: ``[B, 3, S, S] float32``, normalised.
-        labels: ``[B] int64``.
-        indices: ``[B] int64``, places in the dataset.
-    """
-
-    images: Tensor
-    labels: Tensor
-    indices: Tensor
+    images: Tensor  # [B, 3, S, S] float32, normalised
+    labels: Tensor  # [B] int64
+    indices: Tensor  # [B] int64, places in the dataset
 
 
 class Batches:
-    """Batches of a dataset, epoch after epoch.
-
-    Attributes:
-        unreadable: why each image that was skipped so far cannot be read, by index.
-    """
+    """Batches of a dataset, epoch after epoch."""
 
     def __init__(
         self,
@@ -57,15 +48,11 @@ class Batches:
     ) -> None:
         """Prepare the loader; workers start with the first epoch.
 
-        Args:
-            dataset: images and labels.
-            preprocess: how they are normalised.
-            batch_size: images per step, of all processes together.
-            workers: processes that decode; 0 decodes in this one.
-            team: ``shuffled`` yields this process's share of every batch.
+        ``batch_size`` counts the images of all processes of the ``team`` together, of which
+        ``shuffled`` yields this one's share. ``workers`` processes decode; 0 decodes in this one.
         """
         self.dataset, self.device, self.team = dataset, team.device, team
-        self.unreadable: dict[int, str] = {}
+        self.unreadable: dict[int, str] = {}  # why images that were skipped cannot be read
         self._sampler = _Sampler(len(dataset), batch_size)
         self._loader: torch_data.DataLoader[Any] = torch_data.DataLoader(
             _Items(dataset),
@@ -74,8 +61,7 @@ class Batches:
             collate_fn=_collate,
             persistent_workers=workers > 0,
         )
-        mean = torch.tensor(preprocess.mean, dtype=torch.float32, device=self.device)
-        std = torch.tensor(preprocess.std, dtype=torch.float32, device=self.device)
+        mean, std = torch.tensor([preprocess.mean, preprocess.std], device=self.device).float()
         self._scale = (1 / (255 * std))[:, None, None]
         self._offset = (-mean / std)[:, None, None]
 
@@ -87,17 +73,14 @@ class Batches:
         """Yields one epoch of augmented images in random order, both decided by ``key``."""
         return self._run(_permutation(len(self.dataset), key), key, self.team)
 
-    def ordered(self, key: Key | None = None) -> Iterator[Batch]:
-        """Yields one epoch in order: as at inference, or augmented as ``key`` decides."""
-        return self._run(np.arange(len(self.dataset)), key)
+    def ordered(self, key: Key | None = None, indices: Indices | None = None) -> Iterator[Batch]:
+        """Yields all images, or those of ``indices``, in order: augmented as ``key`` decides.
 
-    def some(self, indices: np.ndarray[Any, Any], key: Key | None = None) -> Iterator[Batch]:
-        """Yields the images of ``indices`` in this order, otherwise as ``ordered``."""
-        return self._run(indices, key)
+        Without a ``key`` they are as at inference.
+        """
+        return self._run(np.arange(len(self.dataset)) if indices is None else indices, key)
 
-    def _run(
-        self, order: np.ndarray[Any, Any], key: Key | None, team: Team = ALONE
-    ) -> Iterator[Batch]:
+    def _run(self, order: Indices, key: Key | None, team: Team = ALONE) -> Iterator[Batch]:
         self._sampler.order, self._sampler.key, self._sampler.team = order, key, team
         for frames, indices, faults in self._loader:
             self.unreadable.update(faults)
@@ -120,7 +103,7 @@ def shuffled_indices(count: int, batch_size: int, key: Key, team: Team = ALONE) 
     return (team.share(order[a:b]) for a, b in _bounds(count, batch_size, team.size))
 
 
-def _permutation(count: int, key: Key) -> np.ndarray[Any, Any]:
+def _permutation(count: int, key: Key) -> Indices:
     return np.random.default_rng(key).permutation(count)
 
 
@@ -141,9 +124,6 @@ class _Sampler:
         self.order = np.arange(count)
         self.key: Key | None = None
         self.team = ALONE
-
-    def __len__(self) -> int:
-        return len(_bounds(len(self.order), self.batch_size, self.team.size))
 
     def __iter__(self) -> Iterator[list[tuple[int, Key | None]]]:
         for a, b in _bounds(len(self.order), self.batch_size, self.team.size):

@@ -1,10 +1,11 @@
-"""Datasets of labelled images: folders on disk, arrays in memory."""
+"""Datasets of labelled images: folders on disk, arrays in memory; and their random changes."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
 import itertools
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,23 +17,19 @@ from numpy.typing import NDArray
 from lgvit_edge.errors import DataError
 from lgvit_edge.images.preprocess import SUFFIXES, list_images, load_rgb, resize_crop
 from lgvit_edge.images.spec import Preprocess
-from lgvit_edge.training.data.augment import random_resized_crop, random_shift
+
+_RATIO = (3 / 4, 4 / 3)  # width to height of a crop
+_ATTEMPTS = 10
 
 
 class Dataset(Protocol):
-    """A dataset of labelled images, each of the size the network takes.
+    """A dataset of labelled images, each of the size the network takes."""
 
-    Attributes:
-        classes: names, by label.
-        labels: ``[n] int64``.
-    """
-
-    classes: tuple[str, ...]
-    labels: NDArray[np.int64]
+    classes: tuple[str, ...]  # names, by label
+    labels: NDArray[np.int64]  # [n]
 
     def __len__(self) -> int:
         """The number of images, n."""
-        ...
 
     def image(self, index: int, rng: np.random.Generator | None) -> NDArray[np.uint8]:
         """Returns an image ``[S, S, 3] uint8``, augmented by ``rng`` or else as at inference.
@@ -40,11 +37,9 @@ class Dataset(Protocol):
         Raises:
             DataError: this image cannot be read.
         """
-        ...
 
     def fingerprint(self) -> str:
         """Returns a hash that differs when images, labels or their order differ."""
-        ...
 
 
 class ImageFolder:
@@ -100,16 +95,14 @@ class ImageFolder:
                 f"every class folder, found none in {_shorten(empty)}"
             )
         self.paths = [path for paths in images.values() for path in paths]
-        self.labels = np.array(
-            [number[name] for name, paths in images.items() for _ in paths], np.int64
-        )
+        labels = [number[name] for name, paths in images.items() for _ in paths]
+        self.labels = np.array(labels, np.int64)
 
     def split(self, share: float, seed: int) -> tuple[ImageFolder, ImageFolder]:
         """Returns two datasets that share no image: the rest, and ``share`` of every class.
 
-        Args:
-            share: 0..1; of every class at least one image is set aside, and one is left.
-            seed: decides which images.
+        ``share`` is in 0..1: of every class at least one image is set aside, and one is left.
+        ``seed`` decides which.
 
         Raises:
             DataError: a class has a single image.
@@ -215,6 +208,60 @@ class ArrayDataset:
         digest.update(np.ascontiguousarray(self.images).data)
         digest.update(np.ascontiguousarray(self.labels).data)
         return digest.hexdigest()
+
+
+def random_crop_box(
+    height: int, width: int, rng: np.random.Generator, *, min_share: float
+) -> tuple[float, float, float, float]:
+    """Returns left, top, right and bottom of a random part of an image.
+
+    Its area is uniform in ``min_share``..1 of the image's, its aspect ratio log-uniform in
+    3/4..4/3: the usual random resized crop.
+    """
+    for _ in range(_ATTEMPTS):
+        area = height * width * rng.uniform(min_share, 1.0)
+        ratio = math.exp(rng.uniform(math.log(_RATIO[0]), math.log(_RATIO[1])))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            x, y = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
+            return float(x), float(y), float(x + w), float(y + h)
+    # A panorama may hold no crop of such a shape: take the largest in its middle.
+    ratio = min(max(width / height, _RATIO[0]), _RATIO[1])
+    w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
+    left, top = (width - w) / 2, (height - h) / 2
+    return left, top, left + w, top + h
+
+
+def random_resized_crop(
+    frame: NDArray[np.uint8],
+    spec: Preprocess,
+    size: int,
+    rng: np.random.Generator,
+    *,
+    min_share: float,
+    flip: bool,
+) -> NDArray[np.uint8]:
+    """Returns a random part of ``frame``, resized and, if ``flip``, every other time mirrored.
+
+    ``[H, W, 3] uint8 -> [size, size, 3] uint8``, with the interpolation of ``spec``. ``min_share``
+    is the smallest share of the image's area in a crop.
+    """
+    from PIL import Image
+
+    box = random_crop_box(frame.shape[0], frame.shape[1], rng, min_share=min_share)
+    resampling = Image.Resampling[spec.interpolation.upper()]
+    image = Image.fromarray(np.ascontiguousarray(frame)).resize((size, size), resampling, box=box)
+    result = np.asarray(image)
+    return result[:, ::-1] if flip and rng.random() < 0.5 else result
+
+
+def random_shift(
+    frame: NDArray[np.uint8], rng: np.random.Generator, *, pixels: int
+) -> NDArray[np.uint8]:
+    """Returns ``frame [H, W, 3] uint8`` moved by up to ``pixels`` each way; borders are black."""
+    top, left = pixels - rng.integers(-pixels, pixels + 1, size=2)
+    padded = np.pad(frame, ((pixels, pixels), (pixels, pixels), (0, 0)))
+    return padded[top : top + frame.shape[0], left : left + frame.shape[1]]
 
 
 def class_names(folder: Path) -> list[str]:

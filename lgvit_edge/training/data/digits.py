@@ -18,7 +18,6 @@ from lgvit_edge.training.data.datasets import ArrayDataset
 from lgvit_edge.training.settings import TrainingConfig
 
 _SIZE, _PATCH = 32, 4
-_SHARE = 0.8
 
 
 def digits_config() -> LGViTConfig:
@@ -67,27 +66,20 @@ def digits_sets() -> tuple[ArrayDataset, ArrayDataset]:
 
     digits = require("sklearn.datasets", extra="train").load_digits()
     grey = np.round(digits.images * (255 / 16)).astype(np.uint8)  # [1797, 8, 8], 0..16 before
-    large = [
-        np.asarray(Image.fromarray(g).resize((_SIZE, _SIZE), Image.Resampling.BILINEAR))
-        for g in grey
-    ]
-    images = np.repeat(np.stack(large)[..., None], 3, axis=3)
+    side, bilinear = (_SIZE, _SIZE), Image.Resampling.BILINEAR
+    large = np.stack([np.asarray(Image.fromarray(g).resize(side, bilinear)) for g in grey])
+    images = np.repeat(large[..., None], 3, axis=3)
     labels = digits.target.astype(np.int64)
     order = np.random.default_rng(0).permutation(len(labels))
-    cut = int(_SHARE * len(order))
-    names = [str(digit) for digit in range(10)]
+    cut = int(0.8 * len(order))
     return (
-        ArrayDataset(images[order[:cut]], labels[order[:cut]], classes=names, shift=1),
-        ArrayDataset(images[order[cut:]], labels[order[cut:]], classes=names),
+        ArrayDataset(images[order[:cut]], labels[order[:cut]], shift=1),
+        ArrayDataset(images[order[cut:]], labels[order[cut:]]),
     )
 
 
 def write_images(images: ArrayDataset, folder: Path) -> None:
-    """Writes every image as a PNG file, in a sub-folder per class.
-
-    Raises:
-        OSError: a file cannot be written.
-    """
+    """Writes every image as a PNG file, in a sub-folder per class."""
     from PIL import Image
 
     for number, (image, label) in enumerate(zip(images.images, images.labels, strict=True)):

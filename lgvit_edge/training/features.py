@@ -1,7 +1,8 @@
-"""Stores the frozen backbone's outputs on disk, so that stage 2 runs it only once.
+"""Outputs of the frozen backbone that stage 2 trains on: per batch, in memory, or on disk.
 
-One file of float16 per block, memory-mapped, filled chunk by chunk. After every chunk its checksums
-are written: an interrupted run continues there, and a damaged chunk is computed again.
+On disk is one file of float16 per block, memory-mapped, filled chunk by chunk. After every chunk
+its checksums are written: an interrupted run continues there, and a damaged chunk is computed
+again.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import math
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,26 +24,122 @@ from torch import Tensor
 from lgvit_edge._support.files import locked, write_json
 from lgvit_edge.bundle.codec import to_json
 from lgvit_edge.errors import TrainingError
+from lgvit_edge.machine.memory import memory_bytes
 from lgvit_edge.model import LGViT
-from lgvit_edge.training.data.batches import Batches, Key, shuffled_indices
-from lgvit_edge.training.features.states import HiddenStates, frozen, view_keys
+from lgvit_edge.training.data.batches import Batch, Batches, Key, shuffled_indices
 from lgvit_edge.training.resume import weights_hash
 from lgvit_edge.training.settings import TrainingConfig
 
+_SHARE_OF_MEMORY = 0.5
 _INDEX = "features.json"
 _VERSION = 2  # 1: identity, checksums by chunk. 2: blocks beside the identity
 _CHUNK = 512  # images between two checksums
 _MARGIN = 200_000_000  # bytes of disk left to others
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int], None]  # called with what is done, and how much there is in all
+
+
+@dataclass(frozen=True)
+class HiddenStates:
+    """The inputs of one step of stage 2, in float32."""
+
+    exits: list[Tensor]  # outputs of the M exits' blocks, each [B, T, D]
+    last: Tensor  # output of block L, [B, T, D]; its patch tokens are F_L
+    teacher: Tensor  # the final classifier's logits, through the final norm, [B, C]
+    labels: Tensor  # [B] int64
+
+
+@torch.no_grad()
+def frozen(model: LGViT, images: Tensor, config: TrainingConfig) -> tuple[list[Tensor], Tensor]:
+    """Returns the outputs ``[B, T, D]`` of embedding and blocks, and the final logits ``[B, C]``.
+
+    They are float32, whatever precision they were computed in.
+    """
+    with config.autocast(images.device):
+        states = model.hidden_states(images)
+        logits = model.backbone.final(states[-1])
+    return [state.float() for state in states], logits.float()
+
+
+def hidden_states(model: LGViT, batch: Batch, config: TrainingConfig) -> HiddenStates:
+    """Runs the backbone once for all exits."""
+    states, teacher = frozen(model, batch.images, config)
+    exits = [states[exit.block] for exit in model.config.exits]
+    return HiddenStates(exits, states[-1], teacher, batch.labels)
+
+
+def view_keys(config: TrainingConfig) -> list[Key | None]:
+    """Returns the random key of each cached copy; None is the image as at inference."""
+    views = range(config.cache_views)
+    return [(config.seed, 0, view) for view in views] if views else [None]
+
+
+class StoredStates(Protocol):
+    """Hidden states of all images, computed before."""
+
+    def shuffled(self, epoch: int, batch_size: int, key: Key) -> Iterator[HiddenStates]:
+        """Yields one epoch in random order."""
+
+
+class HiddenCache:
+    """Hidden states of all images in memory, in float16."""
+
+    def __init__(
+        self,
+        model: LGViT,
+        batches: Batches,
+        config: TrainingConfig,
+        progress: Progress = lambda done, total: None,
+    ) -> None:
+        """Run the backbone, frozen from here on, over the training images.
+
+        ``progress`` is called with images done and images in all, from 0 for each view.
+
+        Raises:
+            TrainingError: the states would not fit into half of this machine's memory.
+        """
+        keys, shape = view_keys(config), model.config
+        images, memory = len(batches.dataset) * len(keys), memory_bytes()
+        blocks = [*(exit.block for exit in shape.exits), shape.num_blocks]
+        needed = 2 * images * sum(math.prod(shape.hidden_shape(block)) for block in blocks)
+        if needed > _SHARE_OF_MEMORY * memory:
+            raise TrainingError(
+                f"caching {images} images takes {needed / 1e9:.1f} GB, expected at most half of "
+                f"this machine's {memory / 1e9:.1f} GB; train without cache"
+            )
+        self.device = next(model.parameters()).device
+        model.eval()
+        self._progress = progress
+        self._views = [self._compute(model, batches, config, key) for key in keys]
+
+    def _compute(
+        self, model: LGViT, batches: Batches, config: TrainingConfig, key: Key | None
+    ) -> HiddenStates:
+        count, stored, filled = len(batches.dataset), list[Tensor](), 0
+        for batch in batches.ordered(key):
+            s = hidden_states(model, batch, config)
+            rows = [*(t.half().cpu() for t in (*s.exits, s.last)), s.teacher, s.labels]
+            # Filled in place: joining a list of batches would need twice the memory.
+            stored = stored or [t.new_empty((count, *t.shape[1:])) for t in rows]
+            for whole, part in zip(stored, rows, strict=True):
+                whole[filled : filled + len(part)] = part
+            filled += len(s.labels)
+            self._progress(filled, count)
+        if not stored:
+            raise TrainingError("expected training images, found none that can be read")
+        *exits, last, teacher, labels = (whole[:filled] for whole in stored)
+        return HiddenStates(exits, last, teacher, labels)
+
+    def shuffled(self, epoch: int, batch_size: int, key: Key) -> Iterator[HiddenStates]:
+        """Yields one epoch in random order; epochs take the views in turn."""
+        states = self._views[epoch % len(self._views)]
+        for rows in shuffled_indices(len(states.labels), batch_size, key):
+            stored, places = (*states.exits, states.last), rows.to(states.labels.device)
+            *exits, last = (tensor[rows].to(self.device).float() for tensor in stored)
+            yield HiddenStates(exits, last, states.teacher[places], states.labels[places])
 
 
 class FeatureStore:
-    """Hidden states of all images, stored in a folder; ``HiddenCache`` holds them in memory.
-
-    Attributes:
-        folder: the folder.
-        bytes: its size when it is complete.
-    """
+    """Hidden states of all images, stored in a folder; ``HiddenCache`` holds them in memory."""
 
     def __init__(
         self,
@@ -54,12 +152,8 @@ class FeatureStore:
     ) -> None:
         """Read the folder's index; nothing is computed or written yet.
 
-        Args:
-            folder: created if it is missing.
-            model: its backbone is frozen from here on.
-            batches: of the training images.
-            config: ``cache_views``, ``seed``, ``precision``, ``min_crop`` and ``flip`` are read.
-            blocks: more blocks than this model's exits read, for other trainings.
+        The backbone is frozen from here on. Outputs of ``blocks`` are stored beside those that the
+        model's exits read, for other trainings.
 
         Raises:
             TrainingError: the folder holds features of another backbone or of other images, or
@@ -71,15 +165,12 @@ class FeatureStore:
         self.device = next(model.parameters()).device
         shape = model.config
         self.blocks = [*(exit.block for exit in shape.exits), shape.num_blocks]
-        stored, self._sums = self._read_index({*self.blocks, *blocks})
-        self._stored = stored
-        rows = len(self.keys) * self.images
-        shapes: dict[str, tuple[str, tuple[int, ...]]]
-        shapes = {f"block_{b}": ("<f2", shape.hidden_shape(b)) for b in stored}
-        shapes |= {"teacher": ("<f4", (shape.num_classes,)), "valid": ("|u1", ())}
-        self._shapes = {name: (kind, (rows, *tail)) for name, (kind, tail) in shapes.items()}
-        sizes = [np.dtype(k).itemsize * math.prod(s) for k, s in self._shapes.values()]
-        self.bytes = sum(sizes)
+        self._stored, self._sums = self._read_index({*self.blocks, *blocks})
+        self._rows = len(self.keys) * self.images
+        kinds: dict[str, Any] = {f"block_{b}": ("<f2", shape.hidden_shape(b)) for b in self._stored}
+        kinds |= {"teacher": ("<f4", (shape.num_classes,)), "valid": "|u1"}
+        self._kinds = {name: np.dtype(kind) for name, kind in kinds.items()}
+        self.bytes = self._rows * sum(kind.itemsize for kind in self._kinds.values())  # complete
         self._arrays: dict[str, NDArray[Any]] = {}
 
     def _identity(self) -> dict[str, Any]:
@@ -123,12 +214,8 @@ class FeatureStore:
             )
         return stored, sums
 
-    def check_room(self) -> None:
-        """Checks that the folder can be written and its disk has room.
-
-        Raises:
-            TrainingError: the folder cannot be made, or its disk has too little room.
-        """
+    def _check_room(self) -> None:
+        """Checks that the folder can be written and its disk has room."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             written = sum(p.stat().st_blocks * 512 for p in self.folder.iterdir())
@@ -145,17 +232,13 @@ class FeatureStore:
     def fill(self, progress: Progress = lambda done, total: None, *, wait: bool = False) -> int:
         """Computes the chunks that are missing or damaged.
 
-        Args:
-            progress: called with chunks done and chunks in all.
-            wait: whether to wait for another process that fills the same folder.
-
-        Returns:
-            The number of chunks computed.
+        ``progress`` is called with chunks done and chunks in all. ``wait`` tells whether to wait
+        for another process that fills the same folder. Returns the number of chunks computed.
 
         Raises:
             TrainingError: no room, or not one image could be read.
         """
-        self.check_room()
+        self._check_room()
         try:
             doing = f"computes the features in {self.folder}" if wait else None
             with locked(self.folder / ".lock", wait=doing):
@@ -178,7 +261,10 @@ class FeatureStore:
 
     def attach(self) -> None:
         """Opens the files that another process has filled."""
-        self._arrays = {name: self._map(name) for name in self._shapes}
+        for name, kind in self._kinds.items():
+            path, size = self.folder / name, kind.itemsize * self._rows
+            mode: Any = "r+" if path.is_file() and path.stat().st_size == size else "w+"
+            self._arrays[name] = np.memmap(path, dtype=kind, mode=mode, shape=(self._rows,))
 
     def _fill(self, progress: Progress) -> int:
         self.attach()
@@ -191,12 +277,6 @@ class FeatureStore:
         progress(len(chunks), len(chunks))
         return computed
 
-    def _map(self, name: str) -> NDArray[Any]:
-        kind, shape = self._shapes[name]
-        path, size = self.folder / name, np.dtype(kind).itemsize * math.prod(shape)
-        fresh = not path.is_file() or path.stat().st_size != size
-        return np.memmap(path, dtype=kind, mode="w+" if fresh else "r+", shape=shape)
-
     def _chunks(self) -> Iterator[tuple[Key | None, int, NDArray[np.int64]]]:
         """Yields augmentation key, first row, and images of each chunk."""
         for view, key in enumerate(self.keys):
@@ -207,7 +287,7 @@ class FeatureStore:
     def _compute(self, key: Key | None, first: int, images: NDArray[np.int64]) -> None:
         self.model.eval()
         self._arrays["valid"][first : first + len(images)] = 0
-        for batch in self.batches.some(images, key):
+        for batch in self.batches.ordered(key, images):
             rows = batch.indices.numpy() - images[0] + first
             states, teacher = frozen(self.model, batch.images, self.config)
             for block in self._stored:
@@ -216,16 +296,10 @@ class FeatureStore:
             self._arrays["valid"][rows] = 1
         for array in self._arrays.values():
             array.flush()  # type: ignore[attr-defined]  # all are memory maps
-        self._sums[str(first)] = {
-            name: self._checksum(name, first, len(images)) for name in self._arrays
-        }
-        record = {
-            "version": _VERSION,
-            "identity": self._described,
-            "blocks": self._stored,
-            "checksums": self._sums,
-        }
-        write_json(self.folder / _INDEX, record)
+        sums = {name: self._checksum(name, first, len(images)) for name in self._arrays}
+        self._sums[str(first)] = sums
+        record = {"version": _VERSION, "identity": self._described, "blocks": self._stored}
+        write_json(self.folder / _INDEX, {**record, "checksums": self._sums})
 
     def _intact(self, first: int, count: int) -> bool:
         """Returns whether what this model reads of a chunk is as it was written."""
@@ -253,12 +327,8 @@ class FeatureStore:
         return torch.from_numpy(np.flatnonzero(self._arrays["valid"][first : first + self.images]))
 
     def _states(self, images: Tensor, first: int) -> HiddenStates:
-        rows = images + first
-        *exits, last = (self._rows(f"block_{block}", rows) for block in self.blocks)
+        names, rows = [*(f"block_{block}" for block in self.blocks), "teacher"], images + first
+        arrays = (torch.from_numpy(self._arrays[name]) for name in names)
+        *exits, last, teacher = (a.index_select(0, rows).to(self.device).float() for a in arrays)
         labels = self.batches.dataset.labels[images.numpy()]
-        teacher = self._rows("teacher", rows)
         return HiddenStates(exits, last, teacher, torch.from_numpy(labels).to(self.device))
-
-    def _rows(self, name: str, rows: Tensor) -> Tensor:
-        stored = torch.from_numpy(self._arrays[name])
-        return stored.index_select(0, rows).to(self.device).float()
