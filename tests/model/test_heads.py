@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from small import vit
 from torch import Tensor, nn
 
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
@@ -26,46 +27,25 @@ FORMS: dict[str, dict[str, Any]] = {
     # Hugging Face's plain DeiT: the distillation token attends but is not classified.
     "deit-one-of-two": {"family": "deit", "prefix_tokens": 2},
     "swin": {
-        "family": "swin",
-        "prefix_tokens": 0,
-        "depths": (4, 4, 4),
-        "stage_heads": (2, 4, 8),
-        "window_size": 3,
+        **{"family": "swin", "prefix_tokens": 0, "window_size": 3},
+        **{"depths": (4, 4, 4), "stage_heads": (2, 4, 8)},
     },
 }
 # Every kind and size of head, for blocks 1 to 11; what needs a large map comes first.
-SIZED: tuple[tuple[str, dict[str, int]], ...] = (
-    ("gah", {"size": 3}),
-    ("lph", {"size": 5}),
-    ("conv", {}),
-    ("encoder", {"size": 24}),
-    ("gah", {"size": 2}),
-    ("lph", {"size": 3}),
-    ("attention", {}),
-    ("mlp", {}),
-    ("lph", {"size": 0}),
-    ("encoder", {}),
-    ("gah", {"size": 1}),
+SIZED: tuple[tuple[Any, ...], ...] = (
+    *(("gah", 3), ("lph", 5), ("conv",), ("encoder", 24), ("gah", 2), ("lph", 3)),
+    *(("attention",), ("mlp",), ("lph", 0), ("encoder",), ("gah", 1)),
 )
-EVERY_HEAD = tuple(ExitConfig(block, head, **size) for block, (head, size) in enumerate(SIZED, 1))
+EVERY_HEAD = tuple(ExitConfig(block, *head) for block, head in enumerate(SIZED, 1))
 PAPER = {"lph_residual": False, "gah_average": True}
 
 
 def every(form: str, grid: int = 5, **changes: Any) -> LGViTConfig:
     """12 blocks with all heads on ``grid x grid`` tokens."""
     side = 4 * grid
-    config = LGViTConfig(
-        **FORMS[form],
-        image_size=side,
-        patch_size=4,
-        hidden_size=16,
-        num_blocks=12,
-        num_heads=2,
-        intermediate_size=24,
-        num_classes=5,
-        exits=EVERY_HEAD,
-        preprocess=Preprocess(side + 2, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
-    )
+    spec = Preprocess(side + 2, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    sizes = dict(patch_size=4, num_blocks=12, intermediate_size=24, num_classes=5)
+    config = vit(**FORMS[form], image_size=side, **sizes, exits=EVERY_HEAD, preprocess=spec)
     return config.replace(**changes)
 
 
@@ -92,8 +72,8 @@ def test_deployed_heads_compute_what_was_trained(
 ) -> None:
     """All on the large map of the first block, so that odd sides and windows meet every head."""
     config = every(form, grid, exits=(), **flags)
-    for head, size in SIZED:
-        model = randomised(LGViT(config.replace(exits=(ExitConfig(1, head, **size),))))
+    for head in SIZED:
+        model = randomised(LGViT(config.replace(exits=(ExitConfig(1, *head),))))
         (trained,) = model.heads
         hidden = hidden_states(config, 1)
         with torch.no_grad():
