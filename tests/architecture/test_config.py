@@ -18,8 +18,6 @@ from lgvit_edge.architecture.published import architecture, architectures
 from lgvit_edge.errors import ConfigError
 from lgvit_edge.images.spec import Preprocess
 
-# What a configuration refuses.
-
 
 @pytest.mark.parametrize(
     ("exit", "message"),
@@ -61,16 +59,15 @@ LPH = ExitConfig(1, "lph")
         ({"classifiers": 0}, "found 1 and 0"),
         ({"layer_norm_eps": 0.0}, r"layer_norm_eps must be in 0..1, found 0\.0"),
         ({"layer_norm_eps": float("nan")}, "layer_norm_eps must be in 0..1, found nan"),
-        (
-            {"exits": (ExitConfig(2, "lph"), LPH)},
-            r"exits must be sorted, each after a block of its own, found \[2, 1\]",
-        ),
-        ({"exits": (LPH, LPH)}, r"each after a block of its own, found \[1, 1\]"),
-        ({"exits": (ExitConfig(0, "lph"),)}, r"must lie after blocks 1\.\.3 .* found \[0\]"),
-        (
-            {"exits": (ExitConfig(4, "lph"),)},
-            r"\(the final classifier follows block 4\), found \[4\]",
-        ),
+        *[
+            ({"exits": tuple(ExitConfig(block, "lph") for block in blocks)}, message)
+            for blocks, message in (
+                ([2, 1], r"exits must be sorted, each after a block of its own, found \[2, 1\]"),
+                ([1, 1], r"each after a block of its own, found \[1, 1\]"),
+                ([0], r"must lie after blocks 1\.\.3 .* found \[0\]"),
+                ([4], r"\(the final classifier follows block 4\), found \[4\]"),
+            )
+        ],
         (
             {"hidden_size": 36, "exits": (ExitConfig(1, "gah", 1),)},
             "gah after block 1: it has 8 attention heads, and width 36 is no multiple of 8",
@@ -146,9 +143,6 @@ def test_contradictions_are_reported_together(tiny_config: LGViTConfig) -> None:
     assert all(part in str(caught.value) for part in parts)
 
 
-# Published architectures.
-
-
 def test_every_architecture_is_valid() -> None:
     assert len(architectures()) == 14
     for name in architectures():
@@ -171,9 +165,6 @@ def test_architectures_bring_the_preprocessing_they_were_trained_with() -> None:
 def test_unknown_architecture() -> None:
     with pytest.raises(ConfigError, match="unknown architecture 'vit-huge'; known: vit-tiny, "):
         architecture("vit-huge")
-
-
-# JSON.
 
 
 def test_json_round_trip(tiny_config: LGViTConfig) -> None:

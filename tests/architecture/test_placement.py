@@ -27,9 +27,6 @@ def between(macs: list[int], exits: list[int]) -> list[int]:
     return [sum(macs[a:b]) for a, b in itertools.pairwise(exits)]
 
 
-# Where exits go.
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -157,9 +154,6 @@ def test_one_block_leaves_no_room_for_an_exit() -> None:
     for text in ("uniform:1", "deep:1"):
         with pytest.raises(ConfigError, match=r":M needs 1 <= M <= 0 here, found M = 1"):
             plan_exits(text, [1])
-
-
-# Which heads they get.
 
 
 @pytest.mark.parametrize(

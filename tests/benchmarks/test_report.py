@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pytest import MonkeyPatch
+from small import point
 
 from lgvit_edge.benchmarks import measure_exits, measure_images
 from lgvit_edge.benchmarks.report.gallery import Gallery, Picture
@@ -23,10 +25,10 @@ from lgvit_edge.benchmarks.report.page import check_report, write_page
 from lgvit_edge.benchmarks.report.survey import survey
 from lgvit_edge.bundle.directory import add_points, open_bundle
 from lgvit_edge.bundle.manifest import Manifest
-from lgvit_edge.bundle.points import Guarantee, OperatingPoint
+from lgvit_edge.bundle.points import Guarantee
 from lgvit_edge.errors import MissingDependency
 from lgvit_edge.images.labelled import LabelledImage
-from lgvit_edge.policies import Confidence, Policy
+from lgvit_edge.policies import Confidence
 from lgvit_edge.policies.scores import ENTROPY
 from lgvit_edge.runtime import Session
 
@@ -40,24 +42,6 @@ HOSTILE = (
     "long" * 80,
     "</style><style>body{display:none}",
 )
-
-
-def saved(policy: Policy, guarantee: Guarantee | None = None) -> OperatingPoint:
-    return OperatingPoint(
-        policy=policy.to_json(),
-        accuracy=0.4,
-        baseline_accuracy=0.5,
-        macs=1e6,
-        macs_speedup=1.5,
-        latency_ms=2.0,
-        baseline_latency_ms=3.0,
-        shares=(0.25,) * 4,
-        images=100,
-        data_sha256="0" * 64,
-        device="cpu",
-        goal="",
-        guarantee=guarantee,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +64,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, bundle: Path, images: list[Lab
     """A bench run on images, with two operating points."""
     copy = Path(shutil.copytree(bundle, tmp_path_factory.mktemp("tuned") / "out"))
     points = {
-        "balanced": saved(Confidence(0.5)),
-        "certified": saved(Confidence(0.7), Guarantee(0.02, 0.05, 500, 3, "0" * 64)),
+        "balanced": point(),
+        "certified": point(Confidence(0.7), guarantee=Guarantee(0.02, 0.05, 500, 3, "0" * 64)),
     }
     add_points(copy, open_bundle(copy).manifest.identity, points)
     with Session.open(copy, policy=Confidence(0.4)) as session:
@@ -242,9 +226,7 @@ def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path: Path, run: Run) 
 
 
 @pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
-def test_what_is_missing_is_named_before_anything_is_measured(
-    package: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_missing_is_named_before_measuring(package: str, monkeypatch: MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingDependency, match=r"pip install 'lgvit-edge\[report\]'"):
         check_report()

@@ -1,10 +1,11 @@
-"""Python in a process of its own."""
+"""Programs in processes of their own."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 
 def python(code: str, *arguments: object, fails: bool = False, **variables: str) -> str:
@@ -18,3 +19,15 @@ def python(code: str, *arguments: object, fails: bool = False, **variables: str)
     )
     assert (done.returncode != 0) == fails, done.stderr
     return done.stderr if fails else done.stdout
+
+
+def run(
+    *command: str, cwd: Path, path: Path | None = None, stdin: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command with exactly ``path`` as PYTHONPATH."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    if path is not None:
+        environment["PYTHONPATH"] = str(path)
+    return subprocess.run(
+        command, cwd=cwd, env=environment, input=stdin, capture_output=True, text=True
+    )

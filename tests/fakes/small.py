@@ -32,12 +32,12 @@ def swin(**changes: Any) -> LGViTConfig:
     return vit(**sizes | dict(depths=(2, 2), stage_heads=(2, 4), window_size=4) | changes)
 
 
-def point(policy: Policy = Confidence(0.5), **changes: Any) -> OperatingPoint:
+def point(policy: Policy | None = None, **changes: Any) -> OperatingPoint:
     """For three exits and the final classifier."""
     figures = dict(accuracy=0.9, baseline_accuracy=0.9, macs=1e6, macs_speedup=1.5)
     figures |= dict(latency_ms=5.0, baseline_latency_ms=9.0, shares=(0.25,) * 4, images=100)
     figures |= dict(data_sha256="0" * 64, device="tests", goal="tests", guarantee=None)
-    return OperatingPoint(policy.to_json(), **figures | changes)
+    return OperatingPoint((policy or Confidence(0.5)).to_json(), **figures | changes)
 
 
 def frames(count: int, seed: int = 0) -> list[Frame]:
@@ -54,4 +54,23 @@ def write_photos(root: Path, classes: Iterable[str], count: int) -> Path:
         for i in range(count):
             image = Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8))
             image.save(root / name / f"{i:02}.png")
+    return root
+
+
+def stripes(count: int) -> tuple[Frame, NDArray[np.int64]]:
+    """Images of three classes that differ in where the light is, and their labels."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(count) % 3
+    images = rng.integers(0, 60, (count, 32, 32, 3), dtype=np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[8 * label : 8 * label + 10] += 150
+    return images, labels
+
+
+def write_stripes(root: Path) -> Path:
+    """Folders ``class0`` to ``class2`` with four images each."""
+    for i, (image, label) in enumerate(zip(*stripes(12), strict=True)):
+        folder = root / f"class{label}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{i}.png")
     return root

@@ -20,7 +20,8 @@ from lgvit_edge.model.heads.encoder import EncoderHead
 from lgvit_edge.model.heads.gah import GlobalAggregation
 from lgvit_edge.model.randomised import randomised
 
-FORMS: dict[str, dict[str, Any]] = {
+Flags = dict[str, Any]
+FORMS: dict[str, Flags] = {
     "vit": {"family": "vit"},
     "deit": {"family": "deit"},
     "deit-distilled": {"family": "deit", "prefix_tokens": 2, "classifiers": 2},
@@ -61,15 +62,10 @@ def test_every_kind_of_head_is_here() -> None:
     assert {exit.head for exit in EVERY_HEAD} == set(HEAD_KINDS)
 
 
-# Heads by themselves.
-
-
 @pytest.mark.parametrize("grid", [4, 5])
 @pytest.mark.parametrize("flags", [{}, PAPER], ids=["authors", "paper"])
 @pytest.mark.parametrize("form", FORMS)
-def test_deployed_heads_compute_what_was_trained(
-    form: str, flags: dict[str, Any], grid: int
-) -> None:
+def test_deployed_heads_compute_what_was_trained(form: str, flags: Flags, grid: int) -> None:
     """All on the large map of the first block, so that odd sides and windows meet every head."""
     config = every(form, grid, exits=(), **flags)
     for head in SIZED:
@@ -164,9 +160,6 @@ def test_convergence_averages_or_subsamples_windows() -> None:
         assert body.converge(patches)[0, :, 0].tolist() == expected
 
 
-# Segments and baseline.
-
-
 def chained(model: LGViT, image: Tensor, input: str) -> Tensor:
     """All exits' logits, one segment after the other: ``[B, M + 1, C]``."""
     *segments, last = cut(model, input=input)
@@ -196,7 +189,7 @@ def check_chain(config: LGViTConfig) -> None:
 @pytest.mark.parametrize("flags", [{}, PAPER], ids=["authors", "paper"])
 @pytest.mark.parametrize("grid", [4, 7])
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "swin"])
-def test_chained_segments_equal_exit_logits(form: str, grid: int, flags: dict[str, Any]) -> None:
+def test_chained_segments_equal_exit_logits(form: str, grid: int, flags: Flags) -> None:
     check_chain(every(form, grid, **flags))
 
 
@@ -211,7 +204,7 @@ def test_chained_segments_equal_exit_logits(form: str, grid: int, flags: dict[st
 )
 @pytest.mark.parametrize("flags", [{}, PAPER], ids=["authors", "paper"])
 def test_chained_segments_of_a_swin(
-    grid: int, window: int, maps: list[tuple[int, int]], flags: dict[str, Any]
+    grid: int, window: int, maps: list[tuple[int, int]], flags: Flags
 ) -> None:
     config = every("swin", grid, window_size=window, **flags)
     assert [(b.grid, b.window) for b in config.blocks[::4]] == maps

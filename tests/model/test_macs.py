@@ -31,9 +31,6 @@ T, D, MLP, A = 197, 192, 768, 3
 N, C = 196, 1000
 
 
-# Published backbones.
-
-
 @functools.cache
 def backbone(name: str) -> LGViT:
     """At 224, without numbers."""
@@ -97,9 +94,6 @@ def test_parameters_of_published_backbones(name: str, parameters: int) -> None:
     assert count_parameters(backbone(name)) == parameters
 
 
-# Blocks.
-
-
 def test_macs_of_a_block_are_the_hand_formula() -> None:
     config = architecture("vit-tiny")
     by_hand = (
@@ -130,9 +124,6 @@ def test_macs_of_swin_blocks_are_the_hand_formula() -> None:
     assert count_macs(block.deployed(), hidden) == count_macs(block, hidden) == first
     products = 144 * 2 * 16 * 16
     assert count_macs(block, hidden, attention=False) == first - products
-
-
-# Heads.
 
 
 class Features(nn.Module):
@@ -235,9 +226,6 @@ def test_deployed_heads_cost_no_more_than_the_papers(name: str, heads: str) -> N
         if config.prefix_tokens and exit.head not in ("mlp", "encoder"):
             rows = (config.classifiers + 1) * math.prod(tokens)
         assert count_macs(head.deployed(), hidden) <= count_macs(head, hidden) + rows
-
-
-# What is shipped.
 
 
 def test_normalising_inside_the_network_costs_no_macs(tiny_model: LGViT) -> None:

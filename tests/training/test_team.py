@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import python
 
 from lgvit_edge.errors import DataError, UsageError
 from lgvit_edge.images.spec import Preprocess
@@ -123,9 +124,8 @@ def test_processes_share_every_batch(count: int, steps: int) -> None:
     shares = [list(shuffled_indices(count, 4, (1,), team(rank, 3))) for rank in range(3)]
     assert [len(share) for share in shares] == [steps] * 3
     assert all(len(rows) for share in shares for rows in share)
-    assert sorted(torch.cat([rows for share in shares for rows in share]).tolist()) == list(
-        range(count)
-    )
+    together = torch.cat([rows for share in shares for rows in share])
+    assert sorted(together.tolist()) == list(range(count))
 
 
 def test_a_process_that_can_read_nothing_stops_instead_of_keeping_others_waiting() -> None:
@@ -164,11 +164,7 @@ def test_settings_that_do_not_fit_several_processes() -> None:
 )
 def test_processes_that_do_not_find_each_other(name: str, value: str, how: str) -> None:
     script = "from lgvit_edge.training.team import join; join('cpu')"
-    environment = {**os.environ, name: value}
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert re.search(f"UsageError: .*{how}", done.stderr), done.stderr
+    assert re.search(f"UsageError: .*{how}", python(script, fails=True, **{name: value}))
 
 
 def test_a_gpu_that_is_not_there() -> None:

@@ -12,11 +12,13 @@ from typing import Any
 import foreign_states as foreign
 import pytest
 import torch
+from pytest import MonkeyPatch
 from safetensors.torch import load_file, save_file
 
 from lgvit_edge.errors import CheckpointError, LGViTEdgeError
 from lgvit_edge.model import LGViT, load_backbone, load_checkpoint, save_checkpoint
 
+State = dict[str, Any]
 Save, Load = Callable[[str], Path], Callable[[Path], LGViT]
 suffixes = pytest.mark.parametrize("suffix", ["pt", "safetensors"])
 loads = pytest.mark.parametrize("load", [load_checkpoint, load_backbone])
@@ -37,9 +39,7 @@ def saved(tmp_path: Path, tiny_model: LGViT) -> Save:
     return save
 
 
-def rewrite(
-    path: Path, spoil: Callable[[dict[str, Any]], object] = dict.copy, **changes: Any
-) -> Path:
+def rewrite(path: Path, spoil: Callable[[State], object] = dict.copy, **changes: Any) -> Path:
     """The same ``.pt`` with its state dict changed in place, and other top-level entries."""
     content = torch.load(path, weights_only=True)
     spoil(content["state"])
@@ -109,9 +109,7 @@ def test_places_that_cannot_be_written(
     assert (tmp_path / "file").read_text() == "kept"
 
 
-def test_a_target_without_a_name(
-    tmp_path: Path, tiny_model: LGViT, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_target_with_no_name(tmp_path: Path, tiny_model: LGViT, monkeypatch: MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match=r"cannot write \.: "):
         save_checkpoint(tiny_model, ".")
@@ -263,7 +261,7 @@ def test_backbones_that_are_no_state_dict(tmp_path: Path, content: object) -> No
         ({"state": {}}, r"missing backbone\.embedding\.prefix\n(.*\n)+  and \d+ more"),
     ],
 )
-def test_our_format_with_a_wrong_part(saved: Save, changes: dict[str, Any], message: str) -> None:
+def test_our_format_with_a_wrong_part(saved: Save, changes: State, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(rewrite(saved("pt"), **changes))
 
@@ -300,7 +298,7 @@ def test_the_wrong_number_of_classes(saved: Save) -> None:
 
 
 def test_every_misfit_is_listed(saved: Save) -> None:
-    def spoil(state: dict[str, Any]) -> None:
+    def spoil(state: State) -> None:
         del state["heads.0.body.expand.bias"]
         del state["backbone.embedding.position"]
         state["heads.7.body.expand.bias"] = torch.zeros(3)
@@ -323,9 +321,7 @@ def test_every_misfit_is_listed(saved: Save) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_weights_of_other_precisions_become_float32(
-    saved: Save, tiny_model: LGViT, dtype: torch.dtype
-) -> None:
+def test_weights_are_made_float32(saved: Save, tiny_model: LGViT, dtype: torch.dtype) -> None:
     weight = tiny_model.state_dict()[WEIGHT].to(dtype)
     path = rewrite(saved("pt"), lambda state: state.update({WEIGHT: weight}))
     assert torch.equal(load_checkpoint(path).state_dict()[WEIGHT], weight.float())
@@ -366,7 +362,7 @@ def test_a_weight_that_is_one_number_repeated(saved: Save) -> None:
 
 # The authors' directories.
 
-AUTHORS: dict[str, Any] = foreign.HF_CONFIG | dict(backbone="ViT", model_type="deit")
+AUTHORS: State = foreign.HF_CONFIG | dict(backbone="ViT", model_type="deit")
 AUTHORS |= dict(highway_type="LGViT", num_early_exits=2, position_exits="[1,3]")
 
 

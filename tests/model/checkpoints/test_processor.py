@@ -165,9 +165,6 @@ def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
         load_backbone(tmp_path / "hf")
 
 
-# What becomes of an image.
-
-
 def picture(height: int, width: int) -> np.ndarray:
     """Smooth in three directions with something sharp in the middle."""
     rows, columns = np.mgrid[0:height, 0:width]

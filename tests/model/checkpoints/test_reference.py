@@ -29,9 +29,6 @@ HEADS, DEPTH, EPS, ONE, TWO = foreign.HEADS, foreign.DEPTH, foreign.EPS, foreign
 both_formats = pytest.mark.parametrize("weights", ["pytorch_model.bin", "model.safetensors"])
 
 
-# The authors' file.
-
-
 @pytest.fixture(scope="module")
 def authors() -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
     """Configuration, weights, and what else the file holds."""
@@ -44,9 +41,7 @@ def authors() -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
 
 
 @both_formats
-def test_authors_vit_is_reproduced_at_every_exit(
-    tmp_path: Path, weights: str, authors: Any
-) -> None:
+def test_authors_vit_is_reproduced_at_all_exits(tmp_path: Path, weights: str, authors: Any) -> None:
     config, state, given = authors
     model = load_checkpoint(foreign.write_directory(tmp_path / "authors", config, state, weights))
     assert not model.training
@@ -71,16 +66,17 @@ def test_the_equations_reproduce_the_authors_file_too(authors: Any) -> None:
     eq.assert_reproduced(torch.stack(logits, dim=1), given["exit_logits"])
 
 
-# Directories of the authors, with every head they have.
-
 LGVIT = {
     2: ["conv1_1", "attention_r2"],
     4: ["conv1_1", "conv2_1", "attention_r2", "attention_r3"],
     6: ["conv1_1", "conv2_1", *["attention_r2"] * 2, *["attention_r3"] * 2],
     8: [*["conv1_1"] * 2, *["conv2_1"] * 2, *["attention_r2"] * 2, *["attention_r3"] * 2],
 }
-KINDS = ["linear", "vit", "self_attention", "conv_normal", "conv1_1", "conv2_1"]
-KINDS += ["attention_r1", "attention_r2", "attention_r3"]
+# What we call their heads.
+OURS: dict[str, tuple[Any, ...]] = {"linear": ("mlp",), "vit": ("encoder",)}
+OURS |= {"conv_normal": ("conv",), "self_attention": ("attention",)}
+OURS |= {"conv1_1": ("lph", 3), "conv2_1": ("lph", 0)}
+OURS |= {f"attention_r{window}": ("gah", window) for window in (1, 2, 3)}
 BLOCKS = {2: [3, 6], 4: [1, 2, 5, 7], 6: [1, 2, 3, 5, 7, 8], 8: [1, 2, 3, 4, 5, 6, 7, 8]}
 DEEP = 9
 
@@ -132,37 +128,19 @@ def test_authors_lgvit(tmp_path: Path, backbone: str, count: int, eps: float) ->
     assert model.config.labels == tuple(f"thing {i}" for i in range(foreign.CLASSES))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OURS)
 @pytest.mark.parametrize("backbone", ["ViT", "DeiT"])
 def test_authors_model_with_one_kind_of_head(tmp_path: Path, backbone: str, kind: str) -> None:
     # The large eps shows which norms take it from the configuration.
-    folder = tmp_path / "authors"
-    check_directory(folder, backbone, kind, [kind] * 4, "model.safetensors", layer_norm_eps=1e-2)
-
-
-@pytest.mark.parametrize(
-    ("highway", "exit"),
-    [
-        ("conv1_1", ExitConfig(3, "lph", 3)),
-        ("conv2_1", ExitConfig(3, "lph", 0)),
-        ("attention_r1", ExitConfig(3, "gah", 1)),
-        ("linear", ExitConfig(3, "mlp")),
-        ("self_attention", ExitConfig(3, "attention")),
-        ("conv_normal", ExitConfig(3, "conv")),
-    ],
-)
-def test_what_the_authors_call_our_heads(tmp_path: Path, highway: str, exit: ExitConfig) -> None:
-    model = check_directory(tmp_path / "vit", "ViT", highway, [highway] * 2, "pytorch_model.bin")
-    assert model.config.exits[0] == exit
+    folder, weights = tmp_path / "authors", "model.safetensors"
+    model = check_directory(folder, backbone, kind, [kind] * 4, weights, layer_norm_eps=1e-2)
+    assert model.config.exits[0] == ExitConfig(1, *OURS[kind])
 
 
 @pytest.mark.parametrize("backbone", ["ViT", "DeiT"])
 def test_positions_may_be_a_list_and_their_number_absent(tmp_path: Path, backbone: str) -> None:
     changes = {"position_exits": [1, 2, 5, 7], "num_labels": foreign.CLASSES}
     check_directory(tmp_path / "a", backbone, "LGViT", LGVIT[4], "pytorch_model.bin", **changes)
-
-
-# Hugging Face backbones.
 
 
 @both_formats
@@ -186,9 +164,6 @@ def test_huggingface(
     pixels = foreign.random_pixels(foreign.IMAGE)
     states = eq.hidden_states(state, pixels, family, heads=HEADS, depth=DEPTH, eps=EPS)
     eq.assert_reproduced(model(pixels), eq.final_logits(state, family, states[-1], EPS))
-
-
-# Real files.
 
 
 @pytest.mark.parametrize(

@@ -172,9 +172,6 @@ def test_encoders_of_no_width(tmp_path: Path, shape: tuple[int, ...]) -> None:
         load_checkpoint(saved(tmp_path, SHAPES["padded"], make.state, **exits))
 
 
-# Backbones.
-
-
 def test_no_exits(tmp_path: Path) -> None:
     check_directory(tmp_path / "swin", SHAPES["padded"], "linear", [[], [], [], []])
 
@@ -204,9 +201,6 @@ def test_frames_of_bytes(tmp_path: Path) -> None:
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     pixels = ((frames / 255 - mean) / std).permute(0, 3, 1, 2)
     eq.assert_reproduced(baseline(model)(frames), logits_of(state, pixels, sizes))
-
-
-# Other image sizes: windows keep their size.
 
 
 @pytest.mark.parametrize("size", [40, 56, 76, 128])
@@ -240,9 +234,6 @@ def test_tables_of_windows_that_grow_are_interpolated(tmp_path: Path) -> None:
         square = old.T.reshape(1, -1, side, side)
         wanted = functional.interpolate(square, size=(2 * window - 1,) * 2, mode="bicubic")
         assert torch.equal(new, wanted.reshape(wanted.shape[1], -1).T)
-
-
-# Weights that do not fit.
 
 
 @pytest.mark.parametrize(

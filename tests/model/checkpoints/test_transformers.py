@@ -111,9 +111,6 @@ def test_labels(tmp_path: Path, kind: str) -> None:
     assert load_backbone(folder).config.labels == tuple(f"thing {i}" for i in range(CLASSES))
 
 
-# Other image sizes.
-
-
 @pytest.mark.parametrize("kind", ["vit", "deit with teacher"])
 @pytest.mark.parametrize("size", [20, 36, 56])
 def test_positions_are_interpolated(tmp_path: Path, kind: str, size: int) -> None:
@@ -126,9 +123,6 @@ def test_positions_are_interpolated(tmp_path: Path, kind: str, size: int) -> Non
 def test_windows_keep_their_size(tmp_path: Path, kind: str, size: int) -> None:
     model = make(kind)
     check(save(model, tmp_path / "saved"), model, size)
-
-
-# What transformers' processors do to an image.
 
 
 @pytest.mark.parametrize(
