@@ -374,6 +374,10 @@ def here(tuned: Tuned, photos: Path, tmp_path: Path, monkeypatch: MonkeyPatch) -
     return tmp_path
 
 
+UNUSABLE = "{}.npy holds no logits that can be used"
+MISSING = "no such file: {}.npy.json; run: lgvit-edge tune with --data"
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "text"),
     [
@@ -384,22 +388,9 @@ def here(tuned: Tuned, photos: Path, tmp_path: Path, monkeypatch: MonkeyPatch) -
         ("--data photos --logits moved.npy", 1, r"another run \(other device\)"),
         ("--logits old.npy", 1, r"no logits that can be used \(of another version"),
         ("--logits cut.npy", 1, "no logits that can be used .*; remove it to run the images again"),
-        *[
-            (f"--data photos --logits {n}.npy", 1, f"{n}.npy holds no logits that can be used")
-            for n in ("cut", "list")
-        ],
-        *[
-            (f"--logits {n}.npy", 1, f"{n}.npy holds no logits that can be used")
-            for n in ("junk", "torn", "header", "deep")
-        ],
-        *[
-            (
-                f"--logits {n}.npy",
-                1,
-                f"no such file: {n}.npy.json; run: lgvit-edge tune with",
-            )
-            for n in ("bare", "new", "nowhere")
-        ],
+        *[(f"--data photos --logits {n}.npy", 1, UNUSABLE.format(n)) for n in ("cut", "list")],
+        *[(f"--logits {n}.npy", 1, UNUSABLE.format(n)) for n in ("junk", "torn", "header", "deep")],
+        *[(f"--logits {n}.npy", 1, MISSING.format(n)) for n in ("bare", "new", "nowhere")],
         ("--data photos --logits folder.npy", 2, "--logits: expected a file, found a folder"),
         ("--data flat", 1, "images without classes tell nothing about accuracy: .* or --labels"),
         ("--data flat --labels same.txt --logits new.npy", 1, "50 images .* are of one class"),

@@ -31,3 +31,16 @@ def run(
     return subprocess.run(
         command, cwd=cwd, env=environment, input=stdin, capture_output=True, text=True
     )
+
+
+def training(folder: Path, options: str, *launcher: str, **variables: str) -> subprocess.Popen[str]:
+    """``lgvit-edge train`` in ``folder``, on its ``data`` and ``start.pt``; says all in one."""
+    given = "-m lgvit_edge train --data data --val data --backbone start.pt --lr 1e-3"
+    return subprocess.Popen(
+        [sys.executable, *launcher, *given.split(), *options.split()],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )

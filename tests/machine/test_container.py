@@ -30,6 +30,9 @@ def v1_limits(*quotas: tuple[str, str]) -> dict[str, str]:
     return limits | {name.replace("quota", "period"): "100000" for name in limits}
 
 
+V1_LIMITS = v1_limits(("", "-1"), ("a/", "250000"), ("a/b/", "-1"))
+
+
 def machine(root: Path, groups: str, mounts: str, limits: dict[str, str]) -> Path:
     files = {"proc/self/cgroup": groups, "proc/self/mountinfo": mounts}
     files |= {f"sys/fs/cgroup/{name}": text for name, text in limits.items()}
@@ -54,12 +57,7 @@ def machine(root: Path, groups: str, mounts: str, limits: dict[str, str]) -> Pat
         ("0::/docker/abc", V2.format(DOCKER), {"cpu.max": "200000 100000"}, 2.0),
         ("0::/elsewhere", V2.format(DOCKER), {"cpu.max": "200000 100000"}, 2.0),
         # Version 1: on the machine itself, and in a container.
-        (
-            V1_GROUPS.format("/a/b"),
-            V1.format("/"),
-            v1_limits(("", "-1"), ("a/", "250000"), ("a/b/", "-1")),
-            2.5,
-        ),
+        (V1_GROUPS.format("/a/b"), V1.format("/"), V1_LIMITS, 2.5),
         (V1_GROUPS.format(DOCKER), V1.format(DOCKER), v1_limits(("", "10000")), 0.1),
         # Nonsense limits nothing.
         ("0::/", ROOT, {"cpu.max": "plenty"}, None),

@@ -247,10 +247,8 @@ def test_macs_of_segments_add_up(tiny_model: LGViT) -> None:
 
 
 def test_macs_scale_with_the_batch(tiny_model: LGViT) -> None:
-    single, four = (
-        count_macs(baseline(tiny_model), example_input(tiny_model.config, None, batch=b))
-        for b in (1, 4)
-    )
+    config, network = tiny_model.config, baseline(tiny_model)
+    single, four = (count_macs(network, example_input(config, None, batch=b)) for b in (1, 4))
     assert four == 4 * single
 
 

@@ -87,9 +87,8 @@ def test_hidden_states_are_the_embedding_and_each_block(tiny_model: LGViT) -> No
         close(tiny_model.backbone.blocks[2](states[2]), states[3])
 
 
-SWIN = swin(
-    exits=(ExitConfig(2, "lph", 3), ExitConfig(3, "gah", 2)), preprocess=Preprocess(resize=36)
-)
+EXITS = (ExitConfig(2, "lph", 3), ExitConfig(3, "gah", 2))
+SWIN = swin(exits=EXITS, preprocess=Preprocess(resize=36))
 
 
 def positions(model: LGViT) -> Tensor:

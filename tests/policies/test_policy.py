@@ -433,10 +433,8 @@ def test_every_policy_is_described_and_its_example_works() -> None:
     assert all(kind.example in str(refused.value) for kind in POLICIES.values())
 
 
-NAMES = (
-    "name must be one of confidence, entropy, ensemble, patience, patient_confidence, fixed, "
-    "never, found"
-)
+NAMES = "name must be one of confidence, entropy, ensemble, patience, patient_confidence, fixed, "
+NAMES += "never, found"
 
 
 @pytest.mark.parametrize(

@@ -85,9 +85,8 @@ def test_a_user_may_decide(bundle: Path, monkeypatch: MonkeyPatch, precisions: l
         assert session.describe()["backend"] == "onnxruntime"
     # Where the processor offers a choice of precisions, those were measured, and nothing else.
     kept = [name for found in known_choices() for name in (*found.measured, *found.refused)]
-    assert kept == (
-        [f"openvino {precision}" for precision in precisions] if len(precisions) > 1 else []
-    )
+    offered = precisions if len(precisions) > 1 else []
+    assert kept == [f"openvino {precision}" for precision in offered]
     monkeypatch.setenv(choice.OVERRIDE, "abacus")
     with pytest.raises(UsageError, match="backend must be one of auto, .*found 'abacus'"):
         Session.open(bundle)

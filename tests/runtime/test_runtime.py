@@ -296,10 +296,7 @@ LIES: dict[str, tuple[Any, str]] = {
         lambda m: m["baseline"]["graph"].update(file="../parity.npz"),
         "must be relative and stay in the bundle",
     ),
-    "tensor": (
-        lambda m: m["segments"][0]["spec"]["inputs"][0].update(name="picture"),
-        "expected tensors",
-    ),
+    "name": (lambda m: m["segments"][0]["spec"]["inputs"][0].update(name="x"), "expected tensors"),
     "shapes": (shrink, "expected tensors"),
     "batch": (lambda m: m.update(batch=[1, 1, 1]), "must have a fixed batch"),
     "policy": (

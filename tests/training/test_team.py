@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from processes import python
+from processes import python, training
 
 from lgvit_edge.errors import DataError, UsageError
 from lgvit_edge.images.spec import Preprocess
@@ -28,22 +28,11 @@ LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend",
 LAUNCH += ["--main_process_port", "0"]
 
 
-def start(folder: Path, out: str, launcher: list[str]) -> subprocess.Popen[str]:
-    options = "-m lgvit_edge train --data data --val data --backbone start.pt --epochs 2 --lr 1e-3"
-    options += f" --batch-size 5 --workers 0 --cache-features features-{out} --out {out}.pt"
-    return subprocess.Popen(
-        [sys.executable, *launcher, *options.split()],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-
-
 def test_two_processes_learn_what_one_learns(folder: Path) -> None:
+    options = "--epochs 2 --batch-size 5 --workers 0 --cache-features features-{0} --out {0}.pt"
     running = {
-        name: start(folder, name, [] if name == "one" else LAUNCH) for name in ("one", "two")
+        name: training(folder, options.format(name), *launcher, CUDA_VISIBLE_DEVICES="")
+        for name, launcher in (("one", []), ("two", LAUNCH))
     }
     said = {name: process.communicate(timeout=300)[0] for name, process in running.items()}
     assert [process.returncode for process in running.values()] == [0, 0], said

@@ -34,9 +34,7 @@ SWIN = vit(
     **dict(window_size=4, exits=(ExitConfig(2, "lph", 3), ExitConfig(3, "gah", 2))),
 )
 VIT, DEIT = vit(), vit(family="deit", prefix_tokens=2, classifiers=2)
-FAST = TrainingConfig(
-    epochs=(1, 1), lr=(3e-3, 3e-3), batch_size=4, warmup=0.1, workers=0, device="cpu"
-)
+FAST = TrainingConfig(epochs=(1, 1), lr=(3e-3, 3e-3), batch_size=4, workers=0, device="cpu")
 
 
 @pytest.fixture

@@ -181,10 +181,8 @@ EXITS: list[Row] = [
         ("num_early_exits", v, "num_early_exits")
         for v in (3, "x", None, "[", {"a": 1}, "[0,1,1,0]", "[9]", [0, 1, True, 0], -1, NAN)
     ],
-    *[
-        ("backbone", v, f"backbone {quoted(v)}")
-        for v in ("Swin", "vit", "", ["ViT"], {"ViT": 1}, 3, True)
-    ],
+    *[("backbone", v, f"backbone {quoted(v)}") for v in ("Swin", "vit", "", ["ViT"], {"ViT": 1})],
+    *[("backbone", v, f"backbone {quoted(v)}") for v in (3, True)],
     ("backbone", "x" * 10**5, "backbone 'xxx"),
 ]
 OF_A_VIT: list[Row] = [
@@ -224,28 +222,19 @@ OF_A_SWIN: list[Row] = [
     ("position_exits", "[[],[1],[2,1],[]]", r"exits must be sorted.*\[2, 5, 4\]"),
     ("position_exits", "[[],[1],[1,1],[]]", r"exits must be sorted.*\[2, 4, 4\]"),
 ]
+OUTSIDE = r"exits must lie after blocks 1\.\.5 .*found \[2, 4, 6\]"
+COUNTS = r"highway_type 'LGViT' is not supported; expected LGViT \(2, 4, 6 or 8 exits\)"
 # Known only with the whole configuration: several keys change.
 LARGER: list[tuple[str, dict[str, Any], str]] = [
-    (
-        "swin",
-        {"position_exits": "[[1],[1],[1],[]]", "num_early_exits": "[1,1,1,0]"},
-        "0 exits at most in stage 1, found 1",
-    ),
-    (
-        "swin",
-        {"position_exits": "[[],[1],[1],[1]]", "num_early_exits": "[0,1,1,1]"},
-        r"exits must lie after blocks 1\.\.5 .*found \[2, 4, 6\]",
-    ),
-    (
-        "vit",
-        {"position_exits": "[]", "num_early_exits": 0, "highway_type": "LGViT"},
-        "unexpected deit.encoder.highway.0",
-    ),
-    (
-        "vit",
-        {"position_exits": "[1]", "num_early_exits": 1},
-        r"highway_type 'LGViT' is not supported; expected LGViT \(2, 4, 6 or 8 exits\)",
-    ),
+    *[
+        (form, {"position_exits": positions, "num_early_exits": numbers}, message)
+        for form, positions, numbers, message in (
+            ("swin", "[[1],[1],[1],[]]", "[1,1,1,0]", "0 exits at most in stage 1, found 1"),
+            ("swin", "[[],[1],[1],[1]]", "[0,1,1,1]", OUTSIDE),
+            ("vit", "[]", 0, "unexpected deit.encoder.highway.0"),
+            ("vit", "[1]", 1, COUNTS),
+        )
+    ],
     ("hf vit", {"num_labels": -1}, r"config\.json: num_classes must be 1"),
     ("hf vit", {"model_type": "bert"}, "model_type vit, deit, swin, found 'bert'"),
     ("hf vit", {"model_type": None}, "model_type .*found None"),

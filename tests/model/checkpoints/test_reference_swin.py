@@ -20,15 +20,11 @@ from lgvit_edge.model.segments import baseline, cut
 EPS = 1e-3
 SHAPES: dict[str, dict[str, Any]] = {
     # Maps of 32, 16, 8 and 4: the last is one window.
-    "whole windows": dict(
-        image=64, patch=2, dim=16, depths=[2, 2, 6, 2], heads=[2, 2, 4, 4], window=4
-    ),
+    "whole": dict(image=64, patch=2, dim=16, depths=[2, 2, 6, 2], heads=[2, 2, 4, 4], window=4),
     # 9 (padded to 12), 5 (padded to 8), 3 and 2 (smaller than the window); two odd maps merge.
     "padded": dict(image=36, patch=4, dim=8, depths=[2, 3, 6, 2], heads=[1, 2, 4, 8], window=4),
     # 14, 7, 4 and 2, windows of 3 with a shift of 1.
-    "odd windows": dict(
-        image=28, patch=2, dim=8, depths=[3, 2, 6, 3], heads=[2, 4, 4, 2], window=3
-    ),
+    "odd": dict(image=28, patch=2, dim=8, depths=[3, 2, 6, 3], heads=[2, 4, 4, 2], window=3),
     # One window of 5, shifted by 2, twice a side, then a map of its size.
     "two stages": dict(image=30, patch=3, dim=8, depths=[4, 3], heads=[2, 2], window=5),
 }
@@ -205,7 +201,7 @@ def test_frames_of_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [40, 56, 76, 128])
 def test_resized(tmp_path: Path, size: int) -> None:
-    sizes = SHAPES["whole windows"]
+    sizes = SHAPES["whole"]
     state, pixels = foreign.swin_state(**sizes).state, foreign.random_pixels(size)
     model = load_backbone(saved(tmp_path, sizes, state)).resized(size)
     for name, table in state.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -145,16 +146,14 @@ def test_swin_that_lacks_something(tmp_path: Path, name: str, new: bool) -> None
         load_backbone(tmp_path / "swin.pth")
 
 
-@pytest.mark.parametrize("shape", [(), (4,), (0,), (1, 0, 64), (0, 0, 0, 0), (10**9, 0)])
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("patch_embed.proj.weight", "head.weight"),
-        *[f"layers.{s}.blocks.0.attn.relative_position_bias_table" for s in (0, 1)],
-        *("layers.0.blocks.0.mlp.fc1.weight", "layers.0.blocks.0.attn.qkv.weight"),
-        "layers.0.blocks.1.attn_mask",
-    ],
-)
+NONSENSE: list[tuple[int, ...]] = [(), (4,), (0,), (1, 0, 64), (0, 0, 0, 0), (10**9, 0)]
+NAMES = ["patch_embed.proj.weight", "head.weight", "layers.0.blocks.0.mlp.fc1.weight"]
+NAMES += ["layers.0.blocks.0.attn.qkv.weight"]
+NAMES += [f"layers.{s}.blocks.0.attn.relative_position_bias_table" for s in (0, 1)]
+MASKS = [("layers.0.blocks.1.attn_mask", NONSENSE[i]) for i in (0, 2, 5)]
+
+
+@pytest.mark.parametrize(("name", "shape"), [*itertools.product(NAMES, NONSENSE), *MASKS])
 def test_swin_shapes_that_make_no_sense(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
     sizes = SWIN | {"depths": [2, 1], "heads": [2, 2], "image": 16}
     state = timm_swin(foreign.swin_state(**sizes).state, new=False)
