@@ -293,15 +293,10 @@ def test_list_images_by_suffix_sorted(tmp_path: Path) -> None:
         list_images(tmp_path / "nowhere")
 
 
-def test_rgb_frames_are_taken_as_they_are() -> None:
-    frame = scene(4, 5)
-    assert as_rgb(frame) is frame
-    assert as_rgb(frame[:, ::-1]).shape == (4, 5, 3)
-
-
 def test_what_people_have_becomes_rgb(tmp_path: Path) -> None:
     """The same answer whether an image comes as a file, a Pillow image or an array."""
     frame = scene(20, 31)
+    assert as_rgb(frame) is frame and as_rgb(frame[:, ::-1]).shape == (20, 31, 3)
     grey, alpha = frame[:, :, 0], frame[:, :, 1]
     see_through = np.dstack([frame, alpha])
     for array, expected in (

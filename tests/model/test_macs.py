@@ -167,13 +167,10 @@ def test_macs_of_gah(window: int, average: bool) -> None:
     assert shipped == by_hand
 
 
-def test_macs_of_a_convolution_head() -> None:
+def test_macs_of_convolution_and_attention_heads() -> None:
     paper, shipped = both_forms(architecture("vit-tiny"), ExitConfig(4, "conv"))
     assert paper == 9 * N * D**2  # Eq. 5 with k = 3
     assert shipped == paper + T * D + D * C
-
-
-def test_macs_of_an_attention_head() -> None:
     paper, shipped = both_forms(architecture("vit-tiny"), ExitConfig(4, "attention"))
     assert paper == 4 * N * D**2 + 2 * N**2 * D  # Eq. 6
     # As in a GAH that keeps every token, with the backbone's own number of attention heads.
@@ -208,11 +205,7 @@ def test_macs_of_an_mlp_head(name: str, by_hand: int) -> None:
     head = exit_head(config, ExitConfig(4, "mlp")).eval()
     hidden = torch.zeros(1, *config.hidden_shape(4))
     assert count_macs(head, hidden) == count_macs(head.deployed(), hidden) == by_hand
-
-
-def test_what_multiplies_nothing_costs_nothing() -> None:
-    head = exit_head(architecture("vit-tiny"), ExitConfig(4, "mlp"))
-    assert count_macs(Features(head), torch.zeros(1, T, D)) == 0
+    assert count_macs(Features(head), hidden) == 0  # what multiplies nothing costs nothing
 
 
 @pytest.mark.parametrize("name", ["vit-tiny", "deit-tiny-distilled", "swin-tiny"])
@@ -228,13 +221,13 @@ def test_deployed_heads_cost_no_more_than_the_papers(name: str, heads: str) -> N
         assert count_macs(head.deployed(), hidden) <= count_macs(head, hidden) + rows
 
 
-def test_normalising_inside_the_network_costs_no_macs(tiny_model: LGViT) -> None:
+def test_macs_scale_with_the_batch_and_normalising_costs_none(tiny_model: LGViT) -> None:
     config = tiny_model.config
-    uint8, float32 = (
-        count_macs(baseline(tiny_model, input=i), example_input(config, None, input=i))
-        for i in ("uint8", "float32")
+    uint8, float32, four = (
+        count_macs(baseline(tiny_model, input=i), example_input(config, None, input=i, batch=b))
+        for i, b in (("uint8", 1), ("float32", 1), ("uint8", 4))
     )
-    assert uint8 == float32
+    assert uint8 == float32 and four == 4 * uint8
 
 
 def test_macs_of_segments_add_up(tiny_model: LGViT) -> None:
@@ -244,12 +237,6 @@ def test_macs_of_segments_add_up(tiny_model: LGViT) -> None:
     hidden = torch.zeros(1, 17, 32)
     heads = [count_macs(head.deployed(), hidden) for head in tiny_model.heads]
     assert sum(segments) == whole + sum(heads)
-
-
-def test_macs_scale_with_the_batch(tiny_model: LGViT) -> None:
-    config, network = tiny_model.config, baseline(tiny_model)
-    single, four = (count_macs(network, example_input(config, None, batch=b)) for b in (1, 4))
-    assert four == 4 * single
 
 
 @pytest.mark.parametrize("input", ["uint8", "float32"])

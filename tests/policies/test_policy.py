@@ -149,9 +149,7 @@ def predictions(*rows: str) -> Floats:
 def test_patience_counts_exits_that_agree(patience: int, expected: list[int]) -> None:
     x = predictions("aaaab", "abbbc", "abccc", "abcab")
     assert select(Patience(patience), x) == expected
-
-
-def test_patience_starts_again_when_the_prediction_changes() -> None:
+    # It starts again when the prediction changes.
     assert select(Patience(3), predictions("aabaaabb")) == [6]
 
 
@@ -181,9 +179,7 @@ def test_patient_confidence_counts_confident_exits() -> None:
     assert select(PatientConfidence(0.8, 3), x) == [5, 5, 5, 5]
     assert select(PatientConfidence(0.5, 4), x) == [4, 4, 4, 4]
     assert select(PatientConfidence((0.95, 0.5, 0.5, 0.5), 2), x) == [3, 3, 3, 3]
-
-
-def test_patient_confidence_does_not_ask_for_agreement() -> None:
+    # It does not ask for agreement.
     x = np.array([[[5.0, 0.0], [0.0, 5.0], [5.0, 0.0]]], np.float32)
     assert select(PatientConfidence(0.8, 2), x) == [2]
     assert select(Patience(2), x) == [3]
