@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -55,25 +56,16 @@ with locked(Path(sys.argv[1])):
 
 def test_threads_that_write_one_file_do_not_meet(tmp_path: Path) -> None:
     path, both = tmp_path / "x.json", threading.Barrier(2, timeout=10)
-    failed: list[BaseException] = []
 
     def write(text: str) -> None:
-        try:
-            with replacing(path) as partial:
-                both.wait()
-                partial.write_text(text)
-                both.wait()
-                assert partial.read_text() == text
-        except BaseException as error:
-            failed.append(error)
-            both.abort()
+        with replacing(path) as partial:
+            both.wait()
+            partial.write_text(text)
+            both.wait()
+            assert partial.read_text() == text
 
-    threads = [threading.Thread(target=write, args=(text,)) for text in ("first", "second")]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failed
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(write, ("first", "second")))
     assert path.read_text() in ("first", "second")
     assert list(tmp_path.iterdir()) == [path]
 
@@ -143,25 +135,12 @@ def test_a_lock_goes_with_its_process_though_a_forked_one_lives(tmp_path: Path) 
 
 
 def test_threads_of_one_process_keep_each_other_out(tmp_path: Path) -> None:
-    refused: list[BlockingIOError] = []
-
-    def other() -> None:
-        try:
-            with locked(tmp_path / "lock"):
-                pass
-        except BlockingIOError as error:
-            refused.append(error)
-
-    with locked(tmp_path / "lock"):
-        thread = threading.Thread(target=other)
-        thread.start()
-        thread.join()
-    assert len(refused) == 1
+    with locked(tmp_path / "lock"), ThreadPoolExecutor(1) as thread:
+        with pytest.raises(BlockingIOError):
+            thread.submit(locked(tmp_path / "lock").__enter__).result()
 
 
-def test_waiting_says_for_whom_and_for_what(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_waiting_says_for_whom_and_what(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     holder = run(LOCKS, tmp_path / "lock")
     timer = threading.Timer(0.2, holder.kill)
     timer.start()

@@ -27,34 +27,22 @@ def between(macs: list[int], exits: list[int]) -> list[int]:
     return [sum(macs[a:b]) for a, b in itertools.pairwise(exits)]
 
 
-# Where exits go.
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("uniform:8", [4, 5, 6, 7, 8, 9, 10, 11]),  # the paper's
-        ("uniform:2", [4, 8]),
-        ("uniform:1", [4]),
-        ("uniform:11", list(range(1, 12))),
+        *[("uniform:2", [4, 8]), ("uniform:1", [4])],
         # Table 7 of the paper.
         ("shallow:4", [2, 3, 4, 5]),
         ("middle:4", [6, 7, 8, 9]),
         ("deep:4", [8, 9, 10, 11]),
         ("uniform:4", [4, 6, 8, 10]),
         # As far as there are blocks.
-        ("shallow:1", [2]),
+        *[("shallow:1", [2]), ("middle:1", [6]), ("deep:1", [11])],
+        *[(f"{scheme}:11", list(range(1, 12))) for scheme in ("uniform", "shallow", "deep")],
         ("shallow:10", list(range(2, 12))),
-        ("shallow:11", list(range(1, 12))),
-        ("middle:1", [6]),
-        ("middle:6", [6, 7, 8, 9, 10, 11]),
-        ("middle:8", [4, 5, 6, 7, 8, 9, 10, 11]),
-        ("deep:1", [11]),
-        ("deep:11", list(range(1, 12))),
-        ("4,6,8,10", [4, 6, 8, 10]),
-        (" 4, 6 ", [4, 6]),
-        ("11", [11]),
-        ("none", []),
+        *[(f"middle:{count}", list(range(12 - count, 12))) for count in (6, 8)],
+        *[("4,6,8,10", [4, 6, 8, 10]), (" 4, 6 ", [4, 6]), ("11", [11]), ("none", [])],
     ],
 )
 def test_exits_of_twelve_equal_blocks(text: str, expected: list[int]) -> None:
@@ -75,9 +63,7 @@ def test_exits_of_twelve_equal_blocks(text: str, expected: list[int]) -> None:
         ([1000, 1, 1, 1, 1, 1], "middle:2", [3, 4]),
         ([1, 1, 1, 1, 1, 1000], "shallow:2", [2, 3]),
         # Networks that are shorter than the scheme's first block.
-        ([1, 1], "shallow:1", [1]),
-        ([1, 1], "middle:1", [1]),
-        ([1, 1], "deep:1", [1]),
+        *[([1, 1], f"{scheme}:1", [1]) for scheme in ("shallow", "middle", "deep")],
         ([1, 1, 1], "middle:1", [1]),
         ([1, 1, 1, 1], "shallow:3", [1, 2, 3]),
     ],
@@ -144,29 +130,17 @@ FORM = "exits must be uniform:M, shallow:M, .* or a list of blocks such as 4,6,8
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", f"{FORM} ''"),
-        ("eight", f"{FORM} 'eight'"),
-        ("uniform", f"{FORM} 'uniform'"),
-        ("uniform:", f"{FORM} 'uniform:'"),
-        ("uniform:x", f"{FORM} 'uniform:x'"),
-        ("uniform:2.5", f"{FORM} 'uniform:2.5'"),
-        ("deepest:4", f"{FORM} 'deepest:4'"),
-        ("deep:4:2", f"{FORM} 'deep:4:2'"),
-        ("4,,6", f"{FORM} '4,,6'"),
-        ("4;6", f"{FORM} '4;6'"),
-        ("None", f"{FORM} 'None'"),
-        ("__import__('os')", FORM),
-        ("uniform:" + "9" * 5000, FORM),
-        ("uniform:0", r"uniform:M needs 1 <= M <= 11 here, found M = 0"),
-        ("uniform:12", r"uniform:M needs 1 <= M <= 11 here, found M = 12"),
-        ("uniform:-1", r"found M = -1"),
-        ("shallow:0", r"shallow:M needs 1 <= M <= 11 here, found M = 0"),
-        ("middle:12", r"middle:M needs 1 <= M <= 11 here, found M = 12"),
-        ("deep:12", r"deep:M needs 1 <= M <= 11 here, found M = 12"),
+        *[(text, f"{FORM} '{text}'") for text in ("", "eight", "uniform", "uniform:", "uniform:x")],
+        *[(text, f"{FORM} '{text}'") for text in ("uniform:2.5", "deepest:4", "deep:4:2")],
+        *[(text, f"{FORM} '{text}'") for text in ("4,,6", "4;6", "None")],
+        *[(text, FORM) for text in ("__import__('os')", "uniform:" + "9" * 5000)],
+        *[
+            (f"{scheme}:{count}", f"{scheme}:M needs 1 <= M <= 11 here, found M = {count}")
+            for scheme in ("uniform", "shallow", "middle", "deep")
+            for count in (0, 12, -1)
+        ],
         ("6,4", r"exits must be sorted blocks in 1\.\.11 .* found '6,4'"),
-        ("4,4", r"exits must be sorted blocks"),
-        ("0,4", r"exits must be sorted blocks"),
-        ("-1", r"exits must be sorted blocks"),
+        *[(text, "exits must be sorted blocks") for text in ("4,4", "0,4", "-1")],
         ("4,12", r"\(block 12 ends in the final classifier\), found '4,12'"),
     ],
 )
@@ -180,9 +154,6 @@ def test_one_block_leaves_no_room_for_an_exit() -> None:
     for text in ("uniform:1", "deep:1"):
         with pytest.raises(ConfigError, match=r":M needs 1 <= M <= 0 here, found M = 1"):
             plan_exits(text, [1])
-
-
-# Which heads they get.
 
 
 @pytest.mark.parametrize(

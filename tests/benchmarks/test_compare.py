@@ -11,15 +11,14 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from small import point
 from typer.testing import CliRunner
 
 from lgvit_edge.benchmarks import measure_exits
 from lgvit_edge.benchmarks.compare import compare_records, parse_share, print_comparison
 from lgvit_edge.bundle.directory import add_points, open_bundle
-from lgvit_edge.bundle.points import OperatingPoint
 from lgvit_edge.cli.app import app
 from lgvit_edge.errors import DataError, UsageError
-from lgvit_edge.policies import Confidence
 from lgvit_edge.runtime import Session
 
 Record = dict[str, Any]
@@ -44,11 +43,8 @@ def write(path: Path, record: Record, time: float = 1.0, pace: float = 1.0, **ot
 
 
 def test_rows_are_held_against_the_first(tmp_path: Path, record: Record) -> None:
-    paths = [
-        write(tmp_path / "a.json", record),
-        write(tmp_path / "b.json", record, time=1.1),
-        write(tmp_path / "c.json", record, pace=2.0),
-    ]
+    given: dict[str, dict[str, float]] = {"a": {}, "b": {"time": 1.1}, "c": {"pace": 2.0}}
+    paths = [write(tmp_path / f"{name}.json", record, **how) for name, how in given.items()]
     rows = compare_records(paths)["rows"]
     assert [row["name"] for row in rows] == ["a", "b", "c"]
     assert [row["time"] for row in rows] == pytest.approx([1.0, 1.1, 2.0])
@@ -65,11 +61,7 @@ def test_rows_are_held_against_the_first(tmp_path: Path, record: Record) -> None
         (("env", "cpu"), "another", r"processor \(.* and another\)"),
         (("env", "runtime", "threads"), 7, r"threads \(\d+ and 7\)"),
         (("env", "runtime", "backend"), "tensorrt", r"backend \(onnxruntime and tensorrt\)"),
-        (
-            ("env", "jetson"),
-            {"power_mode": "15W"},
-            r"Jetson \(unknown and \{'power_mode': '15W'\}\)",
-        ),
+        (("env", "jetson"), {"mode": "15W"}, r"Jetson \(unknown and \{'mode': '15W'\}\)"),
         (("bundle", "precision"), "fp16", r"precision \(fp32 and fp16\)"),
         (("samples",), 99, r"samples \(8 and 99\)"),
         (("mix",), [0.5] * 40, r"shares assumed \(\[0\.25, .* and \[0\.5, .*\.\.\.\)"),
@@ -90,20 +82,15 @@ def test_unlike_conditions_are_named_and_refused(
     assert len(forced["rows"]) == 2 and len(forced["unlike"]) == 1
 
 
-def point(latency: float) -> OperatingPoint:
-    return OperatingPoint(
-        Confidence(0.5).to_json(),
-        *(0.5, 0.6, 1e6, 1.5, latency, 6.0, (0.25,) * 4, 100),
-        *("0" * 64, "cpu", "", None),
-    )
-
-
 def test_operating_points_of_bundles(tmp_path: Path, bundle: Path, record: Record) -> None:
     plain = Path(shutil.copytree(bundle, tmp_path / "plain"))
     with pytest.raises(DataError, match="has no operating points; run: lgvit-edge tune"):
         compare_records([plain])
-    identity = open_bundle(plain).manifest.identity
-    add_points(plain, identity, {"fast": point(2.0), "slow": point(3.0)})
+    points = {
+        name: point(latency_ms=ms, baseline_latency_ms=6.0)
+        for name, ms in (("fast", 2.0), ("slow", 3.0))
+    }
+    add_points(plain, open_bundle(plain).manifest.identity, points)
     rows = compare_records([plain])["rows"]
     assert [row["name"] for row in rows] == ["plain:fast", "plain:slow"]
     assert [row["time"] for row in rows] == [1.0, 1.5]
@@ -116,14 +103,11 @@ def test_what_is_no_record_is_refused(tmp_path: Path, record: Record) -> None:
     good = write(tmp_path / "good.json", record)
     with pytest.raises(DataError, match="no such record or bundle: .*nowhere"):
         compare_records([good, tmp_path / "nowhere"])
-    for name, text in {
-        "cut.json": good.read_text()[:500],
-        "other.json": '{"epochs": 3}',
-        "list.json": "[1, 2]",
-        "deep.json": "[" * 100_000,
-        "zero.json": good.read_text().replace('"mean": ', '"mean": -'),
-        "binary.json": "\udcff\udcfe",
-    }.items():
+    whole = good.read_text()
+    texts = {"cut": whole[:500], "zero": whole.replace('"mean": ', '"mean": -')}
+    texts |= {"other": '{"epochs": 3}', "list": "[1, 2]", "deep": "[" * 100_000}
+    for name, text in (texts | {"binary": "\udcff\udcfe"}).items():
+        name += ".json"
         (tmp_path / name).write_text(text, errors="surrogateescape")
         with pytest.raises(DataError, match=f"{name} is no record of lgvit-edge bench --json"):
             compare_records([good, tmp_path / name])

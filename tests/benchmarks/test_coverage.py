@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from small import vit
 from torch import Tensor, nn
 
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
@@ -30,7 +31,6 @@ from lgvit_edge.export.checks import TOLERANCE, graph_runner, sample_images
 from lgvit_edge.export.graph import WeightStore, export_graph
 from lgvit_edge.export.half import halve
 from lgvit_edge.export.tensorrt.builder import BuildTask, EngineBuilder
-from lgvit_edge.images.spec import Preprocess
 from lgvit_edge.machine.openvino import shared_core
 from lgvit_edge.machine.tensorrt import TensorRT
 from lgvit_edge.model import LGViT, cut
@@ -42,12 +42,10 @@ RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 FORMS: dict[str, dict[str, Any]] = {
     "vit": {"family": "vit"},
     "deit": {"family": "deit", "prefix_tokens": 2, "classifiers": 2},
+    # Windows of 2 on maps of 5 and 3 are padded, and in the last block shifted.
     "swin": {
-        "family": "swin",
-        "prefix_tokens": 0,
-        "depths": (1, 2),
-        "stage_heads": (2, 2),
-        "window_size": 2,  # on maps of 5 and 3: padded, and in the last block shifted
+        **{"family": "swin", "prefix_tokens": 0, "window_size": 2},
+        **{"depths": (1, 2), "stage_heads": (2, 2)},
     },
 }
 # Each pair has a model to itself; its backbone is that of the others.
@@ -60,18 +58,8 @@ PAIRS = (
 
 def tiny(form: str, exits: tuple[ExitConfig, ...]) -> LGViTConfig:
     """In the Swin the first exit reads tokens before a patch merging."""
-    return LGViTConfig(
-        **FORMS[form],
-        image_size=20,
-        patch_size=4,
-        hidden_size=8,
-        num_blocks=3,
-        num_heads=2,
-        intermediate_size=16,
-        num_classes=3,
-        exits=exits,
-        preprocess=Preprocess(resize=20),
-    )
+    sizes = dict(image_size=20, patch_size=4, hidden_size=8, num_blocks=3, intermediate_size=16)
+    return vit(**FORMS[form], **sizes, exits=exits)
 
 
 class WholeChain(nn.Module):
@@ -106,9 +94,7 @@ def all_heads(form: str) -> list[LGViT]:
     ("form", "precision"),
     [("vit", "fp32"), ("deit", "fp16"), ("swin", "fp32"), ("swin", "fp16")],
 )
-def test_every_family_with_every_head_on_every_backend(
-    form: str, precision: str, tmp_path: Path
-) -> None:
+def test_all_families_and_heads_on_every_backend(form: str, precision: str, tmp_path: Path) -> None:
     assert {exit.head for exits in PAIRS for exit in exits} == set(HEAD_KINDS)
     models = all_heads(form)
     images, pixels = sample_images(models[0].config, "uint8")
@@ -132,13 +118,9 @@ def test_every_family_with_every_head_on_every_backend(
         weights_location="weights.bin",
     )
     onnx.checker.check_model(path, full_check=True)
-    spec = GraphSpec(
-        FileSpec("whole.onnx", "0" * 64),
-        (TensorSpec("image", "uint8", (1, 20, 20, 3)),),
-        (TensorSpec("logits", "float32", (1, expected.shape[1])),),
-        macs=1,
-        parameters=1,
-    )
+    taken = TensorSpec("image", "uint8", (1, 20, 20, 3))
+    given = TensorSpec("logits", "float32", (1, expected.shape[1]))
+    spec = GraphSpec(FileSpec("whole.onnx", "0" * 64), (taken,), (given,), macs=1, parameters=1)
     (answer,) = graph_runner(path, spec)(images)
     assert difference(answer, expected) <= TOLERANCE[precision] / (10 if precision == "fp32" else 1)
     if importlib.util.find_spec("openvino") is not None and precision == "fp32":
@@ -151,9 +133,6 @@ def test_every_family_with_every_head_on_every_backend(
         task = BuildTask(path, spec, dtype, quantized=False, batch=(1, 1, 1))
         plan = EngineBuilder(TensorRT("tensorrt-rtx"), BuilderOptions()).build(task)
         assert plan.startswith(b"vtrt")
-
-
-# The command.
 
 
 @pytest.fixture
@@ -236,13 +215,9 @@ def test_a_tolerance_exceeded_and_a_graph_that_does_not_compile_are_named(
 @pytest.mark.parametrize(
     ("column", "cell", "good"),
     [
-        ("PyTorch", 9e-5, True),
-        ("PyTorch", 2e-4, False),
-        ("OpenVINO", float("inf"), False),
-        ("OpenVINO", float("nan"), False),
-        ("OpenVINO", coverage.ABSENT, True),
-        ("ONNX Runtime fp16", 0.04, True),
-        ("ONNX Runtime fp16", 0.06, False),
+        *[("PyTorch", 9e-5, True), ("PyTorch", 2e-4, False), ("OpenVINO", coverage.ABSENT, True)],
+        *[("OpenVINO", float("inf"), False), ("OpenVINO", float("nan"), False)],
+        *[("ONNX Runtime fp16", 0.04, True), ("ONNX Runtime fp16", 0.06, False)],
         ("RTX fp32", "4 built", True),
         ("RTX fp16", "failed: it cannot compile the graph", False),
         ("ONNX Runtime", "4 built", False),

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pytest import MonkeyPatch
+from small import point
 
 from lgvit_edge.benchmarks import measure_exits, measure_images
 from lgvit_edge.benchmarks.report.gallery import Gallery, Picture
@@ -23,10 +25,10 @@ from lgvit_edge.benchmarks.report.page import check_report, write_page
 from lgvit_edge.benchmarks.report.survey import survey
 from lgvit_edge.bundle.directory import add_points, open_bundle
 from lgvit_edge.bundle.manifest import Manifest
-from lgvit_edge.bundle.points import Guarantee, OperatingPoint
+from lgvit_edge.bundle.points import Guarantee
 from lgvit_edge.errors import MissingDependency
 from lgvit_edge.images.labelled import LabelledImage
-from lgvit_edge.policies import Confidence, Policy
+from lgvit_edge.policies import Confidence
 from lgvit_edge.policies.scores import ENTROPY
 from lgvit_edge.runtime import Session
 
@@ -40,24 +42,6 @@ HOSTILE = (
     "long" * 80,
     "</style><style>body{display:none}",
 )
-
-
-def saved(policy: Policy, guarantee: Guarantee | None = None) -> OperatingPoint:
-    return OperatingPoint(
-        policy=policy.to_json(),
-        accuracy=0.4,
-        baseline_accuracy=0.5,
-        macs=1e6,
-        macs_speedup=1.5,
-        latency_ms=2.0,
-        baseline_latency_ms=3.0,
-        shares=(0.25,) * 4,
-        images=100,
-        data_sha256="0" * 64,
-        device="cpu",
-        goal="",
-        guarantee=guarantee,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +63,8 @@ Run = tuple[dict[str, Any], Manifest, Gallery]
 def run(tmp_path_factory: pytest.TempPathFactory, bundle: Path, images: list[LabelledImage]) -> Run:
     """A bench run on images, with two operating points."""
     copy = Path(shutil.copytree(bundle, tmp_path_factory.mktemp("tuned") / "out"))
-    points = {
-        "balanced": saved(Confidence(0.5)),
-        "certified": saved(Confidence(0.7), Guarantee(0.02, 0.05, 500, 3, "0" * 64)),
-    }
+    sure = point(Confidence(0.7), guarantee=Guarantee(0.02, 0.05, 500, 3, "0" * 64))
+    points = {"balanced": point(), "certified": sure}
     add_points(copy, open_bundle(copy).manifest.identity, points)
     with Session.open(copy, policy=Confidence(0.4)) as session:
         gallery = Gallery(HOSTILE)
@@ -95,11 +77,10 @@ def run(tmp_path_factory: pytest.TempPathFactory, bundle: Path, images: list[Lab
 def page(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
     path = tmp_path_factory.mktemp("page") / "report.html"
     record, manifest, gallery = run
-    hostile = [
+    gallery.seen = [
         (image, dataclasses.replace(result, label=HOSTILE[result.class_index]))
         for image, result in gallery.seen
     ]
-    gallery.seen = hostile
     write_page(path, record, manifest, gallery)
     return path
 
@@ -141,9 +122,8 @@ def test_the_figures_are_the_records(page: Path, run: Run) -> None:
 
 def test_nothing_is_loaded_and_nothing_runs(page: Path) -> None:
     seen = Seen(page.read_text())
-    (policy,) = [
-        m["content"] for m in seen.all("meta") if m.get("http-equiv") == "Content-Security-Policy"
-    ]
+    security = "Content-Security-Policy"
+    (policy,) = [m["content"] for m in seen.all("meta") if m.get("http-equiv") == security]
     assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     assert not seen.all("script") and not seen.all("link") and not seen.all("iframe")
     assert not [a for _, a in seen.elements for name in a if name.startswith("on")]
@@ -176,14 +156,12 @@ def test_every_picture_says_what_it_shows_and_has_ids_of_its_own(page: Path, run
 def test_policies_are_replayed_and_points_marked(run: Run) -> None:
     record, manifest, _ = run
     drawn = record["survey"]
-    assert set(drawn["policies"]) == {
-        *("confidence", "entropy", "ensemble", "patience", "patient_confidence")
-    }
+    kinds = {"confidence", "entropy", "ensemble", "patience", "patient_confidence"}
+    assert set(drawn["policies"]) == kinds
     assert set(drawn["points"]) == {"balanced", "certified"}
     # The policy of the run, replayed: the accuracy measured is the accuracy drawn.
-    (same,) = [
-        row for row in drawn["policies"]["confidence"] if row["policy"] == Confidence(0.4).to_json()
-    ]
+    rows, policy = drawn["policies"]["confidence"], Confidence(0.4).to_json()
+    (same,) = [row for row in rows if row["policy"] == policy]
     assert same["accuracy"] == pytest.approx(record["accuracy"])
     assert same["macs_speedup"] == pytest.approx(record["speedup"]["macs"])
     assert [s["macs"] for s in drawn["segments"]] == [s.spec.macs for s in manifest.segments]
@@ -242,9 +220,7 @@ def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path: Path, run: Run) 
 
 
 @pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
-def test_what_is_missing_is_named_before_anything_is_measured(
-    package: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_missing_is_named_before_measuring(package: str, monkeypatch: MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingDependency, match=r"pip install 'lgvit-edge\[report\]'"):
         check_report()

@@ -8,31 +8,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from small import write_photos
 
 from lgvit_edge.architecture.placement import default_heads
 from lgvit_edge.architecture.published import architecture
-from lgvit_edge.benchmarks.experiments import batches, deadlines, rates, soak
+from lgvit_edge.benchmarks.experiments import batches, deadlines, rates, rivals, soak
 from lgvit_edge.benchmarks.experiments.if_graph import IfGraph
 from lgvit_edge.benchmarks.experiments.rates import summarise
 from lgvit_edge.benchmarks.experiments.soak import line
 from lgvit_edge.bundle.directory import open_bundle
 from lgvit_edge.errors import UsageError
 from lgvit_edge.export import ExportOptions, export_bundle
+from lgvit_edge.images.preprocess import to_float
 from lgvit_edge.model import LGViT, save_checkpoint
 from lgvit_edge.runtime import Session
+
+Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    for name in "abcde":
-        (root / name).mkdir()
-        for i in range(8):
-            pixels = rng.integers(0, 256, (36, 40, 3), np.uint8)
-            Image.fromarray(pixels).save(root / name / f"{i}.png")
-    return root
+    return write_photos(tmp_path_factory.mktemp("photos"), "abcde", 8)
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +52,9 @@ def test_the_rival_graph_leaves_with_the_chains_logits(single: Path) -> None:
 
 
 def test_rivals_are_timed_in_turn(
-    single: Path, tmp_path: Path, exported_model: LGViT, capsys: pytest.CaptureFixture[str]
+    single: Path, tmp_path: Path, exported_model: LGViT, capsys: Capture
 ) -> None:
     pytest.importorskip("openvino", reason="openvino is not installed")
-    from lgvit_edge.benchmarks.experiments import rivals
-
     save_checkpoint(exported_model, tmp_path / "model.pt")
     narrow = exported_model.config.replace(intermediate_size=64)
     save_checkpoint(LGViT(narrow).eval(), tmp_path / "other.pt")
@@ -82,8 +78,6 @@ def test_rivals_are_timed_in_turn(
 
 
 def test_a_rival_by_architecture_has_the_bundles_exits(tmp_path: Path) -> None:
-    from lgvit_edge.benchmarks.experiments import rivals
-
     plain = architecture("vit-tiny", num_classes=7, image_size=64)
     blocks = [2, 5, 8, 10]
     exits = default_heads(blocks, family="vit")[:3] + default_heads([10], heads="mlp", family="vit")
@@ -100,29 +94,20 @@ def test_a_rival_by_architecture_has_the_bundles_exits(tmp_path: Path) -> None:
 
 
 def test_pytorch_leaves_where_it_is_told(exported_model: LGViT) -> None:
-    import torch
-
-    from lgvit_edge.benchmarks.experiments.rivals import eager
-    from lgvit_edge.images.preprocess import to_float
-
     images = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
-    run = eager(exported_model, images)
+    run = rivals.eager(exported_model, images)
     pixels = torch.from_numpy(to_float(images, exported_model.config.preprocess))
     with torch.inference_mode():
         expected = exported_model.exit_logits(pixels)[0].argmax(dim=-1).tolist()
     assert [run(exit) for exit in (1, 2, 3, 4)] == expected
 
 
-def test_batches_are_compared(
-    bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_batches_are_compared(bundle: Path, photos: Path, tmp_path: Path, capsys: Capture) -> None:
     path = tmp_path / "b.json"
     batches.main(bundle, photos, ["confidence:0.3", "never"], "1,4", 40, 1, "onnxruntime", path)
     rows = json.loads(path.read_text())["rows"]
-    assert [(row["policy"][:10], row["batch"]) for row in rows] == [
-        *(("confidence", 1), ("confidence", 4)),
-        *(("never", 1), ("never", 4)),
-    ]
+    found = [(row["policy"][:10], row["batch"]) for row in rows]
+    assert found == [("confidence", 1), ("confidence", 4), ("never", 1), ("never", 4)]
     for row in rows:
         assert row["efficiency"] == pytest.approx(row["wall_clock"] / row["macs"])
     assert rows[0]["macs"] == pytest.approx(rows[1]["macs"])  # the same images leave
@@ -131,9 +116,7 @@ def test_batches_are_compared(
         batches.main(bundle, photos, None, "8", 40, 1, "onnxruntime", None)
 
 
-def test_deadlines_are_counted(
-    bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_deadlines_are_counted(bundle: Path, photos: Path, tmp_path: Path, capsys: Capture) -> None:
     path = tmp_path / "d.json"
     deadlines.main(bundle, photos, "3", 100, 1, "never", "onnxruntime", path)
     free, held = json.loads(path.read_text())["rows"]
@@ -144,7 +127,7 @@ def test_deadlines_are_counted(
 
 
 def test_a_rate_is_played_and_drawn(
-    bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bundle: Path, photos: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     picture, path = tmp_path / "rate.png", tmp_path / "rate.json"
     rates.main(bundle, photos, 200.0, 180, 1, "onnxruntime", picture, path)

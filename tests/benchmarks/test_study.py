@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from small import write_photos
 
 from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.benchmarks.experiments import study, study_rows
@@ -107,14 +107,8 @@ def test_the_picture(tmp_path: Path) -> None:
 @pytest.fixture
 def folder(tmp_path: Path, small_config: LGViTConfig) -> Path:
     """Images of two classes, and a backbone of three blocks."""
-    rng = np.random.default_rng(0)
     for part, count in (("train", 8), ("val", 6)):
-        for label, name in enumerate("ab"):
-            (tmp_path / part / name).mkdir(parents=True)
-            for i in range(count):
-                pixels = rng.integers(0, 156, (16, 16, 3)) + 50 * label
-                image = Image.fromarray(pixels.astype(np.uint8))
-                image.save(tmp_path / part / name / f"{i}.png")
+        write_photos(tmp_path / part, "ab", count)
     save_checkpoint(seeded(small_config.replace(exits=()), 0).eval(), tmp_path / "start.pt")
     return tmp_path
 
@@ -143,12 +137,13 @@ def test_the_whole_study(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {path.name for path in checkpoints} == {"mlp-2-lgvit.pt", "mlp-2-lgvit-class.pt"}
     run()
     assert all(path.stat().st_mtime_ns == then for path, then in checkpoints.items())
-    with pytest.raises(UsageError, match=r"lgvit\.pt was trained with other settings .*--out"):
-        run(epochs=2)
-    with pytest.raises(UsageError, match="a trained backbone: expected --weights or a checkpoint"):
-        run(backbone="vit-tiny")
-    with pytest.raises(UsageError, match="--only: expected some of kl; found '9'"):
-        run(only="9")
-    (folder / "val" / "a" / "0.png").write_bytes(b"no image")
+    for options, message in (
+        ({"epochs": 2}, r"lgvit\.pt was trained with other settings .*--out"),
+        ({"backbone": "vit-tiny"}, "a trained backbone: expected --weights or a checkpoint"),
+        ({"only": "9"}, "--only: expected some of kl; found '9'"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            run(**options)
+    (folder / "val" / "a" / "00.png").write_bytes(b"no image")
     with pytest.raises(DataError, match="val: 1 images cannot be read; remove them"):
         run(out=folder / "other")

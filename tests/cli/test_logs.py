@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pytest import MonkeyPatch
 from rich.console import Console
 
 from lgvit_edge._support import terminal
@@ -50,8 +51,8 @@ def test_a_log_has_every_epoch_and_every_segment(folder: Path) -> None:
     assert lines[0] == "measuring (0/64)"
 
 
-def test_a_log_gets_new_subjects_at_once_and_figures_once_a_minute(
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_log_gets_new_subjects_at_once_and_figures_each_minute(
+    monkeypatch: MonkeyPatch,
 ) -> None:
     now = [0.0]
     monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])

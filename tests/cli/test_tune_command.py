@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pytest import MonkeyPatch
+from small import write_photos
 
 from lgvit_edge.bundle.directory import add_points, open_bundle
 from lgvit_edge.bundle.manifest import SegmentSpec
@@ -33,7 +35,9 @@ from lgvit_edge.runtime import Session
 from lgvit_edge.tuning import collect
 from lgvit_edge.tuning.record import DONE, TO_DO, UNREADABLE, read, record_type
 
-Command = Callable[..., tuple[int, str]]
+Command = Callable[..., str]
+Tuned = SimpleNamespace
+Images = list[LabelledImage]
 
 
 def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -50,16 +54,17 @@ def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """The command line in this process, which has imported everything; status and output."""
+def command(monkeypatch: MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """The command line in this process, which has imported everything; returns its output."""
 
-    def typed(*arguments: object) -> tuple[int, str]:
+    def typed(*arguments: object, status: int = 0) -> str:
         monkeypatch.setattr(sys, "argv", ["lgvit-edge", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
             main()
         said = " ".join("".join(capsys.readouterr()).split())
         assert "internal error" not in said, said
-        return int(end.value.code or 0), said
+        assert int(end.value.code or 0) == status, said
+        return said
 
     return typed
 
@@ -67,14 +72,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """20 images of each class the exported model knows."""
-    root = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    for name in "abcde":
-        (root / name).mkdir()
-        for i in range(20):
-            image = Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8))
-            image.save(root / name / f"{i:02}.png")
-    return root
+    return write_photos(tmp_path_factory.mktemp("photos"), "abcde", 20)
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -82,7 +80,7 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def tuned(tmp_path_factory: pytest.TempPathFactory, bundle: Path, photos: Path) -> SimpleNamespace:
+def tuned(tmp_path_factory: pytest.TempPathFactory, bundle: Path, photos: Path) -> Tuned:
     """What one run made of a copy of ``bundle``; do not change it."""
     root = tmp_path_factory.mktemp("tuned")
     engines = Path(shutil.copytree(bundle, root / "bundle"))
@@ -109,12 +107,7 @@ def images(photos: Path) -> list[LabelledImage]:
     return find_images(photos, num_classes=5, names=tuple("abcde"))
 
 
-# One run, and what follows it.
-
-
-def test_points_are_written_and_nothing_else_is_touched(
-    tuned: SimpleNamespace, bundle: Path
-) -> None:
+def test_points_are_written_and_nothing_else_is_touched(tuned: Tuned, bundle: Path) -> None:
     before, after = contents(bundle), contents(tuned.engines)
     assert [name for name in after if after[name] != before[name]] == ["manifest.json"]
     assert before.keys() == after.keys()
@@ -127,7 +120,7 @@ def test_points_are_written_and_nothing_else_is_touched(
     assert f"next: lgvit-edge bench --engines {tuned.engines} --point accurate" in tuned.said
 
 
-def test_a_session_runs_at_a_point(tuned: SimpleNamespace, bundle: Path, photos: Path) -> None:
+def test_a_session_runs_at_a_point(tuned: Tuned, bundle: Path, photos: Path) -> None:
     points = {name: from_json(point.policy) for name, point in tuned.manifest.points.items()}
     with Session.open(tuned.engines, point="balanced") as session:
         assert (session.point, session.policy) == ("balanced", points["balanced"])
@@ -149,25 +142,24 @@ def test_a_session_runs_at_a_point(tuned: SimpleNamespace, bundle: Path, photos:
 
 
 def test_bench_and_predict_run_at_a_point(
-    tuned: SimpleNamespace, photos: Path, tmp_path: Path, command: Command
+    tuned: Tuned, photos: Path, tmp_path: Path, command: Command
 ) -> None:
     at = ("--engines", tuned.engines, "--point", "fast")
     file = tmp_path / "record.json"
-    status, said = command("bench", *at, "--data", photos, "--samples", 5, "--json", file)
-    assert status == 0, said
+    command("bench", *at, "--data", photos, "--samples", 5, "--json", file)
     record = json.loads(file.read_text())
     assert record["point"] == "fast" and record["policy"] == tuned.manifest.points["fast"].policy
-    status, said = command("predict", *at, photos / "a" / "00.png", "--json")
-    assert status == 0 and 1 <= json.loads(said)[0]["exit"] <= 4
+    said = command("predict", *at, photos / "a" / "00.png", "--json")
+    assert 1 <= json.loads(said)[0]["exit"] <= 4
     for name in ("bench", "predict"):
         more = () if name == "bench" else (photos / "a",)
-        status, said = command(name, *at, *more, "--policy", "never")
-        assert status == 2 and "give a policy or an operating point, not both" in said
-        status, said = command(name, "--engines", tuned.engines, "--point", "slow", *more)
-        assert status == 2 and "no operating point 'slow'; this bundle has accurate," in said
+        said = command(name, *at, *more, "--policy", "never", status=2)
+        assert "give a policy or an operating point, not both" in said
+        said = command(name, "--engines", tuned.engines, "--point", "slow", *more, status=2)
+        assert "no operating point 'slow'; this bundle has accurate," in said
 
 
-def test_the_record_holds_what_was_found(tuned: SimpleNamespace) -> None:
+def test_the_record_holds_what_was_found(tuned: Tuned) -> None:
     keys = "points front sweep gain_over_sweep costs never_pay calibration images"
     assert set(keys.split()) | {"baseline_accuracy", "search_seconds"} == set(tuned.record)
     written = json.loads((tuned.engines / "manifest.json").read_text())["points"]
@@ -179,33 +171,31 @@ def test_the_record_holds_what_was_found(tuned: SimpleNamespace) -> None:
 
 
 def test_a_picture_is_drawn(
-    tuned: SimpleNamespace, bundle_copy: Path, tmp_path: Path, command: Command
+    tuned: Tuned, bundle_copy: Path, tmp_path: Path, command: Command
 ) -> None:
     pytest.importorskip("matplotlib")
     arguments = ("--logits", tuned.logits, "--trials", 1, "--plot", tmp_path / "found.png")
-    status, said = command("tune", "--engines", bundle_copy, *arguments)
-    assert status == 0 and "picture: " in said
+    assert "picture: " in command("tune", "--engines", bundle_copy, *arguments)
     with Image.open(tmp_path / "found.png") as picture:
         assert picture.format == "PNG" and picture.width > 500
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "found.png"]
 
 
 def test_kept_logits_give_the_same_points_and_no_image_is_run(
-    tuned: SimpleNamespace, bundle_copy: Path, command: Command, photos: Path, tmp_path: Path
+    tuned: Tuned, bundle_copy: Path, command: Command, photos: Path, tmp_path: Path
 ) -> None:
     kept = tmp_path / "bundle.logits.npy"  # where a run with --data looks for them
     for name in ("", ".json"):
         shutil.copy(f"{tuned.logits}{name}", f"{kept}{name}")
     before = kept.read_bytes()
     for source in (("--logits", kept), ("--data", photos)):
-        status, said = command("tune", "--engines", bundle_copy, *source, "--trials", 2)
-        assert status == 0, said
+        command("tune", "--engines", bundle_copy, *source, "--trials", 2)
         assert open_bundle(bundle_copy).manifest.points == tuned.manifest.points
         assert kept.read_bytes() == before
     # A certified point beside them.
     arguments = ("--logits", kept, "--trials", 2, "--risk", 0.9, "--name", "sure")
-    status, said = command("tune", "--engines", bundle_copy, *arguments)
-    assert status == 0 and "25 to tune on, 50 to certify on, 25 to report on" in said
+    said = command("tune", "--engines", bundle_copy, *arguments)
+    assert "25 to tune on, 50 to certify on, 25 to report on" in said
     assert "sure is certified: with 95.0% confidence at most 90.00% of images" in said
     points = open_bundle(bundle_copy).manifest.points
     assert list(points) == ["accurate", "balanced", "fast", "sure"]
@@ -226,19 +216,16 @@ def test_points_can_be_reported_on_other_images(
     (tmp_path / "classes.txt").write_text("\n".join(lines))
     report = ("--report-data", others, "--report-labels", tmp_path / "classes.txt")
     goal = ("--latency-ms", 1000, "--trials", 1, "--name", "door.1")
-    status, said = command("tune", "--engines", bundle_copy, "--data", photos, *report, *goal)
-    assert status == 0 and "images: 100 to tune on, 50 to report on" in said
+    said = command("tune", "--engines", bundle_copy, "--data", photos, *report, *goal)
+    assert "images: 100 to tune on, 50 to report on" in said
     (point,) = open_bundle(bundle_copy).manifest.points.values()
     kept = json.loads((tmp_path / "bundle.logits.report.npy.json").read_text())
     assert (point.images, point.data_sha256) == (50, kept["images"])
     assert point.goal == "--latency-ms 1000"
 
 
-# What is kept of each image.
-
-
 def test_logits_are_the_sessions_to_the_bit_and_all_is_timed(
-    session: Session, images: list[LabelledImage], tmp_path: Path
+    session: Session, images: Images, tmp_path: Path
 ) -> None:
     session.policy = Never()
     steps: list[tuple[int, int]] = []
@@ -257,11 +244,14 @@ def test_logits_are_the_sessions_to_the_bit_and_all_is_timed(
         collect(session, [LabelledImage(images[0].path, None)], tmp_path / "n.npy")
 
 
-def test_only_what_is_missing_is_run(
-    session: Session, images: list[LabelledImage], tmp_path: Path
-) -> None:
-    file = tmp_path / "k.npy"
-    collect(session, images, file)
+@pytest.fixture
+def file(session: Session, images: Images, tmp_path: Path) -> Path:
+    """What is kept of all images."""
+    collect(session, images, tmp_path / "k.npy")
+    return tmp_path / "k.npy"
+
+
+def test_only_what_is_missing_is_run(session: Session, images: Images, file: Path) -> None:
     rows = np.lib.format.open_memmap(file, mode="r+")
     right = rows["logits"].copy()
     rows["logits"] = 123.0
@@ -273,21 +263,15 @@ def test_only_what_is_missing_is_run(
     assert (kept.rows["state"] == DONE).all()
 
 
-def test_labels_that_were_corrected_are_taken(
-    session: Session, images: list[LabelledImage], tmp_path: Path
-) -> None:
-    file = tmp_path / "k.npy"
-    collect(session, images, file)
+def test_labels_that_were_corrected_are_taken(session: Session, images: Images, file: Path) -> None:
     wrong = [dataclasses.replace(image, class_index=0) for image in images]
     assert (collect(session, wrong, file).rows["label"] == 0).all()
     assert collect(session, images, file).rows["label"].tolist() == [i.class_index for i in images]
 
 
 def test_a_file_that_was_begun_is_made_again_and_anothers_is_not_touched(
-    session: Session, images: list[LabelledImage], tmp_path: Path
+    session: Session, images: Images, file: Path, tmp_path: Path
 ) -> None:
-    file = tmp_path / "k.npy"
-    collect(session, images, file)
     right = np.load(file)["logits"]
     Path(f"{file}.json").unlink()  # what is written last
     np.lib.format.open_memmap(file, mode="r+")["state"] = DONE
@@ -338,26 +322,20 @@ def test_files_that_are_no_images_are_left_out_and_counted(
     data = Path(shutil.copytree(photos, tmp_path / "data"))
     (data / "a" / "00.png").write_bytes(b"\x89PNG not really")
     (data / "c" / "05.png").write_bytes(b"")
-    status, said = command("tune", "--engines", bundle_copy, "--data", data, "--trials", 1)
-    assert status == 0, said
+    said = command("tune", "--engines", bundle_copy, "--data", data, "--trials", 1)
     assert "2 files are not readable images and were left out" in said
     assert "images: 49 to tune on, 49 to report on" in said
     kept = read(tmp_path / "bundle.logits.npy", open_bundle(bundle_copy).manifest)
     assert np.flatnonzero(kept.rows["state"] == UNREADABLE).tolist() == [0, 45]
     for path in data.rglob("*.png"):
         path.write_bytes(b"no image")
-    file = ("--logits", tmp_path / "none.npy")
-    status, said = command("tune", "--engines", bundle_copy, "--data", data, *file)
-    assert status == 1 and "none of 100 images could be decoded" in said
-
-
-# Refused.
+    arguments = ("--data", data, "--logits", tmp_path / "none.npy")
+    said = command("tune", "--engines", bundle_copy, *arguments, status=1)
+    assert "none of 100 images could be decoded" in said
 
 
 @pytest.fixture
-def here(
-    tuned: SimpleNamespace, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path:
+def here(tuned: Tuned, photos: Path, tmp_path: Path, monkeypatch: MonkeyPatch) -> Path:
     """The folder to type in: kept logits, others that cannot be used, images likewise."""
     monkeypatch.chdir(tmp_path)
     about, content = Path(f"{tuned.logits}.json").read_text(), tuned.logits.read_bytes()
@@ -396,6 +374,10 @@ def here(
     return tmp_path
 
 
+UNUSABLE = "{}.npy holds no logits that can be used"
+MISSING = "no such file: {}.npy.json; run: lgvit-edge tune with --data"
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "text"),
     [
@@ -406,17 +388,10 @@ def here(
         ("--data photos --logits moved.npy", 1, r"another run \(other device\)"),
         ("--logits old.npy", 1, r"no logits that can be used \(of another version"),
         ("--logits cut.npy", 1, "no logits that can be used .*; remove it to run the images again"),
-        ("--data photos --logits cut.npy", 1, "cut.npy holds no logits that can be used"),
-        ("--logits junk.npy", 1, "junk.npy holds no logits that can be used"),
-        ("--logits torn.npy", 1, "torn.npy holds no logits that can be used"),
-        ("--data photos --logits list.npy", 1, "list.npy holds no logits that can be used"),
-        ("--logits bare.npy", 1, "no such file: bare.npy.json; run: lgvit-edge tune with --data"),
-        ("--logits new.npy", 1, "no such file: new.npy.json; run: lgvit-edge tune with --data"),
-        (
-            "--data photos --logits folder.npy",
-            2,
-            "--logits: expected a file, found a folder",
-        ),
+        *[(f"--data photos --logits {n}.npy", 1, UNUSABLE.format(n)) for n in ("cut", "list")],
+        *[(f"--logits {n}.npy", 1, UNUSABLE.format(n)) for n in ("junk", "torn", "header", "deep")],
+        *[(f"--logits {n}.npy", 1, MISSING.format(n)) for n in ("bare", "new", "nowhere")],
+        ("--data photos --logits folder.npy", 2, "--logits: expected a file, found a folder"),
         ("--data flat", 1, "images without classes tell nothing about accuracy: .* or --labels"),
         ("--data flat --labels same.txt --logits new.npy", 1, "50 images .* are of one class"),
         ("--data more", 1, "labels do not match the model's: 1 of 6 folders .* such as 'zebra'"),
@@ -439,9 +414,6 @@ def here(
         ("--logits kept.npy --report-labels same.txt", 2, "--report-labels needs --report-data"),
         ("--data photos --logits kept.npy --report-data photos", 2, "holds the same images as --d"),
         ("--logits half.npy", 1, "half.npy holds 50 of 100 images, .* to continue it, add --data"),
-        ("--logits header.npy", 1, "header.npy holds no logits that can be used"),
-        ("--logits deep.npy", 1, "deep.npy holds no logits that can be used"),
-        ("--logits nowhere.npy", 1, "no such file: .*; run: lgvit-edge tune with --data"),
         ("--logits kept.npy --name x", 2, "--name names one point: give a goal"),
         ("--logits kept.npy --max-drop 0.1 --name a/b", 2, "--name: .* must be letters, .* 'a/b'"),
         ("--logits kept.npy --trials 0", 2, "Invalid value for '--trials'"),
@@ -451,8 +423,7 @@ def test_what_is_refused_leaves_the_bundle_as_it_was(
     arguments: str, status: int, text: str, here: Path, bundle: Path, command: Command
 ) -> None:
     before = contents(bundle.parent)
-    found, said = command("tune", "--engines", bundle, "--trials", 2, *arguments.split())
-    assert found == status, said
+    said = command("tune", "--engines", bundle, "--trials", 2, *arguments.split(), status=status)
     assert re.search(text, said), said
     assert contents(bundle.parent) == before
 
@@ -460,20 +431,20 @@ def test_what_is_refused_leaves_the_bundle_as_it_was(
 def test_a_bundle_that_cannot_be_tuned(
     bundle_copy: Path, photos: Path, tmp_path: Path, command: Command
 ) -> None:
-    status, said = command("tune", "--engines", tmp_path / "no", "--data", photos)
-    assert status == 1 and "is not a bundle: no such directory" in said
+    said = command("tune", "--engines", tmp_path / "no", "--data", photos, status=1)
+    assert "is not a bundle: no such directory" in said
     manifest = open_bundle(bundle_copy).manifest
     parity = dataclasses.replace(manifest.parity, max_difference=(0.0,))
     only = (SegmentSpec(manifest.baseline, 1, 4, "final"),)
     whole = dataclasses.replace(manifest, segments=only, parity=parity)
     (bundle_copy / "manifest.json").write_text(whole.dumps())
-    status, said = command("tune", "--engines", bundle_copy, "--data", photos)
-    assert status == 2 and f"{bundle_copy} has no exits: there is nothing to tune" in said
+    said = command("tune", "--engines", bundle_copy, "--data", photos, status=2)
+    assert f"{bundle_copy} has no exits: there is nothing to tune" in said
 
 
 def test_one_run_fills_a_file_at_a_time(
     session: Session,
-    images: list[LabelledImage],
+    images: Images,
     bundle: Path,
     here: Path,
     command: Command,
@@ -481,15 +452,13 @@ def test_one_run_fills_a_file_at_a_time(
 ) -> None:
     arguments = ("--data", "photos", "--logits", "kept.npy")
     with lock_elsewhere(here / ".kept.npy.lock"):
-        status, said = command("tune", "--engines", bundle, *arguments)
-    assert status == 1 and "another run (another process) is writing kept.npy: wait for it" in said
+        said = command("tune", "--engines", bundle, *arguments, status=1)
+    assert "another run (another process) is writing kept.npy: wait for it" in said
     assert len(collect(session, images, here / "kept.npy").usable) == 100
     assert not (here / ".kept.npy.lock").exists()
 
 
-def test_a_folder_that_cannot_be_written(
-    session: Session, images: list[LabelledImage], tmp_path: Path
-) -> None:
+def test_a_folder_that_cannot_be_written(session: Session, images: Images, tmp_path: Path) -> None:
     if os.geteuid() == 0:
         pytest.skip("root may write anywhere")
     tmp_path.chmod(0o500)
@@ -501,9 +470,9 @@ def test_a_full_disk_is_said_before_an_image_is_run(
     bundle_copy: Path,
     photos: Path,
     session: Session,
-    images: list[LabelledImage],
+    images: Images,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: MonkeyPatch,
 ) -> None:
     def full() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
@@ -521,9 +490,7 @@ def test_a_full_disk_is_said_before_an_image_is_run(
     assert open_bundle(bundle_copy).manifest.points == {}
 
 
-def test_points_are_added_to_the_bundle_they_are_of(
-    tuned: SimpleNamespace, bundle_copy: Path
-) -> None:
+def test_points_are_added_to_the_bundle_they_are_of(tuned: Tuned, bundle_copy: Path) -> None:
     identity, points = tuned.manifest.identity, tuned.manifest.points
     add_points(bundle_copy, identity, {"mine": points["fast"]})
     add_points(bundle_copy, identity, {"mine": points["accurate"], "other": points["fast"]})

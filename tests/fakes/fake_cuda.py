@@ -12,8 +12,8 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,22 +39,17 @@ def build(folder: Path) -> Path:
     return library
 
 
-def run_cases(
-    file: str, library: Path, *options: str, variables: Mapping[str, str] | None = None
-) -> None:
+def run_cases(file: str, library: Path, **variables: str) -> None:
     """Run the tests of ``tests/<file>`` in a new process whose CUDA driver is ``library``."""
-    places = [str(library.parent), os.environ.get("LD_LIBRARY_PATH", "")]
-    environment = {
-        **os.environ,
-        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, places)),
-        # importlib mode does not put tests/fakes on the path, and the cases import this module.
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")])),
-        **(variables or {}),
-    }
-    pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    command = [*pytest_, *options, str(HERE.parent / file)]
+    places = filter(None, [str(library.parent), os.environ.get("LD_LIBRARY_PATH", "")])
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--noconftest"]
     done = subprocess.run(
-        command, env=environment, cwd=HERE.parent, capture_output=True, text=True, timeout=600
+        [*command, str(HERE.parent / file)],
+        env={**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(places), **variables},
+        cwd=HERE.parent,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     if done.returncode:
         pytest.fail(f"{file} failed on the stand-in:\n{done.stdout}{done.stderr}", pytrace=False)
@@ -97,20 +92,8 @@ def captured(cuda: Cuda, queue: Callable[[], None]) -> Any:
 
 def in_thread(work: Callable[[], Any]) -> Any:
     """Run in another thread; what it returns, or raises."""
-    results: list[Any] = []
-
-    def target() -> None:
-        try:
-            results.append(work())
-        except BaseException as error:
-            results.append(error)
-
-    thread = threading.Thread(target=target)
-    thread.start()
-    thread.join()
-    if isinstance(results[0], BaseException):
-        raise results[0]
-    return results[0]
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(work).result()
 
 
 def current_context(library: ctypes.CDLL) -> int | None:

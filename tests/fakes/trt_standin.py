@@ -102,18 +102,10 @@ class _Builder:
             self.logger.log(self.trt.ILogger.ERROR, "no tactics within workspace limit")
             return None
         self.trt.built.append(Path(net.onnx).stem)
-        weak = [
-            layer.type.name
-            for layer in map(behaviour, net.layers)
-            if getattr(layer, "precision", None) is not None
-        ]
-        plan = {
-            "onnx": net.onnx,
-            "flags": sorted(net.flags | cfg.flags),
-            "profile": cfg.profile,
-            "float32": weak,
-            "settings": cfg.settings,
-        }
+        layers = map(behaviour, net.layers)
+        weak = [layer.type.name for layer in layers if layer.precision is not None]
+        plan = dict(onnx=net.onnx, flags=sorted(net.flags | cfg.flags), profile=cfg.profile)
+        plan |= dict(float32=weak, settings=cfg.settings)
         return b"standin" + json.dumps(plan).encode()
 
 
@@ -158,7 +150,7 @@ class _Config:
 
     def create_timing_cache(self, serialized_timing_cache: bytes) -> Checked:
         assert self.trt.__name__ != "tensorrt_rtx", "a timing cache makes RTX ask for a GPU"
-        return self.trt.checked("ITimingCache", _TimingCache(serialized_timing_cache))
+        return self.trt.checked("ITimingCache", _timing_cache(serialized_timing_cache))
 
     def set_timing_cache(self, cache: Checked, ignore_mismatch: bool) -> bool:
         self.timing = behaviour(cache).data
@@ -166,15 +158,11 @@ class _Config:
 
     def get_timing_cache(self) -> Checked:
         assert self.trt.__name__ != "tensorrt_rtx"
-        return self.trt.checked("ITimingCache", _TimingCache(self.timing + b"."))
+        return self.trt.checked("ITimingCache", _timing_cache(self.timing + b"."))
 
 
-class _TimingCache:
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-
-    def serialize(self) -> bytes:
-        return self.data
+def _timing_cache(data: bytes) -> SimpleNamespace:
+    return SimpleNamespace(data=data, serialize=lambda: data)
 
 
 class _OnnxParser:
@@ -210,22 +198,16 @@ class _OnnxParser:
         kind = value.type.tensor_type
         shape = tuple(d.dim_value or -1 for d in kind.shape.dim)
         dtype = getattr(self.trt.DataType, DTYPES[kind.elem_type])
-        return self.trt.checked(
-            "ITensor", SimpleNamespace(name=value.name, dtype=dtype, shape=shape)
-        )
+        tensor = SimpleNamespace(name=value.name, dtype=dtype, shape=shape)
+        return self.trt.checked("ITensor", tensor)
 
     def _layer(self, node: Any, types: dict[str, str | None]) -> Checked:
         names = {"MatMul": "MATRIX_MULTIPLY", "Gemm": "MATRIX_MULTIPLY", "Conv": "CONVOLUTION"}
         names |= {"Softmax": "SOFTMAX", "LayerNormalization": "NORMALIZATION"}
         names |= {"QuantizeLinear": "QUANTIZE", "ReduceMean": "REDUCE"}
         kind = getattr(self.trt.LayerType, names.get(node.op_type, "SHUFFLE"))
-        outputs = [
-            self.trt.checked(
-                "ITensor",
-                SimpleNamespace(dtype=getattr(self.trt.DataType, types.get(name) or "FLOAT")),
-            )
-            for name in node.output
-        ]
+        dtypes = [getattr(self.trt.DataType, types.get(name) or "FLOAT") for name in node.output]
+        outputs = [self.trt.checked("ITensor", SimpleNamespace(dtype=dtype)) for dtype in dtypes]
         layer = SimpleNamespace(type=kind, num_outputs=len(outputs), precision=None)
         layer.get_output = outputs.__getitem__
         return self.trt.checked("ILayer", layer)
@@ -238,12 +220,11 @@ class _Runtime:
         self.trt, self.logger = trt, logger
 
     def get_engine_validity(self, buffer: bytes) -> tuple[Any, int]:
+        bits = self.trt.EngineInvalidityDiagnostics
         if self.trt.unsupported:
-            bits = self.trt.EngineInvalidityDiagnostics
             return self.trt.EngineValidity.INVALID, int(bits.UNSUPPORTED_CC)
         if buffer.startswith(b"standin"):
             return self.trt.EngineValidity.VALID, 0
-        bits = self.trt.EngineInvalidityDiagnostics
         return self.trt.EngineValidity.INVALID, int(bits.MALFORMED_ENGINE)
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> Checked | None:
@@ -259,11 +240,9 @@ class _Engine:
 
     def __init__(self, trt: StandIn, plan: dict[str, Any]) -> None:
         self.trt, self.plan = trt, plan
+        how: dict[str, Any] = {"shared": True, "providers": ["CPUExecutionProvider"]}
         threads = join_pool(onnxruntime, None)
-        cpu = ["CPUExecutionProvider"]
-        self.session, _ = open_session(
-            onnxruntime, plan["onnx"], threads, shared=True, providers=cpu
-        )
+        self.session, _ = open_session(onnxruntime, plan["onnx"], threads, **how)
         types = {"tensor(float)": "FLOAT", "tensor(float16)": "HALF", "tensor(uint8)": "UINT8"}
         self.inputs = [t.name for t in self.session.get_inputs()]
         self.outputs = [t.name for t in self.session.get_outputs()]

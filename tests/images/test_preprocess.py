@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,6 @@ def scene(height: int, width: int) -> Frame:
     return base.clip(0, 255).astype(np.uint8)
 
 
-# Resize and crop.
-
-
 def resize_then_crop(frame: Frame, spec: Preprocess, size: int) -> Frame:
     """As torchvision and timm do it: the whole image first, then the centre."""
     height, width = frame.shape[:2]
@@ -58,18 +56,9 @@ def resize_then_crop(frame: Frame, spec: Preprocess, size: int) -> Frame:
 @pytest.mark.parametrize(
     ("height", "width"),
     [
-        (64, 64),
-        (97, 131),  # landscape, odd
-        (131, 97),  # portrait, odd
-        (300, 301),
-        (301, 300),
-        (40, 73),  # smaller than the crop: enlarged
-        (73, 40),
-        (13, 200),
-        (200, 13),
-        (72, 72),  # already at the resized size
-        (72, 95),
-        (480, 640),
+        *[(97, 131), (131, 97), (64, 64), (300, 301), (301, 300), (480, 640)],
+        *[(40, 73), (73, 40), (13, 200), (200, 13)],  # smaller than the crop: enlarged
+        *[(72, 72), (72, 95)],  # already at the resized size
     ],
 )
 @pytest.mark.parametrize(("resize", "size"), [(72, 64), (73, 64), (64, 64), (71, 63)])
@@ -144,9 +133,6 @@ def test_every_small_size_stays_inside_the_frame() -> None:
             assert (resize_crop(frame, spec, 17) == 9).all()
 
 
-# Normalisation.
-
-
 def test_to_float_normalises_each_channel() -> None:
     images = np.zeros((2, 4, 5, 3), np.uint8)
     images[1] = 255
@@ -159,9 +145,6 @@ def test_to_float_normalises_each_channel() -> None:
     np.testing.assert_allclose(found[0, :, 1, 2], expected, rtol=1e-5)
     np.testing.assert_allclose(found[1, :, 0, 0], [1.8, 3.2, 0.35], rtol=1e-5)
     np.testing.assert_allclose(found[0, :, 0, 0], [-0.2, -0.8, -0.15], rtol=1e-5)
-
-
-# Decoding.
 
 
 def saved(path: Path, image: Image.Image, **options: Any) -> Path:
@@ -222,28 +205,21 @@ def test_images_are_turned_upright(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = saved(tmp_path / "turned.png", Image.fromarray(frame), exif=exif)
-    upright = {
-        1: frame,
-        2: frame[:, ::-1],
-        3: frame[::-1, ::-1],
-        4: frame[::-1],
-        5: frame.transpose(1, 0, 2),
-        6: np.rot90(frame, -1),
-        7: frame.transpose(1, 0, 2)[::-1, ::-1],
-        8: np.rot90(frame, 1),
-    }[orientation]
+    flipped = frame.transpose(1, 0, 2)
+    plain = [frame, frame[:, ::-1], frame[::-1, ::-1], frame[::-1]]
+    turned = [flipped, np.rot90(frame, -1), flipped[::-1, ::-1], np.rot90(frame, 1)]
+    upright = [*plain, *turned][orientation - 1]
     assert load_rgb(path).tolist() == upright.tolist()
+    with Image.open(path) as image:
+        assert as_rgb(image).tolist() == upright.tolist()
 
 
 def test_files_that_are_no_images(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no such image: .*missing\.png"):
         load_rgb(tmp_path / "missing.png")
-    for name, content in {
-        "text.png": b"not an image",
-        "empty.png": b"",
-        "zeros.jpg": bytes(1000),
-        "code.svg": b"<svg xmlns='http://www.w3.org/2000/svg'><script/></svg>",
-    }.items():
+    svg = b"<svg xmlns='http://www.w3.org/2000/svg'><script/></svg>"
+    contents = {"text.png": b"not an image", "empty.png": b"", "zeros.jpg": bytes(1000)}
+    for name, content in (contents | {"code.svg": svg}).items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=rf"{name} is not an image that can be decoded"):
             load_rgb(tmp_path / name)
@@ -251,27 +227,30 @@ def test_files_that_are_no_images(tmp_path: Path) -> None:
         load_rgb(tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["png", "jpeg", "bmp", "tiff", "webp", "ppm"])
+def encoded(kind: str, *shape: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(scene(*shape)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+formats = pytest.mark.parametrize("kind", ["png", "jpeg", "bmp", "tiff", "webp", "ppm"])
+
+
+@formats
 @pytest.mark.filterwarnings("ignore")  # Pillow's, about metadata it cannot read
 def test_truncated_images(tmp_path: Path, kind: str) -> None:
-    buffer = io.BytesIO()
-    Image.fromarray(scene(40, 51)).save(buffer, kind)
-    data = buffer.getvalue()
-    path = tmp_path / f"cut.{kind}"
+    data, path = encoded(kind, 40, 51), tmp_path / f"cut.{kind}"
     for keep in (1, 10, 30, len(data) // 2):
         path.write_bytes(data[:keep])
         with pytest.raises(DataError, match=rf"cut\.{kind} is not an image that can be decoded"):
             load_rgb(path)
 
 
-@pytest.mark.parametrize("kind", ["png", "jpeg", "bmp", "tiff", "webp", "ppm"])
+@formats
 @pytest.mark.filterwarnings("ignore")  # Pillow's, about metadata it cannot read
 def test_damaged_images_decode_or_are_refused(tmp_path: Path, kind: str) -> None:
-    buffer = io.BytesIO()
-    Image.fromarray(scene(20, 31)).save(buffer, kind)
-    data = np.frombuffer(buffer.getvalue(), np.uint8)
-    rng = np.random.default_rng(0)
-    path = tmp_path / f"damaged.{kind}"
+    data = np.frombuffer(encoded(kind, 20, 31), np.uint8)
+    rng, path = np.random.default_rng(0), tmp_path / f"damaged.{kind}"
     for _ in range(150):
         damaged = data.copy()
         where = rng.integers(0, min(len(data), 400), 3)
@@ -286,17 +265,13 @@ def test_damaged_images_decode_or_are_refused(tmp_path: Path, kind: str) -> None
 
 def bmp_header(width: int, height: int) -> bytes:
     """A BMP of this size with no pixels: what a decompression bomb looks like from outside."""
-    info = (40).to_bytes(4, "little") + width.to_bytes(4, "little") + height.to_bytes(4, "little")
-    info += (1).to_bytes(2, "little") + (24).to_bytes(2, "little") + bytes(24)
-    head = (54 + len(info)).to_bytes(4, "little") + bytes(4) + (54).to_bytes(4, "little")
-    return b"BM" + head + info
+    info = struct.pack("<IIIHH24x", 40, width, height, 1, 24)
+    return b"BM" + struct.pack("<I4xI", 54 + len(info), 54) + info
 
 
 @pytest.mark.parametrize("side", [9_800, 10_001, 13_000, 60_000])
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_images_far_too_large_are_refused_before_they_are_decoded(
-    tmp_path: Path, side: int
-) -> None:
+def test_images_far_too_large_are_refused_before_decoding(tmp_path: Path, side: int) -> None:
     (tmp_path / "bomb.bmp").write_bytes(bmp_header(side, side))
     with pytest.raises(DataError, match="pixels are too many|not an image that can be decoded"):
         load_rgb(tmp_path / "bomb.bmp")
@@ -309,9 +284,6 @@ def test_more_pixels_than_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         load_rgb(saved(tmp_path / "b.png", Image.new("RGB", (10, 11))))
 
 
-# Folders and frames.
-
-
 def test_list_images_by_suffix_sorted(tmp_path: Path) -> None:
     for name in ("b.PNG", "a.jpg", "c.txt", "d", ".e.jpeg"):
         (tmp_path / name).touch()
@@ -321,15 +293,10 @@ def test_list_images_by_suffix_sorted(tmp_path: Path) -> None:
         list_images(tmp_path / "nowhere")
 
 
-def test_rgb_frames_are_taken_as_they_are() -> None:
-    frame = scene(4, 5)
-    assert as_rgb(frame) is frame
-    assert as_rgb(frame[:, ::-1]).shape == (4, 5, 3)
-
-
 def test_what_people_have_becomes_rgb(tmp_path: Path) -> None:
     """The same answer whether an image comes as a file, a Pillow image or an array."""
     frame = scene(20, 31)
+    assert as_rgb(frame) is frame and as_rgb(frame[:, ::-1]).shape == (20, 31, 3)
     grey, alpha = frame[:, :, 0], frame[:, :, 1]
     see_through = np.dstack([frame, alpha])
     for array, expected in (
@@ -361,14 +328,6 @@ def test_frames_of_opencv_are_bgr() -> None:
         as_rgb(frame, "BGR")
 
 
-def test_a_pillow_image_is_turned_upright_as_its_file_is(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    path = saved(tmp_path / "turned.png", Image.fromarray(scene(20, 31)), exif=exif)
-    with Image.open(path) as image:
-        assert as_rgb(image).tolist() == load_rgb(path).tolist()
-
-
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_pixels_without_a_known_range_are_refused(mode: str) -> None:
     with pytest.raises(DataError, match="32 bits per pixel.*convert it to 8 bits"):
@@ -379,16 +338,15 @@ def test_pixels_without_a_known_range_are_refused(mode: str) -> None:
     ("image", "found"),
     [
         (None, "NoneType"),
-        ([[[1, 2, 3]]], "list"),
-        (np.zeros((4, 5, 3), np.float32), r"float32 \[4, 5, 3\]"),
-        (np.zeros((4, 5, 3), np.int8), r"int8 \[4, 5, 3\]"),
-        (np.zeros((4, 5), np.uint16), r"uint16 \[4, 5\]"),
-        (np.zeros((4, 5, 2), np.uint8), r"uint8 \[4, 5, 2\]"),
-        (np.zeros((3, 4, 5), np.uint8), r"uint8 \[3, 4, 5\]"),
-        (np.zeros((1, 4, 5, 3), np.uint8), r"uint8 \[1, 4, 5, 3\]"),
-        (np.zeros((0, 5, 3), np.uint8), r"uint8 \[0, 5, 3\]"),
-        (np.zeros((4, 0), np.uint8), r"uint8 \[4, 0\]"),
-        (np.zeros(4, np.uint8), r"uint8 \[4\]"),
+        *[([[[1, 2, 3]]], "list"), (b"cat.jpg", "bytes")],
+        *[
+            (np.zeros(shape, dtype), rf"{dtype} \[{', '.join(map(str, shape))}\]")
+            for dtype, shapes in (
+                *(("float32", [(4, 5, 3)]), ("int8", [(4, 5, 3)]), ("uint16", [(4, 5)])),
+                ("uint8", [(4, 5, 2), (3, 4, 5), (1, 4, 5, 3), (0, 5, 3), (4, 0), (4,)]),
+            )
+            for shape in shapes
+        ],
     ],
 )
 def test_images_that_are_refused(image: Any, found: str) -> None:

@@ -21,6 +21,18 @@ V1 = (
 V1_GROUPS = "9:name=systemd:{0}\n4:memory:{0}\n3:cpuset:{0}\n2:cpu,cpuacct:{0}"
 
 
+ROOT, DOCKER, B = V2.format("/"), "/docker/abc", {"a/b/cpu.max": "300000 100000"}
+
+
+def v1_limits(*quotas: tuple[str, str]) -> dict[str, str]:
+    """Of groups, whose period is 100 ms."""
+    limits = {f"cpu,cpuacct/{group}cpu.cfs_quota_us": quota for group, quota in quotas}
+    return limits | {name.replace("quota", "period"): "100000" for name in limits}
+
+
+V1_LIMITS = v1_limits(("", "-1"), ("a/", "250000"), ("a/b/", "-1"))
+
+
 def machine(root: Path, groups: str, mounts: str, limits: dict[str, str]) -> Path:
     files = {"proc/self/cgroup": groups, "proc/self/mountinfo": mounts}
     files |= {f"sys/fs/cgroup/{name}": text for name, text in limits.items()}
@@ -34,52 +46,22 @@ def machine(root: Path, groups: str, mounts: str, limits: dict[str, str]) -> Pat
     ("groups", "mounts", "limits", "quota"),
     [
         # Version 2: a container that sees its own group as the root.
-        ("0::/", V2.format("/"), {"cpu.max": "150000 100000"}, 1.5),
-        ("0::/", V2.format("/"), {"cpu.max": "max 100000"}, None),
-        ("0::/", V2.format("/"), {}, None),
+        ("0::/", ROOT, {"cpu.max": "150000 100000"}, 1.5),
+        ("0::/", ROOT, {"cpu.max": "max 100000"}, None),
+        ("0::/", ROOT, {}, None),
         # Groups in groups: the smallest counts, wherever it stands.
-        (
-            "0::/a/b",
-            V2.format("/"),
-            {"a/cpu.max": "50000 100000", "a/b/cpu.max": "300000 100000"},
-            0.5,
-        ),
-        (
-            "0::/a/b",
-            V2.format("/"),
-            {"a/cpu.max": "max 100000", "a/b/cpu.max": "300000 100000", "c/cpu.max": "1 100000"},
-            3.0,
-        ),
+        ("0::/a/b", ROOT, {"a/cpu.max": "50000 100000", **B}, 0.5),
+        ("0::/a/b", ROOT, {"a/cpu.max": "max 100000", **B, "c/cpu.max": "1 100000"}, 3.0),
         # A group beside or above the one that is mounted.
-        ("0::/../other", V2.format("/"), {"cpu.max": "200000 100000"}, 2.0),
-        ("0::/docker/abc", V2.format("/docker/abc"), {"cpu.max": "200000 100000"}, 2.0),
-        ("0::/elsewhere", V2.format("/docker/abc"), {"cpu.max": "200000 100000"}, 2.0),
+        ("0::/../other", ROOT, {"cpu.max": "200000 100000"}, 2.0),
+        ("0::/docker/abc", V2.format(DOCKER), {"cpu.max": "200000 100000"}, 2.0),
+        ("0::/elsewhere", V2.format(DOCKER), {"cpu.max": "200000 100000"}, 2.0),
         # Version 1: on the machine itself, and in a container.
-        (
-            V1_GROUPS.format("/a/b"),
-            V1.format("/"),
-            {
-                "cpu,cpuacct/cpu.cfs_quota_us": "-1",
-                "cpu,cpuacct/cpu.cfs_period_us": "100000",
-                "cpu,cpuacct/a/cpu.cfs_quota_us": "250000",
-                "cpu,cpuacct/a/cpu.cfs_period_us": "100000",
-                "cpu,cpuacct/a/b/cpu.cfs_quota_us": "-1",
-                "cpu,cpuacct/a/b/cpu.cfs_period_us": "100000",
-            },
-            2.5,
-        ),
-        (
-            V1_GROUPS.format("/docker/abc"),
-            V1.format("/docker/abc"),
-            {
-                "cpu,cpuacct/cpu.cfs_quota_us": "10000",
-                "cpu,cpuacct/cpu.cfs_period_us": "100000",
-            },
-            0.1,
-        ),
+        (V1_GROUPS.format("/a/b"), V1.format("/"), V1_LIMITS, 2.5),
+        (V1_GROUPS.format(DOCKER), V1.format(DOCKER), v1_limits(("", "10000")), 0.1),
         # Nonsense limits nothing.
-        ("0::/", V2.format("/"), {"cpu.max": "plenty"}, None),
-        ("0::/", V2.format("/"), {"cpu.max": "100 0"}, None),
+        ("0::/", ROOT, {"cpu.max": "plenty"}, None),
+        ("0::/", ROOT, {"cpu.max": "100 0"}, None),
         ("", "", {"cpu.max": "100000 100000"}, None),
     ],
 )
@@ -96,7 +78,7 @@ def test_a_quota_counts_as_cores_rounded_up(
     quota: str, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3}, raising=False)
-    machine(tmp_path, "0::/", V2.format("/"), {"cpu.max": f"{quota} 100000"})
+    machine(tmp_path, "0::/", ROOT, {"cpu.max": f"{quota} 100000"})
     assert available_cores(tmp_path) == cores
 
 
@@ -108,12 +90,12 @@ def test_a_system_without_groups_has_all_its_cores(tmp_path: Path) -> None:
 def test_memory_of_a_container(tmp_path: Path) -> None:
     whole = memory_bytes(tmp_path)
     limits = {"memory.max": "max", "a/memory.max": "1000000", "a/b/memory.max": "2000000"}
-    machine(tmp_path, "0::/a/b", V2.format("/"), limits)
+    machine(tmp_path, "0::/a/b", ROOT, limits)
     assert memory_limit(tmp_path) == memory_bytes(tmp_path) == 1_000_000 < whole
     old = machine(
         tmp_path / "old",
-        V1_GROUPS.format("/docker/abc"),
-        V1.format("/docker/abc"),
+        V1_GROUPS.format(DOCKER),
+        V1.format(DOCKER),
         {"memory/memory.limit_in_bytes": "9223372036854771712"},  # as unlimited is written
     )
     assert memory_bytes(old) == whole

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from small import vit
 from torch import Tensor, nn
 
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
@@ -19,53 +20,33 @@ from lgvit_edge.model.heads.encoder import EncoderHead
 from lgvit_edge.model.heads.gah import GlobalAggregation
 from lgvit_edge.model.randomised import randomised
 
-FORMS: dict[str, dict[str, Any]] = {
+Flags = dict[str, Any]
+FORMS: dict[str, Flags] = {
     "vit": {"family": "vit"},
     "deit": {"family": "deit"},
     "deit-distilled": {"family": "deit", "prefix_tokens": 2, "classifiers": 2},
     # Hugging Face's plain DeiT: the distillation token attends but is not classified.
     "deit-one-of-two": {"family": "deit", "prefix_tokens": 2},
     "swin": {
-        "family": "swin",
-        "prefix_tokens": 0,
-        "depths": (4, 4, 4),
-        "stage_heads": (2, 4, 8),
-        "window_size": 3,
+        **{"family": "swin", "prefix_tokens": 0, "window_size": 3},
+        **{"depths": (4, 4, 4), "stage_heads": (2, 4, 8)},
     },
 }
 # Every kind and size of head, for blocks 1 to 11; what needs a large map comes first.
-SIZED: tuple[tuple[str, dict[str, int]], ...] = (
-    ("gah", {"size": 3}),
-    ("lph", {"size": 5}),
-    ("conv", {}),
-    ("encoder", {"size": 24}),
-    ("gah", {"size": 2}),
-    ("lph", {"size": 3}),
-    ("attention", {}),
-    ("mlp", {}),
-    ("lph", {"size": 0}),
-    ("encoder", {}),
-    ("gah", {"size": 1}),
+SIZED: tuple[tuple[Any, ...], ...] = (
+    *(("gah", 3), ("lph", 5), ("conv",), ("encoder", 24), ("gah", 2), ("lph", 3)),
+    *(("attention",), ("mlp",), ("lph", 0), ("encoder",), ("gah", 1)),
 )
-EVERY_HEAD = tuple(ExitConfig(block, head, **size) for block, (head, size) in enumerate(SIZED, 1))
+EVERY_HEAD = tuple(ExitConfig(block, *head) for block, head in enumerate(SIZED, 1))
 PAPER = {"lph_residual": False, "gah_average": True}
 
 
 def every(form: str, grid: int = 5, **changes: Any) -> LGViTConfig:
     """12 blocks with all heads on ``grid x grid`` tokens."""
     side = 4 * grid
-    config = LGViTConfig(
-        **FORMS[form],
-        image_size=side,
-        patch_size=4,
-        hidden_size=16,
-        num_blocks=12,
-        num_heads=2,
-        intermediate_size=24,
-        num_classes=5,
-        exits=EVERY_HEAD,
-        preprocess=Preprocess(side + 2, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
-    )
+    spec = Preprocess(side + 2, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    sizes = dict(patch_size=4, num_blocks=12, intermediate_size=24, num_classes=5)
+    config = vit(**FORMS[form], image_size=side, **sizes, exits=EVERY_HEAD, preprocess=spec)
     return config.replace(**changes)
 
 
@@ -81,19 +62,14 @@ def test_every_kind_of_head_is_here() -> None:
     assert {exit.head for exit in EVERY_HEAD} == set(HEAD_KINDS)
 
 
-# Heads by themselves.
-
-
 @pytest.mark.parametrize("grid", [4, 5])
 @pytest.mark.parametrize("flags", [{}, PAPER], ids=["authors", "paper"])
 @pytest.mark.parametrize("form", FORMS)
-def test_deployed_heads_compute_what_was_trained(
-    form: str, flags: dict[str, Any], grid: int
-) -> None:
+def test_deployed_heads_compute_what_was_trained(form: str, flags: Flags, grid: int) -> None:
     """All on the large map of the first block, so that odd sides and windows meet every head."""
     config = every(form, grid, exits=(), **flags)
-    for head, size in SIZED:
-        model = randomised(LGViT(config.replace(exits=(ExitConfig(1, head, **size),))))
+    for head in SIZED:
+        model = randomised(LGViT(config.replace(exits=(ExitConfig(1, *head),))))
         (trained,) = model.heads
         hidden = hidden_states(config, 1)
         with torch.no_grad():
@@ -184,9 +160,6 @@ def test_convergence_averages_or_subsamples_windows() -> None:
         assert body.converge(patches)[0, :, 0].tolist() == expected
 
 
-# Segments and baseline.
-
-
 def chained(model: LGViT, image: Tensor, input: str) -> Tensor:
     """All exits' logits, one segment after the other: ``[B, M + 1, C]``."""
     *segments, last = cut(model, input=input)
@@ -216,7 +189,7 @@ def check_chain(config: LGViTConfig) -> None:
 @pytest.mark.parametrize("flags", [{}, PAPER], ids=["authors", "paper"])
 @pytest.mark.parametrize("grid", [4, 7])
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "swin"])
-def test_chained_segments_equal_exit_logits(form: str, grid: int, flags: dict[str, Any]) -> None:
+def test_chained_segments_equal_exit_logits(form: str, grid: int, flags: Flags) -> None:
     check_chain(every(form, grid, **flags))
 
 
@@ -231,7 +204,7 @@ def test_chained_segments_equal_exit_logits(form: str, grid: int, flags: dict[st
 )
 @pytest.mark.parametrize("flags", [{}, PAPER], ids=["authors", "paper"])
 def test_chained_segments_of_a_swin(
-    grid: int, window: int, maps: list[tuple[int, int]], flags: dict[str, Any]
+    grid: int, window: int, maps: list[tuple[int, int]], flags: Flags
 ) -> None:
     config = every("swin", grid, window_size=window, **flags)
     assert [(b.grid, b.window) for b in config.blocks[::4]] == maps

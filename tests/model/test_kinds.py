@@ -9,12 +9,13 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from rich.console import Console
+from small import vit, write_photos
 from typer.testing import CliRunner
 
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
@@ -33,31 +34,18 @@ from lgvit_edge.model import LGViT, load_checkpoint, model_costs, save_checkpoin
 from lgvit_edge.runtime import Session
 from lgvit_edge.training import TrainingConfig, train_from_folder
 
-VIT = LGViTConfig(
-    family="vit",
-    image_size=20,
-    patch_size=4,
-    hidden_size=16,
-    num_blocks=3,
-    num_heads=2,
-    intermediate_size=32,
-    num_classes=3,
-    preprocess=Preprocess(resize=20),
-)
+VIT = vit(image_size=20, patch_size=4, num_blocks=3)
 
 
 @pytest.fixture
 def toys(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The toy kinds, registered while a test runs; their file is found as any package is."""
     monkeypatch.syspath_prepend(Path(__file__).parent)
-    heads, families = dict(HEAD_KINDS), dict(FAMILIES)
     module = importlib.import_module("toys")
-    register_head(module.SPARSE)
-    register_family(module.MIXER)
-    yield module
-    for registry, before in ((HEAD_KINDS, heads), (FAMILIES, families)):
-        registry.clear()
-        registry.update(before)
+    with mock.patch.dict(HEAD_KINDS), mock.patch.dict(FAMILIES):
+        register_head(module.SPARSE)
+        register_family(module.MIXER)
+        yield module
 
 
 def same_on_onnxruntime(model: LGViT, out: Path) -> None:
@@ -99,14 +87,9 @@ def test_a_head_from_outside_is_exported_and_shown(toys: Any, tmp_path: Path) ->
 
 
 def test_a_head_from_outside_is_trained_and_distilled(toys: Any, tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    for index in range(12):
-        file = tmp_path / "images" / f"class{index % 3}" / f"{index}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (20, 20, 3), np.uint8)).save(file)
     save_checkpoint(LGViT(VIT), tmp_path / "start.pt")
     model = train_from_folder(
-        tmp_path / "images",
+        write_photos(tmp_path / "images", "abc", 4),
         backbone=str(tmp_path / "start.pt"),
         out=tmp_path / "model.pt",
         exits="1,2",
@@ -144,13 +127,8 @@ def test_a_family_from_outside_takes_every_kind_of_head(toys: Any, tmp_path: Pat
     assert plain.preprocess == Preprocess(36) and not plain.one_shape
     assert [plain.hidden_shape(block) for block in (0, 4, 5)] == [(64, 16), (64, 16), (16, 16)]
     assert [exit.size for exit in default_heads([1, 2, 3, 4], family="mixer")] == [3, 0, 1, 1]
-    exits = (
-        ExitConfig(1, "sparse", 2),
-        ExitConfig(2, "mlp"),
-        ExitConfig(3, "lph", 3),
-        ExitConfig(4, "encoder"),
-        ExitConfig(5, "gah", 2),
-    )
+    kinds = (("sparse", 2), ("mlp",), ("lph", 3), ("encoder",), ("gah", 2))
+    exits = tuple(ExitConfig(block, *kind) for block, kind in enumerate(kinds, 1))
     # Frames of the network's own size, so that the session sees what PyTorch does.
     config = plain.replace(exits=exits, preprocess=Preprocess(resize=32))
     model = randomised(LGViT(config))

@@ -6,6 +6,7 @@ import functools
 import math
 
 import pytest
+import small
 import torch
 from torch import Tensor, nn
 
@@ -30,9 +31,6 @@ T, D, MLP, A = 197, 192, 768, 3
 N, C = 196, 1000
 
 
-# Published backbones.
-
-
 @functools.cache
 def backbone(name: str) -> LGViT:
     """At 224, without numbers."""
@@ -52,42 +50,26 @@ def counted(name: str, *, attention: bool = True) -> int:
     return count_macs(baseline(backbone(name), input="float32"), image, attention=attention)
 
 
-# torchvision: GFLOPS of its table of classification weights ("_ops" in its source).
-# timm: infer_gmacs of results/benchmark-infer-amp-nchw-pt110-cu113-rtx3090.csv.
-@pytest.mark.parametrize(
-    ("name", "giga"),
-    [
-        pytest.param("vit-base", 17.56, id="vit-base-torchvision"),
-        pytest.param("vit-large", 61.55, id="vit-large-torchvision"),
-        pytest.param("swin-tiny", 4.49, id="swin-tiny-torchvision"),
-        pytest.param("swin-small", 8.74, id="swin-small-torchvision"),
-        pytest.param("swin-base", 15.43, id="swin-base-torchvision"),
-        pytest.param("swin-large", 34.53, id="swin-large-timm"),
-        pytest.param("vit-tiny", 1.26, id="vit-tiny-timm"),
-        pytest.param("vit-small", 4.61, id="vit-small-timm"),
-        pytest.param("deit-tiny", 1.26, id="deit-tiny-timm"),
-        pytest.param("deit-small", 4.61, id="deit-small-timm"),
-        pytest.param("deit-base", 17.58, id="deit-base-timm"),
-        pytest.param("deit-tiny-distilled", 1.27, id="deit-tiny-distilled-timm"),
-        pytest.param("deit-small-distilled", 4.63, id="deit-small-distilled-timm"),
-        pytest.param("deit-base-distilled", 17.68, id="deit-base-distilled-timm"),
-    ],
-)
+# GFLOPS of torchvision's table of classification weights ("_ops" in its source).
+TORCHVISION = {"vit-base": 17.56, "vit-large": 61.55}
+TORCHVISION |= {"swin-tiny": 4.49, "swin-small": 8.74, "swin-base": 15.43}
+# infer_gmacs of timm's results/benchmark-infer-amp-nchw-pt110-cu113-rtx3090.csv.
+TIMM = {"swin-large": 34.53, "vit-tiny": 1.26, "vit-small": 4.61}
+TIMM |= {"deit-tiny": 1.26, "deit-small": 4.61, "deit-base": 17.58}
+TIMM |= {f"deit-{n}-distilled": g for n, g in (("tiny", 1.27), ("small", 4.63), ("base", 17.68))}
+
+
+@pytest.mark.parametrize(("name", "giga"), [*TORCHVISION.items(), *TIMM.items()])
 def test_macs_of_published_backbones(name: str, giga: float) -> None:
     assert counted(name) / 1e9 == pytest.approx(giga, rel=0.01)
 
 
-# paper: Table 1. timm: tables since it fuses attention, whose products its counter then misses.
-@pytest.mark.parametrize(
-    ("name", "giga"),
-    [
-        pytest.param("vit-base", 16.93, id="vit-base-paper"),
-        pytest.param("deit-base-distilled", 16.93, id="deit-base-distilled-paper"),
-        pytest.param("swin-base", 15.13, id="swin-base-paper"),
-        pytest.param("vit-large", 59.7, id="vit-large-timm"),
-        pytest.param("vit-tiny", 1.08, id="vit-tiny-timm"),
-    ],
-)
+# Table 1 of the paper; timm's tables since it fuses attention, whose products are then missed.
+PAPER = {"vit-base": 16.93, "deit-base-distilled": 16.93, "swin-base": 15.13}
+FUSED = {"vit-large": 59.7, "vit-tiny": 1.08}
+
+
+@pytest.mark.parametrize(("name", "giga"), [*PAPER.items(), *FUSED.items()])
 def test_published_macs_that_leave_out_attentions_products(name: str, giga: float) -> None:
     assert counted(name, attention=False) / 1e9 == pytest.approx(giga, rel=0.01)
 
@@ -104,18 +86,12 @@ def test_a_baseline_is_its_embedding_its_blocks_and_its_classifier(name: str) ->
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
-        ("deit-tiny", 5_717_416),
-        ("vit-base", 86_567_656),
-        ("swin-tiny", 28_288_354),
-        ("swin-small", 49_606_258),
-        ("swin-base", 87_768_224),
+        *[("deit-tiny", 5_717_416), ("vit-base", 86_567_656), ("swin-tiny", 28_288_354)],
+        *[("swin-small", 49_606_258), ("swin-base", 87_768_224)],
     ],
 )
 def test_parameters_of_published_backbones(name: str, parameters: int) -> None:
     assert count_parameters(backbone(name)) == parameters
-
-
-# Blocks.
 
 
 def test_macs_of_a_block_are_the_hand_formula() -> None:
@@ -132,20 +108,7 @@ def test_macs_of_a_block_are_the_hand_formula() -> None:
 
 def test_macs_of_swin_blocks_are_the_hand_formula() -> None:
     """On 10 x 10 tokens windows of 4 are padded to 12 x 12; the padding is multiplied, too."""
-    config = LGViTConfig(
-        family="swin",
-        image_size=20,
-        patch_size=2,
-        hidden_size=16,
-        num_blocks=4,
-        num_heads=2,
-        intermediate_size=64,
-        num_classes=5,
-        prefix_tokens=0,
-        depths=(2, 2),
-        stage_heads=(2, 4),
-        window_size=4,
-    )
+    config = small.swin(image_size=20, intermediate_size=64)
 
     def by_hand(grid: int, dim: int) -> int:
         padded = (math.ceil(grid / 4) * 4) ** 2
@@ -161,9 +124,6 @@ def test_macs_of_swin_blocks_are_the_hand_formula() -> None:
     assert count_macs(block.deployed(), hidden) == count_macs(block, hidden) == first
     products = 144 * 2 * 16 * 16
     assert count_macs(block, hidden, attention=False) == first - products
-
-
-# Heads.
 
 
 class Features(nn.Module):
@@ -207,13 +167,10 @@ def test_macs_of_gah(window: int, average: bool) -> None:
     assert shipped == by_hand
 
 
-def test_macs_of_a_convolution_head() -> None:
+def test_macs_of_convolution_and_attention_heads() -> None:
     paper, shipped = both_forms(architecture("vit-tiny"), ExitConfig(4, "conv"))
     assert paper == 9 * N * D**2  # Eq. 5 with k = 3
     assert shipped == paper + T * D + D * C
-
-
-def test_macs_of_an_attention_head() -> None:
     paper, shipped = both_forms(architecture("vit-tiny"), ExitConfig(4, "attention"))
     assert paper == 4 * N * D**2 + 2 * N**2 * D  # Eq. 6
     # As in a GAH that keeps every token, with the backbone's own number of attention heads.
@@ -248,11 +205,7 @@ def test_macs_of_an_mlp_head(name: str, by_hand: int) -> None:
     head = exit_head(config, ExitConfig(4, "mlp")).eval()
     hidden = torch.zeros(1, *config.hidden_shape(4))
     assert count_macs(head, hidden) == count_macs(head.deployed(), hidden) == by_hand
-
-
-def test_what_multiplies_nothing_costs_nothing() -> None:
-    head = exit_head(architecture("vit-tiny"), ExitConfig(4, "mlp"))
-    assert count_macs(Features(head), torch.zeros(1, T, D)) == 0
+    assert count_macs(Features(head), hidden) == 0  # what multiplies nothing costs nothing
 
 
 @pytest.mark.parametrize("name", ["vit-tiny", "deit-tiny-distilled", "swin-tiny"])
@@ -268,16 +221,13 @@ def test_deployed_heads_cost_no_more_than_the_papers(name: str, heads: str) -> N
         assert count_macs(head.deployed(), hidden) <= count_macs(head, hidden) + rows
 
 
-# What is shipped.
-
-
-def test_normalising_inside_the_network_costs_no_macs(tiny_model: LGViT) -> None:
+def test_macs_scale_with_the_batch_and_normalising_costs_none(tiny_model: LGViT) -> None:
     config = tiny_model.config
-    uint8, float32 = (
-        count_macs(baseline(tiny_model, input=i), example_input(config, None, input=i))
-        for i in ("uint8", "float32")
+    uint8, float32, four = (
+        count_macs(baseline(tiny_model, input=i), example_input(config, None, input=i, batch=b))
+        for i, b in (("uint8", 1), ("float32", 1), ("uint8", 4))
     )
-    assert uint8 == float32
+    assert uint8 == float32 and four == 4 * uint8
 
 
 def test_macs_of_segments_add_up(tiny_model: LGViT) -> None:
@@ -287,14 +237,6 @@ def test_macs_of_segments_add_up(tiny_model: LGViT) -> None:
     hidden = torch.zeros(1, 17, 32)
     heads = [count_macs(head.deployed(), hidden) for head in tiny_model.heads]
     assert sum(segments) == whole + sum(heads)
-
-
-def test_macs_scale_with_the_batch(tiny_model: LGViT) -> None:
-    single, four = (
-        count_macs(baseline(tiny_model), example_input(tiny_model.config, None, batch=b))
-        for b in (1, 4)
-    )
-    assert four == 4 * single
 
 
 @pytest.mark.parametrize("input", ["uint8", "float32"])

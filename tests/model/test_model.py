@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small import swin
 from torch import Tensor
 
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
@@ -86,24 +87,8 @@ def test_hidden_states_are_the_embedding_and_each_block(tiny_model: LGViT) -> No
         close(tiny_model.backbone.blocks[2](states[2]), states[3])
 
 
-# Other image sizes.
-
-SWIN = LGViTConfig(
-    family="swin",
-    image_size=32,
-    patch_size=2,
-    hidden_size=16,
-    num_blocks=4,
-    num_heads=2,
-    intermediate_size=32,
-    num_classes=5,
-    prefix_tokens=0,
-    depths=(2, 2),
-    stage_heads=(2, 4),
-    window_size=4,
-    exits=(ExitConfig(2, "lph", 3), ExitConfig(3, "gah", 2)),
-    preprocess=Preprocess(resize=36),
-)
+EXITS = (ExitConfig(2, "lph", 3), ExitConfig(3, "gah", 2))
+SWIN = swin(exits=EXITS, preprocess=Preprocess(resize=36))
 
 
 def positions(model: LGViT) -> Tensor:
@@ -183,11 +168,7 @@ def test_tables_of_windows_that_were_cut_grow_again() -> None:
     [
         ({}, 33, "image_size 33 is not a multiple of patch_size 2"),
         ({}, 4, r"gah after block 3: its window must be 1\.\.1 on 1 x 1 "),
-        (
-            {"exits": (ExitConfig(1, "lph", 5),)},
-            4,
-            "at most 4 on 2 x 2 tokens, not 5",
-        ),
+        ({"exits": (ExitConfig(1, "lph", 5),)}, 4, "at most 4 on 2 x 2 tokens, not 5"),
     ],
 )
 def test_sizes_that_do_not_fit(config: dict[str, Any], size: int, message: str) -> None:

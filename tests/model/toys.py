@@ -113,14 +113,8 @@ def halving(config: LGViTConfig) -> tuple[BlockConfig, ...]:
 
 
 def nano(image_size: int) -> dict[str, Any]:
-    return {
-        "patch_size": 4,
-        "hidden_size": 16,
-        "num_blocks": 6,
-        "num_heads": 2,
-        "intermediate_size": 32,
-        "prefix_tokens": 0,
-    }
+    sizes = dict(patch_size=4, hidden_size=16, num_blocks=6, num_heads=2, intermediate_size=32)
+    return sizes | {"prefix_tokens": 0}
 
 
 MIXER = Family(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+import recordings
+from recordings import recorded
+from small import frames, write_photos
 
 from lgvit_edge.benchmarks import measure_images
 from lgvit_edge.benchmarks.report.gallery import Gallery
@@ -19,7 +22,7 @@ from lgvit_edge.benchmarks.report.page import write_page
 from lgvit_edge.benchmarks.report.survey import survey
 from lgvit_edge.bundle.directory import add_points, open_bundle
 from lgvit_edge.errors import TuningError, UsageError
-from lgvit_edge.images.labelled import LabelledImage
+from lgvit_edge.images.labelled import find_images
 from lgvit_edge.policies import POLICIES, Policy, ThresholdPolicy, Tracker, from_json, parse
 from lgvit_edge.policies.base import (
     Mask,
@@ -29,12 +32,11 @@ from lgvit_edge.policies.base import (
     numbers,
     register_policy,
 )
-from lgvit_edge.policies.evaluate import Images, evaluate
+from lgvit_edge.policies.evaluate import evaluate
 from lgvit_edge.policies.scores import Floats, Measure
 from lgvit_edge.runtime import Session
 from lgvit_edge.tuning import TuneOptions, tune
 from lgvit_edge.tuning.costs import Costs
-from lgvit_edge.tuning.record import DONE, Recording, record_type
 from lgvit_edge.tuning.search import search
 from lgvit_edge.tuning.shapes import Scorer, Shape
 
@@ -87,29 +89,17 @@ class Even(Policy):
 
 @pytest.fixture
 def added() -> Iterator[None]:
-    register_policy(Margin)
-    register_policy(Even)
-    yield
-    del POLICIES["margin"], POLICIES["even"]
+    with mock.patch.dict(POLICIES):
+        register_policy(Margin)
+        register_policy(Even)
+        yield
 
 
 NEW = [Margin(1.5), Margin((0.5, 1.0, 2.0)), Even(2)]
 COSTS = Costs(0.5, (1.0, 1.0, 1.0, 1.0), 4.0, (1, 1, 1, 1), (0, 0, 0), 4, (1, 2, 3, 4))
 
 
-def views(number: int, seed: int) -> Images:
-    """Every exit sees the class through noise of its own; shifts and scales tell nothing."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 5, number)
-    seen = 2 * np.eye(5)[labels][:, None] + rng.normal(0, 1, (number, 4, 5))
-    return Images(seen.astype(np.float32), labels)
-
-
-def recorded(images: Images) -> Recording:
-    rows = np.zeros(len(images), record_type(4, 5))
-    rows["logits"], rows["label"], rows["state"] = images.logits, images.labels, DONE
-    rows["prepare_ms"], rows["segment_ms"], rows["baseline_ms"] = 0.5, (1, 1, 1, 1), 4
-    return Recording(Path("kept.npy"), rows, {"images": "a" * 64, "device": "a desk"})
+views = functools.partial(recordings.views, noise=(1.0,) * 4)  # shifts and scales tell nothing
 
 
 @pytest.mark.usefixtures("added")
@@ -125,31 +115,26 @@ def test_it_is_typed_and_written() -> None:
 
 @pytest.mark.usefixtures("added")
 @pytest.mark.parametrize("policy", NEW, ids=repr)
-def test_a_session_runs_it_from_a_manifest(policy: Policy, bundle: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(bundle, tmp_path / "out"))
-    manifest = json.loads((copy / "manifest.json").read_text())
+def test_a_session_runs_it_from_a_manifest(policy: Policy, bundle_copy: Path) -> None:
+    manifest = json.loads((bundle_copy / "manifest.json").read_text())
     manifest["policy"] = policy.to_json()
-    (copy / "manifest.json").write_text(json.dumps(manifest))
-    rng = np.random.default_rng(0)
-    frames: list[NDArray[np.uint8]] = [
-        rng.integers(0, 256, (40, 40, 3)).astype(np.uint8) for _ in range(7)
-    ]
-    with Session.open(copy) as session:
+    (bundle_copy / "manifest.json").write_text(json.dumps(manifest))
+    images = frames(7)
+    with Session.open(bundle_copy) as session:
         assert session.policy == policy
-        logits = session.exit_logits(frames)
+        logits = session.exit_logits(images)
         exits, classes = policy.replay(logits)
-        alone = [session.predict(frame) for frame in frames]
-        for found in (alone, session.predict_batch(frames)):
+        alone = [session.predict(frame) for frame in images]
+        for found in (alone, session.predict_batch(images)):
             assert [r.exit for r in found] == exits.tolist()
             assert [r.class_index for r in found] == classes.tolist()
         for row, result in enumerate(alone):
-            if isinstance(policy, Margin):
+            margin = isinstance(policy, Margin)
+            if margin:
                 gap = lead(logits[row, result.exit - 1][None])[0]
                 assert result.confidence == pytest.approx(gap, abs=1e-4)
                 assert result.confidence_text == f"leads by {result.confidence:.2f}"
-            assert result.to_json()["measure"] == (
-                "margin" if isinstance(policy, Margin) else "probability"
-            )
+            assert result.to_json()["measure"] == ("margin" if margin else "probability")
 
 
 @pytest.mark.usefixtures("added")
@@ -167,9 +152,8 @@ def test_tuning_searches_it_as_what_it_is() -> None:
 
 
 @pytest.mark.usefixtures("added")
-def test_points_may_be_of_it_and_are_written(bundle: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(bundle, tmp_path / "out"))
-    manifest = open_bundle(copy).manifest
+def test_points_may_be_of_it_and_are_written(bundle_copy: Path) -> None:
+    manifest = open_bundle(bundle_copy).manifest
     images = views(400, 1)
     # Even exits are right and odd ones wrong, all as sure as can be, but for a half of the first's.
     told = np.stack([images.labels + 1, images.labels] * 2, axis=1) % 5
@@ -177,8 +161,8 @@ def test_points_may_be_of_it_and_are_written(bundle: Path, tmp_path: Path) -> No
     images.logits[::2, 0] = 0
     found = tune(recorded(images), manifest, TuneOptions(trials=2)).points
     assert {point.policy["name"] for point in found.values()} == {"even"}
-    add_points(copy, manifest.identity, found)
-    with Session.open(copy, point="balanced") as session:
+    add_points(bundle_copy, manifest.identity, found)
+    with Session.open(bundle_copy, point="balanced") as session:
         assert isinstance(session.policy, Even)
 
 
@@ -205,14 +189,7 @@ def test_a_policy_that_stops_elsewhere_than_it_says_is_not_tuned() -> None:
 def test_reports_draw_it(bundle: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     pytest.importorskip("jinja2")
-    from PIL import Image
-
-    images = []
-    rng = np.random.default_rng(0)
-    for i in range(20):
-        pixels = rng.integers(0, 256, (40, 40, 3)).astype(np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
-        images.append(LabelledImage(tmp_path / f"{i}.png", i % 5))
+    images = find_images(write_photos(tmp_path / "photos", "abcde", 4), num_classes=5)
     with Session.open(bundle, policy=Margin(1.0)) as session:
         gallery = Gallery(())
         record: dict[str, Any] = measure_images(session, images, watch=gallery)

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
+from small import vit
 
-from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
+from lgvit_edge.architecture.config import ExitConfig
 from lgvit_edge.errors import TrainingError
-from lgvit_edge.images.spec import Preprocess
 from lgvit_edge.policies import POLICIES, Confidence, Ensemble, Never, Patience, Policy
 from lgvit_edge.policies.evaluate import ExitCosts, Images, evaluate, summary, sweep
 from lgvit_edge.policies.picture import by_label, draw
@@ -104,8 +105,6 @@ def test_the_figure_is_drawn(tmp_path: Path) -> None:
     lines = by_label(summary(IMAGES, COSTS)["policies"])
     assert "patience (PABEE)" in lines
     draw(lines, tmp_path / "f.png", baseline=0.75, title="t")
-    from PIL import Image
-
     with Image.open(tmp_path / "f.png") as image:
         assert image.size == (1050, 675) and len(np.unique(np.asarray(image.convert("L")))) > 20
 
@@ -118,17 +117,9 @@ def test_more_lines_than_markers_are_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "f.png").stat().st_size > 1000
 
 
-CONFIG = LGViTConfig(
-    family="vit",
-    image_size=8,
-    patch_size=4,
-    hidden_size=16,
-    num_blocks=2,
-    num_heads=2,
-    intermediate_size=16,
-    num_classes=2,
+CONFIG = vit(
+    **dict(image_size=8, patch_size=4, num_blocks=2, intermediate_size=16, num_classes=2),
     exits=(ExitConfig(1, "mlp"),),
-    preprocess=Preprocess(resize=8),
 )
 FAST = TrainingConfig(epochs=(2, 1), lr=(1e-3, 1e-3), batch_size=4, workers=0, device="cpu")
 
@@ -149,9 +140,8 @@ def test_training_leaves_its_log_its_worth_and_pictures(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     said = trained(tmp_path / "model.pt")
     names = {p.name for p in tmp_path.iterdir()}
-    assert names == {
-        f"model.{end}" for end in ("pt", "log.csv", "log.png", "eval.json", "eval.png")
-    }
+    ends = ("pt", "log.csv", "log.png", "eval.json", "eval.png")
+    assert names == {f"model.{end}" for end in ends}
     with (tmp_path / "model.log.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == COLUMNS

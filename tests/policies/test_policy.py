@@ -46,17 +46,11 @@ def select(policy: Policy, all_logits: Floats) -> list[int]:
     return policy.replay(all_logits)[0].tolist()
 
 
-# Confidence, entropy and log-softmax.
-
-
 def test_confidence_and_entropy_by_hand() -> None:
     x = logits([0.5, 0.25, 0.25], [0.9, 0.05, 0.05], [1 / 3, 1 / 3, 1 / 3])
     np.testing.assert_allclose(confidence(x), [0.5, 0.9, 1 / 3], rtol=1e-6)
-    expected = [
-        1.5 * math.log(2),
-        -(0.9 * math.log(0.9) + 0.1 * math.log(0.05)),
-        math.log(3),
-    ]
+    middle = -(0.9 * math.log(0.9) + 0.1 * math.log(0.05))
+    expected = [1.5 * math.log(2), middle, math.log(3)]
     np.testing.assert_allclose(entropy(x), expected, rtol=1e-6)
     np.testing.assert_allclose(np.exp(log_softmax(x)), np.exp(x), rtol=1e-6)
 
@@ -90,9 +84,6 @@ def test_confidence_is_computed_for_each_image_alone() -> None:
     assert confidence(together)[0] == confidence(alone)[0]
     assert entropy(together)[0] == entropy(alone)[0]
     assert confidence(together)[0] == pytest.approx(math.e**2 / (math.e**2 + math.e + 1))
-
-
-# Each policy on its own.
 
 
 def test_confidence_stops_above_its_threshold() -> None:
@@ -158,9 +149,7 @@ def predictions(*rows: str) -> Floats:
 def test_patience_counts_exits_that_agree(patience: int, expected: list[int]) -> None:
     x = predictions("aaaab", "abbbc", "abccc", "abcab")
     assert select(Patience(patience), x) == expected
-
-
-def test_patience_starts_again_when_the_prediction_changes() -> None:
+    # It starts again when the prediction changes.
     assert select(Patience(3), predictions("aabaaabb")) == [6]
 
 
@@ -190,15 +179,10 @@ def test_patient_confidence_counts_confident_exits() -> None:
     assert select(PatientConfidence(0.8, 3), x) == [5, 5, 5, 5]
     assert select(PatientConfidence(0.5, 4), x) == [4, 4, 4, 4]
     assert select(PatientConfidence((0.95, 0.5, 0.5, 0.5), 2), x) == [3, 3, 3, 3]
-
-
-def test_patient_confidence_does_not_ask_for_agreement() -> None:
+    # It does not ask for agreement.
     x = np.array([[[5.0, 0.0], [0.0, 5.0], [5.0, 0.0]]], np.float32)
     assert select(PatientConfidence(0.8, 2), x) == [2]
     assert select(Patience(2), x) == [3]
-
-
-# Temperatures and ensembles.
 
 
 def test_a_temperature_divides_the_logits() -> None:
@@ -217,10 +201,13 @@ def test_a_temperature_divides_the_logits() -> None:
     assert select(Entropy(calm, 2.0), x) == [1, 2]
 
 
-def test_temperatures_must_match_the_exits() -> None:
-    for kind in (Confidence, Entropy, PatientConfidence, Ensemble):
-        with pytest.raises(UsageError, match="expected one temperature or 3, .* found 2"):
-            kind(0.5, temperature=(1.0, 2.0)).start(3)
+@pytest.mark.parametrize("kind", [Confidence, Entropy, PatientConfidence, Ensemble])
+def test_numbers_must_match_the_exits(kind: type[Any]) -> None:
+    with pytest.raises(UsageError, match="expected one temperature or 3, .* found 2"):
+        kind(0.5, temperature=(1.0, 2.0)).start(3)
+    with pytest.raises(UsageError, match="expected one threshold or 3, one per exit .* found 2"):
+        kind((0.5, 0.5)).start(3)
+    kind((0.5, 0.5, 0.5)).start(3)
 
 
 def test_an_ensemble_adds_logits_up_by_hand() -> None:
@@ -247,17 +234,15 @@ def test_fixed_and_never() -> None:
     for exit in (1, 2, 3, 4):
         assert select(FixedExit(exit), x) == [exit, exit]
     assert select(Never(), x) == [4, 4]
+    with pytest.raises(UsageError, match=r"expected an exit in 1\.\.4, found 5"):
+        FixedExit(5).start(3)
 
 
-def test_without_exits_every_image_takes_the_final_classifier() -> None:
-    x = np.zeros((2, 1, 3), np.float32)
-    for policy in (Confidence(0.0), Entropy(1.0), Patience(1), FixedExit(1), Never()):
-        assert select(policy, x) == [1, 1]
-
-
-def test_an_empty_batch() -> None:
+def test_without_images_nothing_leaves_and_without_exits_all_take_the_final_classifier() -> None:
     for kind in POLICIES.values():
         assert select(kind(), np.zeros((0, 4, 3), np.float32)) == []
+    for policy in (Confidence(0.0), Entropy(1.0), Patience(1), FixedExit(1), Never()):
+        assert select(policy, np.zeros((2, 1, 3), np.float32)) == [1, 1]
 
 
 def test_logits_that_are_nan_stop_nothing() -> None:
@@ -267,23 +252,12 @@ def test_logits_that_are_nan_stop_nothing() -> None:
     assert select(PatientConfidence(0.0, 1), x) == [3]
 
 
-# Replaying and stepping are the same.
-
 SOME = [
-    Confidence(0.55),
-    Confidence((0.8, 0.7, 0.6, 0.5, 0.45)),
-    Entropy(0.9),
-    Patience(2),
-    Patience(3),
-    PatientConfidence(0.5, 2),
-    Confidence(0.97, temperature=0.5),
-    Entropy(0.4, temperature=(1.0, 0.9, 0.8, 0.7, 0.6)),
-    PatientConfidence(0.8, 2, temperature=0.5),
-    Ensemble(0.95),
-    Ensemble((0.99, 0.99, 0.98, 0.97, 0.96), 0.3, 0.7),
-    FixedExit(3),
-    FixedExit(6),
-    Never(),
+    *(Confidence(0.55), Confidence((0.8, 0.7, 0.6, 0.5, 0.45)), Confidence(0.97, temperature=0.5)),
+    *(Entropy(0.9), Entropy(0.4, temperature=(1.0, 0.9, 0.8, 0.7, 0.6)), Patience(2), Patience(3)),
+    *(PatientConfidence(0.5, 2), PatientConfidence(0.8, 2, temperature=0.5)),
+    *(Ensemble(0.95), Ensemble((0.99, 0.99, 0.98, 0.97, 0.96), 0.3, 0.7)),
+    *(FixedExit(3), FixedExit(6), Never()),
 ]
 
 
@@ -311,17 +285,10 @@ def test_a_policy_remembers_nothing_between_batches() -> None:
     assert one.step(2, x[:, 1])[0]
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        [0.9, 0.8],
-        (0.9, 0.8),
-        np.array([0.9, 0.8]),
-        [np.float64(0.9), np.float64(0.8)],
-        np.array([0.9, 0.8]).tolist(),
-    ],
-    ids=repr,
-)
+TWO = np.array([0.9, 0.8])
+
+
+@pytest.mark.parametrize("given", [TWO.tolist(), tuple(TWO.tolist()), TWO, list(TWO)], ids=repr)
 def test_lists_and_arrays_are_numbers_per_exit(given: Any) -> None:
     for kind in (Confidence, Entropy, Ensemble, PatientConfidence):
         policy = kind(given, temperature=given)
@@ -384,9 +351,6 @@ def test_rows_that_leave_a_batch_are_named_and_the_others_go_on() -> None:
     assert final.scores == pytest.approx([0.9]) and final.classes.tolist() == [0]
 
 
-# JSON and what a user types.
-
-
 @pytest.mark.parametrize("policy", SOME, ids=repr)
 def test_json_round_trip(policy: Policy) -> None:
     data = json.loads(json.dumps(policy.to_json()))
@@ -395,20 +359,15 @@ def test_json_round_trip(policy: Policy) -> None:
 
 
 def test_json_names_the_parameters() -> None:
-    assert PatientConfidence((0.5, 0.6), 3).to_json() == {
-        "name": "patient_confidence",
-        "threshold": [0.5, 0.6],
-        "patience": 3,
-        "temperature": 1.0,
-    }
+    values = dict(threshold=[0.5, 0.6], patience=3, temperature=1.0)
+    assert PatientConfidence((0.5, 0.6), 3).to_json() == {"name": "patient_confidence", **values}
     assert from_json({"name": "confidence"}) == Confidence(0.8)
 
 
 @pytest.mark.parametrize(
     ("text", "policy"),
     [
-        ("confidence", Confidence(0.8)),
-        ("confidence:0.9", Confidence(0.9)),
+        *[("confidence", Confidence(0.8)), ("confidence:0.9", Confidence(0.9))],
         ("confidence:1", Confidence(1.0)),
         ("entropy:0.6,0.5", Entropy((0.6, 0.5))),
         ("confidence:0.8:0.5", Confidence(0.8, 0.5)),
@@ -418,8 +377,7 @@ def test_json_names_the_parameters() -> None:
         ("patience:3", Patience(3)),
         ("patient_confidence:0.5:2", PatientConfidence(0.5, 2)),
         ("patient_confidence:0.5,0.6", PatientConfidence((0.5, 0.6), 2)),
-        ("fixed:3", FixedExit(3)),
-        ("never", Never()),
+        *[("fixed:3", FixedExit(3)), ("never", Never())],
     ],
 )
 def test_parse(text: str, policy: Policy) -> None:
@@ -432,11 +390,8 @@ FORM = "expected a policy such as confidence:0.8, .* or never; found"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", f"{FORM} ''"),
-        ("sometimes", f"{FORM} 'sometimes'"),
-        ("Confidence:0.8", f"{FORM} 'Confidence:0.8'"),
-        ("never:1", f"{FORM} 'never:1'"),
-        ("fixed:1:2", f"{FORM} 'fixed:1:2'"),
+        *[(text, f"{FORM} '{text}'") for text in ("", "sometimes", "Confidence:0.8")],
+        *[(text, f"{FORM} '{text}'") for text in ("never:1", "fixed:1:2")],
         ("confidence:", "'confidence:': '' is not a number"),
         ("confidence:high", "'confidence:high': 'high' is not a number"),
         ("confidence:0.8,", "'0.8,' is not a number"),
@@ -474,55 +429,34 @@ def test_every_policy_is_described_and_its_example_works() -> None:
     assert all(kind.example in str(refused.value) for kind in POLICIES.values())
 
 
-NAMES = (
-    "name must be one of confidence, entropy, ensemble, patience, patient_confidence, fixed, "
-    "never, found"
-)
+NAMES = "name must be one of confidence, entropy, ensemble, patience, patient_confidence, fixed, "
+NAMES += "never, found"
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (None, f"{NAMES} None"),
-        ([], f"{NAMES} None"),
-        ({}, f"{NAMES} None"),
-        ({"name": ["confidence"]}, NAMES),
-        ({"name": {"a": 1}}, NAMES),
+        *[(data, f"{NAMES} None") for data in (None, [], {})],
+        *[({"name": name}, NAMES) for name in (["confidence"], {"a": 1})],
         ({"name": "os.system"}, f"{NAMES} 'os.system'"),
         (
             {"name": "confidence", "patience": 1, "evil": 2},
             r"policy confidence has no evil, patience; it has \['temperature', 'threshold'\]",
         ),
-        ({"name": "confidence", "threshold": "0.8"}, "a threshold must be .* found '0.8'"),
-        ({"name": "confidence", "threshold": True}, "a threshold must be .* found True"),
-        ({"name": "confidence", "threshold": None}, "a threshold must be .* found None"),
-        ({"name": "confidence", "threshold": {"a": 1}}, "a threshold must be .* found {'a': 1}"),
+        *[
+            ({"name": "confidence", "threshold": value}, f"a threshold must be .* found {value!r}")
+            for value in ("0.8", True, None, {"a": 1})
+        ],
+        ({"name": "entropy", "threshold": 10**400}, "a threshold must be"),
         ({"name": "confidence", "threshold": [0.5, [0.5]]}, r"threshold must be .* found \[0\.5\]"),
         ({"name": "entropy", "threshold": float("nan")}, "threshold must be .* found nan"),
-        ({"name": "patience", "patience": 2.0}, "whole number of at least 1, found 2.0"),
-        ({"name": "patience", "patience": True}, "whole number of at least 1, found True"),
-        ({"name": "patience", "patience": [2]}, r"whole number of at least 1, found \(2,\)"),
+        *[
+            ({"name": "patience", "patience": value}, f"whole number of at least 1, found {said}")
+            for value, said in ((2.0, "2.0"), (True, "True"), ([2], r"\(2,\)"))
+        ],
         ({"name": "fixed", "exit": "1"}, "exit must be a whole number of at least 1, found '1'"),
     ],
 )
 def test_json_policies_that_are_refused(data: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         from_json(data)
-
-
-@pytest.mark.parametrize("policy", [Confidence, Entropy, PatientConfidence])
-def test_thresholds_must_match_the_exits(policy: type[Any]) -> None:
-    with pytest.raises(UsageError, match="expected one threshold or 3, one per exit .* found 2"):
-        policy((0.5, 0.5)).start(3)
-    policy((0.5, 0.5, 0.5)).start(3)
-
-
-def test_a_fixed_exit_must_exist() -> None:
-    FixedExit(4).start(3)
-    with pytest.raises(UsageError, match=r"expected an exit in 1\.\.4, found 5"):
-        FixedExit(5).start(3)
-
-
-def test_a_threshold_no_float_can_hold() -> None:
-    with pytest.raises(UsageError, match="a threshold must be"):
-        from_json({"name": "entropy", "threshold": 10**400}).start(2)

@@ -7,13 +7,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import run
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -41,18 +41,6 @@ ABSENT_ON_DEVICES = [
 ]
 # Scripts for a workstation: they train, take graphs apart, or run PyTorch as a rival.
 EXPERIMENTS = "lgvit_edge.benchmarks.experiments."
-
-
-def run(
-    *command: str, cwd: Path, path: Path | None = None, stdin: str | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run a command with exactly ``path`` as PYTHONPATH."""
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    if path is not None:
-        environment["PYTHONPATH"] = str(path)
-    return subprocess.run(
-        command, cwd=cwd, env=environment, input=stdin, capture_output=True, text=True
-    )
 
 
 @pytest.fixture(scope="module")
@@ -111,11 +99,7 @@ def test_import_rules_hold(links: Path) -> None:
         ("runtime/__init__.py", "import lgvit_edge.model", "lgvit_edge.model"),
         ("runtime/planted.py", "import torch", "torch"),
         ("benchmarks/__init__.py", "import lgvit_edge.export", "lgvit_edge.export"),
-        (
-            "policies/rules.py",
-            "def late():\n    from lgvit_edge import runtime",
-            "lgvit_edge.runtime",
-        ),
+        ("policies/rules.py", "def f():\n    from lgvit_edge import runtime", "lgvit_edge.runtime"),
         ("errors.py", "import lgvit_edge.architecture", "lgvit_edge.architecture"),
         ("export/tensorrt/build.py", "from lgvit_edge.export import graph", "torch"),
         ("cli/bench.py", "import lgvit_edge.benchmarks.experiments", "experiments"),
@@ -204,10 +188,8 @@ def test_no_file_imports_a_bare_name() -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "import export",
-        "import runtime.session",
-        "from runtime import x",
-        "from benchmarks.records import Record",
+        *("import export", "import runtime.session"),
+        *("from runtime import x", "from benchmarks.records import Record"),
     ],
 )
 @pytest.mark.parametrize("place", ["tests/planted.py", "lgvit_edge/planted.py", "export/p.py"])

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from processes import run
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -62,11 +61,6 @@ def copy_sources(target: Path) -> Path:
     return target
 
 
-def outside_environment() -> dict[str, str]:
-    """The environment without what could put the root of the clone on the path."""
-    return {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-
-
 def test_every_package_on_disk_is_listed() -> None:
     listed = setuptools_table()["packages"]
     assert isinstance(listed, list)
@@ -97,7 +91,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.Path:
     target = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index"]
     command += ["--no-build-isolation", "--wheel-dir", str(target), str(sources)]
-    result = subprocess.run(command, capture_output=True, text=True, env=outside_environment())
+    result = run(*command, cwd=target)
     assert result.returncode == 0, result.stdout + result.stderr
     (built,) = target.glob("lgvit_edge-*.whl")
     return zipfile.Path(built)
@@ -118,24 +112,13 @@ def test_the_wheel_installs_one_top_level_name(wheel: zipfile.Path) -> None:
 def test_the_staged_package_keeps_the_import_rules(wheel: zipfile.Path, tmp_path: Path) -> None:
     wheel.root.extractall(tmp_path)
     command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
-    result = subprocess.run(
-        [*command, "--config", str(ROOT / "pyproject.toml")],
-        cwd=tmp_path,
-        env=outside_environment() | {"PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
+    command += ["--config", str(ROOT / "pyproject.toml")]
+    result = run(*command, cwd=tmp_path, path=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("name", sorted(MAPPED))
 def test_no_bare_name_imports_once_installed(tmp_path: Path, name: str) -> None:
     probe = f"import lgvit_edge.{name}, importlib.util as u; print(u.find_spec({name!r}))"
-    result = subprocess.run(
-        [sys.executable, "-c", probe],
-        cwd=tmp_path,
-        env=outside_environment(),
-        capture_output=True,
-        text=True,
-    )
+    result = run(sys.executable, "-c", probe, cwd=tmp_path)
     assert (result.returncode, result.stdout.strip()) == (0, "None"), result.stderr

@@ -14,17 +14,16 @@ import numpy as np
 import pytest
 import typer
 from PIL import Image
+from small import point
 from typer.core import TyperCommand
 from typer.main import get_command
 
 from lgvit_edge.benchmarks.experiments.figure import draw
 from lgvit_edge.bundle.directory import add_points
 from lgvit_edge.bundle.manifest import Manifest
-from lgvit_edge.bundle.points import OperatingPoint
 from lgvit_edge.cli.app import app
 from lgvit_edge.errors import LGViTEdgeError
 from lgvit_edge.model import LGViT, save_checkpoint
-from lgvit_edge.policies import Confidence
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -42,27 +41,6 @@ def name_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
-# Code
-
-
-def point(exits: int) -> OperatingPoint:
-    return OperatingPoint(
-        policy=Confidence(0.5).to_json(),
-        accuracy=0.9,
-        baseline_accuracy=0.9,
-        macs=1e6,
-        macs_speedup=1.5,
-        latency_ms=5.0,
-        baseline_latency_ms=9.0,
-        shares=(1.0, *[0.0] * exits),
-        images=100,
-        data_sha256="0" * 64,
-        device="tests",
-        goal="tests",
-        guarantee=None,
-    )
-
-
 @pytest.fixture
 def desk(
     bundle: Path, exported_model: LGViT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -70,21 +48,14 @@ def desk(
     """A folder with all files that the pages name; returns what their code takes as given."""
     out = Path(shutil.copytree(bundle, tmp_path / "out"))
     manifest = Manifest.loads((out / "manifest.json").read_text(encoding="utf-8"))
-    given = point(len(manifest.segments) - 1)
-    add_points(out, manifest.identity, dict.fromkeys(("accurate", "balanced", "fast"), given))
+    names = ("accurate", "balanced", "fast")
+    add_points(out, manifest.identity, dict.fromkeys(names, point(shares=(1.0, 0.0, 0.0, 0.0))))
     save_checkpoint(exported_model, tmp_path / "model.pt")
     frame = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
     Image.fromarray(frame).save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
-    frames = [frame] * 3
-    return {
-        "frame": frame,
-        "frames": frames,
-        "gate": frames,
-        "yard": frames,
-        "log": io.StringIO(),
-        "json": json,
-    }
+    given: dict[str, object] = {"frame": frame, "log": io.StringIO(), "json": json}
+    return given | dict.fromkeys(("frames", "gate", "yard"), [frame] * 3)
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
@@ -98,9 +69,6 @@ def test_the_code_runs(page: Path, desk: dict[str, object]) -> None:
             exec(program, desk)
     if "session" in desk:
         desk["session"].close()  # type: ignore[attr-defined]
-
-
-# Commands
 
 
 @functools.cache
@@ -181,9 +149,6 @@ def test_the_named_targets_of_make_exist() -> None:
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         assert set(re.findall(r"(?:^    |`)make ([a-z]+)", text, re.M)) <= targets, page
-
-
-# Links and files
 
 
 def anchors(page: Path) -> set[str]:

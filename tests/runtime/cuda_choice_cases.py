@@ -8,6 +8,7 @@ from typing import Any
 
 import fake_cuda
 import pytest
+from pytest import MonkeyPatch
 
 from lgvit_edge.errors import BackendError, MissingDependency
 from lgvit_edge.runtime.cuda import cuda_python
@@ -28,7 +29,7 @@ class Opened:
 
 
 @pytest.fixture(autouse=True)
-def stand_ins(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def stand_ins(monkeypatch: MonkeyPatch) -> dict[str, Any]:
     """By module: what importing it gives or raises."""
     FAKE.fake_reset()
     modules: dict[str, Any] = {}
@@ -59,9 +60,7 @@ def test_pycuda_comes_first() -> None:
 
 
 @pytest.mark.parametrize("failure", [MISSING, BROKEN])
-def test_cuda_python_where_pycuda_does_not_work(
-    stand_ins: dict[str, Any], failure: Exception
-) -> None:
+def test_cuda_python_where_pycuda_fails(stand_ins: dict[str, Any], failure: Exception) -> None:
     stand_ins["pycuda.driver"] = failure
     assert opened() == "cuda.bindings.driver"
     with pytest.raises(MissingDependency) as caught:
@@ -94,7 +93,7 @@ def test_no_gpu() -> None:
     )
 
 
-def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_driver(monkeypatch: MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise OSError(f"{name}: cannot open shared object file")
 
@@ -103,9 +102,7 @@ def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
         open_cuda()
 
 
-def test_driver_too_old_for_cuda_python(
-    stand_ins: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_old_for_cuda_python(stand_ins: dict[str, Any], monkeypatch: MonkeyPatch) -> None:
     monkeypatch.undo()
     FAKE.fake_set_driver(11040, 1)
     module: Any = ModuleType("cuda.bindings.driver")

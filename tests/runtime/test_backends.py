@@ -100,9 +100,8 @@ def test_a_backend_from_outside_runs_a_bundle(bundle: Path) -> None:
         assert Borrowed.opened[0].options.threads == 3
         with Session.open(bundle, backend="onnxruntime") as other:
             frames = [FRAME, FRAME + 90, FRAME + 200]
-            assert [r.exit for r in session.predict_batch(frames)] == [
-                r.exit for r in other.predict_batch(frames)
-            ]
+            found, expected = (opened.predict_batch(frames) for opened in (session, other))
+            assert [r.exit for r in found] == [r.exit for r in expected]
     with pytest.raises(UsageError, match="the borrowed backend takes no device; leave that out"):
         Session.open(bundle, backend="borrowed", device="cpu")
 
@@ -146,13 +145,8 @@ def test_a_name_that_is_taken_is_refused() -> None:
         register_backend(Backend("fast", "", Borrowed, options=frozenset({"speed"})))
 
 
-GIVEN: dict[str, Any] = {
-    "threads": 2,
-    "thread_pool": "private",
-    "device": "cpu",
-    "precision": "fp32",
-    "tensorrt": TensorRTOptions(),
-}
+GIVEN: dict[str, Any] = {"threads": 2, "thread_pool": "private", "device": "cpu"}
+GIVEN |= {"precision": "fp32", "tensorrt": TensorRTOptions()}
 
 
 @pytest.mark.parametrize(

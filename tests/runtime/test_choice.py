@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from processes import python
+from pytest import MonkeyPatch
 from typer.testing import CliRunner
 
 from lgvit_edge._support import cache as _cache
@@ -28,14 +30,14 @@ FRAME = np.zeros((32, 32, 3), np.uint8)
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path: Path, monkeypatch: MonkeyPatch) -> Path:
     monkeypatch.delenv(choice.OVERRIDE)
     monkeypatch.setenv("LGVIT_EDGE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 @pytest.fixture(params=[["fp32"], ["fp32", "bf16", "fp16"]], ids=["fp32", "halves_too"])
-def precisions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def precisions(request: pytest.FixtureRequest, monkeypatch: MonkeyPatch) -> list[str]:
     """What processors of both kinds say; measuring, in its own process, finds what is true."""
     monkeypatch.setattr(openvino, "available_precisions", lambda device=None: request.param)
     found: list[str] = request.param
@@ -43,7 +45,7 @@ def precisions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_fastest_is_measured_once(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch, precisions: list[str]
+    bundle: Path, monkeypatch: MonkeyPatch, precisions: list[str]
 ) -> None:
     with Session.open(bundle) as session:
         chosen = session.describe()["backend"]
@@ -65,9 +67,6 @@ def test_the_fastest_is_measured_once(
 
 def test_measuring_leaves_nothing_in_this_process(bundle: Path) -> None:
     """ONNX Runtime's pool, once made, makes demands on an application's own sessions."""
-    import subprocess
-    import sys
-
     code = (
         "import sys; from lgvit_edge.runtime import Session;"
         "from lgvit_edge.runtime.backends import ort_pool;"
@@ -75,12 +74,10 @@ def test_measuring_leaves_nothing_in_this_process(bundle: Path) -> None:
         "used = s.describe()['backend'] == 'onnxruntime';"
         "assert (ort_pool._pool_size is not None) == used"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    python(code)
 
 
-def test_a_user_may_decide(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch, precisions: list[str]
-) -> None:
+def test_a_user_may_decide(bundle: Path, monkeypatch: MonkeyPatch, precisions: list[str]) -> None:
     monkeypatch.setenv(choice.OVERRIDE, "openvino")
     with Session.open(bundle) as session:
         assert session.describe()["backend"] == "openvino"
@@ -88,9 +85,8 @@ def test_a_user_may_decide(
         assert session.describe()["backend"] == "onnxruntime"
     # Where the processor offers a choice of precisions, those were measured, and nothing else.
     kept = [name for found in known_choices() for name in (*found.measured, *found.refused)]
-    assert kept == (
-        [f"openvino {precision}" for precision in precisions] if len(precisions) > 1 else []
-    )
+    offered = precisions if len(precisions) > 1 else []
+    assert kept == [f"openvino {precision}" for precision in offered]
     monkeypatch.setenv(choice.OVERRIDE, "abacus")
     with pytest.raises(UsageError, match="backend must be one of auto, .*found 'abacus'"):
         Session.open(bundle)
@@ -105,7 +101,7 @@ def test_a_user_may_decide(
         (ChainOptions(device="cpu"), ["onnxruntime", "openvino"]),
     ],
 )
-def test_what_is_asked_for_leaves_less_to_choose(
+def test_options_leave_less_to_choose(
     bundle: Path, options: ChainOptions, names: list[str]
 ) -> None:
     found = choice.candidates(open_bundle(bundle), "auto", options)
@@ -122,24 +118,20 @@ def test_options_that_nobody_takes_together_are_refused(bundle: Path) -> None:
         Session.open(bundle, device="tpu")
 
 
-def test_without_openvino_nothing_is_measured(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_openvino_nothing_is_measured(bundle: Path, monkeypatch: MonkeyPatch) -> None:
     lack(monkeypatch, "openvino")
     monkeypatch.setattr(choice, "_measure_elsewhere", None)
     assert choose(open_bundle(bundle), "auto", ChainOptions())[0] == "onnxruntime"
 
 
-def lack(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
+def lack(monkeypatch: MonkeyPatch, *modules: str) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name in modules else real(name)
     )
 
 
-def test_without_any_backend_everything_missing_is_named(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_any_backend_all_missing_is_named(bundle: Path, monkeypatch: MonkeyPatch) -> None:
     lack(monkeypatch, "openvino", "onnxruntime")
     with pytest.raises(BackendError) as caught:
         Session.open(bundle)
@@ -148,37 +140,31 @@ def test_without_any_backend_everything_missing_is_named(
         assert wanted in str(caught.value)
 
 
-def program(path: Path, log: Path) -> Path:
-    """An executable that notes that it was started."""
-    path.write_text(f"#!/bin/sh\necho started >> {log}\n")
-    path.chmod(0o755)
-    return path
-
-
 @pytest.mark.parametrize(
-    ("name", "frozen", "marked", "starts"),
+    ("name", "mark", "starts"),
     [
-        ("python3", False, False, True),  # an interpreter is started: the test would see it
-        ("python3", True, False, False),  # PyInstaller, cx_Freeze
-        ("camera", False, False, False),  # Python inside another program
-        ("python3", False, True, False),  # what was started to measure
+        ("python3", None, True),  # an interpreter is started: the test would see it
+        ("python3", "frozen", False),  # PyInstaller, cx_Freeze
+        ("camera", None, False),  # Python inside another program
+        ("python3", choice._MEASURING, False),  # what was started to measure
     ],
 )
 def test_a_packed_application_does_not_start_itself_again(
     bundle: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: MonkeyPatch,
     name: str,
-    frozen: bool,
-    marked: bool,
+    mark: str | None,
     starts: bool,
 ) -> None:
-    log = tmp_path / "log"
-    monkeypatch.setattr(sys, "executable", str(program(tmp_path / name, log)))
-    if frozen:
+    program, log = tmp_path / name, tmp_path / "log"
+    program.write_text(f"#!/bin/sh\necho started >> {log}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    if mark == "frozen":
         monkeypatch.setattr(sys, "frozen", True, raising=False)
-    if marked:
-        monkeypatch.setenv(choice._MEASURING, "1")
+    elif mark:
+        monkeypatch.setenv(mark, "1")
     with Session.open(bundle) as session:
         session.predict(FRAME)
     assert len(known_choices()) == 1  # measured all the same, here
@@ -193,9 +179,8 @@ def test_who_computes_something_else_is_refused(bundle_copy: Path) -> None:
     np.savez(bundle_copy / "parity.npz", **arrays)
     pairs = [Candidate("onnxruntime"), Candidate("openvino", "fp32")]
     opened = open_bundle(bundle_copy, verify=False)
-    with pytest.raises(
-        BackendError, match="no backend here can run .*openvino fp32: segment 0 diverges"
-    ):
+    message = "no backend here can run .*openvino fp32: segment 0 diverges"
+    with pytest.raises(BackendError, match=message):
         measure(opened, pairs, ChainOptions())
     assert known_choices() == []
 
@@ -212,7 +197,7 @@ def test_a_damaged_memory_is_measured_again(bundle: Path, cache: Path) -> None:
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    bundle: Path, monkeypatch: MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
     for place in (str(tmp_path / "file" / "cache"), ""):
@@ -232,14 +217,15 @@ def test_doctor_measures_and_shows(bundle: Path) -> None:
     assert "auto runs it on" in shown
 
 
-def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_where_the_cache_lies(monkeypatch: MonkeyPatch, tmp_path: Path) -> None:
     assert _cache.cache_root() == tmp_path / "cache"
-    monkeypatch.delenv("LGVIT_EDGE_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert _cache.cache_root() == tmp_path / "xdg" / "lgvit-edge"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert _cache.cache_root() == tmp_path / "home" / ".cache" / "lgvit-edge"
+    for gone, given, place in (
+        ("LGVIT_EDGE_CACHE", "XDG_CACHE_HOME", "lgvit-edge"),
+        ("XDG_CACHE_HOME", "HOME", ".cache/lgvit-edge"),
+    ):
+        monkeypatch.delenv(gone)
+        monkeypatch.setenv(given, str(tmp_path / given))
+        assert _cache.cache_root() == tmp_path / given / place
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # a user of a container, with no entry
     assert _cache.cache_root() is None

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-import runpy
-import subprocess
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
+import fake_cuda
 import pytest
+from processes import python
 
 from lgvit_edge.errors import UsageError
 from lgvit_edge.runtime.cuda.bindings import open_cuda
-
-fake_cuda = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "fakes/fake_cuda.py")))
 
 
 def importable(module: str) -> bool:
@@ -38,12 +34,11 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_binding_on_the_stand_in(file: str, binding: str, module: str, library: Path) -> None:
     if not importable(module):
         pytest.skip(f"{binding} is not installed")
-    variables = {"CUDA_BINDING": binding}
-    fake_cuda.run_cases(file, library, "--noconftest", variables=variables)
+    fake_cuda.run_cases(file, library, CUDA_BINDING=binding)
 
 
 def test_choice_of_a_binding_on_the_stand_in(library: Path) -> None:
-    fake_cuda.run_cases("runtime/cuda_choice_cases.py", library, "--noconftest")
+    fake_cuda.run_cases("runtime/cuda_choice_cases.py", library)
 
 
 def test_unknown_binding() -> None:
@@ -59,9 +54,8 @@ def test_no_driver() -> None:
     else:
         pytest.skip("a CUDA driver is installed here")
     code = "from lgvit_edge.runtime.cuda.bindings import open_cuda; open_cuda()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "BackendError: no CUDA driver here" in done.stderr
-    assert "lgvit-edge doctor" in done.stderr
+    said = python(code, fails=True)
+    assert "BackendError: no CUDA driver here" in said and "lgvit-edge doctor" in said
 
 
 def test_importing_loads_nothing_of_cuda() -> None:
@@ -69,5 +63,4 @@ def test_importing_loads_nothing_of_cuda() -> None:
         "import sys; import lgvit_edge.runtime.cuda.pycuda, lgvit_edge.runtime.cuda.cuda_python; "
         "print([m for m in sys.modules if m.split('.')[0] in ('pycuda', 'cuda')])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert python(code) == "[]\n"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from small import point
 
 from lgvit_edge.bundle.directory import Bundle, open_bundle
 from lgvit_edge.bundle.points import OperatingPoint
@@ -151,39 +152,16 @@ def test_the_clock_is_exceeded_as_often_as_it_says() -> None:
     assert clock.load == pytest.approx(2.0, rel=0.4)
 
 
-# Frame rates
-
-
-def point(shares: tuple[float, ...], policy: Policy, accuracy: float = 0.9) -> OperatingPoint:
-    return OperatingPoint(
-        policy=policy.to_json(),
-        accuracy=accuracy,
-        baseline_accuracy=0.9,
-        macs=1e6,
-        macs_speedup=1.5,
-        latency_ms=5.0,
-        baseline_latency_ms=9.0,
-        shares=shares,
-        images=100,
-        data_sha256="0" * 64,
-        device="tests",
-        goal="tests",
-        guarantee=None,
-    )
-
-
 @pytest.fixture
 def tuned(opened: Bundle) -> Bundle:
     """Three points whose shares are those of the exits they force: 10, 8 and 6 ms."""
-    points = {
-        name: at_exit(exit, accuracy)
-        for name, exit, accuracy in (("fast", 2, 0.7), ("accurate", 4, 0.9), ("balanced", 3, 0.8))
-    }
+    points = {"fast": at_exit(2, 0.7), "accurate": at_exit(4, 0.9), "balanced": at_exit(3, 0.8)}
     return with_points(opened, points)
 
 
 def at_exit(exit: int, accuracy: float) -> OperatingPoint:
-    return point(tuple(float(e == exit) for e in (1, 2, 3, 4)), FixedExit(exit), accuracy)
+    shares = tuple(float(e == exit) for e in (1, 2, 3, 4))
+    return point(FixedExit(exit), shares=shares, accuracy=accuracy)
 
 
 def with_points(bundle: Bundle, points: dict[str, OperatingPoint]) -> Bundle:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from small import frames
 
 from lgvit_edge.bundle.builds import graphs_of
 from lgvit_edge.bundle.directory import open_bundle
@@ -18,11 +20,6 @@ from lgvit_edge.runtime.backends.openvino import PRECISIONS, OpenVINOChain, avai
 pytest.importorskip("openvino", reason="openvino is not installed")
 
 
-def frames(count: int, seed: int = 0) -> list[NDArray[np.uint8]]:
-    rng = np.random.default_rng(seed)
-    return [rng.integers(0, 256, (40, 48, 3), np.uint8) for _ in range(count)]
-
-
 def test_every_exit_agrees_with_pytorch(bundle: Path, swin_bundle: Path) -> None:
     for path in (bundle, swin_bundle):
         with Session.open(path, backend="openvino") as session:
@@ -30,7 +27,7 @@ def test_every_exit_agrees_with_pytorch(bundle: Path, swin_bundle: Path) -> None
             assert session.describe()["backend"] == "openvino"
 
 
-def test_half_precision_graphs_agree_within_their_tolerance(rtx_bundles: Path) -> None:
+def test_half_precision_agrees_within_its_tolerance(rtx_bundles: Path) -> None:
     with Session.open(rtx_bundles / "fixed", backend="openvino") as session:
         assert session.check_parity() <= session.manifest.parity.tolerance
 
@@ -54,16 +51,15 @@ def test_images_leave_where_they_do_on_onnx_runtime(bundle: Path, policy: Policy
 
 def test_logits_are_those_of_onnx_runtime(bundle: Path) -> None:
     images = frames(7, seed=1)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
     with (
         Session.open(bundle, backend="openvino") as session,
         Session.open(bundle, backend="onnxruntime") as other,
     ):
-        np.testing.assert_allclose(
-            session.exit_logits(images), other.exit_logits(images), rtol=1e-4, atol=1e-4
-        )
+        close(session.exit_logits(images), other.exit_logits(images))
         ready = session.prepare(images[:3])
         base = session.baseline_logits(ready)
-        np.testing.assert_allclose(base, other.baseline_logits(ready), rtol=1e-4, atol=1e-4)
+        close(base, other.baseline_logits(ready))
         kept = base.copy()
         session.baseline_logits(session.prepare(images[3:6]))
         assert (base == kept).all()  # they are the caller's
@@ -72,8 +68,6 @@ def test_logits_are_those_of_onnx_runtime(bundle: Path) -> None:
 def test_threads_are_as_many_as_asked_for(bundle: Path) -> None:
     with Session.open(bundle, backend="openvino", threads=1) as session:
         assert session.describe()["threads"] == 1
-    with pytest.raises(UsageError, match="threads must be at least 1, found 0"):
-        Session.open(bundle, backend="openvino", threads=0)
 
 
 def test_a_device_that_is_not_there_is_named(bundle: Path) -> None:

@@ -8,22 +8,17 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from small import Frame, frames
 
 from lgvit_edge.errors import BackendError, DataError, UsageError
 from lgvit_edge.runtime import Confidence, FixedExit, Result, Session, StreamError
-
-Frame = NDArray[np.uint8]
-
-
-def frames(count: int, seed: int = 0) -> list[Frame]:
-    rng = np.random.default_rng(seed)
-    return [rng.integers(0, 256, (40 + i % 3, 50, 3), np.uint8) for i in range(count)]
+from lgvit_edge.runtime.stats import WINDOW, Recorder
 
 
 @pytest.fixture(params=["onnxruntime", "openvino"])
@@ -50,11 +45,8 @@ def test_threads_get_the_answers_they_would_get_alone(session: Session) -> None:
         rows += session.predict_batch(images[number::4])
         found[number] = answers(rows)
 
-    threads = [threading.Thread(target=camera, args=(n,)) for n in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=300)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(camera, range(4), timeout=300))
     for number in range(4):
         assert found[number] == expected[number::4] * 2
     assert session.stats.images == 24 * 3
@@ -93,13 +85,11 @@ def test_closing_waits_for_what_runs(session: Session) -> None:
             said.append(str(error))
 
     frame = frames(1)[0]
-    threads = [threading.Thread(target=camera) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    time.sleep(0.2)
-    session.close()
-    for thread in threads:
-        thread.join(timeout=300)
+    with ThreadPoolExecutor(3) as threads:
+        for _ in range(3):
+            threads.submit(camera)
+        time.sleep(0.2)
+        session.close()
     assert said == ["the session is closed; open another one"] * 3
 
 
@@ -140,14 +130,15 @@ def test_a_stream_reads_no_further_than_it_was_told(session: Session) -> None:
     assert not [t for t in threading.enumerate() if t.name.startswith("lgvit-edge ")]
 
 
-def test_what_a_source_raises_comes_after_its_frames(session: Session) -> None:
-    def source() -> Iterator[Frame]:
-        yield from frames(5)
-        raise OSError("the camera was unplugged")
+def unplugged(count: int) -> Iterator[Frame]:
+    yield from frames(count, 1)
+    raise OSError("the camera was unplugged")
 
+
+def test_what_a_source_raises_comes_after_its_frames(session: Session) -> None:
     seen = []
     with pytest.raises(OSError, match="the camera was unplugged"):
-        for result in session.stream(source()):
+        for result in session.stream(unplugged(5)):
             seen.append(result)
     assert len(seen) == 5
     bad = [*frames(2), np.zeros((4, 4), np.float32)]
@@ -169,14 +160,10 @@ def test_cameras_keep_their_order_and_their_frames(session: Session) -> None:
 
 
 def test_a_camera_that_fails_stops_no_other(session: Session) -> None:
-    def unplugged() -> Iterator[Frame]:
-        yield from frames(3, 1)
-        raise OSError("the camera was unplugged")
-
     good = frames(20, 2)
     bad: list[Any] = [good[0], np.zeros((4, 4), np.float32), "missing.png", good[1]]
     found: dict[str, list[Any]] = {"gate": [], "yard": [], "roof": []}
-    sources: dict[str, Any] = {"gate": unplugged(), "yard": bad, "roof": good}
+    sources: dict[str, Any] = {"gate": unplugged(3), "yard": bad, "roof": good}
     for name, result in session.streams(sources):
         found[name].append(result)
     assert answers(found["roof"]) == answers([session.predict(frame) for frame in good])
@@ -222,12 +209,10 @@ def test_a_camera_may_fill_one_array_again_and_again(session: Session) -> None:
     assert len(set(expected)) > 6
 
 
-@pytest.mark.parametrize("numbers", [{"batch": 0}, {"ahead": 0}])
-def test_a_stream_of_nothing_at_a_time_is_refused(
-    session: Session, numbers: dict[str, int]
-) -> None:
+@pytest.mark.parametrize("number", ["batch", "ahead"])
+def test_a_stream_of_nothing_at_a_time_is_refused(session: Session, number: str) -> None:
     with pytest.raises(UsageError, match="batch and ahead must be at least 1, found"):
-        list(session.stream(frames(1), **numbers))
+        list(session.stream(frames(1), **{number: 0}))  # type: ignore[arg-type]
 
 
 def test_statistics_count_what_happened(session: Session) -> None:
@@ -237,19 +222,16 @@ def test_statistics_count_what_happened(session: Session) -> None:
     found = session.stats
     assert found.images == sum(found.exits) == found.window == 19
     assert list(found.exits) == [sum(r.exit == e for r in results) for e in (1, 2, 3, 4)]
-    ended = {"policy": 0, "final": 0, "deadline": 0}
-    for result in results:
-        ended[result.stopped] += 1
-        assert result.stopped == ("final" if result.exit == 4 else "policy")
-    assert found.stopped == ended and found.late == 0
+    final = found.exits[3]
+    assert all(r.stopped == ("final" if r.exit == 4 else "policy") for r in results)
+    assert found.stopped == {"policy": 19 - final, "final": final, "deadline": 0}
+    assert found.late == 0
     times = [result.latency_ms for result in results]
     assert found.latency_ms["mean"] == pytest.approx(np.mean(times))
     assert found.latency_ms["p99"] == pytest.approx(np.percentile(times, 99))
 
 
 def test_statistics_are_of_the_last_images(session: Session) -> None:
-    from lgvit_edge.runtime.stats import WINDOW, Recorder
-
     result = session.predict(frames(1)[0])
     recorder = Recorder(4)
     for _ in range(WINDOW + 5):

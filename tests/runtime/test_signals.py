@@ -7,11 +7,10 @@ leaves one behind that is unmapped kills the process with the next signal.
 from __future__ import annotations
 
 import importlib.util
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import python
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -131,16 +130,9 @@ def make():
 }
 
 
-def lives(script: str, *arguments: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join([PRELUDE, script, EPILOGUE]), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["alive"]), (
-        f"exit status {done.returncode}\n{done.stderr}"
-    )
+def lives(script: str, *arguments: object) -> None:
+    said = python("\n".join([PRELUDE, script, EPILOGUE]), *arguments)
+    assert said.splitlines()[-1:] == ["alive"]
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -157,7 +149,7 @@ class Counted(openvino.Core):
 openvino.Core = Counted
 """
     script = [count, LIBRARIES["openvino"], ORDERS[order], "assert Counted.made == 1, Counted.made"]
-    lives("\n".join(script), str(bundle))
+    lives("\n".join(script), bundle)
 
 
 @pytest.mark.parametrize("library", [*LIBRARIES, "all in turn"])
@@ -180,7 +172,7 @@ for order in {list(ORDERS.values())!r} * len(makers):
     gc.collect()
     strike()
 """
-    lives(script, str(bundle))
+    lives(script, bundle)
 
 
 def test_precisions_and_devices_asked_beside_a_session(bundle: Path) -> None:
@@ -195,7 +187,7 @@ strike()
 drop('a')
 elsewhere(lambda: (available_precisions(), openvino_checks()))
 """
-    lives(LIBRARIES["openvino"] + script, str(bundle))
+    lives(LIBRARIES["openvino"] + script, bundle)
 
 
 def test_threads_that_come_at_once_make_one_core() -> None:
@@ -238,10 +230,5 @@ else:
 
 def test_nothing_makes_a_core_of_its_own() -> None:
     places = [ROOT / name for name in ("lgvit_edge", "export", "runtime", "benchmarks")]
-    found = {
-        path.name
-        for place in places
-        for path in place.rglob("*.py")
-        if ".Core(" in path.read_text(encoding="utf-8")
-    }
-    assert found == {"openvino.py"}
+    files = (path for place in places for path in place.rglob("*.py"))
+    assert {file.name for file in files if ".Core(" in file.read_text("utf-8")} == {"openvino.py"}

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import runpy
 import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 
+import fake_cuda
 import pytest
-
-fake_cuda = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "fakes/fake_cuda.py")))
 
 pytestmark = pytest.mark.slow
 # `make dev` puts NVIDIA's bindings here, without the libraries they bind.
@@ -42,27 +39,17 @@ def empty_libraries(folder: Path, major: str) -> None:
     source.write_text("".join(f"void *{name}(void) {{ return 0; }}\n" for name in _SYMBOLS))
     for name in ("nvinfer", "nvinfer_plugin", "nvonnxparser", "nvparsers"):
         library = f"lib{name}.so.{major}"
-        command = [
-            "cc",
-            "-shared",
-            "-fPIC",
-            f"-Wl,-soname,{library}",
-            "-o",
-            folder / library,
-            source,
-        ]
-        subprocess.run(command, check=True)
+        options = ["-shared", "-fPIC", f"-Wl,-soname,{library}"]
+        subprocess.run(["cc", *options, "-o", folder / library, source], check=True)
 
 
-def run_cases(driver: Path, rtx_bundles: Path, folder: Path, **variables: str) -> None:
+def run_cases(driver: Path, bundles: Path, folder: Path, *binding: str, **more: str) -> None:
+    """``binding`` is its package, the module it stands for, and its version."""
     pytest.importorskip("cuda.bindings.driver", reason="cuda-python is not installed")
-    libraries = shutil.copy(driver, folder)
-    fake_cuda.run_cases(
-        "runtime/trt_cases.py",
-        Path(libraries),
-        "--noconftest",
-        variables={"TRT_BUNDLES": str(rtx_bundles), **variables},
-    )
+    names = ("TRT_BUNDLES", "TRT_BINDINGS", "TRT_MODULE", "TRT_VERSION")
+    variables = dict(zip(names, (str(bundles), *binding), strict=True)) | more
+    library = Path(shutil.copy(driver, folder))
+    fake_cuda.run_cases("runtime/trt_cases.py", library, **variables)
 
 
 @pytest.mark.trt
@@ -76,25 +63,12 @@ def test_tensorrt_on_stand_ins(
     with zipfile.ZipFile(wheels[0]) as wheel:
         wheel.extractall(tmp_path)
     empty_libraries(tmp_path, version.split(".")[0])
-    run_cases(
-        driver,
-        rtx_bundles,
-        tmp_path,
-        TRT_BINDINGS="tensorrt_bindings",
-        TRT_MODULE="tensorrt",
-        TRT_VERSION=version,
-        TRT_FOLDER=str(tmp_path),
-    )
+    binding = ("tensorrt_bindings", "tensorrt", version)
+    run_cases(driver, rtx_bundles, tmp_path, *binding, TRT_FOLDER=str(tmp_path))
 
 
 @pytest.mark.trt
 def test_tensorrt_rtx_on_stand_ins(driver: Path, rtx_bundles: Path, tmp_path: Path) -> None:
     rtx = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-    run_cases(
-        driver,
-        rtx_bundles,
-        tmp_path,
-        TRT_BINDINGS="tensorrt_rtx",
-        TRT_MODULE="tensorrt_rtx",
-        TRT_VERSION=rtx.__version__,
-    )
+    binding = ("tensorrt_rtx", "tensorrt_rtx", rtx.__version__)
+    run_cases(driver, rtx_bundles, tmp_path, *binding)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pytest import MonkeyPatch
 from rich.console import Console
 
 from lgvit_edge.architecture.config import LGViTConfig
@@ -27,6 +28,10 @@ from lgvit_edge.training.features import FeatureStore, HiddenCache
 from lgvit_edge.training.start import seeded
 
 FAST = TrainingConfig(epochs=(1, 2), lr=(1e-3, 1e-3), batch_size=8, workers=0, device="cpu")
+
+
+Open = Callable[..., FeatureStore]
+Lock = Callable[[Path], Any]
 
 
 class Damaged(ArrayDataset):
@@ -49,7 +54,7 @@ def batches(workers: int = 0) -> Batches:
 
 
 @pytest.fixture(autouse=True)
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_chunks(monkeypatch: MonkeyPatch) -> None:
     monkeypatch.setattr("lgvit_edge.training.features._CHUNK", 8)
 
 
@@ -59,7 +64,7 @@ def model(small_config: LGViTConfig) -> LGViT:
 
 
 @pytest.fixture
-def opened(tmp_path: Path, model: LGViT) -> Callable[..., FeatureStore]:
+def opened(tmp_path: Path, model: LGViT) -> Open:
     def open(views: int = 0, model: LGViT = model, seed: int = 1) -> FeatureStore:
         config = FAST.replace(cache_views=views, seed=seed)
         return FeatureStore(tmp_path / "features", model, batches(), config)
@@ -68,16 +73,13 @@ def opened(tmp_path: Path, model: LGViT) -> Callable[..., FeatureStore]:
 
 
 @pytest.mark.parametrize("views", [0, 2])
-def test_an_epoch_from_disk_is_an_epoch_from_memory(
-    views: int, opened: Callable[..., FeatureStore], model: LGViT
-) -> None:
+def test_an_epoch_from_disk_is_an_epoch_from_memory(views: int, opened: Open, model: LGViT) -> None:
     stored = opened(views)
     assert stored.fill() == 4 * max(views, 1)
     expected = HiddenCache(model, batches(), FAST.replace(cache_views=views, seed=1))
     for epoch in range(2):
-        pairs = list(
-            zip(stored.shuffled(epoch, 8, (7,)), expected.shuffled(epoch, 8, (7,)), strict=True)
-        )
+        both = (features.shuffled(epoch, 8, (7,)) for features in (stored, expected))
+        pairs = list(zip(*both, strict=True))
         assert sum(len(a.labels) for a, _ in pairs) == 29  # without the damaged one
         for a, b in pairs:
             assert torch.equal(a.labels, b.labels)
@@ -87,48 +89,34 @@ def test_an_epoch_from_disk_is_an_epoch_from_memory(
             torch.testing.assert_close(a.teacher, b.teacher, rtol=1e-4, atol=1e-5)
 
 
-def test_what_is_there_is_not_computed_again(opened: Callable[..., FeatureStore]) -> None:
-    assert opened().fill() == 4
-    assert opened().fill() == 0
-
-
-def test_an_interrupted_run_goes_on_where_it_stopped(
-    opened: Callable[..., FeatureStore], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    compute, calls = FeatureStore._compute, collections.Counter[str]()
+def test_an_interrupted_run_goes_on_where_it_was(opened: Open, monkeypatch: MonkeyPatch) -> None:
+    compute, calls = FeatureStore._compute, iter(range(2))
 
     def twice(self: FeatureStore, *arguments: object) -> None:
-        if calls["done"] == 2:
+        if next(calls, None) is None:
             raise KeyboardInterrupt
-        calls["done"] += 1
         compute(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(FeatureStore, "_compute", twice)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(FeatureStore, "_compute", twice)
         opened().fill()
-    monkeypatch.undo()
-    monkeypatch.setattr("lgvit_edge.training.features._CHUNK", 8)
     assert opened().fill() == 2
     assert opened().fill() == 0
 
 
-def test_a_damaged_chunk_is_computed_again(
-    opened: Callable[..., FeatureStore], tmp_path: Path
-) -> None:
-    opened().fill()
+def test_what_is_there_is_not_computed_again_unless_damaged(opened: Open, tmp_path: Path) -> None:
+    assert [opened().fill(), opened().fill()] == [4, 0]
     path = tmp_path / "features" / "block_2"
     right = path.read_bytes()
-    path.write_bytes(right[:100] + bytes([right[100] ^ 1]) + right[101:])
-    assert opened().fill() == 1
-    assert path.read_bytes() == right
-    path.write_bytes(right[:1000])  # truncated: all of the file is made anew
-    assert opened().fill() == 4
-    assert path.read_bytes() == right
+    flipped = right[:100] + bytes([right[100] ^ 1]) + right[101:]
+    # Truncated: all of the file is made anew.
+    for damaged, computed in ((flipped, 1), (right[:1000], 4)):
+        path.write_bytes(damaged)
+        assert opened().fill() == computed
+        assert path.read_bytes() == right
 
 
-def test_features_of_something_else_are_refused(
-    opened: Callable[..., FeatureStore], model: LGViT, tmp_path: Path
-) -> None:
+def test_features_of_something_else_are_refused(opened: Open, model: LGViT, tmp_path: Path) -> None:
     opened().fill()
     other = seeded(model.config, 5).eval()
     with pytest.raises(TrainingError, match=r"of another backbone; give another .* rm -r '"):
@@ -175,7 +163,7 @@ def test_a_folder_of_more_blocks_serves_exits_elsewhere(model: LGViT, tmp_path: 
     assert FeatureStore(tmp_path / "more", model, batches(), FAST).fill() == 0
 
 
-def test_heads_do_not_matter_to_features(opened: Callable[..., FeatureStore], model: LGViT) -> None:
+def test_heads_do_not_matter_to_features(opened: Open, model: LGViT) -> None:
     opened().fill()
     again = seeded(model.config, 0).eval()
     torch.nn.init.normal_(again.heads[0].classifier.linears[0].weight)
@@ -183,7 +171,7 @@ def test_heads_do_not_matter_to_features(opened: Callable[..., FeatureStore], mo
 
 
 def test_too_little_room_is_said_before_anything_is_computed(
-    opened: Callable[..., FeatureStore], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    opened: Open, monkeypatch: MonkeyPatch, tmp_path: Path
 ) -> None:
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 9, 1000))
@@ -198,9 +186,7 @@ def test_a_folder_that_cannot_be_made(model: LGViT, tmp_path: Path) -> None:
         FeatureStore(tmp_path / "file", model, batches(), FAST).fill()
 
 
-def test_two_trainings_at_once(
-    opened: Callable[..., FeatureStore], tmp_path: Path, lock_elsewhere: Callable[[Path], Any]
-) -> None:
+def test_two_trainings_at_once(opened: Open, tmp_path: Path, lock_elsewhere: Lock) -> None:
     (tmp_path / "features").mkdir()
     with lock_elsewhere(tmp_path / "features" / ".lock"):
         with pytest.raises(TrainingError, match=r"another training \(.*\) computes .*; wait"):
@@ -208,9 +194,7 @@ def test_two_trainings_at_once(
     assert opened().fill() == 4
 
 
-def test_workers_do_not_keep_the_folder_locked(
-    model: LGViT, tmp_path: Path, lock_elsewhere: Callable[[Path], Any]
-) -> None:
+def test_workers_do_not_hold_the_lock(model: LGViT, tmp_path: Path, lock_elsewhere: Lock) -> None:
     store = FeatureStore(tmp_path, model, batches(workers=1), FAST)
     assert store.fill() == 4  # the worker was started meanwhile, and lives on
     with lock_elsewhere(tmp_path / ".lock"):
@@ -219,9 +203,9 @@ def test_workers_do_not_keep_the_folder_locked(
 
 
 def test_another_machine_waits_and_finds_all(
-    opened: Callable[..., FeatureStore],
+    opened: Open,
     tmp_path: Path,
-    lock_elsewhere: Callable[[Path], Any],
+    lock_elsewhere: Lock,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     first, second = opened(), opened()  # both see an empty folder
@@ -235,26 +219,20 @@ def test_another_machine_waits_and_finds_all(
     assert said.startswith("waiting for another process, which computes the features in ")
 
 
-def test_training_from_disk_learns_what_training_from_memory_learns(
-    tmp_path: Path, model: LGViT
-) -> None:
+def test_training_from_disk_learns_what_it_does_from_memory(tmp_path: Path, model: LGViT) -> None:
     said = io.StringIO()
 
     def run(name: str, **options: object) -> LGViT:
         config = FAST.replace(cache="features" not in options)
-        console = Console(file=said, width=200)
-        out = tmp_path / f"{name}.pt"
-        return train(
-            model, images(), None, config, stages=(2,), out=out, console=console, **options
-        )
+        options |= {"out": tmp_path / f"{name}.pt", "console": Console(file=said, width=200)}
+        return train(model, images(), None, config, stages=(2,), **options)
 
     memory = run("memory")
     for _ in range(2):
         disk = run("disk", features=tmp_path / "features")
-        for (name, a), b in zip(
-            memory.heads.state_dict().items(), disk.heads.state_dict().values(), strict=True
-        ):
-            torch.testing.assert_close(a, b, rtol=1e-2, atol=2e-3, msg=name)
+        torch.testing.assert_close(
+            memory.heads.state_dict(), disk.heads.state_dict(), rtol=1e-2, atol=2e-3
+        )
     text = said.getvalue()
     assert "features of 30 images take 0.00 GB in" in text
     assert "all were stored before; 1 images cannot be read" in text

@@ -6,30 +6,22 @@ import json
 import os
 import random
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from processes import training
 
 # Figures are given for ten; each costs a start of Python.
 KILLS = int(os.environ.get("LGVIT_EDGE_KILLS", "3"))
-OPTIONS = "--data data --val data --backbone start.pt --epochs 12 --lr 1e-3 --batch-size 8"
 EPOCHS = 24  # of both stages
 
 
 def start(folder: Path, out: str, features: str) -> subprocess.Popen[str]:
     """Both stages; ``workers`` too, which a kill must not leave behind."""
-    extra = f"--workers 1 --cache-features {features} --out {out}.pt"
-    return subprocess.Popen(
-        [sys.executable, "-m", "lgvit_edge", "train", *OPTIONS.split(), *extra.split()],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    options = f"--epochs 12 --batch-size 8 --workers 1 --cache-features {features} --out {out}.pt"
+    return training(folder, options)
 
 
 def epochs_done(folder: Path) -> int:

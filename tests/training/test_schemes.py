@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -44,20 +45,17 @@ def kl(student: float, teacher: float) -> float:
 
 
 A, B, C = cross(0), cross(1), cross(2)
+JOINT, HEADS = (A + B + C) / 3, (A + B) / 2
 IMITATION = 4 * (kl(0, 1) + kl(0.5, 1)) / 2  # T = 2 halves the gaps; T^2 = 4
 
 
 @pytest.mark.parametrize(
     ("scheme", "joint", "heads"),
     [
-        ("normal", (A + B + C) / 3, (A + B) / 2),
+        ("normal", JOINT, HEADS),
         ("weighted", (A + 3 * B + 4 * C) / 8, (A + 3 * B) / 4),
-        ("alternating", (A + B + C) / 3, (A + B) / 2),
-        (
-            "distillation",
-            0.7 * (A + B + C) / 3 + 0.3 * IMITATION,
-            0.7 * (A + B) / 2 + 0.3 * IMITATION,
-        ),
+        ("alternating", JOINT, HEADS),
+        ("distillation", 0.7 * JOINT + 0.3 * IMITATION, 0.7 * HEADS + 0.3 * IMITATION),
         ("lgvit", (A + 3 * B + 4 * C) / 8, (A + 3 * B) / 4),
     ],
 )
@@ -79,11 +77,9 @@ def test_the_authors_kl_is_divided_by_the_number_of_classes() -> None:
 
 
 def test_imitation_teaches_the_exits_and_not_the_final_classifier() -> None:
-    exits = [e.clone().requires_grad_() for e in EXITS]
-    final = FINAL.clone().requires_grad_()
+    *exits, final = (logits.clone().requires_grad_() for logits in (*EXITS, FINAL))
     how = {**HOW, "gamma": 1.0}
-    loss = SCHEMES["distillation"].loss(exits, final, LABELS, BLOCKS, joint=True, **how)
-    loss.backward()
+    SCHEMES["distillation"].loss(exits, final, LABELS, BLOCKS, joint=True, **how).backward()
     assert all(e.grad is not None and e.grad.abs().max() > 0 for e in exits)
     assert final.grad is None or not final.grad.abs().max() > 0
 
@@ -151,9 +147,8 @@ def test_mixed_precision_computes_nearly_the_same(scheme: str, small_config: LGV
             step.loss.backward()
         losses[precision] = [step.loss.detach() for step in steps]
         assert {p.dtype for p in model.parameters()} == {torch.float32}
-        assert {p.grad.dtype for p in model.heads.parameters() if p.grad is not None} == {
-            torch.float32
-        }
+        gradients = [p.grad for p in model.heads.parameters() if p.grad is not None]
+        assert {gradient.dtype for gradient in gradients} == {torch.float32}
     exact, mixed = (torch.stack(losses[p]) for p in ("fp32", "bf16"))
     torch.testing.assert_close(mixed, exact, rtol=2e-2, atol=2e-2)
     assert not torch.equal(mixed, exact)
@@ -170,9 +165,9 @@ class Focal(Scheme):
 
 @pytest.fixture
 def toy() -> Iterator[None]:
-    register_scheme(Focal("toy", "the deepest classifier alone"))
-    yield
-    del SCHEMES["toy"]
+    with mock.patch.dict(SCHEMES):
+        register_scheme(Focal("toy", "the deepest classifier alone"))
+        yield
 
 
 @pytest.mark.usefixtures("toy")

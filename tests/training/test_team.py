@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import python, training
 
 from lgvit_edge.errors import DataError, UsageError
 from lgvit_edge.images.spec import Preprocess
@@ -27,22 +28,11 @@ LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend",
 LAUNCH += ["--main_process_port", "0"]
 
 
-def start(folder: Path, out: str, launcher: list[str]) -> subprocess.Popen[str]:
-    options = "-m lgvit_edge train --data data --val data --backbone start.pt --epochs 2 --lr 1e-3"
-    options += f" --batch-size 5 --workers 0 --cache-features features-{out} --out {out}.pt"
-    return subprocess.Popen(
-        [sys.executable, *launcher, *options.split()],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-
-
 def test_two_processes_learn_what_one_learns(folder: Path) -> None:
+    options = "--epochs 2 --batch-size 5 --workers 0 --cache-features features-{0} --out {0}.pt"
     running = {
-        name: start(folder, name, [] if name == "one" else LAUNCH) for name in ("one", "two")
+        name: training(folder, options.format(name), *launcher, CUDA_VISIBLE_DEVICES="")
+        for name, launcher in (("one", []), ("two", LAUNCH))
     }
     said = {name: process.communicate(timeout=300)[0] for name, process in running.items()}
     assert [process.returncode for process in running.values()] == [0, 0], said
@@ -123,9 +113,8 @@ def test_processes_share_every_batch(count: int, steps: int) -> None:
     shares = [list(shuffled_indices(count, 4, (1,), team(rank, 3))) for rank in range(3)]
     assert [len(share) for share in shares] == [steps] * 3
     assert all(len(rows) for share in shares for rows in share)
-    assert sorted(torch.cat([rows for share in shares for rows in share]).tolist()) == list(
-        range(count)
-    )
+    together = torch.cat([rows for share in shares for rows in share])
+    assert sorted(together.tolist()) == list(range(count))
 
 
 def test_a_process_that_can_read_nothing_stops_instead_of_keeping_others_waiting() -> None:
@@ -164,11 +153,7 @@ def test_settings_that_do_not_fit_several_processes() -> None:
 )
 def test_processes_that_do_not_find_each_other(name: str, value: str, how: str) -> None:
     script = "from lgvit_edge.training.team import join; join('cpu')"
-    environment = {**os.environ, name: value}
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert re.search(f"UsageError: .*{how}", done.stderr), done.stderr
+    assert re.search(f"UsageError: .*{how}", python(script, fails=True, **{name: value}))
 
 
 def test_a_gpu_that_is_not_there() -> None:

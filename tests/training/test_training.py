@@ -5,17 +5,20 @@ from __future__ import annotations
 import io
 import json
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import small
 import torch
 from PIL import Image
+from pytest import MonkeyPatch
 from rich.console import Console
+from small import vit, write_stripes
 
-from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
+from lgvit_edge.architecture.config import ExitConfig
 from lgvit_edge.errors import DataError, TrainingError, UsageError
 from lgvit_edge.images.spec import Preprocess
 from lgvit_edge.model import LGViT, load_checkpoint, save_checkpoint
@@ -35,31 +38,15 @@ from lgvit_edge.training.start import seeded
 
 SPEC = Preprocess(resize=32)
 EXITS = (ExitConfig(1, "lph", 3), ExitConfig(2, "lph"), ExitConfig(3, "gah", 2))
-TINY = LGViTConfig(
-    family="vit",
-    image_size=32,
-    patch_size=8,
-    hidden_size=16,
-    num_blocks=4,
-    num_heads=2,
-    intermediate_size=32,
-    num_classes=3,
-    exits=EXITS,
-    preprocess=SPEC,
-)
+TINY = vit(num_blocks=4, exits=EXITS)
 SETTINGS = TrainingConfig(
     epochs=(2, 2), lr=(3e-3, 3e-3), batch_size=8, warmup=0.1, workers=0, device="cpu"
 )
 
 
-def stripes(count: int = 24, *, shift: int = 1) -> ArrayDataset:
-    """Three classes that differ in where the light is: easy to learn."""
-    rng = np.random.default_rng(0)
-    labels = np.arange(count) % 3
-    images = rng.integers(0, 60, (count, 32, 32, 3), dtype=np.uint8)
-    for image, label in zip(images, labels, strict=True):
-        image[8 * label : 8 * label + 10] += 150
-    return ArrayDataset(images, labels, shift=shift)
+def stripes(count: int = 24) -> ArrayDataset:
+    """Easy to learn."""
+    return ArrayDataset(*small.stripes(count), shift=1)
 
 
 def lively(model: LGViT) -> LGViT:
@@ -81,35 +68,30 @@ def said(console: Console) -> str:
     return console.file.getvalue()
 
 
+def begin(out: Path, console: Console | None = None, **given: Any) -> LGViT:
+    """Both stages on stripes with ``SETTINGS``, unless told otherwise."""
+    settings: dict[str, Any] = {"train_set": stripes(), "val_set": None, "config": SETTINGS}
+    settings |= {"model": seeded(TINY, 0), "out": out, "console": console or quiet()}
+    return train(**settings | given)
+
+
 def same_weights(a: LGViT, b: LGViT) -> bool:
     first, second = a.state_dict(), b.state_dict()
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
-@dataclass
-class Interrupting:
+class Interrupting(ArrayDataset):
     """Raises as Ctrl-C does, at the given number of images."""
 
-    inner: ArrayDataset
-    after: int
-    seen: int = 0
-    labels: Any = field(init=False)
-    classes: Any = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.labels, self.classes = self.inner.labels, self.inner.classes
-
-    def __len__(self) -> int:
-        return len(self.inner)
+    def __init__(self, inner: ArrayDataset, after: int) -> None:
+        super().__init__(inner.images, inner.labels, shift=1)
+        self.after, self.seen = after, 0
 
     def image(self, index: int, rng: np.random.Generator | None) -> Any:
         self.seen += rng is not None  # evaluation does not count
         if self.seen == self.after:
             raise KeyboardInterrupt
-        return self.inner.image(index, rng)
-
-    def fingerprint(self) -> str:
-        return self.inner.fingerprint()
+        return super().image(index, rng)
 
 
 def test_both_stages_learn_and_leave_a_checkpoint(tmp_path: Path) -> None:
@@ -130,9 +112,7 @@ def test_both_stages_learn_and_leave_a_checkpoint(tmp_path: Path) -> None:
 
 def test_stage_two_keeps_the_backbone(tmp_path: Path) -> None:
     start = seeded(TINY, 0)
-    model = train(
-        start, stripes(), None, SETTINGS, stages=(2,), out=tmp_path / "m.pt", console=quiet()
-    )
+    model = begin(tmp_path / "m.pt", model=start, stages=(2,))
     before, after = start.backbone.state_dict(), model.backbone.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert not same_weights(start, model)
@@ -141,17 +121,16 @@ def test_stage_two_keeps_the_backbone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cache", [False, True])
 @pytest.mark.parametrize("after", [24 + 5, 2 * 24 + 3, 3 * 24 + 9])
 def test_resumed_is_bit_identical(tmp_path: Path, after: int, cache: bool) -> None:
-    data = stripes()
     settings = SETTINGS.replace(cache=cache, cache_views=2 if cache else 0)
-    whole = train(seeded(TINY, 0), data, None, settings, out=tmp_path / "whole.pt", console=quiet())
+    whole = begin(tmp_path / "whole.pt", config=settings)
     out, console = tmp_path / "m.pt", quiet()
     with pytest.raises(KeyboardInterrupt):
-        train(seeded(TINY, 0), Interrupting(data, after), None, settings, out=out, console=console)
+        begin(out, console, train_set=Interrupting(stripes(), after), config=settings)
     assert "Run the same command again to continue" in " ".join(said(console).split())
     assert not out.exists() and (tmp_path / "m.pt.resume").exists()
     torch.rand(7)  # whatever happened in between
     console = quiet()
-    resumed = train(seeded(TINY, 0), data, None, settings, out=out, console=console)
+    resumed = begin(out, console, config=settings)
     assert "continuing after epoch" in said(console)
     assert same_weights(whole, resumed)
     assert not (tmp_path / "m.pt.resume").exists()
@@ -160,64 +139,35 @@ def test_resumed_is_bit_identical(tmp_path: Path, after: int, cache: bool) -> No
 def test_interrupted_in_the_first_epoch_leaves_nothing(tmp_path: Path) -> None:
     console = quiet()
     with pytest.raises(KeyboardInterrupt):
-        train(
-            seeded(TINY, 0),
-            Interrupting(stripes(), 5),
-            None,
-            SETTINGS,
-            out=tmp_path / "m.pt",
-            console=console,
-        )
+        begin(tmp_path / "m.pt", console, train_set=Interrupting(stripes(), 5))
     assert "nothing to continue from" in said(console)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.fixture
-def interrupted(tmp_path: Path) -> Path:
+def test_another_training_is_not_continued(tmp_path: Path) -> None:
+    out, smaller = tmp_path / "m.pt", SETTINGS.replace(batch_size=4)
     with pytest.raises(KeyboardInterrupt):
-        train(
-            seeded(TINY, 0),
-            Interrupting(stripes(), 30),
-            None,
-            SETTINGS,
-            out=tmp_path / "m.pt",
-            console=quiet(),
-        )
-    return tmp_path / "m.pt"
-
-
-def test_another_training_is_not_continued(interrupted: Path) -> None:
-    def again(**given: Any) -> None:
-        arguments: dict[str, Any] = {
-            "model": seeded(TINY, 0),
-            "train_set": stripes(),
-            "val_set": None,
-            "config": SETTINGS,
-            "out": interrupted,
-            "console": quiet(),
-        }
-        train(**(arguments | given))
-
-    with pytest.raises(TrainingError, match=r"batch_size \(then 8, now 4\).*rm '"):
-        again(config=SETTINGS.replace(batch_size=4))
-    with pytest.raises(TrainingError, match="training images"):
-        again(train_set=stripes(27))
-    with pytest.raises(TrainingError, match="starting weights"):
-        again(model=seeded(TINY, 1))
-    with pytest.raises(TrainingError, match=r"stages \(then \[1, 2\], now \[1\]\)"):
-        again(stages=(1,))
-    assert not interrupted.exists()
-    again(config=SETTINGS.replace(batch_size=4), resume=False)
-    assert interrupted.exists()
+        begin(out, train_set=Interrupting(stripes(), 30))
+    for given, message in (
+        ({"config": smaller}, r"batch_size \(then 8, now 4\).*rm '"),
+        ({"train_set": stripes(27)}, "training images"),
+        ({"model": seeded(TINY, 1)}, "starting weights"),
+        ({"stages": (1,)}, r"stages \(then \[1, 2\], now \[1\]\)"),
+    ):
+        with pytest.raises(TrainingError, match=message):
+            begin(out, **given)
+    assert not out.exists()
+    begin(out, config=smaller, resume=False)
+    assert out.exists()
 
 
 def test_a_damaged_resume_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m.pt.resume").write_bytes(b"PK broken")
     with pytest.raises(TrainingError, match="cannot be read.*delete it"):
-        train(seeded(TINY, 0), stripes(), None, SETTINGS, out=tmp_path / "m.pt", console=quiet())
+        begin(tmp_path / "m.pt")
     torch.save({"format": "other"}, tmp_path / "m.pt.resume")
     with pytest.raises(TrainingError, match="found another file"):
-        train(seeded(TINY, 0), stripes(), None, SETTINGS, out=tmp_path / "m.pt", console=quiet())
+        begin(tmp_path / "m.pt")
 
 
 def test_a_loss_that_is_no_number_stops(tmp_path: Path) -> None:
@@ -225,7 +175,7 @@ def test_a_loss_that_is_no_number_stops(tmp_path: Path) -> None:
     with torch.no_grad():
         model.backbone.final.classifier.linears[0].bias.fill_(float("nan"))  # type: ignore[union-attr, operator]
     with pytest.raises(TrainingError, match="loss of stage 1 became nan.*--lr"):
-        train(model, stripes(), None, SETTINGS, out=tmp_path / "m.pt", console=quiet())
+        begin(tmp_path / "m.pt", model=model)
     assert not list(tmp_path.iterdir())
 
 
@@ -290,43 +240,43 @@ def test_settings_report_every_fault_at_once() -> None:
 
 
 def test_model_and_data_must_agree(tmp_path: Path) -> None:
-    out = tmp_path / "m.pt"
-    with pytest.raises(DataError, match="expected 4 classes as the model has, found 3"):
-        train(seeded(TINY.replace(num_classes=4), 0), stripes(), None, SETTINGS, out=out)
-    small = ArrayDataset(np.zeros((3, 16, 16, 3), np.uint8), np.arange(3))
-    with pytest.raises(DataError, match=r"expected images \[32, 32, 3\], found \[16, 16, 3\]"):
-        train(seeded(TINY, 0), small, None, SETTINGS, out=out)
-    with pytest.raises(UsageError, match="expected exits, found none"):
-        train(seeded(TINY.replace(exits=()), 0), stripes(), None, SETTINGS, out=out)
-    with pytest.raises(UsageError, match="stages must be"):
-        train(seeded(TINY, 0), stripes(), None, SETTINGS, out=out, stages=(2, 1))
+    blank, four = np.zeros((3, 32, 32, 3), np.uint8), seeded(TINY.replace(num_classes=4), 0)
+    small_set = ArrayDataset(blank[:, :16, :16], np.arange(3))
+    for given, error, message in (
+        ({"model": four}, DataError, "expected 4 classes as the model has, found 3"),
+        ({"train_set": small_set}, DataError, r"images \[32, 32, 3\], found \[16, 16, 3\]"),
+        ({"model": seeded(vit(), 0)}, UsageError, "expected exits, found none"),
+        ({"stages": (2, 1)}, UsageError, "stages must be"),
+    ):
+        with pytest.raises(error, match=message):
+            begin(tmp_path / "m.pt", **given)
     with pytest.raises(DataError, match="whole-numbered labels"):
-        ArrayDataset(np.zeros((3, 32, 32, 3), np.uint8), np.zeros(2, np.int64))
+        ArrayDataset(blank, np.zeros(2, np.int64))
     with pytest.raises(DataError, match=r"labels in 0\.\.1, found 0\.\.2"):
-        ArrayDataset(np.zeros((3, 32, 32, 3), np.uint8), np.arange(3), classes=("a", "b"))
+        ArrayDataset(blank, np.arange(3), classes=("a", "b"))
 
 
 def test_exits_that_would_learn_no_answers_are_refused(tmp_path: Path) -> None:
     mlp = TINY.replace(exits=(ExitConfig(1, "mlp"), ExitConfig(2, "mlp")))
     out, paper = tmp_path / "m.pt", SETTINGS.replace(prediction_exits="paper")
     with pytest.raises(UsageError, match=r"have neither \(mlp\).*--prediction-exits all"):
-        train(seeded(mlp, 0), stripes(), None, paper, out=out)
+        begin(out, model=seeded(mlp, 0), config=paper)
     assert not list(tmp_path.iterdir())
     # Other schemes do not ask for Eq. 13, nor does stage 1.
     for settings, stages in ((paper.replace(scheme="normal"), (2,)), (paper, (1,))):
-        train(seeded(mlp, 0), stripes(), None, settings, stages=stages, out=out, console=quiet())
+        begin(out, model=seeded(mlp, 0), config=settings, stages=stages)
 
 
 @pytest.mark.parametrize("name", ["draw", "draw_log"])
 def test_a_picture_that_cannot_be_drawn_costs_no_model(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     def fails(*_: object, **__: object) -> None:
         raise ValueError("a broken font")
 
     monkeypatch.setattr(f"lgvit_edge.training.report.{name}", fails)
     out, console = tmp_path / "m.pt", quiet()
-    model = train(seeded(TINY, 0), stripes(), stripes(), SETTINGS, out=out, console=console)
+    model = begin(out, console, val_set=stripes())
     assert same_weights(model, load_checkpoint(out))
     assert "no picture: a broken font" in said(console)
     assert not (tmp_path / "m.pt.resume").exists()
@@ -334,109 +284,90 @@ def test_a_picture_that_cannot_be_drawn_costs_no_model(
 
 @pytest.mark.parametrize("name", ["draw", "draw_log"])
 def test_ctrl_c_while_drawing_costs_no_model(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    start, data, out = seeded(TINY, 0), stripes(), tmp_path / "m.pt"
+    given, out = {"val_set": stripes(), "stages": (2,)}, tmp_path / "m.pt"
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(f"lgvit_edge.training.report.{name}", interrupted)
-        train(start, data, data, SETTINGS, stages=(2,), out=out, console=quiet())
+        begin(out, **given)
     written = load_checkpoint(out)
     # The same command measures what is left, and trains nothing again.
     console = quiet()
-    model = train(start, data, data, SETTINGS, stages=(2,), out=out, console=console)
+    model = begin(out, console, **given)
     assert same_weights(model, written)
     assert "continuing after epoch 2/2 of stage 2" in said(console)
     assert (tmp_path / "m.log.png").exists() and not (tmp_path / "m.pt.resume").exists()
 
 
-def test_a_target_that_cannot_be_written_is_found_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def start(out: Path) -> None:
-        train(seeded(TINY, 0), stripes(), None, SETTINGS, out=out, console=quiet())
-
-    with pytest.raises(TrainingError, match="no such folder; run: mkdir -p"):
-        start(tmp_path / "missing" / "m.pt")
-    with pytest.raises(UsageError, match=r"--out must end in \.pt or \.safetensors"):
-        start(tmp_path / "m.onnx")
+def test_unwritable_targets_are_found_first(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     (tmp_path / "folder.pt").mkdir()
-    with pytest.raises(TrainingError, match="is a folder"):
-        start(tmp_path / "folder.pt")
-    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1_000_000}))
-    with pytest.raises(TrainingError, match="of free disk, found 1 MB"):
-        start(tmp_path / "m.pt")
-    monkeypatch.undo()
+    for name, error, message in (
+        ("missing/m.pt", TrainingError, "no such folder; run: mkdir -p"),
+        ("m.onnx", UsageError, r"--out must end in \.pt or \.safetensors"),
+        ("folder.pt", TrainingError, "is a folder"),
+    ):
+        with pytest.raises(error, match=message):
+            begin(tmp_path / name)
+    with monkeypatch.context() as full:
+        full.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1_000_000}))
+        with pytest.raises(TrainingError, match="of free disk, found 1 MB"):
+            begin(tmp_path / "m.pt")
 
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     with pytest.raises(TrainingError, match="cannot write to .*Permission denied"):
-        start(tmp_path / "m.pt")
-
-
-# Folders of images
+        begin(tmp_path / "m.pt")
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    data = stripes(12)
-    for i, (image, label) in enumerate(zip(data.images, data.labels, strict=True)):
-        target = tmp_path / "images" / f"class{label}" / f"{i}.png"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(target)
-    return tmp_path / "images"
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    save_checkpoint(seeded(TINY, 0), tmp_path / "start.pt")
-    return tmp_path / "start.pt"
+    return write_stripes(tmp_path / "images")
 
 
 FAST = SETTINGS.replace(epochs=(1, 1))
+Start = Callable[..., LGViT]
 
 
-def test_a_folder_end_to_end(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def start(tmp_path: Path) -> Start:
+    """Train from images and a checkpoint beside them, to ``m.pt``."""
+    save_checkpoint(seeded(TINY, 0), tmp_path / "start.pt")
+
+    def start(folder: Path, console: Console | None = None, **given: Any) -> LGViT:
+        options = {"backbone": str(tmp_path / "start.pt"), "out": tmp_path / "m.pt"}
+        options |= {"config": FAST, "console": console or quiet()}
+        return train_from_folder(folder, **options | given)
+
+    return start
+
+
+def test_a_folder_end_to_end(folder: Path, start: Start) -> None:
     console = quiet()
     (folder / "class1" / "broken.png").write_bytes(b"not an image")
     (folder / "class1" / "notes.txt").write_text("ignored")
-    model = train_from_folder(
-        folder,
-        backbone=str(checkpoint),
-        out=tmp_path / "m.pt",
-        val=folder,
-        config=FAST,
-        console=console,
-    )
+    model = start(folder, console, val=folder)
     assert model.config.labels == ("class0", "class1", "class2")
     assert model.config.exits == EXITS
     assert said(console).count("skipped 1 of 13 images that cannot be read") == 1
     assert "broken.png" in said(console)
 
 
-def test_new_classes_and_exits(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_new_classes_and_exits(folder: Path, start: Start, tmp_path: Path) -> None:
     Image.new("RGB", (40, 32)).save(_new(folder / "class9") / "a.jpg")
-    nested = tmp_path / "data"
-    nested.mkdir()
+    nested = _new(tmp_path / "data")
     folder.rename(nested / "train")
-    console = quiet()
-    model = train_from_folder(
-        nested,
-        backbone=str(checkpoint),
-        exits="1,3",
-        out=tmp_path / "m.safetensors",
-        config=SETTINGS.replace(epochs=(1, 1), batch_size=4, lr=(1e-3, 1e-3), seed=3),
-        console=console,
-    )
+    console, slow = quiet(), FAST.replace(batch_size=4, lr=(1e-3, 1e-3), seed=3)
+    model = start(nested, console, exits="1,3", out=tmp_path / "m.safetensors", config=slow)
     assert model.config.num_classes == 4 and [e.block for e in model.config.exits] == [1, 3]
     assert "has 3 classes, the images 4" in said(console)
 
 
-def test_a_share_of_the_images_is_set_aside(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_share_of_the_images_is_set_aside(folder: Path, start: Start, tmp_path: Path) -> None:
     whole = ImageFolder(folder, size=32, preprocess=SPEC)
     rest, aside = whole.split(0.25, seed=1)
     assert len(rest) + len(aside) == len(whole) and len(aside) == 3
@@ -445,36 +376,33 @@ def test_a_share_of_the_images_is_set_aside(folder: Path, checkpoint: Path, tmp_
     again, other = (whole.split(0.25, seed)[1].paths for seed in (1, 2))
     assert again == aside.paths != other
     assert [len(part) for part in whole.split(0.999, 1)] == [3, 9]
-    console, out = quiet(), tmp_path / "m.pt"
-    train_from_folder(
-        folder, backbone=str(checkpoint), out=out, val=0.25, config=FAST, console=console
-    )
+    console = quiet()
+    start(folder, console, val=0.25)
     assert "3 images set aside for validation, 9 to train" in said(console)
     assert json.loads((tmp_path / "m.eval.json").read_text())["images"] == 3
     for share in (0.0, 1.0, -1.0, 2.0):
         with pytest.raises(UsageError, match="--val: expected a folder or a share between 0 and 1"):
-            train_from_folder(folder, backbone=str(checkpoint), out=out, val=share, config=FAST)
+            start(folder, val=share)
     for image in list((folder / "class1").iterdir())[1:]:
         image.unlink()
     with pytest.raises(DataError, match="at least two images of each class .* one of 'class1'"):
-        train_from_folder(folder, backbone=str(checkpoint), out=out, val=0.5, config=FAST)
+        start(folder, val=0.5)
 
 
 def test_stage_two_needs_the_same_classes_and_a_backbone(
-    folder: Path, checkpoint: Path, tmp_path: Path
+    folder: Path, start: Start, tmp_path: Path
 ) -> None:
     Image.new("RGB", (32, 32)).save(_new(folder / "class9") / "a.jpg")
-    out = tmp_path / "m.pt"
-    with pytest.raises(UsageError, match="of 3 classes, but the images have 4.*--stage both"):
-        train_from_folder(folder, backbone=str(checkpoint), out=out, stage="2", config=FAST)
-    with pytest.raises(UsageError, match="stage 2 freezes the backbone.*--weights"):
-        train_from_folder(folder, backbone="vit-tiny", out=out, stage="2", config=FAST)
-    with pytest.raises(UsageError, match="--stage must be one of 1, 2, both"):
-        train_from_folder(folder, backbone="vit-tiny", out=out, stage="3", config=FAST)
-    with pytest.raises(UsageError, match="expected a checkpoint's path or one of vit-tiny"):
-        train_from_folder(folder, backbone="vit-teeny", out=out, config=FAST)
-    with pytest.raises(UsageError, match="is no deit-tiny: expected hidden_size 192, found 16"):
-        train_from_folder(folder, backbone="deit-tiny", weights=checkpoint, out=out, config=FAST)
+    deit: dict[str, Any] = {"backbone": "deit-tiny", "weights": tmp_path / "start.pt"}
+    for given, message in (
+        ({"stage": "2"}, "of 3 classes, but the images have 4.*--stage both"),
+        ({"stage": "2", "backbone": "vit-tiny"}, "stage 2 freezes the backbone.*--weights"),
+        ({"stage": "3", "backbone": "vit-tiny"}, "--stage must be one of 1, 2, both"),
+        ({"backbone": "vit-teeny"}, "expected a checkpoint's path or one of vit-tiny"),
+        (deit, "is no deit-tiny: expected hidden_size 192, found 16"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            start(folder, **given)
 
 
 def _new(folder: Path) -> Path:
@@ -483,24 +411,20 @@ def _new(folder: Path) -> Path:
 
 
 def test_folders_that_hold_no_classes(folder: Path, tmp_path: Path) -> None:
-    def open_folder(path: Path, **given: Any) -> ImageFolder:
-        return ImageFolder(path, size=32, preprocess=SPEC, **given)
+    def refused(path: Path, message: str, **given: Any) -> None:
+        with pytest.raises(DataError, match=message):
+            ImageFolder(path, size=32, preprocess=SPEC, **given)
 
-    with pytest.raises(DataError, match="no such folder; expected one sub-folder"):
-        open_folder(tmp_path / "missing")
+    refused(tmp_path / "missing", "no such folder; expected one sub-folder")
     empty = _new(tmp_path / "empty")
-    with pytest.raises(DataError, match="expected one sub-folder .* found no sub-folder"):
-        open_folder(empty)
-    with pytest.raises(DataError, match="found 4 images and no sub-folder"):
-        open_folder(folder / "class0")
-    with pytest.raises(DataError, match="only classes of the training images, found class2"):
-        open_folder(folder, classes=("class0", "class1"))
+    refused(empty, "expected one sub-folder .* found no sub-folder")
+    refused(folder / "class0", "found 4 images and no sub-folder")
+    two = ("class0", "class1")
+    refused(folder, "only classes of the training images, found class2", classes=two)
     _new(folder / "hollow")
-    with pytest.raises(DataError, match="directly in every class folder, found none in hollow"):
-        open_folder(folder)
+    refused(folder, "directly in every class folder, found none in hollow")
     _new(empty / "one")
-    with pytest.raises(DataError, match="at least two classes.*found only 'one'"):
-        open_folder(empty)
+    refused(empty, "at least two classes.*found only 'one'")
 
 
 def test_no_image_can_be_read(folder: Path, tmp_path: Path) -> None:
@@ -508,7 +432,7 @@ def test_no_image_can_be_read(folder: Path, tmp_path: Path) -> None:
         path.write_bytes(b"broken")
     data = ImageFolder(folder, size=32, preprocess=SPEC)
     with pytest.raises(DataError, match="found none of 12 that can be read"):
-        train(seeded(TINY, 0), data, None, SETTINGS, out=tmp_path / "m.pt", console=quiet())
+        begin(tmp_path / "m.pt", train_set=data)
     with pytest.raises(DataError, match="none that can be read"):
         all_logits(seeded(TINY, 0), data)
 

@@ -8,12 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from click.testing import Result
-from PIL import Image
 from rich.console import Console
+from small import vit, write_stripes
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -30,48 +29,24 @@ from lgvit_edge.training.settings import settings
 from lgvit_edge.training.start import seeded
 
 SPEC = Preprocess(resize=32)
-SIZES: dict[str, Any] = {
-    "image_size": 32,
-    "hidden_size": 16,
-    "num_blocks": 5,
-    "num_heads": 2,
-    "intermediate_size": 32,
-    "num_classes": 3,
-    "preprocess": SPEC,
-}
-SWIN = LGViTConfig(
-    family="swin",
-    patch_size=4,
-    prefix_tokens=0,
-    depths=(2, 3),
-    stage_heads=(2, 4),
-    window_size=4,
-    exits=(ExitConfig(2, "lph", 3), ExitConfig(3, "gah", 2)),
-    **SIZES,
+SWIN = vit(
+    **dict(family="swin", patch_size=4, prefix_tokens=0, depths=(2, 3), stage_heads=(2, 4)),
+    **dict(window_size=4, exits=(ExitConfig(2, "lph", 3), ExitConfig(3, "gah", 2))),
 )
-VIT = LGViTConfig(family="vit", patch_size=8, **SIZES)
-DEIT = LGViTConfig(family="deit", patch_size=8, prefix_tokens=2, classifiers=2, **SIZES)
-FAST = TrainingConfig(
-    epochs=(1, 1), lr=(3e-3, 3e-3), batch_size=4, warmup=0.1, workers=0, device="cpu"
-)
+VIT, DEIT = vit(), vit(family="deit", prefix_tokens=2, classifiers=2)
+FAST = TrainingConfig(epochs=(1, 1), lr=(3e-3, 3e-3), batch_size=4, workers=0, device="cpu")
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three classes that differ in where the light is."""
-    rng = np.random.default_rng(0)
-    for i in range(12):
-        label = i % 3
-        image = rng.integers(0, 60, (32, 32, 3), dtype=np.uint8)
-        image[8 * label : 8 * label + 10] += 150
-        target = tmp_path / "images" / f"class{label}" / f"{i}.png"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(target)
-    return tmp_path / "images"
+    return write_stripes(tmp_path / "images")
+
+
+Save = Callable[[LGViTConfig], Path]
 
 
 @pytest.fixture
-def saved(tmp_path: Path) -> Callable[[LGViTConfig], Path]:
+def saved(tmp_path: Path) -> Save:
     def save(config: LGViTConfig) -> Path:
         path = tmp_path / f"{config.family}.pt"
         save_checkpoint(seeded(config, 0).eval(), path)
@@ -102,12 +77,9 @@ def command(*arguments: object) -> Result:
     return done
 
 
-def test_the_command_trains_a_swin_with_the_heads_asked_for(
-    folder: Path, saved: Callable[[LGViTConfig], Path], tmp_path: Path
-) -> None:
-    out = tmp_path / "model.pt"
+def test_train_gives_a_swin_the_heads_asked_for(folder: Path, saved: Save, tmp_path: Path) -> None:
     done = command(
-        *("train", "--data", folder, "--backbone", saved(SWIN), "--out", out),
+        *("train", "--data", folder, "--backbone", saved(SWIN), "--out", tmp_path / "model.pt"),
         *("--heads", "mlp", "--exits", "middle:2", "--epochs", "2,1", "--batch-size", 4),
         *("--lr", "1e-3,4e-3", "--workers", 0, "--val", "0.3"),
     )
@@ -115,7 +87,7 @@ def test_the_command_trains_a_swin_with_the_heads_asked_for(
     assert done.exit_code == 0 and "export --ckpt" in done.stdout
     with (tmp_path / "model.log.csv").open() as file:
         assert [row["stage"] for row in csv.DictReader(file)] == ["1", "1", "2"]
-    model = load_checkpoint(out)
+    model = load_checkpoint(tmp_path / "model.pt")
     assert model.config.exits == (ExitConfig(2, "mlp"), ExitConfig(3, "mlp"))
     assert model.config.labels == ("class0", "class1", "class2")
     assert model.config.replace(exits=SWIN.exits, labels=()) == SWIN
@@ -128,15 +100,12 @@ def test_the_command_trains_a_swin_with_the_heads_asked_for(
 @pytest.mark.parametrize("option", ["--epochs", "--lr"])
 @pytest.mark.parametrize("text", ["few", "1,2,3", "1,", ""])
 def test_values_that_are_no_pair(option: str, text: str, tmp_path: Path) -> None:
-    with pytest.raises(
-        UsageError, match=f"{option}: expected a number, or .* as A,B; found '{text}'"
-    ):
+    message = f"{option}: expected a number, or .* as A,B; found '{text}'"
+    with pytest.raises(UsageError, match=message):
         command("train", "--data", tmp_path, option, text)
 
 
-def test_stage_two_changes_only_a_swins_heads(
-    folder: Path, saved: Callable[[LGViTConfig], Path]
-) -> None:
+def test_stage_two_changes_only_a_swins_heads(folder: Path, saved: Save) -> None:
     """Its exits' features differ in shape: heads of one kind in two stages, and of both kinds."""
     for cache in (False, True):
         backbone = saved(SWIN)
@@ -151,7 +120,7 @@ def test_stage_two_changes_only_a_swins_heads(
 @pytest.mark.parametrize("heads", ["lgvit", "conv", "attention", "encoder"])
 @pytest.mark.parametrize("config", [VIT, DEIT, SWIN], ids=lambda config: config.family)
 def test_every_family_trains_every_kind_of_head(
-    config: LGViTConfig, heads: str, folder: Path, saved: Callable[[LGViTConfig], Path]
+    config: LGViTConfig, heads: str, folder: Path, saved: Save
 ) -> None:
     exits = "1,2,3,4" if heads == "lgvit" else "2,3"
     model = trained(folder, saved(config.replace(exits=())), exits=exits, heads=heads)
@@ -169,16 +138,12 @@ def test_no_decay_on_a_swins_bias_tables() -> None:
     assert not tables & {id(p) for p in decayed["params"]}
 
 
-def test_other_heads_stand_where_the_checkpoint_has_its_exits(
-    folder: Path, saved: Callable[[LGViTConfig], Path]
-) -> None:
+def test_other_heads_stand_where_the_checkpoint_has_its_exits(folder: Path, saved: Save) -> None:
     model = trained(folder, saved(SWIN), heads="conv", stage="2")
     assert model.config.exits == (ExitConfig(2, "conv"), ExitConfig(3, "conv"))
 
 
-def test_another_image_size_moves_the_positions(
-    folder: Path, saved: Callable[[LGViTConfig], Path]
-) -> None:
+def test_another_image_size_moves_the_positions(folder: Path, saved: Save) -> None:
     model = trained(folder, saved(VIT), exits="middle:2", image_size=48, stage="1")
     assert [exit.block for exit in model.config.exits] == [2, 3]
     assert (model.config.image_size, model.config.preprocess.resize) == (48, 48)
@@ -186,17 +151,13 @@ def test_another_image_size_moves_the_positions(
     assert load_checkpoint(folder.parent / "out.pt").config == model.config
 
 
-def test_another_image_size_keeps_a_swins_windows(
-    folder: Path, saved: Callable[[LGViTConfig], Path]
-) -> None:
+def test_another_image_size_keeps_a_swins_windows(folder: Path, saved: Save) -> None:
     model = trained(folder, saved(SWIN), image_size=48, stage="2")
     assert [(b.grid, b.window) for b in model.config.blocks[1:3]] == [(12, 4), (6, 4)]
     assert changed(load_checkpoint(saved(SWIN)), model) == {"heads.0", "heads.1"}
 
 
-def test_a_size_or_heads_that_do_not_fit_are_refused(
-    folder: Path, saved: Callable[[LGViTConfig], Path]
-) -> None:
+def test_a_size_or_heads_that_do_not_fit_are_refused(folder: Path, saved: Save) -> None:
     with pytest.raises(ConfigError, match="image_size 50 is not a multiple of patch_size 8"):
         trained(folder, saved(VIT), image_size=50)
     with pytest.raises(ConfigError, match="heads must be one of lgvit, mlp, .*, found 'linear'"):

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from small import vit
 from torch.nn import functional
 
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
@@ -14,30 +15,16 @@ from lgvit_edge.images.spec import Preprocess
 from lgvit_edge.model import LGViT
 from lgvit_edge.training import ArrayDataset, TrainingConfig, losses
 from lgvit_edge.training.data.batches import Batches
+from lgvit_edge.training.features import hidden_states
 from lgvit_edge.training.losses import Align
 from lgvit_edge.training.stages import StageOne, StageTwo
 
-EXITS = (
-    ExitConfig(1, "lph", 3),
-    ExitConfig(2, "lph"),
-    ExitConfig(3, "gah", 2),
-    ExitConfig(4, "gah", 3),
-)
+KINDS = (("lph", 3), ("lph",), ("gah", 2), ("gah", 3))
+EXITS = tuple(ExitConfig(block, *kind) for block, kind in enumerate(KINDS, 1))
 
 
 def tiny(exits: tuple[ExitConfig, ...] = EXITS, **changes: object) -> LGViTConfig:
-    return LGViTConfig(
-        family="vit",
-        image_size=32,
-        patch_size=8,
-        hidden_size=16,
-        num_blocks=5,
-        num_heads=2,
-        intermediate_size=32,
-        num_classes=3,
-        exits=exits,
-        preprocess=Preprocess(resize=32),
-    ).replace(**changes)
+    return vit(exits=exits, **changes)
 
 
 def close(loss: torch.Tensor, expected: float) -> None:
@@ -53,16 +40,10 @@ KL = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
 KD = 0.7 * math.log(2) + 0.3 * 4 * KL
 
 
-def test_kd_is_cross_entropy_and_kl_times_t_squared() -> None:
+def test_kd_is_cross_entropy_and_kl_times_t_squared_averaged_over_images() -> None:
     close(losses.kd_loss(STUDENT, TEACHER, LABELS), KD)
-
-
-def test_kd_averages_over_images() -> None:
     both = losses.kd_loss(STUDENT.repeat(2, 1), TEACHER.repeat(2, 1), LABELS.repeat(2))
     close(both, KD)
-
-
-def test_kd_of_the_teacher_itself_is_cross_entropy() -> None:
     close(losses.kd_loss(TEACHER, TEACHER, LABELS, gamma=1.0), 0.0)
 
 
@@ -83,9 +64,8 @@ def test_heterogeneous_is_the_mean_over_exits_and_tokens() -> None:
 
 
 def test_heterogeneous_compares_the_exits_of_eq_9() -> None:
-    eight = [ExitConfig(b, "lph") for b in range(4)] + [
-        ExitConfig(b, "gah", 2) for b in range(4, 8)
-    ]
+    eight = [ExitConfig(b, "lph") for b in range(4)]
+    eight += [ExitConfig(b, "gah", 2) for b in range(4, 8)]
     assert losses.first_and_last_of_each(eight) == [0, 3, 4, 7]
     assert losses.first_and_last_of_each(EXITS[:1]) == [0]
     assert losses.first_and_last_of_each(EXITS[:3]) == [0, 1, 2]
@@ -109,13 +89,9 @@ def test_homogeneous_teachers_do_not_follow_their_pupils() -> None:
     assert features[1].grad is None and features[3].grad is None
 
 
-def test_total_weighs_as_eq_15() -> None:
+def test_stage_two_weighs_as_eq_15_and_stage_one_by_block() -> None:
     one = torch.tensor(1.0)
     close(losses.total(one * 2, one * 3, one, alpha=0.01, beta=0.1), 1.32)
-
-
-def test_stage_one_weighs_by_block() -> None:
-    one = torch.tensor(1.0)
     close(losses.weighted_exits([one, one * 2], one * 3, [4, 8, 12]), (4 + 16 + 36) / 24)
 
 
@@ -131,22 +107,16 @@ def test_nothing_to_compare_is_zero(exits: tuple[ExitConfig, ...]) -> None:
 @pytest.mark.parametrize("average", [False, True])
 @pytest.mark.parametrize("exit", EXITS)
 @pytest.mark.parametrize("side", [4, 5, 7])
-def test_aligned_features_have_the_shape_of_the_exits(
-    exit: ExitConfig, average: bool, side: int
-) -> None:
+def test_aligned_features_have_the_exits_shape(exit: ExitConfig, average: bool, side: int) -> None:
     config = tiny((exit,), image_size=8 * side, gah_average=average, preprocess=Preprocess(64))
     hidden = torch.rand(2, side * side + 1, 16)
     features = LGViT(config).heads[0].features(hidden)
     assert Align(config, exit)(hidden[:, 1:]).shape == features.shape
 
 
-def dataset(count: int = 8) -> ArrayDataset:
-    images = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-    return ArrayDataset(images, np.arange(count) % 3)
-
-
 def batches(config: LGViTConfig) -> Batches:
-    return Batches(dataset(), config.preprocess, batch_size=4)
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    return Batches(ArrayDataset(images, np.arange(8) % 3), config.preprocess, batch_size=4)
 
 
 def with_gradient(model: torch.nn.Module) -> set[str]:
@@ -194,8 +164,6 @@ def test_stage_one_alternates() -> None:
 
 
 def test_the_teacher_is_the_final_classifier_through_the_final_norm() -> None:
-    from lgvit_edge.training.features import hidden_states
-
     model = LGViT(tiny()).eval()
     batch = next(batches(model.config).ordered())
     states = hidden_states(model, batch, TrainingConfig())

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from recordings import recorded, views
 
 from lgvit_edge.bundle.directory import open_bundle
 from lgvit_edge.bundle.manifest import Manifest, SegmentSpec
@@ -30,7 +31,7 @@ from lgvit_edge.tuning.calibration import calibration_errors, temperatures
 from lgvit_edge.tuning.costs import Costs
 from lgvit_edge.tuning.front import Line, front
 from lgvit_edge.tuning.prune import prune
-from lgvit_edge.tuning.record import DONE, UNREADABLE, Recording, record_type
+from lgvit_edge.tuning.record import UNREADABLE
 from lgvit_edge.tuning.search import SWEEP, search
 from lgvit_edge.tuning.shapes import Scorer, Shape
 
@@ -42,24 +43,6 @@ FEW = TuneOptions(trials=2)
 @pytest.fixture(scope="module")
 def manifest(bundle: Path) -> Manifest:
     return open_bundle(bundle).manifest
-
-
-def views(count: int, seed: int, noise: tuple[float, ...] = (1.6, 1.6, 1.6, 1.6)) -> Images:
-    """Every exit sees the class through noise of its own, so that several know more than one."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 5, count)
-    seen = 2 * np.eye(5)[labels][:, None] + rng.normal(0, 1, (count, 4, 5)) * np.c_[list(noise)]
-    return Images(seen.astype(np.float32), labels)
-
-
-def recorded(images: Images, sha: str = "a") -> Recording:
-    rows = np.zeros(len(images), record_type(4, 5))
-    rows["logits"], rows["label"], rows["state"] = images.logits, images.labels, DONE
-    rows["prepare_ms"], rows["segment_ms"], rows["baseline_ms"] = 0.5, (1, 1, 1, 1), 4
-    return Recording(Path("kept.npy"), rows, {"images": sha * 64, "device": "a desk"})
-
-
-# Costs.
 
 
 def test_costs_add_up_and_heads_share_what_the_chain_takes_beyond_the_baseline() -> None:
@@ -118,9 +101,6 @@ def test_recorded_times_are_means_of_what_was_measured(manifest: Manifest) -> No
     assert costs.baseline_macs == manifest.baseline.macs
 
 
-# Fronts and lines.
-
-
 def test_a_front_holds_what_nothing_beats() -> None:
     by: dict[str, Any] = {"cost": lambda item: item[0], "worth": lambda item: item[1]}
     items = [(4.0, 0.8), (1, 0.5), (5, 0.9), (2, 0.4), (3, 0.8), (3, 0.7), (1, 0.5)]
@@ -144,20 +124,15 @@ def test_a_line_between_points_by_hand() -> None:
     assert line.ms_at(0.71) is None
 
 
-# Curves.
-
 SHAPES = [
-    Shape(Confidence()),
-    Shape(Confidence(temperature=0.5), 0.3),
+    *(Shape(Confidence()), Shape(Confidence(temperature=0.5), 0.3)),
     Shape(Confidence(temperature=(0.35, 1.1, 0.7)), -0.2),
-    Shape(Entropy(temperature=1.4), 0.1),
-    Shape(Entropy(temperature=(1.3, 0.7, 0.3))),
+    *(Shape(Entropy(temperature=1.4), 0.1), Shape(Entropy(temperature=(1.3, 0.7, 0.3)))),
     Shape(Ensemble(decay=0.5, temperature=0.7), 0.2),
     Shape(Ensemble(decay=0.3, temperature=(0.6, 1.4, 0.9))),
     Shape(PatientConfidence(patience=2, temperature=0.7), 0.3),
     Shape(PatientConfidence(patience=3, temperature=(0.5, 0.9, 1.3)), -0.2),
-    Shape(Patience(1)),
-    Shape(Patience(3)),
+    *(Shape(Patience(1)), Shape(Patience(3))),
 ]
 
 
@@ -192,9 +167,6 @@ def test_a_slope_asks_more_of_deep_exits() -> None:
     assert single.curve(Shape(Confidence(), 0.3)).thresholds.shape[1] == 1
 
 
-# Calibration.
-
-
 def test_temperatures_undo_overconfidence() -> None:
     rng = np.random.default_rng(0)
     honest = rng.normal(0, 2, (4000, 5))
@@ -216,9 +188,6 @@ def test_a_calibration_error_by_hand() -> None:
     images = Images(logits, np.array([0, 1, 0, 1]))
     assert calibration_errors(images, (1.0,)) == pytest.approx([0.25])
     assert calibration_errors(images, (0.5,)) == pytest.approx([0.4])
-
-
-# The search.
 
 
 def test_the_same_seed_finds_the_same() -> None:
@@ -250,8 +219,6 @@ def test_a_search_beats_one_threshold_on_images_it_has_not_seen(manifest: Manife
         assert given == evaluate(given.policy, other, found.costs.by_exit)
 
 
-# Exits that never pay.
-
 DEAR = Costs(0.5, (1.0, 3.0, 1.0, 1.0), 4.0, (10, 30, 10, 10), (1, 48, 1), 40, (1, 2, 3, 4))
 
 
@@ -280,8 +247,6 @@ def test_exits_that_cost_nothing_and_help_are_kept(manifest: Manifest) -> None:
     assert prune(tuning, report, free, SWEEP, manifest, [0.01, 0.03]) is None
 
 
-# Goals.
-
 POINTS = [point(0.9, 4), point(0.895, 3, 0.001), point(0.895, 2, 0.01), point(0.8, 1, 0.03)]
 
 
@@ -295,6 +260,7 @@ POINTS = [point(0.9, 4), point(0.895, 3, 0.001), point(0.895, 2, 0.01), point(0.
         (Goal(latency_ms=3.5), 2, "--latency-ms 3.5"),  # as accurate as 3, and faster
         (Goal(latency_ms=1), 1, "--latency-ms 1"),
         (Goal(latency_ms=9), 4, "--latency-ms 9"),
+        (Goal(latency_ms=1e6), 4, "--latency-ms 1e+06"),
         (Goal(min_speedup=3), 2, "--min-speedup 3"),
         (Goal(min_speedup=1.5), 4, "--min-speedup 1.5"),
         (Goal(min_speedup=6), 1, "--min-speedup 6"),
@@ -302,19 +268,13 @@ POINTS = [point(0.9, 4), point(0.895, 3, 0.001), point(0.895, 2, 0.01), point(0.
 )
 def test_a_goal_chooses_the_best_it_can_afford(goal: Goal, ms: float, text: str) -> None:
     assert goal.choose(POINTS, 0.9, COSTS).latency_ms == ms
-    assert (goal.text, goal.name) == (text, text[2:].replace(" ", "-"))
-
-
-def test_a_goal_of_many_milliseconds_has_a_name_that_can_be_typed() -> None:
-    assert Goal(latency_ms=1e6).name == "latency-ms-1e06"
-    check_name(Goal(latency_ms=1e6).name)
+    assert (goal.text, goal.name) == (text, text[2:].replace(" ", "-").replace("+", ""))
+    check_name(goal.name)
 
 
 def test_a_goal_out_of_reach_says_what_is_possible() -> None:
-    with pytest.raises(
-        TuningError,
-        match=r"impossible: --max-drop 0\.05; .* gives up 0\.1000 \(standard error 0\.0300\)",
-    ):
+    drop = r"impossible: --max-drop 0\.05; .* gives up 0\.1000 \(standard error 0\.0300\)"
+    with pytest.raises(TuningError, match=drop):
         Goal(max_drop=0.05).choose(POINTS[3:], 0.9, COSTS)
     reach = r"fastest available point takes 1\.00 ms and the baseline 6\.00 ms, 6\.00x .*: 0\.50 ms"
     for goal in (Goal(latency_ms=0.9), Goal(min_speedup=6.1)):
@@ -338,9 +298,6 @@ def test_a_goal_out_of_reach_says_what_is_possible() -> None:
 def test_goals_that_are_refused(values: dict[str, float], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Goal(**values)
-
-
-# All together.
 
 
 def test_points_are_named_and_their_figures_are_the_reports(manifest: Manifest) -> None:
@@ -375,23 +332,20 @@ def test_a_goal_makes_one_point(manifest: Manifest) -> None:
 
 
 def test_what_cannot_be_tuned_on(manifest: Manifest) -> None:
-    few = r"at least 20 images in each part \(tune, report\), found 19 to tune on; give more"
-    with pytest.raises(DataError, match=few):
-        tune(recorded(views(39, 16)), manifest, FEW)
-    with pytest.raises(DataError, match="found 5 to report on"):
-        tune(recorded(views(39, 16)), manifest, FEW, report=recorded(views(5, 16)))
-    with pytest.raises(
-        DataError, match=r"in each part \(tune, certify, report\), found 15 to tune"
+    parts = r"at least 20 images in each part \(tune, {}report\), found "
+    few, one = recorded(views(39, 16)), recorded(views(60, 16))
+    other, risky = recorded(views(5, 16)), TuneOptions(risk=0.1)
+    one.rows["label"] = 3
+    for kept, options, report, message in (
+        (few, FEW, None, parts.format("") + "19 to tune on; give more"),
+        (few, FEW, other, "found 5 to report on"),
+        (recorded(views(60, 16)), risky, None, parts.format("certify, ") + "15 to tune"),
+        (one, FEW, None, "all 30 images of the part 'tune' are of one class"),
     ):
-        tune(recorded(views(60, 16)), manifest, TuneOptions(risk=0.1))
-    same = recorded(views(60, 16))
-    same.rows["label"] = 3
-    with pytest.raises(DataError, match="all 30 images of the part 'tune' are of one class"):
-        tune(same, manifest, FEW)
-    whole = dataclasses.replace(
-        manifest,
-        segments=(SegmentSpec(manifest.baseline, 1, 4, "final"),),
-        parity=dataclasses.replace(manifest.parity, max_difference=(0.0,)),
-    )
+        with pytest.raises(DataError, match=message):
+            tune(kept, manifest, options, report=report)
+    parity = dataclasses.replace(manifest.parity, max_difference=(0.0,))
+    only = (SegmentSpec(manifest.baseline, 1, 4, "final"),)
+    whole = dataclasses.replace(manifest, segments=only, parity=parity)
     with pytest.raises(UsageError, match="this bundle has no exits: there is nothing to tune"):
         tune(recorded(views(60, 16)), whole, FEW)

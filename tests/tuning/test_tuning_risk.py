@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from fractions import Fraction
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import recordings
 from numpy.typing import NDArray
+from recordings import recorded
 
 from lgvit_edge.bundle.directory import open_bundle
 from lgvit_edge.bundle.manifest import Manifest
@@ -19,7 +22,7 @@ from lgvit_edge.policies.evaluate import Images
 from lgvit_edge.tuning import Goal, Tuned, TuneOptions, tune
 from lgvit_edge.tuning.certify import certified, images_needed, p_value
 from lgvit_edge.tuning.costs import Costs
-from lgvit_edge.tuning.record import DONE, UNREADABLE, Recording, record_type
+from lgvit_edge.tuning.record import UNREADABLE
 from lgvit_edge.tuning.search import policies_by, search
 from lgvit_edge.tuning.shapes import Scorer
 from lgvit_edge.tuning.tune import _certify, _split
@@ -33,20 +36,7 @@ def manifest(bundle: Path) -> Manifest:
     return open_bundle(bundle).manifest
 
 
-def views(count: int, seed: int) -> Images:
-    """Every exit sees the class through noise, deep ones through less."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 5, count)
-    noise = np.array([1.0, 0.8, 0.7, 0.6])[:, None]
-    seen = 2 * np.eye(5)[labels][:, None] + noise * rng.normal(0, 1, (count, 4, 5))
-    return Images(seen.astype(np.float32), labels)
-
-
-def recorded(images: Images) -> Recording:
-    rows = np.zeros(len(images), record_type(4, 5))
-    rows["logits"], rows["label"], rows["state"] = images.logits, images.labels, DONE
-    rows["prepare_ms"], rows["segment_ms"], rows["baseline_ms"] = 0.5, (1, 1, 1, 1), 4
-    return Recording(Path("kept.npy"), rows, {"images": "a" * 64, "device": "a desk"})
+views = functools.partial(recordings.views, noise=(1.0, 0.8, 0.7, 0.6))  # less at deep exits
 
 
 def interval(hits: int, draws: int) -> tuple[float, float]:
@@ -54,9 +44,6 @@ def interval(hits: int, draws: int) -> tuple[float, float]:
     share = hits / draws
     half = 1.96 * math.sqrt(share * (1 - share) / draws)
     return share - half, share + half
-
-
-# Tails of the binomial.
 
 
 @pytest.mark.parametrize("images", [1, 5, 20, 60])
@@ -94,9 +81,6 @@ def test_many_images_are_no_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
         assert 0 <= p_value(errors, 50_000, risk) <= 1
 
 
-# The order of tests.
-
-
 def test_testing_ends_at_the_first_that_fails() -> None:
     assert p_value(5, 1000, 0.02) < 0.05 < p_value(15, 1000, 0.02)
     assert certified([0, 5, 15, 5, 0], 1000, 0.02, 0.05) == 2
@@ -121,9 +105,6 @@ def test_the_images_that_would_do() -> None:
     for share in (0.01, 0.02, 1.0):
         assert images_needed(share, 0.01, 0.05) is None
     assert images_needed(0.01 - 1e-9, 0.01, 0.05) is None  # no help to know
-
-
-# How often what was certified does not hold.
 
 
 def broken(risks: NDArray[np.float64], counts: list[int], bound: float) -> int:
@@ -196,9 +177,6 @@ def test_a_searched_path_keeps_to_the_risk_on_a_population() -> None:
         safe, more = _certify(curves, images, options, COSTS)
         assert safe == path[:count]
         assert more == images_needed(found[count] / 1000, bound, delta)
-
-
-# In ``tune``.
 
 
 @pytest.mark.parametrize(

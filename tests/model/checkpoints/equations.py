@@ -19,7 +19,7 @@ State = dict[str, Tensor]
 def assert_reproduced(actual: Tensor, expected: Tensor) -> None:
     """Equal to 1e-4, relative where the expected value is larger than 1."""
     assert actual.shape == expected.shape, f"{actual.shape} for {expected.shape}"
-    worst = ((actual - expected).abs() / expected.abs().clamp(min=1.0)).max().item()
+    worst = ((actual.detach() - expected).abs() / expected.abs().clamp(min=1.0)).max().item()
     assert worst <= 1e-4, f"off by {worst}"
     spread = expected.std().item()
     assert spread > 0.1, f"a reference that says nothing would pass too: {spread}"
@@ -92,16 +92,20 @@ def embed(
 def encoder_layer(state: State, name: str, x: Tensor, heads: int, eps: float) -> Tensor:
     """One block of ViT or DeiT under Hugging Face's names."""
     n = layer_norm(state, f"{name}.layernorm_before", x, eps)
-    q, k, v = (
-        linear(state, f"{name}.attention.attention.{part}", n) for part in ("query", "key", "value")
-    )
-    x = x + linear(state, f"{name}.attention.output.dense", attend(q, k, v, heads))
+    mixed = attend(*query_key_value(state, f"{name}.attention.attention", n), heads)
+    x = x + linear(state, f"{name}.attention.output.dense", mixed)
+    return feed_forward(state, name, x, eps)
+
+
+def feed_forward(state: State, name: str, x: Tensor, eps: float) -> Tensor:
+    """The second half of a block under Hugging Face's names."""
     n = layer_norm(state, f"{name}.layernorm_after", x, eps)
-    return x + linear(state, f"{name}.output.dense", gelu(linear_in(state, name, n)))
+    inner = gelu(linear(state, f"{name}.intermediate.dense", n))
+    return x + linear(state, f"{name}.output.dense", inner)
 
 
-def linear_in(state: State, name: str, x: Tensor) -> Tensor:
-    return linear(state, f"{name}.intermediate.dense", x)
+def query_key_value(state: State, name: str, x: Tensor) -> list[Tensor]:
+    return [linear(state, f"{name}.{part}", x) for part in ("query", "key", "value")]
 
 
 def hidden_states(
@@ -124,6 +128,11 @@ def token_logits(state: State, prefix: str, x: Tensor) -> Tensor:
         return linear(state, f"{prefix}classifier", x[:, 0])
     first = linear(state, f"{prefix}cls_classifier", x[:, 0])
     return (first + linear(state, f"{prefix}distillation_classifier", x[:, 1])) / 2
+
+
+def final_logits(state: State, prefix: str, x: Tensor, eps: float) -> Tensor:
+    """The final norm and the classifiers of the whole network."""
+    return token_logits(state, "", layer_norm(state, f"{prefix}.layernorm", x, eps))
 
 
 # What heads do to a feature map.
@@ -166,8 +175,7 @@ def gah(state: State, mlp: str, p: Tensor, window: int) -> Tensor:
 
 def self_attention(state: State, mlp: str, p: Tensor, heads: int) -> Tensor:
     """Full multi-head self-attention, no residual; ``[B, N, D]``."""
-    x = p.flatten(1, 2)
-    q, k, v = (linear(state, f"{mlp}.attention.{part}", x) for part in ("query", "key", "value"))
+    q, k, v = query_key_value(state, f"{mlp}.attention", p.flatten(1, 2))
     return linear(state, f"{mlp}.output.dense", attend(q, k, v, heads))
 
 
@@ -265,18 +273,12 @@ def swin_block(
             rows, columns = slice(top, top + window), slice(left, left + window)
             tokens, label = n[:, rows, columns].flatten(1, 2), region[rows, columns].flatten()
             mask = torch.where(label[:, None] == label[None, :], 0.0, -100.0)
-            q, k, v = (
-                linear(state, f"{name}.attention.self.{part}", tokens)
-                for part in ("query", "key", "value")
-            )
-            out = linear(
-                state, f"{name}.attention.output.dense", attend(q, k, v, heads, bias + mask)
-            )
+            q, k, v = query_key_value(state, f"{name}.attention.self", tokens)
+            out = attend(q, k, v, heads, bias + mask)
+            out = linear(state, f"{name}.attention.output.dense", out)
             mixed[:, rows, columns] = out.unflatten(1, (window, window))
     mixed = torch.roll(mixed, (shift, shift), (1, 2))[:, :size, :size]
-    x = x + mixed
-    n = layer_norm(state, f"{name}.layernorm_after", x, eps)
-    return x + linear(state, f"{name}.output.dense", gelu(linear_in(state, name, n)))
+    return feed_forward(state, name, x + mixed, eps)
 
 
 def relative_bias(table: Tensor, window: int) -> Tensor:

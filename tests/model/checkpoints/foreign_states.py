@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +15,12 @@ TWO = ("cls_classifier", "distillation_classifier")
 ONE = ("classifier",)
 
 
-def write_directory(folder: Path, config: dict[str, Any], state: State, weights: str) -> Path:
+def write_directory(
+    folder: Path, config: object, state: State, weights: str = "pytorch_model.bin"
+) -> Path:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
-    if weights == "model.safetensors":
-        save_file(state, folder / weights)
-    else:
-        torch.save(state, folder / weights)
+    (torch.save if weights == "pytorch_model.bin" else save_file)(state, folder / weights)
     return folder
 
 
@@ -55,10 +53,13 @@ class Maker:
         self.state[f"{name}.running_var"] = torch.rand(dim, generator=self.generator) + 0.5
         self.state[f"{name}.num_batches_tracked"] = torch.tensor(7)
 
+    def query_key_value(self, name: str, dim: int) -> None:
+        for part in ("query", "key", "value"):
+            self.linear(f"{name}.{part}", dim, dim)
+
     def block(self, name: str, inner: str, dim: int, width: int) -> None:
         """One block under Hugging Face's names; ``inner`` is ``attention`` or, in a Swin, self."""
-        for part in ("query", "key", "value"):
-            self.linear(f"{name}.attention.{inner}.{part}", dim, dim)
+        self.query_key_value(f"{name}.attention.{inner}", dim)
         self.linear(f"{name}.attention.output.dense", dim, dim)
         self.norm(f"{name}.layernorm_before", dim)
         self.norm(f"{name}.layernorm_after", dim)
@@ -82,8 +83,7 @@ class Maker:
             self.linear(f"{mlp}.qkv", 3 * dim, dim, bias=False)
             self.linear(f"{mlp}.proj", dim, dim)
         if kind == "self_attention":
-            for part in ("query", "key", "value"):
-                self.linear(f"{mlp}.attention.{part}", dim, dim)
+            self.query_key_value(f"{mlp}.attention", dim)
             self.linear(f"{mlp}.output.dense", dim, dim)
 
 
@@ -92,15 +92,9 @@ class Maker:
 D, HEADS, DEPTH, MLP, PATCH, IMAGE, CLASSES = 32, 4, 6, 48, 4, 28, 5  # a grid of 7 x 7
 EPS = 1e-12
 HF_CONFIG = {
-    "hidden_size": D,
-    "num_hidden_layers": DEPTH,
-    "num_attention_heads": HEADS,
-    "intermediate_size": MLP,
-    "image_size": IMAGE,
-    "patch_size": PATCH,
-    "hidden_act": "gelu",
-    "layer_norm_eps": EPS,
-    "qkv_bias": True,
+    **dict(hidden_size=D, num_hidden_layers=DEPTH, num_attention_heads=HEADS),
+    **dict(intermediate_size=MLP, image_size=IMAGE, patch_size=PATCH, hidden_act="gelu"),
+    **dict(layer_norm_eps=EPS, qkv_bias=True),
     "id2label": {str(i): f"thing {i}" for i in range(CLASSES)},
 }
 

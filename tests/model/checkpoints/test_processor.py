@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import runpy
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
+import foreign_states as foreign
 import numpy as np
 import pytest
 import torch
@@ -17,11 +17,9 @@ from lgvit_edge.images.preprocess import network_input, resize_crop
 from lgvit_edge.images.spec import Preprocess
 from lgvit_edge.model import load_backbone, load_checkpoint
 
-foreign = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("foreign_states.py"))))
-
 SIDE = 224
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+HALF, NONE = ((0.5,) * 3, (0.5,) * 3), ((0.0,) * 3, (1.0,) * 3)
 
 
 def zeros(prefix: str) -> dict[str, torch.Tensor]:
@@ -35,18 +33,11 @@ def zeros(prefix: str) -> dict[str, torch.Tensor]:
     make.block(f"{prefix}.encoder.layer.0", "attention", dim, 8)
     make.norm(f"{prefix}.layernorm", dim)
     make.linear("classifier", 2, dim)
-    return make.state  # type: ignore[no-any-return]
+    return make.state
 
 
-CONFIG = {
-    "hidden_size": 8,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 1,
-    "intermediate_size": 8,
-    "image_size": SIDE,
-    "patch_size": 32,
-    "num_labels": 2,
-}
+CONFIG = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+CONFIG |= dict(image_size=SIDE, patch_size=32, num_labels=2)
 
 
 def preprocess(root: Path, raw: object, family: str = "vit") -> Preprocess:
@@ -57,34 +48,19 @@ def preprocess(root: Path, raw: object, family: str = "vit") -> Preprocess:
     return load_backbone(folder).config.preprocess
 
 
-VIT = {
-    "do_normalize": True,
-    "do_rescale": True,
-    "do_resize": True,
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_processor_type": "ViTImageProcessor",
-    "image_std": [0.5, 0.5, 0.5],
-    "resample": 2,
-    "rescale_factor": 0.00392156862745098,
-    "size": {"height": 224, "width": 224},
+VIT: dict[str, Any] = {
+    **dict(do_normalize=True, do_rescale=True, do_resize=True, rescale_factor=0.00392156862745098),
+    **dict(image_processor_type="ViTImageProcessor", resample=2),
+    **dict(image_mean=[0.5] * 3, image_std=[0.5] * 3, size={"height": 224, "width": 224}),
 }
 DEIT = VIT | {
-    "image_processor_type": "DeiTImageProcessor",
-    "do_center_crop": True,
-    "crop_size": {"height": 224, "width": 224},
-    "size": {"height": 256, "width": 256},
-    "image_mean": [0.485, 0.456, 0.406],
-    "image_std": [0.229, 0.224, 0.225],
-    "resample": 3,
+    **dict(image_processor_type="DeiTImageProcessor", do_center_crop=True, resample=3),
+    **dict(size={"height": 256, "width": 256}, crop_size={"height": 224, "width": 224}),
+    **dict(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225]),
 }
 OLD = {
-    "do_normalize": True,
-    "do_resize": True,
-    "feature_extractor_type": "ViTFeatureExtractor",
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_std": [0.5, 0.5, 0.5],
-    "resample": 2,
-    "size": 224,
+    **dict(do_normalize=True, do_resize=True, feature_extractor_type="ViTFeatureExtractor"),
+    **dict(image_mean=[0.5] * 3, image_std=[0.5] * 3, resample=2, size=224),
 }
 OLD_DEIT = DEIT | {"feature_extractor_type": "DeiTFeatureExtractor", "size": 256, "crop_size": 224}
 
@@ -97,21 +73,13 @@ OLD_DEIT = DEIT | {"feature_extractor_type": "DeiTFeatureExtractor", "size": 256
         (DEIT, "deit", Preprocess(256, "bicubic", *IMAGENET, squash=True)),
         (OLD_DEIT, "deit", Preprocess(256, "bicubic", *IMAGENET, squash=True)),
         (VIT | {"resample": 0}, "vit", Preprocess(224, "nearest", *HALF, squash=True)),
-        (
-            VIT | {"do_normalize": False},
-            "vit",
-            Preprocess(224, "bilinear", (0.0,) * 3, (1.0,) * 3, squash=True),
-        ),
+        (VIT | {"do_normalize": False}, "vit", Preprocess(224, "bilinear", *NONE, squash=True)),
         (
             {"size": {"shortest_edge": 256}, "image_mean": [0.1, 0.2, 0.3], "resample": 3},
             "vit",
             Preprocess(256, "bicubic", (0.1, 0.2, 0.3), HALF[1]),
         ),
-        (
-            DEIT | {"size": {"shortest_edge": 248}},
-            "deit",
-            Preprocess(248, "bicubic", *IMAGENET),
-        ),
+        (DEIT | {"size": {"shortest_edge": 248}}, "deit", Preprocess(248, "bicubic", *IMAGENET)),
         (VIT | {"image_mean": [0, 0, 0]}, "vit", Preprocess(224, mean=(0, 0, 0), squash=True)),
         (VIT | {"do_rescale": True, "something": "new"}, "vit", Preprocess(224, squash=True)),
         (VIT | {"do_center_crop": False, "crop_size": 99}, "vit", Preprocess(224, squash=True)),
@@ -134,7 +102,7 @@ def test_authors_directories(tmp_path: Path, backbone: str, tokens: int, given: 
     foreign.add_exit(make, 0, "linear", names)
     config = foreign.HF_CONFIG | {"backbone": backbone, "model_type": "deit"}
     config |= {"num_hidden_layers": 2, "highway_type": "linear", "position_exits": "[1]"}
-    folder = foreign.write_directory(tmp_path / "a", config, make.state, "pytorch_model.bin")
+    folder = foreign.write_directory(tmp_path / "a", config, make.state)
     expected = Preprocess(32, "bicubic", *IMAGENET) if tokens == 2 else Preprocess(32)
     if given:
         raw = {"size": 28, "resample": 3, "image_mean": [0.1, 0.2, 0.3], "image_std": [1, 2, 3]}
@@ -144,6 +112,8 @@ def test_authors_directories(tmp_path: Path, backbone: str, tokens: int, given: 
 
 
 SCALED = r"pixels must be scaled by 1/255"
+WRONG_SCALES = [1 / 127.5, 0, -1 / 255, float("nan"), float("inf"), 10**400]
+WRONG_SCALES += ["1/255", [1 / 255], {"a": 1}, None]  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize(
@@ -166,20 +136,10 @@ SCALED = r"pixels must be scaled by 1/255"
         (DEIT | {"crop_size": {"height": 192, "width": 192}}, "192 x 192, the model takes 224"),
         (DEIT | {"crop_size": {"height": 224, "width": 192}}, "crop_size must be .* 192"),
         (DEIT | {"crop_size": "224"}, "crop_size must be .* found '224'"),
-        (VIT | {"rescale_factor": 1 / 127.5}, SCALED),
-        (VIT | {"rescale_factor": 0}, SCALED),
-        (VIT | {"rescale_factor": -1 / 255}, SCALED),
-        (VIT | {"rescale_factor": float("nan")}, SCALED),
-        (VIT | {"rescale_factor": float("inf")}, SCALED),
-        (VIT | {"rescale_factor": 10**400}, SCALED),
-        (VIT | {"rescale_factor": "1/255"}, SCALED),
-        (VIT | {"rescale_factor": [1 / 255]}, SCALED),
-        (VIT | {"rescale_factor": {"a": 1}}, SCALED),
-        (VIT | {"rescale_factor": None}, SCALED),
+        *[(VIT | {"rescale_factor": factor}, SCALED) for factor in WRONG_SCALES],
         (VIT | {"do_rescale": False}, SCALED),
-        (VIT | {"image_mean": "grey"}, "mean: expected a list of 3, found 'grey'|mean: expected"),
-        (VIT | {"image_mean": 0.5}, "mean: expected"),
-        (VIT | {"image_mean": None}, "mean: expected"),
+        (VIT | {"image_mean": "grey"}, r"preprocessor_config\.json\.mean: expected a list"),
+        *[(VIT | {"image_mean": value}, "mean: expected") for value in (0.5, None)],
         (VIT | {"image_mean": [0.5]}, "mean: expected a list of 3"),
         (VIT | {"image_mean": [0.5, "a", 0.5]}, r"mean\[1\]: expected a number, found 'a'"),
         (VIT | {"image_mean": [0.5, True, 0.5]}, r"mean\[1\]: expected a number, found True"),
@@ -187,10 +147,8 @@ SCALED = r"pixels must be scaled by 1/255"
         (VIT | {"image_std": [0.5, 0, 0.5]}, "std must be positive"),
         (VIT | {"image_std": {"a": 1}}, "std: expected"),
         (VIT | {"resample": 1}, "resample .*1|interpolation"),
-        (VIT | {"resample": [2]}, "resample"),
-        (VIT | {"resample": "bicubic"}, "resample"),
-        ([], "expected an object"),
-        (3, "expected an object"),
+        *[(VIT | {"resample": value}, "resample") for value in ([2], "bicubic")],
+        *[(raw, "expected an object") for raw in ([], 3)],
     ],
     ids=lambda value: str(value)[-60:],
 )
@@ -201,15 +159,10 @@ def test_what_is_refused(tmp_path: Path, raw: object, message: str) -> None:
 
 @pytest.mark.parametrize("text", ["{", "", "[" * 100_000])
 def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
-    folder = foreign.write_directory(
-        tmp_path / "hf", CONFIG | {"model_type": "vit"}, zeros("vit"), "model.safetensors"
-    )
-    (folder / "preprocessor_config.json").write_text(text)
+    preprocess(tmp_path, None)
+    (tmp_path / "hf" / "preprocessor_config.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"preprocessor_config\.json cannot be read"):
-        load_backbone(folder)
-
-
-# What becomes of an image.
+        load_backbone(tmp_path / "hf")
 
 
 def picture(height: int, width: int) -> np.ndarray:

@@ -8,12 +8,12 @@ foreign names.
 from __future__ import annotations
 
 import json
-import runpy
-import shutil
+import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import equations as eq
+import foreign_states as foreign
 import numpy as np
 import pytest
 import torch
@@ -23,66 +23,48 @@ from lgvit_edge.architecture.config import ExitConfig
 from lgvit_edge.model import load_backbone, load_checkpoint
 from lgvit_edge.model.segments import cut
 
-HERE = Path(__file__).parent
-REFERENCE = HERE.parents[1] / "data" / "vit_lgvit.npz"
-eq = SimpleNamespace(**runpy.run_path(str(HERE / "equations.py")))
-foreign = SimpleNamespace(**runpy.run_path(str(HERE / "foreign_states.py")))
+REFERENCE = Path(__file__).parents[2] / "data" / "vit_lgvit.npz"
 
 HEADS, DEPTH, EPS, ONE, TWO = foreign.HEADS, foreign.DEPTH, foreign.EPS, foreign.ONE, foreign.TWO
 both_formats = pytest.mark.parametrize("weights", ["pytorch_model.bin", "model.safetensors"])
 
 
-@pytest.fixture
-def pixels() -> Tensor:
-    return foreign.random_pixels(foreign.IMAGE)  # type: ignore[no-any-return]
-
-
-# The authors' file.
+@pytest.fixture(scope="module")
+def authors() -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+    """Configuration, weights, and what else the file holds."""
+    with np.load(REFERENCE) as file:
+        config = json.loads(bytes(file["config"]))
+        arrays = {name: torch.from_numpy(file[name]) for name in file.files if name != "config"}
+    prefix = "state/"
+    state = {n.removeprefix(prefix): t for n, t in arrays.items() if n.startswith(prefix)}
+    return config, state, arrays
 
 
 @both_formats
-def test_authors_vit_is_reproduced_at_every_exit(tmp_path: Path, weights: str) -> None:
-    with np.load(REFERENCE) as reference:
-        state = {
-            name.removeprefix("state/"): torch.from_numpy(reference[name])
-            for name in reference.files
-            if name.startswith("state/")
-        }
-        config = json.loads(bytes(reference["config"]))
-        pixels = torch.from_numpy(reference["pixel_values"])
-        exits = torch.from_numpy(reference["exit_logits"])
-        final = torch.from_numpy(reference["final_logits"])
+def test_authors_vit_is_reproduced_at_all_exits(tmp_path: Path, weights: str, authors: Any) -> None:
+    config, state, given = authors
     model = load_checkpoint(foreign.write_directory(tmp_path / "authors", config, state, weights))
-
     assert not model.training
     assert [(e.block, e.head, e.size) for e in model.config.exits] == [
         *[(4, "lph", 3), (5, "lph", 3), (6, "lph", 0), (7, "lph", 0)],
         *[(8, "gah", 2), (9, "gah", 2), (10, "gah", 3), (11, "gah", 3)],
     ]
-    with torch.no_grad():
-        eq.assert_reproduced(model.exit_logits(pixels), torch.cat([exits, final[:, None]], dim=1))
-        eq.assert_reproduced(model(pixels[:1]), final[:1])  # batch 1, as it was computed
+    pixels, final = given["pixel_values"], given["final_logits"]
+    expected = torch.cat([given["exit_logits"], final[:, None]], dim=1)
+    eq.assert_reproduced(model.exit_logits(pixels), expected)
+    eq.assert_reproduced(model(pixels[:1]), final[:1])  # batch 1, as it was computed
 
 
-def test_the_equations_reproduce_the_authors_file_too() -> None:
-    with np.load(REFERENCE) as reference:
-        state = {
-            name.removeprefix("state/"): torch.from_numpy(reference[name])
-            for name in reference.files
-            if name.startswith("state/")
-        }
-        pixels = torch.from_numpy(reference["pixel_values"])
-        expected = torch.from_numpy(reference["exit_logits"])
+def test_the_equations_reproduce_the_authors_file_too(authors: Any) -> None:
+    _, state, given = authors
     kinds = [*["conv1_1"] * 2, *["conv2_1"] * 2, *["attention_r2"] * 2, *["attention_r3"] * 2]
-    states = eq.hidden_states(state, pixels, "deit", heads=4, depth=12, eps=1e-12)
+    states = eq.hidden_states(state, given["pixel_values"], "deit", heads=4, depth=12, eps=1e-12)
     logits = [
         eq.exit_logits(state, k, kind, states[4 + k], tokens=1, heads=4, eps=1e-12)
         for k, kind in enumerate(kinds)
     ]
-    eq.assert_reproduced(torch.stack(logits, dim=1), expected)
+    eq.assert_reproduced(torch.stack(logits, dim=1), given["exit_logits"])
 
-
-# Directories of the authors, with every head they have.
 
 LGVIT = {
     2: ["conv1_1", "attention_r2"],
@@ -90,8 +72,11 @@ LGVIT = {
     6: ["conv1_1", "conv2_1", *["attention_r2"] * 2, *["attention_r3"] * 2],
     8: [*["conv1_1"] * 2, *["conv2_1"] * 2, *["attention_r2"] * 2, *["attention_r3"] * 2],
 }
-KINDS = ["linear", "vit", "self_attention", "conv_normal", "conv1_1", "conv2_1"]
-KINDS += ["attention_r1", "attention_r2", "attention_r3"]
+# What we call their heads.
+OURS: dict[str, tuple[Any, ...]] = {"linear": ("mlp",), "vit": ("encoder",)}
+OURS |= {"conv_normal": ("conv",), "self_attention": ("attention",)}
+OURS |= {"conv1_1": ("lph", 3), "conv2_1": ("lph", 0)}
+OURS |= {f"attention_r{window}": ("gah", window) for window in (1, 2, 3)}
 BLOCKS = {2: [3, 6], 4: [1, 2, 5, 7], 6: [1, 2, 3, 5, 7, 8], 8: [1, 2, 3, 4, 5, 6, 7, 8]}
 DEEP = 9
 
@@ -106,23 +91,16 @@ def check_directory(
     for k, kind in enumerate(kinds):
         foreign.add_exit(make, k, kind, names)
     state, blocks = make.state, BLOCKS[len(kinds)]
-    config = foreign.HF_CONFIG | {
-        "backbone": backbone,
-        "model_type": "deit",
-        "highway_type": highway,
-        "num_hidden_layers": DEEP,
-        "num_early_exits": len(kinds),
-        "position_exits": str(blocks),
-        **changes,
-    }
+    config = foreign.HF_CONFIG | dict(backbone=backbone, model_type="deit", highway_type=highway)
+    config |= dict(num_hidden_layers=DEEP, num_early_exits=len(kinds), position_exits=str(blocks))
+    config |= changes
     eps, pixels = config["layer_norm_eps"], foreign.random_pixels(foreign.IMAGE)
     states = eq.hidden_states(state, pixels, "deit", heads=HEADS, depth=DEEP, eps=eps)
     expected = [
         eq.exit_logits(state, k, kind, states[block], tokens=tokens, heads=HEADS, eps=eps)
         for k, (kind, block) in enumerate(zip(kinds, blocks, strict=True))
     ]
-    normed = eq.layer_norm(state, "deit.layernorm", states[-1], eps)
-    expected.append(eq.token_logits(state, "", normed))
+    expected.append(eq.final_logits(state, "deit", states[-1], eps))
 
     model = load_checkpoint(foreign.write_directory(folder, config, state, weights))
 
@@ -150,28 +128,13 @@ def test_authors_lgvit(tmp_path: Path, backbone: str, count: int, eps: float) ->
     assert model.config.labels == tuple(f"thing {i}" for i in range(foreign.CLASSES))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OURS)
 @pytest.mark.parametrize("backbone", ["ViT", "DeiT"])
 def test_authors_model_with_one_kind_of_head(tmp_path: Path, backbone: str, kind: str) -> None:
     # The large eps shows which norms take it from the configuration.
-    folder = tmp_path / "authors"
-    check_directory(folder, backbone, kind, [kind] * 4, "model.safetensors", layer_norm_eps=1e-2)
-
-
-@pytest.mark.parametrize(
-    ("highway", "exit"),
-    [
-        ("conv1_1", ExitConfig(3, "lph", 3)),
-        ("conv2_1", ExitConfig(3, "lph", 0)),
-        ("attention_r1", ExitConfig(3, "gah", 1)),
-        ("linear", ExitConfig(3, "mlp")),
-        ("self_attention", ExitConfig(3, "attention")),
-        ("conv_normal", ExitConfig(3, "conv")),
-    ],
-)
-def test_what_the_authors_call_our_heads(tmp_path: Path, highway: str, exit: ExitConfig) -> None:
-    model = check_directory(tmp_path / "vit", "ViT", highway, [highway] * 2, "pytorch_model.bin")
-    assert model.config.exits[0] == exit
+    folder, weights = tmp_path / "authors", "model.safetensors"
+    model = check_directory(folder, backbone, kind, [kind] * 4, weights, layer_norm_eps=1e-2)
+    assert model.config.exits[0] == ExitConfig(1, *OURS[kind])
 
 
 @pytest.mark.parametrize("backbone", ["ViT", "DeiT"])
@@ -180,52 +143,27 @@ def test_positions_may_be_a_list_and_their_number_absent(tmp_path: Path, backbon
     check_directory(tmp_path / "a", backbone, "LGViT", LGVIT[4], "pytorch_model.bin", **changes)
 
 
-# Hugging Face backbones.
-
-
 @both_formats
-def test_huggingface_vit(tmp_path: Path, pixels: Tensor, weights: str) -> None:
-    state = foreign.huggingface_state("vit", tokens=1, classifiers=ONE).state
-    config = foreign.HF_CONFIG | {"model_type": "vit"}
-    model = load_backbone(foreign.write_directory(tmp_path / "vit", config, state, weights))
-    last = eq.hidden_states(state, pixels, "vit", heads=HEADS, depth=DEPTH, eps=EPS)[-1]
-    normed = eq.layer_norm(state, "vit.layernorm", last, EPS)
-    assert (model.config.family, model.config.exits) == ("vit", ())
-    with torch.no_grad():
-        eq.assert_reproduced(model(pixels), eq.linear(state, "classifier", normed[:, 0]))
-
-
-def test_huggingface_vit_without_qkv_bias(tmp_path: Path, pixels: Tensor) -> None:
-    state = foreign.huggingface_state("vit", tokens=1, classifiers=ONE).state
-    for i in range(DEPTH):
-        for part in ("query", "key", "value"):
-            del state[f"vit.encoder.layer.{i}.attention.attention.{part}.bias"]
-    config = foreign.HF_CONFIG | {"model_type": "vit", "qkv_bias": False}
-    model = load_backbone(
-        foreign.write_directory(tmp_path / "vit", config, state, "pytorch_model.bin")
-    )
-    last = eq.hidden_states(state, pixels, "vit", heads=HEADS, depth=DEPTH, eps=EPS)[-1]
-    normed = eq.layer_norm(state, "vit.layernorm", last, EPS)
-    with torch.no_grad():
-        eq.assert_reproduced(model(pixels), eq.linear(state, "classifier", normed[:, 0]))
-
-
-@pytest.mark.parametrize("names", [TWO, ONE], ids=["with teacher", "one classifier"])
-def test_huggingface_deit(tmp_path: Path, pixels: Tensor, names: tuple[str, ...]) -> None:
-    state = foreign.huggingface_state("deit", tokens=2, classifiers=names).state
-    config = foreign.HF_CONFIG | {"model_type": "deit"}
-    model = load_backbone(
-        foreign.write_directory(tmp_path / "deit", config, state, "model.safetensors")
-    )
-    last = eq.hidden_states(state, pixels, "deit", heads=HEADS, depth=DEPTH, eps=EPS)[-1]
-    normed = eq.layer_norm(state, "deit.layernorm", last, EPS)
-    logits = [eq.linear(state, name, normed[:, i]) for i, name in enumerate(names)]
-    assert (model.config.prefix_tokens, model.config.classifiers) == (2, len(names))
-    with torch.no_grad():
-        eq.assert_reproduced(model(pixels), sum(logits) / torch.tensor(len(logits)))
-
-
-# Real files.
+@pytest.mark.parametrize("qkv_bias", [True, False])
+@pytest.mark.parametrize(
+    ("family", "names"),
+    [("vit", ONE), ("deit", TWO), ("deit", ONE)],
+    ids=["vit", "deit with teacher", "deit with one classifier"],
+)
+def test_huggingface(
+    tmp_path: Path, family: str, names: tuple[str, ...], qkv_bias: bool, weights: str
+) -> None:
+    tokens = {"vit": 1, "deit": 2}[family]
+    state = foreign.huggingface_state(family, tokens=tokens, classifiers=names).state
+    if not qkv_bias:
+        state = {n: t for n, t in state.items() if not re.search(r"(query|key|value)\.bias$", n)}
+    config = foreign.HF_CONFIG | {"model_type": family, "qkv_bias": qkv_bias}
+    model = load_backbone(foreign.write_directory(tmp_path / "hf", config, state, weights))
+    assert (model.config.family, model.config.exits) == (family, ())
+    assert (model.config.prefix_tokens, model.config.classifiers) == (tokens, len(names))
+    pixels = foreign.random_pixels(foreign.IMAGE)
+    states = eq.hidden_states(state, pixels, family, heads=HEADS, depth=DEPTH, eps=EPS)
+    eq.assert_reproduced(model(pixels), eq.final_logits(state, family, states[-1], EPS))
 
 
 @pytest.mark.parametrize(
@@ -246,9 +184,8 @@ def test_published_weights_load(
     assert sum(p.numel() for p in model.parameters()) == parameters
 
 
-def test_a_copy_of_the_reference_is_the_shared_one(data_root: Path, tmp_path: Path) -> None:
+def test_the_copy_of_the_reference_is_the_shared_one(data_root: Path) -> None:
     shared = data_root / "reference" / "vit_lgvit.npz"
     if not shared.is_file():
         pytest.skip(f"{shared} is not there")
-    copy = shutil.copy(shared, tmp_path)
-    assert Path(copy).read_bytes() == REFERENCE.read_bytes()
+    assert shared.read_bytes() == REFERENCE.read_bytes()

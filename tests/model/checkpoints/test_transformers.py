@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import runpy
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import equations as eq
+import foreign_states as foreign
 import pytest
 import torch
 from torch import Tensor, nn
@@ -19,32 +19,12 @@ from lgvit_edge.model import load_backbone
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
-HERE = Path(__file__).parent
-eq = SimpleNamespace(**runpy.run_path(str(HERE / "equations.py")))
-foreign = SimpleNamespace(**runpy.run_path(str(HERE / "foreign_states.py")))
 
 CLASSES = 5
-VIT = {
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "image_size": 28,
-    "patch_size": 4,
-    "num_labels": CLASSES,
-    "layer_norm_eps": 1e-3,
-}
-SWIN = {
-    "image_size": 64,
-    "patch_size": 2,
-    "embed_dim": 16,
-    "depths": [2, 2, 4, 2],
-    "num_heads": [2, 2, 4, 4],
-    "window_size": 4,
-    "mlp_ratio": 3.0,
-    "num_labels": CLASSES,
-    "layer_norm_eps": 1e-3,
-}
+VIT = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48)
+VIT |= dict(image_size=28, patch_size=4, num_labels=CLASSES, layer_norm_eps=1e-3)
+SWIN = dict(image_size=64, patch_size=2, embed_dim=16, depths=[2, 2, 4, 2], window_size=4)
+SWIN |= dict(num_heads=[2, 2, 4, 4], mlp_ratio=3.0, num_labels=CLASSES, layer_norm_eps=1e-3)
 KINDS = {
     "vit": ("ViTConfig", "ViTForImageClassification", VIT),
     "vit without qkv bias": ("ViTConfig", "ViTForImageClassification", VIT | {"qkv_bias": False}),
@@ -97,37 +77,29 @@ def save(model: Any, folder: Path, **options: Any) -> Path:
     return folder
 
 
-def check(folder: Path, model: Any) -> None:
-    pixels = foreign.random_pixels(model.config.image_size)
+def check(folder: Path, model: Any, size: int | None = None, **options: Any) -> None:
+    """Logits of the folder's model, at another image size if one is given, and of transformers'."""
     loaded = load_backbone(folder)
     assert loaded.config.family == model.config.model_type
-    with torch.no_grad():
-        eq.assert_reproduced(loaded(pixels), logits(model, pixels))
+    pixels = foreign.random_pixels(size or model.config.image_size)
+    resized = loaded.resized(size) if size else loaded
+    eq.assert_reproduced(resized(pixels), logits(model, pixels, **options))
 
 
+@pytest.mark.parametrize("form", ["as saved", "names in memory", "shards"])
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_save_pretrained(tmp_path: Path, kind: str) -> None:
+def test_save_pretrained(tmp_path: Path, kind: str, form: str) -> None:
     model = make(kind)
-    folder = save(model, tmp_path / "saved")
-    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
-    check(folder, model)
-
-
-@pytest.mark.parametrize("kind", list(KINDS))
-def test_names_in_memory(tmp_path: Path, kind: str) -> None:
-    model = make(kind)
-    folder = save(model, tmp_path / "saved")
-    (folder / "model.safetensors").unlink()
-    torch.save(model.state_dict(), folder / "pytorch_model.bin")
-    check(folder, model)
-
-
-@pytest.mark.parametrize("kind", list(KINDS))
-def test_shards(tmp_path: Path, kind: str) -> None:
-    model = make(kind)
-    folder = save(model, tmp_path / "saved", max_shard_size="20KB")
-    index = json.loads((folder / "model.safetensors.index.json").read_text())
-    assert len(set(index["weight_map"].values())) > 2
+    options = {"max_shard_size": "20KB"} if form == "shards" else {}
+    folder = save(model, tmp_path / "saved", **options)
+    if form == "shards":
+        index = json.loads((folder / "model.safetensors.index.json").read_text())
+        assert len(set(index["weight_map"].values())) > 2
+    else:
+        assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
+    if form == "names in memory":
+        (folder / "model.safetensors").unlink()
+        torch.save(model.state_dict(), folder / "pytorch_model.bin")
     check(folder, model)
 
 
@@ -139,29 +111,18 @@ def test_labels(tmp_path: Path, kind: str) -> None:
     assert load_backbone(folder).config.labels == tuple(f"thing {i}" for i in range(CLASSES))
 
 
-# Other image sizes.
-
-
 @pytest.mark.parametrize("kind", ["vit", "deit with teacher"])
 @pytest.mark.parametrize("size", [20, 36, 56])
 def test_positions_are_interpolated(tmp_path: Path, kind: str, size: int) -> None:
-    model, pixels = make(kind), foreign.random_pixels(size)
-    loaded = load_backbone(save(model, tmp_path / "saved")).resized(size)
-    with torch.no_grad():
-        expected = logits(model, pixels, interpolate_pos_encoding=True)
-        eq.assert_reproduced(loaded(pixels), expected)
+    model = make(kind)
+    check(save(model, tmp_path / "saved"), model, size, interpolate_pos_encoding=True)
 
 
 @pytest.mark.parametrize("kind", ["swin", "swin, padded"])
 @pytest.mark.parametrize("size", [68, 84, 96, 128])
 def test_windows_keep_their_size(tmp_path: Path, kind: str, size: int) -> None:
-    model, pixels = make(kind), foreign.random_pixels(size)
-    loaded = load_backbone(save(model, tmp_path / "saved")).resized(size)
-    with torch.no_grad():
-        eq.assert_reproduced(loaded(pixels), logits(model, pixels))
-
-
-# What transformers' processors do to an image.
+    model = make(kind)
+    check(save(model, tmp_path / "saved"), model, size)
 
 
 @pytest.mark.parametrize(
