@@ -48,7 +48,7 @@ def own_surroundings(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Call ``make(path)`` in the first worker that asks for this name; return the path."""
+    """Call ``make`` in the first worker that asks for ``name``; return what it made, in a folder."""
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent
@@ -56,9 +56,10 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     def shared(name: str, make: Callable[[Path], object]) -> Path:
         with FileLock(root / f"{name}.lock"):
             if not (root / name).exists():
-                make(root / f"{name}.new")
+                (root / f"{name}.new").mkdir()
+                make(root / f"{name}.new" / "out")
                 (root / f"{name}.new").rename(root / name)
-        return root / name
+        return root / name / "out"
 
     return shared
 

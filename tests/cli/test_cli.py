@@ -10,31 +10,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from processes import lgvit_edge as run
+from small import write_photos
 
 from lgvit_edge.bundle.directory import open_bundle
 from lgvit_edge.model import LGViT, save_checkpoint
 
 pytestmark = pytest.mark.slow
-
-
-def run(
-    *arguments: object, cwd: Path | None = None, **env: str
-) -> subprocess.CompletedProcess[str]:
-    import os
-
-    done = subprocess.run(
-        [sys.executable, "-m", "lgvit_edge", *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "COLUMNS": "100", **env},
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +30,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, exported_model: LGViT) 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Class folders a..e, the names the exported model knows."""
-    root = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    for name in "abcde":
-        (root / name).mkdir()
-        for i in range(2):
-            image = Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8))
-            image.save(root / name / f"{i}.png")
-    return root
+    return write_photos(tmp_path_factory.mktemp("photos"), "abcde", 2)
 
 
 def test_help_names_every_policy() -> None:
@@ -78,7 +54,7 @@ def test_export_info_bench_predict(
     quick_model: LGViT,
     photos: Path,
     tmp_path: Path,
-    command: Callable[..., tuple[int, str]],
+    command: Callable[..., str],
 ) -> None:
     path, out = tmp_path / "model.pt", tmp_path / "out"
     save_checkpoint(quick_model, path)
@@ -88,9 +64,9 @@ def test_export_info_bench_predict(
     assert "x the weights" in done.stdout
 
     for known in (path, out):
-        shown = json.loads(command("info", known, "--json")[1])
+        shown = json.loads(command("info", known, "--json"))
         assert [s["head"] for s in shown["segments"]] == ["lph", "final"]
-        assert "lph" in command("info", known)[1]
+        assert "lph" in command("info", known)
 
     record_file = tmp_path / "record.json"
     done = run("bench", "--engines", out, "--data", photos, "--json", record_file)
@@ -100,32 +76,32 @@ def test_export_info_bench_predict(
     assert "bench --engines" in record["command"]
     assert "efficiency" in done.stdout
 
-    done = run("predict", "--engines", out, photos / "a", photos / "b" / "0.png", "--json")
+    done = run("predict", "--engines", out, photos / "a", photos / "b" / "00.png", "--json")
     rows = json.loads(done.stdout)
-    assert [Path(row["image"]).name for row in rows] == ["0.png", "1.png", "0.png"]
+    assert [Path(row["image"]).name for row in rows] == ["00.png", "01.png", "00.png"]
     assert all(row["label"] in "abcde" and 0 < row["confidence"] <= 1 for row in rows)
-    assert "confidence" in command("predict", "--engines", out, photos / "a")[1]
+    assert "confidence" in command("predict", "--engines", out, photos / "a")
 
 
 def test_export_needs_weights_or_an_architecture(
-    tmp_path: Path, command: Callable[..., tuple[int, str]]
+    tmp_path: Path, command: Callable[..., str]
 ) -> None:
-    status, said = command("export", "--arch", "vit-huge", "--out", tmp_path / "out")
-    assert status == 2 and "unknown architecture 'vit-huge'" in said
-    assert command("export", "--out", tmp_path / "out")[0] == 2
+    said = command("export", "--arch", "vit-huge", "--out", tmp_path / "out", status=2)
+    assert "unknown architecture 'vit-huge'" in said
+    command("export", "--out", tmp_path / "out", status=2)
 
 
 def test_labels_are_put_into_the_bundle(
-    tmp_path: Path, quick_model: LGViT, command: Callable[..., tuple[int, str]]
+    tmp_path: Path, quick_model: LGViT, command: Callable[..., str]
 ) -> None:
     save_checkpoint(quick_model, tmp_path / "model.pt")
     (tmp_path / "names.txt").write_text("v\nw\nx\ny\nz\n")
     arguments = ("export", "--ckpt", tmp_path / "model.pt", "--labels", tmp_path / "names.txt")
-    assert command(*arguments, "--out", tmp_path / "out")[0] == 0
+    command(*arguments, "--out", tmp_path / "out")
     assert open_bundle(tmp_path / "out").manifest.labels == tuple("vwxyz")
     (tmp_path / "names.txt").write_text("v\nw\n")
-    status, said = command(*arguments, "--out", tmp_path / "out")
-    assert status == 1 and "expected 5 labels, one per class, found 2" in said
+    said = command(*arguments, "--out", tmp_path / "out", status=1)
+    assert "expected 5 labels, one per class, found 2" in said
 
 
 @pytest.mark.parametrize(
@@ -179,7 +155,7 @@ def test_bad_input_is_one_clear_error(
     bundle: Path,
     photos: Path,
     tmp_path: Path,
-    command: Callable[..., tuple[int, str]],
+    command: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -191,8 +167,7 @@ def test_bad_input_is_one_clear_error(
     names = {"ckpt": checkpoint, "out": bundle, "junk": junk, "others": others}
     names["empty"] = tmp_path / "empty"
     before = sorted(tmp_path.rglob("*"))
-    ended, said = command(*(argument.format(**names) for argument in arguments))
-    assert ended == status, said
+    said = command(*(argument.format(**names) for argument in arguments), status=status)
     assert re.search(text, said), said
     assert sorted(tmp_path.rglob("*")) == before
 

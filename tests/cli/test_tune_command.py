@@ -9,8 +9,6 @@ import os
 import re
 import resource
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,12 +19,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from processes import lgvit_edge as run
 from pytest import MonkeyPatch
 from small import write_photos
 
 from lgvit_edge.bundle.directory import add_points, open_bundle
 from lgvit_edge.bundle.manifest import SegmentSpec
-from lgvit_edge.cli.app import main
 from lgvit_edge.errors import BundleError, DataError, UsageError
 from lgvit_edge.images.labelled import LabelledImage, find_images
 from lgvit_edge.images.preprocess import load_rgb
@@ -38,35 +36,6 @@ from lgvit_edge.tuning.record import DONE, TO_DO, UNREADABLE, read, record_type
 Command = Callable[..., str]
 Tuned = SimpleNamespace
 Images = list[LabelledImage]
-
-
-def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "lgvit_edge", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "COLUMNS": "100"},
-        **options,
-    )
-    assert "Traceback" not in done.stderr and "internal error" not in done.stderr, done.stderr
-    return done
-
-
-@pytest.fixture
-def command(monkeypatch: MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """The command line in this process, which has imported everything; returns its output."""
-
-    def typed(*arguments: object, status: int = 0) -> str:
-        monkeypatch.setattr(sys, "argv", ["lgvit-edge", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        said = " ".join("".join(capsys.readouterr()).split())
-        assert "internal error" not in said, said
-        assert int(end.value.code or 0) == status, said
-        return said
-
-    return typed
 
 
 @pytest.fixture(scope="module")
@@ -478,7 +447,7 @@ def test_a_full_disk_is_said_before_an_image_is_run(
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 
     message = r"cannot keep \d+ MB of logits in .*\.npy: {}; name a file elsewhere with --logits"
-    done = run("tune", "--engines", bundle_copy, "--data", photos, preexec_fn=full)
+    done = run("tune", "--engines", bundle_copy, "--data", photos, before=full)
     assert done.returncode == 1
     assert re.search(message.format("File too large"), done.stderr), done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]

@@ -9,8 +9,6 @@ import resource
 import runpy
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from processes import lgvit_edge as run
 
 from lgvit_edge.architecture.config import ExitConfig
 from lgvit_edge.bundle.directory import open_bundle
@@ -40,12 +39,6 @@ pytestmark = [
     ),
 ]
 NAMES = ("segment_0", "segment_1", "segment_2", "segment_3", "baseline")
-
-
-def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "lgvit_edge", *map(str, arguments)]
-    environment = {**os.environ, "COLUMNS": "120"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, **options)  # type: ignore
 
 
 def tiny(**changes: object) -> LGViT:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -31,6 +32,26 @@ def run(
     return subprocess.run(
         command, cwd=cwd, env=environment, input=stdin, capture_output=True, text=True
     )
+
+
+def lgvit_edge(
+    *arguments: object,
+    cwd: Path | None = None,
+    before: Callable[[], None] | None = None,
+    **variables: str,
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of the project to its end; it may fail, but with no more than a message."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lgvit_edge", *map(str, arguments)],
+        cwd=cwd,
+        preexec_fn=before,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "COLUMNS": "120", **variables},
+    )
+    assert "Traceback" not in done.stderr and "internal error" not in done.stderr, done.stderr
+    return done
 
 
 def training(folder: Path, options: str, *launcher: str, **variables: str) -> subprocess.Popen[str]:
