@@ -48,7 +48,7 @@ def own_surroundings(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Call ``make`` in the first worker that asks for ``name``; return what it made, in a folder."""
+    """Call ``make`` in the first worker that asks for ``name``; return what it made."""
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent
