@@ -115,7 +115,6 @@ def test_all_families_and_heads_on_every_backend(form: str, precision: str, tmp_
         opset=18,
         batch=(1, 1),
         store=WeightStore(tmp_path / "weights.bin"),
-        weights_location="weights.bin",
     )
     onnx.checker.check_model(path, full_check=True)
     taken = TensorSpec("image", "uint8", (1, 20, 20, 3))
