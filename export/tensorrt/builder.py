@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -102,8 +103,9 @@ class EngineBuilder:
                 # Ctrl-C does not wait.
                 progress("stopping")
                 job.finished.wait()
-                thread.join()
+                _wait_for_end(thread)
             raise
+        _wait_for_end(thread)
         if job.error is not None:
             raise job.error
         assert job.plan is not None  # a job without an error has one
@@ -303,6 +305,17 @@ class _Job:
         return BuildError(
             f"{self.trt.library} {self.trt.version}, {self.task.onnx.name}: {what}: {detail}{hint}"
         )
+
+
+def _wait_for_end(thread: threading.Thread) -> None:
+    """Wait until the system's thread is gone, which is later than ``join`` returns.
+
+    TensorRT tidies up as it ends and may log, in Python; while Python itself ends, that would abort
+    the process.
+    """
+    thread.join()
+    while Path(f"/proc/self/task/{thread.native_id}").exists():
+        time.sleep(0.001)
 
 
 def _monitor(module: Any, job: _Job) -> Any:

@@ -308,6 +308,20 @@ def test_a_full_disk_leaves_what_was_whole(rtx_copy: Path) -> None:
     assert after == before
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux")
+def test_a_compilers_thread_is_gone_when_its_engine_is_there(rtx: Path) -> None:
+    """What TensorRT logs from a thread that outlives Python would abort the process."""
+    opened = open_bundle(rtx)
+    spec = opened.manifest.segments[-1].spec
+    path, batch = opened.path(spec.graph), opened.manifest.batch
+    task = BuildTask(path, spec, dtype="float16", quantized=False, batch=batch)
+    builder = EngineBuilder(TensorRT("tensorrt-rtx"), BuilderOptions())
+    builder.build(task)
+    before = set(os.listdir("/proc/self/task"))
+    builder.build(task)
+    assert set(os.listdir("/proc/self/task")) <= before
+
+
 def test_ctrl_c_stops_the_compiler_and_leaves_no_part(
     tmp_path: Path, interrupt: Callable[[list[str], str], str]
 ) -> None:
