@@ -20,6 +20,7 @@ from PIL import Image
 from torch import nn
 
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
+from lgvit_edge.cli.app import main
 from lgvit_edge.export import ExportOptions, export_bundle
 from lgvit_edge.images.spec import Preprocess
 from lgvit_edge.model import LGViT, save_checkpoint
@@ -170,23 +171,23 @@ def swin_bundle(made_once: Callable[..., Path], swin_model: LGViT) -> Path:
 
 
 @pytest.fixture(scope="session")
-def rtx_bundles(made_once: Callable[..., Path], exported_model: LGViT, swin_bundle: Path) -> Path:
-    """For TensorRT, no engines yet.
+def rtx_bundle(
+    made_once: Callable[..., Path], exported_model: LGViT, request: pytest.FixtureRequest
+) -> Callable[[str], Path]:
+    """For TensorRT, no engines yet; do not change them.
 
     ``fp32``, ``fp16`` (batches 1 to 8), ``fixed`` (fp16, 1), ``swin`` (fp32, 1 to 8).
     """
 
-    def make(root: Path) -> None:
-        for name, precision, batch in (
-            ("fp32", "fp32", (1, 4, 8)),
-            ("fp16", "fp16", (1, 4, 8)),
-            ("fixed", "fp16", (1, 1, 1)),
-        ):
-            options = ExportOptions(target="rtx", precision=precision, batch=batch)
-            export_bundle(exported_model, root / name, options)
-        shutil.copytree(swin_bundle, root / "swin")
+    def bundle(name: str) -> Path:
+        if name == "swin":
+            return Path(request.getfixturevalue("swin_bundle"))
+        precision = "fp32" if name == "fp32" else "fp16"
+        batch = (1, 1, 1) if name == "fixed" else (1, 4, 8)
+        options = ExportOptions(target="rtx", precision=precision, batch=batch)
+        return made_once(name, lambda out: export_bundle(exported_model, out, options))
 
-    return made_once("rtx", make)
+    return bundle
 
 
 @pytest.fixture(scope="session")
@@ -284,3 +285,21 @@ def folder(tmp_path: Path, small_config: LGViTConfig) -> Path:
             Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "data" / name / f"{i}.png")
     save_checkpoint(seeded(small_config, 0).eval(), tmp_path / "start.pt")
     return tmp_path
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Run a command in this process until it ends with ``status``; returns what it said."""
+
+    def typed(*arguments: object, status: int = 0) -> str:
+        monkeypatch.setattr(sys, "argv", ["lgvit-edge", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        said = " ".join("".join(capsys.readouterr()).split())
+        assert "internal error" not in said and "Traceback" not in said, said
+        assert int(end.value.code or 0) == status, said
+        return said
+
+    return typed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -141,9 +142,9 @@ def test_report_shows_the_figures_and_the_doubts(bundle: Path, images: list[Labe
     assert "unstable: only 5 samples" in text
 
 
-def test_overhead_takes_float32_bundles(rtx_bundles: Path) -> None:
+def test_overhead_takes_float32_bundles(rtx_bundle: Callable[[str], Path]) -> None:
     with pytest.raises(UsageError, match="takes fp32 bundles"):
-        overhead.main(rtx_bundles / "fp16")
+        overhead.main(rtx_bundle("fp16"))
 
 
 def test_overhead_of_cutting_is_measured(bundle: Path) -> None:

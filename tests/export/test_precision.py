@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +41,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def half(rtx_bundles: Path) -> Path:
-    return rtx_bundles / "fp16"
+def half(rtx_bundle: Callable[[str], Path]) -> Path:
+    return rtx_bundle("fp16")
 
 
 @pytest.fixture(scope="module")

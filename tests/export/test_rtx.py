@@ -38,6 +38,7 @@ pytestmark = [
         reason="tensorrt-rtx is not installed",
     ),
 ]
+Command = Callable[..., str]
 NAMES = ("segment_0", "segment_1", "segment_2", "segment_3", "baseline")
 
 
@@ -49,9 +50,9 @@ def tiny(**changes: object) -> LGViT:
 
 
 @pytest.fixture(scope="module")
-def rtx(tmp_path_factory: pytest.TempPathFactory, rtx_bundles: Path) -> Path:
+def rtx(tmp_path_factory: pytest.TempPathFactory, rtx_bundle: Callable[[str], Path]) -> Path:
     """A half-precision bundle with engines; do not change it, take ``rtx_copy``."""
-    out = Path(shutil.copytree(rtx_bundles / "fixed", tmp_path_factory.mktemp("rtx") / "out"))
+    out = Path(shutil.copytree(rtx_bundle("fixed"), tmp_path_factory.mktemp("rtx") / "out"))
     build_engines(out)
     return out
 
@@ -72,8 +73,8 @@ def check_engines(bundle: Path) -> None:
     assert check_graphs(bundle) == built.build.version
 
 
-def test_every_kind_of_graph_compiles(rtx_bundles: Path, tmp_path: Path) -> None:
-    check_engines(Path(shutil.copytree(rtx_bundles / "fp32", tmp_path / "out")))
+def test_every_kind_of_graph_compiles(rtx_bundle: Callable[[str], Path], tmp_path: Path) -> None:
+    check_engines(Path(shutil.copytree(rtx_bundle("fp32"), tmp_path / "out")))
 
 
 @pytest.mark.parametrize(
@@ -166,33 +167,31 @@ def test_export_for_rtx_compiles(tmp_path: Path, quick_model: LGViT) -> None:
 
 
 def test_export_for_jetson_is_checked_and_says_what_to_run(
-    tmp_path: Path, quick_model: LGViT
+    tmp_path: Path, quick_model: LGViT, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     save_checkpoint(quick_model, tmp_path / "model.pt")
     jetson = ("export", "--ckpt", "model.pt", "--target", "jetson", "--jetpack", "6.0")
-    done = run(*jetson, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "opset 17, fp16" in done.stdout  # what TensorRT 8.6 reads
-    assert "every graph parses with TensorRT-RTX" in done.stdout
-    assert "only a build there is proof" in done.stdout
-    assert "\n  lgvit-edge build out\n" in done.stdout
+    said = command(*jetson)
+    assert "opset 17, fp16" in said  # what TensorRT 8.6 reads
+    assert "every graph parses with TensorRT-RTX" in said
+    assert "only a build there is proof" in said
+    assert " lgvit-edge build out" in said
     assert not (tmp_path / "out" / "engines").exists()
-    refused = run("build", "out", cwd=tmp_path)
-    assert refused.returncode == 1
-    assert "this machine is none; copy out there and run: lgvit-edge build out" in refused.stderr
+    refused = command("build", "out", status=1)
+    assert "this machine is none; copy out there and run: lgvit-edge build out" in refused
 
 
-def test_jetpacks_decide_the_opset(tmp_path: Path, quick_model: LGViT) -> None:
+def test_jetpacks_decide_the_opset(tmp_path: Path, quick_model: LGViT, command: Command) -> None:
     save_checkpoint(quick_model, tmp_path / "model.pt")
-    jetson = ("export", "--ckpt", "model.pt", "--target", "jetson")
+    jetson = ("export", "--ckpt", tmp_path / "model.pt", "--target", "jetson")
     for options, text in (
         (("--jetpack", "6.0", "--precision", "int8"), "builds fp32, fp16, the bundle is int8"),
         (("--jetpack", "5"), "8.5 on JetPack 5"),
         (("--jetpack", "4"), "--jetpack: expected one of 5, 6.0"),
         (("--jetpack", "6.0", "--opset", "18"), "run: lgvit-edge export ... --opset 17"),
     ):
-        refused = run(*jetson, *options, cwd=tmp_path)
-        assert refused.returncode == 2 and text in refused.stderr
+        assert text in command(*jetson, *options, status=2)
 
 
 @pytest.mark.parametrize("library", [None, "tensorrt-rtx"])
@@ -217,7 +216,7 @@ def test_what_the_parser_refuses_is_said(bundle: Path) -> None:
 
 
 def test_a_wrong_capability_is_refused_before_anything_is_replaced(
-    rtx_copy: Path, tmp_path: Path, quick_model: LGViT
+    rtx_copy: Path, tmp_path: Path, quick_model: LGViT, command: Command
 ) -> None:
     save_checkpoint(quick_model, tmp_path / "model.pt")
     trt = TensorRT("tensorrt-rtx")
@@ -225,21 +224,21 @@ def test_a_wrong_capability_is_refused_before_anything_is_replaced(
         with pytest.raises(UsageError, match="compiles for compute capabilities"):
             EngineBuilder(trt, BuilderOptions(compute_capabilities=parse_capabilities(wrong)))
     for wrong in ("sm86", ""):
-        done = run(
+        said = command(
             *("export", "--ckpt", tmp_path / "model.pt", "--target", "rtx"),
             *("--out", rtx_copy, f"--capability={wrong}"),
+            status=2,
         )
-        assert done.returncode == 2 and "compiles for compute capabilities" in done.stderr
+        assert "compiles for compute capabilities" in said
     assert len(list((rtx_copy / "engines").glob("*/*.engine"))) == 5
 
 
-def test_options_of_another_target_are_refused(tmp_path: Path) -> None:
+def test_options_of_another_target_are_refused(command: Command) -> None:
     for options, text in (
         (("--target", "cpu", "--capability", "8.6"), "--capability is for --target rtx"),
         (("--target", "rtx", "--jetpack", "6"), "--jetpack is for --target jetson"),
     ):
-        done = run("export", "--ckpt", "model.pt", *options, cwd=tmp_path)
-        assert done.returncode == 2 and text in done.stderr
+        assert text in command("export", "--ckpt", "model.pt", *options, status=2)
 
 
 def test_nothing_is_written_where_nothing_is_to_do(rtx_copy: Path) -> None:

@@ -474,7 +474,7 @@ def test_known_failures_to_import_have_a_cure(
 
 
 def test_what_a_board_cannot_compile_is_said_before_it_begins(
-    board: Board, site: Site, rtx_bundles: Path, monkeypatch: pytest.MonkeyPatch
+    board: Board, site: Site, rtx_bundle: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notes: list[str] = []
     site.module("__version__ = '8.6.1'")
@@ -483,9 +483,9 @@ def test_what_a_board_cannot_compile_is_said_before_it_begins(
     board.power(0, "15W", "MAXN")
     monkeypatch.setattr("lgvit_edge.machine.jetson.detect", board.detect)
     with pytest.raises(BackendError, match=r"this Jetson cannot.* up to opset 17.*--opset 17"):
-        build_engines(rtx_bundles / "fp16", library="tensorrt", note=notes.append)
+        build_engines(rtx_bundle("fp16"), library="tensorrt", note=notes.append)
     assert "power mode 15W, the highest is MAXN; run: sudo nvpmodel -m 1" in notes
-    assert not (rtx_bundles / "fp16" / "engines").exists()
+    assert not (rtx_bundle("fp16") / "engines").exists()
 
 
 # doctor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,8 @@ def test_every_exit_agrees_with_pytorch(bundle: Path, swin_bundle: Path) -> None
             assert session.describe()["backend"] == "openvino"
 
 
-def test_half_precision_agrees_within_its_tolerance(rtx_bundles: Path) -> None:
-    with Session.open(rtx_bundles / "fixed", backend="openvino") as session:
+def test_half_precision_agrees_within_its_tolerance(rtx_bundle: Callable[[str], Path]) -> None:
+    with Session.open(rtx_bundle("fixed"), backend="openvino") as session:
         assert session.check_parity() <= session.manifest.parity.tolerance
 
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import fake_cuda
@@ -43,6 +44,12 @@ def empty_libraries(folder: Path, major: str) -> None:
         subprocess.run(["cc", *options, "-o", folder / library, source], check=True)
 
 
+@pytest.fixture(scope="module")
+def bundles(rtx_bundle: Callable[[str], Path]) -> Path:
+    """The folder with all of them: each name's ``out``."""
+    return {rtx_bundle(name).parents[1] for name in ("fp32", "fp16", "fixed", "swin")}.pop()
+
+
 def run_cases(driver: Path, bundles: Path, folder: Path, *binding: str, **more: str) -> None:
     """``binding`` is its package, the module it stands for, and its version."""
     pytest.importorskip("cuda.bindings.driver", reason="cuda-python is not installed")
@@ -54,9 +61,7 @@ def run_cases(driver: Path, bundles: Path, folder: Path, *binding: str, **more: 
 
 @pytest.mark.trt
 @pytest.mark.parametrize("version", VERSIONS)
-def test_tensorrt_on_stand_ins(
-    version: str, driver: Path, rtx_bundles: Path, tmp_path: Path
-) -> None:
+def test_tensorrt_on_stand_ins(version: str, driver: Path, bundles: Path, tmp_path: Path) -> None:
     wheels = list(WHEELS.glob(f"*-{version}-*.whl"))
     if not wheels:
         pytest.skip(f"NVIDIA's bindings {version} are not in {WHEELS}; run: make dev")
@@ -64,11 +69,11 @@ def test_tensorrt_on_stand_ins(
         wheel.extractall(tmp_path)
     empty_libraries(tmp_path, version.split(".")[0])
     binding = ("tensorrt_bindings", "tensorrt", version)
-    run_cases(driver, rtx_bundles, tmp_path, *binding, TRT_FOLDER=str(tmp_path))
+    run_cases(driver, bundles, tmp_path, *binding, TRT_FOLDER=str(tmp_path))
 
 
 @pytest.mark.trt
-def test_tensorrt_rtx_on_stand_ins(driver: Path, rtx_bundles: Path, tmp_path: Path) -> None:
+def test_tensorrt_rtx_on_stand_ins(driver: Path, bundles: Path, tmp_path: Path) -> None:
     rtx = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     binding = ("tensorrt_rtx", "tensorrt_rtx", rtx.__version__)
-    run_cases(driver, rtx_bundles, tmp_path, *binding)
+    run_cases(driver, bundles, tmp_path, *binding)

@@ -81,7 +81,7 @@ def plain(tmp_path: Path) -> Path:
 
 
 def copied(name: str, folder: Path) -> Path:
-    return Path(shutil.copytree(BUNDLES / name, folder / name))
+    return Path(shutil.copytree(BUNDLES / name / "out", folder / name))
 
 
 def frames(count: int) -> list[NDArray[np.uint8]]:
@@ -282,7 +282,7 @@ def test_an_engine_that_fell_back_to_float32_is_refused(plain: Path) -> None:
 
 def test_a_graph_in_the_wrong_precision_is_refused(plain: Path) -> None:
     """A float32 graph in a half-precision bundle would be silently slow."""
-    other = BUNDLES / "fp32"
+    other = BUNDLES / "fp32" / "out"
     shutil.copy(other / "segments" / "segment_1.onnx", plain / "segments" / "segment_1.onnx")
     opened = open_bundle(plain, verify=False)
     from lgvit_edge.export.tensorrt.builder import BuildTask, EngineBuilder
