@@ -28,13 +28,14 @@ demo: $(VENV)/.demo ## set up, then run the whole main job on data that needs no
 test: $(VENV)/.dev ## set up, then run the tests
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-check: $(VENV)/.dev links ## lint, format, types and import rules
+check: $(VENV)/.dev links ## lint, format, types, import rules and no circles
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	cd $(LINKS) && $(BIN)/mypy --strict --config-file $(CURDIR)/pyproject.toml \
 		--cache-dir $(CURDIR)/build/mypy_cache -p lgvit_edge
 	cd $(LINKS) && PYTHONPATH=. $(BIN)/lint-imports --config $(CURDIR)/pyproject.toml \
 		--cache-dir $(CURDIR)/build/import_linter_cache
+	@$(MAKE) --no-print-directory map > build/map || { tail -n 5 build/map; exit 1; }
 
 map: $(VENV)/.dev links ## modules per folder, imports between folders, circles
 	@cd $(LINKS) && PYTHONPATH=. $(BIN)/python $(CURDIR)/tools/import_map.py

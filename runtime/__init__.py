@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from lgvit_edge.runtime.backends.base import Candidate as Candidate
     from lgvit_edge.runtime.backends.base import Chain as Chain
     from lgvit_edge.runtime.backends.base import ChainOptions as ChainOptions
+    from lgvit_edge.runtime.backends.base import TensorRTOptions as TensorRTOptions
     from lgvit_edge.runtime.backends.registry import register_backend as register_backend
-    from lgvit_edge.runtime.backends.tensorrt import TensorRTOptions as TensorRTOptions
     from lgvit_edge.runtime.result import Pace as Pace
     from lgvit_edge.runtime.result import Result as Result
     from lgvit_edge.runtime.session import Session as Session
@@ -36,9 +36,14 @@ _HOMES = {
         *("Confidence", "Ensemble", "Entropy", "FixedExit", "Never", "Patience"),
         *("PatientConfidence", "Policy"),
     ),
-    "lgvit_edge.runtime.backends.base": ("Backend", "Candidate", "Chain", "ChainOptions"),
+    "lgvit_edge.runtime.backends.base": (
+        "Backend",
+        "Candidate",
+        "Chain",
+        "ChainOptions",
+        "TensorRTOptions",
+    ),
     "lgvit_edge.runtime.backends.registry": ("register_backend",),
-    "lgvit_edge.runtime.backends.tensorrt": ("TensorRTOptions",),
     "lgvit_edge.runtime.result": ("Pace", "Result"),
     "lgvit_edge.runtime.session": ("Session",),
     "lgvit_edge.runtime.stats": ("Statistics",),

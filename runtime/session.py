@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -15,16 +15,13 @@ from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.errors import BundleError, UsageError
 from lgvit_edge.images.preprocess import ImageLike, refuse_single
 from lgvit_edge.policies import Policy, from_json
-from lgvit_edge.runtime.backends.base import Chain, ChainOptions
+from lgvit_edge.runtime.backends.base import Chain, ChainOptions, TensorRTOptions
 from lgvit_edge.runtime.backends.registry import chain_opener
 from lgvit_edge.runtime.loaded import LoadedBundle
 from lgvit_edge.runtime.result import Result
 from lgvit_edge.runtime.stats import Recorder, Statistics
 from lgvit_edge.runtime.streams import StreamError, run_streams
 from lgvit_edge.runtime.target_rate import TargetRate
-
-if TYPE_CHECKING:
-    from lgvit_edge.runtime.backends.tensorrt import TensorRTOptions
 
 
 class Session(LoadedBundle):

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from lgvit_edge.bundle.directory import Bundle
     from lgvit_edge.bundle.manifest import TensorSpec
     from lgvit_edge.machine.jetson import Jetson
-    from lgvit_edge.runtime.backends.tensorrt import TensorRTOptions
 
 T = TypeVar("T")
 # Ranks of candidates: only those on the fastest kind of hardware are measured.
 ON_CPU, ON_GPU, ON_ENGINES = 0, 1, 2
+WAITS = ("hybrid", "spin", "block")
 
 
 class Chain(Protocol):
@@ -51,6 +51,32 @@ class Chain(Protocol):
 
     def close(self) -> None:
         """Free the backend's memory."""
+
+
+@dataclass(frozen=True)
+class TensorRTOptions:
+    """Holds the options of the TensorRT backend.
+
+    Attributes:
+        wait: how to wait for a segment's logits: ``spin`` is fastest and occupies a core, ``block``
+            sleeps, ``hybrid`` spins for 50 microseconds and then sleeps.
+        cuda_graphs: replay recorded segments instead of launching kernel by kernel.
+        speculate: start the next segment before the exit decision. That saves the decision's time
+            where an image goes on; where it leaves, the GPU's work is wasted.
+        binding: ``pycuda`` or ``cuda-python``; None for pycuda where it works.
+        engines: tag of the build to run; None for the first that fits this GPU.
+    """
+
+    wait: str = "hybrid"
+    cuda_graphs: bool = True
+    speculate: bool = False
+    binding: str | None = None
+    engines: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse unknown waits."""
+        if self.wait not in WAITS:
+            raise UsageError(f"wait must be one of {', '.join(WAITS)}, found {self.wait!r}")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,44 +19,17 @@ from numpy.typing import NDArray
 from lgvit_edge.bundle.builds import graphs_of
 from lgvit_edge.bundle.directory import Bundle
 from lgvit_edge.bundle.manifest import TensorSpec
-from lgvit_edge.errors import BackendError, UsageError
-from lgvit_edge.runtime.backends.base import Chain, ChainOptions
+from lgvit_edge.errors import BackendError
+from lgvit_edge.runtime.backends.base import Chain, ChainOptions, TensorRTOptions
 from lgvit_edge.runtime.backends.tensorrt_engine import (
     EngineLoader,
     attach_scratch,
     choose_build,
     scratch_size,
 )
-from lgvit_edge.runtime.cuda.api import WAITS
 from lgvit_edge.runtime.cuda.bindings import open_cuda
 
 _SPIN_SECONDS = 50e-6  # that a hybrid wait spins before it sleeps; most segments are faster
-
-
-@dataclass(frozen=True)
-class TensorRTOptions:
-    """Holds the options of the TensorRT backend.
-
-    Attributes:
-        wait: how to wait for a segment's logits: ``spin`` is fastest and occupies a core, ``block``
-            sleeps, ``hybrid`` spins for 50 microseconds and then sleeps.
-        cuda_graphs: replay recorded segments instead of launching kernel by kernel.
-        speculate: start the next segment before the exit decision. That saves the decision's time
-            where an image goes on; where it leaves, the GPU's work is wasted.
-        binding: ``pycuda`` or ``cuda-python``; None for pycuda where it works.
-        engines: tag of the build to run; None for the first that fits this GPU.
-    """
-
-    wait: str = "hybrid"
-    cuda_graphs: bool = True
-    speculate: bool = False
-    binding: str | None = None
-    engines: str | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse unknown waits."""
-        if self.wait not in WAITS:
-            raise UsageError(f"wait must be one of {', '.join(WAITS)}, found {self.wait!r}")
 
 
 def open_chain(bundle: Bundle, names: list[str], options: ChainOptions) -> Chain:

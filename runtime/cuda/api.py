@@ -20,7 +20,6 @@ from numpy.typing import DTypeLike, NDArray
 from lgvit_edge.errors import BackendError
 from lgvit_edge.runtime.cuda.driver import Driver, Refused
 
-WAITS = ("hybrid", "spin", "block")
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: the default stream of other libraries is not waited for
 _THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may go on using CUDA
 _BLOCKING_SYNC, _DISABLE_TIMING = 1, 2  # CU_EVENT_...
