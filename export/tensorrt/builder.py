@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lgvit_edge._support.terminal import end_at_once
 from lgvit_edge.bundle.manifest import GraphSpec
 from lgvit_edge.errors import BuildError, UsageError
 from lgvit_edge.machine.gpu import find_gpu
@@ -98,6 +99,7 @@ class EngineBuilder:
                 pass
         except KeyboardInterrupt:
             job.cancelled = True
+            end_at_once.set()
             if thread.ident is not None:
                 # TensorRT 8.6 cannot be stopped, so this waits until the engine is done. A second
                 # Ctrl-C does not wait.

@@ -34,6 +34,11 @@ def table(*headers: str, numbers: tuple[str, ...] = ()) -> Table:
     return empty
 
 
+# Set where threads of a native library may still run, and call into Python, when Python ends: the
+# command line then ends the process without that, once all is cleaned up.
+end_at_once = threading.Event()
+
+
 @contextlib.contextmanager
 def held_interrupts() -> Iterator[Callable[[], None]]:
     """Hold Ctrl-C back until the yielded function is called; a second Ctrl-C acts at once.

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ from rich.console import Console
 from typer import Option
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from lgvit_edge._support.terminal import console, errors
+from lgvit_edge._support.terminal import console, end_at_once, errors
 from lgvit_edge.architecture.heads import head_choices
 from lgvit_edge.errors import DataError, LGViTEdgeError, UsageError
 from lgvit_edge.runtime.backends.registry import backends
@@ -202,7 +203,13 @@ def exit_status() -> Iterator[None]:
     try:
         yield
     except _Interrupted:
-        _fail("interrupted; no half-written file is left behind", 130)
+        try:
+            _fail("interrupted; no half-written file is left behind", 130)
+        finally:
+            if end_at_once.is_set():
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(130)
     except LGViTEdgeError as error:
         _fail(str(error), 2 if isinstance(error, UsageError) else 1)
     except OSError as error:
