@@ -97,17 +97,16 @@ class EngineBuilder:
             # Not join: in Python 3.11, after an interrupted join the thread counts as ended.
             while not job.finished.wait(0.1):
                 pass
+            _wait_for_end(thread)
         except KeyboardInterrupt:
-            job.cancelled = True
             end_at_once.set()
-            if thread.ident is not None:
+            if job.cancel():
                 # TensorRT 8.6 cannot be stopped, so this waits until the engine is done. A second
                 # Ctrl-C does not wait.
                 progress("stopping")
                 job.finished.wait()
                 _wait_for_end(thread)
             raise
-        _wait_for_end(thread)
         if job.error is not None:
             raise job.error
         assert job.plan is not None  # a job without an error has one
@@ -145,13 +144,23 @@ class _Job:
     def __init__(self, owner: EngineBuilder, task: BuildTask, progress: Progress) -> None:
         self.owner, self.trt, self.module = owner, owner._trt, owner._trt.module
         self.task, self.progress = task, progress
-        self.cancelled = False
-        self.finished = threading.Event()
+        self.begun = self.cancelled = False
+        self.lock, self.finished = threading.Lock(), threading.Event()
         self.parser: Any = None
         self.plan: bytes | None = None
         self.error: BaseException | None = None
 
+    def cancel(self) -> bool:
+        """Stop the job, or keep it from beginning; return whether it had begun."""
+        with self.lock:
+            self.cancelled = True
+            return self.begun
+
     def run(self) -> None:
+        with self.lock:  # Ctrl-C may come while the thread starts
+            if self.cancelled:
+                return
+            self.begun = True
         try:
             self.plan = self._build()
         except BaseException as error:  # raised by the waiting thread

@@ -34,8 +34,8 @@ def table(*headers: str, numbers: tuple[str, ...] = ()) -> Table:
     return empty
 
 
-# Set where threads of a native library may still run, and call into Python, when Python ends: the
-# command line then ends the process without that, once all is cleaned up.
+# Set after Ctrl-C where a native library may still be at work when Python ends, as after a second
+# one: what it then calls in Python aborts the process. The command line ends the process itself.
 end_at_once = threading.Event()
 
 
