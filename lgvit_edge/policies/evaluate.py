@@ -90,7 +90,7 @@ class ExitCosts:
 class Outcome:
     """Holds what a policy gives on a set of images."""
 
-    policy: Policy  # the policy
+    policy: Policy
     accuracy: float  # top-1 of the answers given, 0..1
     errors: int  # images that the chain gets wrong and the baseline right
     drop_error: float  # standard error of the accuracy lost, from the images that differ
