@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,14 +30,14 @@ from lgvit_edge.bundle.manifest import (
 from lgvit_edge.errors import ExportError, UsageError
 from lgvit_edge.export import int8 as quantize
 from lgvit_edge.export.checks import ChainCheck, compare, gate, reference_logits, sample_images
-from lgvit_edge.export.graph import WeightStore, export_graph
+from lgvit_edge.export.graph import Part, WeightStore, save, trace
 from lgvit_edge.export.half import ISLANDS, halve
 from lgvit_edge.images.labelled import LabelledImage, content_hash, evenly
 from lgvit_edge.images.preprocess import load_rgb, network_input
 from lgvit_edge.machine.environment import version_of
 from lgvit_edge.machine.jetson import JETPACKS, JetPack
 from lgvit_edge.machine.preflight import fits
-from lgvit_edge.model import LGViT, Segment, baseline, count_parameters, cut, model_costs
+from lgvit_edge.model import LGViT, Segment, count_parameters, cut, model_costs
 from lgvit_edge.model.segments import INPUTS, example_input
 from lgvit_edge.policies import Confidence, Policy
 
@@ -199,7 +200,7 @@ class _Export:
     def __post_init__(self) -> None:
         options = self.options
         self.store = WeightStore(self.staging / bundle.WEIGHTS)
-        self.steps = self.model.config.num_exits + 3  # segments, baseline, manifest
+        self.steps = self.model.config.num_exits + 4  # tracing, segments, baseline, manifest
         assert options.precision is not None and options.opset is not None  # filled in
         self.precision, self.opset = options.precision, options.opset
         # Of int8 graphs, the float layers are in half precision on GPUs and single on CPUs.
@@ -215,24 +216,29 @@ class _Export:
         expected = reference_logits(self.model, pixels)
         check = ChainCheck(images, expected, self.precision, options.tolerance)
         costs = model_costs(self.model)
-        segments, gaps = [], []
         gpu = options.target != "cpu"
-        for segment in cut(self.model, input=options.input, cast_first=gpu):
+        cuts = cut(self.model, input=options.input, cast_first=gpu)
+        self.progress("tracing", 0, self.steps)
+        low, _, high = options.batch
+        parts = [self._part(segment) for segment in cuts]
+        *graphs, chain = trace(parts, opset=self.opset, batch=(low, high))
+        segments, gaps = [], []
+        for segment, part, graph in zip(cuts, parts, graphs, strict=True):
             index = segment.index
-            self.progress(f"segment {index}", index, self.steps)
-            name = bundle.segment_file(index)
-            macs = costs.segments[index]
-            spec = self._graph(name, segment.module, segment, macs, segment.parameters)
-            gaps.append(check.segment(index, self.staging / name, spec, segment.module))
+            self.progress(f"segment {index}", index + 1, self.steps)
+            blocks = range(segment.first_block, segment.last_block + 1)
+            spec = self._save(graph, part, blocks, costs.segments[index], segment.parameters)
+            gaps.append(check.segment(index, self.staging / part.file, spec, segment.module))
             head_macs = costs.heads[index] if segment.exit else None
             segments.append(
                 SegmentSpec(spec, segment.first_block, segment.last_block, segment.head, head_macs)
             )
         self.progress("baseline", self.steps - 2, self.steps)
-        module = baseline(self.model, input=options.input, cast_first=gpu)
+        whole = replace(parts[0], file=bundle.BASELINE, outputs=parts[-1].outputs)
         parameters = count_parameters(self.model.backbone)
-        whole = self._graph(bundle.BASELINE, module, None, costs.baseline, parameters)
-        check.baseline(self.staging / bundle.BASELINE, whole, images)
+        blocks = range(1, config.num_blocks + 1)
+        baseline = self._save(chain, whole, blocks, costs.baseline, parameters)
+        check.baseline(self.staging / bundle.BASELINE, baseline, images)
         agreed = None
         if self.images:
             agreed = compare(
@@ -248,7 +254,7 @@ class _Export:
         self.progress("manifest", self.steps - 1, self.steps)
         np.savez(self.staging / bundle.PARITY, images=images, logits=expected)
         parity = Parity(bundle.describe(self.staging, bundle.PARITY), check.tolerance, tuple(gaps))
-        return self._manifest(segments, whole, parity, agreed)
+        return self._manifest(segments, baseline, parity, agreed)
 
     def _calibrate(self) -> dict[int, quantize.Limits]:
         spec, size = self.model.config.preprocess, self.model.config.image_size
@@ -270,46 +276,32 @@ class _Export:
             )
         return limits
 
-    def _graph(
-        self,
-        name: str,
-        module: torch.nn.Module,
-        segment: Segment | None,
-        macs: int,
-        parameters: int,
-    ) -> GraphSpec:
-        options, config, path = self.options, self.model.config, self.staging / name
-        index, first, last = None, 1, config.num_blocks
-        if segment is not None:
-            index, first, last = segment.index, segment.first_block, segment.last_block
-        limits = {number: self.limits[number] for number in self.limits if first <= number <= last}
-        low, _, high = options.batch
-        size = 1 if high == 1 else -1
-        example = example_input(config, index, input=options.input, batch=1 if high == 1 else 2)
-        if self.half and index:
-            example = example.half()
-        inputs = TensorSpec(
+    def _part(self, segment: Segment) -> Part:
+        options, index = self.options, segment.index
+        size = 1 if options.batch[2] == 1 else 2
+        example = example_input(self.model.config, index, input=options.input, batch=size)
+        return Part(
+            bundle.segment_file(index),
+            halve(segment.module, options.fp32_islands) if self.half else segment.module,
+            example.half() if self.half and index else example,
             "hidden" if index else "image",
-            str(example.dtype).removeprefix("torch."),
-            (size, *example.shape[1:]),
+            ("hidden_out", "logits") if segment.exit else ("logits",),
         )
+
+    def _save(self, model: Any, part: Part, blocks: range, macs: int, parameters: int) -> GraphSpec:
+        config, size = self.model.config, 1 if self.options.batch[2] == 1 else -1
+        limits = {number: self.limits[number] for number in blocks if number in self.limits}
+        rewrite = (lambda proto: quantize.quantize(proto, limits)) if limits else None
+        save(model, self.staging / part.file, self.store, rewrite)
+        dtype = str(part.example.dtype).removeprefix("torch.")
+        inputs = TensorSpec(part.input, dtype, (size, *part.example.shape[1:]))
         outputs = [TensorSpec("logits", "float32", (size, config.num_classes))]
-        if segment is not None and segment.exit is not None:
-            shape = (size, *config.hidden_shape(segment.exit.block))
-            dtype = "float16" if self.half else "float32"
-            outputs.insert(0, TensorSpec("hidden_out", dtype, shape))
-        export_graph(
-            halve(module, options.fp32_islands) if self.half else module,
-            example,
-            path,
-            input_name=inputs.name,
-            output_names=[tensor.name for tensor in outputs],
-            opset=self.opset,
-            batch=(low, high),
-            store=self.store,
-            rewrite=(lambda model: quantize.quantize(model, limits)) if limits else None,
-        )
-        file = bundle.describe(self.staging, name)
+        if "hidden_out" in part.outputs:
+            shape = (size, *config.hidden_shape(blocks[-1]))
+            outputs.insert(
+                0, TensorSpec("hidden_out", "float16" if self.half else "float32", shape)
+            )
+        file = bundle.describe(self.staging, part.file)
         return GraphSpec(file, (inputs,), tuple(outputs), macs, parameters)
 
     def _manifest(

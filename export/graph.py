@@ -1,13 +1,16 @@
-"""Exports a PyTorch module as an ONNX file, with weights in one file shared by all graphs."""
+"""Exports a chain of PyTorch modules as ONNX files, with weights in one file for all of them."""
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import functools
 import hashlib
 import logging
+import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,10 @@ from lgvit_edge.errors import ExportError
 
 _INLINE_BYTES = 4096  # smaller tensors (shapes, scalars) stay in the graph for its optimisers
 _PAGE = 4096  # weights start at page borders, so that they can be memory-mapped
+# The exporter notes on each node the modules around it, outermost first, and its own name.
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_PART = re.compile(r"^parts\.\d+\.?")
+_BATCH = re.compile(r"\bbatch_\d+\b")
 
 
 class WeightStore:
@@ -43,65 +50,138 @@ class WeightStore:
         return self._offsets[key]
 
 
-def export_graph(
-    module: nn.Module,
-    example: Tensor,
-    path: Path,
-    *,
-    input_name: str,
-    output_names: list[str],
-    opset: int,
-    batch: tuple[int, int],
-    store: WeightStore,
-    rewrite: Callable[[Any], Any] | None = None,
-) -> None:
-    """Export ``module``, in eval mode and with one input, as an ONNX file at ``path``.
+@dataclass(frozen=True)
+class Part:
+    """A module to export: in eval mode, with one input.
 
-    ``example`` is an input of batch 1, or of batch 2 where ``batch``, smallest and largest,
-    differ. ``rewrite`` changes the ``onnx.ModelProto`` before it is written.
+    ``example`` is an input of batch 1, or of batch 2 where the batch varies.
+    """
+
+    file: str  # its name in errors
+    module: nn.Module
+    example: Tensor
+    input: str
+    outputs: tuple[str, ...]
+
+
+class _SideBySide(nn.Module):
+    """Runs every part on an input of its own."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(part.module for part in parts)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        outputs: list[Tensor] = []
+        for part, x in zip(self.parts, inputs, strict=True):
+            output = part(x)
+            outputs += output if isinstance(output, tuple) else (output,)
+        return tuple(outputs)
+
+
+def trace(parts: Sequence[Part], *, opset: int, batch: tuple[int, int]) -> list[Any]:
+    """Return the graph of each part, and the graph of the whole chain, as ``onnx_ir.Model``.
+
+    In the chain, the first output of a part is the input of the next one; it gives the last output
+    of the last part. ``batch`` is the smallest and the largest. All parts are traced together,
+    which takes half the time of one after the other: the chain's blocks are traced once.
 
     Raises:
-        ExportError: the exporter refuses the module.
-        OSError: the file cannot be written.
+        ExportError: the exporter refuses a part; names its file.
     """
     require("onnxscript", extra="export")
     ir = require("onnx_ir", extra="export")
     dynamic = None
     if batch[0] != batch[1]:
-        dynamic = ({0: torch.export.Dim("batch", min=batch[0], max=batch[1])},)
+        # A dimension for each input: were it one, a part would read its batch from another's input.
+        low, high = batch
+        dims = [torch.export.Dim(f"batch_{i}", min=low, max=high) for i in range(len(parts))]
+        dynamic = (tuple({0: dim} for dim in dims),)
     _read_operators_once()
+    inputs = [f"{i}.{part.input}" for i, part in enumerate(parts)]
+    outputs = [[f"{i}.{name}" for name in part.outputs] for i, part in enumerate(parts)]
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
-                module,
-                (example,),
+                _SideBySide(parts).eval(),
+                tuple(part.example for part in parts),
                 dynamo=True,
                 opset_version=opset,
-                input_names=[input_name],
-                output_names=output_names,
+                input_names=inputs,
+                output_names=[name for names in outputs for name in names],
                 dynamic_shapes=dynamic,
                 custom_translation_table={torch.ops.aten.gelu.default: _gelu(opset)},
                 verbose=False,
             )
     except Exception as error:  # the exporter's own errors share no base class
-        reason = str(error).strip().splitlines()[0][:300]
-        raise ExportError(f"PyTorch cannot export {path.name}: {reason}") from error
-    if program is None:
-        raise ExportError(f"PyTorch exported nothing for {path.name}")
-    model = program.model
-    _forget_sources(model)
+        if len(parts) > 1:
+            for part in parts:
+                trace([part], opset=opset, batch=batch)  # so that the error names it
+        what = parts[0].file if len(parts) == 1 else "the chain, but each of its graphs alone"
+        reason = str(error.__cause__ or error).strip().splitlines()[0][:300]
+        raise ExportError(f"PyTorch cannot export {what}: {reason}") from error
+    assert program is not None  # as with dynamo=True
+    whole = program.model.graph
+    graphs = [
+        ir.convenience.extract(whole, [given], names)
+        for given, names in zip(inputs, outputs, strict=True)
+    ]
+    values = ir.convenience.create_value_mapping(whole)
+    for names, given in zip(outputs, inputs[1:], strict=False):
+        values[given].replace_all_uses_with(values[names[0]])
+    graphs.append(ir.convenience.extract(whole, inputs[:1], outputs[-1][-1:]))
+    for graph in graphs:
+        _rename(ir, graph)
+    return [ir.Model(graph, ir_version=program.model.ir_version) for graph in graphs]
+
+
+def save(
+    model: Any, path: Path, store: WeightStore, rewrite: Callable[[Any], Any] | None = None
+) -> None:
+    """Write a graph of ``trace`` at ``path``, and its weights into ``store``.
+
+    ``rewrite`` changes the ``onnx.ModelProto`` before it is written.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    ir = require("onnx_ir", extra="export")
     if rewrite is not None:
         model = ir.serde.deserialize_model(rewrite(ir.serde.serialize_model(model)))
     _externalise(ir, model, store, path.parent)
     ir.save(model, path)
 
 
-def _forget_sources(model: Any) -> None:
-    """Drop the exporter's stack traces: half the file, and they reveal paths of this machine."""
-    graph = model.graph
-    values = (*graph.initializers.values(), *graph.inputs, *graph.outputs)
-    for part in (model, graph, *graph.all_nodes(), *values):
-        part.metadata_props.clear()
+def _rename(ir: Any, graph: Any) -> None:
+    """Give nodes and values the names they have in their part, and drop the exporter's notes.
+
+    A node is named after its module: ``blocks.5.fc1/MatMul_606``. The notes are half the file, and
+    their stack traces reveal paths of this machine.
+    """
+    for node in graph:
+        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+        module = _PART.sub("", scopes[-2]) if len(scopes) > 1 else ""
+        node.name = f"{module}/{node.name}".replace("/node_", "/").lstrip("/")
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+            _name_batch(ir, value)
+    for value in (*graph.inputs, *graph.outputs):
+        value.name = value.name.partition(".")[2]
+    for value in (*graph.inputs, *tuple(graph.initializers.values())):
+        value.metadata_props.clear()
+        _name_batch(ir, value)
+        # The exporter stores equal small weights once: another part may have one of this name.
+        name = _PART.sub("", value.name)
+        if value.is_initializer() and name not in graph.initializers:
+            value.name = name
+
+
+def _name_batch(ir: Any, value: Any) -> None:
+    """Call the batch of every part by the same name."""
+    if value.shape is not None and not value.shape.is_static():
+        names = [dim if isinstance(dim, int) else dim.value for dim in value.shape]
+        value.shape = ir.Shape(_BATCH.sub("batch", n) if isinstance(n, str) else n for n in names)
 
 
 def _externalise(ir: Any, model: Any, store: WeightStore, base: Path) -> None:

@@ -34,7 +34,7 @@ _CHANGED_DECISIONS = 0.015
 _THRESHOLDS = [0.5 + 0.05 * i for i in range(10)]
 _OCTAVE = 64  # bins per factor of two, so a limit is known to 1 %
 _LOWEST, _HIGHEST = -20, 20  # exponents of the histogram's range
-_LINEARS = re.compile(r"(?:^|\.)blocks\.(\d+)\.(fc[12])\.bias$")
+_LINEARS = re.compile(r"(?:.*\.)?blocks\.(\d+)\.(fc[12])/")
 
 Limits = dict[str, float]  # by layer, "fc1" and "fc2": the largest |x| that is represented
 
@@ -186,6 +186,7 @@ def quantize(model: Any, limits: Mapping[int, Limits]) -> Any:
             limit = np.array(limits[number][layer], dtype)
             nodes.append(node.name)
             ranges[node.input[0]] = calibration.TensorData(lowest=-limit, highest=limit)
+    assert len(nodes) == 2 * len(limits), "each block has two layers"
     method = calibration.CalibrationMethod.MinMax
     return quantizer.QDQQuantizer(
         model,
@@ -207,15 +208,8 @@ def quantize(model: Any, limits: Mapping[int, Limits]) -> Any:
 
 
 def _products(graph: Any) -> Iterator[tuple[Any, tuple[int, str]]]:
-    """Yield the MLPs' matrix products with block number and layer, going by the bias's name."""
-    makers = {output: node for node in graph.node for output in node.output}
+    """Yield the MLPs' matrix products with block number and layer, going by the node's name."""
     for node in graph.node:
-        for name in node.input:
-            match = _LINEARS.search(name)
-            if match is None:
-                continue
-            products = [node] if node.op_type == "Gemm" else []
-            before = [makers[other] for other in node.input if other in makers]
-            products += [maker for maker in before if maker.op_type == "MatMul"]
-            assert products, f"{name} is added to no product"
-            yield products[-1], (int(match[1]), match[2])
+        match = _LINEARS.match(node.name)
+        if match is not None and node.op_type in ("MatMul", "Gemm"):
+            yield node, (int(match[1]), match[2])

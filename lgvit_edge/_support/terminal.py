@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -53,6 +54,8 @@ def held_interrupts() -> Iterator[Callable[[], None]]:
         caught += 1
         if caught > 1:
             raise KeyboardInterrupt
+        # Not through Python's streams, which may be half-way through a write.
+        os.write(2, b"\nStopping after this step; Ctrl-C again stops at once.\n")
 
     def check() -> None:
         if caught:

@@ -28,7 +28,7 @@ from lgvit_edge.bundle.manifest import FileSpec, GraphSpec, TensorSpec
 from lgvit_edge.errors import BuildError
 from lgvit_edge.export import BuilderOptions, ExportOptions
 from lgvit_edge.export.checks import TOLERANCE, graph_runner, sample_images
-from lgvit_edge.export.graph import WeightStore, export_graph
+from lgvit_edge.export.graph import Part, WeightStore, save, trace
 from lgvit_edge.export.half import halve
 from lgvit_edge.export.tensorrt.builder import BuildTask, EngineBuilder
 from lgvit_edge.machine.openvino import shared_core
@@ -106,16 +106,8 @@ def test_all_families_and_heads_on_every_backend(form: str, precision: str, tmp_
     if precision == "fp16":
         module = halve(module)
     path = tmp_path / "whole.onnx"
-    export_graph(
-        module,
-        torch.from_numpy(images[:1]),
-        path,
-        input_name="image",
-        output_names=["logits"],
-        opset=18,
-        batch=(1, 1),
-        store=WeightStore(tmp_path / "weights.bin"),
-    )
+    part = Part(path.name, module, torch.from_numpy(images[:1]), "image", ("logits",))
+    save(trace([part], opset=18, batch=(1, 1))[0], path, WeightStore(tmp_path / "weights.bin"))
     onnx.checker.check_model(path, full_check=True)
     taken = TensorSpec("image", "uint8", (1, 20, 20, 3))
     given = TensorSpec("logits", "float32", (1, expected.shape[1]))

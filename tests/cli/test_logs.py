@@ -45,8 +45,8 @@ def test_a_log_has_every_epoch_and_every_segment(folder: Path) -> None:
             assert any(line.startswith(start) for line in lines), (start, lines)
     assert "frozen blocks (64/64)" in lines and "measuring accuracy (0/64)" in lines
     lines = logged(folder, "export", "--ckpt", "model.pt", "--out", "bundle")
-    steps = ["segment 0 (0/5)", "segment 1 (1/5)", "segment 2 (2/5)", "baseline (3/5)"]
-    assert lines == [f"exporting {step}" for step in [*steps, "manifest (4/5)"]]
+    steps = ["tracing", "segment 0", "segment 1", "segment 2", "baseline", "manifest"]
+    assert lines == [f"exporting {step} ({done}/6)" for done, step in enumerate(steps)]
     lines = logged(folder, "bench", "--engines", "bundle", "--data", "data")
     assert lines[0] == "measuring (0/64)"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
 import os
@@ -27,7 +28,7 @@ from lgvit_edge.bundle.directory import WEIGHTS, add_points, open_bundle, writin
 from lgvit_edge.errors import BundleError, ExportError, ParityError, UsageError
 from lgvit_edge.export import ExportOptions, export_bundle
 from lgvit_edge.export import bundle as exporter
-from lgvit_edge.export.graph import WeightStore, export_graph
+from lgvit_edge.export.graph import Part, WeightStore, trace
 from lgvit_edge.export.source import model_to_export
 from lgvit_edge.model import LGViT, block_macs, count_parameters, save_checkpoint
 from lgvit_edge.policies import Confidence
@@ -113,18 +114,16 @@ def put_in_place(out: Path, bundle: Path) -> None:
 @contextlib.contextmanager
 def exported_wrong(name: str, bias: Callable[[torch.nn.Module], torch.Tensor]) -> Iterator[None]:
     """Graph ``name`` is exported with this bias a little off, and PyTorch keeps the right one."""
-    original = exporter.export_graph
+    original = exporter.trace
 
-    def sabotage(module: torch.nn.Module, example: torch.Tensor, path: Path, **rest: Any) -> None:
-        if path.name != name:
-            return original(module, example, path, **rest)
-        right = bias(module).data.clone()
-        bias(module).data += 0.05
-        original(module, example, path, **rest)
-        bias(module).data.copy_(right)
+    def sabotage(parts: list[Part], **rest: Any) -> list[Any]:
+        parts = [dataclasses.replace(part, module=copy.deepcopy(part.module)) for part in parts]
+        (wrong,) = (part for part in parts if part.file == name)
+        bias(wrong.module).data += 0.05
+        return original(parts, **rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporter, "export_graph", sabotage)
+        patch.setattr(exporter, "trace", sabotage)
         yield
 
 
@@ -296,17 +295,23 @@ def test_the_exporter_reads_its_operators_once(
     read = ast_utils.get_src_and_ast
     sources: list[object] = []
     monkeypatch.setattr(ast_utils, "get_src_and_ast", lambda f: sources.append(f) or read(f))
-    export_graph(
-        torch.nn.Linear(2, 2).eval(),
-        torch.ones(1, 2),
-        tmp_path / "linear.onnx",
-        input_name="x",
-        output_names=["y"],
-        opset=18,
-        batch=(1, 1),
-        store=WeightStore(tmp_path / "weights"),
-    )
+    part = Part("linear.onnx", torch.nn.Linear(2, 2).eval(), torch.ones(1, 2), "x", ("y",))
+    trace([part], opset=18, batch=(1, 1))
     assert len(sources) < 50  # of 500
+
+
+def test_a_part_that_cannot_be_traced_is_named() -> None:
+    class Branching(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if x.sum() > 0 else -x
+
+    modules = (torch.nn.Linear(2, 2), Branching(), torch.nn.Linear(2, 2))
+    parts = [
+        Part(f"segment_{i}.onnx", module.eval(), torch.ones(1, 2), "x", ("y",))
+        for i, module in enumerate(modules)
+    ]
+    with pytest.raises(ExportError, match=r"cannot export segment_1\.onnx: .*data-dependent"):
+        trace(parts, opset=18, batch=(1, 1))
 
 
 def test_a_folder_made_between_the_renames_does_not_cost_the_bundle(
@@ -349,11 +354,12 @@ def ctrl_c() -> Iterator[Callable[[], None]]:
 
 
 def test_ctrl_c_waits_for_a_safe_place_and_a_second_one_does_not(
-    ctrl_c: Callable[[], None],
+    ctrl_c: Callable[[], None], capfd: pytest.CaptureFixture[str]
 ) -> None:
     with held_interrupts() as check:
         check()
         ctrl_c()
+        assert "after this step; Ctrl-C again stops at once" in capfd.readouterr().err
         with pytest.raises(KeyboardInterrupt):
             check()
         with pytest.raises(KeyboardInterrupt):
