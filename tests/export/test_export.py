@@ -118,7 +118,7 @@ def exported_wrong(name: str, bias: Callable[[torch.nn.Module], torch.Tensor]) -
 
     def sabotage(parts: list[Part], **rest: Any) -> list[Any]:
         parts = [dataclasses.replace(part, module=copy.deepcopy(part.module)) for part in parts]
-        (wrong,) = (part for part in parts if part.file == name)
+        (wrong,) = (part for part in parts if Path(part.file).name == name)
         bias(wrong.module).data += 0.05
         return original(parts, **rest)
 
