@@ -53,8 +53,8 @@ def bundles(rtx_bundle: Callable[[str], Path]) -> Path:
 def run_cases(driver: Path, bundles: Path, folder: Path, *binding: str, **more: str) -> None:
     """``binding`` is its package, the module it stands for, and its version."""
     pytest.importorskip("cuda.bindings.driver", reason="cuda-python is not installed")
-    names = ("TRT_BUNDLES", "TRT_BINDINGS", "TRT_MODULE", "TRT_VERSION")
-    variables = dict(zip(names, (str(bundles), *binding), strict=True)) | more
+    names = ("TRT_NEWEST", "TRT_BUNDLES", "TRT_BINDINGS", "TRT_MODULE", "TRT_VERSION")
+    variables = dict(zip(names, (VERSIONS[-1], str(bundles), *binding), strict=True)) | more
     library = Path(shutil.copy(driver, folder))
     fake_cuda.run_cases("runtime/trt_cases.py", library, **variables)
 

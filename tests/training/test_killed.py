@@ -14,7 +14,7 @@ import torch
 from processes import training
 
 # Figures are given for ten; each costs a start of Python.
-KILLS = int(os.environ.get("LGVIT_EDGE_KILLS", "2"))
+KILLS = int(os.environ.get("LGVIT_EDGE_KILLS", "1"))
 EPOCHS = 24  # of both stages
 
 
