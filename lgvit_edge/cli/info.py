@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,14 +12,15 @@ from rich.table import Table
 from typer import Argument
 
 from lgvit_edge._support.optional import require
-from lgvit_edge._support.terminal import say, table
+from lgvit_edge._support.terminal import errors, say, table
 from lgvit_edge.architecture.heads import HEAD_KINDS
-from lgvit_edge.cli.options import AsJson, show
+from lgvit_edge.cli.options import AsJson, SourceOptions, show, with_options
 from lgvit_edge.errors import CheckpointError
 
 
-def inspect(path: Path) -> dict[str, Any]:
+def inspect(path: Path, source: SourceOptions | None = None) -> dict[str, Any]:
     """Describe a bundle or a checkpoint as JSON."""
+    source = source or SourceOptions()
     if not path.exists():
         raise CheckpointError(f"no such checkpoint or bundle: {path}")
     from lgvit_edge.bundle.directory import MANIFEST
@@ -33,7 +35,12 @@ def inspect(path: Path) -> dict[str, Any]:
     require("torch", extra="export")
     from lgvit_edge.model.inspection import inspect_checkpoint
 
-    return inspect_checkpoint(path)
+    return inspect_checkpoint(
+        path,
+        num_heads=source.num_heads,
+        preprocess=source.preprocess(),
+        note=lambda text: errors.print(f"note: {text}", markup=False, soft_wrap=True),
+    )
 
 
 def print_info(about: dict[str, Any], console: Console) -> None:
@@ -69,6 +76,7 @@ def print_info(about: dict[str, Any], console: Console) -> None:
             highlight=False,
             soft_wrap=True,
         )
+        say(_preprocess(about))
     for engines in about.get("engines", ()):
         fault = engines["fault"]
         state = "" if fault is None else f"; {fault}"
@@ -113,6 +121,17 @@ def _shape(about: dict[str, Any]) -> str:
     )
 
 
+def _preprocess(about: dict[str, Any]) -> str:
+    spec, size = about["preprocess"], about["image_size"]
+    side = "both sides" if spec["squash"] else "short side"
+    numbers = (", ".join(f"{value:g}" for value in spec[name]) for name in ("mean", "std"))
+    mean, std = numbers
+    return (
+        f"images: {side} to {spec['resize']} ({spec['interpolation']}), centre crop of {size}, "
+        f"mean {mean}, std {std}; the classifier reads {about['pooling']}"
+    )
+
+
 def _segments(about: dict[str, Any]) -> Table:
     base, rows = about["baseline"], about["segments"]
     split = all("head_macs" in row for row in rows[:-1])
@@ -139,8 +158,12 @@ def _segments(about: dict[str, Any]) -> Table:
     return grid
 
 
+@functools.partial(with_options, name="source", make=SourceOptions)
 def info(
-    path: Annotated[Path, Argument(help="Checkpoint or bundle.")], as_json: AsJson = False
+    path: Annotated[Path, Argument(help="Checkpoint or bundle.")],
+    as_json: AsJson = False,
+    *,
+    source: SourceOptions,
 ) -> None:
-    """Show blocks, exits, heads, MACs and parameters of a checkpoint or a bundle."""
-    show(inspect(path), as_json, print_info)
+    """Show blocks, exits, heads, preprocessing and MACs of a checkpoint or a bundle."""
+    show(inspect(path, source), as_json, print_info)

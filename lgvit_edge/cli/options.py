@@ -20,6 +20,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 from lgvit_edge._support.terminal import console, end_at_once, errors
 from lgvit_edge.architecture.heads import head_choices
 from lgvit_edge.errors import DataError, LGViTEdgeError, UsageError
+from lgvit_edge.images.spec import INTERPOLATIONS
 from lgvit_edge.runtime.backends.registry import backends
 
 if TYPE_CHECKING:
@@ -141,6 +142,58 @@ class RunOptions:
             tensorrt=TensorRTOptions(**tensorrt) if tensorrt else None,
             **typed,
         )
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What a user tells of weights that others wrote; ``with_options`` makes an option of each."""
+
+    num_heads: Annotated[
+        int | None,
+        Option(min=1, help="Attention heads of weights in timm's form that do not tell theirs."),
+    ] = None
+    mean: Annotated[
+        str | None,
+        Option(
+            metavar="R,G,B",
+            help="Mean that is subtracted from pixels in 0..1. Default: the checkpoint's.",
+        ),
+    ] = None
+    std: Annotated[
+        str | None,
+        Option(
+            metavar="R,G,B", help="Deviation that pixels are divided by. Default: the checkpoint's."
+        ),
+    ] = None
+    interpolation: Annotated[
+        str | None,
+        Option(
+            help=f"How images are resized: {', '.join(INTERPOLATIONS)}. Default: the checkpoint's."
+        ),
+    ] = None
+    crop_pct: Annotated[
+        float | None,
+        Option(
+            help="Share of the resized image's side that the centre crop keeps, 0.1..1. "
+            "Default: the checkpoint's."
+        ),
+    ] = None
+
+    def preprocess(self) -> dict[str, Any]:
+        """Return what ``Preprocess.changed`` takes."""
+        return {
+            "mean": _colour("--mean", self.mean),
+            "std": _colour("--std", self.std),
+            "interpolation": self.interpolation,
+            "crop_pct": self.crop_pct,
+        }
+
+
+def _colour(option: str, text: str | None) -> tuple[float, ...] | None:
+    numbers = parse_numbers(text)
+    if numbers is not None and len(numbers) != 3:
+        raise UsageError(f"{option}: expected three numbers such as 0.5,0.5,0.5; found {text!r}")
+    return None if numbers is None else tuple(numbers)
 
 
 def with_options(

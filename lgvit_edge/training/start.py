@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -13,6 +14,8 @@ from lgvit_edge.architecture.placement import plan_exits
 from lgvit_edge.architecture.published import architecture, architectures
 from lgvit_edge.errors import UsageError
 from lgvit_edge.model import LGViT, block_macs, load_model
+from lgvit_edge.model.checkpoints.timm import Note, note_in_log
+from lgvit_edge.model.checkpoints.timm_names import published
 from lgvit_edge.training.checks import check_output
 from lgvit_edge.training.data.datasets import ImageFolder, class_names
 from lgvit_edge.training.loop import train
@@ -38,6 +41,8 @@ def train_from_folder(
     features: str | Path | None = None,
     resume: bool = True,
     console: Console | None = None,
+    num_heads: int | None = None,
+    preprocess: Mapping[str, Any] | None = None,
 ) -> LGViT:
     """Trains an LGViT on a folder of images.
 
@@ -56,6 +61,8 @@ def train_from_folder(
         features: a folder that stores the frozen blocks' outputs, see ``train``.
         resume: continue from ``<out>.resume`` when it is there.
         console: where progress goes; default: standard error.
+        num_heads: attention heads of weights that do not tell theirs.
+        preprocess: settings other than the checkpoint's, see ``Preprocess.changed``.
 
     Raises:
         UsageError: the arguments are not valid, or contradict the checkpoint.
@@ -77,7 +84,18 @@ def train_from_folder(
             "checkpoint as --backbone; or train it with --stage both"
         )
     file = None if weights is None else Path(weights)
-    start = load_start(backbone, file, num_classes=len(classes), seed=config.seed)
+    start = load_start(
+        backbone,
+        file,
+        num_classes=len(classes),
+        seed=config.seed,
+        num_heads=num_heads,
+        note=lambda text: console.print(text, soft_wrap=True, markup=False, highlight=False),
+    )
+    if preprocess is not None:
+        old = start.config
+        spec = old.preprocess.changed(old.image_size, **preprocess)
+        start.config = old.replace(preprocess=spec)
     if random_start:
         console.print(f"no --weights: {backbone} starts from random weights (seed {config.seed})")
     if image_size is not None and image_size != start.config.image_size:
@@ -200,12 +218,21 @@ def seeded(config: LGViTConfig, seed: int) -> LGViT:
         return LGViT(config)
 
 
-def load_start(backbone: str, weights: Path | None, *, num_classes: int, seed: int) -> LGViT:
+def load_start(
+    backbone: str,
+    weights: Path | None,
+    *,
+    num_classes: int,
+    seed: int,
+    num_heads: int | None = None,
+    note: Note = note_in_log,
+) -> LGViT:
     """Loads the model that ``--backbone`` and ``--weights`` name.
 
     ``backbone`` is the path of a checkpoint (ours, the authors', or a plain backbone of Hugging
     Face or timm), or an architecture. For an architecture, ``weights`` is such a path; None starts
-    at random, with ``num_classes`` and ``seed``.
+    at random, with ``num_classes`` and ``seed``. An architecture may be one of timm's names, whose
+    ``weights`` must be given.
 
     Raises:
         UsageError: ``backbone`` is neither, or a path and ``weights`` are both given.
@@ -214,7 +241,8 @@ def load_start(backbone: str, weights: Path | None, *, num_classes: int, seed: i
     if backbone in architectures():
         if weights is None:
             return seeded(architecture(backbone, num_classes=num_classes), seed)
-        model, expected = load_model(weights, arch=backbone), architecture(backbone)
+        model = load_model(weights, arch=backbone, num_heads=num_heads, note=note)
+        expected = architecture(backbone)
         differing = [
             f"{field} {getattr(expected, field)}, found {getattr(model.config, field)}"
             for field in ("hidden_size", "num_blocks", "num_heads", "prefix_tokens")
@@ -224,14 +252,16 @@ def load_start(backbone: str, weights: Path | None, *, num_classes: int, seed: i
             raise UsageError(f"{weights} is no {backbone}: expected {'; '.join(differing)}")
         return model
     path = Path(backbone)
+    if not path.exists() and weights is not None and published(backbone) is not None:
+        return load_model(weights, arch=backbone, num_heads=num_heads, note=note)
     if not path.exists():
         raise UsageError(
             f"--backbone {backbone}: expected a checkpoint's path or one of "
-            f"{', '.join(architectures())}"
+            f"{', '.join(architectures())}, or timm's name of the architecture of --weights"
         )
     if weights is not None:
         raise UsageError(
             f"--backbone {backbone} is a checkpoint already; give its architecture with "
             "--weights, or leave --weights out"
         )
-    return load_model(path)
+    return load_model(path, num_heads=num_heads, note=note)

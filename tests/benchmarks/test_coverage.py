@@ -44,7 +44,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "deit": {"family": "deit", "prefix_tokens": 2, "classifiers": 2},
     # Windows of 2 on maps of 5 and 3 are padded, and in the last block shifted.
     "swin": {
-        **{"family": "swin", "prefix_tokens": 0, "window_size": 2},
+        **{"family": "swin", "prefix_tokens": 0, "pooling": "mean", "window_size": 2},
         **{"depths": (1, 2), "stage_heads": (2, 2)},
     },
 }

@@ -50,6 +50,7 @@ CONFIGS = {
         family="swin",
         patch_size=4,
         prefix_tokens=0,
+        pooling="mean",
         depths=(2, 3),
         stage_heads=(2, 4),
         window_size=4,

@@ -28,7 +28,7 @@ FORMS: dict[str, Flags] = {
     # Hugging Face's plain DeiT: the distillation token attends but is not classified.
     "deit-one-of-two": {"family": "deit", "prefix_tokens": 2},
     "swin": {
-        **{"family": "swin", "prefix_tokens": 0, "window_size": 3},
+        **{"family": "swin", "prefix_tokens": 0, "pooling": "mean", "window_size": 3},
         **{"depths": (4, 4, 4), "stage_heads": (2, 4, 8)},
     },
 }

@@ -1,4 +1,4 @@
-"""The parts that only ViT and DeiT have: prefix tokens and learnt positions.
+"""The parts that only ViT and DeiT have: prefix tokens, learnt positions, their classifiers.
 
 Shapes: B images, N = (H / P)^2 patch tokens, T = N + prefix tokens, D hidden size.
 """
@@ -12,7 +12,7 @@ from torch.nn import functional
 from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.architecture.sizes import BlockConfig
 from lgvit_edge.model.backbones.block import Attention, Block
-from lgvit_edge.model.backbones.classifier import TokenClassifier
+from lgvit_edge.model.backbones.classifier import MeanClassifier, TokenClassifier
 from lgvit_edge.model.backbones.embedding import PatchEmbedding
 
 
@@ -24,6 +24,8 @@ class Embedding(PatchEmbedding):
         dim, prefix = config.hidden_size, config.prefix_tokens
         self.prefix = nn.Parameter(torch.zeros(1, prefix, dim))
         self.position = nn.Parameter(torch.zeros(1, config.grid**2 + prefix, dim))
+        norms, eps = config.embedding_norm, config.layer_norm_eps
+        self.norm = nn.LayerNorm(dim, eps=eps) if norms else None
 
     def reset(self) -> None:
         """Sets prefix tokens and positions to fresh random numbers."""
@@ -32,19 +34,45 @@ class Embedding(PatchEmbedding):
 
     def assemble(self, patches: Tensor) -> Tensor:
         """Adds prefix tokens and positions to embedded patches, ``[B, N, D] -> [B, T, D]``."""
-        prefix = self.prefix.expand(patches.shape[0], -1, -1)
-        return torch.cat([prefix, patches], dim=1) + self.position
+        tokens = patches
+        if self.prefix.shape[1]:
+            tokens = torch.cat([self.prefix.expand(patches.shape[0], -1, -1), patches], dim=1)
+        tokens = tokens + self.position
+        return tokens if self.norm is None else self.norm(tokens)
 
 
 def block(sizes: BlockConfig, config: LGViTConfig) -> Block:
     """Returns one encoder block, in which every token attends to every other."""
-    attention = Attention(sizes.dim, sizes.num_heads, qkv_bias=config.qkv_bias)
-    return Block(sizes, attention, eps=config.layer_norm_eps, merge=None)
+    eps = config.layer_norm_eps
+    attention = Attention(
+        sizes.dim,
+        sizes.num_heads,
+        qkv_bias=config.qkv_bias,
+        norm_eps=eps if config.qk_norm else None,
+    )
+    return Block(
+        sizes,
+        attention,
+        eps=eps,
+        activation=config.activation,
+        gated=config.gated,
+        mlp_norm=config.mlp_norm,
+    )
 
 
-def final(config: LGViTConfig, dim: int) -> TokenClassifier:
-    """Returns the norm and classifier on the prefix tokens."""
-    return TokenClassifier(dim, config.num_classes, config.classifiers, eps=config.layer_norm_eps)
+def final(config: LGViTConfig, dim: int) -> nn.Module:
+    """Returns the norm and classifier on what ``config.pooling`` names."""
+    classes, eps = config.num_classes, config.layer_norm_eps
+    if config.pooling == "token":
+        return TokenClassifier(dim, classes, config.classifiers, eps=eps)
+    return MeanClassifier(
+        dim,
+        classes,
+        eps=eps,
+        prefix=config.prefix_tokens,
+        pooled_norm=config.pooled_norm,
+        beside_token=config.pooling == "both",
+    )
 
 
 def resized(name: str, tensor: Tensor, old: LGViTConfig, new: LGViTConfig) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 from lgvit_edge._support.optional import resolve
 from lgvit_edge.architecture.config import MAX_SIZE, LGViTConfig
 from lgvit_edge.architecture.families import FAMILIES, Family
+from lgvit_edge.architecture.sizes import ACTIVATIONS, activation_named
 from lgvit_edge.bundle.codec import from_json
 from lgvit_edge.errors import CheckpointError, ConfigError
 from lgvit_edge.images.spec import Preprocess, usual_resize
@@ -19,7 +20,7 @@ from lgvit_edge.model.checkpoints.weights import Source, State, places, sources_
 from lgvit_edge.model.heads.base import Names, block_names, classifier_names, within
 from lgvit_edge.model.lgvit import LGViT
 
-_RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+_RESAMPLE = dict(enumerate(("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")))
 _PILLOW = {name: number for number, name in _RESAMPLE.items()}
 _RENAMED = (
     (r"^(vit|deit)\.layers\.", r"\1.encoder.layer."),
@@ -70,14 +71,18 @@ def transformer(raw: dict[str, Any], family: Family, classifiers: int | None = N
     Without a number of ``classifiers`` there is one per prefix token.
     """
     names = _labels(raw)
-    size = raw.get("image_size", 224)
-    if raw.get("hidden_act", "gelu") != "gelu":
-        raise ConfigError(f"hidden_act must be gelu, found {short(raw['hidden_act'])}")
+    size = _square(raw, "image_size", 224)
+    activation = activation_named(str(raw.get("hidden_act", "gelu")))
+    if activation is None:
+        raise ConfigError(
+            f"hidden_act must be one of {', '.join(ACTIVATIONS)}, found {short(raw['hidden_act'])}"
+        )
     valid = type(size) is int and 0 < size <= MAX_SIZE // 2
     own = resolve(family.huggingface)(raw)
     fields = {
         "family": family.name,
         "image_size": size,
+        "activation": activation,
         "num_classes": raw.get("num_labels", len(names) or 2),
         "classifiers": classifiers or max(own["prefix_tokens"], 1),
         "qkv_bias": raw.get("qkv_bias", True),
@@ -87,6 +92,16 @@ def transformer(raw: dict[str, Any], family: Family, classifiers: int | None = N
         **own,
     }
     return LGViTConfig.from_json(fields)
+
+
+def _square(raw: dict[str, Any], name: str, default: int) -> Any:
+    """Returns the side of what is square; Hugging Face also writes height and width."""
+    value = raw.get(name, default)
+    if isinstance(value, list) and len(value) == 2:
+        if value[0] != value[1]:
+            raise ConfigError(f"{name} must be square, found {value[0]} x {value[1]}")
+        return value[0]
+    return value
 
 
 def _labels(raw: dict[str, Any]) -> tuple[str, ...]:
@@ -106,7 +121,7 @@ def vit_fields(raw: dict[str, Any]) -> dict[str, Any]:
     """Returns a ViT's own fields from ``config.json``."""
     return {
         "prefix_tokens": 1,
-        "patch_size": raw.get("patch_size", 16),
+        "patch_size": _square(raw, "patch_size", 16),
         "hidden_size": raw.get("hidden_size", 768),
         "num_blocks": raw.get("num_hidden_layers", 12),
         "num_heads": raw.get("num_attention_heads", 12),
@@ -136,7 +151,8 @@ def swin_fields(raw: dict[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"{name} must be a list such as [2, 2, 6, 2], found {short(values)}")
     return {
         "prefix_tokens": 0,
-        "patch_size": raw.get("patch_size", 4),
+        "pooling": "mean",
+        "patch_size": _square(raw, "patch_size", 4),
         "hidden_size": dim,
         "num_blocks": sum(depths),
         "num_heads": heads[0],

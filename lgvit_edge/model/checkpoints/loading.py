@@ -25,7 +25,14 @@ from lgvit_edge.model.checkpoints.huggingface import (
     model_types,
     saved,
 )
-from lgvit_edge.model.checkpoints.timm import timm_config, timm_names
+from lgvit_edge.model.checkpoints.timm import (
+    Hints,
+    Note,
+    note_in_log,
+    plain,
+    timm_config,
+    timm_names,
+)
 from lgvit_edge.model.lgvit import LGViT
 
 _FORMAT = "lgvit-edge"
@@ -75,28 +82,47 @@ def load_checkpoint(path: str | Path) -> LGViT:
     return _checkpoint(_read(Path(path)))
 
 
-def load_backbone(path: str | Path, *, arch: str | None = None) -> LGViT:
+def load_backbone(
+    path: str | Path,
+    *,
+    arch: str | None = None,
+    num_heads: int | None = None,
+    note: Note = note_in_log,
+) -> LGViT:
     """Loads a plain backbone as an LGViT without exits, in eval mode: where training starts.
 
     Reads folders of Hugging Face and timm, and timm state dicts. Family and size come from
-    ``config.json`` or are inferred from names and shapes; ``arch``, one of
-    ``architectures()``, sets for timm what they do not tell.
+    ``config.json``, from names and shapes, and from the published architecture that the file is
+    named after.
+
+    Args:
+        path: of a file or a folder.
+        arch: of timm weights: one of ``architectures()``, or timm's name.
+        num_heads: attention heads of timm weights whose architecture is not known.
+        note: gets a sentence for everything that had to be assumed.
 
     Raises:
-        CheckpointError: missing, damaged, not such a backbone, or its shapes do not fit.
+        CheckpointError: missing, damaged, not such a backbone, its shapes do not fit, or something
+            that changes answers is not known.
     """
-    return _backbone(_read(Path(path)), arch)
+    return _backbone(_read(Path(path)), arch, num_heads, note)
 
 
-def load_model(path: str | Path, *, arch: str | None = None) -> LGViT:
-    """Loads an LGViT with its exits, or a plain backbone without any.
+def load_model(
+    path: str | Path,
+    *,
+    arch: str | None = None,
+    num_heads: int | None = None,
+    note: Note = note_in_log,
+) -> LGViT:
+    """Loads an LGViT with its exits, or a plain backbone without any; see ``load_backbone``.
 
     Raises:
         CheckpointError: neither.
     """
     stored = _read(Path(path))
     exits = "highway_type" in stored.config or stored.header is not None
-    return _checkpoint(stored) if exits else _backbone(stored, arch)
+    return _checkpoint(stored) if exits else _backbone(stored, arch, num_heads, note)
 
 
 def _read(path: Path) -> _Stored:
@@ -136,7 +162,7 @@ def _checkpoint(stored: _Stored) -> LGViT:
     )
 
 
-def _backbone(stored: _Stored, arch: str | None) -> LGViT:
+def _backbone(stored: _Stored, arch: str | None, num_heads: int | None, note: Note) -> LGViT:
     path, state = stored.path, stored.content
     if stored.config and "architecture" not in stored.config:  # only timm writes that key
         preprocessor = weights.read_json(path / "preprocessor_config.json", absent=True)
@@ -154,7 +180,9 @@ def _backbone(stored: _Stored, arch: str | None) -> LGViT:
             "holds both"
         )
     try:
-        config = timm_config(state, arch, stored.config)
+        state = plain(state)
+        stem = "" if path.is_dir() else path.stem
+        config = timm_config(state, Hints(arch, num_heads, stored.config, stem), note)
     except (IndexError, TypeError, ValueError) as error:  # sizes read off tensors of another rank
         if isinstance(error, LGViTEdgeError):
             raise

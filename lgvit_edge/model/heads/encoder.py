@@ -71,7 +71,7 @@ class _PrefixBlock(nn.Module):
         scores = (split @ self.keys) @ x[:, None].transpose(-2, -1)  # [B, heads, prefix, T]
         heads = (self.softmax(scores) @ x[:, None]) @ self.values  # [B, heads, prefix, D / heads]
         tokens = hidden[:, :count] + self.proj(heads.transpose(1, 2).reshape(-1, count, dim))
-        encoded: Tensor = tokens + block.fc2(block.gelu(block.fc1(block.norm2(tokens))))
+        encoded: Tensor = tokens + block.mlp(block.norm2(tokens))
         return encoded
 
 
@@ -83,5 +83,5 @@ def head(config: LGViTConfig, exit: ExitConfig) -> ExitHead:
     plain = BlockConfig(sizes.dim, sizes.grid, heads, width)
     attention = Attention(sizes.dim, heads, qkv_bias=config.qkv_bias)
     eps = family.encoder_eps or config.layer_norm_eps
-    block = Block(plain, attention, eps=eps, merge=None)
+    block = Block(plain, attention, eps=eps)
     return EncoderHead(block, mlp.head(config, exit), config.prefix_tokens)
