@@ -33,7 +33,7 @@ def inspect_checkpoint(
     Raises:
         CheckpointError: it cannot be used.
     """
-    model = load_model(path, num_heads=num_heads, note=note)
+    model = load_model(path, num_heads=num_heads, classes=1000, note=note)
     if preprocess is not None:
         spec = model.config.preprocess.changed(model.config.image_size, **preprocess)
         model.config = model.config.replace(preprocess=spec)

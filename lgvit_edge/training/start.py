@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,7 @@ def train_from_folder(
         file,
         num_classes=len(classes),
         seed=config.seed,
+        trains_classifier=stage != "2",
         num_heads=num_heads,
         note=lambda text: console.print(text, soft_wrap=True, markup=False, highlight=False),
     )
@@ -224,6 +226,7 @@ def load_start(
     *,
     num_classes: int,
     seed: int,
+    trains_classifier: bool = True,
     num_heads: int | None = None,
     note: Note = note_in_log,
 ) -> LGViT:
@@ -232,16 +235,19 @@ def load_start(
     ``backbone`` is the path of a checkpoint (ours, the authors', or a plain backbone of Hugging
     Face or timm), or an architecture. For an architecture, ``weights`` is such a path; None starts
     at random, with ``num_classes`` and ``seed``. An architecture may be one of timm's names, whose
-    ``weights`` must be given.
+    ``weights`` must be given. Weights without a classifier get one of ``num_classes`` if the
+    training ``trains_classifier``.
 
     Raises:
         UsageError: ``backbone`` is neither, or a path and ``weights`` are both given.
         CheckpointError: the checkpoint cannot be used.
     """
+    classes = num_classes if trains_classifier else None
+    load = functools.partial(load_model, num_heads=num_heads, classes=classes, note=note)
     if backbone in architectures():
         if weights is None:
             return seeded(architecture(backbone, num_classes=num_classes), seed)
-        model = load_model(weights, arch=backbone, num_heads=num_heads, note=note)
+        model = load(weights, arch=backbone)
         expected = architecture(backbone)
         differing = [
             f"{field} {getattr(expected, field)}, found {getattr(model.config, field)}"
@@ -253,7 +259,7 @@ def load_start(
         return model
     path = Path(backbone)
     if not path.exists() and weights is not None and published(backbone) is not None:
-        return load_model(weights, arch=backbone, num_heads=num_heads, note=note)
+        return load(weights, arch=backbone)
     if not path.exists():
         raise UsageError(
             f"--backbone {backbone}: expected a checkpoint's path or one of "
@@ -264,4 +270,4 @@ def load_start(
             f"--backbone {backbone} is a checkpoint already; give its architecture with "
             "--weights, or leave --weights out"
         )
-    return load_model(path, num_heads=num_heads, note=note)
+    return load(path)

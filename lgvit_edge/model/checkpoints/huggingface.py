@@ -203,8 +203,8 @@ def huggingface_preprocess(raw: dict[str, Any], config: LGViTConfig) -> Preproce
     resample = raw.get("resample", _PILLOW[usual.interpolation])
     if type(resample) is not int or resample not in _RESAMPLE:
         raise ConfigError(
-            f"{where}: resample must be 0 (nearest), 2 (bilinear) or 3 (bicubic), found "
-            f"{str(resample)[:60]!r}"
+            f"{where}: resample must be {', '.join(f'{n} ({m})' for n, m in _RESAMPLE.items())}, "
+            f"found {str(resample)[:60]!r}"
         )
     normalised = raw.get("do_normalize", True)
     fields = {

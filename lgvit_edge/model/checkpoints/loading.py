@@ -87,6 +87,7 @@ def load_backbone(
     *,
     arch: str | None = None,
     num_heads: int | None = None,
+    classes: int | None = None,
     note: Note = note_in_log,
 ) -> LGViT:
     """Loads a plain backbone as an LGViT without exits, in eval mode: where training starts.
@@ -99,13 +100,14 @@ def load_backbone(
         path: of a file or a folder.
         arch: of timm weights: one of ``architectures()``, or timm's name.
         num_heads: attention heads of timm weights whose architecture is not known.
+        classes: of a fresh classifier, where timm weights have none.
         note: gets a sentence for everything that had to be assumed.
 
     Raises:
         CheckpointError: missing, damaged, not such a backbone, its shapes do not fit, or something
             that changes answers is not known.
     """
-    return _backbone(_read(Path(path)), arch, num_heads, note)
+    return _backbone(_read(Path(path)), arch, num_heads, classes, note)
 
 
 def load_model(
@@ -113,6 +115,7 @@ def load_model(
     *,
     arch: str | None = None,
     num_heads: int | None = None,
+    classes: int | None = None,
     note: Note = note_in_log,
 ) -> LGViT:
     """Loads an LGViT with its exits, or a plain backbone without any; see ``load_backbone``.
@@ -122,7 +125,7 @@ def load_model(
     """
     stored = _read(Path(path))
     exits = "highway_type" in stored.config or stored.header is not None
-    return _checkpoint(stored) if exits else _backbone(stored, arch, num_heads, note)
+    return _checkpoint(stored) if exits else _backbone(stored, arch, num_heads, classes, note)
 
 
 def _read(path: Path) -> _Stored:
@@ -162,7 +165,13 @@ def _checkpoint(stored: _Stored) -> LGViT:
     )
 
 
-def _backbone(stored: _Stored, arch: str | None, num_heads: int | None, note: Note) -> LGViT:
+def _backbone(
+    stored: _Stored,
+    arch: str | None,
+    num_heads: int | None,
+    classes: int | None,
+    note: Note,
+) -> LGViT:
     path, state = stored.path, stored.content
     if stored.config and "architecture" not in stored.config:  # only timm writes that key
         preprocessor = weights.read_json(path / "preprocessor_config.json", absent=True)
@@ -180,7 +189,7 @@ def _backbone(stored: _Stored, arch: str | None, num_heads: int | None, note: No
             "holds both"
         )
     try:
-        state = plain(state)
+        state = plain(state, classes, note)
         stem = "" if path.is_dir() else path.stem
         config = timm_config(state, Hints(arch, num_heads, stored.config, stem), note)
     except (IndexError, TypeError, ValueError) as error:  # sizes read off tensors of another rank

@@ -96,7 +96,8 @@ def timm_config(state: State, hints: Hints, note: Note = note_in_log) -> LGViTCo
     missing = [name for name in needed if name not in state]
     if missing == [_head(state)]:
         raise CheckpointError(
-            "the weights have no classifier; train one: lgvit-edge train --stage both"
+            "the weights have no classifier, and stage 2 trains none; run: lgvit-edge train "
+            "--stage both"
         )
     if missing:
         raise CheckpointError(
@@ -105,9 +106,12 @@ def timm_config(state: State, hints: Hints, note: Note = note_in_log) -> LGViTCo
         )
     row = published(hints.name)
     if hints.name and row is None and hints.arch is not None:
-        raise CheckpointError(f"unknown architecture {hints.arch!r}: expected a name of timm's")
+        raise CheckpointError(
+            f"unknown architecture {hints.arch!r}; known: {', '.join(architectures())}, and timm's "
+            "names"
+        )
     if row is not None:
-        _supported(row)
+        row = _fitting(row, state, hints)
     try:
         config = (_swin if swin else _vit)(state, hints, row, note)
         return config.replace(
@@ -121,12 +125,28 @@ def _head(state: Container[str]) -> str:
     return "head.fc.weight" if "head.fc.weight" in state else "head.weight"
 
 
-def _supported(row: Published) -> None:
+def _fitting(row: Published, state: State, hints: Hints) -> Published | None:
+    """Returns ``row`` if the weights have its sizes; None if they only bear its name."""
+    dim, stages = len(state["patch_embed.proj.weight"]), _count(state, "layers.")
+    depth = sum(_count(state, f"layers.{i}.blocks.") for i in range(stages))
+    depth = depth or _count(state, "blocks.")
+    if (row.width, row.depth) != (dim, depth):
+        if hints.arch is not None:
+            raise _other_sizes(row.name, (row.width, row.depth), (dim, depth))
+        return None
     classes = {row.block, row.attention, row.mlp, row.norm}
     if unknown := classes - _CLASSES:
         raise CheckpointError(
             f"{row.name} is built of timm's {', '.join(sorted(unknown))}, which is not supported"
         )
+    return row
+
+
+def _other_sizes(name: str, wanted: tuple[int, int], found: tuple[int, int]) -> CheckpointError:
+    return CheckpointError(
+        f"{name} has hidden size {wanted[0]} and {wanted[1]} blocks, the weights have {found[0]} "
+        f"and {found[1]}"
+    )
 
 
 def _vit(state: State, hints: Hints, row: Published | None, note: Note) -> LGViTConfig:
@@ -151,7 +171,6 @@ def _vit(state: State, hints: Hints, row: Published | None, note: Note) -> LGViT
     }
     if hints.arch in architectures():
         return _named(hints, dim, depth, num_classes=classes, image_size=size).replace(**fields)
-    row = row if row is not None and (row.width, row.depth) == (dim, depth) else None
     deit = "dist_token" in state or hints.name.startswith("deit")
     return LGViTConfig(
         family="deit" if deit else "vit",
@@ -177,10 +196,7 @@ def _named(hints: Hints, dim: int, depth: int, **sizes: int) -> LGViTConfig:
     assert hints.arch is not None
     named = architecture(hints.arch, **sizes)
     if (named.hidden_size, named.num_blocks) != (dim, depth):
-        raise CheckpointError(
-            f"{hints.arch} has hidden size {named.hidden_size} and {named.num_blocks} blocks, "
-            f"the weights have {dim} and {depth}"
-        )
+        raise _other_sizes(hints.arch, (named.hidden_size, named.num_blocks), (dim, depth))
     return named
 
 
@@ -312,8 +328,10 @@ def _swin_size(state: State, hints: Hints, row: Published | None, last: int, not
     return last
 
 
-def plain(state: State) -> State:
+def plain(state: State, classes: int | None = None, note: Note = note_in_log) -> State:
     """Returns weights as a plain ViT holds them.
+
+    ``classes`` is the number of classes of a fresh classifier, where the weights have none.
 
     LayerScale is multiplied into the layer before it, a packed SwiGLU is taken apart, and what CLIP
     leaves out (biases of patches) or others do (positions of prefix tokens) becomes zeros.
@@ -335,6 +353,11 @@ def plain(state: State) -> State:
         inner, last = result[name], result.get(f"{block}.mlp.fc2.weight")
         if last is not None and last.ndim == 2 and len(inner) == 2 * last.shape[1]:
             result[f"{block}.mlp.gate.{kind}"], result[name] = inner.chunk(2)
+    norm = next((state[n] for n in ("fc_norm.weight", "norm.weight") if n in state), None)
+    if classes is not None and _head(state) not in state and norm is not None:
+        note(f"the weights have no classifier; one of {classes} classes starts from zeros")
+        result["head.weight"] = norm.new_zeros(classes, len(norm))
+        result["head.bias"] = norm.new_zeros(classes)
     patch = result.get("patch_embed.proj.weight")
     if patch is not None and "norm_pre.weight" in result:  # CLIP's patches have no bias
         result.setdefault("patch_embed.proj.bias", patch.new_zeros(len(patch)))

@@ -122,6 +122,20 @@ def test_a_bare_file_named_after_its_architecture(timm: Any, tmp_path: Path, nam
     assert by_name.config.replace(preprocess=ours.config.preprocess) == ours.config
 
 
+@pytest.mark.parametrize("pooling", ["token", "avg"])
+def test_weights_without_a_classifier_get_one(timm: Any, tmp_path: Path, pooling: str) -> None:
+    arguments = SIZES | dict(num_classes=0, global_pool=pooling)
+    theirs = filled(timm.models.vision_transformer.VisionTransformer(**arguments))
+    folder = written(tmp_path / "timm", theirs, arguments)
+    with pytest.raises(CheckpointError, match="no classifier, .* run: lgvit-edge train --stage b"):
+        load_backbone(folder)
+    notes: list[str] = []
+    ours = load_backbone(folder, classes=3, note=notes.append)
+    assert "one of 3 classes starts from zeros" in notes[0]
+    ours.backbone.final.classifier.linears[0] = torch.nn.Identity()  # type: ignore
+    agree(ours, theirs)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
