@@ -11,13 +11,13 @@ from rich.table import Table
 from typer import Argument
 
 from lgvit_edge._support.optional import require
-from lgvit_edge._support.terminal import say, table
+from lgvit_edge._support.terminal import note, say, table
 from lgvit_edge.architecture.heads import HEAD_KINDS
-from lgvit_edge.cli.options import AsJson, show
-from lgvit_edge.errors import CheckpointError
+from lgvit_edge.cli.options import AsJson, UseEma, show
+from lgvit_edge.errors import CheckpointError, UsageError
 
 
-def inspect(path: Path) -> dict[str, Any]:
+def inspect(path: Path, *, use_ema: bool = False) -> dict[str, Any]:
     """Describe a bundle or a checkpoint as JSON."""
     if not path.exists():
         raise CheckpointError(f"no such checkpoint or bundle: {path}")
@@ -25,15 +25,18 @@ def inspect(path: Path) -> dict[str, Any]:
     from lgvit_edge.bundle.inspection import inspect_bundle
 
     if (path / MANIFEST).is_file():
+        if use_ema:
+            raise UsageError("--use-ema is for checkpoints, found a bundle: leave it out")
         return inspect_bundle(path)
-    if path.is_dir() and not (path / "config.json").is_file():
+    names = ("config.json", "adapter_config.json")
+    if path.is_dir() and not any((path / name).is_file() for name in names):
         raise CheckpointError(
             f"{path} is neither a bundle nor a checkpoint: expected {MANIFEST} or config.json in it"
         )
     require("torch", extra="export")
     from lgvit_edge.model.inspection import inspect_checkpoint
 
-    return inspect_checkpoint(path)
+    return inspect_checkpoint(path, use_ema=use_ema, note=note)
 
 
 def print_info(about: dict[str, Any], console: Console) -> None:
@@ -140,7 +143,9 @@ def _segments(about: dict[str, Any]) -> Table:
 
 
 def info(
-    path: Annotated[Path, Argument(help="Checkpoint or bundle.")], as_json: AsJson = False
+    path: Annotated[Path, Argument(help="Checkpoint or bundle.")],
+    use_ema: UseEma = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show blocks, exits, heads, MACs and parameters of a checkpoint or a bundle."""
-    show(inspect(path), as_json, print_info)
+    show(inspect(path, use_ema=use_ema), as_json, print_info)

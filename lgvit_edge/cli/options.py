@@ -91,6 +91,13 @@ Labels = Annotated[
 Samples = Annotated[
     int | None, Option(min=1, help="Number of images, spread evenly. Default: all.")
 ]
+UseEma = Annotated[
+    bool,
+    Option(
+        "--use-ema",
+        help="Of a checkpoint that also holds the moving average of its weights: take the average.",
+    ),
+]
 AsJson = Annotated[bool, Option("--json", help="Print JSON instead of a table.")]
 
 

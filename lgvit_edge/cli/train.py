@@ -13,7 +13,7 @@ from typer import Option
 
 from lgvit_edge._support.optional import require
 from lgvit_edge._support.terminal import console, say
-from lgvit_edge.cli.options import Heads, ImageSize, with_options
+from lgvit_edge.cli.options import Heads, ImageSize, UseEma, with_options
 from lgvit_edge.errors import UsageError
 from lgvit_edge.training.settings import Setting, TrainingConfig, settings
 
@@ -69,6 +69,7 @@ def train(
         Path | None,
         Option(help="Pretrained weights of the architecture: a timm state dict. Default: random."),
     ] = None,
+    use_ema: UseEma = False,
     val: Annotated[
         str | None,
         Option(
@@ -110,6 +111,7 @@ def train(
         backbone=backbone,
         out=out,
         weights=weights,
+        use_ema=use_ema,
         exits=exits,
         heads=heads,
         image_size=image_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,17 @@ from lgvit_edge.model.segments import count_parameters, cut
 _NAMES = ("index", "first_block", "last_block", "head")  # of a segment, as it calls them
 
 
-def inspect_checkpoint(path: Path) -> dict[str, Any]:
+def inspect_checkpoint(
+    path: Path, *, use_ema: bool = False, note: Callable[[str], None]
+) -> dict[str, Any]:
     """Describes a checkpoint of any origin, with or without exits, in plain JSON types.
+
+    ``use_ema`` and ``note`` are as in ``load_model``.
 
     Raises:
         CheckpointError: it cannot be used.
     """
-    model = load_model(path)
+    model = load_model(path, use_ema=use_ema, note=note)
     config, costs, rows = model.config, model_costs(model), []
     for segment, macs in zip(cut(model), costs.segments, strict=True):
         row = {name: getattr(segment, name) for name in _NAMES}

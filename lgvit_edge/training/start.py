@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ def train_from_folder(
     backbone: str,
     out: str | Path,
     weights: str | Path | None = None,
+    use_ema: bool = False,
     exits: str | None = None,
     heads: str | None = None,
     image_size: int | None = None,
@@ -46,6 +48,7 @@ def train_from_folder(
         backbone: an architecture, or the path of a checkpoint.
         out: ``.pt`` or ``.safetensors``.
         weights: a checkpoint for the architecture; None starts at random.
+        use_ema: where such a checkpoint also holds the moving average of its weights, take that.
         exits: as ``plan_exits`` reads them; default: those of the checkpoint, else 8 uniform.
         heads: kind of the exit heads, as ``default_heads`` reads it; default: ``lgvit``.
         image_size: image size in pixels, if different from the backbone's.
@@ -76,8 +79,19 @@ def train_from_folder(
             "stage 2 freezes the backbone, so it needs a trained one: expected --weights or a "
             "checkpoint as --backbone; or train it with --stage both"
         )
-    file = None if weights is None else Path(weights)
-    start = load_start(backbone, file, num_classes=len(classes), seed=config.seed)
+    if random_start and use_ema:
+        raise UsageError(
+            "--use-ema chooses between the weights of a checkpoint, found none: add --weights, or "
+            "a checkpoint as --backbone"
+        )
+    start = load_start(
+        backbone,
+        None if weights is None else Path(weights),
+        num_classes=len(classes),
+        seed=config.seed,
+        use_ema=use_ema,
+        note=functools.partial(console.print, soft_wrap=True, markup=False, highlight=False),
+    )
     if random_start:
         console.print(f"no --weights: {backbone} starts from random weights (seed {config.seed})")
     if image_size is not None and image_size != start.config.image_size:
@@ -200,12 +214,20 @@ def seeded(config: LGViTConfig, seed: int) -> LGViT:
         return LGViT(config)
 
 
-def load_start(backbone: str, weights: Path | None, *, num_classes: int, seed: int) -> LGViT:
+def load_start(
+    backbone: str,
+    weights: Path | None,
+    *,
+    num_classes: int,
+    seed: int,
+    use_ema: bool = False,
+    note: Callable[[str], None] = print,
+) -> LGViT:
     """Loads the model that ``--backbone`` and ``--weights`` name.
 
     ``backbone`` is the path of a checkpoint (ours, the authors', or a plain backbone of Hugging
     Face or timm), or an architecture. For an architecture, ``weights`` is such a path; None starts
-    at random, with ``num_classes`` and ``seed``.
+    at random, with ``num_classes`` and ``seed``. ``use_ema`` and ``note`` are as in ``load_model``.
 
     Raises:
         UsageError: ``backbone`` is neither, or a path and ``weights`` are both given.
@@ -214,7 +236,8 @@ def load_start(backbone: str, weights: Path | None, *, num_classes: int, seed: i
     if backbone in architectures():
         if weights is None:
             return seeded(architecture(backbone, num_classes=num_classes), seed)
-        model, expected = load_model(weights, arch=backbone), architecture(backbone)
+        model = load_model(weights, arch=backbone, use_ema=use_ema, note=note)
+        expected = architecture(backbone)
         differing = [
             f"{field} {getattr(expected, field)}, found {getattr(model.config, field)}"
             for field in ("hidden_size", "num_blocks", "num_heads", "prefix_tokens")
@@ -234,4 +257,4 @@ def load_start(backbone: str, weights: Path | None, *, num_classes: int, seed: i
             f"--backbone {backbone} is a checkpoint already; give its architecture with "
             "--weights, or leave --weights out"
         )
-    return load_model(path)
+    return load_model(path, use_ema=use_ema, note=note)

@@ -6,6 +6,7 @@ Our own are written here too: ``.pt`` (plain types, tensors) and ``.safetensors`
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.errors import CheckpointError, ConfigError, LGViTEdgeError
 from lgvit_edge.model.checkpoints import weights
 from lgvit_edge.model.checkpoints.authors import attached, authors_config, authors_names
+from lgvit_edge.model.checkpoints.containers import Note, require_classifier, weights_in
 from lgvit_edge.model.checkpoints.huggingface import (
     huggingface_config,
     huggingface_names,
@@ -30,6 +32,7 @@ from lgvit_edge.model.lgvit import LGViT
 
 _FORMAT = "lgvit-edge"
 _VERSION = 1  # 1: config, state
+_log: Note = logging.getLogger("lgvit_edge").warning
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,10 @@ class _Stored:
     content: Any  # the weights, or any content of a pickle
     config: dict[str, Any]  # config.json of a folder; empty for a file
     header: Any = None  # of a file of ours; None for others
+
+    def model_weights(self, use_ema: bool, note: Note) -> weights.State:
+        """Returns the weights of the one model in a file or folder of others."""
+        return weights_in(self.content, self.path, use_ema=use_ema, note=note)
 
 
 def save_checkpoint(model: LGViT, path: str | Path) -> None:
@@ -63,64 +70,75 @@ def save_checkpoint(model: LGViT, path: str | Path) -> None:
         raise CheckpointError(f"cannot write {path}: {error}") from None
 
 
-def load_checkpoint(path: str | Path) -> LGViT:
+def load_checkpoint(path: str | Path, *, use_ema: bool = False, note: Note = _log) -> LGViT:
     """Loads an LGViT, exits included, in eval mode.
 
-    Reads our ``model.pt`` and ``.safetensors``, and the authors' directories.
+    Reads our ``model.pt`` and ``.safetensors``, and the authors' directories. Of the latter,
+    ``use_ema`` takes the moving average of the weights where the trained ones lie beside it.
+    ``note`` is told what was taken and left aside.
 
     Raises:
         CheckpointError: missing, damaged, not a checkpoint, or its names or shapes do not fit.
         MissingDependency: a ``.safetensors`` file without the package that reads it.
     """
-    return _checkpoint(_read(Path(path)))
+    return _checkpoint(_read(Path(path)), use_ema, note)
 
 
-def load_backbone(path: str | Path, *, arch: str | None = None) -> LGViT:
+def load_backbone(
+    path: str | Path, *, arch: str | None = None, use_ema: bool = False, note: Note = _log
+) -> LGViT:
     """Loads a plain backbone as an LGViT without exits, in eval mode: where training starts.
 
     Reads folders of Hugging Face and timm, and timm state dicts. Family and size come from
     ``config.json`` or are inferred from names and shapes; ``arch``, one of
-    ``architectures()``, sets for timm what they do not tell.
+    ``architectures()``, sets for timm what they do not tell. ``use_ema`` and ``note`` are as in
+    ``load_checkpoint``.
 
     Raises:
         CheckpointError: missing, damaged, not such a backbone, or its shapes do not fit.
     """
-    return _backbone(_read(Path(path)), arch)
+    return _backbone(_read(Path(path)), arch, use_ema, note)
 
 
-def load_model(path: str | Path, *, arch: str | None = None) -> LGViT:
+def load_model(
+    path: str | Path, *, arch: str | None = None, use_ema: bool = False, note: Note = _log
+) -> LGViT:
     """Loads an LGViT with its exits, or a plain backbone without any.
+
+    ``use_ema`` and ``note`` are as in ``load_checkpoint``.
 
     Raises:
         CheckpointError: neither.
     """
     stored = _read(Path(path))
     exits = "highway_type" in stored.config or stored.header is not None
-    return _checkpoint(stored) if exits else _backbone(stored, arch)
+    if exits:
+        return _checkpoint(stored, use_ema, note)
+    return _backbone(stored, arch, use_ema, note)
 
 
 def _read(path: Path) -> _Stored:
     if path.is_dir():
         config, state = weights.read_folder(path)
         return _Stored(path, state, config)
-    if path.suffix == ".safetensors":
-        state, metadata = weights.read_safetensors(path)
-        return _Stored(path, state, {}, _own_header(metadata))
-    content = weights.read_pickle(path)
-    ours = isinstance(content, dict) and content.get("format") == _FORMAT
-    return _Stored(path, content.get("state"), {}, content) if ours else _Stored(path, content, {})
+    content, metadata = weights.read_weights(path)
+    if isinstance(content, dict) and dict.get(content, "format") == _FORMAT:
+        header = dict(dict.items(content))
+        return _Stored(path, header.get("state"), {}, header)
+    return _Stored(path, content, {}, _own_header(metadata))
 
 
-def _checkpoint(stored: _Stored) -> LGViT:
+def _checkpoint(stored: _Stored, use_ema: bool, note: Note) -> LGViT:
     path, state = stored.path, stored.content
     if "highway_type" in stored.config:  # only the authors write that key
+        state = saved(stored.model_weights(use_ema, note))
         config = authors_config(stored.config, state)
         preprocessor = weights.read_json(path / "preprocessor_config.json", absent=True)
         try:
             config = config.replace(preprocess=huggingface_preprocess(preprocessor, config))
         except ConfigError as error:
             raise CheckpointError(str(error)) from None
-        state = attached(saved(state), stored.config, config)
+        state = attached(state, stored.config, config)
         return weights.fitted(config, state, authors_names, path)
     if stored.header is None and (stored.config or path.suffix != ".safetensors"):
         raise CheckpointError(
@@ -129,6 +147,11 @@ def _checkpoint(stored: _Stored) -> LGViT:
             f"lgvit-edge train --backbone {path} --data DIR --out model.pt"
         )
     config = _own_config(stored.header, path)
+    if use_ema:
+        raise CheckpointError(
+            f"{path}: expected a moving average, found a file of lgvit-edge train, which holds one "
+            "model; leave --use-ema out (in Python: use_ema=False)"
+        )
     if not weights.is_state(state):
         raise CheckpointError(f"{path}: expected a state dict of tensors under 'state'")
     return weights.fitted(
@@ -136,23 +159,28 @@ def _checkpoint(stored: _Stored) -> LGViT:
     )
 
 
-def _backbone(stored: _Stored, arch: str | None) -> LGViT:
-    path, state = stored.path, stored.content
+def _backbone(stored: _Stored, arch: str | None, use_ema: bool, note: Note) -> LGViT:
+    path = stored.path
+    if stored.header is not None:
+        raise CheckpointError(
+            f"{path}: expected a plain backbone, found a file of lgvit-edge train; load it with "
+            "load_checkpoint or load_model"
+        )
+    state = stored.model_weights(use_ema, note)
     if stored.config and "architecture" not in stored.config:  # only timm writes that key
         preprocessor = weights.read_json(path / "preprocessor_config.json", absent=True)
         state = saved(state)
         config = huggingface_config(stored.config, state, preprocessor)
+        require_classifier(state, path, "classifier.weight, as ViTForImageClassification has it")
         prefix = stored.config["model_type"]
         return weights.fitted(config, state, lambda model: huggingface_names(model, prefix), path)
-    if isinstance(state, dict) and isinstance(state.get("model"), dict):
-        state = state["model"]  # DeiT's and Swin's authors wrap theirs
-    if stored.header is not None or not weights.is_state(state):
-        raise CheckpointError(f"{path}: expected a state dict of tensors")
-    if any(name.startswith(tuple(f"{prefix}." for prefix in model_types())) for name in state):
+    prefixes = tuple(f"{prefix}." for prefix in ("embeddings", *model_types()))
+    if any(name.startswith(prefixes) for name in state):
         raise CheckpointError(
             f"{path} is named as Hugging Face does, which needs config.json: give the folder that "
-            "holds both"
+            "holds both, or make one, in Python: model.save_pretrained(FOLDER)"
         )
+    require_classifier(state, path, "head.weight, as timm.create_model(NAME, num_classes=N) has it")
     try:
         config = timm_config(state, arch, stored.config)
     except (IndexError, TypeError, ValueError) as error:  # sizes read off tensors of another rank
