@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -125,7 +126,7 @@ def require_classifier(state: State, path: Path, expected: str) -> None:
         last = ", ".join(list(state)[-3:])
         raise CheckpointError(
             f"{path} has no classifier: expected {expected}, found no such name (the last are "
-            f"{last}); give a model that was trained to classify"
+            f"{last}); give a model that was trained to classify, its classifier included"
         )
 
 
@@ -142,13 +143,13 @@ def _models(
     found = {key: match[1] for key, name in names.items() if (match := _anchor().fullmatch(name))}
     for key, prefix in found.items():
         if isinstance(entry := dict.get(value, key), Tensor):
-            inner = tuple(other for other in found.values() if other != prefix)
-            yield _model(place, prefix, inner, items, names, path)
+            others = tuple(other for other in found.values() if other != prefix)
+            yield _model(place, prefix, others, items, names, path)
         else:
-            odd.append(f"{_kind(entry)} as {key}")
+            odd.append(f"{_kind(entry)} as {_label(key)}")
     for key, entry in items:
-        if not _NO_MODEL.search(str(key)):
-            yield from _models(entry, (*place, str(key)), seen, path, odd)
+        if not _NO_MODEL.search(label := _label(key)):
+            yield from _models(entry, (*place, label), seen, path, odd)
 
 
 def _anchor() -> re.Pattern[str]:
@@ -163,15 +164,15 @@ def _anchor() -> re.Pattern[str]:
 def _model(
     place: tuple[str, ...],
     prefix: str,
-    inner: tuple[str, ...],
+    others: tuple[str, ...],
     items: list[tuple[Any, Any]],
     names: dict[str, str],
     path: Path,
 ) -> _Model:
-    """Returns the model whose names begin with ``prefix``; ``inner`` are those of other models."""
+    """Returns the model whose names begin with ``prefix``; ``others`` are those of other models."""
     state: State = {}
     aside = []
-    inner = tuple(other for other in inner if other.startswith(prefix))
+    inner = tuple(other for other in others if other.startswith(prefix))
     theirs = prefix + "patch_embed.projection.weight" in names.values()
     for key, entry in items:
         name = names.get(key) if isinstance(key, str) else None
@@ -179,14 +180,16 @@ def _model(
             name = _timm_name(name, prefix, path)
         elif name is not None:
             name = name.removeprefix(prefix) if name.startswith(prefix) else None
+        if isinstance(key, str) and names[key].startswith(others if name is None else inner):
+            continue  # another model's
         if name is None or not isinstance(entry, Tensor) or _COUNTED.search(name):
-            aside.append(str(key))
-        elif not (inner and names[key].startswith(inner)):
-            if name in state:
-                raise CheckpointError(
-                    f"{path}: expected each weight once, found {name} twice, once as {key}; "
-                    f"{STATE_DICT}"
-                )
+            aside.append(_label(key))
+        elif name in state:
+            raise CheckpointError(
+                f"{path}: expected each weight once, found {name} twice, once as {key}; "
+                f"{STATE_DICT}"
+            )
+        else:
             state[name] = torch.Tensor.detach(entry)
     averaged = any(_AVERAGED.search(part) for part in (*place, prefix))
     return _Model(place, prefix, averaged, state, tuple(aside))
@@ -266,7 +269,9 @@ def _account(
 ) -> str:
     """Returns what was taken and what was not; nothing for a plain state dict."""
     places = {other.place[:1] for other in (model, *others, *unlike)}
-    beside = [str(key) for key in content if (str(key),) not in places] if model.place else []
+    beside = [_label(key) for key in content if (_label(key),) not in places]
+    if not model.place:
+        beside = []
     aside = [*beside, *model.aside]
     if not (model.place or model.prefix or others or unlike or aside):
         return ""
@@ -297,9 +302,14 @@ def _nothing(content: object) -> str:
         whole = [key for key, entry in entries.items() if _is_module(entry)]
         if whole:
             return f"{expected} {_kind(entries[whole[0]])} under {whole[0]!r}; {STATE_DICT}"
-        keys = ", ".join(str(key)[:60] for key in list(entries)[:6]) or "nothing"
+        keys = ", ".join(_label(key) for key in list(entries)[:6]) or "nothing"
         return f"{expected} {keys}{', ...' if len(entries) > 6 else ''}; {STATE_DICT}"
     return f"{expected} {_kind(content)}; {STATE_DICT}"
+
+
+def _label(key: object) -> str:
+    """Returns a key of a dict for messages."""
+    return str(key)[:60] if isinstance(key, (str, int, float, NoneType)) else _kind(key)
 
 
 def _is_module(entry: object) -> bool:

@@ -122,6 +122,11 @@ def _read(path: Path) -> _Stored:
         config, state = weights.read_folder(path)
         return _Stored(path, state, config)
     content, metadata = weights.read_weights(path)
+    if isinstance(content, dict) and dict.get(content, "format") == f"{_FORMAT}-resume":
+        raise CheckpointError(
+            f"{path}: expected a model, found the state of a training that was interrupted; repeat "
+            "its command to finish it, and give the file that it writes"
+        )
     if isinstance(content, dict) and dict.get(content, "format") == _FORMAT:
         header = dict(dict.items(content))
         return _Stored(path, header.get("state"), {}, header)

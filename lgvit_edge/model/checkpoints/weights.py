@@ -181,7 +181,7 @@ def fitted(
     used = {name for source in sources.values() for name in source.names}
     extra = sorted(name for name in state if name not in used and not _IGNORED.search(name))
     faults += [f"unexpected {name}" for name in extra]
-    if faults:
+    if faults := list(dict.fromkeys(faults)):
         listed = "\n  ".join(faults[:20])
         more = f"\n  and {len(faults) - 20} more" if len(faults) > 20 else ""
         raise CheckpointError(f"{path} does not fit its configuration:\n  {listed}{more}")

@@ -6,10 +6,12 @@ import argparse
 import collections
 import datetime
 import enum
+import json
 import pickle
 import re
 import shutil
 import subprocess
+import sys
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -23,6 +25,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from lgvit_edge.cli.app import main
 from lgvit_edge.errors import CheckpointError
 from lgvit_edge.model import LGViT, load_checkpoint, load_model, save_checkpoint
 
@@ -30,25 +33,7 @@ State = dict[str, torch.Tensor]
 D, CLASSES = 64, 5
 
 
-def tiny(seed: int) -> State:
-    """A ViT of two blocks under timm's names."""
-    make = foreign.Maker(seed)
-    make.normal("cls_token", 1, 1, D)
-    make.normal("pos_embed", 1, 17, D)
-    make.linear("patch_embed.proj", D, 3, 8, 8)
-    for i in range(2):
-        make.norm(f"blocks.{i}.norm1", D)
-        make.linear(f"blocks.{i}.attn.qkv", 3 * D, D)
-        make.linear(f"blocks.{i}.attn.proj", D, D)
-        make.norm(f"blocks.{i}.norm2", D)
-        make.linear(f"blocks.{i}.mlp.fc1", 2 * D, D)
-        make.linear(f"blocks.{i}.mlp.fc2", D, 2 * D)
-    make.norm("norm", D)
-    make.linear("head", CLASSES, D)
-    return make.state
-
-
-ONE, TWO = tiny(1), tiny(2)
+ONE, TWO = (foreign.timm_state(seed, D, CLASSES) for seed in (1, 2))
 
 
 def load(path: Path, **options: Any) -> tuple[LGViT, str]:
@@ -194,7 +179,11 @@ LOADED: dict[str, tuple[Any, int, str]] = {
         1,
         "not the moving average with the .* under 'callbacks' / 'EMACallback' / 'ema_state_dict'",
     ),
-    "EMA by prefix": (BOTH, 1, r"with the prefix 'model\.'; not .* the prefix 'ema_model\.'"),
+    "EMA by prefix": (
+        BOTH,
+        1,
+        r"'model\.'; not the .* prefix 'ema_model\.', which .*use_ema=True\)$",
+    ),
     "EMA by prefix, nested": ({"state_dict": BOTH}, 1, r"prefix 'model\.' under 'state_dict'"),
     "one module, two names": (under("model.", ONE) | under("net.", ONE), 1, r"'model\.'"),
     "DataParallel": (under("module.", ONE), 1, r"the weights with the prefix 'module\.'$"),
@@ -238,6 +227,8 @@ LOADED: dict[str, tuple[Any, int, str]] = {
     "keys that are no strings": ({"model": ONE, 3: "x", None: 1, (1, 2): {}}, 1, "3, None, "),
     "numbers among tensors": ({**ONE, "epoch": 3, "name": "x"}, 1, "left aside epoch, name$"),
     "numbers as names": ({**ONE, 7: torch.ones(1)}, 1, "left aside 7$"),
+    "a tuple as a name": ({**ONE, (1, 2): torch.ones(1)}, 1, "left aside a tuple$"),
+    "names that are long": ({"model": ONE, "x" * 999: 1}, 1, "left aside x{60}$"),
     "circles": (circle(), 1, "under 'model'; left aside again, list$"),
     "hidden methods": (Hidden(), 1, "^$"),
     "hidden methods, nested": ({"model": Hidden()}, 1, "under 'model'$"),
@@ -258,7 +249,7 @@ LOADED: dict[str, tuple[Any, int, str]] = {
             "path": Path("a"),
             "set": frozenset([1]),
             "range": range(3),
-            "function": tiny,
+            "function": under,
         },
         1,
         "left aside settings, own, colour, queue, default, array, ...$",
@@ -451,6 +442,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "several models": (
         {"a": ONE, "b": TWO},
         "expected one model, found several: under 'a' and under 'b'; save the state dict of the o",
+    ),
+    "an interrupted training": (
+        {"format": "lgvit-edge-resume", "version": 2, "model": {}},
+        "found the state of a training that was interrupted; repeat its command to finish it",
     ),
     "several averages": ({"ema": ONE, "swa": TWO}, "found several: under 'ema' and under 'swa'"),
     "NumPy arrays": (
@@ -792,3 +787,34 @@ def test_a_storage_cannot_claim_more_than_the_file_holds(tmp_path: Path) -> None
     repacked(path, lambda _, data: data.replace(b"K\xc8", b"M\x60\xea"))
     with pytest.raises(CheckpointError, match=r"content cannot be read as weights \(Py"):
         load(path)
+
+
+# The commands.
+
+
+def test_info_says_what_it_takes_beside_its_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save({"model": ONE, "model_ema": TWO, **RUN}, path)
+    for options, message in (([], "not the moving average"), (["--use-ema"], "took the moving")):
+        monkeypatch.setattr(sys, "argv", ["lgvit-edge", "info", str(path), "--json", *options])
+        with pytest.raises(SystemExit, match="0"):
+            main()
+        output = capsys.readouterr()
+        assert json.loads(output.out)["blocks"] == 2
+        assert output.err.startswith(f"note: {path}: ") and message in output.err
+
+
+def test_use_ema_is_refused_where_there_is_nothing_to_choose(
+    tmp_path: Path, command: Callable[..., str]
+) -> None:
+    torch.save(ONE, tmp_path / "weights.pth")
+    said = command("info", tmp_path / "weights.pth", "--use-ema", status=1)
+    assert "expected the trained weights and their moving average" in said
+    (tmp_path / "manifest.json").write_text("{}")
+    said = command("info", tmp_path, "--use-ema", status=2)
+    assert "--use-ema is for checkpoints, found a bundle" in said
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    assert "model.merge_and_unload()" in command("info", tmp_path / "adapter", status=1)
