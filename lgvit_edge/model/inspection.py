@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lgvit_edge.architecture.heads import HEAD_KINDS
 from lgvit_edge.bundle.inspection import with_totals
+from lgvit_edge.model.checkpoints.containers import Note
 from lgvit_edge.model.checkpoints.loading import load_model
 from lgvit_edge.model.macs import model_costs
 from lgvit_edge.model.segments import count_parameters, cut
@@ -15,9 +15,7 @@ from lgvit_edge.model.segments import count_parameters, cut
 _NAMES = ("index", "first_block", "last_block", "head")  # of a segment, as it calls them
 
 
-def inspect_checkpoint(
-    path: Path, *, use_ema: bool = False, note: Callable[[str], None]
-) -> dict[str, Any]:
+def inspect_checkpoint(path: Path, *, use_ema: bool = False, note: Note) -> dict[str, Any]:
     """Describes a checkpoint of any origin, with or without exits, in plain JSON types.
 
     ``use_ema`` and ``note`` are as in ``load_model``.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from lgvit_edge.architecture.placement import plan_exits
 from lgvit_edge.architecture.published import architecture, architectures
 from lgvit_edge.errors import UsageError
 from lgvit_edge.model import LGViT, block_macs, load_model
+from lgvit_edge.model.checkpoints.containers import Note, note_in_log
 from lgvit_edge.training.checks import check_output
 from lgvit_edge.training.data.datasets import ImageFolder, class_names
 from lgvit_edge.training.loop import train
@@ -221,7 +222,7 @@ def load_start(
     num_classes: int,
     seed: int,
     use_ema: bool = False,
-    note: Callable[[str], None] = print,
+    note: Note = note_in_log,
 ) -> LGViT:
     """Loads the model that ``--backbone`` and ``--weights`` name.
 

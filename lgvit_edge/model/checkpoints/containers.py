@@ -7,6 +7,7 @@ is chosen between models that may answer differently.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from lgvit_edge.model.checkpoints.pickles import stands_for
 from lgvit_edge.model.checkpoints.weights import State, is_state, odd_kind
 
 Note = Callable[[str], None]
+note_in_log: Note = logging.getLogger("lgvit_edge").warning
 _DEPTH = 5  # of dicts in dicts
 # Parts of names that wrappers of modules add: torch.compile, FSDP, activation checkpointing.
 _WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
@@ -280,9 +282,7 @@ def _account(
     if others:
         parts.append(f"not the {others[0].kind} {_listed(others)}")
     if others and not model.averaged:
-        parts[-1] += (
-            ", which --use-ema of lgvit-edge train and info takes (in Python: use_ema=True)"
-        )
+        parts[-1] += ", which --use-ema takes (in Python: use_ema=True)"
     if unlike:
         parts.append(f"not the model of other shapes {_listed(unlike)}")
     if aside:

@@ -6,7 +6,6 @@ Our own are written here too: ``.pt`` (plain types, tensors) and ``.safetensors`
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,12 @@ from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.errors import CheckpointError, ConfigError, LGViTEdgeError
 from lgvit_edge.model.checkpoints import weights
 from lgvit_edge.model.checkpoints.authors import attached, authors_config, authors_names
-from lgvit_edge.model.checkpoints.containers import Note, require_classifier, weights_in
+from lgvit_edge.model.checkpoints.containers import (
+    Note,
+    note_in_log,
+    require_classifier,
+    weights_in,
+)
 from lgvit_edge.model.checkpoints.huggingface import (
     huggingface_config,
     huggingface_names,
@@ -32,7 +36,6 @@ from lgvit_edge.model.lgvit import LGViT
 
 _FORMAT = "lgvit-edge"
 _VERSION = 1  # 1: config, state
-_log: Note = logging.getLogger("lgvit_edge").warning
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def save_checkpoint(model: LGViT, path: str | Path) -> None:
         raise CheckpointError(f"cannot write {path}: {error}") from None
 
 
-def load_checkpoint(path: str | Path, *, use_ema: bool = False, note: Note = _log) -> LGViT:
+def load_checkpoint(path: str | Path, *, use_ema: bool = False, note: Note = note_in_log) -> LGViT:
     """Loads an LGViT, exits included, in eval mode.
 
     Reads our ``model.pt`` and ``.safetensors``, and the authors' directories. Of the latter,
@@ -85,7 +88,7 @@ def load_checkpoint(path: str | Path, *, use_ema: bool = False, note: Note = _lo
 
 
 def load_backbone(
-    path: str | Path, *, arch: str | None = None, use_ema: bool = False, note: Note = _log
+    path: str | Path, *, arch: str | None = None, use_ema: bool = False, note: Note = note_in_log
 ) -> LGViT:
     """Loads a plain backbone as an LGViT without exits, in eval mode: where training starts.
 
@@ -101,7 +104,7 @@ def load_backbone(
 
 
 def load_model(
-    path: str | Path, *, arch: str | None = None, use_ema: bool = False, note: Note = _log
+    path: str | Path, *, arch: str | None = None, use_ema: bool = False, note: Note = note_in_log
 ) -> LGViT:
     """Loads an LGViT with its exits, or a plain backbone without any.
 
@@ -145,7 +148,7 @@ def _checkpoint(stored: _Stored, use_ema: bool, note: Note) -> LGViT:
             raise CheckpointError(str(error)) from None
         state = attached(state, stored.config, config)
         return weights.fitted(config, state, authors_names, path)
-    if stored.header is None and (stored.config or path.suffix != ".safetensors"):
+    if stored.header is None:
         raise CheckpointError(
             f"{path} is not an LGViT checkpoint: expected a file of `lgvit-edge train` or an "
             "authors' directory. A backbone without exits is where training starts; run: "
@@ -158,7 +161,10 @@ def _checkpoint(stored: _Stored, use_ema: bool, note: Note) -> LGViT:
             "model; leave --use-ema out (in Python: use_ema=False)"
         )
     if not weights.is_state(state):
-        raise CheckpointError(f"{path}: expected a state dict of tensors under 'state'")
+        raise CheckpointError(
+            f"{path}: expected a state dict of tensors under 'state', found other content; run "
+            "lgvit-edge train again, or save_checkpoint in Python"
+        )
     return weights.fitted(
         config, state, lambda model: {n: weights.Source((n,)) for n in model.state_dict()}, path
     )
@@ -206,7 +212,10 @@ def _own_header(metadata: dict[str, str]) -> Any:
 
 def _own_config(header: Any, path: Path) -> LGViTConfig:
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
-        raise CheckpointError(f"{path} was not written by lgvit-edge: it has no configuration")
+        raise CheckpointError(
+            f"{path}: expected the header of lgvit-edge, found {str(header)[:60]!r}; run "
+            "lgvit-edge train again, or save_checkpoint in Python"
+        )
     version = header.get("version")
     if type(version) is not int or version != _VERSION:
         raise CheckpointError(

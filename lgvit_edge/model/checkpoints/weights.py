@@ -69,18 +69,25 @@ def read_folder(path: Path) -> tuple[dict[str, Any], Any]:
 def _shards(folder: Path, name: str) -> State:
     places = read_json(folder / name).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
-        raise CheckpointError(f"{folder / name}: expected a weight_map of file names")
+        raise CheckpointError(f"{folder / name}: expected a weight_map of file names; {AGAIN}")
     state: State = {}
     for file in sorted(set(places.values())):
         if Path(file).name != file or file in (".", "..") or len(file) > 255:
-            raise CheckpointError(f"{folder / name}: {file[:99]!r} is no name of a file beside it")
+            raise CheckpointError(
+                f"{folder / name}: expected names of files beside it, found {file[:99]!r}; {AGAIN}"
+            )
         part = read_weights(folder / file)[0]
         if not is_state(part):
-            raise CheckpointError(f"{folder / file}: expected a state dict of tensors")
+            raise CheckpointError(
+                f"{folder / file}: expected a state dict of tensors, found other content; {AGAIN}"
+            )
         state |= part
     missing = sorted(set(places) - set(state))
     if missing:
-        raise CheckpointError(f"{folder / name} lists {', '.join(missing[:4])}, found in no shard")
+        raise CheckpointError(
+            f"{folder / name}: expected {', '.join(missing[:4])} in its shards, found in none; "
+            f"{AGAIN}"
+        )
     return state
 
 
@@ -91,9 +98,11 @@ def read_json(file: Path, *, absent: bool = False) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         if absent and isinstance(error, FileNotFoundError):
             return {}
-        raise CheckpointError(f"{file} cannot be read: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise CheckpointError(f"{file} cannot be read as JSON ({reason}); {AGAIN}") from None
     if not isinstance(content, dict):
-        raise CheckpointError(f"{file}: expected an object")
+        kind = type(content).__name__
+        raise CheckpointError(f"{file}: expected a JSON object, found a {kind}; {AGAIN}")
     return content
 
 

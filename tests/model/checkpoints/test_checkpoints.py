@@ -272,7 +272,9 @@ def test_our_format_with_a_wrong_part(saved: Save, changes: State, message: str)
 def test_safetensors_that_others_wrote(saved: Save) -> None:
     path = saved("safetensors")
     save_file(load_file(path), path)
-    with pytest.raises(CheckpointError, match="was not written by lgvit-edge: it has no config"):
+    with pytest.raises(
+        CheckpointError, match="is not an LGViT checkpoint: expected a file of `lgvit-edge tra"
+    ):
         load_checkpoint(path)
 
 
@@ -283,7 +285,9 @@ def test_safetensors_that_others_wrote(saved: Save) -> None:
 def test_safetensors_with_nonsense_for_a_header(saved: Save, raw: str) -> None:
     path = saved("safetensors")
     save_file(load_file(path), path, metadata={"lgvit-edge": raw})
-    with pytest.raises(CheckpointError, match="was not written by lgvit-edge"):
+    with pytest.raises(
+        CheckpointError, match="expected the header of lgvit-edge, found .*; run lgvit-edge train"
+    ):
         load_checkpoint(path)
 
 
@@ -413,7 +417,7 @@ def test_a_vit_configuration_with_the_weights_of_a_deit(tmp_path: Path) -> None:
         (None, r"expected config\.json, found nothing"),
         ("{", r"config\.json cannot be read"),
         ("[" * 100_000, r"config\.json cannot be read"),
-        ("[]", r"config\.json: expected an object"),
+        ("[]", r"config\.json: expected a JSON object, found a list"),
         ("{}", r"is not an LGViT checkpoint|expected one of model\.safetensors"),
     ],
 )

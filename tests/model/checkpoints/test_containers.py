@@ -27,6 +27,7 @@ from torch import nn
 
 from lgvit_edge.cli.app import main
 from lgvit_edge.errors import CheckpointError
+from lgvit_edge.export import model_to_export
 from lgvit_edge.model import LGViT, load_checkpoint, load_model, save_checkpoint
 
 State = dict[str, torch.Tensor]
@@ -137,7 +138,7 @@ LIGHTNING = {
     "hyper_parameters": Settings(net=Own()),
     "optimizer_states": [optimiser()],
 }
-NOT_EMA = "not the moving average under {}, which --use-ema of lgvit-edge train and info takes"
+NOT_EMA = "not the moving average under {}, which --use-ema takes"
 BOTH = under("model.", ONE) | under("ema_model.", TWO)
 EMA_CALLBACK = {"EMACallback": {"ema_state_dict": under("model.", TWO)}}
 MMENGINE = {"meta": {"mmengine_version": "0.10"}, "message_hub": {"runtime_info": {"epoch": 3}}}
@@ -374,13 +375,16 @@ def test_the_authors_folders_too(tmp_path: Path) -> None:
     config = foreign.HF_CONFIG | {"num_hidden_layers": 2, "model_type": "deit", "backbone": "ViT"}
     config |= {"highway_type": "linear", "position_exits": "[1]", "num_early_exits": 1}
     plain = load_checkpoint(foreign.write_directory(tmp_path / "plain", config, make.state))
-    content = {"model": under("module.", make.state), "model_ema": make.state | {"x": ARGS}}
+    average = {name: tensor + 1 for name, tensor in make.state.items()}
+    mean = load_checkpoint(foreign.write_directory(tmp_path / "mean", config, average))
+    content = {"model": under("module.", make.state), "model_ema": average, **RUN}
     folder = foreign.write_directory(tmp_path / "wrapped", config, content)
-    for options in ({}, {"use_ema": True}):
+    for use_ema, expected in ((False, plain), (True, mean)):
         said: list[str] = []
-        model = load_checkpoint(folder, note=said.append, **options)
-        assert_same(model, plain.state_dict())
-        assert len(said) == 1
+        for function in (load_checkpoint, model_to_export):
+            model = function(folder, use_ema=use_ema, note=said.append)
+            assert_same(model, expected.state_dict())
+        assert ["--use-ema takes" in text for text in said] == [not use_ema] * 2
 
 
 def test_without_a_printer_the_log_says_it(
