@@ -451,6 +451,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
         {"format": "lgvit-edge-resume", "version": 2, "model": {}},
         "found the state of a training that was interrupted; repeat its command to finish it",
     ),
+    "a model nested too deep": ({"a": {"b": {"c": {"d": {"e": {"f": ONE}}}}}}, f"{NO_MODEL}a; "),
     "several averages": ({"ema": ONE, "swa": TWO}, "found several: under 'ema' and under 'swa'"),
     "NumPy arrays": (
         {name: tensor.numpy() for name, tensor in ONE.items()},
