@@ -25,6 +25,11 @@ def say(text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+def note(text: str) -> None:
+    """Print a remark to standard error, beside the results."""
+    errors.print(f"note: {text}", markup=False, highlight=False, soft_wrap=True)
+
+
 def table(*headers: str, numbers: tuple[str, ...] = ()) -> Table:
     """Make an empty table with left-aligned ``headers``, then right-aligned ``numbers``."""
     empty = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)

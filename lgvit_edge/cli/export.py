@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Option
 
 from lgvit_edge._support.optional import require
-from lgvit_edge._support.terminal import console, progress_bar, say, table
+from lgvit_edge._support.terminal import console, note, progress_bar, say, table
 from lgvit_edge.cli.build import Capabilities, parse_capabilities, print_built
 from lgvit_edge.cli.options import (
     Heads,
     ImageSize,
     Labels,
+    UseEma,
     labelled_images,
     parse_batch,
     read_labels,
@@ -90,6 +91,7 @@ def export(
     ] = None,
     heads: Heads = None,
     image_size: ImageSize = None,
+    use_ema: UseEma = False,
     engines: Annotated[bool, Option(help="With --target rtx: also compile the engines.")] = True,
     capability: Capabilities = None,
 ) -> None:
@@ -121,7 +123,15 @@ def export(
     builder = BuilderOptions(compute_capabilities=parse_capabilities(capability))
     if target == "rtx" and engines:
         source.check_builder(out, builder)
-    model = source.model_to_export(ckpt, arch=arch, exits=exits, heads=heads, image_size=image_size)
+    model = source.model_to_export(
+        ckpt,
+        use_ema=use_ema,
+        arch=arch,
+        exits=exits,
+        heads=heads,
+        image_size=image_size,
+        note=note,
+    )
     if arch is not None:
         console.print(
             f"[yellow]{arch} with random weights: for timing only, its answers are random[/]"

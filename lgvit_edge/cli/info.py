@@ -12,10 +12,11 @@ from rich.table import Table
 from typer import Argument
 
 from lgvit_edge._support.optional import require
-from lgvit_edge._support.terminal import errors, say, table
+from lgvit_edge._support.terminal import note, say, table
 from lgvit_edge.architecture.heads import HEAD_KINDS
 from lgvit_edge.cli.options import AsJson, SourceOptions, show, with_options
-from lgvit_edge.errors import CheckpointError
+from lgvit_edge.errors import CheckpointError, UsageError
+from lgvit_edge.images.spec import Preprocess
 
 
 def inspect(path: Path, source: SourceOptions | None = None) -> dict[str, Any]:
@@ -27,8 +28,11 @@ def inspect(path: Path, source: SourceOptions | None = None) -> dict[str, Any]:
     from lgvit_edge.bundle.inspection import inspect_bundle
 
     if (path / MANIFEST).is_file():
+        if source.use_ema:
+            raise UsageError("--use-ema is for checkpoints, found a bundle: leave it out")
         return inspect_bundle(path)
-    if path.is_dir() and not (path / "config.json").is_file():
+    names = ("config.json", "adapter_config.json")
+    if path.is_dir() and not any((path / name).is_file() for name in names):
         raise CheckpointError(
             f"{path} is neither a bundle nor a checkpoint: expected {MANIFEST} or config.json in it"
         )
@@ -38,8 +42,9 @@ def inspect(path: Path, source: SourceOptions | None = None) -> dict[str, Any]:
     return inspect_checkpoint(
         path,
         num_heads=source.num_heads,
+        use_ema=source.use_ema,
         preprocess=source.preprocess(),
-        note=lambda text: errors.print(f"note: {text}", markup=False, soft_wrap=True),
+        note=note,
     )
 
 
@@ -122,14 +127,8 @@ def _shape(about: dict[str, Any]) -> str:
 
 
 def _preprocess(about: dict[str, Any]) -> str:
-    spec, size = about["preprocess"], about["image_size"]
-    side = "both sides" if spec["squash"] else "short side"
-    numbers = (", ".join(f"{value:g}" for value in spec[name]) for name in ("mean", "std"))
-    mean, std = numbers
-    return (
-        f"images: {side} to {spec['resize']} ({spec['interpolation']}), centre crop of {size}, "
-        f"mean {mean}, std {std}; the classifier reads {about['pooling']}"
-    )
+    spec = Preprocess(**about["preprocess"])
+    return f"images: {spec.described(about['image_size'])}; the classifier reads {about['pooling']}"
 
 
 def _segments(about: dict[str, Any]) -> Table:

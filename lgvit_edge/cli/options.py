@@ -92,6 +92,13 @@ Labels = Annotated[
 Samples = Annotated[
     int | None, Option(min=1, help="Number of images, spread evenly. Default: all.")
 ]
+UseEma = Annotated[
+    bool,
+    Option(
+        "--use-ema",
+        help="Of a checkpoint that also holds the moving average of its weights: take the average.",
+    ),
+]
 AsJson = Annotated[bool, Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -148,6 +155,7 @@ class RunOptions:
 class SourceOptions:
     """What a user tells of weights that others wrote; ``with_options`` makes an option of each."""
 
+    use_ema: UseEma = False
     num_heads: Annotated[
         int | None,
         Option(min=1, help="Attention heads of weights in timm's form that do not tell theirs."),

@@ -112,6 +112,7 @@ def train(
         backbone=backbone,
         out=out,
         weights=weights,
+        use_ema=source.use_ema,
         exits=exits,
         heads=heads,
         image_size=image_size,

@@ -38,6 +38,15 @@ class Preprocess:
         if not all(0 < s < math.inf for s in self.std):
             raise ConfigError(f"std must be positive, found {self.std}")
 
+    def described(self, size: int) -> str:
+        """Return the settings in words, for crops of ``size``."""
+        side = "both sides" if self.squash else "short side"
+        mean, std = (", ".join(f"{v:g}" for v in values) for values in (self.mean, self.std))
+        return (
+            f"{side} to {self.resize} ({self.interpolation}), centre crop of {size}, mean {mean}, "
+            f"std {std}"
+        )
+
     def changed(self, size: int, *, crop_pct: float | None = None, **fields: Any) -> Preprocess:
         """Return other settings for crops of ``size``; those that are None stay.
 

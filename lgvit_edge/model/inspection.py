@@ -10,8 +10,8 @@ from typing import Any
 from lgvit_edge.architecture.heads import HEAD_KINDS
 from lgvit_edge.architecture.sizes import POOLINGS
 from lgvit_edge.bundle.inspection import with_totals
+from lgvit_edge.model.checkpoints.containers import Note, note_in_log
 from lgvit_edge.model.checkpoints.loading import load_model
-from lgvit_edge.model.checkpoints.timm import Note, note_in_log
 from lgvit_edge.model.macs import model_costs
 from lgvit_edge.model.segments import count_parameters, cut
 
@@ -22,18 +22,18 @@ def inspect_checkpoint(
     path: Path,
     *,
     num_heads: int | None = None,
+    use_ema: bool = False,
     preprocess: Mapping[str, Any] | None = None,
     note: Note = note_in_log,
 ) -> dict[str, Any]:
     """Describes a checkpoint of any origin, with or without exits, in plain JSON types.
 
-    ``num_heads`` and ``note`` are those of ``load_model``, ``preprocess`` is what
-    ``Preprocess.changed`` takes.
+    ``preprocess`` is what ``Preprocess.changed`` takes, the rest as in ``load_model``.
 
     Raises:
         CheckpointError: it cannot be used.
     """
-    model = load_model(path, num_heads=num_heads, classes=1000, note=note)
+    model = load_model(path, num_heads=num_heads, classes=1000, use_ema=use_ema, note=note)
     if preprocess is not None:
         spec = model.config.preprocess.changed(model.config.image_size, **preprocess)
         model.config = model.config.replace(preprocess=spec)

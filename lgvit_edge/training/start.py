@@ -15,7 +15,7 @@ from lgvit_edge.architecture.placement import plan_exits
 from lgvit_edge.architecture.published import architecture, architectures
 from lgvit_edge.errors import UsageError
 from lgvit_edge.model import LGViT, block_macs, load_model
-from lgvit_edge.model.checkpoints.timm import Note, note_in_log
+from lgvit_edge.model.checkpoints.containers import Note, note_in_log
 from lgvit_edge.model.checkpoints.timm_names import published
 from lgvit_edge.training.checks import check_output
 from lgvit_edge.training.data.datasets import ImageFolder, class_names
@@ -33,6 +33,7 @@ def train_from_folder(
     backbone: str,
     out: str | Path,
     weights: str | Path | None = None,
+    use_ema: bool = False,
     exits: str | None = None,
     heads: str | None = None,
     image_size: int | None = None,
@@ -52,6 +53,7 @@ def train_from_folder(
         backbone: an architecture, or the path of a checkpoint.
         out: ``.pt`` or ``.safetensors``.
         weights: a checkpoint for the architecture; None starts at random.
+        use_ema: where such a checkpoint also holds the moving average of its weights, take that.
         exits: as ``plan_exits`` reads them; default: those of the checkpoint, else 8 uniform.
         heads: kind of the exit heads, as ``default_heads`` reads it; default: ``lgvit``.
         image_size: image size in pixels, if different from the backbone's.
@@ -84,15 +86,20 @@ def train_from_folder(
             "stage 2 freezes the backbone, so it needs a trained one: expected --weights or a "
             "checkpoint as --backbone; or train it with --stage both"
         )
-    file = None if weights is None else Path(weights)
+    if random_start and use_ema:
+        raise UsageError(
+            "--use-ema chooses between the weights of a checkpoint, found none: add --weights, or "
+            "a checkpoint as --backbone"
+        )
     start = load_start(
         backbone,
-        file,
+        None if weights is None else Path(weights),
         num_classes=len(classes),
         seed=config.seed,
         trains_classifier=stage != "2",
         num_heads=num_heads,
-        note=lambda text: console.print(text, soft_wrap=True, markup=False, highlight=False),
+        use_ema=use_ema,
+        note=functools.partial(console.print, soft_wrap=True, markup=False, highlight=False),
     )
     if preprocess is not None:
         old = start.config
@@ -228,6 +235,7 @@ def load_start(
     seed: int,
     trains_classifier: bool = True,
     num_heads: int | None = None,
+    use_ema: bool = False,
     note: Note = note_in_log,
 ) -> LGViT:
     """Loads the model that ``--backbone`` and ``--weights`` name.
@@ -236,14 +244,16 @@ def load_start(
     Face or timm), or an architecture. For an architecture, ``weights`` is such a path; None starts
     at random, with ``num_classes`` and ``seed``. An architecture may be one of timm's names, whose
     ``weights`` must be given. Weights without a classifier get one of ``num_classes`` if the
-    training ``trains_classifier``.
+    training ``trains_classifier``. The rest is as in ``load_model``.
 
     Raises:
         UsageError: ``backbone`` is neither, or a path and ``weights`` are both given.
         CheckpointError: the checkpoint cannot be used.
     """
     classes = num_classes if trains_classifier else None
-    load = functools.partial(load_model, num_heads=num_heads, classes=classes, note=note)
+    load = functools.partial(
+        load_model, num_heads=num_heads, classes=classes, use_ema=use_ema, note=note
+    )
     if backbone in architectures():
         if weights is None:
             return seeded(architecture(backbone, num_classes=num_classes), seed)

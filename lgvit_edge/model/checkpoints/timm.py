@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +16,7 @@ from lgvit_edge.architecture.sizes import ACTIVATIONS, activation_named
 from lgvit_edge.bundle.codec import from_json
 from lgvit_edge.errors import CheckpointError, ConfigError
 from lgvit_edge.images.spec import Preprocess
+from lgvit_edge.model.checkpoints.containers import Note, note_in_log
 from lgvit_edge.model.checkpoints.timm_names import (
     Published,
     heads_of,
@@ -49,10 +49,6 @@ _CLASSES = {
     *("Block", "SwinTransformerBlock", "Attention", "WindowAttention"),
     *("Mlp", "GluMlp", "LayerNorm", "LayerNormFp32"),
 }
-
-
-Note = Callable[[str], None]
-note_in_log: Note = logging.getLogger("lgvit_edge").warning
 
 
 @dataclass(frozen=True)
@@ -351,7 +347,7 @@ def plain(state: State, classes: int | None = None, note: Note = note_in_log) ->
     for name in [name for name in result if re.fullmatch(r"blocks\.\d+\.mlp\.fc1\.\w+", name)]:
         block, _, kind = name.partition(".mlp.fc1.")
         inner, last = result[name], result.get(f"{block}.mlp.fc2.weight")
-        if last is not None and last.ndim == 2 and len(inner) == 2 * last.shape[1]:
+        if last is not None and last.ndim == 2 and inner.shape[:1] == (2 * last.shape[1],):
             result[f"{block}.mlp.gate.{kind}"], result[name] = inner.chunk(2)
     norm = next((state[n] for n in ("fc_norm.weight", "norm.weight") if n in state), None)
     if classes is not None and _head(state) not in state and norm is not None:
@@ -389,8 +385,9 @@ def _preprocess(hints: Hints, row: Published | None, config: LGViTConfig, note: 
     if not cfg:
         if hints.arch is None:
             note(
-                f"nothing says how these weights see images; assumed: {usual}; otherwise: --mean, "
-                "--std, --interpolation, --crop-pct"
+                "nothing says how images were prepared for these weights; assumed: "
+                f"{usual.described(config.image_size)} (otherwise: --mean, --std, "
+                "--interpolation, --crop-pct)"
             )
         return usual
     mode, share = cfg.get("crop_mode") or "center", cfg.get("crop_pct") or 0.875

@@ -149,7 +149,7 @@ WRONG_SCALES += ["1/255", [1 / 255], {"a": 1}, None]  # type: ignore[list-item]
         (VIT | {"image_std": {"a": 1}}, "std: expected"),
         (VIT | {"resample": 6}, "resample must be 0 .* found '6'"),
         *[(VIT | {"resample": value}, "resample") for value in ([2], "bicubic")],
-        *[(raw, "expected an object") for raw in ([], 3)],
+        *[(raw, "expected a JSON object, found") for raw in ([], 3)],
     ],
     ids=lambda value: str(value)[-60:],
 )

@@ -116,7 +116,7 @@ def test_a_bare_file_named_after_its_architecture(timm: Any, tmp_path: Path, nam
     notes: list[str] = []
     ours = load_backbone(tmp_path / f"{name}-5c1a2b.pth", note=notes.append)
     agree(ours, theirs, ours.config.image_size)
-    assert "nothing says how these weights see images; assumed" in notes[0]
+    assert "nothing says how images were prepared for these weights; assumed: short" in notes[0]
     (tmp_path / f"{name}-5c1a2b.pth").rename(tmp_path / "model.pth")
     by_name = load_backbone(tmp_path / "model.pth", arch=name)
     assert by_name.config.replace(preprocess=ours.config.preprocess) == ours.config
