@@ -112,9 +112,9 @@ def print_comparison(comparison: dict[str, Any], console: Console) -> None:
     )
     for row in rows:
         for reason in row["unstable"]:
-            console.print(plain(f"{row['name']}: unstable: {reason}", "yellow"))
+            console.print(plain(f"{row['name']}: unstable: {reason}", "yellow"), soft_wrap=True)
     for name in comparison["unlike"]:
-        console.print(plain(f"unlike: {name}", "yellow"))
+        console.print(plain(f"unlike: {name}", "yellow"), soft_wrap=True)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

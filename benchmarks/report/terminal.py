@@ -78,9 +78,9 @@ def print_report(record: dict[str, Any], console: Console) -> None:
         )
     if skipped := record.get("skipped"):
         left_out = f"{len(skipped)} images cannot be read and were skipped, such as {skipped[0]}"
-        console.print(plain(left_out, "yellow"))
+        console.print(plain(left_out, "yellow"), soft_wrap=True)
     for reason in record["unstable"]:
-        console.print(plain(f"unstable: {reason}", "yellow"))
+        console.print(plain(f"unstable: {reason}", "yellow"), soft_wrap=True)
 
 
 def _exits(record: dict[str, Any]) -> Table:
