@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ def class_order(
     names = sorted(folders)
     if classes is not None and str(classes) != SORTED:
         order = ClassOrder(read_names(Path(classes), num_classes, "folder names"))
-        if twins := [name for name in order.names if order.names.count(name) > 1]:
+        if twins := [name for name, count in Counter(order.names).items() if count > 1]:
             raise DataError(f"{classes}: expected every folder once, found {twins[0]!r} twice")
         if not names_agree(names, order.names):
             raise DataError(f"{classes}: {_unknown(names, order.names)}")
@@ -120,11 +121,12 @@ def refuse_twins(used: Iterable[str], names: Sequence[str]) -> None:
     Raises:
         DataError: one of the names ``used`` is such a name.
     """
+    counts = Counter(names)
     for name in used:
-        if (count := names.count(name)) > 1:
+        if counts[name] > 1:
             raise DataError(
-                f"the model has {count} classes called {name!r}; in a label file, give the class "
-                f"by index; for folders, {_CURE}"
+                f"the model has {counts[name]} classes called {name!r}; in a label file, give the "
+                f"class by index; for folders, {_CURE}"
             )
 
 

@@ -98,7 +98,7 @@ def _pixels(image: Image, name: str | os.PathLike[str]) -> NDArray[np.uint8]:
         raise DataError(f"{name} {fault}")
     image.load()
     limits = _limits(image, tags) if image.mode[0] in "IF" else None  # I, I;16, I;16B, F
-    method = _UPRIGHT.get(image.getexif().get(_ORIENTATION))  # of a TIFF, load() did it
+    method = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))  # of a TIFF, load() did it
     if method is not None:
         from PIL.Image import Transpose
 

@@ -235,10 +235,21 @@ def depths() -> Iterator[Case]:
         ),
         COLOURS,
     )
+    for compression in ("raw", "packbits", "tiff_lzw", "tiff_adobe_deflate", "zstd", "jpeg"):
+        smooth = Image.fromarray(SMOOTH)
+        yield f"TIFF {compression}", saved(smooth, "TIFF", compression=compression), SMOOTH
+        if compression != "jpeg":
+            squeezed = saved(Image.fromarray(deep), "TIFF", compression=compression)
+            yield f"TIFF 16 bits {compression}", squeezed, shown
+    for compression in ("group3", "group4"):
+        faxed = saved(Image.fromarray(GREYS > 100), "TIFF", compression=compression)
+        yield f"TIFF {compression}", faxed, grey(np.where(GREYS > 100, 255, 0))
     red, blue = (Image.new("RGB", (5, 4), colour) for colour in ((255, 0, 0), (0, 0, 255)))
     for kind in ("GIF", "PNG", "WEBP"):
         moving = saved(red, kind, save_all=True, append_images=[blue], **LOSSLESS[kind])
         yield f"{kind}, two frames", moving, np.asarray(red)
+    pair = saved(red, "MPO", save_all=True, append_images=[blue], quality=100)
+    yield "MPO", pair, np.asarray(red)
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -352,6 +363,16 @@ def with_exif() -> Iterator[Case]:
         yield f"JPEG, EXIF: {name}", jpeg[:2] + marked + jpeg[2:], expected
 
 
+def turned_in_other_formats() -> Iterator[Case]:
+    for kind, options in (LOSSLESS | LOSSY).items():
+        if kind in ("WEBP", "TIFF", "AVIF") and available(kind):
+            for value in range(1, 9):
+                image = Image.Exif()
+                image[ORIENTATION] = value
+                data = saved(Image.fromarray(SMOOTH), kind, exif=image, **options)
+                yield f"{kind}, orientation {value}", data, TURNED[value](SMOOTH)
+
+
 # Damaged files, and files of other kinds
 
 
@@ -403,7 +424,11 @@ def others() -> Iterator[Case]:
         yield name, data, r"not an image that can be decoded: expected JPEG, PNG"
 
 
-CASES = [case for group in (modes, depths, with_exif, damaged, others) for case in group()]
+CASES = [
+    case
+    for group in (modes, depths, with_exif, turned_in_other_formats, damaged, others)
+    for case in group()
+]
 
 
 @pytest.mark.parametrize(("data", "expected"), [pytest.param(d, e, id=n) for n, d, e in CASES])

@@ -339,6 +339,13 @@ def test_images_that_are_refused(image: Any, found: str) -> None:
         as_rgb(image)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "uint16", "int64", "bool"])
+def test_arrays_of_other_types_are_told_what_to_do(dtype: str) -> None:
+    cure = r"scale its values to 0\.\.255, then convert it with \.astype\(np\.uint8\)"
+    with pytest.raises(DataError, match=rf"found {dtype} \[4, 5, 3\]; {cure}"):
+        network_input([np.zeros((4, 5, 3), dtype)], Preprocess(resize=8), 8, "uint8")
+
+
 @pytest.mark.parametrize("images", ["cat.jpg", Path("cat.jpg"), scene(8, 8), scene(8, 8)[..., 0]])
 def test_one_image_is_not_several(images: Any) -> None:
     """Its rows would pass for grey images."""
