@@ -77,7 +77,7 @@ def print_report(record: dict[str, Any], console: Console) -> None:
             "and real shares add --data DIR"
         )
     if skipped := record.get("skipped"):
-        left_out = f"{len(skipped)} images cannot be read and were skipped, such as {skipped[0]}"
+        left_out = f"images that cannot be read were skipped: {len(skipped)}, such as {skipped[0]}"
         console.print(plain(left_out, "yellow"), soft_wrap=True)
     for reason in record["unstable"]:
         console.print(plain(f"unstable: {reason}", "yellow"), soft_wrap=True)

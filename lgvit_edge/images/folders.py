@@ -70,7 +70,7 @@ class ClassFolders:
         """Yield what to tell people about files that belong to no class."""
         if self.images_beside:
             count, example = len(self.images_beside), self.images_beside[0]
-            yield f"{count} images beside the class folders are left out, such as {example}"
+            yield f"images beside the class folders are left out: {count}, such as {example}"
         others = [path for part in self.found for path in part.others]
         yield from left_out([*self.files_beside, *others])
 
@@ -108,10 +108,9 @@ def left_out(others: Sequence[Path]) -> Iterator[str]:
     kinds = Counter(path.suffix.lower() or "no suffix" for path in others)
     counted = ", ".join(f"{kind}: {count}" for kind, count in kinds.most_common(5))
     more = ", ..." if len(kinds) > 5 else ""
-    files = "1 file is" if len(others) == 1 else f"{len(others)} files are"
     yield (
-        f"{files} left out, not being images of a kind that is read ({counted}{more}), such as "
-        f"{others[0]}; convert images of other kinds to JPEG or PNG"
+        f"files that are no images of a kind that is read are left out: {len(others)} "
+        f"({counted}{more}), such as {others[0]}; convert images of other kinds to JPEG or PNG"
     )
 
 

@@ -55,7 +55,7 @@ def find_images(
         listed = [LabelledImage(*pair) for pair in read_labels(data, labels, num_classes, names)]
         known = {image.path for image in listed}
         if rest := [path for path in find_files(data).images if path not in known]:
-            note(f"{len(rest)} images are left out, not being in {labels}, such as {rest[0]}")
+            note(f"images that {labels} does not list are left out: {len(rest)}, such as {rest[0]}")
         return listed
     folders = class_folders(data)
     if not any(part.images for part in folders.found):

@@ -137,12 +137,12 @@ def _fault(image: Image, tags: dict[int, Any]) -> str | None:
 
 
 def _declared(tags: dict[int, Any]) -> int | None:
-    """The largest value that 10, 12 or 14 bits can have, if the file says that it is the largest.
+    """The largest value that 8 to 16 bits can have, if the file says that it is the largest.
 
     Other values say what the largest pixel of this image is, not what white is.
     """
     most = max(_values(tags, _MAX_SAMPLE), default=0)
-    return most if most > 255 and not most & (most + 1) else None
+    return most if most >= 255 and not most & (most + 1) else None
 
 
 def _limits(image: Image, tags: dict[int, Any]) -> tuple[float, float] | None:

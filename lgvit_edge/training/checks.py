@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from lgvit_edge._support.optional import require
@@ -128,6 +129,6 @@ def check_task(
     raise DataError(f"expected training images, found none of {len(train_set)} that can be read")
 
 
-def _same(classes: tuple[str, ...], labels: tuple[str, ...]) -> bool:
+def _same(classes: Sequence[str], labels: tuple[str, ...]) -> bool:
     """Whether labels count through the model's classes; numbers in order are no names."""
-    return classes in (labels, tuple(map(str, range(len(labels)))))
+    return tuple(classes) in (labels, tuple(map(str, range(len(labels)))))

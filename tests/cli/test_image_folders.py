@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -131,11 +132,11 @@ def test_what_is_left_out_and_what_cannot_be_read(
     assert status == 1
     names = [Path(row["image"]).relative_to(photos).as_posix() for row in json.loads(out)]
     assert names == ["a/00.png", "b/in/00.PNG"]
-    assert "note: 1 file is left out, not being images of a kind that is read (.heic: 1)" in err
+    assert "of a kind that is read are left out: 1 (.heic: 1)" in err
     assert "error: 1 of 3 images cannot be read: " in err and "broken.png is not an image" in err
     status, out, err = ended("bench", "--engines", bundle, "--data", photos, "--policy", "never")
     assert status == 0 and "(.heic: 1)" in err
-    assert "1 images cannot be read and were skipped, such as" in out and "broken.png" in out
+    assert "images that cannot be read were skipped: 1, such as" in out and "broken.png" in out
 
 
 def test_export_leaves_out_images_that_cannot_be_read(
@@ -174,6 +175,22 @@ def test_odd_names_are_shown_as_they_are(
     file = next(photos.glob("*/*.png"))
     done = run("predict", "--engines", out, file, PYTHONIOENCODING="ascii", NO_COLOR="1")
     assert done.returncode == 0, done.stderr
+
+
+def test_paths_that_are_not_utf_8(bundle: Path, tmp_path: Path, command: Command) -> None:
+    for module in ("jinja2", "matplotlib"):
+        pytest.importorskip(module)
+    try:
+        photos = write_photos(tmp_path / os.fsdecode(b"caf\xe9"), "ab", 1)
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    (photos / "a" / "broken.png").touch()
+    files = ("--json", tmp_path / "record.json", "--report", tmp_path / "report.html")
+    given = ("--engines", bundle, "--data", photos, "--policy", "never", *files)
+    shown = "caf\\udce9/a/broken.png"
+    assert f"were skipped: 1, such as {tmp_path}/{shown}" in command("bench", *given)
+    assert json.loads((tmp_path / "record.json").read_text())["skipped"][0].endswith("broken.png")
+    assert "caf\\udce9" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_class_folders(tmp_path: Path) -> None:
         ["dog/1.png"],
     ]
     beside, other = folders.left_out()
-    assert "1 images beside the class folders" in beside and "(.txt: 1)" in other
+    assert "images beside the class folders are left out: 1" in beside and "(.txt: 1)" in other
     for name in ("none", "top.png"):
         with pytest.raises(DataError, match=f"no such folder: .*{name}"):
             class_folders(tmp_path / name)

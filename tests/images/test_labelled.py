@@ -81,9 +81,9 @@ def test_what_people_should_know_is_told(tmp_path: Path) -> None:
     told: list[str] = []
     find_images(tmp_path, num_classes=4, note=told.append)
     beside, left_out, matched = told
-    assert beside == f"1 images beside the class folders are left out, such as {tmp_path}/top.png"
-    assert left_out.startswith("3 files are left out, not being images of a kind that is read (")
-    assert "(.heic: 2, .txt: 1), such as" in left_out and "convert" in left_out
+    assert beside == f"images beside the class folders are left out: 1, such as {tmp_path}/top.png"
+    assert left_out.startswith("files that are no images of a kind that is read are left out: ")
+    assert "3 (.heic: 2, .txt: 1), such as" in left_out and "convert" in left_out
     assert matched == (
         "the model has no class names: folders are classes in sorted order "
         "(class 0 = cat, class 1 = dog, ..., class 3 = fox)"
@@ -91,7 +91,7 @@ def test_what_people_should_know_is_told(tmp_path: Path) -> None:
     told.clear()
     find_images(tmp_path / "cat", num_classes=4, note=told.append)
     unlabelled_images(tmp_path / "cat", told.append)
-    assert len(told) == 2 and all("2 files are left out" in text for text in told)
+    assert len(told) == 2 and all("left out: 2 (.heic: 2)" in text for text in told)
     told.clear()
     find_images(tmp_path, num_classes=4, names=("fox", "eel", "dog", "cat"), note=told.append)
     assert told == [beside, left_out]
@@ -223,7 +223,7 @@ def test_images_that_a_label_file_lacks_are_told(flat: Path) -> None:
     (flat.parent / "labels.txt").write_text("a.png 1\nsub/c.png 2\n")
     find_images(flat, num_classes=3, labels=flat.parent / "labels.txt", note=told.append)
     assert told == [
-        f"2 images are left out, not being in {flat.parent}/labels.txt, such as {flat}/b.jpg"
+        f"images that {flat.parent}/labels.txt does not list are left out: 2, such as {flat}/b.jpg"
     ]
 
 

@@ -166,6 +166,8 @@ def depths() -> Iterator[Case]:
     scaled = grey(np.round(twelve * (255 / 4095)))
     yield "TIFF 12 bits in 16", tiff(twelve, {281: ("H", 4095)}), scaled
     yield "TIFF 12 bits in 16 >", tiff(twelve, {281: ("H", 4095)}, ">"), scaled
+    eight = (GREYS.astype(np.uint16), {281: ("H", 255)})
+    yield "TIFF 8 bits in 16", tiff(*eight), grey(GREYS)
     # The brightest pixel of an image says nothing about white.
     yield (
         "TIFF 16 bits, dark",
@@ -222,8 +224,8 @@ def depths() -> Iterator[Case]:
     maps = {262: ("H", 3), 320: ("H", [*ramp, *ramp[::-1], *ramp])}
     expected = np.stack([places, 255 - places, places], -1)
     yield "TIFF palette", tiff(places, maps), expected
-    eight = maps | {320: ("H", [int(v) // 257 for v in maps[320][1]])}
-    yield "TIFF palette of 8 bits", tiff(places, eight), "has a palette of 8 bits, expected 16"
+    small = maps | {320: ("H", [int(v) // 257 for v in maps[320][1]])}
+    yield "TIFF palette of 8 bits", tiff(places, small), "has a palette of 8 bits, expected 16"
     yield "TIFF thumbnail", tiff(COLOURS, {254: ("I", 1)}), "begins with a thumbnail"
     yield (
         "TIFF, two pages",

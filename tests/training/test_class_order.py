@@ -195,8 +195,8 @@ def test_what_is_left_out_is_told(trained: Trained, tmp_path: Path) -> None:
     (data / "top.png").touch()
     (data / "fox" / "broken.png").write_bytes(b"broken")
     _, told = trained(NAMES, NAMES)
-    assert told.count("1 file is left out, not being images of a kind that is read (.heic: 1)") == 2
-    assert told.count("1 images beside the class folders are left out") == 2
+    assert told.count("of a kind that is read are left out: 1 (.heic: 1)") == 2
+    assert told.count("images beside the class folders are left out: 1") == 2
     assert "skipped 1 of " in told and "images that cannot be read, such as:" in told
     assert told.count("broken.png is not an image that can be decoded") == 2  # when measuring too
 
