@@ -92,8 +92,17 @@ def class_folders(folder: Path) -> ClassFolders:
 
 
 def class_names(folder: Path) -> list[str]:
-    """Return the names of the sub-folders, one per class, sorted; raises as ``class_folders``."""
-    return [path.name for path in _split(folder)[0]]
+    """Return the names of the sub-folders, one per class, sorted.
+
+    Raises:
+        DataError: there are none, or as ``class_folders``.
+    """
+    folders, files = _split(folder)
+    if not folders:
+        images = sum(is_image(path) for path in files)
+        contents = f"{images} images and no sub-folder" if images else "no sub-folder"
+        raise DataError(f"{folder}: expected one sub-folder of images per class, found {contents}")
+    return [path.name for path in folders]
 
 
 def is_image(path: Path) -> bool:

@@ -176,6 +176,17 @@ def test_fresh_classes_are_in_the_order_of_numbers(tmp_path: Path) -> None:
     assert model.config.labels == ("1", "9", "10")
 
 
+def test_folders_without_classes(tmp_path: Path) -> None:
+    data = folders(tmp_path / "data", NAMES)
+    for backbone in ("vit-tiny", str(tmp_path / "gone.pt")):
+        with pytest.raises(
+            DataError, match="expected one sub-folder .* 4 images and no sub-folder"
+        ):
+            train_from_folder(data / "ant", backbone=backbone, out=tmp_path / "m.pt")
+    with pytest.raises(DataError, match="expected one sub-folder .* 4 images and no sub-folder"):
+        ImageFolder(data / "ant", size=32, preprocess=SPEC, classes=NAMES)
+
+
 def test_other_orders_are_refused_in_python(tmp_path: Path, right: LGViT) -> None:
     data = folders(tmp_path / "data", NAMES)
     right.config = right.config.replace(labels=NAMES)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lgvit_edge.errors import DataError
 from lgvit_edge.images.classes import ClassOrder, by_number, names_agree
-from lgvit_edge.images.folders import SUFFIXES, class_folders
+from lgvit_edge.images.folders import SUFFIXES, class_folders, class_names
 from lgvit_edge.images.preprocess import load_rgb, resize_crop
 from lgvit_edge.images.spec import Preprocess
 
@@ -77,14 +77,9 @@ class ImageFolder:
         self.folder = Path(folder)
         self.size, self.preprocess = size, preprocess
         self.min_crop, self.flip = min_crop, flip
+        found = class_names(self.folder)  # there are some
+        order = ClassOrder(tuple(classes or by_number(found)))
         folders = class_folders(self.folder)
-        if not folders.names:
-            images = len(folders.images_beside)
-            contents = f"{images} images and no sub-folder" if images else "no sub-folder"
-            raise DataError(
-                f"{folder}: expected one sub-folder of images per class, found {contents}"
-            )
-        order = ClassOrder(tuple(classes or by_number(folders.names)))
         if not names_agree(folders.names, order.names):
             unknown = [name for name in folders.names if not names_agree([name], order.names)]
             raise DataError(
