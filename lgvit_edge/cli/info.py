@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from typer import Argument
 
 from lgvit_edge._support.optional import require
-from lgvit_edge._support.terminal import note, say, table
+from lgvit_edge._support.terminal import note, plain, say, table
 from lgvit_edge.architecture.heads import HEAD_KINDS
 from lgvit_edge.cli.options import AsJson, SourceOptions, show, with_options
 from lgvit_edge.errors import CheckpointError, UsageError
@@ -52,9 +51,8 @@ def print_info(about: dict[str, Any], console: Console) -> None:
     """Print what ``inspect`` returns as text and tables."""
     base = about["baseline"]
     lines = [
-        f"[bold]{escape(about['path'])}[/] ({about['kind']}): {about['family']}, "
-        f"{about['blocks']} blocks, {about['exits']} exits, {about['classes']} classes, "
-        f"images of {about['image_size']} x {about['image_size']}"
+        f" ({about['kind']}): {about['family']}, {about['blocks']} blocks, {about['exits']} exits, "
+        f"{about['classes']} classes, images of {about['image_size']} x {about['image_size']}"
     ]
     if about["kind"] == "bundle":
         batch = ":".join(map(str, about["batch"])) if about["batch"][2] > 1 else "1"
@@ -71,7 +69,7 @@ def print_info(about: dict[str, Any], console: Console) -> None:
                 f"on {agreement['images']} images: {agreement['same_exit']:.2%} leave where they "
                 f"do in float32, {agreement['same_label']:.2%} get the same answer"
             )
-    console.print("\n".join(lines), highlight=False)
+    console.print(plain(about["path"], "bold") + plain("\n".join(lines)))
     if about["kind"] == "checkpoint":
         console.print(
             f"patches of {about['patch_size']} x {about['patch_size']} pixels, {_shape(about)}; "
@@ -102,15 +100,16 @@ def _points(points: dict[str, Any]) -> Table:
     )
     for name, point in points.items():
         rows.add_row(
-            name,
-            point["policy"]["name"],
+            plain(name),
+            plain(str(point["policy"]["name"])),
             f"{point['accuracy']:.2%}",
             f"{point['baseline_accuracy'] - point['accuracy']:.2%}",
             f"{point['macs_speedup']:.2f}",
             f"{point['latency_ms']:.2f}",
             str(point["images"]),
         )
-    rows.caption = f"times: {'; '.join(sorted({point['device'] for point in points.values()}))}"
+    devices = "; ".join(sorted({point["device"] for point in points.values()}))
+    rows.caption = plain(f"times: {devices}")
     rows.caption_justify = "left"
     return rows
 
@@ -144,7 +143,7 @@ def _segments(about: dict[str, Any]) -> Table:
         grid.add_row(
             "final" if last else str(row["index"] + 1),
             f"{row['first_block']}-{row['last_block']}",
-            "" if last else row["head"] + size,
+            plain("" if last else row["head"] + size),
             *("" if part is None else f"{part / 1e6:,.1f}" for part in parts),
             f"{row['cumulative_macs'] / 1e6:,.1f}",
             f"{row['macs_speedup']:.2f}x",

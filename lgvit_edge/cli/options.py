@@ -17,9 +17,9 @@ from rich.console import Console
 from typer import Option
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from lgvit_edge._support.terminal import console, end_at_once, errors
+from lgvit_edge._support.terminal import console, end_at_once, errors, note, say
 from lgvit_edge.architecture.heads import head_choices
-from lgvit_edge.errors import DataError, LGViTEdgeError, UsageError
+from lgvit_edge.errors import LGViTEdgeError, UsageError
 from lgvit_edge.images.spec import INTERPOLATIONS
 from lgvit_edge.runtime.backends.registry import backends
 
@@ -88,6 +88,14 @@ ImageSize = Annotated[
 ]
 Labels = Annotated[
     Path | None, Option(help="Label file of a flat --data folder: lines FILE CLASS.")
+]
+Classes = Annotated[
+    str | None,
+    Option(
+        metavar="FILE|sorted",
+        help="Which class each folder is, where names do not tell: a file of folder names, one per "
+        "line, in the order of the model's classes; or sorted.",
+    ),
 ]
 Samples = Annotated[
     int | None, Option(min=1, help="Number of images, spread evenly. Default: all.")
@@ -283,7 +291,7 @@ def exit_status() -> Iterator[None]:
 
 def _fail(message: str, status: int) -> NoReturn:
     errors.print("[bold red]error:[/] ", end="")
-    errors.print(message, markup=False, highlight=False, soft_wrap=True)  # commands stay copyable
+    say(message, errors)
     sys.exit(status)
 
 
@@ -318,24 +326,24 @@ def parse_numbers(text: str | None) -> list[float] | None:
         raise UsageError(f"expected numbers such as 40,30,20,10; found {text!r}") from None
 
 
-def read_labels(path: Path, count: int) -> tuple[str, ...]:
-    """Read ``count`` class names, one per line, or raise ``DataError``."""
-    try:
-        names = tuple(path.read_text(encoding="utf-8").splitlines())
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the labels {path}: {error}") from None
-    if len(names) != count:
-        raise DataError(f"{path}: expected {count} labels, one per class, found {len(names)}")
-    return names
-
-
 def labelled_images(
-    about: Manifest | LGViTConfig, data: Path, labels: Path | None, count: int | None
+    about: Manifest | LGViTConfig,
+    data: Path,
+    labels: Path | None,
+    classes: str | None,
+    count: int | None,
 ) -> Sequence[LabelledImage]:
     """Return ``count`` images of ``--data``, spread evenly, with a model's or bundle's classes."""
     from lgvit_edge.images.labelled import evenly, find_images
 
-    images = find_images(data, num_classes=about.num_classes, names=about.labels, labels=labels)
+    images = find_images(
+        data,
+        num_classes=about.num_classes,
+        names=about.labels,
+        labels=labels,
+        classes=classes,
+        note=note,
+    )
     return evenly(images, count)
 
 

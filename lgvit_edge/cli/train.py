@@ -13,7 +13,7 @@ from typer import Option
 
 from lgvit_edge._support.optional import require
 from lgvit_edge._support.terminal import console, say
-from lgvit_edge.cli.options import Heads, ImageSize, SourceOptions, with_options
+from lgvit_edge.cli.options import Classes, Heads, ImageSize, SourceOptions, with_options
 from lgvit_edge.errors import UsageError
 from lgvit_edge.training.settings import Setting, TrainingConfig, settings
 
@@ -78,6 +78,7 @@ def train(
             "Default: val/ beside train/ in --data, if there is one.",
         ),
     ] = None,
+    classes: Classes = None,
     exits: Annotated[
         str | None,
         Option(
@@ -118,6 +119,7 @@ def train(
         image_size=image_size,
         stage=stage,
         val=_val(val),
+        classes=classes,
         config=config,
         features=cache_features,
         resume=resume,

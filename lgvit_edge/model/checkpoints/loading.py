@@ -15,7 +15,7 @@ import torch
 from lgvit_edge._support.files import replacing
 from lgvit_edge._support.optional import require
 from lgvit_edge.architecture.config import LGViTConfig
-from lgvit_edge.errors import CheckpointError, ConfigError, LGViTEdgeError
+from lgvit_edge.errors import CheckpointError, ConfigError
 from lgvit_edge.model.checkpoints import weights
 from lgvit_edge.model.checkpoints.authors import attached, authors_config, authors_names
 from lgvit_edge.model.checkpoints.containers import (
@@ -220,9 +220,9 @@ def _backbone(
         state = plain(state, classes, note)
         stem = "" if path.is_dir() else path.stem
         config = timm_config(state, Hints(arch, num_heads, stored.config, stem), note)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     except (IndexError, TypeError, ValueError) as error:  # sizes read off tensors of another rank
-        if isinstance(error, LGViTEdgeError):
-            raise
         raise CheckpointError(f"{path}: its tensors are not those of a ViT ({error})") from None
     return weights.fitted(config, state, lambda model: timm_names(model, state), path)
 

@@ -473,7 +473,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "no classifier": (
         without("head."),
-        "the weights have no classifier, and stage 2 trains none; run: lgvit-edge train --stage both",
+        "the weights have no classifier, and stage 2 trains none; run: lgvit-edge train --st",
     ),
     "a classifier beside": (
         under("backbone.", without("head.")) | {"fc.weight": torch.zeros(CLASSES, D)},
