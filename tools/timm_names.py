@@ -82,6 +82,7 @@ def described(timm: Any, name: str) -> dict[str, Any] | None:
         "eps": getattr(last, "eps", 0.0),
         "norm": type(last).__name__,
         "pooling": getattr(model, "global_pool", ""),
+        "rotation": _rotation(getattr(model, "rope", None)),
         "weights": {},
     }
     for full in timm.list_models(f"{name}.*", pretrained=True) or []:
@@ -96,6 +97,14 @@ def described(timm: Any, name: str) -> dict[str, Any] | None:
             "std": list(cfg.std),
         }
     return about
+
+
+def _rotation(rope: Any) -> dict[str, Any] | None:
+    if rope is None:
+        return None
+    names = ("temperature", "rotate_half", "ref_feat_shape", "grid_offset", "grid_indexing")
+    about = {name: getattr(rope, name, None) for name in (*names, "grid_type", "normalize_coords")}
+    return {"class": type(rope).__name__, **about}
 
 
 def _activation(mlp: Any) -> str:

@@ -13,7 +13,13 @@ from typing import Any
 
 from lgvit_edge.architecture.families import FAMILIES
 from lgvit_edge.architecture.heads import HEAD_KINDS
-from lgvit_edge.architecture.sizes import ACTIVATIONS, POOLINGS, BackboneConfig, BlockConfig
+from lgvit_edge.architecture.sizes import (
+    ACTIVATIONS,
+    POOLINGS,
+    ROTATIONS,
+    BackboneConfig,
+    BlockConfig,
+)
 from lgvit_edge.bundle.codec import from_json, to_json
 from lgvit_edge.errors import ConfigError
 from lgvit_edge.images.spec import Preprocess
@@ -68,10 +74,15 @@ class LGViTConfig(BackboneConfig):
         size, patch = self.image_size, self.patch_size
         if self.family not in FAMILIES:
             yield f"family must be one of {names}, found {self.family!r}"
-        for field, names in (("activation", ACTIVATIONS), ("pooling", POOLINGS)):
-            if getattr(self, field) not in names:
-                found = getattr(self, field)
-                yield f"{field} must be one of {', '.join(names)}, found {found!r}"
+        known = {"activation": ACTIVATIONS, "pooling": POOLINGS, "rotation": ROTATIONS}
+        for field, names in known.items():
+            if (found := getattr(self, field)) not in names:
+                yield f"{field} must be one of {', '.join(filter(None, names))}, found {found!r}"
+        if self.rotation and self.hidden_size // max(self.num_heads, 1) % 4:
+            width = self.hidden_size // self.num_heads
+            yield f"rotation needs attention heads whose width is a multiple of 4, found {width}"
+        if not 0 <= self.rotation_side <= MAX_SIZE:
+            yield f"rotation_side must be 0..{MAX_SIZE}, found {self.rotation_side}"
         if self.num_blocks > 1000:
             yield f"num_blocks must be 1..1000, found {self.num_blocks}"
         if size % patch:

@@ -141,7 +141,14 @@ def _stage_faults(config: BackboneConfig) -> Checks:
         (1 <= config.window_size <= 256, f"window_size must be 1..256, found {config.window_size}"),
         *(
             (not getattr(config, option), f"a {config.family} has no {option}")
-            for option in ("pooled_norm", "gated", "mlp_norm", "qk_norm", "embedding_norm")
+            for option in (
+                "pooled_norm",
+                "gated",
+                "mlp_norm",
+                "qk_norm",
+                "embedding_norm",
+                "rotation",
+            )
         ),
     ]
 

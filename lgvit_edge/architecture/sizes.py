@@ -34,6 +34,14 @@ POOLINGS = {
 }
 
 
+# How queries and keys are turned by the position of their patch.
+ROTATIONS = {
+    "": "not at all",
+    "dinov3": "by its place between the edges of the image",
+    "eva": "by its row and column",
+}
+
+
 @dataclass(frozen=True)
 class BlockConfig:
     """Sizes of one encoder block; in a Swin they depend on its stage."""
@@ -67,6 +75,8 @@ class BackboneConfig:
     gated: bool = False  # whether MLPs multiply by a second, activated product (SwiGLU)
     mlp_norm: bool = False  # whether a norm precedes the MLPs' last layer (EVA-02)
     qk_norm: bool = False  # whether each attention head norms its queries and keys
+    rotation: str = ""  # of ``ROTATIONS``: rotary positions of patches
+    rotation_side: int = 0  # side of the map whose rows and columns "eva" counts; 0: of this one
     embedding_norm: bool = False  # whether a norm precedes the first block (CLIP)
     layer_norm_eps: float = 1e-6  # of every LayerNorm of blocks, heads and final classifier
     qkv_bias: bool = True  # whether query, key and value have biases

@@ -45,11 +45,18 @@ def tanh_gelu() -> nn.Module:
 class Attention(nn.Module):
     """Multi-head self-attention (paper Eq. 4) over ``[B, T, D]``.
 
-    With ``norm_eps``, each head norms its queries and keys first.
+    With ``norm_eps``, each head norms its queries and keys first. ``rotation`` turns them by their
+    positions, ``[B, heads, T, D / heads]`` to the same shape.
     """
 
     def __init__(
-        self, dim: int, heads: int, *, qkv_bias: bool, norm_eps: float | None = None
+        self,
+        dim: int,
+        heads: int,
+        *,
+        qkv_bias: bool,
+        norm_eps: float | None = None,
+        rotation: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.heads = heads
@@ -58,6 +65,7 @@ class Attention(nn.Module):
         norms = norm_eps is not None
         self.query_norm = nn.LayerNorm(dim // heads, eps=norm_eps) if norms else None
         self.key_norm = nn.LayerNorm(dim // heads, eps=norm_eps) if norms else None
+        self.rotation = rotation
         self.softmax = nn.Softmax(dim=-1)
         self.proj = nn.Linear(dim, dim)
 
@@ -73,12 +81,19 @@ class Attention(nn.Module):
         q, k = (split_heads(f(x), self.heads) for f in (self.query, self.key))
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
+        if self.rotation is not None:
+            q, k = self.rotation(q), self.rotation(k)
         scores: Tensor = (q * scale) @ k.transpose(-2, -1)
         return scores
 
     def deployed(self) -> nn.Module:
-        """Returns the module as it is exported, which is itself."""
-        return self
+        """Returns the module as it is exported: tables of positions are constants."""
+        if self.rotation is None:
+            return self
+        attention = copy.copy(self)
+        rotation = self.rotation.deployed()  # type: ignore[operator]
+        attention._modules = {**self._modules, "rotation": rotation}
+        return attention
 
 
 class Block(nn.Module):

@@ -31,7 +31,14 @@ from lgvit_edge.model.checkpoints.huggingface import (
     model_types,
     saved,
 )
-from lgvit_edge.model.checkpoints.timm import Hints, plain, timm_config, timm_names
+from lgvit_edge.model.checkpoints.timm import (
+    Hints,
+    arranged,
+    named_as_eva,
+    plain,
+    timm_config,
+    timm_names,
+)
 from lgvit_edge.model.lgvit import LGViT
 
 _FORMAT = "lgvit-edge"
@@ -217,9 +224,10 @@ def _backbone(
             "holds both, or make one, in Python: model.save_pretrained(FOLDER)"
         )
     try:
+        stem, eva = "" if path.is_dir() else path.stem, named_as_eva(state)
         state = plain(state, classes, note)
-        stem = "" if path.is_dir() else path.stem
-        config = timm_config(state, Hints(arch, num_heads, stored.config, stem), note)
+        config = timm_config(state, Hints(arch, num_heads, stored.config, stem, eva), note)
+        state = arranged(state, config)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     except (IndexError, TypeError, ValueError) as error:  # sizes read off tensors of another rank

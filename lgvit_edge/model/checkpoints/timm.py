@@ -38,16 +38,28 @@ _BLOCK: Names = {
     "attention.proj": "attn.proj",
     "fc1": "mlp.fc1",
     "gate": "mlp.gate",
+    "mlp_norm": "mlp.norm",
     "fc2": "mlp.fc2",
 }
 _TABLE = "layers.0.blocks.0.attn.relative_position_bias_table"  # every Swin has it
 _TOKENS = ("cls_token", "dist_token", "reg_token")  # in their order before the patches
 _POOLINGS = {"token": "token", "avg": "mean"}
 _SCALE = re.compile(r"^(blocks\.\d+)\.(?:ls|gamma_)([12])(?:\.gamma)?$")  # timm's, DeiT III's
+# timm's settings of the rotary positions that are ours.
+_ROTATIONS = {
+    "eva": {
+        **{"class": "RotaryEmbeddingCat", "temperature": 10_000, "rotate_half": False},
+        **{"grid_offset": 0, "grid_indexing": "ij"},
+    },
+    "dinov3": {
+        **{"class": "RotaryEmbeddingDinoV3", "temperature": 100, "rotate_half": True},
+        **{"grid_offset": 0, "grid_indexing": "ij"},
+    },
+}
 # What timm calls the modules that we have.
 _CLASSES = {
     *("Block", "SwinTransformerBlock", "Attention", "WindowAttention"),
-    *("Mlp", "GluMlp", "LayerNorm", "LayerNormFp32"),
+    *("Mlp", "GluMlp", "LayerNorm", "EvaBlock", "EvaAttention", "SwiGLU"),
 }
 
 
@@ -59,6 +71,7 @@ class Hints:
     num_heads: int | None = None
     written: Mapping[str, Any] = field(default_factory=dict)  # config.json
     stem: str = ""  # the file's name
+    eva: bool = False  # whether the weights have EVA's names, so that rotary positions are likely
 
     @property
     def name(self) -> str:
@@ -88,7 +101,8 @@ def timm_config(state: State, hints: Hints, note: Note = note_in_log) -> LGViTCo
             a hint could explain.
     """
     swin = any(name.startswith("layers.0.blocks.") for name in state)
-    needed = ["patch_embed.proj.weight", _TABLE if swin else "pos_embed", _head(state)]
+    anchor = _TABLE if swin else "blocks.0.norm1.weight"
+    needed = ["patch_embed.proj.weight", anchor, _head(state)]
     missing = [name for name in needed if name not in state]
     if missing == [_head(state)]:
         raise CheckpointError(
@@ -150,9 +164,17 @@ def _vit(state: State, hints: Hints, row: Published | None, note: Note) -> LGViT
     if patches[0] != patches[1]:
         raise CheckpointError(f"patches must be square, found {patches[0]} x {patches[1]}")
     depth, width = _count(state, "blocks."), state.get("blocks.0.mlp.fc1.weight")
-    tokens = sum(state[name].shape[1] for name in _TOKENS if name in state)
-    size = _grid(state, tokens)[0] * patches[0]
-    _square(hints, row, size)
+    tokens = _tokens(state)
+    rotation, side = _rotation(state, hints, row)
+    size = _said_size(hints, row)
+    if "pos_embed" in state:
+        size = _grid(state, tokens)[0] * patches[0]
+        _square(hints, size)
+    elif size is None:
+        raise CheckpointError(
+            "the size of images cannot be told from weights without positions: give the folder "
+            "with its config.json (img_size)"
+        )
     classes, distilled = len(state["head.weight"]), "head_dist.weight" in state
     pooling = _pooling(state, hints, row, tokens)
     fields: dict[str, Any] = {
@@ -164,6 +186,9 @@ def _vit(state: State, hints: Hints, row: Published | None, note: Note) -> LGViT
         "gated": "blocks.0.mlp.gate.weight" in state,
         "qk_norm": "blocks.0.attn.q_norm.weight" in state,
         "embedding_norm": "norm_pre.weight" in state,
+        "mlp_norm": "blocks.0.mlp.norm.weight" in state,
+        "rotation": rotation,
+        "rotation_side": side,
     }
     if hints.arch in architectures():
         return _named(hints, dim, depth, num_classes=classes, image_size=size).replace(**fields)
@@ -209,7 +234,53 @@ def _grid(state: State, tokens: int) -> tuple[int, int]:
     )
 
 
-def _square(hints: Hints, row: Published | None, size: int) -> None:
+def _tokens(state: State) -> int:
+    return sum(state[name].shape[1] for name in _TOKENS if name in state)
+
+
+def _rotation(state: State, hints: Hints, row: Published | None) -> tuple[str, int]:
+    """Returns the kind of rotary positions, of ``ROTATIONS``, and the side that they count on."""
+    used = hints.setting("use_rot_pos_emb")
+    found = dict(row.rotation or {}) if row is not None else {}
+    if used is None and row is None and (hints.eva or "pos_embed" not in state):
+        raise CheckpointError(
+            "weights do not tell rotary positions: give timm's name of the architecture "
+            "(--backbone NAME --weights FILE), or the folder with its config.json"
+        )
+    if used is False or not (used or found):
+        return "", 0
+    if used:
+        kind = str(hints.setting("rope_type") or "cat")
+        found = {
+            "class": {"cat": "RotaryEmbeddingCat", "dinov3": "RotaryEmbeddingDinoV3"}.get(kind),
+            "temperature": hints.setting("rope_temperature") or 10_000,
+            "rotate_half": bool(hints.setting("rope_rotate_half")),
+            "ref_feat_shape": hints.setting("ref_feat_shape"),
+            "grid_offset": hints.setting("rope_grid_offset") or 0,
+            "grid_indexing": hints.setting("rope_grid_indexing") or "ij",
+        }
+    side = (found.pop("ref_feat_shape") or [0])[0]
+    for kind, form in _ROTATIONS.items():
+        if all(found.get(name) == value for name, value in form.items()):
+            return kind, side
+    raise CheckpointError(f"these rotary positions are not supported: {found}")
+
+
+def _said_size(hints: Hints, row: Published | None) -> int | None:
+    """Returns the side of images as hints or all published weights say it, or None."""
+    said = hints.setting("img_size") or hints.setting("input_size")
+    if said is None and row is not None:
+        sizes = [about["size"] for about in weights_named(row, hints.name).values()]
+        said = sizes[0] if sizes and sizes.count(sizes[0]) == len(sizes) else None
+    if said is None:
+        return None
+    sides = [said] if isinstance(said, int) else list(said)[-2:]
+    if sides[0] != sides[-1]:
+        raise CheckpointError(f"only square images are supported, found {sides}")
+    return int(sides[0])
+
+
+def _square(hints: Hints, size: int) -> None:
     """Refuses images that are not square; 32 x 128 has as many patches as 64 x 64."""
     said = hints.setting("img_size") or hints.setting("input_size")
     if said is None:
@@ -304,15 +375,8 @@ def _swin_size(state: State, hints: Hints, row: Published | None, last: int, not
 
     ``last`` is the side at which the last stage's map is one window, as in published models.
     """
-    said = hints.setting("img_size") or hints.setting("input_size")
-    if said is None and row is not None:
-        sizes = [about["size"] for about in weights_named(row, hints.name).values()]
-        said = sizes[0] if sizes and sizes.count(sizes[0]) == len(sizes) else None
-    if said is not None:
-        sides = [said] if isinstance(said, int) else list(said)[-2:]
-        if sides[0] != sides[-1]:
-            raise CheckpointError(f"only square images are supported, found {sides}")
-        return int(sides[0])
+    if (said := _said_size(hints, row)) is not None:
+        return said
     mask = state.get("layers.0.blocks.1.attn_mask")  # one row per window of the first map
     if mask is not None:
         patch = state["patch_embed.proj.weight"].shape[-1]
@@ -344,6 +408,8 @@ def plain(state: State, classes: int | None = None, note: Note = note_in_log) ->
             if tensor is None or scale.shape != tensor.shape[:1]:
                 raise CheckpointError(f"LayerScale of {block}: its shape is not that of {name}")
             result[name] = tensor * scale.reshape(-1, *[1] * (tensor.ndim - 1))
+    for number in range(_count(result, "blocks.")):
+        _stack(result, f"blocks.{number}")
     for name in [name for name in result if re.fullmatch(r"blocks\.\d+\.mlp\.fc1\.\w+", name)]:
         block, _, kind = name.partition(".mlp.fc1.")
         inner, last = result[name], result.get(f"{block}.mlp.fc2.weight")
@@ -357,12 +423,56 @@ def plain(state: State, classes: int | None = None, note: Note = note_in_log) ->
     patch = result.get("patch_embed.proj.weight")
     if patch is not None and "norm_pre.weight" in result:  # CLIP's patches have no bias
         result.setdefault("patch_embed.proj.bias", patch.new_zeros(len(patch)))
-    tokens = sum(state[name].shape[1] for name in _TOKENS if name in state)
+    tokens = _tokens(state)
     if "pos_embed" in result and not any(name.startswith("layers.") for name in state):
         _, count = _grid(state, tokens)
         position = result["pos_embed"]
         none = position.new_zeros(1, tokens - count, position.shape[-1])
         result["pos_embed"] = torch.cat([position[:, :count], none, position[:, count:]], dim=1)
+    return result
+
+
+def named_as_eva(state: Container[str]) -> bool:
+    """Says whether weights are named as in timm's EVA, which has rotary positions or none."""
+    names = ("attn.q_bias", "attn.q_proj.weight", "mlp.fc1_g.weight")
+    return any(f"blocks.0.{name}" in state for name in names)
+
+
+def _stack(state: State, block: str) -> None:
+    """Gives a block of EVA the names of a plain ViT; its keys have no bias."""
+    parts = [state.pop(f"{block}.attn.{part}_proj.weight", None) for part in "qkv"]
+    weights = [part for part in parts if part is not None]
+    if len(weights) == 3:
+        state[f"{block}.attn.qkv.weight"] = torch.cat(weights)
+    for form in ("_bias", "_proj.bias"):
+        query, value = (state.pop(f"{block}.attn.{part}{form}", None) for part in "qv")
+        if query is not None and value is not None:
+            state[f"{block}.attn.qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
+    for kind in ("weight", "bias"):
+        for theirs, ours in (("fc1_g", "gate"), ("fc1_x", "fc1")):
+            if (tensor := state.pop(f"{block}.mlp.{theirs}.{kind}", None)) is not None:
+                state[f"{block}.mlp.{ours}.{kind}"] = tensor
+
+
+def arranged(state: State, config: LGViTConfig) -> State:
+    """Returns plain weights in our order of rotary positions: halves of a head, not neighbours.
+
+    Where there are no learnt positions, they become zeros.
+    """
+    if not config.rotation:
+        return state
+    result, dim = dict(state), config.hidden_size
+    if "pos_embed" not in result:
+        result["pos_embed"] = torch.zeros(1, *config.hidden_shape(0))
+    if config.rotation != "eva":
+        return result
+    width = dim // config.num_heads
+    order = torch.arange(dim).reshape(-1, width // 2, 2).transpose(1, 2).flatten()
+    rows = torch.cat([order, order + dim, torch.arange(2 * dim, 3 * dim)])
+    for i in range(config.num_blocks):
+        for name in (f"blocks.{i}.attn.qkv.weight", f"blocks.{i}.attn.qkv.bias"):
+            if name in result and len(result[name]) == 3 * dim:
+                result[name] = result[name][rows]
     return result
 
 

@@ -33,6 +33,7 @@ class Published:
     eps: float
     activation: str
     pooling: str
+    rotation: Mapping[str, Any] | None  # of its RoPE
     weights: Mapping[str, Mapping[str, Any]]  # preprocessing and classes, by the name of weights
 
 

@@ -98,6 +98,40 @@ def test_a_packed_swiglu(timm: Any, tmp_path: Path) -> None:
     agree(ours, theirs)
 
 
+EVA: dict[str, dict[str, Any]] = {
+    "EVA-02": dict(
+        **dict(swiglu_mlp=True, use_rot_pos_emb=True, ref_feat_shape=[16, 16], mlp_ratio=8 / 3),
+        **dict(global_pool="avg"),
+    ),
+    "EVA-02, a norm in its MLP": dict(
+        **dict(swiglu_mlp=True, scale_mlp=True, use_rot_pos_emb=True, qkv_fused=False),
+        **dict(global_pool="avg"),
+    ),
+    "EVA": dict(global_pool="avg", use_rot_pos_emb=False, init_values=0.1),
+    "DINOv3": dict(
+        **dict(qkv_bias=False, init_values=0.1, use_rot_pos_emb=True, use_abs_pos_emb=False),
+        **dict(rope_type="dinov3", rope_temperature=100, rope_rotate_half=True),
+        **dict(num_reg_tokens=4, use_fc_norm=False, global_pool="avg"),
+    ),
+    "DINOv3 that reads its token": dict(
+        **dict(qkv_bias=False, use_rot_pos_emb=True, use_abs_pos_emb=False, swiglu_mlp=True),
+        **dict(rope_type="dinov3", rope_temperature=100, rope_rotate_half=True),
+        **dict(num_reg_tokens=4, use_fc_norm=False, global_pool="token", dynamic_img_size=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("form", EVA)
+def test_rotary_positions(timm: Any, tmp_path: Path, form: str) -> None:
+    arguments = SIZES | EVA[form]
+    theirs = filled(timm.models.eva.Eva(**arguments))
+    ours = load_backbone(written(tmp_path / "timm", theirs, arguments))
+    agree(ours, theirs)
+    torch.save(theirs.state_dict(), tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match="do not tell rotary positions: give timm's name"):
+        load_backbone(tmp_path / "model.pth", num_heads=4)
+
+
 def test_a_distilled_deit(timm: Any, tmp_path: Path) -> None:
     theirs = filled(timm.models.deit.VisionTransformerDistilled(**SIZES))
     name = "deit_tiny_distilled_patch16_224"
