@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,10 +74,14 @@ class LGViTConfig(BackboneConfig):
         size, patch = self.image_size, self.patch_size
         if self.family not in FAMILIES:
             yield f"family must be one of {names}, found {self.family!r}"
-        known = {"activation": ACTIVATIONS, "pooling": POOLINGS, "rotation": ROTATIONS}
-        for field, names in known.items():
-            if (found := getattr(self, field)) not in names:
-                yield f"{field} must be one of {', '.join(filter(None, names))}, found {found!r}"
+        known: dict[str, Collection[str]] = {
+            "activation": ACTIVATIONS,
+            "pooling": POOLINGS,
+            "rotation": ROTATIONS,
+        }
+        for field, choices in known.items():
+            if (found := getattr(self, field)) not in choices:
+                yield f"{field} must be one of {', '.join(filter(None, choices))}, found {found!r}"
         if self.rotation and self.hidden_size // max(self.num_heads, 1) % 4:
             width = self.hidden_size // self.num_heads
             yield f"rotation needs attention heads whose width is a multiple of 4, found {width}"

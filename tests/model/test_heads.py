@@ -132,7 +132,7 @@ def test_encoder_heads_are_evaluated_at_the_prefix_only(form: str, qkv_bias: boo
         hidden = hidden_states(config, 4)
         full = head.block(hidden)
         assert full.shape == hidden.shape
-        close(deployed[0](hidden), full[:, : config.prefix_tokens])
+        close(deployed[0](hidden), full[:, : config.classifiers])
 
 
 def test_encoder_heads_have_a_width_of_their_own() -> None:

@@ -62,9 +62,8 @@ class Attention(nn.Module):
         self.heads = heads
         layers = (nn.Linear(dim, dim, bias=qkv_bias) for _ in range(3))
         self.query, self.key, self.value = layers
-        norms = norm_eps is not None
-        self.query_norm = nn.LayerNorm(dim // heads, eps=norm_eps) if norms else None
-        self.key_norm = nn.LayerNorm(dim // heads, eps=norm_eps) if norms else None
+        self.query_norm = None if norm_eps is None else nn.LayerNorm(dim // heads, eps=norm_eps)
+        self.key_norm = None if norm_eps is None else nn.LayerNorm(dim // heads, eps=norm_eps)
         self.rotation = rotation
         self.softmax = nn.Softmax(dim=-1)
         self.proj = nn.Linear(dim, dim)
