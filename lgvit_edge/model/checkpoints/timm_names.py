@@ -65,7 +65,6 @@ def weights_named(row: Published, text: str) -> Mapping[str, Mapping[str, Any]]:
 
 def heads_of(width: int, depth: int) -> set[int]:
     """Returns how many attention heads published ViTs of this width and depth have."""
-    rows = (row for row in _table().values() if (row.width, row.depth) == (width, depth))
-    return {row.num_heads for row in rows} | {
-        heads for sizes, heads in _UNLISTED.items() if sizes == (width, depth)
-    }
+    vits = [row for row in _table().values() if row.num_heads and "Swin" not in row.block]
+    heads = {row.num_heads for row in vits if (row.width, row.depth) == (width, depth)}
+    return heads | {_UNLISTED[sizes] for sizes in _UNLISTED if sizes == (width, depth)}

@@ -142,7 +142,12 @@ def test_timm_shapes_that_make_no_sense(
 
 
 @pytest.mark.parametrize(
-    ("dim", "depth", "known"), [(96, 1, "none is published"), (384, 12, "have 6 or 12")]
+    ("dim", "depth", "known"),
+    [
+        (96, 1, "none is published"),
+        (96, 12, "none is published"),  # that is a Swin-T's
+        (384, 12, "have 6 or 12"),
+    ],
 )
 def test_timm_of_sizes_that_do_not_tell_their_heads(
     tmp_path: Path, dim: int, depth: int, known: str
