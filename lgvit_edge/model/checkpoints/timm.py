@@ -199,7 +199,7 @@ def _vit(state: State, hints: Hints, row: Published | None, note: Note) -> LGViT
         patch_size=patches[0],
         hidden_size=dim,
         num_blocks=depth,
-        num_heads=_heads(hints, row, dim, depth),
+        num_heads=_heads(hints, row, dim, depth, token=pooling == "token"),
         intermediate_size=4 * dim if width is None else len(width),
         num_classes=classes,
         activation=_activation(state, hints, row),
@@ -294,11 +294,11 @@ def _square(hints: Hints, size: int) -> None:
         )
 
 
-def _heads(hints: Hints, row: Published | None, dim: int, depth: int) -> int:
+def _heads(hints: Hints, row: Published | None, dim: int, depth: int, *, token: bool) -> int:
     said = hints.num_heads or hints.setting("num_heads") or (row and row.num_heads)
     if said:
         return int(said)
-    known = sorted(heads_of(dim, depth))
+    known = sorted(heads_of(dim, depth, token))
     if len(known) == 1:
         return known[0]
     which = f"published ones have {' or '.join(map(str, known))}" if known else "none is published"

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-# Shapes are those of ViT-S, but attention has 12 heads; not in timm.
-_UNLISTED = {(384, 12): 12}  # MoCo v3's ViT-S
+# By width, depth and whether the class token is read; not in timm.
+_UNLISTED = {(384, 12, True): 12}  # MoCo v3's ViT-S, otherwise like DeiT-S
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,14 @@ def weights_named(row: Published, text: str) -> Mapping[str, Mapping[str, Any]]:
     return exact or row.weights
 
 
-def heads_of(width: int, depth: int) -> set[int]:
-    """Returns how many attention heads published ViTs of this width and depth have."""
-    vits = [row for row in _table().values() if row.num_heads and "Swin" not in row.block]
-    heads = {row.num_heads for row in vits if (row.width, row.depth) == (width, depth)}
-    return heads | {_UNLISTED[sizes] for sizes in _UNLISTED if sizes == (width, depth)}
+def heads_of(width: int, depth: int, token: bool) -> set[int]:
+    """Returns how many attention heads published ViTs of these sizes have.
+
+    ``token`` says whether they classify the class token: I-JEPA's ViT-B, which does not, has 16.
+    """
+    wanted = (width, depth, token)
+    rows = [row for row in _table().values() if row.block == "Block" and row.norm == "LayerNorm"]
+    heads = {
+        row.num_heads for row in rows if (row.width, row.depth, row.pooling == "token") == wanted
+    }
+    return heads | ({_UNLISTED[wanted]} if wanted in _UNLISTED else set())
