@@ -196,7 +196,7 @@ for _family in (
         {f"vit-{size}": partial(_vit, *_VITS[size], 1) for size in _VITS},
         prefix_tokens=16,
         mlp_head="lgvit_edge.model.heads.mlp:pooler",
-        model_types=("vit",),
+        model_types=("vit", "dinov2", "dinov2_with_registers"),
         huggingface="lgvit_edge.model.checkpoints.huggingface:vit_fields",
     ),
     Family(

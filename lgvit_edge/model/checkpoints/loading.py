@@ -16,7 +16,7 @@ from lgvit_edge._support.files import replacing
 from lgvit_edge._support.optional import require
 from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.errors import CheckpointError, ConfigError
-from lgvit_edge.model.checkpoints import weights
+from lgvit_edge.model.checkpoints import huggingface, weights
 from lgvit_edge.model.checkpoints.authors import attached, authors_config, authors_names
 from lgvit_edge.model.checkpoints.containers import (
     Note,
@@ -212,7 +212,7 @@ def _backbone(
     state = stored.model_weights(use_ema, note)
     if stored.config and "architecture" not in stored.config:  # only timm writes that key
         preprocessor = weights.read_json(path / "preprocessor_config.json", absent=True)
-        state = saved(state)
+        state = huggingface.plain(saved(state))
         config = huggingface_config(stored.config, state, preprocessor)
         require_classifier(state, path, "classifier.weight, as ViTForImageClassification has it")
         prefix = stored.config["model_type"]

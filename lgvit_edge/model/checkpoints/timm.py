@@ -24,7 +24,7 @@ from lgvit_edge.model.checkpoints.timm_names import (
     published,
     weights_named,
 )
-from lgvit_edge.model.checkpoints.weights import Source, State, places, sources_of
+from lgvit_edge.model.checkpoints.weights import Source, State, places, scale_layer, sources_of
 from lgvit_edge.model.heads import Names, within
 from lgvit_edge.model.lgvit import LGViT
 
@@ -402,12 +402,7 @@ def plain(state: State, classes: int | None = None, note: Note = note_in_log) ->
     scales = {m.groups(): tensor for n, tensor in state.items() if (m := _SCALE.match(n))}
     result = {name: tensor for name, tensor in state.items() if not _SCALE.match(name)}
     for (block, which), scale in scales.items():
-        layer = f"{block}.{'attn.proj' if which == '1' else 'mlp.fc2'}"
-        for name in (f"{layer}.weight", f"{layer}.bias"):
-            tensor = result.get(name)
-            if tensor is None or scale.shape != tensor.shape[:1]:
-                raise CheckpointError(f"LayerScale of {block}: its shape is not that of {name}")
-            result[name] = tensor * scale.reshape(-1, *[1] * (tensor.ndim - 1))
+        scale_layer(result, f"{block}.{'attn.proj' if which == '1' else 'mlp.fc2'}", scale)
     for number in range(_count(result, "blocks.")):
         _stack(result, f"blocks.{number}")
     for name in [name for name in result if re.fullmatch(r"blocks\.\d+\.mlp\.fc1\.\w+", name)]:

@@ -232,6 +232,19 @@ def _gather(source: Source, state: State) -> Tensor | None:
     return tensors[0].chunk(3)[source.part].contiguous()
 
 
+def scale_layer(state: State, layer: str, scale: Tensor) -> None:
+    """Multiplies a LayerScale ``[D]`` into the layer before it, in place.
+
+    Raises:
+        CheckpointError: the layer is missing, or has another width.
+    """
+    for name in (f"{layer}.weight", f"{layer}.bias"):
+        tensor = state.get(name)
+        if tensor is None or scale.shape != tensor.shape[:1]:
+            raise CheckpointError(f"a LayerScale {tuple(scale.shape)} does not fit {name}")
+        state[name] = tensor * scale.reshape(-1, *[1] * (tensor.ndim - 1))
+
+
 def places(config: LGViTConfig) -> list[tuple[int, int]]:
     """Returns each block's stage and its place there, both from 0; only a Swin has many stages."""
     depths = config.depths or (config.num_blocks,)
