@@ -8,6 +8,8 @@ LINKS ?= build/links
 # The bundle that `make bench` measures, and what else to pass (e.g. BENCH_ARGS="--data DIR").
 BUNDLE ?= out-demo/bundle
 BENCH_ARGS ?=
+# The models that timm's weights are compared with; tools/timm_names.py reads the same version.
+TIMM := timm==1.0.31
 # NVIDIA's Python bindings without the libraries (1 MB each): the tests hold our calls against them.
 BINDINGS := tensorrt_bindings==8.6.1 tensorrt_cu12_bindings==10.3.0 \
 	tensorrt_cu13_bindings==10.16.1.11 tensorrt_cu13_bindings==11.4.0.106
@@ -93,4 +95,6 @@ $(VENV)/.dev: $(VENV)/.created pyproject.toml constraints.txt
 		$(BIN)/python -m pip --disable-pip-version-check download --quiet --no-deps \
 			--dest $(VENV)/nvidia-bindings $$spec || echo "without $$spec its tests will skip"; \
 	done
+	@# Alone, because it asks for torchvision: tests compare with its models, which do not need it.
+	@$(PIP) --no-deps $(TIMM) || echo "without $(TIMM) its tests will skip"
 	@touch $(VENV)/.demo $@

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
+from lgvit_edge._support.terminal import plain
 from lgvit_edge.benchmarks.report.terminal import table_of
 from lgvit_edge.bundle.directory import MANIFEST, open_bundle
 from lgvit_edge.bundle.points import OperatingPoint
@@ -97,10 +97,7 @@ def parse_share(text: str) -> float:
 def print_comparison(comparison: dict[str, Any], console: Console) -> None:
     """Prints one row per record, and warnings below."""
     ratios = ("speed-up", "MACs x", "efficiency", "time", "paced")
-    rows = [
-        row | {"name": escape(row["name"]), "efficiency": row["wall_clock"] / row["macs"]}
-        for row in comparison["rows"]
-    ]
+    rows = [row | {"efficiency": row["wall_clock"] / row["macs"]} for row in comparison["rows"]]
     cells = (
         "{name} | {accuracy:.2%} | {latency_ms:.2f} | {p99_ms:.2f} | {wall_clock:.2f}x | "
         "{macs:.2f} | {efficiency:.3f} | {time:.3f} | {time_paced:.3f}"
@@ -115,9 +112,9 @@ def print_comparison(comparison: dict[str, Any], console: Console) -> None:
     )
     for row in rows:
         for reason in row["unstable"]:
-            console.print(f"[yellow]{row['name']}: unstable: {escape(reason)}[/]")
+            console.print(plain(f"{row['name']}: unstable: {reason}", "yellow"), soft_wrap=True)
     for name in comparison["unlike"]:
-        console.print(f"[yellow]unlike: {escape(name)}[/]", highlight=False)
+        console.print(plain(f"unlike: {name}", "yellow"), soft_wrap=True)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -11,28 +11,33 @@ from lgvit_edge.errors import MissingDependency, UsageError
 from lgvit_edge.export.tensorrt.builder import BuilderOptions, EngineBuilder
 from lgvit_edge.machine.tensorrt import TensorRT
 from lgvit_edge.model import LGViT, block_macs, load_checkpoint
+from lgvit_edge.model.checkpoints.containers import Note, note_in_log
 
 
 def model_to_export(
     checkpoint: str | Path | None = None,
     *,
+    use_ema: bool = False,
     arch: str | None = None,
     exits: str | None = None,
     heads: str | None = None,
     image_size: int | None = None,
+    note: Note = note_in_log,
 ) -> LGViT:
     """Return a trained model, or one with random weights for timing; in eval mode.
 
     Args:
         checkpoint: as ``load_checkpoint`` reads it.
+        use_ema: of a checkpoint, as ``load_checkpoint`` takes it.
         arch: instead of it, one of ``architectures()``.
         exits: for a checkpoint, those of its exits to keep (default all); for an architecture, as
             ``plan_exits`` reads them (default 8 uniform ones).
         heads: of an architecture, as ``default_heads`` reads it.
         image_size: side of the network's input in pixels, where it is not the model's.
+        note: as ``load_checkpoint`` takes it.
 
     Raises:
-        UsageError: neither or both of ``checkpoint`` and ``arch``, or heads for a checkpoint.
+        UsageError: neither or both of ``checkpoint`` and ``arch``, or what is for the other one.
         CheckpointError: the checkpoint cannot be used.
         ConfigError: exits, heads or sizes do not fit the model.
     """
@@ -41,13 +46,15 @@ def model_to_export(
     if checkpoint is not None:
         if heads is not None:
             raise UsageError("--heads is for --arch: a checkpoint has its heads")
-        model = load_checkpoint(checkpoint)
+        model = load_checkpoint(checkpoint, use_ema=use_ema, note=note)
         if image_size is not None and image_size != model.config.image_size:
             model = model.resized(image_size)
         if exits is None:
             return model
         chosen = plan_exits(exits, block_macs(model.config))
         return model.with_exits([exit.block for exit in chosen])
+    if use_ema:
+        raise UsageError("--use-ema is for --ckpt: an architecture has random weights")
     config = architecture(str(arch), image_size=image_size or 224)
     chosen = plan_exits(
         exits or "uniform:8", block_macs(config), heads=heads or "lgvit", family=config.family

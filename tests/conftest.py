@@ -117,6 +117,7 @@ def make_tiny_swin() -> LGViTConfig:
         intermediate_size=16,
         num_classes=5,
         prefix_tokens=0,
+        pooling="mean",
         depths=(2, 2, 1),
         stage_heads=(2, 2, 4),
         window_size=4,

@@ -19,7 +19,7 @@ from lgvit_edge.training import attach_exits
 def test_deit_tiny_still_classifies_imagenet(data_root: Path, tmp_path: Path) -> None:
     """Import, export and our preprocessing together keep the accuracy of the weights."""
     weights = data_root / "weights" / "deit_tiny_patch16_224_in1k_fp32.pth"
-    backbone = load_backbone(weights, arch="deit-tiny")
+    backbone = load_backbone(weights)  # named after its architecture
     exits = plan_exits("6", block_macs(backbone.config))
     export_bundle(attach_exits(backbone, exits), tmp_path / "out")
     images = sorted((data_root / "data" / "imagenet-1k-samples").glob("*.jpg"))[::3]

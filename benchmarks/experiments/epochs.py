@@ -49,7 +49,12 @@ def main(
 ) -> None:
     """Times an epoch of stage 2 both ways."""
     plain = load_start(backbone, weights, num_classes=0, seed=0).eval()
-    folder = _Plain(data, size=plain.config.image_size, preprocess=plain.config.preprocess)
+    folder = _Plain(
+        data,
+        size=plain.config.image_size,
+        preprocess=plain.config.preprocess,
+        classes=plain.config.labels,
+    )
     chosen = list(evenly(range(len(folder)), images))
     folder.paths, folder.labels = [folder.paths[i] for i in chosen], folder.labels[chosen]
     record, rows = Record(json_file), list[dict[str, Any]]()

@@ -11,7 +11,7 @@ import typer
 from numpy.typing import NDArray
 
 from lgvit_edge._support.files import write_json
-from lgvit_edge._support.terminal import say
+from lgvit_edge._support.terminal import note, say
 from lgvit_edge.benchmarks.measure import command_line
 from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.cli.options import Command, Commands, check_folders, exit_status
@@ -35,7 +35,8 @@ def run_command(main: Callable[..., None]) -> None:
 
 def choose_images(data: Path, manifest: Manifest, count: int) -> Sequence[LabelledImage]:
     """Returns ``count`` images of a folder, spread evenly, with the bundle's class numbers."""
-    images = find_images(data, num_classes=manifest.num_classes, names=manifest.labels)
+    names = manifest.labels
+    images = find_images(data, num_classes=manifest.num_classes, names=names, note=note)
     return evenly(images, count)
 
 

@@ -10,6 +10,7 @@ checkpoint exists are not trained again.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from lgvit_edge.benchmarks.experiments.frame import run_command
 from lgvit_edge.benchmarks.experiments.study_rows import DROP, RATE, RATES, SPEED_UP, Case, Study
 from lgvit_edge.benchmarks.measure import command_line
 from lgvit_edge.errors import UsageError
+from lgvit_edge.images.classes import class_order
+from lgvit_edge.images.folders import class_names
 from lgvit_edge.machine.environment import environment
 from lgvit_edge.model import count_parameters
 from lgvit_edge.policies.picture import draw as draw_lines
@@ -94,10 +97,11 @@ def main(
     )
     plain = load_start(backbone, weights, num_classes=0, seed=config.seed).eval()
     size, spec = plain.config.image_size, plain.config.preprocess
-    images = ImageFolder(
-        data / "train", size=size, preprocess=spec, min_crop=config.min_crop, flip=config.flip
-    )
-    val = ImageFolder(data / "val", size=size, preprocess=spec, classes=images.classes)
+    folders, labels = class_names(data / "train"), plain.config.labels
+    order = class_order(folders, labels, plain.config.num_classes).names
+    read = functools.partial(ImageFolder, size=size, preprocess=spec, classes=order)
+    images = read(data / "train", min_crop=config.min_crop, flip=config.flip)
+    val = read(data / "val")
     study = Study(plain, images, val, config, out)
     study.keep_features([case for cases in chosen.values() for case in cases])
     record = _record(study, chosen)

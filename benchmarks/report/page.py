@@ -62,7 +62,7 @@ def write_page(
         number=lambda value, digits: "-" if value is None else f"{value:.{digits}f}",
     )
     with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, "utf-8", "backslashreplace")  # of paths that are not UTF-8
 
 
 def _title(manifest: Manifest) -> str:
@@ -92,7 +92,7 @@ def _notes(record: dict[str, Any]) -> list[str]:
             "assumed. With --data DIR the page shows accuracy and real shares."
         )
     if record.get("skipped"):
-        notes.append(f"{len(record['skipped'])} files are not images and were skipped.")
+        notes.append(f"{len(record['skipped'])} images cannot be read and were skipped.")
     surveyed = record["survey"]["images"]
     if "mix" not in record and surveyed < record["samples"]:
         notes.append(f"Policies are compared on {surveyed} of the images, evenly spaced.")

@@ -8,10 +8,9 @@ from string import Formatter
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from lgvit_edge._support.terminal import table
+from lgvit_edge._support.terminal import plain, table
 
 
 def table_of(
@@ -23,7 +22,7 @@ def table_of(
 ) -> Table:
     """Returns a table of rows, with their ``cells`` as for ``str.format`` and ``|`` between them.
 
-    Values that are None or missing become ``blank``.
+    Values that are None or missing become ``blank``; text is shown as it is.
     """
 
     class Cells(Formatter):
@@ -35,7 +34,7 @@ def table_of(
 
     filled = table(*headers, numbers=numbers)
     for row in rows:
-        filled.add_row(*(Cells().vformat(cell, (), row) for cell in cells.split(" | ")))
+        filled.add_row(*(plain(Cells().vformat(cell, (), row)) for cell in cells.split(" | ")))
     return filled
 
 
@@ -44,11 +43,11 @@ def print_report(record: dict[str, Any], console: Console) -> None:
     speedup, base = record["speedup"], record["baseline"]
     runtime = record["env"]["runtime"]
     say = partial(console.print, highlight=False)
-    say(
-        f"[bold]{record['samples']} images[/], {runtime['backend']} {runtime['version']} on "
-        f"{runtime['device']}, {runtime['threads']} threads, {record['bundle']['precision']}, "
-        f"{record['env']['cpu']}"
+    machine = (
+        f", {runtime['backend']} {runtime['version']} on {runtime['device']}, {runtime['threads']} "
+        f"threads, {record['bundle']['precision']}, {record['env']['cpu']}"
     )
+    say(plain(f"{record['samples']} images", "bold") + plain(machine))
     columns = ("mean", "p50", "p90", "p95", "p99")
     latencies = table("latency (ms)", numbers=(*columns, "network p50"))
     for name, part in (("baseline", base), ("early exit", record)):
@@ -78,10 +77,10 @@ def print_report(record: dict[str, Any], console: Console) -> None:
             "and real shares add --data DIR"
         )
     if skipped := record.get("skipped"):
-        left_out = f"{len(skipped)} files are not images and were skipped, such as {skipped[0]}"
-        console.print(f"[yellow]{escape(left_out)}[/]")
+        left_out = f"images that cannot be read were skipped: {len(skipped)}, such as {skipped[0]}"
+        console.print(plain(left_out, "yellow"), soft_wrap=True)
     for reason in record["unstable"]:
-        say(f"[yellow]unstable: {reason}[/]")
+        console.print(plain(f"unstable: {reason}", "yellow"), soft_wrap=True)
 
 
 def _exits(record: dict[str, Any]) -> Table:

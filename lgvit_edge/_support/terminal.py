@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import threading
 import time
@@ -13,16 +14,29 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
-console = Console()
-errors = Console(stderr=True)
+console = Console(emoji=False)
+errors = Console(stderr=True, emoji=False)
+# What steers a terminal, but for tabs and new lines, and what stands for bytes that are not UTF-8
+_UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _ELAPSED = TimeElapsedColumn()
 _LOG_EVERY = 60.0  # seconds
 
 
-def say(text: str) -> None:
-    """Print text unchanged: without markup or wrapping, so that commands can be copied."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+def plain(text: str, style: str = "") -> Text:
+    """Make text that is shown as it is: names may look like markup, or hold control characters."""
+    return Text(_UNSAFE.sub(lambda found: repr(found[0])[1:-1], text), style)
+
+
+def say(text: str, to: Console = console, style: str = "") -> None:
+    """Print text as it is, unwrapped, so that commands can be copied."""
+    to.print(plain(text, style), soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """Print a remark to standard error, beside the results."""
+    say(f"note: {text}", errors)
 
 
 def table(*headers: str, numbers: tuple[str, ...] = ()) -> Table:
@@ -125,7 +139,7 @@ def _log(text: str, to: Console) -> Iterator[Update]:
 
     def write(line: str) -> None:
         line = f"{time.strftime('%H:%M:%S')} {line}"
-        to.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(line, to)
         to.file.flush()
 
     yield update

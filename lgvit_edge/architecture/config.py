@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from lgvit_edge.architecture.families import FAMILIES
 from lgvit_edge.architecture.heads import HEAD_KINDS
-from lgvit_edge.architecture.sizes import BackboneConfig, BlockConfig
+from lgvit_edge.architecture.sizes import (
+    ACTIVATIONS,
+    POOLINGS,
+    ROTATIONS,
+    BackboneConfig,
+    BlockConfig,
+)
 from lgvit_edge.bundle.codec import from_json, to_json
 from lgvit_edge.errors import ConfigError
 from lgvit_edge.images.spec import Preprocess
@@ -68,6 +74,19 @@ class LGViTConfig(BackboneConfig):
         size, patch = self.image_size, self.patch_size
         if self.family not in FAMILIES:
             yield f"family must be one of {names}, found {self.family!r}"
+        known: dict[str, Collection[str]] = {
+            "activation": ACTIVATIONS,
+            "pooling": POOLINGS,
+            "rotation": ROTATIONS,
+        }
+        for field, choices in known.items():
+            if (found := getattr(self, field)) not in choices:
+                yield f"{field} must be one of {', '.join(filter(None, choices))}, found {found!r}"
+        if self.rotation and self.hidden_size // max(self.num_heads, 1) % 4:
+            width = self.hidden_size // self.num_heads
+            yield f"rotation needs attention heads whose width is a multiple of 4, found {width}"
+        if not 0 <= self.rotation_side <= MAX_SIZE:
+            yield f"rotation_side must be 0..{MAX_SIZE}, found {self.rotation_side}"
         if self.num_blocks > 1000:
             yield f"num_blocks must be 1..1000, found {self.num_blocks}"
         if size % patch:
@@ -90,13 +109,18 @@ class LGViTConfig(BackboneConfig):
 
     def _family(self) -> Iterator[str]:
         family = FAMILIES[self.family]
-        counts = " or ".join(map(str, family.prefix_tokens))
-        most = min(max(self.prefix_tokens, 1), 2)
-        if self.prefix_tokens not in family.prefix_tokens or not 1 <= self.classifiers <= most:
+        tokens, most = self.prefix_tokens, family.prefix_tokens
+        if not 0 <= tokens <= most:
+            yield f"a {self.family} has at most {most} prefix_tokens, found {tokens}"
+        if not 1 <= self.classifiers <= (2 if self.pooling == "token" and tokens > 1 else 1):
             yield (
-                f"a {self.family} has {counts} prefix_tokens, and one classifier or one on each "
-                f"of the first two, found {self.prefix_tokens} and {self.classifiers}"
+                "expected one classifier, or two that read a prefix token each, found "
+                f"{self.classifiers} with {tokens} prefix_tokens and pooling {self.pooling}"
             )
+        if not tokens and self.pooling != "mean":
+            yield f"pooling must be mean without prefix_tokens, found {self.pooling}"
+        if self.pooled_norm and self.pooling != "mean":
+            yield f"pooled_norm is for pooling mean, found {self.pooling}"
         yield from (fault for good, fault in family.faults(self) if not good)
 
     def _heads(self) -> Iterator[str]:

@@ -43,7 +43,7 @@ class Family:
             ``lgvit_edge.model.backbones.backbone.Parts``.
         architectures: published sizes by name: the fields of ``LGViTConfig`` for an image size.
         preprocess: of images for published weights, at 224 x 224 pixels.
-        prefix_tokens: how many tokens may precede those of the patches.
+        prefix_tokens: how many tokens may precede those of the patches, at most.
         blocks: sizes of blocks 1..L of a configuration.
         faults: further checks of a configuration of this family.
         windows: sizes of the first and the last GAH; 2 and 3 in the paper (its g).
@@ -60,7 +60,7 @@ class Family:
     backbone: Any
     architectures: Mapping[str, Callable[[int], dict[str, Any]]] = field(default_factory=dict)
     preprocess: Preprocess = Preprocess()
-    prefix_tokens: tuple[int, ...] = (0,)
+    prefix_tokens: int = 0
     blocks: Callable[[BackboneConfig], tuple[BlockConfig, ...]] = _equal_blocks
     faults: Callable[[BackboneConfig], Checks] = _no_stages
     windows: tuple[int, int] = (2, 3)
@@ -139,6 +139,17 @@ def _stage_faults(config: BackboneConfig) -> Checks:
             f"stage widths {widths} are not multiples of stage_heads {heads}",
         ),
         (1 <= config.window_size <= 256, f"window_size must be 1..256, found {config.window_size}"),
+        *(
+            (not getattr(config, option), f"a {config.family} has no {option}")
+            for option in (
+                "pooled_norm",
+                "gated",
+                "mlp_norm",
+                "qk_norm",
+                "embedding_norm",
+                "rotation",
+            )
+        ),
     ]
 
 
@@ -155,6 +166,7 @@ def _swin(width: int, depths: tuple[int, ...], heads: int, image_size: int) -> d
     return _sizes(
         *(4, width, sum(depths), heads),
         prefix_tokens=0,
+        pooling="mean",
         layer_norm_eps=1e-5,
         depths=depths,
         stage_heads=tuple(heads << stage for stage in range(len(depths))),
@@ -182,9 +194,9 @@ for _family in (
         "ViT",
         "lgvit_edge.model.backbones.vit",
         {f"vit-{size}": partial(_vit, *_VITS[size], 1) for size in _VITS},
-        prefix_tokens=(1, 2),
+        prefix_tokens=16,
         mlp_head="lgvit_edge.model.heads.mlp:pooler",
-        model_types=("vit",),
+        model_types=("vit", "dinov2", "dinov2_with_registers"),
         huggingface="lgvit_edge.model.checkpoints.huggingface:vit_fields",
     ),
     Family(
@@ -197,7 +209,7 @@ for _family in (
             for size in ("tiny", "small", "base")
         },
         preprocess=_IMAGENET,
-        prefix_tokens=(1, 2),
+        prefix_tokens=16,
         model_types=("deit",),
         huggingface="lgvit_edge.model.checkpoints.huggingface:deit_fields",
     ),

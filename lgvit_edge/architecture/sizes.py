@@ -3,6 +3,43 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+# Activations of MLPs: what makes one (or its ``module:name``), and what others call it.
+ACTIVATIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "gelu": ("torch.nn:GELU", ()),
+    "gelu_tanh": (
+        "lgvit_edge.model.backbones.block:tanh_gelu",
+        ("gelu_new", "gelu_pytorch_tanh", "gelutanh"),
+    ),
+    "quick_gelu": ("lgvit_edge.model.backbones.block:QuickGELU", ("quickgelu",)),
+    "relu": ("torch.nn:ReLU", ()),
+    "silu": ("torch.nn:SiLU", ("swish",)),
+}
+
+
+def activation_named(name: str) -> str | None:
+    """Returns the activation that others call ``name``; None for an unknown one."""
+    for ours, (_, others) in ACTIVATIONS.items():
+        if name.lower() in (ours, *others):
+            return ours
+    return None
+
+
+# What the final classifier reads.
+POOLINGS = {
+    "token": "the class token",
+    "mean": "the mean of the patch tokens",
+    "both": "the class token beside the mean of the patch tokens",
+}
+
+
+# How queries and keys are turned by the position of their patch.
+ROTATIONS = {
+    "": "not at all",
+    "dinov3": "by its place between the edges of the image",
+    "eva": "by its row and column",
+}
 
 
 @dataclass(frozen=True)
@@ -30,8 +67,17 @@ class BackboneConfig:
     num_heads: int  # attention heads per block, in a Swin of the first stage
     intermediate_size: int  # width of the blocks' MLP, usually 4D, in a Swin of the first stage
     num_classes: int  # C
-    prefix_tokens: int = 1  # 1 (class token), 2 (and DeiT's distillation token), or 0 (Swin)
-    classifiers: int = 1  # on the class token or the mean of all; 2: one per prefix token, averaged
+    prefix_tokens: int = 1  # before those of patches: class, distillation (DeiT), registers; or 0
+    classifiers: int = 1  # 2: on class and distillation token, averaged (DeiT)
+    pooling: str = "token"  # what the final classifier reads, of ``POOLINGS``
+    pooled_norm: bool = False  # whether the final norm follows the mean instead of preceding it
+    activation: str = "gelu"  # in the MLPs, of ``ACTIVATIONS``
+    gated: bool = False  # whether MLPs multiply by a second, activated product (SwiGLU)
+    mlp_norm: bool = False  # whether a norm precedes the MLPs' last layer (EVA-02)
+    qk_norm: bool = False  # whether each attention head norms its queries and keys
+    rotation: str = ""  # of ``ROTATIONS``: rotary positions of patches
+    rotation_side: int = 0  # side of the map whose rows and columns "eva" counts; 0: of this one
+    embedding_norm: bool = False  # whether a norm precedes the first block (CLIP)
     layer_norm_eps: float = 1e-6  # of every LayerNorm of blocks, heads and final classifier
     qkv_bias: bool = True  # whether query, key and value have biases
     depths: tuple[int, ...] = ()  # blocks of each stage of a Swin; empty for the others

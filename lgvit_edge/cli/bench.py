@@ -10,6 +10,7 @@ from typer import Option
 from lgvit_edge._support.files import write_json
 from lgvit_edge._support.terminal import console, progress_bar, say
 from lgvit_edge.cli.options import (
+    Classes,
     Engines,
     Labels,
     PointName,
@@ -35,6 +36,7 @@ def bench(
         ),
     ] = None,
     labels: Labels = None,
+    classes: Classes = None,
     policy: PolicyText = None,
     point: PointName = None,
     samples: Samples = None,
@@ -56,8 +58,8 @@ def bench(
     from lgvit_edge.benchmarks.report.page import check_report, write_page
     from lgvit_edge.benchmarks.report.survey import survey
 
-    if (labels or samples) and data is None:
-        raise UsageError("--labels and --samples need --data")
+    if (labels or classes or samples) and data is None:
+        raise UsageError("--labels, --classes and --samples need --data")
     check_folders({"--json": json_file, "--report": report})
     if mix and data is not None:
         raise UsageError("--mix is for runs without --data, where exits are forced")
@@ -70,7 +72,7 @@ def bench(
                 session, rounds=rounds, mix=parse_numbers(mix), progress=progress
             )
         else:
-            images = labelled_images(manifest, data, labels, samples)
+            images = labelled_images(manifest, data, labels, classes, samples)
             gallery = Gallery(manifest.labels) if report is not None else None
             record = measure_images(session, images, progress=progress, watch=gallery)
         if report is not None:

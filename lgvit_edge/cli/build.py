@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from lgvit_edge._support.terminal import console, progress_bar, say, table
+from lgvit_edge._support.terminal import console, note, progress_bar, say, table
 from lgvit_edge.cli.options import AsJson
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def build(
             options=options,
             force=force,
             progress=progress,
-            note=lambda text: print(f"note: {text}", file=sys.stderr),
+            note=note,
         )
     if as_json:
         record = dataclasses.asdict(built.build) | {

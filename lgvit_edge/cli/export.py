@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
@@ -10,15 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Option
 
 from lgvit_edge._support.optional import require
-from lgvit_edge._support.terminal import console, progress_bar, say, table
+from lgvit_edge._support.terminal import console, note, progress_bar, say, table
 from lgvit_edge.cli.build import Capabilities, parse_capabilities, print_built
 from lgvit_edge.cli.options import (
+    Classes,
     Heads,
     ImageSize,
     Labels,
+    UseEma,
     labelled_images,
     parse_batch,
-    read_labels,
 )
 from lgvit_edge.errors import MissingDependency, UsageError
 
@@ -60,6 +62,7 @@ def export(
         int, Option(min=1, help="Number of --data images to compare, spread evenly.")
     ] = 500,
     data_labels: Labels = None,
+    classes: Classes = None,
     input: Annotated[
         str,
         Option(
@@ -90,6 +93,7 @@ def export(
     ] = None,
     heads: Heads = None,
     image_size: ImageSize = None,
+    use_ema: UseEma = False,
     engines: Annotated[bool, Option(help="With --target rtx: also compile the engines.")] = True,
     capability: Capabilities = None,
 ) -> None:
@@ -103,11 +107,14 @@ def export(
         export_bundle,
         source,
     )
-    from lgvit_edge.images.labelled import evenly, unlabelled_images
+    from lgvit_edge.images.labelled import LabelledImage, evenly, readable, unlabelled_images
+    from lgvit_edge.images.lists import read_names
     from lgvit_edge.machine.memory import peak_memory_mb
 
     if capability is not None and (target != "rtx" or not engines):
         raise UsageError("--capability is for --target rtx, where engines are compiled")
+    if (data_labels or classes) and data is None:
+        raise UsageError("--data-labels and --classes need --data")
     options = ExportOptions(
         target=target,
         precision=precision,
@@ -121,21 +128,37 @@ def export(
     builder = BuilderOptions(compute_capabilities=parse_capabilities(capability))
     if target == "rtx" and engines:
         source.check_builder(out, builder)
-    model = source.model_to_export(ckpt, arch=arch, exits=exits, heads=heads, image_size=image_size)
+    model = source.model_to_export(
+        ckpt,
+        use_ema=use_ema,
+        arch=arch,
+        exits=exits,
+        heads=heads,
+        image_size=image_size,
+        note=note,
+    )
     if arch is not None:
-        console.print(
-            f"[yellow]{arch} with random weights: for timing only, its answers are random[/]"
-        )
+        say(f"{arch} with random weights: for timing only, its answers are random", style="yellow")
     if labels is not None:
-        model.config = model.config.replace(labels=read_labels(labels, model.config.num_classes))
+        names = read_names(labels, model.config.num_classes, "class names")
+        model.config = model.config.replace(labels=names)
+    compared: Sequence[LabelledImage] = ()
+    if data is not None:
+        compared = readable(
+            labelled_images(model.config, data, data_labels, classes, samples), note
+        )
+    calibration: Sequence[LabelledImage] = ()
+    if calib is not None:
+        listed = [LabelledImage(path, None) for path in unlabelled_images(calib, note)]
+        calibration = readable(evenly(listed, calib_images), note)
     start = time.perf_counter()
     with progress_bar("exporting") as progress:
         manifest = export_bundle(
             model,
             out,
             options,
-            images=labelled_images(model.config, data, data_labels, samples) if data else (),
-            calibration=evenly(unlabelled_images(calib), calib_images) if calib else (),
+            images=compared,
+            calibration=[image.path for image in calibration],
             progress=lambda text, done, total: progress(done, total, text),
         )
     _report(out, manifest, sum(p.numel() for p in model.parameters()))

@@ -2,47 +2,57 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Annotated, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from typer import Argument
 
 from lgvit_edge._support.optional import require
-from lgvit_edge._support.terminal import say, table
+from lgvit_edge._support.terminal import note, plain, say, table
 from lgvit_edge.architecture.heads import HEAD_KINDS
-from lgvit_edge.cli.options import AsJson, show
-from lgvit_edge.errors import CheckpointError
+from lgvit_edge.cli.options import AsJson, SourceOptions, show, with_options
+from lgvit_edge.errors import CheckpointError, UsageError
+from lgvit_edge.images.spec import Preprocess
 
 
-def inspect(path: Path) -> dict[str, Any]:
+def inspect(path: Path, source: SourceOptions | None = None) -> dict[str, Any]:
     """Describe a bundle or a checkpoint as JSON."""
+    source = source or SourceOptions()
     if not path.exists():
         raise CheckpointError(f"no such checkpoint or bundle: {path}")
     from lgvit_edge.bundle.directory import MANIFEST
     from lgvit_edge.bundle.inspection import inspect_bundle
 
     if (path / MANIFEST).is_file():
+        if source.use_ema:
+            raise UsageError("--use-ema is for checkpoints, found a bundle: leave it out")
         return inspect_bundle(path)
-    if path.is_dir() and not (path / "config.json").is_file():
+    names = ("config.json", "adapter_config.json")
+    if path.is_dir() and not any((path / name).is_file() for name in names):
         raise CheckpointError(
             f"{path} is neither a bundle nor a checkpoint: expected {MANIFEST} or config.json in it"
         )
     require("torch", extra="export")
     from lgvit_edge.model.inspection import inspect_checkpoint
 
-    return inspect_checkpoint(path)
+    return inspect_checkpoint(
+        path,
+        num_heads=source.num_heads,
+        use_ema=source.use_ema,
+        preprocess=source.preprocess(),
+        note=note,
+    )
 
 
 def print_info(about: dict[str, Any], console: Console) -> None:
     """Print what ``inspect`` returns as text and tables."""
     base = about["baseline"]
     lines = [
-        f"[bold]{escape(about['path'])}[/] ({about['kind']}): {about['family']}, "
-        f"{about['blocks']} blocks, {about['exits']} exits, {about['classes']} classes, "
-        f"images of {about['image_size']} x {about['image_size']}"
+        f" ({about['kind']}): {about['family']}, {about['blocks']} blocks, {about['exits']} exits, "
+        f"{about['classes']} classes, images of {about['image_size']} x {about['image_size']}"
     ]
     if about["kind"] == "bundle":
         batch = ":".join(map(str, about["batch"])) if about["batch"][2] > 1 else "1"
@@ -59,7 +69,7 @@ def print_info(about: dict[str, Any], console: Console) -> None:
                 f"on {agreement['images']} images: {agreement['same_exit']:.2%} leave where they "
                 f"do in float32, {agreement['same_label']:.2%} get the same answer"
             )
-    console.print("\n".join(lines), highlight=False)
+    console.print(plain(about["path"], "bold") + plain("\n".join(lines)))
     if about["kind"] == "checkpoint":
         console.print(
             f"patches of {about['patch_size']} x {about['patch_size']} pixels, {_shape(about)}; "
@@ -69,6 +79,7 @@ def print_info(about: dict[str, Any], console: Console) -> None:
             highlight=False,
             soft_wrap=True,
         )
+        say(_preprocess(about))
     for engines in about.get("engines", ()):
         fault = engines["fault"]
         state = "" if fault is None else f"; {fault}"
@@ -89,15 +100,16 @@ def _points(points: dict[str, Any]) -> Table:
     )
     for name, point in points.items():
         rows.add_row(
-            name,
-            point["policy"]["name"],
+            plain(name),
+            plain(str(point["policy"]["name"])),
             f"{point['accuracy']:.2%}",
             f"{point['baseline_accuracy'] - point['accuracy']:.2%}",
             f"{point['macs_speedup']:.2f}",
             f"{point['latency_ms']:.2f}",
             str(point["images"]),
         )
-    rows.caption = f"times: {'; '.join(sorted({point['device'] for point in points.values()}))}"
+    devices = "; ".join(sorted({point["device"] for point in points.values()}))
+    rows.caption = plain(f"times: {devices}")
     rows.caption_justify = "left"
     return rows
 
@@ -113,6 +125,11 @@ def _shape(about: dict[str, Any]) -> str:
     )
 
 
+def _preprocess(about: dict[str, Any]) -> str:
+    spec = Preprocess(**about["preprocess"])
+    return f"images: {spec.described(about['image_size'])}; the classifier reads {about['pooling']}"
+
+
 def _segments(about: dict[str, Any]) -> Table:
     base, rows = about["baseline"], about["segments"]
     split = all("head_macs" in row for row in rows[:-1])
@@ -126,7 +143,7 @@ def _segments(about: dict[str, Any]) -> Table:
         grid.add_row(
             "final" if last else str(row["index"] + 1),
             f"{row['first_block']}-{row['last_block']}",
-            "" if last else row["head"] + size,
+            plain("" if last else row["head"] + size),
             *("" if part is None else f"{part / 1e6:,.1f}" for part in parts),
             f"{row['cumulative_macs'] / 1e6:,.1f}",
             f"{row['macs_speedup']:.2f}x",
@@ -139,8 +156,12 @@ def _segments(about: dict[str, Any]) -> Table:
     return grid
 
 
+@functools.partial(with_options, name="source", make=SourceOptions)
 def info(
-    path: Annotated[Path, Argument(help="Checkpoint or bundle.")], as_json: AsJson = False
+    path: Annotated[Path, Argument(help="Checkpoint or bundle.")],
+    as_json: AsJson = False,
+    *,
+    source: SourceOptions,
 ) -> None:
-    """Show blocks, exits, heads, MACs and parameters of a checkpoint or a bundle."""
-    show(inspect(path), as_json, print_info)
+    """Show blocks, exits, heads, preprocessing and MACs of a checkpoint or a bundle."""
+    show(inspect(path, source), as_json, print_info)

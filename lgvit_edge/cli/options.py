@@ -17,9 +17,10 @@ from rich.console import Console
 from typer import Option
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from lgvit_edge._support.terminal import console, end_at_once, errors
+from lgvit_edge._support.terminal import console, end_at_once, errors, note, say
 from lgvit_edge.architecture.heads import head_choices
-from lgvit_edge.errors import DataError, LGViTEdgeError, UsageError
+from lgvit_edge.errors import LGViTEdgeError, UsageError
+from lgvit_edge.images.spec import INTERPOLATIONS
 from lgvit_edge.runtime.backends.registry import backends
 
 if TYPE_CHECKING:
@@ -88,8 +89,23 @@ ImageSize = Annotated[
 Labels = Annotated[
     Path | None, Option(help="Label file of a flat --data folder: lines FILE CLASS.")
 ]
+Classes = Annotated[
+    str | None,
+    Option(
+        metavar="FILE|sorted",
+        help="Which class each folder is, where names do not tell: a file of folder names, one per "
+        "line, in the order of the model's classes; or sorted.",
+    ),
+]
 Samples = Annotated[
     int | None, Option(min=1, help="Number of images, spread evenly. Default: all.")
+]
+UseEma = Annotated[
+    bool,
+    Option(
+        "--use-ema",
+        help="Of a checkpoint that also holds the moving average of its weights: take the average.",
+    ),
 ]
 AsJson = Annotated[bool, Option("--json", help="Print JSON instead of a table.")]
 
@@ -141,6 +157,59 @@ class RunOptions:
             tensorrt=TensorRTOptions(**tensorrt) if tensorrt else None,
             **typed,
         )
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What a user tells of weights that others wrote; ``with_options`` makes an option of each."""
+
+    use_ema: UseEma = False
+    num_heads: Annotated[
+        int | None,
+        Option(min=1, help="Attention heads of weights in timm's form that do not tell theirs."),
+    ] = None
+    mean: Annotated[
+        str | None,
+        Option(
+            metavar="R,G,B",
+            help="Mean that is subtracted from pixels in 0..1. Default: the checkpoint's.",
+        ),
+    ] = None
+    std: Annotated[
+        str | None,
+        Option(
+            metavar="R,G,B", help="Deviation that pixels are divided by. Default: the checkpoint's."
+        ),
+    ] = None
+    interpolation: Annotated[
+        str | None,
+        Option(
+            help=f"How images are resized: {', '.join(INTERPOLATIONS)}. Default: the checkpoint's."
+        ),
+    ] = None
+    crop_pct: Annotated[
+        float | None,
+        Option(
+            help="Share of the resized image's side that the centre crop keeps, 0.1..1. "
+            "Default: the checkpoint's."
+        ),
+    ] = None
+
+    def preprocess(self) -> dict[str, Any]:
+        """Return what ``Preprocess.changed`` takes."""
+        return {
+            "mean": _colour("--mean", self.mean),
+            "std": _colour("--std", self.std),
+            "interpolation": self.interpolation,
+            "crop_pct": self.crop_pct,
+        }
+
+
+def _colour(option: str, text: str | None) -> tuple[float, ...] | None:
+    numbers = parse_numbers(text)
+    if numbers is not None and len(numbers) != 3:
+        raise UsageError(f"{option}: expected three numbers such as 0.5,0.5,0.5; found {text!r}")
+    return None if numbers is None else tuple(numbers)
 
 
 def with_options(
@@ -222,7 +291,7 @@ def exit_status() -> Iterator[None]:
 
 def _fail(message: str, status: int) -> NoReturn:
     errors.print("[bold red]error:[/] ", end="")
-    errors.print(message, markup=False, highlight=False, soft_wrap=True)  # commands stay copyable
+    say(message, errors)
     sys.exit(status)
 
 
@@ -257,24 +326,24 @@ def parse_numbers(text: str | None) -> list[float] | None:
         raise UsageError(f"expected numbers such as 40,30,20,10; found {text!r}") from None
 
 
-def read_labels(path: Path, count: int) -> tuple[str, ...]:
-    """Read ``count`` class names, one per line, or raise ``DataError``."""
-    try:
-        names = tuple(path.read_text(encoding="utf-8").splitlines())
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the labels {path}: {error}") from None
-    if len(names) != count:
-        raise DataError(f"{path}: expected {count} labels, one per class, found {len(names)}")
-    return names
-
-
 def labelled_images(
-    about: Manifest | LGViTConfig, data: Path, labels: Path | None, count: int | None
+    about: Manifest | LGViTConfig,
+    data: Path,
+    labels: Path | None,
+    classes: str | None,
+    count: int | None,
 ) -> Sequence[LabelledImage]:
     """Return ``count`` images of ``--data``, spread evenly, with a model's or bundle's classes."""
     from lgvit_edge.images.labelled import evenly, find_images
 
-    images = find_images(data, num_classes=about.num_classes, names=about.labels, labels=labels)
+    images = find_images(
+        data,
+        num_classes=about.num_classes,
+        names=about.labels,
+        labels=labels,
+        classes=classes,
+        note=note,
+    )
     return evenly(images, count)
 
 

@@ -6,10 +6,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from rich.markup import escape
 from typer import Argument
 
-from lgvit_edge._support.terminal import console, table
+from lgvit_edge._support.terminal import console, note, plain, table
 from lgvit_edge.cli.options import AsJson, Engines, PointName, PolicyText, RunOptions, with_options
 from lgvit_edge.errors import DataError
 
@@ -28,15 +27,18 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Classify images; show label, confidence, exit and latency."""
-    from lgvit_edge.images.preprocess import list_images, load_rgb
+    from lgvit_edge.images.labelled import unlabelled_images
+    from lgvit_edge.images.preprocess import load_rgb
 
-    files = [f for path in images for f in (list_images(path) if path.is_dir() else [path])]
-    if not files:
-        raise DataError(f"no images in {', '.join(map(str, images))}")
-    results: list[tuple[Path, Result]] = []
+    files = [
+        (file, file.relative_to(path if path.is_dir() else path.parent))
+        for path in images
+        for file in (unlabelled_images(path, note) if path.is_dir() else [path])
+    ]
+    results: list[tuple[Path, Path, Result]] = []
     failures: list[str] = []
     with run.open(engines, policy, point) as session:
-        for file in files:
+        for file, name in files:
             try:
                 frame = load_rgb(file)
             except DataError as error:
@@ -44,16 +46,16 @@ def predict(
                 continue
             if not results:
                 session.predict(frame)  # the first prediction pays for lazy set-up
-            results.append((file, session.predict(frame)))
+            results.append((file, name, session.predict(frame)))
     if as_json:
-        rows = [{"image": str(file), **result.to_json()} for file, result in results]
+        rows = [{"image": str(file), **result.to_json()} for file, _, result in results]
         print(json.dumps(rows, indent=1))
     elif results:
         answers = table("image", "label", numbers=("confidence", "exit", "block", "latency (ms)"))
-        for file, result in results:
+        for _, name, result in results:
             answers.add_row(
-                escape(file.name),
-                escape(result.label),
+                plain(str(name)),
+                plain(result.label),
                 result.confidence_text,
                 str(result.exit),
                 str(result.block),
@@ -61,4 +63,6 @@ def predict(
             )
         console.print(answers)
     if failures:
-        raise DataError("; ".join(failures))
+        count = f"{len(failures)} of {len(files)} images cannot be read: " if files[1:] else ""
+        more = f"; and {len(failures) - 5} more" if failures[5:] else ""
+        raise DataError(f"{count}{'; '.join(failures[:5])}{more}")

@@ -13,7 +13,7 @@ from typer import Option
 
 from lgvit_edge._support.optional import require
 from lgvit_edge._support.terminal import console, say
-from lgvit_edge.cli.options import Heads, ImageSize, with_options
+from lgvit_edge.cli.options import Classes, Heads, ImageSize, SourceOptions, with_options
 from lgvit_edge.errors import UsageError
 from lgvit_edge.training.settings import Setting, TrainingConfig, settings
 
@@ -52,6 +52,7 @@ def _config(**fields: Any) -> TrainingConfig:
 
 
 # Default, bounds, help and group of an option come from the field of ``TrainingConfig``.
+@functools.partial(with_options, name="source", make=SourceOptions)
 @functools.partial(
     with_options, name="config", options=[_option(*setting) for setting in settings()], make=_config
 )
@@ -77,6 +78,7 @@ def train(
             "Default: val/ beside train/ in --data, if there is one.",
         ),
     ] = None,
+    classes: Classes = None,
     exits: Annotated[
         str | None,
         Option(
@@ -99,6 +101,7 @@ def train(
     resume: Annotated[bool, Option(help="Continue an interrupted run.")] = True,
     *,
     config: TrainingConfig,
+    source: SourceOptions,
 ) -> None:
     """Train an LGViT from a backbone and a folder of images."""
     require("torch", extra="train")
@@ -110,15 +113,19 @@ def train(
         backbone=backbone,
         out=out,
         weights=weights,
+        use_ema=source.use_ema,
         exits=exits,
         heads=heads,
         image_size=image_size,
         stage=stage,
         val=_val(val),
+        classes=classes,
         config=config,
         features=cache_features,
         resume=resume,
         console=console,
+        num_heads=source.num_heads,
+        preprocess=source.preprocess(),
     )
     if join(config.device).leads:
         say(f"next: lgvit-edge export --ckpt {quote(str(out))} --target cpu --out out/")

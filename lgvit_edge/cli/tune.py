@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ from lgvit_edge._support.terminal import console, progress_bar, say
 from lgvit_edge.bundle.points import check_name
 from lgvit_edge.cli.options import (
     Backend,
+    Classes,
     Device,
     Engines,
     Labels,
@@ -25,6 +27,7 @@ from lgvit_edge.cli.options import (
 from lgvit_edge.errors import DataError, UsageError
 
 if TYPE_CHECKING:
+    from lgvit_edge.images.labelled import LabelledImage
     from lgvit_edge.runtime import Session
     from lgvit_edge.tuning.record import Recording
 
@@ -35,6 +38,7 @@ def tune(
         Path | None, Option(help="Labelled images: one sub-folder per class, or a flat folder.")
     ] = None,
     labels: Labels = None,
+    classes: Classes = None,
     report_data: Annotated[
         Path | None, Option(help="Other images to report results on. Default: a part of --data.")
     ] = None,
@@ -116,6 +120,9 @@ def tune(
         raise UsageError("expected --data DIR, or --logits FILE of an earlier run")
     if data is None and (labels or samples):
         raise UsageError("--labels and --samples need --data")
+    given = ((data, labels), (report_data, report_labels))
+    if classes and all(folder is None or listed is not None for folder, listed in given):
+        raise UsageError("--classes needs --data or --report-data with one sub-folder per class")
     check_folders({"--json": json_file, "--plot": plot, "--logits": logits})
     if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
         raise UsageError(f"--plot must end in .png, .svg or .pdf, found {plot.name!r}")
@@ -136,9 +143,13 @@ def tune(
             engines, backend=backend, threads=threads, device=device, precision=precision
         ) as session:
             if data is not None:
-                recording = _collect(session, data, labels, samples, main)
+                listed = _labelled(session, data, labels, classes, samples, "--labels")
+                recording = _collect(session, listed, main)
             if report_data is not None:
-                report = _collect(session, report_data, report_labels, samples, other)
+                listed = _labelled(
+                    session, report_data, report_labels, classes, samples, "--report-labels"
+                )
+                report = _collect(session, listed, other)
     if data is None:
         recording = read(main, bundle.manifest)
         if len(recording.missing):
@@ -161,15 +172,34 @@ def tune(
         say(f"picture: {plot}")
 
 
-def _collect(
-    session: Session, data: Path, labels: Path | None, samples: int | None, file: Path
-) -> Recording:
+def _labelled(
+    session: Session,
+    data: Path,
+    labels: Path | None,
+    classes: str | None,
+    samples: int | None,
+    option: str,
+) -> Sequence[LabelledImage]:
+    # One of --data and --report-data may have class folders, the other a label file.
+    classes = classes if labels is None else None
+    images = labelled_images(session.manifest, data, labels, classes, samples)
+    if any(image.class_index is None for image in images):
+        raise DataError(
+            f"{data}: images without classes tell nothing about accuracy: expected one sub-folder "
+            f"per class, or {option} FILE with lines FILE CLASS"
+        )
+    return images
+
+
+def _collect(session: Session, images: Sequence[LabelledImage], file: Path) -> Recording:
     from lgvit_edge.tuning import collect
 
-    images = labelled_images(session.manifest, data, labels, samples)
     say(f"logits and times are stored in {file}; if interrupted, run the same command again")
     with progress_bar("all exits") as progress:
         recording = collect(session, images, file, progress=progress)
-    if unreadable := len(recording.rows) - len(recording.usable):
-        say(f"{unreadable} files are not readable images and were left out")
+    if len(unreadable := recording.unreadable):
+        say(
+            f"{len(unreadable)} of {len(images)} images cannot be read and were left out, such as "
+            f"{images[unreadable[0]].path}"
+        )
     return recording

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, Union
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge.errors import DataError, UsageError
+from lgvit_edge.images import pixels
 from lgvit_edge.images.spec import Preprocess
 
 if TYPE_CHECKING:
@@ -24,32 +23,17 @@ ImageLike: TypeAlias = Union["NDArray[np.uint8]", str, "os.PathLike[str]", "Imag
 
 COLORS = ("rgb", "bgr")
 
-SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-_MAX_PIXELS = 100_000_000  # a decompression bomb would take gigabytes
-
-
-def list_images(folder: Path) -> list[Path]:
-    """Return the images directly in ``folder``, by suffix and sorted by name.
-
-    Raises:
-        DataError: ``folder`` cannot be read.
-    """
-    try:
-        return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
-    except OSError as error:
-        raise DataError(f"cannot read {folder}: {error.strerror}") from None
-
 
 def load_rgb(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     """Decode an image file to ``[H, W, 3] uint8`` RGB, turned upright; transparency is dropped.
 
-    Raises:
-        DataError: the file is missing, not an image, or damaged.
-    """
-    from PIL import Image
+    docs/images.md says which files are read, and as what.
 
-    with _decoding(path), Image.open(path) as image:
-        return _pixels(image, path)
+    Raises:
+        DataError: the file is missing, not an image, or damaged, or the range of its pixels is
+            unknown.
+    """
+    return pixels.decode(path)
 
 
 def as_rgb(image: ImageLike, color: str = "rgb") -> NDArray[np.uint8]:
@@ -79,11 +63,12 @@ def as_rgb(image: ImageLike, color: str = "rgb") -> NDArray[np.uint8]:
             if channels == 1:
                 return np.broadcast_to(image.reshape(*image.shape[:2], 1), (*image.shape[:2], 3))
         kind = f"{image.dtype} {list(image.shape)}"
+        if image.dtype != np.uint8:
+            kind += "; scale its values to 0..255, then convert it with .astype(np.uint8)"
     elif isinstance(image, (str, os.PathLike)):
         return load_rgb(image)
     elif _is_pillow(image):
-        with _decoding("this Pillow image"):
-            return _pixels(image, "this Pillow image")
+        return pixels.of_pillow(image)
     else:
         kind = type(image).__name__
     raise DataError(
@@ -96,34 +81,6 @@ def _is_pillow(image: object) -> TypeGuard[Image]:
     """Return whether this is a Pillow image; without Pillow imported, there can be none."""
     pillow = sys.modules.get("PIL.Image")
     return pillow is not None and isinstance(image, pillow.Image)
-
-
-@contextlib.contextmanager
-def _decoding(name: str | os.PathLike[str]) -> Iterator[None]:
-    from PIL.Image import DecompressionBombError
-
-    try:
-        yield
-    except FileNotFoundError:
-        raise DataError(f"no such image: {name}") from None
-    except (OSError, ValueError, SyntaxError, DecompressionBombError) as error:
-        raise DataError(f"{name} is not an image that can be decoded: {error}") from None
-
-
-def _pixels(image: Image, name: str | os.PathLike[str]) -> NDArray[np.uint8]:
-    from PIL import Image, ImageOps
-
-    if image.width * image.height > _MAX_PIXELS:
-        raise DataError(f"{name}: {image.width} x {image.height} pixels are too many")
-    upright = ImageOps.exif_transpose(image)
-    # Pillow would clip these values at 255 instead of scaling them.
-    if upright.mode.startswith("I;16"):
-        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-    elif upright.mode in ("I", "F"):
-        raise DataError(
-            f"{name} has 32 bits per pixel, whose range only its maker knows; convert it to 8 bits"
-        )
-    return np.asarray(upright.convert("RGB"))
 
 
 def resize_crop(frame: NDArray[np.uint8], spec: Preprocess, size: int) -> NDArray[np.uint8]:

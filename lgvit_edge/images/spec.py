@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from lgvit_edge.errors import ConfigError
 
-INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
+INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos", "box", "hamming")
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,27 @@ class Preprocess:
             raise ConfigError(f"mean must be finite, found {self.mean}")
         if not all(0 < s < math.inf for s in self.std):
             raise ConfigError(f"std must be positive, found {self.std}")
+
+    def described(self, size: int) -> str:
+        """Return the settings in words, for crops of ``size``."""
+        side = "both sides" if self.squash else "short side"
+        mean, std = (", ".join(f"{v:g}" for v in values) for values in (self.mean, self.std))
+        return (
+            f"{side} to {self.resize} ({self.interpolation}), centre crop of {size}, mean {mean}, "
+            f"std {std}"
+        )
+
+    def changed(self, size: int, *, crop_pct: float | None = None, **fields: Any) -> Preprocess:
+        """Return other settings for crops of ``size``; those that are None stay.
+
+        ``crop_pct`` is the share of the resized image's side that the crop keeps, as in timm.
+        """
+        if crop_pct is not None:
+            if not 0.1 <= crop_pct <= 1:
+                raise ConfigError(f"crop_pct must be 0.1..1, found {crop_pct}")
+            fields["resize"] = int(size / crop_pct)
+        typed = {name: value for name, value in fields.items() if value is not None}
+        return dataclasses.replace(self, **typed)
 
 
 def usual_resize(size: int) -> int:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lgvit_edge.architecture.heads import HEAD_KINDS
+from lgvit_edge.architecture.sizes import POOLINGS
 from lgvit_edge.bundle.inspection import with_totals
+from lgvit_edge.model.checkpoints.containers import Note, note_in_log
 from lgvit_edge.model.checkpoints.loading import load_model
 from lgvit_edge.model.macs import model_costs
 from lgvit_edge.model.segments import count_parameters, cut
@@ -14,13 +18,25 @@ from lgvit_edge.model.segments import count_parameters, cut
 _NAMES = ("index", "first_block", "last_block", "head")  # of a segment, as it calls them
 
 
-def inspect_checkpoint(path: Path) -> dict[str, Any]:
+def inspect_checkpoint(
+    path: Path,
+    *,
+    num_heads: int | None = None,
+    use_ema: bool = False,
+    preprocess: Mapping[str, Any] | None = None,
+    note: Note = note_in_log,
+) -> dict[str, Any]:
     """Describes a checkpoint of any origin, with or without exits, in plain JSON types.
+
+    ``preprocess`` is what ``Preprocess.changed`` takes, the rest as in ``load_model``.
 
     Raises:
         CheckpointError: it cannot be used.
     """
-    model = load_model(path)
+    model = load_model(path, num_heads=num_heads, classes=1000, use_ema=use_ema, note=note)
+    if preprocess is not None:
+        spec = model.config.preprocess.changed(model.config.image_size, **preprocess)
+        model.config = model.config.replace(preprocess=spec)
     config, costs, rows = model.config, model_costs(model), []
     for segment, macs in zip(cut(model), costs.segments, strict=True):
         row = {name: getattr(segment, name) for name in _NAMES}
@@ -44,6 +60,9 @@ def inspect_checkpoint(path: Path) -> dict[str, Any]:
         "parameters": count_parameters(model),
         "depths": list(config.depths),
         "window_size": config.window_size,
+        "pooling": POOLINGS[config.pooling],
+        "activation": config.activation,
+        "preprocess": dataclasses.asdict(config.preprocess),
         "baseline": {
             "macs": costs.baseline,
             "macs_without_attention_products": costs.baseline_without_products,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from lgvit_edge._support.optional import require
 from lgvit_edge.errors import DataError, TrainingError, UsageError
+from lgvit_edge.images.classes import numbered
 from lgvit_edge.model import LGViT, count_parameters
 from lgvit_edge.training.data.datasets import Dataset
 from lgvit_edge.training.losses import last_of_each
@@ -108,6 +110,13 @@ def check_task(
                 f"expected {model.config.num_classes} classes as the model has, found "
                 f"{len(dataset.classes)} among the {what} images"
             )
+        labels = model.config.labels
+        if dataset is not None and labels and not _same(dataset.classes, labels):
+            raise DataError(
+                f"the {what} images' classes are not the model's, or in another order: expected "
+                f"{numbered(labels)}, found {numbered(dataset.classes)}; give the model's to the "
+                "images, such as ImageFolder(..., classes=model.config.labels)"
+            )
     side = model.config.image_size
     for index in range(len(train_set)):
         try:
@@ -118,3 +127,8 @@ def check_task(
             raise DataError(f"expected images [{side}, {side}, 3], found {list(shape)}")
         return
     raise DataError(f"expected training images, found none of {len(train_set)} that can be read")
+
+
+def _same(classes: Sequence[str], labels: tuple[str, ...]) -> bool:
+    """Whether labels count through the model's classes; numbers in order are no names."""
+    return tuple(classes) in (labels, tuple(map(str, range(len(labels)))))

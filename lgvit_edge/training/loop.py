@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from lgvit_edge._support.terminal import progress_bar
+from lgvit_edge._support.terminal import errors, progress_bar, say
 from lgvit_edge.errors import DataError, TrainingError
 from lgvit_edge.model import LGViT, save_checkpoint
 from lgvit_edge.training import report
@@ -82,7 +82,7 @@ def train(
     check_task(model, train_set, val_set, config, stages)
     if team.leads:
         check_output(out, model)
-    console = (console or Console(stderr=True)) if team.leads else Console(quiet=True)
+    console = (console or errors) if team.leads else Console(quiet=True)
     identity = fingerprint(model, train_set, config, stages)
     resumed = read_progress(resume_path(out), identity) if resume and team.leads else None
     resumed = team.from_leader(resumed)
@@ -97,7 +97,7 @@ def train(
             if team.leads:
                 if number == stages[-1]:  # before steps that might fail and matter less
                     save_checkpoint(model, out)
-                    console.print(f"wrote {out}", soft_wrap=True)
+                    say(f"wrote {out}", console)
                 run.measure(number)
             team.wait()
         if team.leads:
@@ -110,7 +110,7 @@ def train(
                 f"interrupted; {resume_path(out)} holds {run.saved}. "
                 "Run the same command again to continue"
             )
-        console.print(message, soft_wrap=True)
+        say(message, console)
         raise
     model = model.cpu().requires_grad_(True).eval()
     team.separate(model)
@@ -162,7 +162,7 @@ class _Run:
             optimizer.load_state_dict(resumed.optimizer)
             first, self.history = resumed.epoch, resumed.history
             self._remember(number, first)
-            self.console.print(f"continuing after {self.saved}")
+            say(f"continuing after {self.saved}", self.console)
         epochs, peak = self.config.epochs[number - 1], self.config.lr[number - 1]
         steps = epochs * len(batches)
         recent, rate = report.Smoothed(), 0.0
@@ -201,9 +201,9 @@ class _Run:
 
     def _stored(self, folder: Path, batches: Batches) -> FeatureStore:
         store = FeatureStore(folder, self.model, batches, self.config)
-        self.console.print(
+        say(
             f"features of {store.images} images take {store.bytes / 1e9:.2f} GB in {folder}",
-            soft_wrap=True,
+            self.console,
         )
         computed = 0
         if self.team.leads:
@@ -218,7 +218,7 @@ class _Run:
         self._report_unreadable(batches)
         if not computed:
             unreadable = f"; {store.unreadable} images cannot be read"
-            self.console.print("all were stored before" + (unreadable if store.unreadable else ""))
+            say("all were stored before" + (unreadable if store.unreadable else ""), self.console)
         return store
 
     def _update(
@@ -254,11 +254,12 @@ class _Run:
     def measure(self, number: int) -> None:
         """Measures the exits after a stage, where there are validation images."""
         if self.val_set is None:
-            self.console.print(
-                "no validation images, so accuracy is not measured; add --val DIR or --val 0.1"
+            say(
+                "no validation images, so accuracy is not measured; add --val DIR or --val 0.1",
+                self.console,
             )
             return
-        self.console.print(f"after stage {number}, {len(self.val_set)} validation images:")
+        say(f"after stage {number}, {len(self.val_set)} validation images:", self.console)
         report.measure(self.model, self.val_set, self.out, self.console, self.config)
 
     def _report_unreadable(self, batches: Batches) -> None:
@@ -268,9 +269,8 @@ class _Run:
         self.reported |= new.keys()
         if len(self.reported) == len(self.train_set):
             raise DataError("expected training images, found none that can be read")
-        self.console.print(
+        say(
             f"skipped {len(new)} of {len(self.train_set)} images that cannot be read, such as: "
             f"{next(iter(new.values()))}",
-            soft_wrap=True,
-            markup=False,
+            self.console,
         )

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from lgvit_edge._support.files import replacing, write_json
 from lgvit_edge._support.optional import require
-from lgvit_edge._support.terminal import progress_bar, table
+from lgvit_edge._support.terminal import progress_bar, say, table
 from lgvit_edge.errors import DataError, TrainingError
 from lgvit_edge.model import LGViT, model_costs
 from lgvit_edge.policies.evaluate import ExitCosts, Images, summary
@@ -109,11 +109,13 @@ def all_logits(
     *,
     workers: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> Images:
     """Returns the logits of every exit on a dataset, the final classifier's last.
 
-    Images are prepared as at inference; those that cannot be read are left out. ``progress`` is
-    called with images done and images in all. Not one readable image is a ``DataError``.
+    Images are prepared as at inference; those that cannot be read are left out, which ``note`` is
+    told. ``progress`` is called with images done and images in all. Not one readable image is a
+    ``DataError``.
     """
     device = next(model.parameters()).device
     batches = Batches(
@@ -131,6 +133,8 @@ def all_logits(
         model.train(training)
     if not labels:
         raise DataError("expected images to evaluate on, found none that can be read")
+    if faults := list(batches.unreadable.values()):
+        note(f"{len(faults)} of {len(dataset)} images cannot be read, such as: {faults[0]}")
     return Images(np.concatenate(logits), np.concatenate(labels))
 
 
@@ -152,7 +156,12 @@ def measure(
     """
     with progress_bar("measuring accuracy", to=console) as progress:
         images = all_logits(
-            model, dataset, config.batch_size, workers=config.workers, progress=progress
+            model,
+            dataset,
+            config.batch_size,
+            workers=config.workers,
+            progress=progress,
+            note=partial(say, to=console),
         )
     evaluation = summary(images, exit_costs(model))
     output, exits = table("exit", "block", "head", numbers=("accuracy",)), model.config.exits
@@ -161,10 +170,10 @@ def measure(
         output.add_row(f"{number}", f"{row[0]}", row[1], f"{100 * share:.2f} %")
     console.print(output)
     oracle = evaluation["oracle"]
-    console.print(
+    say(
         f"an oracle that leaves at the first correct exit: {100 * oracle['accuracy']:.2f} % with "
         f"{oracle['layers_speedup']:.2f}x fewer blocks",
-        soft_wrap=True,
+        console,
     )
     target = out.with_suffix(".eval.json")
     try:
@@ -192,4 +201,4 @@ def _draw(what: str, draw: Callable[[Path], None], table: Path, console: Console
         message = f"{what}: {table}; no picture: {error}"
     else:
         message = f"{what}: {table}, {picture}"
-    console.print(message, soft_wrap=True, markup=False)
+    say(message, console)

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 
+from lgvit_edge._support.terminal import errors, say
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
 from lgvit_edge.architecture.placement import plan_exits
 from lgvit_edge.architecture.published import architecture, architectures
-from lgvit_edge.errors import UsageError
+from lgvit_edge.errors import DataError, UsageError
+from lgvit_edge.images.classes import by_number, class_order, names_agree, numbered
+from lgvit_edge.images.folders import class_names
 from lgvit_edge.model import LGViT, block_macs, load_model
+from lgvit_edge.model.checkpoints.containers import Note, note_in_log
+from lgvit_edge.model.checkpoints.timm_names import published
 from lgvit_edge.training.checks import check_output
-from lgvit_edge.training.data.datasets import ImageFolder, class_names
+from lgvit_edge.training.data.datasets import ImageFolder
 from lgvit_edge.training.loop import train
 from lgvit_edge.training.settings import TrainingConfig
 from lgvit_edge.training.team import join
@@ -29,15 +37,19 @@ def train_from_folder(
     backbone: str,
     out: str | Path,
     weights: str | Path | None = None,
+    use_ema: bool = False,
     exits: str | None = None,
     heads: str | None = None,
     image_size: int | None = None,
     stage: str = "both",
     val: str | Path | float | None = None,
+    classes: str | Path | None = None,
     config: TrainingConfig | None = None,
     features: str | Path | None = None,
     resume: bool = True,
     console: Console | None = None,
+    num_heads: int | None = None,
+    preprocess: Mapping[str, Any] | None = None,
 ) -> LGViT:
     """Trains an LGViT on a folder of images.
 
@@ -46,16 +58,21 @@ def train_from_folder(
         backbone: an architecture, or the path of a checkpoint.
         out: ``.pt`` or ``.safetensors``.
         weights: a checkpoint for the architecture; None starts at random.
+        use_ema: where such a checkpoint also holds the moving average of its weights, take that.
         exits: as ``plan_exits`` reads them; default: those of the checkpoint, else 8 uniform.
         heads: kind of the exit heads, as ``default_heads`` reads it; default: ``lgvit``.
         image_size: image size in pixels, if different from the backbone's.
         stage: ``1``, ``2`` or ``both``.
         val: one sub-folder per class; or the share 0..1 of the training images that is set aside;
             default: ``data/val`` where ``data/train`` is used.
+        classes: a file with the folder name of each class, or ``sorted``, as ``class_order`` takes
+            it; default: by name where the model has class names.
         config: settings of the training.
         features: a folder that stores the frozen blocks' outputs, see ``train``.
         resume: continue from ``<out>.resume`` when it is there.
         console: where progress goes; default: standard error.
+        num_heads: attention heads of weights that do not tell theirs.
+        preprocess: settings other than the checkpoint's, see ``Preprocess.changed``.
 
     Raises:
         UsageError: the arguments are not valid, or contradict the checkpoint.
@@ -65,37 +82,58 @@ def train_from_folder(
     """
     config = config or TrainingConfig()
     team = join(config.device)
-    console = (console or Console(stderr=True)) if team.leads else Console(quiet=True)
+    console = (console or errors) if team.leads else Console(quiet=True)
     if stage not in STAGES:
         raise UsageError(f"--stage must be one of {', '.join(STAGES)}, found {stage!r}")
     train_folder, val_folder = _folders(Path(data), val)
-    classes = class_names(train_folder)
+    folders = class_names(train_folder)
     random_start = weights is None and not Path(backbone).exists()
     if random_start and stage == "2":
         raise UsageError(
             "stage 2 freezes the backbone, so it needs a trained one: expected --weights or a "
             "checkpoint as --backbone; or train it with --stage both"
         )
-    file = None if weights is None else Path(weights)
-    start = load_start(backbone, file, num_classes=len(classes), seed=config.seed)
+    if random_start and use_ema:
+        raise UsageError(
+            "--use-ema chooses between the weights of a checkpoint, found none: add --weights, or "
+            "a checkpoint as --backbone"
+        )
+    start = load_start(
+        backbone,
+        None if weights is None else Path(weights),
+        num_classes=len(folders),
+        seed=config.seed,
+        trains_classifier=stage != "2",
+        num_heads=num_heads,
+        use_ema=use_ema,
+        note=partial(say, to=console),
+    )
+    if preprocess is not None:
+        old = start.config
+        spec = old.preprocess.changed(old.image_size, **preprocess)
+        start.config = old.replace(preprocess=spec)
     if random_start:
-        console.print(f"no --weights: {backbone} starts from random weights (seed {config.seed})")
+        say(f"no --weights: {backbone} starts from random weights (seed {config.seed})", console)
     if image_size is not None and image_size != start.config.image_size:
         start = start.resized(image_size)
     wanted = _exits(start.config, exits, heads)
-    model = _prepare(start, wanted, classes, stage, config.seed, console)
+    task = _task(start.config, folders, stage, classes, random_start, console)
+    model = _prepare(start, wanted, task, config.seed)
     if team.leads:
         check_output(Path(out), model)
     size, spec = model.config.image_size, model.config.preprocess
-    train_set = ImageFolder(
-        train_folder, size=size, preprocess=spec, min_crop=config.min_crop, flip=config.flip
-    )
+    read = partial(ImageFolder, size=size, preprocess=spec, classes=task.folders, names=task.names)
+    train_set = read(train_folder, min_crop=config.min_crop, flip=config.flip)
     val_set = None
+    for text in train_set.left_out:
+        say(text, console)
     if isinstance(val, float):
         train_set, val_set = train_set.split(val, config.seed)
-        console.print(f"{len(val_set)} images set aside for validation, {len(train_set)} to train")
+        say(f"{len(val_set)} images set aside for validation, {len(train_set)} to train", console)
     elif val_folder is not None:
-        val_set = ImageFolder(val_folder, size=size, preprocess=spec, classes=classes)
+        val_set = read(val_folder)
+        for text in val_set.left_out:
+            say(text, console)
     return train(
         model,
         train_set,
@@ -120,39 +158,67 @@ def _folders(data: Path, val: str | Path | float | None) -> tuple[Path, Path | N
     return data / "train", folder
 
 
-def _prepare(
-    start: LGViT,
-    wanted: tuple[ExitConfig, ...],
-    classes: Sequence[str],
+@dataclass(frozen=True)
+class _Task:
+    """The classes to learn."""
+
+    folders: tuple[str, ...]  # the folder of each class, in the order of the classes
+    names: tuple[str, ...]  # what they are called
+    kept: bool  # whether they are those of the checkpoint, whose classifiers stay
+
+
+def _task(
+    config: LGViTConfig,
+    folders: Sequence[str],
     stage: str,
-    seed: int,
+    classes: str | Path | None,
+    random_start: bool,
     console: Console,
-) -> LGViT:
-    """Returns ``start`` with the exits and classes asked for; weights that fit stay."""
-    config, count = start.config, len(classes)
-    same_classes = config.num_classes == count
-    if stage == "2" and not same_classes:
+) -> _Task:
+    """Return the classes of the images, in the order of the checkpoint's where they are its own."""
+    count, labels = len(folders), config.labels
+    same_count = config.num_classes == count
+    if stage == "2" and not same_count:
         raise UsageError(
             f"stage 2 keeps the final classifier of {config.num_classes} classes, but the images "
             f"have {count}; give images of those classes, or train a new classifier: --stage both"
         )
-    if stage == "2" and config.labels and config.labels != tuple(classes):
-        console.print(
-            f"class folders ({classes[0]}, ...) are assigned to the model's labels "
-            f"({config.labels[0]}, ...) in this order",
-            soft_wrap=True,
-            markup=False,
-        )
-    labels = config.labels if stage == "2" and config.labels else tuple(classes)
-    if wanted == config.exits and same_classes:
-        start.config = config.replace(labels=labels)
+    known = classes is not None or not labels or names_agree(folders, labels)
+    if stage != "2" and (random_start or not same_count or not known):
+        if not random_start:
+            differ = (
+                f"the checkpoint has {config.num_classes} classes, the images {count}"
+                if not same_count
+                else f"the checkpoint's classes ({numbered(labels)}) are called otherwise than the "
+                "images'; if they are the same, give their order with --classes"
+            )
+            say(f"{differ}: the classifiers start afresh", console)
+        order = tuple(by_number(folders))
+        if classes is not None:
+            order = class_order(folders, (), count, classes).names
+        return _Task(order, order, kept=False)
+    try:
+        found = class_order(folders, labels, count, classes)
+    except DataError as error:
+        if classes is not None or stage != "2":
+            raise
+        raise DataError(f"{error}; or train a new classifier: --stage both") from None
+    if found.told is not None:
+        say(found.told, console)
+    elif list(found.names) != sorted(folders):
+        say(f"classes stand in the checkpoint's order: {numbered(found.names)}", console)
+    return _Task(found.names, labels or found.names, kept=True)
+
+
+def _prepare(start: LGViT, wanted: tuple[ExitConfig, ...], task: _Task, seed: int) -> LGViT:
+    """Returns ``start`` with the exits and classes asked for; weights that fit stay."""
+    if wanted == start.config.exits and task.kept:
+        start.config = start.config.replace(labels=task.names)
         return start
-    if not same_classes:
-        console.print(
-            f"the checkpoint has {config.num_classes} classes, the images {count}: "
-            "the classifiers start afresh"
-        )
-    return attach_exits(start, wanted, num_classes=count, labels=labels, seed=seed)
+    count = len(task.names)
+    return attach_exits(
+        start, wanted, num_classes=count, labels=task.names, seed=seed, keep=task.kept
+    )
 
 
 def _exits(config: LGViTConfig, text: str | None, heads: str | None) -> tuple[ExitConfig, ...]:
@@ -171,12 +237,13 @@ def attach_exits(
     num_classes: int | None = None,
     labels: Sequence[str] = (),
     seed: int = 777,
+    keep: bool = True,
 ) -> LGViT:
     """Returns a new LGViT with the backbone's weights and fresh heads at ``exits``.
 
-    The backbone is copied; its own heads, if any, are left behind. Where ``num_classes`` differs
-    from the backbone's, the final classifier is fresh too and stage 1 has to train it. ``labels``
-    are class names; default: the backbone's, where the class count stays.
+    The backbone is copied; its own heads, if any, are left behind. Without ``keep``, or where
+    ``num_classes`` differs from the backbone's, the final classifier is fresh too and stage 1 has
+    to train it. ``labels`` are class names; default: the backbone's, where the class count stays.
 
     Raises:
         ConfigError: exits or labels do not fit the backbone.
@@ -186,10 +253,10 @@ def attach_exits(
     labels = tuple(labels) or (old.labels if classes == old.num_classes else ())
     config = old.replace(exits=tuple(exits), num_classes=classes, labels=labels)
     model = seeded(config, seed)
-    same, weights = classes == old.num_classes, backbone.backbone.state_dict()
-    if not same:
+    keep, weights = keep and classes == old.num_classes, backbone.backbone.state_dict()
+    if not keep:
         weights = {n: t for n, t in weights.items() if not n.startswith("final.classifier.")}
-    model.backbone.load_state_dict(weights, strict=same)
+    model.backbone.load_state_dict(weights, strict=keep)
     return model.eval()
 
 
@@ -200,21 +267,36 @@ def seeded(config: LGViTConfig, seed: int) -> LGViT:
         return LGViT(config)
 
 
-def load_start(backbone: str, weights: Path | None, *, num_classes: int, seed: int) -> LGViT:
+def load_start(
+    backbone: str,
+    weights: Path | None,
+    *,
+    num_classes: int,
+    seed: int,
+    trains_classifier: bool = True,
+    num_heads: int | None = None,
+    use_ema: bool = False,
+    note: Note = note_in_log,
+) -> LGViT:
     """Loads the model that ``--backbone`` and ``--weights`` name.
 
     ``backbone`` is the path of a checkpoint (ours, the authors', or a plain backbone of Hugging
     Face or timm), or an architecture. For an architecture, ``weights`` is such a path; None starts
-    at random, with ``num_classes`` and ``seed``.
+    at random, with ``num_classes`` and ``seed``. An architecture may be one of timm's names, whose
+    ``weights`` must be given. Weights without a classifier get one of ``num_classes`` if the
+    training ``trains_classifier``. The rest is as in ``load_model``.
 
     Raises:
         UsageError: ``backbone`` is neither, or a path and ``weights`` are both given.
         CheckpointError: the checkpoint cannot be used.
     """
+    classes = num_classes if trains_classifier else None
+    load = partial(load_model, num_heads=num_heads, classes=classes, use_ema=use_ema, note=note)
     if backbone in architectures():
         if weights is None:
             return seeded(architecture(backbone, num_classes=num_classes), seed)
-        model, expected = load_model(weights, arch=backbone), architecture(backbone)
+        model = load(weights, arch=backbone)
+        expected = architecture(backbone)
         differing = [
             f"{field} {getattr(expected, field)}, found {getattr(model.config, field)}"
             for field in ("hidden_size", "num_blocks", "num_heads", "prefix_tokens")
@@ -224,14 +306,16 @@ def load_start(backbone: str, weights: Path | None, *, num_classes: int, seed: i
             raise UsageError(f"{weights} is no {backbone}: expected {'; '.join(differing)}")
         return model
     path = Path(backbone)
+    if not path.exists() and weights is not None and published(backbone) is not None:
+        return load(weights, arch=backbone)
     if not path.exists():
         raise UsageError(
             f"--backbone {backbone}: expected a checkpoint's path or one of "
-            f"{', '.join(architectures())}"
+            f"{', '.join(architectures())}, or timm's name of the architecture of --weights"
         )
     if weights is not None:
         raise UsageError(
             f"--backbone {backbone} is a checkpoint already; give its architecture with "
             "--weights, or leave --weights out"
         )
-    return load_model(path)
+    return load(path)

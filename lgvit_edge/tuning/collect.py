@@ -45,7 +45,7 @@ def collect(
     if len(labels) != len(images):
         raise DataError(
             "images without classes tell nothing about accuracy: expected one sub-folder per "
-            "class, or --labels FILE with lines FILE CLASS"
+            "class, or a label file with lines FILE CLASS"
         )
     images_sha256 = content_hash(image.path for image in images)
     with recording(path, session.manifest, labels, images_sha256, device_of(session)) as stored:
@@ -75,7 +75,9 @@ def collect(
             rows["state"][[row for row, _ in frames]] = DONE
             blocks += 1
         if not len(stored.usable):
-            raise DataError(f"none of {len(images)} images could be decoded")
+            raise DataError(
+                f"none of {len(images)} images could be decoded, such as {images[0].path}"
+            )
         return stored
 
 

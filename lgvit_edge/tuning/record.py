@@ -49,6 +49,11 @@ class Recording:
         """Places of the images that were run and could be read, ``[k]``."""
         return np.flatnonzero(self.rows["state"] == DONE)
 
+    @property
+    def unreadable(self) -> NDArray[np.intp]:
+        """Places of the images that could not be read, ``[k]``."""
+        return np.flatnonzero(self.rows["state"] == UNREADABLE)
+
     def images(self, places: NDArray[np.intp]) -> Images:
         """Returns logits and labels of the images at these places."""
         return Images(self.rows["logits"][places], self.rows["label"][places].astype(np.int64))

@@ -10,10 +10,10 @@ from shlex import quote
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
+from lgvit_edge._support import terminal
 from lgvit_edge._support.optional import require
-from lgvit_edge._support.terminal import table
+from lgvit_edge._support.terminal import plain, table
 from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.bundle.points import ASSUMPTION, OperatingPoint
 from lgvit_edge.tuning.front import Line
@@ -40,7 +40,7 @@ def to_record(tuned: Tuned) -> dict[str, Any]:
 
 def print_tuned(tuned: Tuned, bundle: Path, manifest: Manifest, console: Console) -> None:
     """Prints the operating points, what they gain, and the command to run next."""
-    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    say = partial(terminal.say, to=console)
     parts = ", ".join(f"{count} to {name} on" for name, count in tuned.images.items())
     say(f"images: {parts}; all figures are from the last group, unseen by the search")
     rows = table(
@@ -50,8 +50,8 @@ def print_tuned(tuned: Tuned, bundle: Path, manifest: Manifest, console: Console
     rows.add_row("baseline", "", f"{base:.2%}", "", "1.00", f"{tuned.costs.baseline_ms:.2f}", "1x")
     for name, point in tuned.points.items():
         rows.add_row(
-            escape(name),
-            point.policy["name"],
+            plain(name),
+            plain(str(point.policy["name"])),
             f"{point.accuracy:.2%}",
             f"{point.baseline_accuracy - point.accuracy:.2%}",
             f"{point.macs_speedup:.2f}",

@@ -42,9 +42,22 @@ RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 FORMS: dict[str, dict[str, Any]] = {
     "vit": {"family": "vit"},
     "deit": {"family": "deit", "prefix_tokens": 2, "classifiers": 2},
+    # All options of today's ViTs, in three models.
+    "rotary": {
+        **{"family": "vit", "prefix_tokens": 3, "rotation": "dinov3", "qk_norm": True},
+        **{"gated": True, "activation": "silu", "pooling": "both"},
+    },
+    "pooled": {
+        **{"family": "vit", "prefix_tokens": 0, "pooling": "mean", "pooled_norm": True},
+        **{"embedding_norm": True, "activation": "gelu_tanh", "mlp_norm": True},
+    },
+    "eva": {
+        **{"family": "vit", "rotation": "eva", "rotation_side": 16, "activation": "quick_gelu"},
+        **{"pooling": "mean", "gated": True, "mlp_norm": True},
+    },
     # Windows of 2 on maps of 5 and 3 are padded, and in the last block shifted.
     "swin": {
-        **{"family": "swin", "prefix_tokens": 0, "window_size": 2},
+        **{"family": "swin", "prefix_tokens": 0, "pooling": "mean", "window_size": 2},
         **{"depths": (1, 2), "stage_heads": (2, 2)},
     },
 }
@@ -92,7 +105,10 @@ def all_heads(form: str) -> list[LGViT]:
 
 @pytest.mark.parametrize(
     ("form", "precision"),
-    [("vit", "fp32"), ("deit", "fp16"), ("swin", "fp32"), ("swin", "fp16")],
+    [
+        *[("vit", "fp32"), ("deit", "fp16"), ("swin", "fp32"), ("swin", "fp16")],
+        *[("rotary", "fp32"), ("pooled", "fp16"), ("eva", "fp16")],
+    ],
 )
 def test_all_families_and_heads_on_every_backend(form: str, precision: str, tmp_path: Path) -> None:
     assert {exit.head for exits in PAIRS for exit in exits} == set(HEAD_KINDS)

@@ -292,7 +292,8 @@ def test_files_that_are_no_images_are_left_out_and_counted(
     (data / "a" / "00.png").write_bytes(b"\x89PNG not really")
     (data / "c" / "05.png").write_bytes(b"")
     said = command("tune", "--engines", bundle_copy, "--data", data, "--trials", 1)
-    assert "2 files are not readable images and were left out" in said
+    assert "2 of 100 images cannot be read and were left out, such as " in said
+    assert f"{data}/a/00.png" in said
     assert "images: 49 to tune on, 49 to report on" in said
     kept = read(tmp_path / "bundle.logits.npy", open_bundle(bundle_copy).manifest)
     assert np.flatnonzero(kept.rows["state"] == UNREADABLE).tolist() == [0, 45]

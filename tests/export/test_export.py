@@ -473,3 +473,5 @@ def test_what_is_exported_is_a_checkpoint_or_an_architecture(
             model_to_export(**given)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="a checkpoint has its heads"):
         model_to_export(tmp_path / "model.pt", heads="mlp")
+    with pytest.raises(UsageError, match="--use-ema is for --ckpt: an architecture has random wei"):
+        model_to_export(arch="vit-tiny", use_ema=True)

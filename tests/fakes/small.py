@@ -28,7 +28,9 @@ def vit(**changes: Any) -> LGViTConfig:
 
 def swin(**changes: Any) -> LGViTConfig:
     """Two stages of two blocks, windows of 4 on 16 x 16 tokens, five classes, no exits."""
-    sizes = dict(family="swin", patch_size=2, num_blocks=4, num_classes=5, prefix_tokens=0)
+    sizes = dict(
+        family="swin", patch_size=2, num_blocks=4, num_classes=5, prefix_tokens=0, pooling="mean"
+    )
     return vit(**sizes | dict(depths=(2, 2), stage_heads=(2, 4), window_size=4) | changes)
 
 

@@ -15,7 +15,6 @@ from PIL import Image
 from lgvit_edge.errors import DataError, UsageError
 from lgvit_edge.images.preprocess import (
     as_rgb,
-    list_images,
     load_rgb,
     network_input,
     resize_crop,
@@ -278,19 +277,10 @@ def test_images_far_too_large_are_refused_before_decoding(tmp_path: Path, side: 
 
 
 def test_more_pixels_than_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lgvit_edge.images.preprocess._MAX_PIXELS", 100)
+    monkeypatch.setattr("lgvit_edge.images.pixels._MAX_PIXELS", 100)
     load_rgb(saved(tmp_path / "a.png", Image.new("RGB", (10, 10))))
     with pytest.raises(DataError, match=r"b\.png: 10 x 11 pixels are too many"):
         load_rgb(saved(tmp_path / "b.png", Image.new("RGB", (10, 11))))
-
-
-def test_list_images_by_suffix_sorted(tmp_path: Path) -> None:
-    for name in ("b.PNG", "a.jpg", "c.txt", "d", ".e.jpeg"):
-        (tmp_path / name).touch()
-    (tmp_path / "folder.png").mkdir()
-    assert [p.name for p in list_images(tmp_path)] == [".e.jpeg", "a.jpg", "b.PNG"]
-    with pytest.raises(DataError, match="cannot read .*nowhere: No such file"):
-        list_images(tmp_path / "nowhere")
 
 
 def test_what_people_have_becomes_rgb(tmp_path: Path) -> None:
@@ -328,12 +318,6 @@ def test_frames_of_opencv_are_bgr() -> None:
         as_rgb(frame, "BGR")
 
 
-@pytest.mark.parametrize("mode", ["I", "F"])
-def test_pixels_without_a_known_range_are_refused(mode: str) -> None:
-    with pytest.raises(DataError, match="32 bits per pixel.*convert it to 8 bits"):
-        as_rgb(Image.new(mode, (4, 5)))
-
-
 @pytest.mark.parametrize(
     ("image", "found"),
     [
@@ -353,6 +337,13 @@ def test_images_that_are_refused(image: Any, found: str) -> None:
     accepted = r"uint8 array \[H, W, 3\], .*the path of a file, or a Pillow image"
     with pytest.raises(DataError, match=f"an image must be a {accepted}; found {found}"):
         as_rgb(image)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint16", "int64", "bool"])
+def test_arrays_of_other_types_are_told_what_to_do(dtype: str) -> None:
+    cure = r"scale its values to 0\.\.255, then convert it with \.astype\(np\.uint8\)"
+    with pytest.raises(DataError, match=rf"found {dtype} \[4, 5, 3\]; {cure}"):
+        network_input([np.zeros((4, 5, 3), dtype)], Preprocess(resize=8), 8, "uint8")
 
 
 @pytest.mark.parametrize("images", ["cat.jpg", Path("cat.jpg"), scene(8, 8), scene(8, 8)[..., 0]])

@@ -28,7 +28,7 @@ FORMS: dict[str, Flags] = {
     # Hugging Face's plain DeiT: the distillation token attends but is not classified.
     "deit-one-of-two": {"family": "deit", "prefix_tokens": 2},
     "swin": {
-        **{"family": "swin", "prefix_tokens": 0, "window_size": 3},
+        **{"family": "swin", "prefix_tokens": 0, "pooling": "mean", "window_size": 3},
         **{"depths": (4, 4, 4), "stage_heads": (2, 4, 8)},
     },
 }
@@ -132,7 +132,7 @@ def test_encoder_heads_are_evaluated_at_the_prefix_only(form: str, qkv_bias: boo
         hidden = hidden_states(config, 4)
         full = head.block(hidden)
         assert full.shape == hidden.shape
-        close(deployed[0](hidden), full[:, : config.prefix_tokens])
+        close(deployed[0](hidden), full[:, : config.classifiers])
 
 
 def test_encoder_heads_have_a_width_of_their_own() -> None:

@@ -114,7 +114,7 @@ def halving(config: LGViTConfig) -> tuple[BlockConfig, ...]:
 
 def nano(image_size: int) -> dict[str, Any]:
     sizes = dict(patch_size=4, hidden_size=16, num_blocks=6, num_heads=2, intermediate_size=32)
-    return sizes | {"prefix_tokens": 0}
+    return sizes | {"prefix_tokens": 0, "pooling": "mean"}
 
 
 MIXER = Family(

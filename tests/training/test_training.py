@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import foreign_states as foreign
 import numpy as np
 import pytest
 import small
@@ -405,6 +406,22 @@ def test_stage_two_needs_the_same_classes_and_a_backbone(
             start(folder, **given)
 
 
+def test_of_a_checkpoint_with_an_average_one_is_trained(
+    folder: Path, start: Start, tmp_path: Path
+) -> None:
+    states = [foreign.timm_state(seed) for seed in (1, 2)]
+    torch.save({"model": states[0], "model_ema": states[1]}, tmp_path / "timm.pth")
+    given: dict[str, Any] = {"backbone": str(tmp_path / "timm.pth"), "exits": "1", "stage": "2"}
+    given["num_heads"] = 1
+    for i, use_ema in enumerate((False, True)):
+        console = quiet()
+        model = start(folder, console, use_ema=use_ema, **given, resume=False)
+        assert torch.equal(model.state_dict()["backbone.final.norm.bias"], states[i]["norm.bias"])
+        assert ("took the moving average" if use_ema else "not the moving average") in said(console)
+    with pytest.raises(UsageError, match="--use-ema chooses .* found none: add --weights"):
+        start(folder, backbone="vit-tiny", use_ema=True)
+
+
 def _new(folder: Path) -> Path:
     folder.mkdir()
     return folder
@@ -415,14 +432,14 @@ def test_folders_that_hold_no_classes(folder: Path, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=message):
             ImageFolder(path, size=32, preprocess=SPEC, **given)
 
-    refused(tmp_path / "missing", "no such folder; expected one sub-folder")
+    refused(tmp_path / "missing", "no such folder: .*missing")
     empty = _new(tmp_path / "empty")
     refused(empty, "expected one sub-folder .* found no sub-folder")
     refused(folder / "class0", "found 4 images and no sub-folder")
     two = ("class0", "class1")
     refused(folder, "only classes of the training images, found class2", classes=two)
     _new(folder / "hollow")
-    refused(folder, "directly in every class folder, found none in hollow")
+    refused(folder, "in every class folder, found none in hollow")
     _new(empty / "one")
     refused(empty, "at least two classes.*found only 'one'")
 

@@ -30,7 +30,14 @@ from lgvit_edge.training.start import seeded
 
 SPEC = Preprocess(resize=32)
 SWIN = vit(
-    **dict(family="swin", patch_size=4, prefix_tokens=0, depths=(2, 3), stage_heads=(2, 4)),
+    **dict(
+        family="swin",
+        patch_size=4,
+        prefix_tokens=0,
+        pooling="mean",
+        depths=(2, 3),
+        stage_heads=(2, 4),
+    ),
     **dict(window_size=4, exits=(ExitConfig(2, "lph", 3), ExitConfig(3, "gah", 2))),
 )
 VIT, DEIT = vit(), vit(family="deit", prefix_tokens=2, classifiers=2)

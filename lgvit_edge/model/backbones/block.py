@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import copy
 
+import torch
 from torch import Tensor, nn
 
-from lgvit_edge.architecture.sizes import BlockConfig
+from lgvit_edge._support.optional import resolve
+from lgvit_edge.architecture.sizes import ACTIVATIONS, BlockConfig
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -27,14 +29,42 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).reshape(-1, tokens, heads * dim)
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention (paper Eq. 4) over ``[B, T, D]``."""
+class QuickGELU(nn.Module):
+    """Computes ``x * sigmoid(1.702 x)``, OpenAI's approximation of GELU."""
 
-    def __init__(self, dim: int, heads: int, *, qkv_bias: bool) -> None:
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the activated values, in the shape of ``x``."""
+        return x * torch.sigmoid(1.702 * x)
+
+
+def tanh_gelu() -> nn.Module:
+    """Returns GELU in its approximation by tanh."""
+    return nn.GELU(approximate="tanh")
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention (paper Eq. 4) over ``[B, T, D]``.
+
+    With ``norm_eps``, each head norms its queries and keys first. ``rotation`` turns them by their
+    positions, ``[B, heads, T, D / heads]`` to the same shape.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        qkv_bias: bool,
+        norm_eps: float | None = None,
+        rotation: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.heads = heads
         layers = (nn.Linear(dim, dim, bias=qkv_bias) for _ in range(3))
         self.query, self.key, self.value = layers
+        self.query_norm = None if norm_eps is None else nn.LayerNorm(dim // heads, eps=norm_eps)
+        self.key_norm = None if norm_eps is None else nn.LayerNorm(dim // heads, eps=norm_eps)
+        self.rotation = rotation
         self.softmax = nn.Softmax(dim=-1)
         self.proj = nn.Linear(dim, dim)
 
@@ -48,19 +78,36 @@ class Attention(nn.Module):
         """Returns the scores before the softmax, ``[B, T, D] -> [B, heads, T, T]``."""
         scale = (x.shape[-1] // self.heads) ** -0.5
         q, k = (split_heads(f(x), self.heads) for f in (self.query, self.key))
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
+        if self.rotation is not None:
+            q, k = self.rotation(q), self.rotation(k)
         scores: Tensor = (q * scale) @ k.transpose(-2, -1)
         return scores
 
     def deployed(self) -> nn.Module:
-        """Returns the module as it is exported, which is itself."""
-        return self
+        """Returns the module as it is exported: tables of positions are constants."""
+        if self.rotation is None:
+            return self
+        attention = copy.copy(self)
+        rotation = self.rotation.deployed()  # type: ignore[operator]
+        attention._modules = {**self._modules, "rotation": rotation}
+        return attention
 
 
 class Block(nn.Module):
     """One pre-norm encoder block over ``[B, T, D]``; in a Swin, patch merging may come first."""
 
     def __init__(
-        self, config: BlockConfig, attention: nn.Module, *, eps: float, merge: nn.Module | None
+        self,
+        config: BlockConfig,
+        attention: nn.Module,
+        *,
+        eps: float,
+        merge: nn.Module | None = None,
+        activation: str = "gelu",
+        gated: bool = False,
+        mlp_norm: bool = False,
     ) -> None:
         super().__init__()
         dim, width = config.dim, config.intermediate_size
@@ -69,7 +116,9 @@ class Block(nn.Module):
         self.attention = attention
         self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.fc1 = nn.Linear(dim, width)
-        self.gelu = nn.GELU()
+        self.gate = nn.Linear(dim, width) if gated else None
+        self.activation = resolve(ACTIVATIONS[activation][0])()
+        self.mlp_norm = nn.LayerNorm(width, eps=eps) if mlp_norm else None
         self.fc2 = nn.Linear(width, dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,8 +127,18 @@ class Block(nn.Module):
             x = self.merge(x)
         attended: Tensor = self.attention(self.norm1(x))
         x = x + attended
-        mlp: Tensor = self.fc2(self.gelu(self.fc1(self.norm2(x))))
-        return x + mlp
+        return x + self.mlp(self.norm2(x))
+
+    def mlp(self, x: Tensor) -> Tensor:
+        """Returns what the block's MLP makes of normed tokens, ``[B, T, D] -> [B, T, D]``."""
+        if self.gate is None:
+            inner = self.activation(self.fc1(x))
+        else:
+            inner = self.activation(self.gate(x)) * self.fc1(x)
+        if self.mlp_norm is not None:
+            inner = self.mlp_norm(inner)
+        mixed: Tensor = self.fc2(inner)
+        return mixed
 
     def deployed(self) -> Block:
         """Returns the block as it is exported: it computes the same and shares these parameters."""

@@ -41,10 +41,35 @@ class TokenClassifier(nn.Module):
         return logits
 
 
-class MeanClassifier(TokenClassifier):
-    """The classifier of Swin: a norm and a linear layer on the mean of all tokens."""
+class MeanClassifier(nn.Module):
+    """A norm and a linear layer on the mean of the tokens after the first ``prefix`` ones (Swin).
+
+    ``pooled_norm`` takes the mean first and norms it; ``beside_token`` joins it to the first token.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        *,
+        eps: float,
+        prefix: int = 0,
+        pooled_norm: bool = False,
+        beside_token: bool = False,
+    ) -> None:
+        super().__init__()
+        self.prefix, self.pooled_norm, self.beside_token = prefix, pooled_norm, beside_token
+        self.norm = nn.LayerNorm(dim, eps=eps)
+        self.classifier = Classifier(2 * dim if beside_token else dim, num_classes)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Returns the logits, ``[B, T, D] -> [B, C]``."""
-        logits: Tensor = self.classifier(torch.mean(self.norm(hidden), dim=1, keepdim=True))
+        tokens = hidden if self.pooled_norm else self.norm(hidden)
+        patches = tokens[:, self.prefix :] if self.prefix else tokens
+        pooled = torch.mean(patches, dim=1, keepdim=True)
+        if self.pooled_norm:
+            pooled = self.norm(pooled)
+        if self.beside_token:
+            pooled = torch.cat([tokens[:, :1], pooled], dim=-1)
+        logits: Tensor = self.classifier(pooled)
         return logits

@@ -178,7 +178,9 @@ def block(sizes: BlockConfig, config: LGViTConfig) -> Block:
     """Returns one Swin block, with patch merging if it opens a stage."""
     merge = PatchMerging(sizes.merges, sizes.dim // 2) if sizes.merges else None
     attention = WindowAttention(sizes, qkv_bias=config.qkv_bias)
-    return Block(sizes, attention, eps=config.layer_norm_eps, merge=merge)
+    return Block(
+        sizes, attention, eps=config.layer_norm_eps, merge=merge, activation=config.activation
+    )
 
 
 def final(config: LGViTConfig, dim: int) -> MeanClassifier:

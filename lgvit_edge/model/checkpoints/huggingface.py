@@ -9,22 +9,25 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import torch
+
 from lgvit_edge._support.optional import resolve
 from lgvit_edge.architecture.config import MAX_SIZE, LGViTConfig
 from lgvit_edge.architecture.families import FAMILIES, Family
+from lgvit_edge.architecture.sizes import ACTIVATIONS, activation_named
 from lgvit_edge.bundle.codec import from_json
 from lgvit_edge.errors import CheckpointError, ConfigError
 from lgvit_edge.images.spec import Preprocess, usual_resize
-from lgvit_edge.model.checkpoints.weights import Source, State, places, sources_of
+from lgvit_edge.model.checkpoints.weights import Source, State, places, scale_layer, sources_of
 from lgvit_edge.model.heads.base import Names, block_names, classifier_names, within
 from lgvit_edge.model.lgvit import LGViT
 
-_RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+_RESAMPLE = dict(enumerate(("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")))
 _PILLOW = {name: number for number, name in _RESAMPLE.items()}
 _RENAMED = (
     (r"^(vit|deit)\.layers\.", r"\1.encoder.layer."),
     (r"^(swin\..*\.attention)\.([qkv])_proj\.", r"\1.self.\2_proj."),
-    (r"^((?:vit|deit)\..*\.attention)\.([qkv])_proj\.", r"\1.attention.\2_proj."),
+    (r"^((?:vit|deit|dinov2\w*)\..*\.attention)\.([qkv])_proj\.", r"\1.attention.\2_proj."),
     (r"\.q_proj\.", ".query."),
     (r"\.k_proj\.", ".key."),
     (r"\.v_proj\.", ".value."),
@@ -70,14 +73,18 @@ def transformer(raw: dict[str, Any], family: Family, classifiers: int | None = N
     Without a number of ``classifiers`` there is one per prefix token.
     """
     names = _labels(raw)
-    size = raw.get("image_size", 224)
-    if raw.get("hidden_act", "gelu") != "gelu":
-        raise ConfigError(f"hidden_act must be gelu, found {short(raw['hidden_act'])}")
+    size = _square(raw, "image_size", 224)
+    activation = activation_named(str(raw.get("hidden_act", "gelu")))
+    if activation is None:
+        raise ConfigError(
+            f"hidden_act must be one of {', '.join(ACTIVATIONS)}, found {short(raw['hidden_act'])}"
+        )
     valid = type(size) is int and 0 < size <= MAX_SIZE // 2
     own = resolve(family.huggingface)(raw)
     fields = {
         "family": family.name,
         "image_size": size,
+        "activation": activation,
         "num_classes": raw.get("num_labels", len(names) or 2),
         "classifiers": classifiers or max(own["prefix_tokens"], 1),
         "qkv_bias": raw.get("qkv_bias", True),
@@ -87,6 +94,16 @@ def transformer(raw: dict[str, Any], family: Family, classifiers: int | None = N
         **own,
     }
     return LGViTConfig.from_json(fields)
+
+
+def _square(raw: dict[str, Any], name: str, default: int) -> Any:
+    """Returns the side of what is square; Hugging Face also writes height and width."""
+    value = raw.get(name, default)
+    if isinstance(value, list) and len(value) == 2:
+        if value[0] != value[1]:
+            raise ConfigError(f"{name} must be square, found {value[0]} x {value[1]}")
+        return value[0]
+    return value
 
 
 def _labels(raw: dict[str, Any]) -> tuple[str, ...]:
@@ -103,15 +120,47 @@ def _labels(raw: dict[str, Any]) -> tuple[str, ...]:
 
 
 def vit_fields(raw: dict[str, Any]) -> dict[str, Any]:
-    """Returns a ViT's own fields from ``config.json``."""
+    """Returns the own fields of a ViT or a DINOv2 from ``config.json``."""
+    if str(raw.get("model_type")).startswith("dinov2"):
+        return _dinov2_fields(raw)
     return {
         "prefix_tokens": 1,
-        "patch_size": raw.get("patch_size", 16),
+        "patch_size": _square(raw, "patch_size", 16),
         "hidden_size": raw.get("hidden_size", 768),
         "num_blocks": raw.get("num_hidden_layers", 12),
         "num_heads": raw.get("num_attention_heads", 12),
         "intermediate_size": raw.get("intermediate_size", 3072),
         "layer_norm_eps": raw.get("layer_norm_eps", 1e-12),
+    }
+
+
+def _dinov2_fields(raw: dict[str, Any]) -> dict[str, Any]:
+    dim, ratio, registers = raw.get("hidden_size", 768), raw.get("mlp_ratio", 4), 0
+    if raw.get("model_type") != "dinov2":
+        registers = raw.get("num_register_tokens", 4)
+    for name, value in (
+        ("hidden_size", dim),
+        ("mlp_ratio", ratio),
+        ("num_register_tokens", registers),
+    ):
+        if type(value) is not int or not 0 <= value <= MAX_SIZE:
+            raise ConfigError(
+                f"{name} must be a whole number in 0..{MAX_SIZE}, found {short(value)}"
+            )
+    width, gated = dim * ratio, bool(raw.get("use_swiglu_ffn", False))
+    if gated:  # two thirds, rounded up to a multiple of 8
+        width = -(-(width * 2 // 3) // 8) * 8
+    return {
+        "prefix_tokens": 1 + registers,
+        "pooling": "both",
+        "patch_size": _square(raw, "patch_size", 14),
+        "hidden_size": dim,
+        "num_blocks": raw.get("num_hidden_layers", 12),
+        "num_heads": raw.get("num_attention_heads", 12),
+        "intermediate_size": width,
+        "layer_norm_eps": raw.get("layer_norm_eps", 1e-6),
+        "gated": gated,
+        **({"activation": "silu"} if gated else {}),
     }
 
 
@@ -136,7 +185,8 @@ def swin_fields(raw: dict[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"{name} must be a list such as [2, 2, 6, 2], found {short(values)}")
     return {
         "prefix_tokens": 0,
-        "patch_size": raw.get("patch_size", 4),
+        "pooling": "mean",
+        "patch_size": _square(raw, "patch_size", 4),
         "hidden_size": dim,
         "num_blocks": sum(depths),
         "num_heads": heads[0],
@@ -187,8 +237,8 @@ def huggingface_preprocess(raw: dict[str, Any], config: LGViTConfig) -> Preproce
     resample = raw.get("resample", _PILLOW[usual.interpolation])
     if type(resample) is not int or resample not in _RESAMPLE:
         raise ConfigError(
-            f"{where}: resample must be 0 (nearest), 2 (bilinear) or 3 (bicubic), found "
-            f"{str(resample)[:60]!r}"
+            f"{where}: resample must be {', '.join(f'{n} ({m})' for n, m in _RESAMPLE.items())}, "
+            f"found {str(resample)[:60]!r}"
         )
     normalised = raw.get("do_normalize", True)
     fields = {
@@ -224,6 +274,48 @@ def saved(state: State) -> State:
     return renamed
 
 
+_DINOV2 = (
+    (r"\.norm1\.", ".layernorm_before."),
+    (r"\.norm2\.", ".layernorm_after."),
+    (r"\.mlp\.(?:fc1|weights_in|up_proj)\.", ".intermediate.dense."),
+    (r"\.mlp\.gate_proj\.", ".intermediate.gate."),
+    (r"\.mlp\.(?:fc2|weights_out|down_proj)\.", ".output.dense."),
+)
+
+
+def plain(state: State) -> State:
+    """Returns weights of a DINOv2 under the names of a plain ViT; others as they are.
+
+    LayerScale is multiplied into the layer before it, and registers get positions of zeros.
+
+    Raises:
+        CheckpointError: the shapes of these parts do not fit together.
+    """
+    if not any(name.startswith("dinov2") for name in state):
+        return state
+    result: State = {}
+    scales: State = {}
+    for name, tensor in state.items():
+        for pattern, replacement in _DINOV2:
+            name = re.sub(pattern, replacement, name)
+        (scales if ".layer_scale" in name else result)[name] = tensor
+    for name, scale in scales.items():
+        block, _, which = name.partition(".layer_scale")
+        layer = "attention.output.dense" if which.startswith("1") else "output.dense"
+        scale_layer(result, f"{block}.{layer}", scale)
+    for name in [name for name in result if ".intermediate.dense." in name]:
+        last = result.get(name.replace("intermediate", "output").rpartition(".")[0] + ".weight")
+        inner = result[name]
+        if last is not None and last.ndim == 2 and inner.shape[:1] == (2 * last.shape[1],):
+            result[name.replace("dense", "gate")], result[name] = inner.chunk(2)
+    for name in [name for name in result if name.endswith(".register_tokens")]:
+        place, registers = name.replace("register_tokens", "position_embeddings"), result[name]
+        if (position := result.get(place)) is not None and position.ndim == registers.ndim == 3:
+            zeros = position.new_zeros(1, registers.shape[1], position.shape[-1])
+            result[place] = torch.cat([position[:, :1], zeros, position[:, 1:]], dim=1)
+    return result
+
+
 def huggingface_names(model: LGViT, prefix: str) -> dict[str, Source]:
     """Returns where each of our parameters is; ``prefix`` is the backbone's model type."""
     config = model.config
@@ -241,5 +333,6 @@ def huggingface_names(model: LGViT, prefix: str) -> dict[str, Source]:
             names[f"backbone.blocks.{i}.merge"] = f"{prefix}.encoder.layers.{stage - 1}.downsample"
         names |= within(f"backbone.blocks.{i}", block, theirs)
     names |= classifier_names(config.classifiers, "backbone.final.classifier")
-    tokens = [f"{prefix}.embeddings.{t}" for t in ("cls_token", "distillation_token")]
+    second = "register_tokens" if prefix.startswith("dinov2") else "distillation_token"
+    tokens = [f"{prefix}.embeddings.{t}" for t in ("cls_token", second)]
     return sources_of(model, names, tokens)

@@ -15,9 +15,15 @@ import torch
 from lgvit_edge._support.files import replacing
 from lgvit_edge._support.optional import require
 from lgvit_edge.architecture.config import LGViTConfig
-from lgvit_edge.errors import CheckpointError, ConfigError, LGViTEdgeError
-from lgvit_edge.model.checkpoints import weights
+from lgvit_edge.errors import CheckpointError, ConfigError
+from lgvit_edge.model.checkpoints import huggingface, weights
 from lgvit_edge.model.checkpoints.authors import attached, authors_config, authors_names
+from lgvit_edge.model.checkpoints.containers import (
+    Note,
+    note_in_log,
+    require_classifier,
+    weights_in,
+)
 from lgvit_edge.model.checkpoints.huggingface import (
     huggingface_config,
     huggingface_names,
@@ -25,7 +31,14 @@ from lgvit_edge.model.checkpoints.huggingface import (
     model_types,
     saved,
 )
-from lgvit_edge.model.checkpoints.timm import timm_config, timm_names
+from lgvit_edge.model.checkpoints.timm import (
+    Hints,
+    arranged,
+    named_as_eva,
+    plain,
+    timm_config,
+    timm_names,
+)
 from lgvit_edge.model.lgvit import LGViT
 
 _FORMAT = "lgvit-edge"
@@ -40,6 +53,10 @@ class _Stored:
     content: Any  # the weights, or any content of a pickle
     config: dict[str, Any]  # config.json of a folder; empty for a file
     header: Any = None  # of a file of ours; None for others
+
+    def model_weights(self, use_ema: bool, note: Note) -> weights.State:
+        """Returns the weights of the one model in a file or folder of others."""
+        return weights_in(self.content, self.path, use_ema=use_ema, note=note)
 
 
 def save_checkpoint(model: LGViT, path: str | Path) -> None:
@@ -63,101 +80,157 @@ def save_checkpoint(model: LGViT, path: str | Path) -> None:
         raise CheckpointError(f"cannot write {path}: {error}") from None
 
 
-def load_checkpoint(path: str | Path) -> LGViT:
+def load_checkpoint(path: str | Path, *, use_ema: bool = False, note: Note = note_in_log) -> LGViT:
     """Loads an LGViT, exits included, in eval mode.
 
-    Reads our ``model.pt`` and ``.safetensors``, and the authors' directories.
+    Reads our ``model.pt`` and ``.safetensors``, and the authors' directories. Of the latter,
+    ``use_ema`` takes the moving average of the weights where the trained ones lie beside it.
+    ``note`` is told what was taken and left aside.
 
     Raises:
         CheckpointError: missing, damaged, not a checkpoint, or its names or shapes do not fit.
         MissingDependency: a ``.safetensors`` file without the package that reads it.
     """
-    return _checkpoint(_read(Path(path)))
+    return _checkpoint(_read(Path(path)), use_ema, note)
 
 
-def load_backbone(path: str | Path, *, arch: str | None = None) -> LGViT:
+def load_backbone(
+    path: str | Path,
+    *,
+    arch: str | None = None,
+    num_heads: int | None = None,
+    classes: int | None = None,
+    use_ema: bool = False,
+    note: Note = note_in_log,
+) -> LGViT:
     """Loads a plain backbone as an LGViT without exits, in eval mode: where training starts.
 
     Reads folders of Hugging Face and timm, and timm state dicts. Family and size come from
-    ``config.json`` or are inferred from names and shapes; ``arch``, one of
-    ``architectures()``, sets for timm what they do not tell.
+    ``config.json``, from names and shapes, and from the published architecture that the file is
+    named after.
+
+    Args:
+        path: of a file or a folder.
+        arch: of timm weights: one of ``architectures()``, or timm's name.
+        num_heads: attention heads of timm weights whose architecture is not known.
+        classes: of a fresh classifier, where timm weights have none.
+        use_ema: take the moving average of the weights, which must lie beside them.
+        note: gets a sentence for everything that had to be chosen or assumed.
 
     Raises:
-        CheckpointError: missing, damaged, not such a backbone, or its shapes do not fit.
+        CheckpointError: missing, damaged, not such a backbone, its shapes do not fit, or something
+            that changes answers is not known.
     """
-    return _backbone(_read(Path(path)), arch)
+    return _backbone(_read(Path(path)), arch, num_heads, classes, use_ema, note)
 
 
-def load_model(path: str | Path, *, arch: str | None = None) -> LGViT:
-    """Loads an LGViT with its exits, or a plain backbone without any.
+def load_model(
+    path: str | Path,
+    *,
+    arch: str | None = None,
+    num_heads: int | None = None,
+    classes: int | None = None,
+    use_ema: bool = False,
+    note: Note = note_in_log,
+) -> LGViT:
+    """Loads an LGViT with its exits, or a plain backbone without any; see ``load_backbone``.
 
     Raises:
         CheckpointError: neither.
     """
     stored = _read(Path(path))
     exits = "highway_type" in stored.config or stored.header is not None
-    return _checkpoint(stored) if exits else _backbone(stored, arch)
+    if exits:
+        return _checkpoint(stored, use_ema, note)
+    return _backbone(stored, arch, num_heads, classes, use_ema, note)
 
 
 def _read(path: Path) -> _Stored:
     if path.is_dir():
         config, state = weights.read_folder(path)
         return _Stored(path, state, config)
-    if path.suffix == ".safetensors":
-        state, metadata = weights.read_safetensors(path)
-        return _Stored(path, state, {}, _own_header(metadata))
-    content = weights.read_pickle(path)
-    ours = isinstance(content, dict) and content.get("format") == _FORMAT
-    return _Stored(path, content.get("state"), {}, content) if ours else _Stored(path, content, {})
+    content, metadata = weights.read_weights(path)
+    if isinstance(content, dict) and dict.get(content, "format") == f"{_FORMAT}-resume":
+        raise CheckpointError(
+            f"{path}: expected a model, found the state of a training that was interrupted; repeat "
+            "its command to finish it, and give the file that it writes"
+        )
+    if isinstance(content, dict) and dict.get(content, "format") == _FORMAT:
+        header = dict(dict.items(content))
+        return _Stored(path, header.get("state"), {}, header)
+    return _Stored(path, content, {}, _own_header(metadata))
 
 
-def _checkpoint(stored: _Stored) -> LGViT:
+def _checkpoint(stored: _Stored, use_ema: bool, note: Note) -> LGViT:
     path, state = stored.path, stored.content
     if "highway_type" in stored.config:  # only the authors write that key
+        state = saved(stored.model_weights(use_ema, note))
         config = authors_config(stored.config, state)
         preprocessor = weights.read_json(path / "preprocessor_config.json", absent=True)
         try:
             config = config.replace(preprocess=huggingface_preprocess(preprocessor, config))
         except ConfigError as error:
             raise CheckpointError(str(error)) from None
-        state = attached(saved(state), stored.config, config)
+        state = attached(state, stored.config, config)
         return weights.fitted(config, state, authors_names, path)
-    if stored.header is None and (stored.config or path.suffix != ".safetensors"):
+    if stored.header is None:
         raise CheckpointError(
             f"{path} is not an LGViT checkpoint: expected a file of `lgvit-edge train` or an "
             "authors' directory. A backbone without exits is where training starts; run: "
             f"lgvit-edge train --backbone {path} --data DIR --out model.pt"
         )
     config = _own_config(stored.header, path)
+    if use_ema:
+        raise CheckpointError(
+            f"{path}: expected a moving average, found a file of lgvit-edge train, which holds one "
+            "model; leave --use-ema out (in Python: use_ema=False)"
+        )
     if not weights.is_state(state):
-        raise CheckpointError(f"{path}: expected a state dict of tensors under 'state'")
+        raise CheckpointError(
+            f"{path}: expected a state dict of tensors under 'state', found other content; run "
+            "lgvit-edge train again, or save_checkpoint in Python"
+        )
     return weights.fitted(
         config, state, lambda model: {n: weights.Source((n,)) for n in model.state_dict()}, path
     )
 
 
-def _backbone(stored: _Stored, arch: str | None) -> LGViT:
-    path, state = stored.path, stored.content
+def _backbone(
+    stored: _Stored,
+    arch: str | None,
+    num_heads: int | None,
+    classes: int | None,
+    use_ema: bool,
+    note: Note,
+) -> LGViT:
+    path = stored.path
+    if stored.header is not None:
+        raise CheckpointError(
+            f"{path}: expected a plain backbone, found a file of lgvit-edge train; load it with "
+            "load_checkpoint or load_model"
+        )
+    state = stored.model_weights(use_ema, note)
     if stored.config and "architecture" not in stored.config:  # only timm writes that key
         preprocessor = weights.read_json(path / "preprocessor_config.json", absent=True)
-        state = saved(state)
+        state = huggingface.plain(saved(state))
         config = huggingface_config(stored.config, state, preprocessor)
+        require_classifier(state, path, "classifier.weight, as ViTForImageClassification has it")
         prefix = stored.config["model_type"]
         return weights.fitted(config, state, lambda model: huggingface_names(model, prefix), path)
-    if isinstance(state, dict) and isinstance(state.get("model"), dict):
-        state = state["model"]  # DeiT's and Swin's authors wrap theirs
-    if stored.header is not None or not weights.is_state(state):
-        raise CheckpointError(f"{path}: expected a state dict of tensors")
-    if any(name.startswith(tuple(f"{prefix}." for prefix in model_types())) for name in state):
+    prefixes = tuple(f"{prefix}." for prefix in ("embeddings", *model_types()))
+    if any(name.startswith(prefixes) for name in state):
         raise CheckpointError(
             f"{path} is named as Hugging Face does, which needs config.json: give the folder that "
-            "holds both"
+            "holds both, or make one, in Python: model.save_pretrained(FOLDER)"
         )
     try:
-        config = timm_config(state, arch, stored.config)
+        stem, eva = "" if path.is_dir() else path.stem, named_as_eva(state)
+        state = plain(state, classes, note)
+        config = timm_config(state, Hints(arch, num_heads, stored.config, stem, eva), note)
+        state = arranged(state, config)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     except (IndexError, TypeError, ValueError) as error:  # sizes read off tensors of another rank
-        if isinstance(error, LGViTEdgeError):
-            raise
         raise CheckpointError(f"{path}: its tensors are not those of a ViT ({error})") from None
     return weights.fitted(config, state, lambda model: timm_names(model, state), path)
 
@@ -173,7 +246,10 @@ def _own_header(metadata: dict[str, str]) -> Any:
 
 def _own_config(header: Any, path: Path) -> LGViTConfig:
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
-        raise CheckpointError(f"{path} was not written by lgvit-edge: it has no configuration")
+        raise CheckpointError(
+            f"{path}: expected the header of lgvit-edge, found {str(header)[:60]!r}; run "
+            "lgvit-edge train again, or save_checkpoint in Python"
+        )
     version = header.get("version")
     if type(version) is not int or version != _VERSION:
         raise CheckpointError(

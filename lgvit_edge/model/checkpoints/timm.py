@@ -1,17 +1,30 @@
-"""Reads timm's backbones; names and shapes of weights tell their configuration."""
+"""Reads timm's backbones: what names and shapes of weights tell, and what only their name does."""
 
 from __future__ import annotations
 
-from collections.abc import Container
+import re
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.architecture.families import FAMILIES
-from lgvit_edge.architecture.published import architecture
+from lgvit_edge.architecture.published import architecture, architectures
+from lgvit_edge.architecture.sizes import ACTIVATIONS, activation_named
 from lgvit_edge.bundle.codec import from_json
 from lgvit_edge.errors import CheckpointError, ConfigError
 from lgvit_edge.images.spec import Preprocess
-from lgvit_edge.model.checkpoints.weights import Source, State, places, sources_of
+from lgvit_edge.model.checkpoints.containers import Note, note_in_log
+from lgvit_edge.model.checkpoints.timm_names import (
+    Published,
+    heads_of,
+    named_in,
+    published,
+    weights_named,
+)
+from lgvit_edge.model.checkpoints.weights import Source, State, places, scale_layer, sources_of
 from lgvit_edge.model.heads import Names, within
 from lgvit_edge.model.lgvit import LGViT
 
@@ -19,116 +32,179 @@ _BLOCK: Names = {
     "norm1": "norm1",
     "norm2": "norm2",
     **{f"attention.{p}": ("attn.qkv", i) for i, p in enumerate(("query", "key", "value"))},
+    "attention.query_norm": "attn.q_norm",
+    "attention.key_norm": "attn.k_norm",
     "attention.table": "attn.relative_position_bias_table",
     "attention.proj": "attn.proj",
     "fc1": "mlp.fc1",
+    "gate": "mlp.gate",
+    "mlp_norm": "mlp.norm",
     "fc2": "mlp.fc2",
 }
 _TABLE = "layers.0.blocks.0.attn.relative_position_bias_table"  # every Swin has it
+_TOKENS = ("cls_token", "dist_token", "reg_token")  # in their order before the patches
+_POOLINGS = {"token": "token", "avg": "mean"}
+_SCALE = re.compile(r"^(blocks\.\d+)\.(?:ls|gamma_)([12])(?:\.gamma)?$")  # timm's, DeiT III's
+# timm's settings of the rotary positions that are ours.
+_ROTATIONS = {
+    "eva": {
+        **{"class": "RotaryEmbeddingCat", "temperature": 10_000, "rotate_half": False},
+        **{"grid_offset": 0, "grid_indexing": "ij"},
+    },
+    "dinov3": {
+        **{"class": "RotaryEmbeddingDinoV3", "temperature": 100, "rotate_half": True},
+        **{"grid_offset": 0, "grid_indexing": "ij"},
+    },
+}
+# What timm calls the modules that we have.
+_CLASSES = {
+    *("Block", "SwinTransformerBlock", "Attention", "WindowAttention"),
+    *("Mlp", "GluMlp", "LayerNorm", "EvaBlock", "EvaAttention", "SwiGLU"),
+}
 
 
-def timm_config(state: State, arch: str | None, written: dict[str, Any]) -> LGViTConfig:
-    """Returns the configuration that the names and shapes of timm's weights imply.
+@dataclass(frozen=True)
+class Hints:
+    """Holds what a user, a file's name and timm's own ``config.json`` tell of weights."""
 
-    Shapes do not tell a ViT's number of attention heads, the family of a model with one prefix
-    token, or the preprocessing: published sizes have 64 numbers per head, a distillation token
-    means DeiT, and ViT's preprocessing is assumed unless ``arch``, one of ``architectures()``, or
-    ``written``, timm's own ``config.json``, say ``deit``.
+    arch: str | None = None  # one of ``architectures()``, or a name of timm's
+    num_heads: int | None = None
+    written: Mapping[str, Any] = field(default_factory=dict)  # config.json
+    stem: str = ""  # the file's name
+    eva: bool = False  # whether the weights have EVA's names, so that rotary positions are likely
+
+    @property
+    def name(self) -> str:
+        """Returns timm's name of the architecture, or nothing."""
+        if self.arch is not None:
+            return "" if self.arch in architectures() else self.arch
+        return str(self.written.get("architecture") or named_in(self.stem))
+
+    def setting(self, name: str) -> Any:
+        """Returns what ``config.json`` says of an argument of the model, or None."""
+        arguments, cfg = self.written.get("model_args"), self.written.get("pretrained_cfg")
+        for place in (arguments, self.written, cfg):
+            if isinstance(place, dict) and place.get(name) is not None:
+                return place[name]
+        return None
+
+
+def timm_config(state: State, hints: Hints, note: Note = note_in_log) -> LGViTConfig:
+    """Returns the configuration of timm's weights, ``state`` being as ``plain`` returns it.
+
+    Names and shapes tell most of it. Attention heads, activation, pooling, eps and preprocessing
+    are those that ``hints`` say, or that the published architecture of that name has. What is
+    assumed is told to ``note``; what would change answers is asked for.
 
     Raises:
-        CheckpointError: not a timm ViT, DeiT or Swin, or a size that only ``arch`` could explain.
+        CheckpointError: not a timm ViT, DeiT or Swin, one that is not supported, or one that only
+            a hint could explain.
     """
     swin = any(name.startswith("layers.0.blocks.") for name in state)
-    head = "head.fc.weight" if "head.fc.weight" in state else "head.weight"
-    needed = ["patch_embed.proj.weight", head, *([_TABLE] if swin else ["cls_token", "pos_embed"])]
+    anchor = _TABLE if swin else "blocks.0.norm1.weight"
+    needed = ["patch_embed.proj.weight", anchor, _head(state)]
     missing = [name for name in needed if name not in state]
+    if missing == [_head(state)]:
+        raise CheckpointError(
+            "the weights have no classifier, and stage 2 trains none; run: lgvit-edge train "
+            "--stage both"
+        )
     if missing:
         raise CheckpointError(
             f"expected a timm ViT, DeiT or Swin state dict, but {', '.join(missing)} is missing; "
             f"found {', '.join(sorted(state)[:4])}..."
         )
+    row = published(hints.name)
+    if hints.name and row is None and hints.arch is not None:
+        raise CheckpointError(
+            f"unknown architecture {hints.arch!r}; known: {', '.join(architectures())}, and timm's "
+            "names"
+        )
+    if row is not None:
+        row = _fitting(row, state, hints)
     try:
-        config = _swin(state, head, arch) if swin else _vit(state, arch, written)
-        cfg = written.get("pretrained_cfg", {})
-        if not isinstance(cfg, dict):
-            raise ConfigError(f"pretrained_cfg must be an object, found {type(cfg).__name__}")
-        return config.replace(preprocess=_preprocess(cfg, config.preprocess, config.image_size))
+        config = (_swin if swin else _vit)(state, hints, row, note)
+        return config.replace(
+            preprocess=_preprocess(hints, row, config, note), labels=_labels(hints, config)
+        )
     except ConfigError as error:
         raise CheckpointError(f"the weights' shapes do not fit together: {error}") from None
 
 
-def _vit(state: State, arch: str | None, written: dict[str, Any]) -> LGViTConfig:
-    dim = state["cls_token"].shape[-1]
-    patch = state["patch_embed.proj.weight"].shape[-1]
-    tokens = 2 if "dist_token" in state else 1
-    image_size = round((state["pos_embed"].shape[1] - tokens) ** 0.5) * patch
-    mlp = state.get("blocks.0.mlp.fc1.weight")
-    classes = state["head.weight"].shape[0]
-    bias = "blocks.0.attn.qkv.bias" in state
-    depth = _count(state, "blocks.")
-    if arch is not None:
-        named = architecture(arch, num_classes=classes, image_size=image_size)
-        _same(arch, named, dim, depth)
-        return named.replace(prefix_tokens=tokens, classifiers=tokens, qkv_bias=bias)
-    if dim % 64:
+def _head(state: Container[str]) -> str:
+    return "head.fc.weight" if "head.fc.weight" in state else "head.weight"
+
+
+def _fitting(row: Published, state: State, hints: Hints) -> Published | None:
+    """Returns ``row`` if the weights have its sizes; None if they only bear its name."""
+    dim, stages = len(state["patch_embed.proj.weight"]), _count(state, "layers.")
+    depth = sum(_count(state, f"layers.{i}.blocks.") for i in range(stages))
+    depth = depth or _count(state, "blocks.")
+    if (row.width, row.depth) != (dim, depth):
+        if hints.arch is not None:
+            raise _other_sizes(row.name, (row.width, row.depth), (dim, depth))
+        return None
+    classes = {row.block, row.attention, row.mlp, row.norm}
+    if unknown := classes - _CLASSES:
         raise CheckpointError(
-            f"the number of attention heads cannot be told from hidden size {dim}; "
-            "name the architecture that these weights are of: lgvit-edge train --backbone NAME "
-            "--weights FILE (in Python: arch=)"
+            f"{row.name} is built of timm's {', '.join(sorted(unknown))}, which is not supported"
         )
-    deit = tokens == 2 or str(written.get("architecture", "")).startswith("deit")
-    family = "deit" if deit else "vit"
-    return LGViTConfig(
-        family=family,
-        image_size=image_size,
-        patch_size=patch,
-        hidden_size=dim,
-        num_blocks=depth,
-        num_heads=dim // 64,
-        intermediate_size=4 * dim if mlp is None else mlp.shape[0],
-        num_classes=classes,
-        prefix_tokens=tokens,
-        classifiers=tokens,
-        qkv_bias=bias,
-        preprocess=FAMILIES[family].usual_preprocess(image_size),
+    return row
+
+
+def _other_sizes(name: str, wanted: tuple[int, int], found: tuple[int, int]) -> CheckpointError:
+    return CheckpointError(
+        f"{name} has hidden size {wanted[0]} and {wanted[1]} blocks, the weights have {found[0]} "
+        f"and {found[1]}"
     )
 
 
-def _swin(state: State, head: str, arch: str | None) -> LGViTConfig:
-    dim, _, patch, _ = state["patch_embed.proj.weight"].shape
-    depths, heads = [], []
-    for stage in range(_count(state, "layers.")):
-        depths.append(_count(state, f"layers.{stage}.blocks."))
-        table = state.get(f"layers.{stage}.blocks.0.attn.relative_position_bias_table")
-        heads.append(1 if table is None else table.shape[1])
-    window = (round(len(state[_TABLE]) ** 0.5) + 1) // 2
-    # Published models have one window per map after the last merging. The mask of a shifted block,
-    # which older files hold, has one row per window of the first map.
-    image_size = patch * window << (len(depths) - 1)
-    mask = state.get("layers.0.blocks.1.attn_mask")
-    if mask is not None:
-        image_size = patch * window * round(len(mask) ** 0.5)
-    if arch is not None:
-        named = architecture(arch, num_classes=len(state[head]), image_size=image_size)
-        _same(arch, named, dim, sum(depths))
-        return named.replace(window_size=window)
-    mlp = state.get("layers.0.blocks.0.mlp.fc1.weight")
+def _vit(state: State, hints: Hints, row: Published | None, note: Note) -> LGViTConfig:
+    patches, dim = state["patch_embed.proj.weight"].shape[2:], len(state["patch_embed.proj.weight"])
+    if patches[0] != patches[1]:
+        raise CheckpointError(f"patches must be square, found {patches[0]} x {patches[1]}")
+    depth, width = _count(state, "blocks."), state.get("blocks.0.mlp.fc1.weight")
+    tokens = _tokens(state)
+    rotation, side = _rotation(state, hints, row)
+    size = _said_size(hints, row)
+    if "pos_embed" in state:
+        size = _grid(state, tokens)[0] * patches[0]
+        _square(hints, size)
+    elif size is None:
+        raise CheckpointError(
+            "the size of images cannot be told from weights without positions: give the folder "
+            "with its config.json (img_size)"
+        )
+    classes, distilled = len(state["head.weight"]), "head_dist.weight" in state
+    pooling = _pooling(state, hints, row, tokens)
+    fields: dict[str, Any] = {
+        "prefix_tokens": tokens,
+        "classifiers": 2 if distilled else 1,
+        "qkv_bias": "blocks.0.attn.qkv.bias" in state,
+        "pooling": pooling,
+        "pooled_norm": pooling == "mean" and "fc_norm.weight" in state,
+        "gated": "blocks.0.mlp.gate.weight" in state,
+        "qk_norm": "blocks.0.attn.q_norm.weight" in state,
+        "embedding_norm": "norm_pre.weight" in state,
+        "mlp_norm": "blocks.0.mlp.norm.weight" in state,
+        "rotation": rotation,
+        "rotation_side": side,
+    }
+    if hints.arch in architectures():
+        return _named(hints, dim, depth, num_classes=classes, image_size=size).replace(**fields)
+    deit = "dist_token" in state or hints.name.startswith("deit")
     return LGViTConfig(
-        family="swin",
-        image_size=image_size,
-        patch_size=patch,
+        family="deit" if deit else "vit",
+        image_size=size,
+        patch_size=patches[0],
         hidden_size=dim,
-        num_blocks=sum(depths),
-        num_heads=heads[0],
-        intermediate_size=4 * dim if mlp is None else len(mlp),
-        num_classes=len(state[head]),
-        prefix_tokens=0,
-        layer_norm_eps=1e-5,
-        qkv_bias="layers.0.blocks.0.attn.qkv.bias" in state,
-        depths=tuple(depths),
-        stage_heads=tuple(heads),
-        window_size=window,
-        preprocess=FAMILIES["swin"].usual_preprocess(image_size),
+        num_blocks=depth,
+        num_heads=_heads(hints, row, dim, depth, token=pooling == "token"),
+        intermediate_size=4 * dim if width is None else len(width),
+        num_classes=classes,
+        activation=_activation(state, hints, row),
+        layer_norm_eps=1e-6 if row is None else row.eps,
+        **fields,
     )
 
 
@@ -136,24 +212,317 @@ def _count(state: State, prefix: str) -> int:
     return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})
 
 
-def _same(arch: str, named: LGViTConfig, dim: int, depth: int) -> None:
+def _named(hints: Hints, dim: int, depth: int, **sizes: int) -> LGViTConfig:
+    """Returns our architecture of this name, which must have the weights' sizes."""
+    assert hints.arch is not None
+    named = architecture(hints.arch, **sizes)
     if (named.hidden_size, named.num_blocks) != (dim, depth):
+        raise _other_sizes(hints.arch, (named.hidden_size, named.num_blocks), (dim, depth))
+    return named
+
+
+def _grid(state: State, tokens: int) -> tuple[int, int]:
+    """Returns the side of the map of patches, and how many prefix tokens have positions."""
+    rows, registers = state["pos_embed"].shape[1], "reg_token" in state
+    for count in (tokens, 1, 0) if registers else (tokens, 0):
+        side = round(max(rows - count, 0) ** 0.5)
+        if side and side**2 == rows - count:
+            return side, count
+    raise CheckpointError(
+        f"the weights have {rows} positions and {tokens} prefix tokens, which is no square map of "
+        "patches: only square images are supported"
+    )
+
+
+def _tokens(state: State) -> int:
+    return sum(state[name].shape[1] for name in _TOKENS if name in state)
+
+
+def _rotation(state: State, hints: Hints, row: Published | None) -> tuple[str, int]:
+    """Returns the kind of rotary positions, of ``ROTATIONS``, and the side that they count on."""
+    used = hints.setting("use_rot_pos_emb")
+    found = dict(row.rotation or {}) if row is not None else {}
+    if used is None and row is None and (hints.eva or "pos_embed" not in state):
         raise CheckpointError(
-            f"{arch} has hidden size {named.hidden_size} and {named.num_blocks} blocks, "
-            f"the weights have {dim} and {depth}"
+            "weights do not tell rotary positions: give timm's name of the architecture "
+            "(--backbone NAME --weights FILE), or the folder with its config.json"
+        )
+    if used is False or not (used or found):
+        return "", 0
+    if used:
+        kind = str(hints.setting("rope_type") or "cat")
+        found = {
+            "class": {"cat": "RotaryEmbeddingCat", "dinov3": "RotaryEmbeddingDinoV3"}.get(kind),
+            "temperature": hints.setting("rope_temperature") or 10_000,
+            "rotate_half": bool(hints.setting("rope_rotate_half")),
+            "ref_feat_shape": hints.setting("ref_feat_shape"),
+            "grid_offset": hints.setting("rope_grid_offset") or 0,
+            "grid_indexing": hints.setting("rope_grid_indexing") or "ij",
+        }
+    side = (found.pop("ref_feat_shape") or [0])[0]
+    for kind, form in _ROTATIONS.items():
+        if all(found.get(name) == value for name, value in form.items()):
+            return kind, side
+    raise CheckpointError(f"these rotary positions are not supported: {found}")
+
+
+def _said_size(hints: Hints, row: Published | None) -> int | None:
+    """Returns the side of images as hints or all published weights say it, or None."""
+    said = hints.setting("img_size") or hints.setting("input_size")
+    if said is None and row is not None:
+        sizes = [about["size"] for about in weights_named(row, hints.name).values()]
+        said = sizes[0] if sizes and sizes.count(sizes[0]) == len(sizes) else None
+    if said is None:
+        return None
+    sides = [said] if isinstance(said, int) else list(said)[-2:]
+    if sides[0] != sides[-1]:
+        raise CheckpointError(f"only square images are supported, found {sides}")
+    return int(sides[0])
+
+
+def _square(hints: Hints, size: int) -> None:
+    """Refuses images that are not square; 32 x 128 has as many patches as 64 x 64."""
+    said = hints.setting("img_size") or hints.setting("input_size")
+    if said is None:
+        return
+    sides = [said] if isinstance(said, int) else list(said)[-2:]
+    if any(side != size for side in sides):
+        shape = " x ".join(map(str, sides if len(sides) == 2 else sides * 2))
+        raise CheckpointError(
+            f"config.json says images of {shape}, but the positions are those of {size} x {size}: "
+            "only square images are supported, of the size that the positions were trained for"
         )
 
 
-def _preprocess(raw: dict[str, Any], usual: Preprocess, image_size: int) -> Preprocess:
-    share = raw.get("crop_pct", 0)
-    valid = isinstance(share, (int, float)) and 0.1 <= share <= 1
+def _heads(hints: Hints, row: Published | None, dim: int, depth: int, *, token: bool) -> int:
+    said = hints.num_heads or hints.setting("num_heads") or (row and row.num_heads)
+    if said:
+        return int(said)
+    known = sorted(heads_of(dim, depth, token))
+    if len(known) == 1:
+        return known[0]
+    which = f"published ones have {' or '.join(map(str, known))}" if known else "none is published"
+    raise CheckpointError(
+        f"the number of attention heads cannot be told from {depth} blocks of width {dim} "
+        f"({which}): give it (--num-heads N), or timm's name of the architecture "
+        "(--backbone NAME --weights FILE)"
+    )
+
+
+def _activation(state: State, hints: Hints, row: Published | None) -> str:
+    said = hints.setting("act_layer") or (row and row.activation)
+    if said:
+        if (name := activation_named(str(said))) is not None:
+            return name
+        raise CheckpointError(
+            f"activation {str(said)[:60]!r} is not supported: expected {', '.join(ACTIVATIONS)}"
+        )
+    if "norm_pre.weight" in state:
+        raise CheckpointError(
+            "weights of CLIP come with two activations: give timm's name of the architecture, such "
+            "as --backbone vit_base_patch16_clip_quickgelu_224 --weights FILE"
+        )
+    return "silu" if "blocks.0.mlp.gate.weight" in state else "gelu"
+
+
+def _pooling(state: State, hints: Hints, row: Published | None, tokens: int) -> str:
+    said = hints.setting("global_pool")
+    if said is None:
+        said = "avg" if "fc_norm.weight" in state or not tokens else row.pooling if row else "token"
+    if said not in _POOLINGS:
+        raise CheckpointError(
+            f"global_pool {str(said)[:60]!r} is not supported: expected {', '.join(_POOLINGS)}"
+        )
+    return _POOLINGS[said]
+
+
+def _swin(state: State, hints: Hints, row: Published | None, note: Note) -> LGViTConfig:
+    dim, _, patch, _ = state["patch_embed.proj.weight"].shape
+    depths, heads = [], []
+    for stage in range(_count(state, "layers.")):
+        depths.append(_count(state, f"layers.{stage}.blocks."))
+        table = state.get(f"layers.{stage}.blocks.0.attn.relative_position_bias_table")
+        heads.append(1 if table is None else table.shape[1])
+    window = (round(len(state[_TABLE]) ** 0.5) + 1) // 2
+    size = _swin_size(state, hints, row, patch * window << (len(depths) - 1), note)
+    classes = len(state[_head(state)])
+    if hints.arch in architectures():
+        named = _named(hints, dim, sum(depths), num_classes=classes, image_size=size)
+        return named.replace(window_size=window)
+    mlp = state.get("layers.0.blocks.0.mlp.fc1.weight")
+    return LGViTConfig(
+        family="swin",
+        image_size=size,
+        patch_size=patch,
+        hidden_size=dim,
+        num_blocks=sum(depths),
+        num_heads=heads[0],
+        intermediate_size=4 * dim if mlp is None else len(mlp),
+        num_classes=classes,
+        prefix_tokens=0,
+        pooling="mean",
+        activation=_activation(state, hints, row),
+        layer_norm_eps=1e-5,
+        qkv_bias="layers.0.blocks.0.attn.qkv.bias" in state,
+        depths=tuple(depths),
+        stage_heads=tuple(heads),
+        window_size=window,
+    )
+
+
+def _swin_size(state: State, hints: Hints, row: Published | None, last: int, note: Note) -> int:
+    """Returns the side of a Swin's images, on which its weights do not depend.
+
+    ``last`` is the side at which the last stage's map is one window, as in published models.
+    """
+    if (said := _said_size(hints, row)) is not None:
+        return said
+    mask = state.get("layers.0.blocks.1.attn_mask")  # one row per window of the first map
+    if mask is not None:
+        patch = state["patch_embed.proj.weight"].shape[-1]
+        return int(patch * round((len(state[_TABLE]) ** 0.5 + 1) / 2) * round(len(mask) ** 0.5))
+    note(
+        f"images are assumed to be {last} x {last}, as in published Swins with these windows; "
+        "other sizes: --image-size"
+    )
+    return last
+
+
+def plain(state: State, classes: int | None = None, note: Note = note_in_log) -> State:
+    """Returns weights as a plain ViT holds them.
+
+    ``classes`` is the number of classes of a fresh classifier, where the weights have none.
+
+    LayerScale is multiplied into the layer before it, a packed SwiGLU is taken apart, and what CLIP
+    leaves out (biases of patches) or others do (positions of prefix tokens) becomes zeros.
+
+    Raises:
+        CheckpointError: the shapes of these parts do not fit together.
+    """
+    scales = {m.groups(): tensor for n, tensor in state.items() if (m := _SCALE.match(n))}
+    result = {name: tensor for name, tensor in state.items() if not _SCALE.match(name)}
+    for (block, which), scale in scales.items():
+        scale_layer(result, f"{block}.{'attn.proj' if which == '1' else 'mlp.fc2'}", scale)
+    for number in range(_count(result, "blocks.")):
+        _stack(result, f"blocks.{number}")
+    for name in [name for name in result if re.fullmatch(r"blocks\.\d+\.mlp\.fc1\.\w+", name)]:
+        block, _, kind = name.partition(".mlp.fc1.")
+        inner, last = result[name], result.get(f"{block}.mlp.fc2.weight")
+        if last is not None and last.ndim == 2 and inner.shape[:1] == (2 * last.shape[1],):
+            result[f"{block}.mlp.gate.{kind}"], result[name] = inner.chunk(2)
+    norm = next((state[n] for n in ("fc_norm.weight", "norm.weight") if n in state), None)
+    if classes is not None and _head(state) not in state and norm is not None:
+        note(f"the weights have no classifier; one of {classes} classes starts from zeros")
+        result["head.weight"] = norm.new_zeros(classes, len(norm))
+        result["head.bias"] = norm.new_zeros(classes)
+    patch = result.get("patch_embed.proj.weight")
+    if patch is not None and "norm_pre.weight" in result:  # CLIP's patches have no bias
+        result.setdefault("patch_embed.proj.bias", patch.new_zeros(len(patch)))
+    tokens = _tokens(state)
+    if "pos_embed" in result and not any(name.startswith("layers.") for name in state):
+        _, count = _grid(state, tokens)
+        position = result["pos_embed"]
+        none = position.new_zeros(1, tokens - count, position.shape[-1])
+        result["pos_embed"] = torch.cat([position[:, :count], none, position[:, count:]], dim=1)
+    return result
+
+
+def named_as_eva(state: Container[str]) -> bool:
+    """Says whether weights are named as in timm's EVA, which has rotary positions or none."""
+    names = ("attn.q_bias", "attn.q_proj.weight", "mlp.fc1_g.weight")
+    return any(f"blocks.0.{name}" in state for name in names)
+
+
+def _stack(state: State, block: str) -> None:
+    """Gives a block of EVA the names of a plain ViT; its keys have no bias."""
+    parts = [state.pop(f"{block}.attn.{part}_proj.weight", None) for part in "qkv"]
+    weights = [part for part in parts if part is not None]
+    if len(weights) == 3:
+        state[f"{block}.attn.qkv.weight"] = torch.cat(weights)
+    for form in ("_bias", "_proj.bias"):
+        query, value = (state.pop(f"{block}.attn.{part}{form}", None) for part in "qv")
+        if query is not None and value is not None:
+            state[f"{block}.attn.qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
+    for kind in ("weight", "bias"):
+        for theirs, ours in (("fc1_g", "gate"), ("fc1_x", "fc1")):
+            if (tensor := state.pop(f"{block}.mlp.{theirs}.{kind}", None)) is not None:
+                state[f"{block}.mlp.{ours}.{kind}"] = tensor
+
+
+def arranged(state: State, config: LGViTConfig) -> State:
+    """Returns plain weights in our order of rotary positions: halves of a head, not neighbours.
+
+    Where there are no learnt positions, they become zeros.
+    """
+    if not config.rotation:
+        return state
+    result, dim = dict(state), config.hidden_size
+    if "pos_embed" not in result:
+        result["pos_embed"] = torch.zeros(1, *config.hidden_shape(0))
+    if config.rotation != "eva":
+        return result
+    width = dim // config.num_heads
+    order = torch.arange(dim).reshape(-1, width // 2, 2).transpose(1, 2).flatten()
+    rows = torch.cat([order, order + dim, torch.arange(2 * dim, 3 * dim)])
+    for i in range(config.num_blocks):
+        for name in (f"blocks.{i}.attn.qkv.weight", f"blocks.{i}.attn.qkv.bias"):
+            if name in result and len(result[name]) == 3 * dim:
+                result[name] = result[name][rows]
+    return result
+
+
+def _preprocess(hints: Hints, row: Published | None, config: LGViTConfig, note: Note) -> Preprocess:
+    """Returns what ``pretrained_cfg`` says, else what weights of this name were trained with."""
+    cfg = hints.written.get("pretrained_cfg", {})
+    if not isinstance(cfg, dict):
+        raise ConfigError(f"pretrained_cfg must be an object, found {type(cfg).__name__}")
+    usual = FAMILIES[config.family].usual_preprocess(config.image_size)
+    if not cfg and row is not None:
+        found = [
+            about
+            for about in weights_named(row, hints.arch or hints.stem or hints.name).values()
+            if about["classes"] == config.num_classes
+        ]
+        same = [about for about in found if _pixels(about) == _pixels(found[0])]
+        if len(same) < len(found):
+            note(f"published weights of {row.name} differ in preprocessing; the first is assumed")
+        cfg = found[0] if found else {}
+    if not cfg:
+        if hints.arch is None:
+            note(
+                "nothing says how images were prepared for these weights; assumed: "
+                f"{usual.described(config.image_size)} (otherwise: --mean, --std, "
+                "--interpolation, --crop-pct)"
+            )
+        return usual
+    mode, share = cfg.get("crop_mode") or "center", cfg.get("crop_pct") or 0.875
+    if mode not in ("center", "squash"):
+        raise ConfigError(f"crop_mode {str(mode)[:60]!r} is not supported: expected center, squash")
+    if not isinstance(share, (int, float)) or not 0.1 <= share <= 1:
+        raise ConfigError(f"crop_pct must be 0.1..1, found {str(share)[:60]!r}")
     fields = {
-        "resize": int(image_size / share) if valid else usual.resize,
-        "interpolation": raw.get("interpolation", usual.interpolation),
-        "mean": raw.get("mean", usual.mean),
-        "std": raw.get("std", usual.std),
+        "resize": int(config.image_size / share),
+        "interpolation": cfg.get("interpolation", "bicubic"),
+        "mean": cfg.get("mean", usual.mean),
+        "std": cfg.get("std", usual.std),
+        "squash": mode == "squash",
     }
     return from_json(Preprocess, fields, where="pretrained_cfg", error=ConfigError)
+
+
+def _labels(hints: Hints, config: LGViTConfig) -> tuple[str, ...]:
+    names = hints.written.get("label_names") or ()
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise ConfigError("label_names must be a list of class names")
+    if names and len(names) != config.num_classes:
+        raise ConfigError(
+            f"expected label_names of {config.num_classes} classes, found {len(names)}"
+        )
+    return tuple(names)
+
+
+def _pixels(about: Mapping[str, Any]) -> list[Any]:
+    return [about[name] for name in ("interpolation", "crop_pct", "crop_mode", "mean", "std")]
 
 
 def timm_names(model: LGViT, state: Container[str]) -> dict[str, Source]:
@@ -161,9 +530,9 @@ def timm_names(model: LGViT, state: Container[str]) -> dict[str, Source]:
     config = model.config
     names: Names = {
         "backbone.embedding.patch": "patch_embed.proj",
-        "backbone.embedding.norm": "patch_embed.norm",
+        "backbone.embedding.norm": "patch_embed.norm" if config.depths else "norm_pre",
         "backbone.embedding.position": "pos_embed",
-        "backbone.final.norm": "norm",
+        "backbone.final.norm": "fc_norm" if "fc_norm.weight" in state else "norm",
     }
     # timm once merged at the end of a stage, like Swin's authors, and now at the start of the next.
     late = "layers.0.downsample.norm.weight" in state
@@ -171,6 +540,6 @@ def timm_names(model: LGViT, state: Container[str]) -> dict[str, Source]:
         theirs = f"layers.{stage}.blocks.{place}" if config.depths else f"blocks.{i}"
         names[f"backbone.blocks.{i}.merge"] = f"layers.{stage - late}.downsample"
         names |= within(f"backbone.blocks.{i}", _BLOCK, theirs)
-    head = "head.fc" if "head.fc.weight" in state else "head"
+    head = _head(state).removesuffix(".weight")
     names |= within("backbone.final.classifier.linears", {"0": head, "1": "head_dist"})
-    return sources_of(model, names, ["cls_token", "dist_token"])
+    return sources_of(model, names, [name for name in _TOKENS if name in state])

@@ -1,14 +1,13 @@
 """Reads weights from disk, and builds a model from them; models of all origins share this code.
 
-Pickles, safetensors, shards and the folders that hold them are read. Nothing is executed: pickles
-load with ``weights_only=True``. All that is missing or damaged raises ``CheckpointError``. Each
-origin lists its names of our modules; a parameter is named after its module.
+Pickles, safetensors, shards and the folders that hold them are read. All that is missing or damaged
+raises ``CheckpointError``. Each origin lists its names of our modules; a parameter is named after
+its module.
 """
 
 from __future__ import annotations
 
 import json
-import pickle
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,14 @@ from torch import Tensor
 from lgvit_edge._support.optional import require
 from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.errors import CheckpointError
+from lgvit_edge.model.checkpoints.formats import (
+    AGAIN,
+    MERGE,
+    is_safetensors,
+    is_zip,
+    require_weights,
+)
+from lgvit_edge.model.checkpoints.pickles import read_pickle
 from lgvit_edge.model.heads import Names
 from lgvit_edge.model.lgvit import LGViT
 
@@ -34,37 +41,53 @@ _IGNORED = re.compile(
 )
 
 
-def read_folder(path: Path) -> tuple[dict[str, Any], State]:
-    """Reads ``config.json`` and the weights beside it, in one file or in shards."""
+def read_folder(path: Path) -> tuple[dict[str, Any], Any]:
+    """Reads ``config.json`` and what lies beside it, in one file of weights or in shards."""
+    names = sorted(entry.name for entry in path.iterdir())
+    if "adapter_config.json" in names:
+        raise CheckpointError(
+            f"{path}: expected whole weights, found adapter_config.json of PEFT; {MERGE}"
+        )
+    listed = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "") or "nothing"
+    if "config.json" not in names:
+        files = [name for name in names if name.endswith((".pt", ".pth", ".bin", ".safetensors"))]
+        cure = "give the file of weights itself" if files else "save it with save_pretrained"
+        raise CheckpointError(f"{path}: expected config.json, found {listed}; {cure}")
     config = read_json(path / "config.json")
     for name in _FILES:
-        if (path / name).is_file():
-            return config, _state(path / name)
-        if (path / f"{name}.index.json").is_file():
+        if name in names:
+            return config, read_weights(path / name)[0]
+        if f"{name}.index.json" in names:
             return config, _shards(path, f"{name}.index.json")
-    names = ", ".join(name for file in _FILES for name in (file, f"{file}.index.json"))
-    raise CheckpointError(f"{path}: expected one of {names} beside config.json")
+    expected = ", ".join(name for file in _FILES for name in (file, f"{file}.index.json"))
+    raise CheckpointError(
+        f"{path}: expected one of {expected} beside config.json, found {listed}; save the model "
+        "with save_pretrained(FOLDER) from PyTorch"
+    )
 
 
 def _shards(folder: Path, name: str) -> State:
     places = read_json(folder / name).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
-        raise CheckpointError(f"{folder / name}: expected a weight_map of file names")
+        raise CheckpointError(f"{folder / name}: expected a weight_map of file names; {AGAIN}")
     state: State = {}
     for file in sorted(set(places.values())):
         if Path(file).name != file or file in (".", "..") or len(file) > 255:
-            raise CheckpointError(f"{folder / name}: {file[:99]!r} is no name of a file beside it")
-        state |= _state(folder / file)
+            raise CheckpointError(
+                f"{folder / name}: expected names of files beside it, found {file[:99]!r}; {AGAIN}"
+            )
+        part = read_weights(folder / file)[0]
+        if not is_state(part):
+            raise CheckpointError(
+                f"{folder / file}: expected a state dict of tensors, found other content; {AGAIN}"
+            )
+        state |= part
     missing = sorted(set(places) - set(state))
     if missing:
-        raise CheckpointError(f"{folder / name} lists {', '.join(missing[:4])}, found in no shard")
-    return state
-
-
-def _state(file: Path) -> State:
-    state = read_safetensors(file)[0] if file.suffix == ".safetensors" else read_pickle(file)
-    if not is_state(state):
-        raise CheckpointError(f"{file}: expected a state dict of tensors")
+        raise CheckpointError(
+            f"{folder / name}: expected {', '.join(missing[:4])} in its shards, found in none; "
+            f"{AGAIN}"
+        )
     return state
 
 
@@ -75,9 +98,11 @@ def read_json(file: Path, *, absent: bool = False) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         if absent and isinstance(error, FileNotFoundError):
             return {}
-        raise CheckpointError(f"{file} cannot be read: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise CheckpointError(f"{file} cannot be read as JSON ({reason}); {AGAIN}") from None
     if not isinstance(content, dict):
-        raise CheckpointError(f"{file}: expected an object")
+        kind = type(content).__name__
+        raise CheckpointError(f"{file}: expected a JSON object, found a {kind}; {AGAIN}")
     return content
 
 
@@ -88,44 +113,31 @@ def is_state(state: object) -> TypeGuard[State]:
     )
 
 
-def read_pickle(path: Path) -> Any:
-    """Reads what ``torch.save`` wrote; anything but tensors and plain types is refused."""
-    _require_file(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # The rest of PyTorch's message advises to trust the file.
-        match = re.search(r"unsupported (?:global|class)[:\w. ]*", str(error), re.IGNORECASE)
-        reason = f" ({match[0][:200]})" if match else ""
-        raise CheckpointError(
-            f"{path} was refused: it is damaged or holds more than tensors and plain types{reason}"
-        ) from None
-    except Exception as error:  # damaged bytes make the unpickler raise nearly anything
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(
-            f"{path} cannot be read, it is truncated or not a checkpoint ({reason[:200]})"
-        ) from None
+def read_weights(path: Path) -> tuple[Any, dict[str, str]]:
+    """Reads a file of weights by its content, whatever its name; metadata of safetensors alone.
+
+    Raises:
+        CheckpointError: missing, damaged, or of a format that is not read.
+    """
+    require_weights(path)
+    if is_zip(path) or (path.suffix != ".safetensors" and not is_safetensors(path)):
+        return read_pickle(path), {}
+    return _safetensors(path)
 
 
-def read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
+def _safetensors(path: Path) -> tuple[State, dict[str, str]]:
     """Reads tensors by name and the file's metadata; needs the package safetensors."""
-    _require_file(path)
     package = require("safetensors", extra="export")
     try:
         with package.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             return {name: file.get_tensor(name) for name in file.keys()}, metadata
     except Exception as error:  # damaged bytes make the reader raise nearly anything
+        reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"{path} cannot be read, it is truncated or not a safetensors file ({error})"
+            f"{path} is cut off, damaged, or no safetensors file (its reader says: {reason}); "
+            f"{AGAIN}"
         ) from None
-
-
-def _require_file(path: Path) -> None:
-    if not path.is_file():
-        raise CheckpointError(f"no such checkpoint: {path}")
-    if path.stat().st_size == 0:
-        raise CheckpointError(f"{path} is empty")
 
 
 @dataclass(frozen=True)
@@ -161,8 +173,8 @@ def fitted(
             faults.append(f"missing {', '.join(missing)}")
             continue
         label = " + ".join(source.names)
-        if kinds := [k for n in source.names if (k := _odd_kind(state[n], target))]:
-            faults.append(f"{label} is {kinds[0]}, expected plain numbers")
+        if kinds := [k for n in source.names if (k := _unfit(state[n], target))]:
+            faults.append(f"{label} is {kinds[0]}, expected float32, float16, bfloat16 or float64")
             continue
         tensor = _gather(source, state)
         if tensor is None or tensor.shape != target.shape:
@@ -178,7 +190,7 @@ def fitted(
     used = {name for source in sources.values() for name in source.names}
     extra = sorted(name for name in state if name not in used and not _IGNORED.search(name))
     faults += [f"unexpected {name}" for name in extra]
-    if faults:
+    if faults := list(dict.fromkeys(faults)):
         listed = "\n  ".join(faults[:20])
         more = f"\n  and {len(faults) - 20} more" if len(faults) > 20 else ""
         raise CheckpointError(f"{path} does not fit its configuration:\n  {listed}{more}")
@@ -186,14 +198,25 @@ def fitted(
     return model.requires_grad_(True).eval()
 
 
-def _odd_kind(tensor: Tensor, target: Tensor) -> str | None:
+def odd_kind(tensor: Tensor) -> str | None:
+    """Returns why a tensor holds no numbers of its own, or None."""
+    if type(tensor) not in (Tensor, torch.nn.Parameter):
+        return f"a {type(tensor).__name__}"
+    if tensor.is_nested or tensor.layout != torch.strided:
+        return "nested" if tensor.is_nested else str(tensor.layout)
+    if tensor.device.type != "cpu" or tensor.is_quantized:
+        return f"{tensor.dtype} on {tensor.device}"
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return "a view that repeats fewer numbers"
+    return None
+
+
+def _unfit(tensor: Tensor, target: Tensor) -> str | None:
     """Returns why a tensor of any shape cannot be a weight, or None."""
     plain = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    if tensor.layout != torch.strided or tensor.device.type != "cpu":
-        return f"{tensor.layout} on {tensor.device}"
-    if target.is_floating_point() and tensor.dtype not in plain:
-        return str(tensor.dtype)
-    return None
+    if (kind := odd_kind(tensor)) is not None:
+        return kind
+    return str(tensor.dtype) if target.is_floating_point() and tensor.dtype not in plain else None
 
 
 def _gather(source: Source, state: State) -> Tensor | None:
@@ -207,6 +230,19 @@ def _gather(source: Source, state: State) -> Tensor | None:
     if tensors[0].ndim == 0 or tensors[0].shape[0] % 3:
         return None
     return tensors[0].chunk(3)[source.part].contiguous()
+
+
+def scale_layer(state: State, layer: str, scale: Tensor) -> None:
+    """Multiplies a LayerScale ``[D]`` into the layer before it, in place.
+
+    Raises:
+        CheckpointError: the layer is missing, or has another width.
+    """
+    for name in (f"{layer}.weight", f"{layer}.bias"):
+        tensor = state.get(name)
+        if tensor is None or scale.shape != tensor.shape[:1]:
+            raise CheckpointError(f"a LayerScale {tuple(scale.shape)} does not fit {name}")
+        state[name] = tensor * scale.reshape(-1, *[1] * (tensor.ndim - 1))
 
 
 def places(config: LGViTConfig) -> list[tuple[int, int]]:

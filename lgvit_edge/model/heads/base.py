@@ -165,6 +165,7 @@ def block_names(attention: str) -> Names:
         "norm1": "layernorm_before",
         "norm2": "layernorm_after",
         "fc1": "intermediate.dense",
+        "gate": "intermediate.gate",
         "fc2": "output.dense",
     }
 

@@ -15,11 +15,14 @@ from lgvit_edge.model.heads.base import ExitHead, Names, block_names, within
 
 
 class EncoderHead(ExitHead):
-    """A head of one more block with full self-attention, then the family's MLP head."""
+    """A head of one more block with full self-attention, then the family's MLP head.
 
-    def __init__(self, block: Block, readout: ExitHead, prefix_tokens: int) -> None:
+    ``tokens_read`` says how many of the first tokens the MLP head reads; 0: all.
+    """
+
+    def __init__(self, block: Block, readout: ExitHead, tokens_read: int) -> None:
         super().__init__()
-        self.block, self.readout, self.prefix_tokens = block, readout, prefix_tokens
+        self.block, self.readout, self.tokens_read = block, readout, tokens_read
 
     def features(self, hidden: Tensor) -> Tensor:
         """Returns the block's output, ``[B, T, D] -> [B, T, D]``."""
@@ -32,9 +35,9 @@ class EncoderHead(ExitHead):
 
     def deployed(self) -> nn.Module:
         """Returns the head as it is exported, which computes only the tokens that are read."""
-        if not self.prefix_tokens:
+        if not self.tokens_read:
             return self
-        return nn.Sequential(_PrefixBlock(self.block, self.prefix_tokens), self.readout)
+        return nn.Sequential(_PrefixBlock(self.block, self.tokens_read), self.readout)
 
     def authors(self) -> Names:
         """Returns the authors' names of this head's modules."""
@@ -71,7 +74,7 @@ class _PrefixBlock(nn.Module):
         scores = (split @ self.keys) @ x[:, None].transpose(-2, -1)  # [B, heads, prefix, T]
         heads = (self.softmax(scores) @ x[:, None]) @ self.values  # [B, heads, prefix, D / heads]
         tokens = hidden[:, :count] + self.proj(heads.transpose(1, 2).reshape(-1, count, dim))
-        encoded: Tensor = tokens + block.fc2(block.gelu(block.fc1(block.norm2(tokens))))
+        encoded: Tensor = tokens + block.mlp(block.norm2(tokens))
         return encoded
 
 
@@ -83,5 +86,6 @@ def head(config: LGViTConfig, exit: ExitConfig) -> ExitHead:
     plain = BlockConfig(sizes.dim, sizes.grid, heads, width)
     attention = Attention(sizes.dim, heads, qkv_bias=config.qkv_bias)
     eps = family.encoder_eps or config.layer_norm_eps
-    block = Block(plain, attention, eps=eps, merge=None)
-    return EncoderHead(block, mlp.head(config, exit), config.prefix_tokens)
+    block = Block(plain, attention, eps=eps)
+    read = config.classifiers if config.pooling == "token" else 0
+    return EncoderHead(block, mlp.head(config, exit), read)

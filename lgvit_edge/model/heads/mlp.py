@@ -64,7 +64,9 @@ def head(config: LGViTConfig, exit: ExitConfig) -> ExitHead:
 
 
 def pooler(config: LGViTConfig, exit: ExitConfig) -> ExitHead:
-    """Returns an MLP head with a pooler."""
+    """Returns an MLP head with a pooler, where the final classifier reads the class token."""
+    if config.pooling != "token":
+        return readout(config, exit)
     return _PoolerHead(config.blocks[exit.block - 1].dim, config.num_classes)
 
 

@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge.errors import DataError
-from lgvit_edge.images.preprocess import SUFFIXES, list_images, load_rgb, resize_crop
+from lgvit_edge.images.classes import ClassOrder, by_number, names_agree
+from lgvit_edge.images.folders import SUFFIXES, class_folders, class_names
+from lgvit_edge.images.preprocess import load_rgb, resize_crop
 from lgvit_edge.images.spec import Preprocess
 
 _RATIO = (3 / 4, 4 / 3)  # width to height of a crop
@@ -43,7 +45,7 @@ class Dataset(Protocol):
 
 
 class ImageFolder:
-    """A dataset in a folder: one sub-folder of images per class, sorted by name."""
+    """A dataset in a folder: one sub-folder of images per class."""
 
     def __init__(
         self,
@@ -52,6 +54,7 @@ class ImageFolder:
         size: int,
         preprocess: Preprocess,
         classes: Sequence[str] | None = None,
+        names: Sequence[str] | None = None,
         min_crop: float = 0.08,
         flip: bool = True,
     ) -> None:
@@ -61,8 +64,9 @@ class ImageFolder:
             folder: holds one sub-folder per class.
             size: side of the network's input, in pixels.
             preprocess: how the network expects its images.
-            classes: names that labels count through (for validation images, those of the
-                training images); default: the sub-folders.
+            classes: folder names in the order of the labels, such as a model's class names;
+                default: the sub-folders, by number or else in sorted order.
+            names: what to call the classes instead of by their folders.
             min_crop: smallest share of an image that a random crop keeps.
             flip: mirror every other augmented image.
 
@@ -73,30 +77,32 @@ class ImageFolder:
         self.folder = Path(folder)
         self.size, self.preprocess = size, preprocess
         self.min_crop, self.flip = min_crop, flip
-        names = class_names(self.folder)
-        self.classes = tuple(classes if classes is not None else names)
-        unknown = [name for name in names if name not in set(self.classes)]
-        if unknown:
+        found = class_names(self.folder)  # there are some
+        order = ClassOrder(tuple(classes or by_number(found)))
+        folders = class_folders(self.folder)
+        if not names_agree(folders.names, order.names):
+            unknown = [name for name in folders.names if not names_agree([name], order.names)]
             raise DataError(
                 f"{self.folder}: expected only classes of the training images, "
                 f"found {_shorten(unknown)} as well"
             )
-        if len(self.classes) < 2:
+        if len(order.names) < 2:
             raise DataError(
                 f"{self.folder}: expected at least two classes, one sub-folder each, "
-                f"found only {names[0]!r}"
+                f"found only {order.names[0]!r}"
             )
-        number = {name: label for label, name in enumerate(self.classes)}
-        images = {name: list_images(self.folder / name) for name in names}
-        empty = [name for name, paths in images.items() if not paths]
+        parts = list(zip(folders.names, folders.found, strict=True))
+        empty = [name for name, part in parts if not part.images]
         if empty:
             raise DataError(
-                f"{self.folder}: expected images ({', '.join(sorted(SUFFIXES))}) directly in "
-                f"every class folder, found none in {_shorten(empty)}"
+                f"{self.folder}: expected images ({', '.join(sorted(SUFFIXES))}) in every class "
+                f"folder, found none in {_shorten(empty)}"
             )
-        self.paths = [path for paths in images.values() for path in paths]
-        labels = [number[name] for name, paths in images.items() for _ in paths]
-        self.labels = np.array(labels, np.int64)
+        self.classes = tuple(names or order.names)
+        self.left_out = tuple(folders.left_out())  # what to tell people
+        self.paths = [path for _, part in parts for path in part.images]
+        counts = [len(part.images) for _, part in parts]
+        self.labels = np.repeat(np.array(order.indices(folders.names), np.int64), counts)
 
     def split(self, share: float, seed: int) -> tuple[ImageFolder, ImageFolder]:
         """Returns two datasets that share no image: the rest, and ``share`` of every class.
@@ -148,7 +154,8 @@ class ImageFolder:
                 size = os.stat(path).st_size
             except OSError as error:
                 raise DataError(f"cannot read {path}: {error.strerror}") from None
-            digest.update(f"{path.relative_to(self.folder)}\0{size}\0{label}\n".encode())
+            digest.update(os.fsencode(path.relative_to(self.folder)))  # some are not UTF-8
+            digest.update(f"\0{size}\0{label}\n".encode())
         return digest.hexdigest()
 
 
@@ -262,28 +269,6 @@ def random_shift(
     top, left = pixels - rng.integers(-pixels, pixels + 1, size=2)
     padded = np.pad(frame, ((pixels, pixels), (pixels, pixels), (0, 0)))
     return padded[top : top + frame.shape[0], left : left + frame.shape[1]]
-
-
-def class_names(folder: Path) -> list[str]:
-    """Returns the names of the sub-folders, sorted.
-
-    Raises:
-        DataError: there are none.
-    """
-    try:
-        entries = [e for e in folder.iterdir() if not e.name.startswith(".")]
-    except FileNotFoundError:
-        raise DataError(
-            f"{folder}: no such folder; expected one sub-folder of images per class"
-        ) from None
-    except OSError as error:
-        raise DataError(f"cannot read {folder}: {error.strerror}") from None
-    names = sorted(e.name for e in entries if e.is_dir())
-    if not names:
-        images = sum(e.suffix.lower() in SUFFIXES for e in entries)
-        contents = f"{images} images and no sub-folder" if images else "no sub-folder"
-        raise DataError(f"{folder}: expected one sub-folder of images per class, found {contents}")
-    return names
 
 
 def _shorten(names: Sequence[str]) -> str:

@@ -87,6 +87,24 @@ class Maker:
             self.linear(f"{mlp}.output.dense", dim, dim)
 
 
+def timm_state(seed: int, dim: int = 64, classes: int = 3) -> State:
+    """A ViT of two blocks for images of 32 x 32, under timm's names."""
+    make = Maker(seed)
+    make.normal("cls_token", 1, 1, dim)
+    make.normal("pos_embed", 1, 17, dim)
+    make.linear("patch_embed.proj", dim, 3, 8, 8)
+    for i in range(2):
+        make.norm(f"blocks.{i}.norm1", dim)
+        make.linear(f"blocks.{i}.attn.qkv", 3 * dim, dim)
+        make.linear(f"blocks.{i}.attn.proj", dim, dim)
+        make.norm(f"blocks.{i}.norm2", dim)
+        make.linear(f"blocks.{i}.mlp.fc1", 2 * dim, dim)
+        make.linear(f"blocks.{i}.mlp.fc2", dim, 2 * dim)
+    make.norm("norm", dim)
+    make.linear("head", classes, dim)
+    return make.state
+
+
 # ViT and DeiT.
 
 D, HEADS, DEPTH, MLP, PATCH, IMAGE, CLASSES = 32, 4, 6, 48, 4, 28, 5  # a grid of 7 x 7

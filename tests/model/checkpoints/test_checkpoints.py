@@ -161,7 +161,7 @@ def test_truncated_files(saved: Save, load: Load, suffix: str, keep: float) -> N
     path = saved(suffix)
     data = path.read_bytes()
     path.write_bytes(data[: keep if isinstance(keep, int) else int(len(data) * keep)])
-    with pytest.raises(CheckpointError, match="cannot be read, it is truncated|was refused: it is"):
+    with pytest.raises(CheckpointError, match="is (cut off|neither).*; copy or download it again$"):
         load(path)
 
 
@@ -173,7 +173,7 @@ def test_random_bytes(tmp_path: Path, load: Load, suffix: str) -> None:
     for _ in range(50):
         noise = torch.randint(0, 256, (200,), generator=generator, dtype=torch.uint8)
         path.write_bytes(noise.numpy().tobytes())
-        with pytest.raises(CheckpointError, match="cannot be read|was refused|expected a state"):
+        with pytest.raises(CheckpointError, match="is (cut off, damaged, or no|neither) "):
             load(path)
 
 
@@ -215,7 +215,10 @@ def test_code_in_a_pickle_is_not_run(tmp_path: Path, load: Load, kind: str) -> N
         torch.save(bomb, path)
     else:
         torch.save({"format": "lgvit-edge", "version": 1, "config": {}, "state": bomb}, path)
-    with pytest.raises(CheckpointError, match="was refused: it is damaged or holds more than ten"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"was refused: it holds more than tensors and plain types \(builtins\.getattr",
+    ):
         load(path)
     assert not mark.exists()
     if kind == "bare pickle":
@@ -269,7 +272,9 @@ def test_our_format_with_a_wrong_part(saved: Save, changes: State, message: str)
 def test_safetensors_that_others_wrote(saved: Save) -> None:
     path = saved("safetensors")
     save_file(load_file(path), path)
-    with pytest.raises(CheckpointError, match="was not written by lgvit-edge: it has no config"):
+    with pytest.raises(
+        CheckpointError, match="is not an LGViT checkpoint: expected a file of `lgvit-edge tra"
+    ):
         load_checkpoint(path)
 
 
@@ -280,7 +285,9 @@ def test_safetensors_that_others_wrote(saved: Save) -> None:
 def test_safetensors_with_nonsense_for_a_header(saved: Save, raw: str) -> None:
     path = saved("safetensors")
     save_file(load_file(path), path, metadata={"lgvit-edge": raw})
-    with pytest.raises(CheckpointError, match="was not written by lgvit-edge"):
+    with pytest.raises(
+        CheckpointError, match="expected the header of lgvit-edge, found .*; run lgvit-edge train"
+    ):
         load_checkpoint(path)
 
 
@@ -368,8 +375,9 @@ AUTHORS |= dict(highway_type="LGViT", num_early_exits=2, position_exits="[1,3]")
 
 def test_placeholder_labels_are_no_names(tmp_path: Path) -> None:
     config = AUTHORS | {"id2label": {str(i): f"LABEL_{i}" for i in range(5)}}
+    state = {"classifier.bias": torch.zeros(1)}
     with pytest.raises(CheckpointError, match=r"missing deit\.embeddings"):
-        load_checkpoint(foreign.write_directory(tmp_path / "authors", config, {}))
+        load_checkpoint(foreign.write_directory(tmp_path / "authors", config, state))
 
 
 def test_missing_keys_of_an_authors_directory_are_listed(tmp_path: Path) -> None:
@@ -406,10 +414,10 @@ def test_a_vit_configuration_with_the_weights_of_a_deit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, r"config\.json cannot be read: .*No such file"),
+        (None, r"expected config\.json, found nothing"),
         ("{", r"config\.json cannot be read"),
         ("[" * 100_000, r"config\.json cannot be read"),
-        ("[]", r"config\.json: expected an object"),
+        ("[]", r"config\.json: expected a JSON object, found a list"),
         ("{}", r"is not an LGViT checkpoint|expected one of model\.safetensors"),
     ],
 )
@@ -427,7 +435,7 @@ def test_a_directory_without_weights(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"expected one of model\.safetensors, .*config"):
         load_checkpoint(tmp_path)
     torch.save([1], tmp_path / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin: expected a state dict"):
+    with pytest.raises(CheckpointError, match="expected a state dict of tensors .*, found a list"):
         load_checkpoint(tmp_path)
 
 

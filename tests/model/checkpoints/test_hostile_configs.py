@@ -85,11 +85,11 @@ def quoted(value: object) -> str:
 SHARED: list[Row] = [
     *[("image_size", v, rf"image_size.*found {v}\b") for v in (0, -28, 10**9)],
     ("image_size", 29, "image_size 29 is not a multiple"),
-    ("image_size", [28, 28], r"config.image_size: expected a whole number, found \[28, 28\]"),
+    ("image_size", [28, 56], "image_size must be square, found 28 x 56"),
     ("image_size", HUGE, "image_size"),
     *[("patch_size", v, rf"patch_size.*found {v}\b") for v in (0, -4, 10**9)],
     ("patch_size", 3, "not a multiple of patch_size 3"),
-    ("patch_size", [4, 4], r"patch_size\D+\[4, 4\]"),
+    ("patch_size", [4, 8], "patch_size must be square, found 4 x 8"),
     *[("num_labels", v, rf"(num_labels|num_classes).*found {v}\b") for v in (0, -5, 10**9)],
     ("num_labels", "5", "(num_labels|num_classes).*'5'"),
     ("num_labels", True, "(num_labels|num_classes).*True"),
@@ -100,7 +100,10 @@ SHARED: list[Row] = [
     *[("layer_norm_eps", v, f"layer_norm_eps.*{quoted(v)}") for v in ("1e-5", None, True, [1])],
     ("layer_norm_eps", HUGE, "layer_norm_eps"),
     *[("qkv_bias", v, f"qkv_bias.*{quoted(v)}") for v in ("yes", 1, None)],
-    *[("hidden_act", v, f"hidden_act must be gelu, found {quoted(v)}") for v in ("relu", ["gelu"])],
+    *[
+        ("hidden_act", v, f"hidden_act must be one of gelu, .* found {quoted(v)}")
+        for v in ("mish", ["gelu"])
+    ],
     ("hidden_act", None, "hidden_act.*None"),
 ]
 PLAIN: list[Row] = [

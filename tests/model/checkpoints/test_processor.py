@@ -72,6 +72,7 @@ OLD_DEIT = DEIT | {"feature_extractor_type": "DeiTFeatureExtractor", "size": 256
         (OLD, "vit", Preprocess(224, "bilinear", *HALF, squash=True)),
         (DEIT, "deit", Preprocess(256, "bicubic", *IMAGENET, squash=True)),
         (OLD_DEIT, "deit", Preprocess(256, "bicubic", *IMAGENET, squash=True)),
+        (VIT | {"resample": 1}, "vit", Preprocess(224, "lanczos", *HALF, squash=True)),
         (VIT | {"resample": 0}, "vit", Preprocess(224, "nearest", *HALF, squash=True)),
         (VIT | {"do_normalize": False}, "vit", Preprocess(224, "bilinear", *NONE, squash=True)),
         (
@@ -146,9 +147,9 @@ WRONG_SCALES += ["1/255", [1 / 255], {"a": 1}, None]  # type: ignore[list-item]
         (VIT | {"image_mean": [0.5, float("nan"), 0.5]}, "mean must be finite"),
         (VIT | {"image_std": [0.5, 0, 0.5]}, "std must be positive"),
         (VIT | {"image_std": {"a": 1}}, "std: expected"),
-        (VIT | {"resample": 1}, "resample .*1|interpolation"),
+        (VIT | {"resample": 6}, "resample must be 0 .* found '6'"),
         *[(VIT | {"resample": value}, "resample") for value in ([2], "bicubic")],
-        *[(raw, "expected an object") for raw in ([], 3)],
+        *[(raw, "expected a JSON object, found") for raw in ([], 3)],
     ],
     ids=lambda value: str(value)[-60:],
 )

@@ -96,7 +96,7 @@ def refused(
 @both_formats
 def test_a_tensor_in_no_shard_is_named(tmp_path: Path, state: State, weights: str) -> None:
     first = weights.replace(".", "-00001-of-00003.")
-    message = r"index\.json lists vit\.lost, found in no shard"
+    message = r"index\.json: expected vit\.lost in its shards, found in none"
     refused(tmp_path / "vit", state, message, {"vit.lost": first}, weights)
 
 
@@ -113,7 +113,7 @@ def test_shards_lie_beside_their_index(tmp_path: Path, state: State, name: str) 
     (tmp_path / "vit" / "sub").mkdir(parents=True)
     for place in ("evil", "evil.bin", "vit/sub/evil.bin"):
         torch.save(state, tmp_path / place)
-    message = rf"{name!r} is no name of a file beside it"
+    message = rf"expected names of files beside it, found {name!r}"
     refused(tmp_path / "vit", state, message, dict.fromkeys(state, name))
 
 
@@ -126,13 +126,13 @@ def test_shards_that_are_no_weights(tmp_path: Path, state: State, name: str) -> 
     ("text", "message"),
     [
         ("{", "cannot be read"),
-        ("[]", "expected an object"),
+        ("[]", "expected a JSON object, found a list"),
         ("{}", "expected a weight_map of file names"),
         ('{"weight_map": []}', "expected a weight_map of file names"),
         ('{"weight_map": {"a": 3}}', "expected a weight_map of file names"),
         ('{"weight_map": {"a": ["b.bin"]}}', "expected a weight_map of file names"),
         ('{"weight_map": {"a": null}}', "expected a weight_map of file names"),
-        ('{"weight_map": {}}', r"missing vit\.embeddings"),
+        ('{"weight_map": {}}', "expected a state dict of tensors .*, found nothing"),
     ],
 )
 @both_formats

@@ -23,6 +23,8 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 CLASSES = 5
 VIT = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48)
 VIT |= dict(image_size=28, patch_size=4, num_labels=CLASSES, layer_norm_eps=1e-3)
+DINOV2 = VIT | dict(mlp_ratio=3, patch_size=14)
+del DINOV2["intermediate_size"]
 SWIN = dict(image_size=64, patch_size=2, embed_dim=16, depths=[2, 2, 4, 2], window_size=4)
 SWIN |= dict(num_heads=[2, 2, 4, 4], mlp_ratio=3.0, num_labels=CLASSES, layer_norm_eps=1e-3)
 KINDS = {
@@ -30,6 +32,17 @@ KINDS = {
     "vit without qkv bias": ("ViTConfig", "ViTForImageClassification", VIT | {"qkv_bias": False}),
     "deit": ("DeiTConfig", "DeiTForImageClassification", VIT),
     "deit with teacher": ("DeiTConfig", "DeiTForImageClassificationWithTeacher", VIT),
+    "dinov2": ("Dinov2Config", "Dinov2ForImageClassification", DINOV2),
+    "dinov2, SwiGLU": (
+        "Dinov2Config",
+        "Dinov2ForImageClassification",
+        DINOV2 | {"use_swiglu_ffn": True},
+    ),
+    "dinov2 with registers": (
+        "Dinov2WithRegistersConfig",
+        "Dinov2WithRegistersForImageClassification",
+        DINOV2 | {"num_register_tokens": 3},
+    ),
     "swin": ("SwinConfig", "SwinForImageClassification", SWIN),
     # Maps of 18, 9, 5 and 3 under windows of 3: padded to 6 in the third stage, odd when merged.
     "swin, padded": (
@@ -80,7 +93,8 @@ def save(model: Any, folder: Path, **options: Any) -> Path:
 def check(folder: Path, model: Any, size: int | None = None, **options: Any) -> None:
     """Logits of the folder's model, at another image size if one is given, and of transformers'."""
     loaded = load_backbone(folder)
-    assert loaded.config.family == model.config.model_type
+    dinov2 = model.config.model_type.startswith("dinov2")
+    assert loaded.config.family == ("vit" if dinov2 else model.config.model_type)
     pixels = foreign.random_pixels(size or model.config.image_size)
     resized = loaded.resized(size) if size else loaded
     eq.assert_reproduced(resized(pixels), logits(model, pixels, **options))

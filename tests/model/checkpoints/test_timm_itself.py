@@ -1,0 +1,189 @@
+"""Against timm's own models, where timm is installed: every form of ViT that is supported."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lgvit_edge.errors import CheckpointError
+from lgvit_edge.model import LGViT, load_backbone
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def timm() -> Any:
+    try:
+        return runpy.run_path(str(ROOT / "tools" / "timm_names.py"))["import_timm"]()
+    except ImportError:
+        pytest.skip("timm is not installed; run: make dev")
+
+
+@torch.no_grad()
+def filled(model: torch.nn.Module) -> torch.nn.Module:
+    """Random weights that look trained."""
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        wide = parameter.ndim > 1 and "token" not in name and "pos_embed" not in name
+        parameter.normal_(0, parameter[0].numel() ** -0.5 if wide else 0.3, generator=generator)
+        if not wide and name.endswith("weight"):
+            parameter += 1  # a norm's
+    return model.eval()
+
+
+SIZES = dict(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=4, num_classes=5)
+
+
+def written(root: Path, model: torch.nn.Module, arguments: dict[str, Any], **config: Any) -> Path:
+    """A folder as timm saves it."""
+    said = {name: value for name, value in arguments.items() if isinstance(value, (int, str, list))}
+    about = {"architecture": "vit_base_patch16_224", "model_args": said, **config}
+    root.mkdir()
+    (root / "config.json").write_text(json.dumps(about))
+    save_file(
+        {n: t.contiguous() for n, t in model.state_dict().items()}, root / "model.safetensors"
+    )
+    return root
+
+
+def agree(ours: LGViT, theirs: torch.nn.Module, size: int = 32) -> None:
+    pixels = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = theirs.eval()(pixels)
+        found = ours(pixels)
+    assert expected.std() > 0.05  # images and classes differ
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+FORMS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "three heads of odd width": dict(embed_dim=36, num_heads=3),
+    "mean, then norm": dict(global_pool="avg"),
+    "norm, then mean": dict(global_pool="avg", fc_norm=False),
+    "no class token": dict(global_pool="avg", class_token=False),
+    "registers": dict(reg_tokens=4),
+    "registers without positions": dict(reg_tokens=4, no_embed_class=True),
+    "class token without position": dict(no_embed_class=True),
+    "registers and mean": dict(reg_tokens=1, global_pool="avg", no_embed_class=True),
+    "LayerScale": dict(init_values=0.1),
+    "norm before the blocks": dict(pre_norm=True, act_layer="quick_gelu"),
+    "normed queries and keys": dict(qk_norm=True),
+    "relu": dict(act_layer="relu"),
+    "GELU by tanh": dict(act_layer="gelu_tanh"),
+    "SiLU": dict(act_layer="silu"),
+    "no bias": dict(qkv_bias=False),
+    "patches of 14": dict(img_size=42, patch_size=14),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_vit_gives_timms_logits(timm: Any, tmp_path: Path, form: str) -> None:
+    arguments = SIZES | FORMS[form]
+    theirs = filled(timm.models.vision_transformer.VisionTransformer(**arguments))
+    ours = load_backbone(written(tmp_path / "timm", theirs, arguments))
+    agree(ours, theirs, arguments["img_size"])
+
+
+def test_a_packed_swiglu(timm: Any, tmp_path: Path) -> None:
+    arguments = SIZES | dict(act_layer="silu", mlp_layer=timm.layers.SwiGLUPacked, init_values=0.1)
+    theirs = filled(timm.models.vision_transformer.VisionTransformer(**arguments))
+    ours = load_backbone(written(tmp_path / "timm", theirs, arguments))
+    assert ours.config.gated
+    agree(ours, theirs)
+
+
+EVA: dict[str, dict[str, Any]] = {
+    "EVA-02": dict(
+        **dict(swiglu_mlp=True, use_rot_pos_emb=True, ref_feat_shape=[16, 16], mlp_ratio=8 / 3),
+        **dict(global_pool="avg"),
+    ),
+    "EVA-02, a norm in its MLP": dict(
+        **dict(swiglu_mlp=True, scale_mlp=True, use_rot_pos_emb=True, qkv_fused=False),
+        **dict(global_pool="avg"),
+    ),
+    "EVA": dict(global_pool="avg", use_rot_pos_emb=False, init_values=0.1),
+    "DINOv3": dict(
+        **dict(qkv_bias=False, init_values=0.1, use_rot_pos_emb=True, use_abs_pos_emb=False),
+        **dict(rope_type="dinov3", rope_temperature=100, rope_rotate_half=True),
+        **dict(num_reg_tokens=4, use_fc_norm=False, global_pool="avg"),
+    ),
+    "DINOv3 that reads its token": dict(
+        **dict(qkv_bias=False, use_rot_pos_emb=True, use_abs_pos_emb=False, swiglu_mlp=True),
+        **dict(rope_type="dinov3", rope_temperature=100, rope_rotate_half=True),
+        **dict(num_reg_tokens=4, use_fc_norm=False, global_pool="token", dynamic_img_size=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("form", EVA)
+def test_rotary_positions(timm: Any, tmp_path: Path, form: str) -> None:
+    arguments = SIZES | EVA[form]
+    theirs = filled(timm.models.eva.Eva(**arguments))
+    ours = load_backbone(written(tmp_path / "timm", theirs, arguments))
+    agree(ours, theirs)
+    torch.save(theirs.state_dict(), tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match="do not tell rotary positions: give timm's name"):
+        load_backbone(tmp_path / "model.pth", num_heads=4)
+
+
+def test_a_distilled_deit(timm: Any, tmp_path: Path) -> None:
+    theirs = filled(timm.models.deit.VisionTransformerDistilled(**SIZES))
+    name = "deit_tiny_distilled_patch16_224"
+    ours = load_backbone(written(tmp_path / "timm", theirs, SIZES, architecture=name))
+    assert (ours.config.family, ours.config.classifiers) == ("deit", 2)
+    agree(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "name", ["deit_tiny_patch16_224", "vit_xsmall_patch16_clip_224", "vit_wee_patch16_reg1_gap_256"]
+)
+def test_a_bare_file_named_after_its_architecture(timm: Any, tmp_path: Path, name: str) -> None:
+    """Heads, activation, pooling and eps come from the name alone."""
+    theirs = filled(timm.create_model(name, num_classes=5))
+    torch.save(theirs.state_dict(), tmp_path / f"{name}-5c1a2b.pth")
+    notes: list[str] = []
+    ours = load_backbone(tmp_path / f"{name}-5c1a2b.pth", note=notes.append)
+    agree(ours, theirs, ours.config.image_size)
+    assert "nothing says how images were prepared for these weights; assumed: short" in notes[0]
+    (tmp_path / f"{name}-5c1a2b.pth").rename(tmp_path / "model.pth")
+    by_name = load_backbone(tmp_path / "model.pth", arch=name)
+    assert by_name.config.replace(preprocess=ours.config.preprocess) == ours.config
+
+
+@pytest.mark.parametrize("pooling", ["token", "avg"])
+def test_weights_without_a_classifier_get_one(timm: Any, tmp_path: Path, pooling: str) -> None:
+    arguments = SIZES | dict(num_classes=0, global_pool=pooling)
+    theirs = filled(timm.models.vision_transformer.VisionTransformer(**arguments))
+    folder = written(tmp_path / "timm", theirs, arguments)
+    with pytest.raises(CheckpointError, match="no classifier, .* run: lgvit-edge train --stage b"):
+        load_backbone(folder)
+    notes: list[str] = []
+    ours = load_backbone(folder, classes=3, note=notes.append)
+    assert "one of 3 classes starts from zeros" in notes[0]
+    ours.backbone.final.classifier.linears[0] = torch.nn.Identity()  # type: ignore
+    agree(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(global_pool="map"), "global_pool 'map' is not supported: expected token, avg"),
+        (dict(global_pool="max"), "global_pool 'max' is not supported: expected token, avg"),
+        (dict(act_layer="mish"), "activation 'mish' is not supported: expected gelu, "),
+        (dict(img_size=[32, 64]), "no square map of patches: only square images"),
+        (dict(img_size=[16, 64]), r"config.json says images of 16 x 64, but .* of 32 x 32"),
+    ],
+)
+def test_what_is_not_supported_is_named(
+    timm: Any, tmp_path: Path, arguments: dict[str, Any], message: str
+) -> None:
+    arguments = SIZES | arguments
+    theirs = timm.models.vision_transformer.VisionTransformer(**arguments)
+    with pytest.raises(CheckpointError, match=message):
+        load_backbone(written(tmp_path / "timm", theirs, arguments))
