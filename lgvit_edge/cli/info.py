@@ -27,8 +27,9 @@ def inspect(path: Path, source: SourceOptions | None = None) -> dict[str, Any]:
     from lgvit_edge.bundle.inspection import inspect_bundle
 
     if (path / MANIFEST).is_file():
-        if source.use_ema:
-            raise UsageError("--use-ema is for checkpoints, found a bundle: leave it out")
+        if source != SourceOptions():
+            options = "--use-ema, --num-heads, --mean, --std, --interpolation and --crop-pct"
+            raise UsageError(f"{options} are for checkpoints, found a bundle: leave them out")
         return inspect_bundle(path)
     names = ("config.json", "adapter_config.json")
     if path.is_dir() and not any((path / name).is_file() for name in names):

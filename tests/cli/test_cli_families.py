@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import lgvit_edge.export
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
 from lgvit_edge.cli.app import app
-from lgvit_edge.errors import ConfigError, UsageError
+from lgvit_edge.errors import CheckpointError, ConfigError, UsageError
 from lgvit_edge.export import ExportOptions
 from lgvit_edge.images.spec import Preprocess
 from lgvit_edge.model import LGViT, block_macs, save_checkpoint
@@ -89,7 +89,7 @@ def shown(
     path = tmp_path_factory.mktemp("info") / "model.pt"
     save_checkpoint(LGViT(CONFIGS[request.param]).eval(), path)
     found = json.loads(command("info", path, "--json").stdout)
-    return CONFIGS[request.param], command("info", path, "--num-heads", 1).stdout, found
+    return CONFIGS[request.param], command("info", path).stdout, found
 
 
 Shown = tuple[LGViTConfig, str, dict[str, Any]]
@@ -177,9 +177,13 @@ def test_info_of_backbones_that_others_published(tmp_path: Path) -> None:
     make.linear("head", 7, 64)
     torch.save(make.state, tmp_path / "timm.pth")
     for path, blocks, classes in ((folder, 2, foreign.CLASSES), (tmp_path / "timm.pth", 1, 7)):
-        said = " ".join(command("info", path, "--num-heads", 1).stdout.split())
+        heads = () if path == folder else ("--num-heads", 1)
+        if not heads:
+            with pytest.raises(CheckpointError, match="tells its attention heads: leave --num-h"):
+                command("info", path, "--num-heads", 1)
+        said = " ".join(command("info", path, *heads).stdout.split())
         assert f"vit, {blocks} blocks, 0 exits, {classes} classes" in said
-        found = json.loads(command("info", path, "--json").stdout)
+        found = json.loads(command("info", path, "--json", *heads).stdout)
         (only,) = found["segments"]
         assert (only["head"], only["first_block"], only["last_block"]) == ("final", 1, blocks)
         assert only["macs"] == found["baseline"]["macs"] and only["macs_speedup"] == 1.0

@@ -141,6 +141,7 @@ def load_model(
     stored = _read(Path(path))
     exits = "highway_type" in stored.config or stored.header is not None
     if exits:
+        _refuse_heads(num_heads, stored.path)
         return _checkpoint(stored, use_ema, note)
     return _backbone(stored, arch, num_heads, classes, use_ema, note)
 
@@ -211,6 +212,7 @@ def _backbone(
         )
     state = stored.model_weights(use_ema, note)
     if stored.config and "architecture" not in stored.config:  # only timm writes that key
+        _refuse_heads(num_heads, path)
         preprocessor = weights.read_json(path / "preprocessor_config.json", absent=True)
         state = huggingface.plain(saved(state))
         config = huggingface_config(stored.config, state, preprocessor)
@@ -233,6 +235,13 @@ def _backbone(
     except (IndexError, TypeError, ValueError) as error:  # sizes read off tensors of another rank
         raise CheckpointError(f"{path}: its tensors are not those of a ViT ({error})") from None
     return weights.fitted(config, state, lambda model: timm_names(model, state), path)
+
+
+def _refuse_heads(num_heads: int | None, path: Path) -> None:
+    if num_heads is not None:
+        raise CheckpointError(
+            f"{path} tells its attention heads: leave --num-heads out (in Python: num_heads=)"
+        )
 
 
 def _own_header(metadata: dict[str, str]) -> Any:

@@ -101,9 +101,10 @@ def timm_config(state: State, hints: Hints, note: Note = note_in_log) -> LGViTCo
             a hint could explain.
     """
     swin = any(name.startswith("layers.0.blocks.") for name in state)
-    anchor = _TABLE if swin else "blocks.0.norm1.weight"
-    needed = ["patch_embed.proj.weight", anchor, _head(state)]
+    needed = ["patch_embed.proj.weight", *([_TABLE] if swin else []), _head(state)]
     missing = [name for name in needed if name not in state]
+    if not swin and not _count(state, "blocks."):
+        missing.append("blocks.0")
     if missing == [_head(state)]:
         raise CheckpointError(
             "the weights have no classifier, and stage 2 trains none; run: lgvit-edge train "
@@ -243,8 +244,9 @@ def _rotation(state: State, hints: Hints, row: Published | None) -> tuple[str, i
     used = hints.setting("use_rot_pos_emb")
     found = dict(row.rotation or {}) if row is not None else {}
     if used is None and row is None and (hints.eva or "pos_embed" not in state):
+        lacks = "" if "pos_embed" in state else "pos_embed is missing; "
         raise CheckpointError(
-            "weights do not tell rotary positions: give timm's name of the architecture "
+            f"{lacks}weights do not tell rotary positions: give timm's name of the architecture "
             "(--backbone NAME --weights FILE), or the folder with its config.json"
         )
     if used is False or not (used or found):

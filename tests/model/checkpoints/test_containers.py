@@ -40,7 +40,9 @@ ONE, TWO = (foreign.timm_state(seed, D, CLASSES) for seed in (1, 2))
 def load(path: Path, **options: Any) -> tuple[LGViT, str]:
     """The model, and all that was said."""
     said: list[str] = []
-    model = load_model(path, note=said.append, **{"num_heads": 1, **options})
+    if path.is_file():
+        options = {"num_heads": 1} | options
+    model = load_model(path, note=said.append, **options)
     return model, "\n".join(text for text in said if "how images were prepared" not in text)
 
 
@@ -564,7 +566,7 @@ def test_a_file_of_ours_holds_no_average(tmp_path: Path, tiny_model: LGViT) -> N
     with pytest.raises(
         CheckpointError, match="found a file of lgvit-edge train, which holds one m"
     ):
-        load(tmp_path / "model.pt", use_ema=True)
+        load_model(tmp_path / "model.pt", use_ema=True)
 
 
 # Files that are no file of torch.save, or a damaged one.
@@ -824,7 +826,7 @@ def test_use_ema_is_refused_where_there_is_nothing_to_choose(
     assert "expected the trained weights and their moving average" in said
     (tmp_path / "manifest.json").write_text("{}")
     said = command("info", tmp_path, "--use-ema", status=2)
-    assert "--use-ema is for checkpoints, found a bundle" in said
+    assert "--crop-pct are for checkpoints, found a bundle" in said
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     assert "model.merge_and_unload()" in command("info", tmp_path / "adapter", status=1)
