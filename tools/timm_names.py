@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lgvit_edge.model.checkpoints.timm_names import structure
+
 OUT = Path(__file__).parent.parent / "lgvit_edge/model/checkpoints/timm_names.json"
 MODULES = ("vision_transformer", "deit", "swin_transformer", "swin_transformer_v2", "beit", "eva")
 
@@ -83,6 +85,7 @@ def described(timm: Any, name: str) -> dict[str, Any] | None:
         "norm": type(last).__name__,
         "pooling": getattr(model, "global_pool", ""),
         "rotation": _rotation(getattr(model, "rope", None)),
+        "structure": structure(model.state_dict()),
         "weights": {},
     }
     for full in timm.list_models(f"{name}.*", pretrained=True) or []:

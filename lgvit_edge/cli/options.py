@@ -166,7 +166,9 @@ class SourceOptions:
     use_ema: UseEma = False
     num_heads: Annotated[
         int | None,
-        Option(min=1, help="Attention heads of weights in timm's form that do not tell theirs."),
+        Option(
+            min=1, help="Number of attention heads, for timm weights of an unknown architecture."
+        ),
     ] = None
     mean: Annotated[
         str | None,
@@ -178,7 +180,8 @@ class SourceOptions:
     std: Annotated[
         str | None,
         Option(
-            metavar="R,G,B", help="Deviation that pixels are divided by. Default: the checkpoint's."
+            metavar="R,G,B",
+            help="Standard deviation that pixels are divided by. Default: the checkpoint's.",
         ),
     ] = None
     interpolation: Annotated[

@@ -64,7 +64,11 @@ def train(
         "model.pt"
     ),
     backbone: Annotated[
-        str, Option(help="Architecture such as deit-tiny, or path of a checkpoint.")
+        str,
+        Option(
+            help="Architecture such as deit-tiny, timm's name of one (with --weights), or path of a "
+            "checkpoint."
+        ),
     ] = "vit-tiny",
     weights: Annotated[
         Path | None,

@@ -237,7 +237,7 @@ def test_what_counts_as_good(column: str, cell: float | str, good: bool) -> None
 def test_the_published_table_covers_every_family_and_kind_of_head() -> None:
     configs = coverage.published()
     assert len(configs) == 15
-    for family in FORMS:
+    for family in ("vit", "deit", "swin"):
         of_it = [config for config in configs if config.family == family]
         assert {exit.head for config in of_it for exit in config.exits} == set(HEAD_KINDS)
     swin = configs[-1]

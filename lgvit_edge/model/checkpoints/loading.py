@@ -39,6 +39,7 @@ from lgvit_edge.model.checkpoints.timm import (
     timm_config,
     timm_names,
 )
+from lgvit_edge.model.checkpoints.timm_names import structure
 from lgvit_edge.model.lgvit import LGViT
 
 _FORMAT = "lgvit-edge"
@@ -226,9 +227,14 @@ def _backbone(
             "holds both, or make one, in Python: model.save_pretrained(FOLDER)"
         )
     try:
-        stem, eva = "" if path.is_dir() else path.stem, named_as_eva(state)
-        state = plain(state, classes, note)
-        config = timm_config(state, Hints(arch, num_heads, stored.config, stem, eva), note)
+        raw, state = state, plain(state, classes, note)
+        hints = Hints(
+            *(arch, num_heads, stored.config, "" if path.is_dir() else path.stem),
+            structure=structure(raw),
+            eva=named_as_eva(raw),
+            fresh=not any(name.startswith("head") for name in raw),
+        )
+        config = timm_config(state, hints, note)
         state = arranged(state, config)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None

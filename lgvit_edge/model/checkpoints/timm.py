@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,9 +19,9 @@ from lgvit_edge.images.spec import Preprocess
 from lgvit_edge.model.checkpoints.containers import Note, note_in_log
 from lgvit_edge.model.checkpoints.timm_names import (
     Published,
-    heads_of,
     named_in,
     published,
+    twins,
     weights_named,
 )
 from lgvit_edge.model.checkpoints.weights import Source, State, places, scale_layer, sources_of
@@ -71,7 +71,9 @@ class Hints:
     num_heads: int | None = None
     written: Mapping[str, Any] = field(default_factory=dict)  # config.json
     stem: str = ""  # the file's name
+    structure: str = ""  # of the weights' names, as ``timm_names.structure`` returns it
     eva: bool = False  # whether the weights have EVA's names, so that rotary positions are likely
+    fresh: bool = False  # whether the classifier is a new one
 
     @property
     def name(self) -> str:
@@ -119,38 +121,51 @@ def timm_config(state: State, hints: Hints, note: Note = note_in_log) -> LGViTCo
     if hints.name and row is None and hints.arch is not None:
         raise CheckpointError(
             f"unknown architecture {hints.arch!r}; known: {', '.join(architectures())}, and timm's "
-            "names"
+            "names of ViT, DeiT, Swin and EVA"
         )
     if row is not None:
-        row = _fitting(row, state, hints)
+        row = _fitting(row, state, hints, note)
+    elif hints.written and hints.arch is None:
+        note(f"config.json names {hints.name or 'no architecture'}, of which nothing is known")
     try:
         config = (_swin if swin else _vit)(state, hints, row, note)
         return config.replace(
             preprocess=_preprocess(hints, row, config, note), labels=_labels(hints, config)
         )
     except ConfigError as error:
-        raise CheckpointError(f"the weights' shapes do not fit together: {error}") from None
+        raise CheckpointError(str(error)) from None
 
 
 def _head(state: Container[str]) -> str:
     return "head.fc.weight" if "head.fc.weight" in state else "head.weight"
 
 
-def _fitting(row: Published, state: State, hints: Hints) -> Published | None:
-    """Returns ``row`` if the weights have its sizes; None if they only bear its name."""
+def _fitting(row: Published, state: State, hints: Hints, note: Note) -> Published | None:
+    """Returns ``row`` as far as it holds for the weights; None if they only bear its name."""
     dim, stages = len(state["patch_embed.proj.weight"]), _count(state, "layers.")
     depth = sum(_count(state, f"layers.{i}.blocks.") for i in range(stages))
     depth = depth or _count(state, "blocks.")
-    if (row.width, row.depth) != (dim, depth):
-        if hints.arch is not None:
-            raise _other_sizes(row.name, (row.width, row.depth), (dim, depth))
+    sized = (row.width, row.depth) == (dim, depth)
+    built = bool(stages) or row.structure == hints.structure
+    if hints.arch is not None and not sized:
+        raise _other_sizes(row.name, (row.width, row.depth), (dim, depth))
+    if hints.arch is not None and not built:
+        raise CheckpointError(f"these weights are not those of {row.name}: it has other parts")
+    if not built or (not sized and not hints.written):
+        note(f"these weights are not built like {row.name}, after which they are named")
         return None
+    if not sized:  # timm's own config.json may change the sizes of an architecture
+        row = replace(row, num_heads=0, weights={})
+    _known(row)
+    return row
+
+
+def _known(row: Published) -> None:
     classes = {row.block, row.attention, row.mlp, row.norm}
     if unknown := classes - _CLASSES:
         raise CheckpointError(
             f"{row.name} is built of timm's {', '.join(sorted(unknown))}, which is not supported"
         )
-    return row
 
 
 def _other_sizes(name: str, wanted: tuple[int, int], found: tuple[int, int]) -> CheckpointError:
@@ -192,7 +207,15 @@ def _vit(state: State, hints: Hints, row: Published | None, note: Note) -> LGViT
         "rotation_side": side,
     }
     if hints.arch in architectures():
-        return _named(hints, dim, depth, num_classes=classes, image_size=size).replace(**fields)
+        if hints.eva or any(fields[part] for part in ("embedding_norm", "gated", "qk_norm")):
+            raise CheckpointError(
+                f"these weights are no {hints.arch}: they have parts of other ViTs; give timm's "
+                "name of the architecture (--backbone NAME --weights FILE)"
+            )
+        named = _named(hints, dim, depth, num_classes=classes, image_size=size)
+        return named.replace(**fields, num_heads=hints.num_heads or named.num_heads)
+    alike = [] if row is not None or hints.written else twins(dim, depth, hints.structure)
+    _one_form(alike)
     deit = "dist_token" in state or hints.name.startswith("deit")
     return LGViTConfig(
         family="deit" if deit else "vit",
@@ -200,10 +223,10 @@ def _vit(state: State, hints: Hints, row: Published | None, note: Note) -> LGViT
         patch_size=patches[0],
         hidden_size=dim,
         num_blocks=depth,
-        num_heads=_heads(hints, row, dim, depth, token=pooling == "token"),
+        num_heads=_heads(hints, row, alike, dim, depth),
         intermediate_size=4 * dim if width is None else len(width),
         num_classes=classes,
-        activation=_activation(state, hints, row),
+        activation=_activation(state, hints, row, alike, note),
         layer_norm_eps=1e-6 if row is None else row.eps,
         **fields,
     )
@@ -245,10 +268,7 @@ def _rotation(state: State, hints: Hints, row: Published | None) -> tuple[str, i
     found = dict(row.rotation or {}) if row is not None else {}
     if used is None and row is None and (hints.eva or "pos_embed" not in state):
         lacks = "" if "pos_embed" in state else "pos_embed is missing; "
-        raise CheckpointError(
-            f"{lacks}weights do not tell rotary positions: give timm's name of the architecture "
-            "(--backbone NAME --weights FILE), or the folder with its config.json"
-        )
+        raise CheckpointError(f"{lacks}weights do not tell rotary positions; {_NAME_IT}")
     if used is False or not (used or found):
         return "", 0
     if used:
@@ -291,40 +311,63 @@ def _square(hints: Hints, size: int) -> None:
     if any(side != size for side in sides):
         shape = " x ".join(map(str, sides if len(sides) == 2 else sides * 2))
         raise CheckpointError(
-            f"config.json says images of {shape}, but the positions are those of {size} x {size}: "
-            "only square images are supported, of the size that the positions were trained for"
+            f"config.json says images of {shape}, but the positions are those of {size} x {size}; "
+            "correct img_size there, or give the file of weights alone"
         )
 
 
-def _heads(hints: Hints, row: Published | None, dim: int, depth: int, *, token: bool) -> int:
+_NAME_IT = (
+    "give timm's name of the architecture: --backbone NAME --weights FILE, or rename the file so "
+    "that it begins with that name"
+)
+
+
+def _one_form(alike: list[Published]) -> None:
+    """Refuses nameless weights that published architectures compute in several ways."""
+    forms = {(r.block, r.attention, r.mlp, r.norm, r.activation) for r in alike}
+    if len(forms) > 1 or any(row.rotation for row in alike):
+        names = ", ".join(sorted({row.name for row in alike})[:4])
+        raise CheckpointError(
+            "weights do not tell rotary positions and activations, and these could be those of "
+            f"{names} and others; {_NAME_IT}"
+        )
+    if alike:
+        _known(alike[0])
+
+
+def _heads(
+    hints: Hints, row: Published | None, alike: list[Published], dim: int, depth: int
+) -> int:
     said = hints.num_heads or hints.setting("num_heads") or (row and row.num_heads)
     if said:
         return int(said)
-    known = sorted(heads_of(dim, depth, token))
+    known = sorted({other.num_heads for other in alike})
     if len(known) == 1:
         return known[0]
     which = f"published ones have {' or '.join(map(str, known))}" if known else "none is published"
     raise CheckpointError(
         f"the number of attention heads cannot be told from {depth} blocks of width {dim} "
-        f"({which}): give it (--num-heads N), or timm's name of the architecture "
-        "(--backbone NAME --weights FILE)"
+        f"({which}): give it with --num-heads N, or {_NAME_IT}"
     )
 
 
-def _activation(state: State, hints: Hints, row: Published | None) -> str:
-    said = hints.setting("act_layer") or (row and row.activation)
+def _activation(
+    state: State, hints: Hints, row: Published | None, alike: list[Published], note: Note
+) -> str:
+    known = row or (alike[0] if alike else None)
+    said = hints.setting("act_layer") or (known and known.activation)
     if said:
         if (name := activation_named(str(said))) is not None:
             return name
         raise CheckpointError(
             f"activation {str(said)[:60]!r} is not supported: expected {', '.join(ACTIVATIONS)}"
         )
-    if "norm_pre.weight" in state:
-        raise CheckpointError(
-            "weights of CLIP come with two activations: give timm's name of the architecture, such "
-            "as --backbone vit_base_patch16_clip_quickgelu_224 --weights FILE"
-        )
-    return "silu" if "blocks.0.mlp.gate.weight" in state else "gelu"
+    if "norm_pre.weight" in state and not hints.written:
+        raise CheckpointError(f"weights of CLIP come with two activations; {_NAME_IT}")
+    assumed = "silu" if "blocks.0.mlp.gate.weight" in state else "gelu"
+    if not hints.written:
+        note(f"the activation is assumed to be {assumed}, which weights do not tell")
+    return assumed
 
 
 def _pooling(state: State, hints: Hints, row: Published | None, tokens: int) -> str:
@@ -363,7 +406,7 @@ def _swin(state: State, hints: Hints, row: Published | None, note: Note) -> LGVi
         num_classes=classes,
         prefix_tokens=0,
         pooling="mean",
-        activation=_activation(state, hints, row),
+        activation=_activation(state, hints, row, [], note),
         layer_norm_eps=1e-5,
         qkv_bias="layers.0.blocks.0.attn.qkv.bias" in state,
         depths=tuple(depths),
@@ -385,7 +428,7 @@ def _swin_size(state: State, hints: Hints, row: Published | None, last: int, not
         return int(patch * round((len(state[_TABLE]) ** 0.5 + 1) / 2) * round(len(mask) ** 0.5))
     note(
         f"images are assumed to be {last} x {last}, as in published Swins with these windows; "
-        "other sizes: --image-size"
+        "other sizes: --image-size of train"
     )
     return last
 
@@ -421,7 +464,9 @@ def plain(state: State, classes: int | None = None, note: Note = note_in_log) ->
     if patch is not None and "norm_pre.weight" in result:  # CLIP's patches have no bias
         result.setdefault("patch_embed.proj.bias", patch.new_zeros(len(patch)))
     tokens = _tokens(state)
-    if "pos_embed" in result and not any(name.startswith("layers.") for name in state):
+    if getattr(result.get("pos_embed"), "ndim", 0) == 3 and not any(
+        name.startswith("layers.") for name in state
+    ):
         _, count = _grid(state, tokens)
         position = result["pos_embed"]
         none = position.new_zeros(1, tokens - count, position.shape[-1])
@@ -431,7 +476,8 @@ def plain(state: State, classes: int | None = None, note: Note = note_in_log) ->
 
 def named_as_eva(state: Container[str]) -> bool:
     """Says whether weights are named as in timm's EVA, which has rotary positions or none."""
-    names = ("attn.q_bias", "attn.q_proj.weight", "mlp.fc1_g.weight")
+    # DeiT III's authors write gamma_1 too; timm's files have ls1.gamma.
+    names = ("attn.q_bias", "attn.q_proj.weight", "mlp.fc1_g.weight", "gamma_1")
     return any(f"blocks.0.{name}" in state for name in names)
 
 
@@ -475,7 +521,8 @@ def arranged(state: State, config: LGViTConfig) -> State:
 
 def _preprocess(hints: Hints, row: Published | None, config: LGViTConfig, note: Note) -> Preprocess:
     """Returns what ``pretrained_cfg`` says, else what weights of this name were trained with."""
-    cfg = hints.written.get("pretrained_cfg", {})
+    # Older files of timm have the settings at the top.
+    cfg = hints.written.get("pretrained_cfg", hints.written if "mean" in hints.written else {})
     if not isinstance(cfg, dict):
         raise ConfigError(f"pretrained_cfg must be an object, found {type(cfg).__name__}")
     usual = FAMILIES[config.family].usual_preprocess(config.image_size)
@@ -483,14 +530,19 @@ def _preprocess(hints: Hints, row: Published | None, config: LGViTConfig, note: 
         found = [
             about
             for about in weights_named(row, hints.arch or hints.stem or hints.name).values()
-            if about["classes"] == config.num_classes
+            if hints.fresh or about["classes"] == config.num_classes
         ]
         same = [about for about in found if _pixels(about) == _pixels(found[0])]
         if len(same) < len(found):
-            note(f"published weights of {row.name} differ in preprocessing; the first is assumed")
+            note(
+                f"published weights of {row.name} differ in preprocessing; assumed: "
+                f"{found[0]['interpolation']}, crop {found[0]['crop_pct']}, mean "
+                f"{found[0]['mean']}, std {found[0]['std']} (otherwise: --mean, --std, "
+                "--interpolation, --crop-pct)"
+            )
         cfg = found[0] if found else {}
     if not cfg:
-        if hints.arch is None:
+        if hints.arch not in architectures():
             note(
                 "nothing says how images were prepared for these weights; assumed: "
                 f"{usual.described(config.image_size)} (otherwise: --mean, --std, "
@@ -514,6 +566,8 @@ def _preprocess(hints: Hints, row: Published | None, config: LGViTConfig, note: 
 
 def _labels(hints: Hints, config: LGViTConfig) -> tuple[str, ...]:
     names = hints.written.get("label_names") or ()
+    if isinstance(names, dict):
+        names = [names.get(i, names.get(str(i))) for i in range(len(names))]
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         raise ConfigError("label_names must be a list of class names")
     if names and len(names) != config.num_classes:

@@ -6,16 +6,18 @@ which each of its published weights was trained.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-# By width, depth and whether the class token is read; not in timm.
-_UNLISTED = {(384, 12, True): 12}  # MoCo v3's ViT-S, otherwise like DeiT-S
+# Not in timm: attention heads of an architecture that is otherwise like a listed one.
+_UNLISTED_HEADS = {"vit_small_patch16_224": 12}  # MoCo v3's ViT-S
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Published:
     activation: str
     pooling: str
     rotation: Mapping[str, Any] | None  # of its RoPE
+    structure: str  # as ``structure`` returns it
     weights: Mapping[str, Mapping[str, Any]]  # preprocessing and classes, by the name of weights
 
 
@@ -63,14 +66,26 @@ def weights_named(row: Published, text: str) -> Mapping[str, Mapping[str, Any]]:
     return exact or row.weights
 
 
-def heads_of(width: int, depth: int, token: bool) -> set[int]:
-    """Returns how many attention heads published ViTs of these sizes have.
+def structure(names: Iterable[str]) -> str:
+    """Returns a hash of the names of a ViT's weights, outside its final norm and classifier.
 
-    ``token`` says whether they classify the class token: I-JEPA's ViT-B, which does not, has 16.
+    One block stands for all. Weights of equal sizes and structure may still be computed otherwise.
     """
-    wanted = (width, depth, token)
-    rows = [row for row in _table().values() if row.block == "Block" and row.norm == "LayerNorm"]
-    heads = {
-        row.num_heads for row in rows if (row.width, row.depth, row.pooling == "token") == wanted
+    parts = {
+        name
+        for name in names
+        if re.match(r"blocks\.0\.|(?!blocks\.|head|fc_norm\.|norm\.|mask_token)", name)
     }
-    return heads | ({_UNLISTED[wanted]} if wanted in _UNLISTED else set())
+    return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()[:12]
+
+
+def twins(width: int, depth: int, built: str) -> list[Published]:
+    """Returns the architectures whose weights have these sizes and this ``structure``."""
+    wanted = (width, depth, built)
+    rows = [r for r in _table().values() if (r.width, r.depth, r.structure) == wanted]
+    unlisted = [
+        dataclasses.replace(row, num_heads=_UNLISTED_HEADS[row.name])
+        for row in rows
+        if row.name in _UNLISTED_HEADS
+    ]
+    return rows + unlisted

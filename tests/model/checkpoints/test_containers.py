@@ -43,7 +43,7 @@ def load(path: Path, **options: Any) -> tuple[LGViT, str]:
     if path.is_file():
         options = {"num_heads": 1} | options
     model = load_model(path, note=said.append, **options)
-    return model, "\n".join(text for text in said if "how images were prepared" not in text)
+    return model, "\n".join(text for text in said if "assumed" not in text)
 
 
 @pytest.fixture(scope="module")

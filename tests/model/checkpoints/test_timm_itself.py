@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 
 from lgvit_edge.errors import CheckpointError
 from lgvit_edge.model import LGViT, load_backbone
+from lgvit_edge.model.checkpoints.timm import Hints, named_as_eva, plain, timm_config
+from lgvit_edge.model.checkpoints.timm_names import structure
 
 ROOT = Path(__file__).parents[3]
 
@@ -128,7 +130,7 @@ def test_rotary_positions(timm: Any, tmp_path: Path, form: str) -> None:
     ours = load_backbone(written(tmp_path / "timm", theirs, arguments))
     agree(ours, theirs)
     torch.save(theirs.state_dict(), tmp_path / "model.pth")
-    with pytest.raises(CheckpointError, match="do not tell rotary positions: give timm's name"):
+    with pytest.raises(CheckpointError, match="do not tell rotary positions; give timm's name"):
         load_backbone(tmp_path / "model.pth", num_heads=4)
 
 
@@ -156,6 +158,38 @@ def test_a_bare_file_named_after_its_architecture(timm: Any, tmp_path: Path, nam
     assert by_name.config.replace(preprocess=ours.config.preprocess) == ours.config
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("vit_base_patch16_224", None),
+        ("vit_small_patch16_224", "width 384 .published ones have 6 or 12.: give it with --num-h"),
+        ("vit_base_patch16_gap_224", "these could be those of vit_base_patch16_gap_224"),
+        ("vit_tiny_patch16_224", None),
+        ("vit_base_patch16_clip_quickgelu_224", "these could be those of vit_base_patch16_clip_22"),
+        ("vit_so400m_patch16_siglip_gap_256", "these could be those of vit_so400m_patch14_siglip"),
+        ("vit_base_patch16_rope_ape_224", "do not tell rotary positions"),
+        ("vit_base_patch16_rpn_224", "is built of timm's ResPostBlock, which is not supported"),
+        ("eva02_base_patch14_224", "do not tell rotary positions"),
+        ("vit_small_patch16_dinov3", "do not tell rotary positions"),
+    ],
+)
+def test_nameless_weights_are_read_only_if_all_alike_are_computed_alike(
+    timm: Any, name: str, message: str | None
+) -> None:
+    with torch.device("meta"):
+        theirs = timm.create_model(name, num_classes=5)
+    state = theirs.state_dict()
+    hints = Hints(structure=structure(state), eva=named_as_eva(state))
+    if message is None:
+        config, block = timm_config(plain(state), hints), theirs.blocks[0]
+        assert config.num_heads == block.attn.num_heads
+        gelu = {"GELU": "gelu", "GELUTanh": "gelu_tanh"}[type(block.mlp.act).__name__]
+        assert config.activation == gelu
+    else:
+        with pytest.raises(CheckpointError, match=message):
+            timm_config(plain(state), hints)
+
+
 @pytest.mark.parametrize("pooling", ["token", "avg"])
 def test_weights_without_a_classifier_get_one(timm: Any, tmp_path: Path, pooling: str) -> None:
     arguments = SIZES | dict(num_classes=0, global_pool=pooling)
@@ -177,13 +211,16 @@ def test_weights_without_a_classifier_get_one(timm: Any, tmp_path: Path, pooling
         (dict(global_pool="max"), "global_pool 'max' is not supported: expected token, avg"),
         (dict(act_layer="mish"), "activation 'mish' is not supported: expected gelu, "),
         (dict(img_size=[32, 64]), "no square map of patches: only square images"),
-        (dict(img_size=[16, 64]), r"config.json says images of 16 x 64, but .* of 32 x 32"),
+        (dict(img_size=48, wrong_size=32), "config.json says images of 32 x 32, but .* 48 x 48"),
+        (dict(img_size=[16, 64]), r"only square images are supported, found \[16, 64\]"),
     ],
 )
 def test_what_is_not_supported_is_named(
     timm: Any, tmp_path: Path, arguments: dict[str, Any], message: str
 ) -> None:
     arguments = SIZES | arguments
+    wrong = arguments.pop("wrong_size", arguments["img_size"])
     theirs = timm.models.vision_transformer.VisionTransformer(**arguments)
+    arguments["img_size"] = wrong
     with pytest.raises(CheckpointError, match=message):
         load_backbone(written(tmp_path / "timm", theirs, arguments))
