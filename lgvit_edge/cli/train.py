@@ -66,8 +66,8 @@ def train(
     backbone: Annotated[
         str,
         Option(
-            help="Architecture such as deit-tiny, timm's name of one (with --weights), or path of a "
-            "checkpoint."
+            help="Architecture such as deit-tiny, timm's name of one (with --weights), or path of "
+            "a checkpoint."
         ),
     ] = "vit-tiny",
     weights: Annotated[
