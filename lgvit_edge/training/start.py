@@ -93,6 +93,11 @@ def train_from_folder(
             "stage 2 freezes the backbone, so it needs a trained one: expected --weights or a "
             "checkpoint as --backbone; or train it with --stage both"
         )
+    if random_start and num_heads is not None:
+        raise UsageError(
+            "--num-heads is for weights that do not tell theirs, found none: add --weights, or a "
+            "checkpoint as --backbone"
+        )
     if random_start and use_ema:
         raise UsageError(
             "--use-ema chooses between the weights of a checkpoint, found none: add --weights, or "

@@ -420,6 +420,8 @@ def test_of_a_checkpoint_with_an_average_one_is_trained(
         assert ("took the moving average" if use_ema else "not the moving average") in said(console)
     with pytest.raises(UsageError, match="--use-ema chooses .* found none: add --weights"):
         start(folder, backbone="vit-tiny", use_ema=True)
+    with pytest.raises(UsageError, match="--num-heads is for weights .* found none: add --weights"):
+        start(folder, backbone="vit-tiny", num_heads=4)
 
 
 def _new(folder: Path) -> Path:
