@@ -171,6 +171,7 @@ def _checkpoint(stored: _Stored, use_ema: bool, note: Note) -> LGViT:
         preprocessor = weights.read_json(path / "preprocessor_config.json", absent=True)
         try:
             config = config.replace(preprocess=huggingface_preprocess(preprocessor, config))
+            _say_assumed(preprocessor, config, path, note)
         except ConfigError as error:
             raise CheckpointError(str(error)) from None
         state = attached(state, stored.config, config)
@@ -217,6 +218,7 @@ def _backbone(
         preprocessor = weights.read_json(path / "preprocessor_config.json", absent=True)
         state = huggingface.plain(saved(state))
         config = huggingface_config(stored.config, state, preprocessor)
+        _say_assumed(preprocessor, config, path, note)
         require_classifier(state, path, "classifier.weight, as ViTForImageClassification has it")
         prefix = stored.config["model_type"]
         return weights.fitted(config, state, lambda model: huggingface_names(model, prefix), path)
@@ -241,6 +243,14 @@ def _backbone(
     except (IndexError, TypeError, ValueError) as error:  # sizes read off tensors of another rank
         raise CheckpointError(f"{path}: its tensors are not those of a ViT ({error})") from None
     return weights.fitted(config, state, lambda model: timm_names(model, state), path)
+
+
+def _say_assumed(preprocessor: dict[str, Any], config: LGViTConfig, path: Path, note: Note) -> None:
+    if not preprocessor:
+        note(
+            f"{path} has no preprocessor_config.json; assumed: "
+            f"{config.preprocess.described(config.image_size)}"
+        )
 
 
 def _refuse_heads(num_heads: int | None, path: Path) -> None:

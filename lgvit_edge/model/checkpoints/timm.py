@@ -82,6 +82,11 @@ class Hints:
             return "" if self.arch in architectures() else self.arch
         return str(self.written.get("architecture") or named_in(self.stem))
 
+    @property
+    def text(self) -> str:
+        """Returns that name, with the name of weights after it where one is given."""
+        return self.arch or self.stem or self.name
+
     def setting(self, name: str) -> Any:
         """Returns what ``config.json`` says of an argument of the model, or None."""
         arguments, cfg = self.written.get("model_args"), self.written.get("pretrained_cfg")
@@ -184,8 +189,12 @@ def _vit(state: State, hints: Hints, row: Published | None, note: Note) -> LGViT
     rotation, side = _rotation(state, hints, row)
     size = _said_size(hints, row)
     if "pos_embed" in state:
-        size = _grid(state, tokens)[0] * patches[0]
-        _square(hints, size)
+        said, size = _written_size(hints), _grid(state, tokens)[0] * patches[0]
+        if said not in (None, size):
+            raise CheckpointError(
+                f"config.json says images of {said} x {said}, but the positions are those of "
+                f"{size} x {size}; correct img_size there, or give the file of weights alone"
+            )
     elif size is None:
         raise CheckpointError(
             "the size of images cannot be told from weights without positions: give the folder "
@@ -290,30 +299,22 @@ def _rotation(state: State, hints: Hints, row: Published | None) -> tuple[str, i
 
 def _said_size(hints: Hints, row: Published | None) -> int | None:
     """Returns the side of images as hints or all published weights say it, or None."""
-    said = hints.setting("img_size") or hints.setting("input_size")
+    said = _written_size(hints)
     if said is None and row is not None:
-        sizes = [about["size"] for about in weights_named(row, hints.name).values()]
-        said = sizes[0] if sizes and sizes.count(sizes[0]) == len(sizes) else None
+        sizes = {about["size"][-1] for about in weights_named(row, hints.text).values()}
+        said = sizes.pop() if len(sizes) == 1 else None
+    return said
+
+
+def _written_size(hints: Hints) -> int | None:
+    """Returns the side that ``config.json`` says; 32 x 128 has as many patches as 64 x 64."""
+    said = hints.setting("img_size") or hints.setting("input_size")
     if said is None:
         return None
     sides = [said] if isinstance(said, int) else list(said)[-2:]
     if sides[0] != sides[-1]:
         raise CheckpointError(f"only square images are supported, found {sides}")
     return int(sides[0])
-
-
-def _square(hints: Hints, size: int) -> None:
-    """Refuses images that are not square; 32 x 128 has as many patches as 64 x 64."""
-    said = hints.setting("img_size") or hints.setting("input_size")
-    if said is None:
-        return
-    sides = [said] if isinstance(said, int) else list(said)[-2:]
-    if any(side != size for side in sides):
-        shape = " x ".join(map(str, sides if len(sides) == 2 else sides * 2))
-        raise CheckpointError(
-            f"config.json says images of {shape}, but the positions are those of {size} x {size}; "
-            "correct img_size there, or give the file of weights alone"
-        )
 
 
 _NAME_IT = (
@@ -362,11 +363,10 @@ def _activation(
         raise CheckpointError(
             f"activation {str(said)[:60]!r} is not supported: expected {', '.join(ACTIVATIONS)}"
         )
-    if "norm_pre.weight" in state and not hints.written:
+    if "norm_pre.weight" in state:
         raise CheckpointError(f"weights of CLIP come with two activations; {_NAME_IT}")
     assumed = "silu" if "blocks.0.mlp.gate.weight" in state else "gelu"
-    if not hints.written:
-        note(f"the activation is assumed to be {assumed}, which weights do not tell")
+    note(f"the activation is assumed to be {assumed}, which weights do not tell")
     return assumed
 
 
@@ -388,6 +388,8 @@ def _swin(state: State, hints: Hints, row: Published | None, note: Note) -> LGVi
         depths.append(_count(state, f"layers.{stage}.blocks."))
         table = state.get(f"layers.{stage}.blocks.0.attn.relative_position_bias_table")
         heads.append(1 if table is None else table.shape[1])
+    if hints.num_heads is not None:
+        raise CheckpointError("a Swin tells its attention heads: leave --num-heads out")
     window = (round(len(state[_TABLE]) ** 0.5) + 1) // 2
     size = _swin_size(state, hints, row, patch * window << (len(depths) - 1), note)
     classes = len(state[_head(state)])
@@ -464,11 +466,10 @@ def plain(state: State, classes: int | None = None, note: Note = note_in_log) ->
     if patch is not None and "norm_pre.weight" in result:  # CLIP's patches have no bias
         result.setdefault("patch_embed.proj.bias", patch.new_zeros(len(patch)))
     tokens = _tokens(state)
-    if getattr(result.get("pos_embed"), "ndim", 0) == 3 and not any(
-        name.startswith("layers.") for name in state
-    ):
+    position = result.get("pos_embed")
+    swin = any(name.startswith("layers.") for name in state)
+    if position is not None and position.ndim == 3 and not swin:
         _, count = _grid(state, tokens)
-        position = result["pos_embed"]
         none = position.new_zeros(1, tokens - count, position.shape[-1])
         result["pos_embed"] = torch.cat([position[:, :count], none, position[:, count:]], dim=1)
     return result
@@ -529,7 +530,7 @@ def _preprocess(hints: Hints, row: Published | None, config: LGViTConfig, note: 
     if not cfg and row is not None:
         found = [
             about
-            for about in weights_named(row, hints.arch or hints.stem or hints.name).values()
+            for about in weights_named(row, hints.text).values()
             if hints.fresh or about["classes"] == config.num_classes
         ]
         same = [about for about in found if _pixels(about) == _pixels(found[0])]

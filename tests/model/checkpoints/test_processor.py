@@ -45,7 +45,12 @@ def preprocess(root: Path, raw: object, family: str = "vit") -> Preprocess:
     folder = foreign.write_directory(root / "hf", config, zeros(family), "model.safetensors")
     if raw is not None:
         (folder / "preprocessor_config.json").write_text(json.dumps(raw))
-    return load_backbone(folder).config.preprocess
+    notes: list[str] = []
+    spec = load_backbone(folder, note=notes.append).config.preprocess
+    # What had to be assumed is said, with its values.
+    expected = [f"{folder} has no preprocessor_config.json; assumed: {spec.described(224)}"]
+    assert notes == ([] if raw else expected)
+    return spec
 
 
 VIT: dict[str, Any] = {

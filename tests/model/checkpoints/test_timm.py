@@ -214,6 +214,15 @@ def test_folder_with_wrong_preprocessing(tmp_path: Path, cfg: object, message: s
         load_backbone(timm_folder(tmp_path, config))
 
 
+def test_what_a_config_of_an_unknown_architecture_leaves_open_is_said(tmp_path: Path) -> None:
+    notes: list[str] = []
+    load_backbone(timm_folder(tmp_path, {"architecture": "my_vit"}), note=notes.append)
+    said = "\n".join(notes)
+    assert "config.json names my_vit, of which nothing is known" in said
+    assert "the activation is assumed to be gelu" in said
+    assert "nothing says how images were prepared for these weights; assumed: short" in said
+
+
 @pytest.mark.parametrize("architecture", [3, None, ["deit_tiny"], {"a": 1}])
 def test_folder_whose_architecture_is_no_name(tmp_path: Path, architecture: object) -> None:
     folder = timm_folder(tmp_path, {"architecture": architecture})

@@ -125,6 +125,8 @@ def test_swin_folder(tmp_path: Path) -> None:
     model = load_backbone(folder)
     assert (model.config.preprocess.resize, model.config.preprocess.mean) == (71, (0.1, 0.2, 0.3))
     eq.assert_reproduced(model(pixels), logits_of(state, pixels, SWIN))
+    with pytest.raises(CheckpointError, match="a Swin tells its attention heads: leave --num-h"):
+        load_backbone(folder, num_heads=2)
 
 
 @pytest.mark.parametrize("new", [False, True])
