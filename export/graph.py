@@ -7,6 +7,7 @@ import contextlib
 import functools
 import hashlib
 import logging
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -212,6 +213,10 @@ def _gelu(opset: int) -> Any:
     def gelu(x: Any, approximate: str = "none") -> Any:
         if opset >= 20:
             return op.Gelu(x, approximate=approximate)
+        if approximate == "tanh":
+            cube = op.Mul(op.Mul(x, op.Mul(x, x)), op.CastLike(0.044715, x))
+            bent = op.Tanh(op.Mul(op.Add(x, cube), op.CastLike((2.0 / math.pi) ** 0.5, x)))
+            return op.Mul(op.Mul(x, op.Add(bent, op.CastLike(1.0, x))), op.CastLike(0.5, x))
         inner = op.Erf(op.Div(x, op.CastLike(2.0**0.5, x)))
         outer = op.Mul(x, op.Add(inner, op.CastLike(1.0, x)))
         return op.Mul(outer, op.CastLike(0.5, x))

@@ -18,8 +18,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
 
 from lgvit_edge._support.files import locked
 from lgvit_edge._support.terminal import held_interrupts
@@ -298,6 +300,16 @@ def test_the_exporter_reads_its_operators_once(
     part = Part("linear.onnx", torch.nn.Linear(2, 2).eval(), torch.ones(1, 2), "x", ("y",))
     trace([part], opset=18, batch=(1, 1))
     assert len(sources) < 50  # of 500
+
+
+@pytest.mark.parametrize("opset", [17, 18, 20])
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_both_forms_of_gelu_are_exported_exactly(opset: int, approximate: str) -> None:
+    module = torch.nn.GELU(approximate=approximate)
+    x = torch.linspace(-4, 4, 81)[None]
+    graph, _ = trace([Part("gelu.onnx", module, x, "x", ("y",))], opset=opset, batch=(1, 1))
+    (found,) = ReferenceEvaluator(ir.serde.serialize_model(graph)).run(None, {"x": x.numpy()})
+    np.testing.assert_allclose(found, module(x).numpy(), atol=1e-6)
 
 
 def test_a_part_that_cannot_be_traced_is_named() -> None:
