@@ -2,60 +2,21 @@
 
     python tools/timm_names.py    # writes lgvit_edge/model/checkpoints/timm_names.json
 
-timm's ``pretrained_cfg`` and the modules it builds are facts about published weights. torchvision,
-which timm imports for its data loaders, is not needed here: a stand-in takes its place.
+timm's ``pretrained_cfg`` and the modules it builds are facts about published weights.
 """
 
 from __future__ import annotations
 
-import enum
-import importlib.abc
-import importlib.machinery
 import json
 import sys
-import types
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lgvit_edge.benchmarks.experiments.published import import_timm
 from lgvit_edge.model.checkpoints.timm_names import structure
 
 OUT = Path(__file__).parent.parent / "lgvit_edge/model/checkpoints/timm_names.json"
 MODULES = ("vision_transformer", "deit", "swin_transformer", "swin_transformer_v2", "beit", "eva")
-
-
-class _Torchvision(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds empty modules for ``torchvision`` and all below it."""
-
-    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
-        if name.partition(".")[0] != "torchvision":
-            return None
-        return importlib.machinery.ModuleSpec(name, self, is_package=True)
-
-    def create_module(self, spec: Any) -> types.ModuleType:
-        return _Empty(spec.name)
-
-    def exec_module(self, module: types.ModuleType) -> None:
-        pass
-
-
-class _Empty(types.ModuleType):
-    __path__: Sequence[str] = ()
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        if name == "InterpolationMode":
-            return enum.Enum(name, "NEAREST BILINEAR BICUBIC BOX HAMMING LANCZOS")
-        return type(name, (), {})
-
-
-def import_timm() -> Any:
-    """Returns timm, whether or not torchvision is installed."""
-    sys.meta_path.append(_Torchvision())  # after the finders of what is installed
-    import timm
-
-    return timm
 
 
 def described(timm: Any, name: str) -> dict[str, Any] | None:
@@ -83,7 +44,9 @@ def described(timm: Any, name: str) -> dict[str, Any] | None:
         "activation": _activation(mlp),
         "eps": getattr(last, "eps", 0.0),
         "norm": type(last).__name__,
-        "pooling": getattr(model, "global_pool", ""),
+        # With "+prefix", class token and registers are pooled too.
+        "pooling": getattr(model, "global_pool", "")
+        + "+prefix" * getattr(model, "pool_include_prefix", False),
         "rotation": _rotation(getattr(model, "rope", None)),
         "structure": structure(model.state_dict()),
         "weights": {},

@@ -1,17 +1,19 @@
-"""Checks every family with every kind of head through the whole pipeline; prints one table.
+"""Checks every family and form of ViT with every kind of head through the whole pipeline.
 
 ``python -m lgvit_edge.benchmarks.experiments.coverage`` makes a model of each with random weights,
 norms and statistics included. It compares its deployed form and its exported graphs on ONNX Runtime
 (and OpenVINO, if installed) with ``LGViT.exit_logits``. TensorRT-RTX compiles the graphs in float32
 and float16, which needs no GPU. Differences beyond the tolerance and graphs that do not compile are
-listed, and the exit status is 1.
+listed, and the exit status is 1. ``--names`` compares every architecture that timm publishes with
+timm's own, and lists those that agree.
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,17 +28,42 @@ from lgvit_edge.architecture.heads import head_choices
 from lgvit_edge.architecture.placement import default_heads
 from lgvit_edge.architecture.published import architecture
 from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, run_command
+from lgvit_edge.benchmarks.experiments.published import TOLERANCE as LOGITS
+from lgvit_edge.benchmarks.experiments.published import difference as logits_difference
+from lgvit_edge.benchmarks.experiments.published import full_size, import_timm
 from lgvit_edge.bundle.directory import open_bundle
-from lgvit_edge.errors import LGViTEdgeError, MissingDependency
+from lgvit_edge.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    LGViTEdgeError,
+    MissingDependency,
+)
 from lgvit_edge.export.bundle import ExportOptions, export_bundle
 from lgvit_edge.export.checks import TOLERANCE, sample_images
 from lgvit_edge.export.tensorrt.build import build_engines
 from lgvit_edge.machine.openvino import shared_core
 from lgvit_edge.model import LGViT, cut
+from lgvit_edge.model.checkpoints.timm_names import published_names
 from lgvit_edge.model.randomised import randomised
 from lgvit_edge.policies.scores import difference
 
 ARCHITECTURES = ("vit-tiny", "deit-tiny-distilled", "swin-tiny")
+# Of timm, by form: a published architecture, and the side of the images. They are made as narrow as
+# a ViT-Tiny.
+FORMS = {
+    "DeiT III": ("deit3_small_patch16_224", 224),
+    "CLIP": ("vit_xsmall_patch16_clip_224", 224),
+    "DINOv2": ("vit_small_patch14_reg4_dinov2", 224),
+    "DINOv3": ("vit_small_patch16_dinov3", 256),
+    "EVA-02": ("eva02_tiny_patch14_224", 224),
+    "EVA-02 CLIP": ("eva02_base_patch16_clip_224", 224),
+    "BEiT": ("beit_base_patch16_224", 224),
+    "SigLIP": ("vit_base_patch16_siglip_224", 224),
+    "MAE": ("vit_base_patch16_gap_224", 224),
+}
+TINY = {"hidden_size": 192, "num_blocks": 12, "num_heads": 3, "intermediate_size": 768}
+BEGIN, END = "<!-- names -->", "<!-- end of names -->"
 COLUMNS = ("PyTorch", "ONNX Runtime", "OpenVINO", "RTX fp32", "ONNX Runtime fp16", "RTX fp16")
 ABSENT = "not installed"
 Cell = float | str  # a difference, or what happened
@@ -44,7 +71,7 @@ Cell = float | str  # a difference, or what happened
 
 @dataclass(frozen=True)
 class Row:
-    """The results of one family with one kind of head."""
+    """The results of one family, or form of it, with one kind of head."""
 
     family: str
     heads: str
@@ -52,9 +79,9 @@ class Row:
     failed: tuple[str, ...]  # columns
 
 
-def cover(configs: Sequence[LGViTConfig], work: Path) -> Iterator[Row]:
+def cover(configs: Sequence[tuple[str, LGViTConfig]], work: Path) -> Iterator[Row]:
     """Yields a row per configuration that is put through the pipeline, in an empty folder."""
-    for config in configs:
+    for label, config in configs:
         model = randomised(LGViT(config))
         single, half = work / "fp32", work / "fp16"
         results: tuple[Cell, ...] = (
@@ -68,7 +95,7 @@ def cover(configs: Sequence[LGViTConfig], work: Path) -> Iterator[Row]:
         cells = dict(zip(COLUMNS, results, strict=True))
         failed = tuple(name for name in COLUMNS if not _good(name, cells[name]))
         heads = "+".join(sorted({exit.head for exit in config.exits}))
-        yield Row(config.family, heads, cells, failed)
+        yield Row(label, heads, cells, failed)
 
 
 def _good(name: str, cell: Cell) -> bool:
@@ -125,14 +152,59 @@ def _openvino(out: Path) -> float:
     return worst
 
 
-def published() -> list[LGViTConfig]:
-    """Returns each family's smallest published backbone with two exits of each kind of head."""
+def configurations(forms: Collection[str]) -> list[tuple[str, LGViTConfig]]:
+    """Returns families' and forms' smallest backbones, with two exits of each kind of head.
+
+    Raises:
+        MissingDependency: timm, which builds the forms, is not installed.
+    """
     blocks = [4, 9]  # in a Swin the first exit reads tokens before a patch merging
+    plain = [(config.family, config) for config in map(architecture, ARCHITECTURES)]
+    timm = import_timm() if set(forms) & FORMS.keys() else None
+    for label, (name, size) in FORMS.items():
+        if label in forms:
+            config = full_size(timm, name)
+            plain.append((label, config.replace(image_size=size, **TINY)))
     return [
-        plain.replace(exits=default_heads(blocks, heads=heads, family=plain.family))
-        for plain in map(architecture, ARCHITECTURES)
+        (label, config.replace(exits=default_heads(blocks, heads=heads, family=config.family)))
+        for label, config in plain
+        if label in forms
         for heads in head_choices()
     ]
+
+
+def verified_names(work: Path) -> Iterator[tuple[str, int, int]]:
+    """Yields each name that timm publishes and we compute alike, its number and how many there are.
+
+    ``work`` is an empty folder. What is not read yields an empty name.
+
+    Raises:
+        MissingDependency: timm is not installed.
+    """
+    timm, names = import_timm(), published_names()
+    for number, name in enumerate(names, 1):
+        try:
+            full_size(timm, name)
+            alike = logits_difference(timm, name, work / str(number)) <= LOGITS
+        except CheckpointError:
+            alike = False
+        yield name if alike else "", number, len(names)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Returns names in Markdown, one paragraph for those that begin alike."""
+    groups = itertools.groupby(names, key=lambda name: name.split("_")[0])
+    return "\n\n".join(", ".join(f"`{name}`" for name in group) for _, group in groups)
+
+
+def write_names(page: Path, names: Sequence[str]) -> None:
+    """Writes the list between the marks of a page."""
+    text = page.read_text(encoding="utf-8")
+    before, mark, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (mark and end):
+        raise DataError(f"{page}: expected the lines {BEGIN} and {END}, found none")
+    page.write_text(f"{before}{BEGIN}\n\n{listed(names)}\n\n{END}{after}", encoding="utf-8")
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -151,10 +223,29 @@ def _words(cell: Cell) -> str:
 
 def main(
     out: Annotated[Path | None, typer.Option(help="Also write the table to this .md file.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only this family or form; may be repeated.")
+    ] = None,
+    names: Annotated[
+        Path | None,
+        typer.Option(help="Instead, list timm's names that agree between the marks of this page."),
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Exports and builds every family with every kind of head, and prints a table."""
-    record, configs, rows = Record(json_file), published(), list[Row]()
+    """Exports and builds every family and form with every kind of head, and prints a table."""
+    if names is not None:
+        with tempfile.TemporaryDirectory() as work, progress_bar("comparing") as progress:
+            agreed = []
+            for name, number, count in verified_names(Path(work)):
+                agreed += [name] if name else []
+                progress(number, count, name)
+        write_names(names, agreed)
+        say(f"{len(agreed)} of {count} architectures of timm agree; listed in {names}")
+        return
+    known = [*(config.family for config in map(architecture, ARCHITECTURES)), *FORMS]
+    if wrong := set(only or ()) - set(known):
+        raise ConfigError(f"--only must be one of {', '.join(known)}, found {min(wrong)}")
+    record, configs, rows = Record(json_file), configurations(only or known), list[Row]()
     with tempfile.TemporaryDirectory() as work, progress_bar("covering") as progress:
         progress(0, len(configs))
         for row in cover(configs, Path(work)):

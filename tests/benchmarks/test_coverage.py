@@ -25,7 +25,7 @@ from lgvit_edge.architecture.heads import HEAD_KINDS
 from lgvit_edge.architecture.placement import default_heads
 from lgvit_edge.benchmarks.experiments import coverage
 from lgvit_edge.bundle.manifest import FileSpec, GraphSpec, TensorSpec
-from lgvit_edge.errors import BuildError
+from lgvit_edge.errors import BuildError, DataError, MissingDependency
 from lgvit_edge.export import BuilderOptions, ExportOptions
 from lgvit_edge.export.checks import TOLERANCE, graph_runner, sample_images
 from lgvit_edge.export.graph import Part, WeightStore, save, trace
@@ -151,7 +151,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """``main`` on these configurations instead of the published ones; returns the .md it wrote."""
 
     def run(*configs: LGViTConfig) -> str:
-        monkeypatch.setattr(coverage, "published", lambda: list(configs))
+        labelled = [(config.family, config) for config in configs]
+        monkeypatch.setattr(coverage, "configurations", lambda forms: labelled)
         try:
             coverage.main(out=tmp_path / "table.md", json_file=tmp_path / "rows.json")
         finally:
@@ -215,7 +216,7 @@ def test_a_tolerance_exceeded_and_a_graph_that_does_not_compile_are_named(
     monkeypatch.setattr(coverage, "build_engines", refuse)
     monkeypatch.setattr(coverage, "_openvino", lambda out: 1e-6)
     monkeypatch.setitem(TOLERANCE, "fp16", 1e-9)
-    (row,) = coverage.cover([tiny("deit", (ExitConfig(2, "mlp"),))], tmp_path)
+    (row,) = coverage.cover([("deit", tiny("deit", (ExitConfig(2, "mlp"),)))], tmp_path)
     assert row.failed == ("RTX fp32", "ONNX Runtime fp16", "RTX fp16")
     assert row.cells["ONNX Runtime"] == 2e-6
     assert row.cells["RTX fp32"] == "failed: segment_1: its parser refuses the graph"
@@ -239,11 +240,34 @@ def test_what_counts_as_good(column: str, cell: float | str, good: bool) -> None
 
 
 def test_the_published_table_covers_every_family_and_kind_of_head() -> None:
-    configs = coverage.published()
+    configs = coverage.configurations(["vit", "deit", "swin"])
     assert len(configs) == 15
     for family in ("vit", "deit", "swin"):
-        of_it = [config for config in configs if config.family == family]
+        of_it = [config for label, config in configs if label == family]
         assert {exit.head for config in of_it for exit in config.exits} == set(HEAD_KINDS)
-    swin = configs[-1]
+    swin = configs[-1][1]
     # The first exit reads the tokens before a patch merging.
     assert swin.blocks[4].merges and swin.exits == default_heads([4, 9], heads="encoder")
+
+
+def test_forms_of_vit_are_those_of_timm() -> None:
+    try:
+        configs = coverage.configurations(["DINOv2", "BEiT"])
+    except MissingDependency as error:
+        pytest.skip(str(error))
+    assert [label for label, _ in configs[::5]] == ["DINOv2", "BEiT"]
+    assert configs[0][1].prefix_tokens == 5 and configs[0][1].image_size == 224
+    assert configs[5][1].relative_positions and configs[5][1].hidden_size == 192
+
+
+def test_the_list_of_names_is_written_between_its_marks(tmp_path: Path) -> None:
+    page = tmp_path / "models.md"
+    page.write_text(f"before\n{coverage.BEGIN}\nold\n{coverage.END}\nafter\n")
+    coverage.write_names(page, ["deit_a", "vit_a", "vit_b"])
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n")
+    assert "`deit_a`\n\n`vit_a`, `vit_b`" in text and "old" not in text
+    page.write_text("nothing")
+    with pytest.raises(DataError, match="expected the lines <!-- names -->"):
+        coverage.write_names(page, [])
+    assert page.read_text() == "nothing"

@@ -72,6 +72,17 @@ _ROTATIONS = {
         **{"grid_offset": 0, "grid_indexing": "ij"},
     },
 }
+# Arguments of timm's models that are read, or that weights tell, or that only matter in training.
+# Others may only have a default: what they change would not be seen.
+_ARGUMENTS = re.compile(
+    r"img_size|strict_img_size|dynamic_img_(size|pad)|patch_size|in_chans|num_classes|global_pool"
+    r"|embed_dim|depths?|num_heads|mlp_ratio|window_size|pretrained_window_sizes|qkv_(bias|fused)"
+    r"|qk_norm|scale_(attn_norm|mlp_norm|mlp|attn_inner)|proj_bias|init_values|act_layer"
+    r"|class_token|no_embed_class|(num_)?reg_tokens|pre_norm|final_norm|fc_norm|swiglu_(mlp|align_to)"
+    r"|use_(abs_pos_emb|rot_pos_emb|rel_pos_bias|shared_rel_pos_bias|fc_norm)"
+    r"|use_(pre|post)_transformer_norm|ref_feat_shape|rope_\w+|\w*drop\w*|\w*init\w*"
+)
+_DEFAULTS = {"pos_embed": "learn", "attn_type": "eva"}
 # What timm calls the modules that we have.
 _CLASSES = {
     *("Block", "SwinTransformerBlock", "Attention", "WindowAttention"),
@@ -138,6 +149,7 @@ def timm_config(state: State, hints: Hints, note: Note = note_in_log) -> LGViTCo
             f"expected a timm ViT, DeiT or Swin state dict, but {', '.join(missing)} is missing; "
             f"found {', '.join(sorted(state)[:4])}..."
         )
+    _known_arguments(hints)
     row = published(hints.name)
     if hints.name and row is None and hints.arch is not None:
         raise CheckpointError(
@@ -181,6 +193,16 @@ def _fitting(row: Published, state: State, hints: Hints, note: Note) -> Publishe
     return row
 
 
+def _known_arguments(hints: Hints) -> None:
+    arguments = hints.written.get("model_args")
+    for name, value in arguments.items() if isinstance(arguments, dict) else ():
+        if not _ARGUMENTS.fullmatch(str(name)) and value not in (None, False, _DEFAULTS.get(name)):
+            raise CheckpointError(
+                f"config.json sets {str(name)[:60]} of the model to {str(value)[:60]!r}, which is "
+                "not supported"
+            )
+
+
 def _known(row: Published) -> None:
     classes = {row.block, row.attention, row.mlp, row.norm}
     if unknown := classes - _CLASSES:
@@ -205,7 +227,7 @@ def _vit(state: State, hints: Hints, row: Published | None, note: Note) -> LGViT
     rotation, side = _rotation(state, hints, row)
     size = _said_size(hints, row)
     if "pos_embed" in state:
-        size = _grid(state, tokens)[0] * patches[0]
+        size = _side(state, tokens, _written_size(hints), patches[0]) * patches[0]
     elif _BIAS in state:
         size = (round((len(state[_BIAS]) - 3) ** 0.5) + 1) // 2 * patches[0]
     if "pos_embed" in state or _BIAS in state:
@@ -277,16 +299,27 @@ def _named(hints: Hints, dim: int, depth: int, **sizes: int) -> LGViTConfig:
     return named
 
 
-def _grid(state: State, tokens: int) -> tuple[int, int]:
-    """Returns the side of the map of patches, and how many prefix tokens have positions."""
+def _side(state: State, tokens: int, said: int | None, patch: int) -> int:
+    """Returns the side of the map of patches; ``said`` is that of images, in pixels.
+
+    All prefix tokens have positions, or none but the class token, or none at all.
+    """
     rows, registers = state["pos_embed"].shape[1], "reg_token" in state
+    sides: set[int] = set()
     for count in (tokens, 1, 0) if registers else (tokens, 0):
         side = round(max(rows - count, 0) ** 0.5)
         if side and side**2 == rows - count:
-            return side, count
+            sides.add(side)
+    if said is not None and said // patch in sides:
+        return said // patch
+    if len(sides) == 1:
+        return sides.pop()
+    found = f"the weights have {rows} positions and {tokens} prefix tokens, which is "
+    if not sides:
+        raise CheckpointError(f"{found}no square map of patches: only square images are supported")
     raise CheckpointError(
-        f"the weights have {rows} positions and {tokens} prefix tokens, which is no square map of "
-        "patches: only square images are supported"
+        f"{found}a map of {' or '.join(map(str, sorted(sides)))} patches a side: give the folder "
+        "with its config.json (img_size)"
     )
 
 
@@ -508,13 +541,6 @@ def plain(state: State, classes: int | None = None, note: Note = note_in_log) ->
     patch = result.get("patch_embed.proj.weight")
     if patch is not None and "norm_pre.weight" in result:  # CLIP's patches have no bias
         result.setdefault("patch_embed.proj.bias", patch.new_zeros(len(patch)))
-    tokens = _tokens(state)
-    position = result.get("pos_embed")
-    swin = any(name.startswith("layers.") for name in state)
-    if position is not None and position.ndim == 3 and not swin:
-        _, count = _grid(state, tokens)
-        none = position.new_zeros(1, tokens - count, position.shape[-1])
-        result["pos_embed"] = torch.cat([position[:, :count], none, position[:, count:]], dim=1)
     return result
 
 
@@ -545,11 +571,16 @@ def _stack(state: State, block: str) -> None:
 def arranged(state: State, config: LGViTConfig) -> State:
     """Returns plain weights in our order of rotary positions: halves of a head, not neighbours.
 
-    Where there are no learnt positions, they become zeros.
+    Where tokens have no learnt positions, they become zeros.
     """
-    result, dim = dict(state), config.hidden_size
+    result, dim, tokens = dict(state), config.hidden_size, config.prefix_tokens
     if "pos_embed" not in result and (config.rotation or config.relative_positions):
         result["pos_embed"] = torch.zeros(1, *config.hidden_shape(0))
+    position = result.get("pos_embed")
+    if position is not None and position.ndim == 3 and not config.depths:
+        count = position.shape[1] - config.grid**2  # of the prefix tokens, the first have positions
+        none = position.new_zeros(1, max(tokens - count, 0), position.shape[-1])
+        result["pos_embed"] = torch.cat([position[:, :count], none, position[:, count:]], dim=1)
     if config.rotation != "eva":
         return result
     width = dim // config.num_heads

@@ -46,6 +46,11 @@ def _table() -> dict[str, Published]:
     return {name: Published(name=name, **row) for name, row in json.loads(text).items()}
 
 
+def published_names() -> list[str]:
+    """Returns the names of all architectures that are known, sorted."""
+    return sorted(_table())
+
+
 def published(name: str) -> Published | None:
     """Returns the architecture of this name, which may end in that of weights; else None."""
     return _table().get(name.partition(".")[0])

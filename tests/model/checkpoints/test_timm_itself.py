@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +10,20 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lgvit_edge.errors import CheckpointError
+from lgvit_edge.benchmarks.experiments import published
+from lgvit_edge.benchmarks.experiments.published import filled, import_timm
+from lgvit_edge.errors import CheckpointError, MissingDependency
 from lgvit_edge.model import LGViT, load_backbone
 from lgvit_edge.model.checkpoints.timm import Hints, named_as_eva, plain, timm_config
 from lgvit_edge.model.checkpoints.timm_names import structure
-
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
 def timm() -> Any:
     try:
-        return runpy.run_path(str(ROOT / "tools" / "timm_names.py"))["import_timm"]()
-    except ImportError:
-        pytest.skip("timm is not installed; run: make dev")
-
-
-@torch.no_grad()
-def filled(model: torch.nn.Module) -> torch.nn.Module:
-    """Random weights that look trained."""
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in model.named_parameters():
-        wide = parameter.ndim > 1 and "token" not in name and "pos_embed" not in name
-        parameter.normal_(0, parameter[0].numel() ** -0.5 if wide else 0.3, generator=generator)
-        if not wide and name.endswith("weight"):
-            parameter += 1  # a norm's
-    return model.eval()
+        return import_timm()
+    except MissingDependency as error:
+        pytest.skip(str(error))
 
 
 SIZES = dict(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=4, num_classes=5)
@@ -71,6 +58,8 @@ FORMS: dict[str, dict[str, Any]] = {
     "no class token": dict(global_pool="avg", class_token=False),
     "registers": dict(reg_tokens=4),
     "registers without positions": dict(reg_tokens=4, no_embed_class=True),
+    # 9 positions may be those of 3 x 3 patches, or of 5 tokens and 2 x 2 patches.
+    "as many positions as with a smaller map": dict(reg_tokens=4, no_embed_class=True, img_size=24),
     "class token without position": dict(no_embed_class=True),
     "registers and mean": dict(reg_tokens=1, global_pool="avg", no_embed_class=True),
     "LayerScale": dict(init_values=0.1),
@@ -93,6 +82,32 @@ def test_a_vit_gives_timms_logits(timm: Any, tmp_path: Path, form: str) -> None:
     theirs = filled(timm.models.vision_transformer.VisionTransformer(**arguments))
     ours = load_backbone(written(tmp_path / "timm", theirs, arguments))
     agree(ours, theirs, arguments["img_size"])
+
+
+# One of each kind of block, attention, MLP, pooling and size.
+PUBLISHED = (
+    *("beit_base_patch16_384", "beitv2_large_patch16_224", "deit3_small_patch16_384"),
+    *("deit_small_distilled_patch16_224", "eva02_base_patch16_clip_224", "eva_large_patch14_336"),
+    *("swin_tiny_patch4_window7_224", "vit_base_patch16_siglip_512", "vit_small_patch16_dinov3"),
+    *("vit_small_patch14_reg4_dinov2", "vit_base_patch32_clip_448"),
+    *("vit_base_patch16_clip_quickgelu_224", "vit_medium_patch16_reg4_gap_256"),
+    *("vit_so400m_patch16_siglip_256",),
+)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_architecture(timm: Any, tmp_path: Path, name: str) -> None:
+    assert published.full_size(timm, name).num_classes in (1000, 512)
+    assert published.difference(timm, name, tmp_path / "timm") < published.TOLERANCE
+
+
+def test_positions_that_fit_two_maps_are_not_guessed(timm: Any, tmp_path: Path) -> None:
+    arguments = SIZES | dict(reg_tokens=4, no_embed_class=True, img_size=24)
+    theirs = timm.models.vision_transformer.VisionTransformer(**arguments)
+    torch.save(theirs.state_dict(), tmp_path / "model.pth")
+    message = "9 positions and 5 prefix tokens, which is a map of 2 or 3 patches a side: give the f"
+    with pytest.raises(CheckpointError, match=message):
+        load_backbone(tmp_path / "model.pth", num_heads=4)
 
 
 def test_a_packed_swiglu(timm: Any, tmp_path: Path) -> None:
@@ -235,7 +250,11 @@ def test_weights_without_a_classifier_get_one(timm: Any, tmp_path: Path, pooling
     [
         (dict(global_pool="max"), "global_pool 'max' is not supported: expected token, avg, map"),
         (dict(act_layer="mish"), "activation 'mish' is not supported: expected gelu, "),
-        (dict(img_size=[32, 64]), "no square map of patches: only square images"),
+        (dict(img_size=[32, 64]), r"only square images are supported, found \[32, 64\]"),
+        (
+            dict(pool_include_prefix=True),
+            "config.json sets pool_include_prefix of the model to 'True",
+        ),
         (dict(img_size=48, wrong_size=32), "config.json says images of 32 x 32, but .* 48 x 48"),
         (dict(img_size=[16, 64]), r"only square images are supported, found \[16, 64\]"),
     ],
