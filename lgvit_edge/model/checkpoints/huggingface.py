@@ -18,6 +18,7 @@ from lgvit_edge.architecture.sizes import ACTIVATIONS, activation_named
 from lgvit_edge.bundle.codec import from_json
 from lgvit_edge.errors import CheckpointError, ConfigError
 from lgvit_edge.images.spec import Preprocess, usual_resize
+from lgvit_edge.model.checkpoints import swinv2
 from lgvit_edge.model.checkpoints.weights import Source, State, places, scale_layer, sources_of
 from lgvit_edge.model.heads.base import Names, block_names, classifier_names, within
 from lgvit_edge.model.lgvit import LGViT
@@ -196,6 +197,40 @@ def swin_fields(raw: dict[str, Any]) -> dict[str, Any]:
         "stage_heads": heads,
         "window_size": raw.get("window_size", 7),
     }
+
+
+def swinv2_fields(raw: dict[str, Any]) -> dict[str, Any]:
+    """Returns a Swin V2's own fields from ``config.json``."""
+    fields = swin_fields(raw)
+    window, size, patch = (
+        fields["window_size"],
+        _square(raw, "image_size", 224),
+        fields["patch_size"],
+    )
+    stages = len(fields["depths"])
+    if all(type(number) is int and number > 0 for number in (window, size, patch)) and stages < 9:
+        # transformers counts a stage's windows on a map whose odd sides were rounded down.
+        for halvings in range(stages):
+            map_side = size // patch >> halvings
+            if map_side << halvings != size // patch and map_side <= window:
+                raise ConfigError(
+                    f"image_size {size} makes maps of odd sides that are not larger than windows "
+                    f"of {window}, which is not supported: expected a multiple of "
+                    f"{patch << stages - 1}"
+                )
+    return fields | {"window_mask": 200}  # transformers adds its mask of -100 twice
+
+
+def tabled(raw: dict[str, Any], state: State, config: LGViTConfig) -> State:
+    """Returns weights whose relative positions are tables; see ``swinv2.tabled``."""
+    if raw.get("model_type") != "swinv2":
+        return state
+    said = raw.get("pretrained_window_sizes")
+    attention = "swinv2.encoder.layers.{}.blocks.{}.attention.self"
+    mlp = "continuous_position_bias_mlp"
+    return swinv2.tabled(
+        state, config, [0] * len(config.depths) if said is None else said, attention, mlp
+    )
 
 
 def wrong_config(error: ConfigError) -> CheckpointError:

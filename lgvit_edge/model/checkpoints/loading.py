@@ -36,6 +36,7 @@ from lgvit_edge.model.checkpoints.timm import (
     arranged,
     named_as_eva,
     plain,
+    tabled,
     timm_config,
     timm_names,
 )
@@ -221,6 +222,7 @@ def _backbone(
         _say_assumed(preprocessor, config, path, note)
         require_classifier(state, path, "classifier.weight, as ViTForImageClassification has it")
         prefix = stored.config["model_type"]
+        state = huggingface.tabled(stored.config, state, config)
         return weights.fitted(config, state, lambda model: huggingface_names(model, prefix), path)
     prefixes = tuple(f"{prefix}." for prefix in ("embeddings", *model_types()))
     if any(name.startswith(prefixes) for name in state):
@@ -237,7 +239,7 @@ def _backbone(
             fresh=not any(name.startswith("head") for name in raw),
         )
         config = timm_config(state, hints, note)
-        state = arranged(state, config)
+        state = tabled(arranged(state, config), config, hints)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     except (IndexError, TypeError, ValueError) as error:  # sizes read off tensors of another rank

@@ -50,6 +50,15 @@ KINDS = {
         "SwinForImageClassification",
         SWIN | {"image_size": 36, "window_size": 3, "qkv_bias": False},
     ),
+    "swinv2": ("Swinv2Config", "Swinv2ForImageClassification", SWIN),
+    # Maps of 20, 10 and 5 under windows of 4: padded to 12 and 8.
+    "swinv2, padded": (
+        "Swinv2Config",
+        "Swinv2ForImageClassification",
+        SWIN
+        | {"image_size": 40, "depths": [2, 2, 4], "num_heads": [2, 2, 4], "qkv_bias": False}
+        | {"pretrained_window_sizes": [3, 3, 2]},
+    ),
 }
 
 
@@ -73,6 +82,8 @@ def make(kind: str) -> Any:
                 parameter.normal_(0.0, float(parameter[0].numel()) ** -0.5)
             else:
                 parameter.normal_(0.0, 0.5)
+            if name.endswith("logit_scale"):
+                parameter.uniform_(1.0, 6.0)  # some above the largest
         for module in network.modules():
             if isinstance(module, nn.LayerNorm):
                 module.weight.uniform_(0.5, 1.5)
