@@ -36,7 +36,7 @@ from lgvit_edge.model import LGViT, cut
 from lgvit_edge.model.randomised import randomised
 from lgvit_edge.policies.scores import difference
 
-ARCHITECTURES = ("vit-tiny", "deit-tiny-distilled", "swin-tiny")
+ARCHITECTURES = ("vit-tiny", "deit-tiny-distilled", "swin-tiny", "swinv2-tiny")
 COLUMNS = ("PyTorch", "ONNX Runtime", "OpenVINO", "RTX fp32", "ONNX Runtime fp16", "RTX fp16")
 ABSENT = "not installed"
 Cell = float | str  # a difference, or what happened

@@ -27,4 +27,6 @@ def randomised(model: LGViT, seed: int = 0) -> LGViT:
     for name, parameter in model.backbone.named_parameters():
         if name in ("embedding.prefix", "embedding.position") or name.endswith("attention.table"):
             parameter.normal_(0, 0.5, generator=generator)
+        if name.endswith("attention.scale"):
+            parameter.uniform_(5, 15, generator=generator)
     return model.eval()

@@ -47,7 +47,8 @@ def tabled(
         result[f"{at}.relative_position_bias_table"] = _table(given.float(), *parts, names[0])
         result[f"{at}.logit_scale"] = scale.clamp(max=_LARGEST).exp().flatten()
         query, value = (result.pop(f"{at}.{part}_bias", None) for part in "qv")
-        if query is not None and value is not None:  # keys have none
+        if query is not None and value is not None and query.ndim == value.ndim == 1:
+            # Keys have none.
             result[f"{at}.qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
     return result
 
@@ -56,8 +57,11 @@ def _numbers(state: State, name: str) -> Tensor:
     """Takes a tensor out of ``state``, as float32."""
     if (tensor := state.pop(name, None)) is None:
         raise CheckpointError(f"missing {name}")
-    if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
-        raise CheckpointError(f"{name} must hold finite numbers, found others or {tensor.dtype}")
+    if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        expected = "float32, float16, bfloat16 or float64"
+        raise CheckpointError(f"{name} is {tensor.dtype}, expected {expected}")
+    if not bool(torch.isfinite(tensor).all()):
+        raise CheckpointError(f"{name} holds NaN or infinity")
     return tensor.float()
 
 
