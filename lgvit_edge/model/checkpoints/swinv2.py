@@ -39,15 +39,17 @@ def tabled(
         at = attention.format(stage, place)
         names = [f"{at}.{mlp}.{part}" for part in _PARTS]
         scale, *parts = (_numbers(result, name) for name in (f"{at}.logit_scale", *names))
-        given = result.pop(f"{at}.relative_coords_table", None)
         if first is not None:
             given = coordinates(block.window, first[stage])
-        elif given is None:
-            raise CheckpointError(f"missing {at}.relative_coords_table")
-        result[f"{at}.relative_position_bias_table"] = _table(given.float(), *parts, names[0])
+        else:
+            given = _numbers(result, f"{at}.relative_coords_table")
+            if given.shape[1:] != (2 * block.window - 1, 2 * block.window - 1, 2):
+                shape = f"{tuple(given.shape)}, expected windows of {block.window}"
+                raise CheckpointError(f"{at}.relative_coords_table is {shape}")
+        result[f"{at}.relative_position_bias_table"] = _table(given, *parts, names[0])
         result[f"{at}.logit_scale"] = scale.clamp(max=_LARGEST).exp().flatten()
-        query, value = (result.pop(f"{at}.{part}_bias", None) for part in "qv")
-        if query is not None and value is not None and query.ndim == value.ndim == 1:
+        if f"{at}.q_bias" in result:
+            query, value = (_numbers(result, f"{at}.{part}_bias").flatten() for part in "qv")
             # Keys have none.
             result[f"{at}.qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
     return result

@@ -202,6 +202,11 @@ def test_the_files_of_swin_v2s_authors_tell_windows_and_positions(
     ours = load_backbone(path)
     assert (ours.config.image_size, ours.config.window_size) == (64, 4)
     agree(ours, theirs, 64)
+    wrong = with_buffers(theirs)
+    wrong["layers.1.blocks.0.attn.relative_coords_table"] = torch.zeros(1, 5, 5, 2)
+    torch.save(wrong, path)
+    with pytest.raises(CheckpointError, match=r"table is \(1, 5, 5, 2\), expected windows of 4"):
+        load_backbone(path)
 
 
 @pytest.mark.parametrize("name", [V2, "swinv2_base_window12to16_192to256"])
@@ -314,7 +319,9 @@ def test_timms_own_variant_of_swin_v2_is_refused_by_name(timm: Any) -> None:
         ),
         ("cpb_mlp.2.weight", torch.ones(2, 7), r"expected \(n, 2\), \(n,\), \(heads, n\)"),
         ("q_bias", None, "missing layers.1.blocks.0.attn.qkv.bias"),
-        ("q_bias", torch.tensor(1.0), "missing layers.1.blocks.0.attn.qkv.bias"),
+        ("v_bias", None, "missing layers.1.blocks.0.attn.v_bias"),
+        ("q_bias", torch.tensor(1.0), r"qkv.bias is \(34,\), expected \(32,\)"),
+        ("v_bias", torch.ones(32).to(torch.float8_e4m3fn), "v_bias is torch.float8_e4m3fn, expect"),
     ],
 )
 def test_a_swin_v2_that_lacks_something(

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lgvit_edge.errors import CheckpointError
 from lgvit_edge.model import load_backbone
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -148,6 +149,30 @@ def test_positions_are_interpolated(tmp_path: Path, kind: str, size: int) -> Non
 def test_windows_keep_their_size(tmp_path: Path, kind: str, size: int) -> None:
     model = make(kind)
     check(save(model, tmp_path / "saved"), model, size)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        # transformers itself takes 36 / 2 / 4 for 4, where the map has 5 rows.
+        ({"image_size": 36}, "image_size 36 makes maps of odd sides .* a multiple of 16"),
+        ({"pretrained_window_sizes": [3]}, "one for each of 4 stages; found .3."),
+        (
+            {"pretrained_window_sizes": [3, 3, [3, 2], 3]},
+            r"one for each of 4 stages; found .3, 3, .3, 2",
+        ),
+        ({"pretrained_window_sizes": "3333"}, "the side of square windows, .* found 3333"),
+        ({"use_absolute_embeddings": True}, "use_absolute_embeddings is not supported"),
+    ],
+)
+def test_a_swin_v2_that_is_not_supported(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    folder = save(make("swinv2"), tmp_path / "saved")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(CheckpointError, match=message):
+        load_backbone(folder)
 
 
 @pytest.mark.parametrize(
