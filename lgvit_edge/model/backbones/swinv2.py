@@ -61,7 +61,8 @@ def _unit(x: Tensor) -> Tensor:
     """
     exact = x.float()
     length = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
-    return (exact / length.clamp_min(1e-12)).to(x.dtype)
+    unit: Tensor = (exact / length.clamp_min(1e-12)).to(x.dtype)
+    return unit
 
 
 class PostNormBlock(Block):

@@ -6,6 +6,7 @@ An MLP makes the bias of each relative position, whatever the image: here it bec
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ def tabled(
             if given.shape[1:] != (2 * block.window - 1, 2 * block.window - 1, 2):
                 shape = f"{tuple(given.shape)}, expected windows of {block.window}"
                 raise CheckpointError(f"{at}.relative_coords_table is {shape}")
-        result[f"{at}.relative_position_bias_table"] = _table(given, *parts, names[0])
+        result[f"{at}.relative_position_bias_table"] = _table(given, parts, names[0])
         result[f"{at}.logit_scale"] = scale.clamp(max=_LARGEST).exp().flatten()
         if f"{at}.q_bias" in result:
             query, value = (_numbers(result, f"{at}.{part}_bias").flatten() for part in "qv")
@@ -67,15 +68,16 @@ def _numbers(state: State, name: str) -> Tensor:
     return tensor.float()
 
 
-def _table(places: Tensor, inner: Tensor, bias: Tensor, outer: Tensor, name: str) -> Tensor:
+def _table(given: Tensor, parts: list[Tensor], name: str) -> Tensor:
     """Returns the bias of each relative position, ``[.., 2] -> [(2 w - 1)^2, heads]``."""
+    inner, bias, outer = parts
     width = bias.shape
     if inner.shape != (*width, 2) or outer.shape != (len(outer), *width) or len(width) != 1:
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (inner, bias, outer))
+        shapes = ", ".join(str(tuple(part.shape)) for part in parts)
         raise CheckpointError(
             f"{name} and what follows it are {shapes}, expected (n, 2), (n,), (heads, n)"
         )
-    hidden = functional.relu(functional.linear(places.reshape(-1, 2), inner, bias))
+    hidden = functional.relu(functional.linear(given.reshape(-1, 2), inner, bias))
     return 16 * torch.sigmoid(functional.linear(hidden, outer))
 
 
@@ -99,7 +101,7 @@ def sides(value: object, stages: int, name: str) -> list[int]:
     """
     # What lists more stages than a model has is read as timm and transformers do.
     each = list(value)[:stages] if isinstance(value, (list, tuple)) else [value] * stages
-    pairs = [list(v) if isinstance(v, (list, tuple)) else [v] for v in each]
+    pairs: list[list[Any]] = [list(v) if isinstance(v, (list, tuple)) else [v] for v in each]
     good = all(pair and type(pair[0]) is int and 0 <= pair[0] <= 256 for pair in pairs)
     if len(each) != stages or not good or any(pair != pair[:1] * len(pair) for pair in pairs):
         raise CheckpointError(

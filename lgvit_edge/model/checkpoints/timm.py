@@ -424,27 +424,28 @@ def _swin(state: State, hints: Hints, row: Published | None, note: Note) -> LGVi
         if named.family != family:
             label = FAMILIES[family].label
             raise CheckpointError(f"these weights are no {hints.arch}: they are those of a {label}")
-        return named.replace(window_size=window, shift_first=True)
-    mlp = state.get("layers.0.blocks.0.mlp.fc1.weight")
-    config = LGViTConfig(
-        family=family,
-        image_size=size,
-        patch_size=patch,
-        hidden_size=dim,
-        num_blocks=sum(depths),
-        num_heads=heads[0],
-        intermediate_size=4 * dim if mlp is None else len(mlp),
-        num_classes=classes,
-        prefix_tokens=0,
-        pooling="mean",
-        activation=_activation(state, hints, row, [], note),
-        layer_norm_eps=1e-5,
-        qkv_bias=any(f"layers.0.blocks.0.attn.{b}" in state for b in ("qkv.bias", "q_bias")),
-        depths=tuple(depths),
-        stage_heads=tuple(heads),
-        window_size=window,
-        shift_first=True,
-    )
+        config = named.replace(window_size=window, shift_first=True)
+    else:
+        mlp = state.get("layers.0.blocks.0.mlp.fc1.weight")
+        config = LGViTConfig(
+            family=family,
+            image_size=size,
+            patch_size=patch,
+            hidden_size=dim,
+            num_blocks=sum(depths),
+            num_heads=heads[0],
+            intermediate_size=4 * dim if mlp is None else len(mlp),
+            num_classes=classes,
+            prefix_tokens=0,
+            pooling="mean",
+            activation=_activation(state, hints, row, [], note),
+            layer_norm_eps=1e-5,
+            qkv_bias=any(f"layers.0.blocks.0.attn.{b}" in state for b in ("qkv.bias", "q_bias")),
+            depths=tuple(depths),
+            stage_heads=tuple(heads),
+            window_size=window,
+            shift_first=True,
+        )
     for (stage, _), block in zip(places(config), config.blocks, strict=True):
         if block.window != min(windows[stage], block.grid):
             raise CheckpointError(f"windows of several sizes are not supported, found {windows}")
