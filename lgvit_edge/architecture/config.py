@@ -15,6 +15,7 @@ from lgvit_edge.architecture.families import FAMILIES
 from lgvit_edge.architecture.heads import HEAD_KINDS
 from lgvit_edge.architecture.sizes import (
     ACTIVATIONS,
+    FINAL_NORMS,
     POOLINGS,
     ROTATIONS,
     BackboneConfig,
@@ -78,6 +79,7 @@ class LGViTConfig(BackboneConfig):
             "activation": ACTIVATIONS,
             "pooling": POOLINGS,
             "rotation": ROTATIONS,
+            "final_norm": FINAL_NORMS,
         }
         for field, choices in known.items():
             if (found := getattr(self, field)) not in choices:
@@ -117,10 +119,12 @@ class LGViTConfig(BackboneConfig):
                 "expected one classifier, or two that read a prefix token each, found "
                 f"{self.classifiers} with {tokens} prefix_tokens and pooling {self.pooling}"
             )
-        if not tokens and self.pooling != "mean":
-            yield f"pooling must be mean without prefix_tokens, found {self.pooling}"
-        if self.pooled_norm and self.pooling != "mean":
-            yield f"pooled_norm is for pooling mean, found {self.pooling}"
+        if not tokens and self.pooling not in ("mean", "attention"):
+            yield f"pooling must be mean or attention without prefix_tokens, found {self.pooling}"
+        if self.final_norm != "tokens" and self.pooling != "mean":
+            yield f"final_norm must be tokens unless pooling is mean, found {self.final_norm!r}"
+        if self.relative_positions and tokens != 1:
+            yield f"relative_positions need one prefix token, found {tokens}"
         yield from (fault for good, fault in family.faults(self) if not good)
 
     def _heads(self) -> Iterator[str]:

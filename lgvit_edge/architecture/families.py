@@ -151,13 +151,19 @@ def _stage_faults(config: BackboneConfig) -> Checks:
             1 <= config.window_mask <= 10_000,  # float16 must hold it
             f"window_mask must be 1..10000, found {config.window_mask}",
         ),
+        (
+            (config.pooling, config.final_norm) == ("mean", "tokens"),
+            f"a {config.family} has pooling mean and final_norm tokens, found {config.pooling} and "
+            f"{config.final_norm!r}",
+        ),
         *(
             (not getattr(config, option), f"a {config.family} has no {option}")
             for option in (
-                "pooled_norm",
                 "gated",
                 "mlp_norm",
                 "qk_norm",
+                "attention_norm",
+                "relative_positions",
                 "embedding_norm",
                 "rotation",
             )
@@ -210,8 +216,12 @@ for _family in (
         {f"vit-{size}": partial(_vit, *_VITS[size], 1) for size in _VITS},
         prefix_tokens=16,
         mlp_head="lgvit_edge.model.heads.mlp:pooler",
-        model_types=("vit", "dinov2", "dinov2_with_registers"),
-        huggingface="lgvit_edge.model.checkpoints.huggingface:vit_fields",
+        model_types=(
+            *("vit", "vit_mae", "vit_msn", "ijepa", "dinov2", "dinov2_with_registers"),
+            *("dinov3_vit", "clip", "clip_vision_model", "siglip", "siglip_vision_model"),
+            *("beit", "data2vec-vision"),
+        ),
+        huggingface="lgvit_edge.model.checkpoints.huggingface_vits:vit_fields",
     ),
     Family(
         "deit",
@@ -225,7 +235,7 @@ for _family in (
         preprocess=_IMAGENET,
         prefix_tokens=16,
         model_types=("deit",),
-        huggingface="lgvit_edge.model.checkpoints.huggingface:deit_fields",
+        huggingface="lgvit_edge.model.checkpoints.huggingface_vits:vit_fields",
     ),
     Family(
         "swin",

@@ -31,6 +31,14 @@ POOLINGS = {
     "token": "the class token",
     "mean": "the mean of the patch tokens",
     "both": "the class token beside the mean of the patch tokens",
+    "attention": "what a learnt query gathers from the patch tokens (SigLIP)",
+}
+
+# What the norm before the final classifier norms.
+FINAL_NORMS = {
+    "tokens": "the tokens, before they are pooled",
+    "pooled": "their mean",
+    "": "nothing: there is none (CLIP)",
 }
 
 
@@ -72,11 +80,13 @@ class BackboneConfig:
     prefix_tokens: int = 1  # before those of patches: class, distillation (DeiT), registers; or 0
     classifiers: int = 1  # 2: on class and distillation token, averaged (DeiT)
     pooling: str = "token"  # what the final classifier reads, of ``POOLINGS``
-    pooled_norm: bool = False  # whether the final norm follows the mean instead of preceding it
+    final_norm: str = "tokens"  # of ``FINAL_NORMS``
     activation: str = "gelu"  # in the MLPs, of ``ACTIVATIONS``
     gated: bool = False  # whether MLPs multiply by a second, activated product (SwiGLU)
     mlp_norm: bool = False  # whether a norm precedes the MLPs' last layer (EVA-02)
     qk_norm: bool = False  # whether each attention head norms its queries and keys
+    attention_norm: bool = False  # whether a norm precedes attention's last layer (EVA-02's CLIP)
+    relative_positions: bool = False  # whether attention adds a bias per relative position (BEiT)
     rotation: str = ""  # of ``ROTATIONS``: rotary positions of patches
     rotation_side: int = 0  # side of the map whose rows and columns "eva" counts; 0: of this one
     embedding_norm: bool = False  # whether a norm precedes the first block (CLIP)

@@ -25,7 +25,9 @@ def randomised(model: LGViT, seed: int = 0) -> LGViT:
             module.running_mean.normal_(0, 0.3, generator=generator)
             module.running_var.uniform_(0.5, 1.5, generator=generator)
     for name, parameter in model.backbone.named_parameters():
-        if name in ("embedding.prefix", "embedding.position") or name.endswith("attention.table"):
+        if name in ("embedding.prefix", "embedding.position") or name.endswith(
+            (".table", ".latent")
+        ):
             parameter.normal_(0, 0.5, generator=generator)
         if name.endswith("attention.scale"):
             parameter.uniform_(5, 15, generator=generator)

@@ -57,10 +57,18 @@ LPH = ExitConfig(1, "lph")
         ),
         ({"prefix_tokens": 17}, "a vit has at most 16 prefix_tokens, found 17"),
         ({"classifiers": 0}, "one classifier, .* found 0 with 1"),
-        ({"prefix_tokens": 0}, "pooling must be mean without prefix_tokens, found token"),
-        ({"pooling": "max"}, "pooling must be one of token, mean, both, found 'max'"),
+        (
+            {"prefix_tokens": 0},
+            "pooling must be mean or attention without prefix_tokens, found token",
+        ),
+        ({"pooling": "max"}, "pooling must be one of token, mean, both, attention, found 'max'"),
         ({"activation": "mish"}, "activation must be one of gelu, .* found 'mish'"),
-        ({"pooled_norm": True}, "pooled_norm is for pooling mean, found token"),
+        ({"final_norm": "pooled"}, "final_norm must be tokens unless pooling is mean, found .pool"),
+        ({"final_norm": "batch"}, "final_norm must be one of tokens, pooled, found 'batch'"),
+        (
+            {"relative_positions": True, "prefix_tokens": 2},
+            "relative_positions need one prefix token, found 2",
+        ),
         ({"layer_norm_eps": 0.0}, r"layer_norm_eps must be in 0..1, found 0\.0"),
         ({"layer_norm_eps": float("nan")}, "layer_norm_eps must be in 0..1, found nan"),
         *[

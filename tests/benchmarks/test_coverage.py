@@ -48,13 +48,17 @@ FORMS: dict[str, dict[str, Any]] = {
         **{"gated": True, "activation": "silu", "pooling": "both"},
     },
     "pooled": {
-        **{"family": "vit", "prefix_tokens": 0, "pooling": "mean", "pooled_norm": True},
+        **{"family": "vit", "prefix_tokens": 0, "pooling": "mean", "final_norm": "pooled"},
         **{"embedding_norm": True, "activation": "gelu_tanh", "mlp_norm": True},
     },
     "eva": {
         **{"family": "vit", "rotation": "eva", "rotation_side": 16, "activation": "quick_gelu"},
-        **{"pooling": "mean", "gated": True, "mlp_norm": True},
+        **{"pooling": "mean", "gated": True, "mlp_norm": True, "attention_norm": True},
     },
+    "relative": {
+        **{"family": "vit", "relative_positions": True, "pooling": "mean", "final_norm": ""},
+    },
+    "gathered": {"family": "vit", "prefix_tokens": 0, "pooling": "attention"},
     # Windows of 2 on maps of 5 and 3 are padded, and in the last block shifted.
     "swin": {
         **{"family": "swin", "prefix_tokens": 0, "pooling": "mean", "window_size": 2},

@@ -46,7 +46,9 @@ class Attention(nn.Module):
     """Multi-head self-attention (paper Eq. 4) over ``[B, T, D]``.
 
     With ``norm_eps``, each head norms its queries and keys first. ``rotation`` turns them by their
-    positions, ``[B, heads, T, D / heads]`` to the same shape.
+    positions, ``[B, heads, T, D / heads]`` to the same shape. ``bias`` returns what is added to the
+    scores, ``[heads, T, T]``. ``norm`` norms the attended values
+    ``[B, T, D]`` before the last layer.
     """
 
     def __init__(
@@ -57,6 +59,8 @@ class Attention(nn.Module):
         qkv_bias: bool,
         norm_eps: float | None = None,
         rotation: nn.Module | None = None,
+        bias: nn.Module | None = None,
+        norm: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.heads = heads
@@ -64,34 +68,49 @@ class Attention(nn.Module):
         self.query, self.key, self.value = layers
         self.query_norm = None if norm_eps is None else nn.LayerNorm(dim // heads, eps=norm_eps)
         self.key_norm = None if norm_eps is None else nn.LayerNorm(dim // heads, eps=norm_eps)
-        self.rotation = rotation
+        self.rotation, self.relative_bias = rotation, bias
         self.softmax = nn.Softmax(dim=-1)
+        self.norm = norm
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the attended tokens, ``[B, T, D] -> [B, T, D]``."""
+        return self.mix(self.scores(x), x)
+
+    def mix(self, scores: Tensor, x: Tensor) -> Tensor:
+        """Returns tokens mixed by scores, ``[B, heads, Q, T], [B, T, D] -> [B, Q, D]``."""
         v = split_heads(self.value(x), self.heads)
-        mixed: Tensor = self.proj(merge_heads(self.softmax(self.scores(x)) @ v))
+        attended = merge_heads(self.softmax(scores) @ v)
+        if self.norm is not None:
+            attended = self.norm(attended)
+        mixed: Tensor = self.proj(attended)
         return mixed
 
+    def queries(self, x: Tensor) -> Tensor:
+        """Returns the projected queries, ``[B, T, D] -> [B, Q, D]``."""
+        queries: Tensor = self.query(x)
+        return queries
+
     def scores(self, x: Tensor) -> Tensor:
-        """Returns the scores before the softmax, ``[B, T, D] -> [B, heads, T, T]``."""
+        """Returns the scores before the softmax, ``[B, T, D] -> [B, heads, Q, T]``."""
         scale = (x.shape[-1] // self.heads) ** -0.5
-        q, k = (split_heads(f(x), self.heads) for f in (self.query, self.key))
+        q, k = (split_heads(f(x), self.heads) for f in (self.queries, self.key))
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         if self.rotation is not None:
             q, k = self.rotation(q), self.rotation(k)
         scores: Tensor = (q * scale) @ k.transpose(-2, -1)
-        return scores
+        return scores if self.relative_bias is None else scores + self.relative_bias()
 
     def deployed(self) -> nn.Module:
         """Returns the module as it is exported: tables of positions are constants."""
-        if self.rotation is None:
-            return self
         attention = copy.copy(self)
-        rotation = self.rotation.deployed()  # type: ignore[operator]
-        attention._modules = {**self._modules, "rotation": rotation}
+        tables = {"rotation": self.rotation, "relative_bias": self.relative_bias}
+        attention._modules = self._modules | {
+            name: module.deployed()  # type: ignore[operator]
+            for name, module in tables.items()
+            if module is not None
+        }
         return attention
 
 

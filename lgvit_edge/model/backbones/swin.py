@@ -19,9 +19,10 @@ from torch.nn import functional
 
 from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.architecture.sizes import BlockConfig
-from lgvit_edge.model.backbones.block import Attention, Block, merge_heads, split_heads
+from lgvit_edge.model.backbones.block import Attention, Block
 from lgvit_edge.model.backbones.classifier import MeanClassifier
 from lgvit_edge.model.backbones.embedding import PatchEmbedding
+from lgvit_edge.model.backbones.positions import relative_positions
 
 _EPS = 1e-5  # of the norms of embedding and merging; the configuration sets the others'
 
@@ -100,8 +101,7 @@ class WindowAttention(Attention):
             scores = scores.reshape(-1, *bias.shape[1:])
         else:
             scores = scores + bias
-        v = split_heads(self.value(windows), self.heads)
-        mixed: Tensor = self.proj(merge_heads(self.softmax(scores) @ v))
+        mixed = self.mix(scores, windows)
         return mixed.reshape(-1, count * area, dim).index_select(1, back)
 
     def deployed(self) -> nn.Module:
@@ -162,16 +162,6 @@ def _partition(image: NDArray[np.int64], window: int) -> NDArray[np.int64]:
     count = len(image) // window
     windows = image.reshape(count, window, count, window).transpose(0, 2, 1, 3)
     return windows.reshape(count**2, window**2)
-
-
-@functools.lru_cache(maxsize=64)
-def relative_positions(window: int) -> NDArray[np.int64]:
-    """Returns the row of the bias table for every pair of places in a window, ``[w^4]``."""
-    rows, columns = np.divmod(np.arange(window**2), window)
-    down = rows[:, None] - rows + window - 1
-    right = columns[:, None] - columns + window - 1
-    flat: NDArray[np.int64] = (down * (2 * window - 1) + right).ravel()
-    return flat
 
 
 def _at(array: NDArray[Any] | None, like: Tensor) -> Tensor:

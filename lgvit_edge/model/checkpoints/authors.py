@@ -58,7 +58,8 @@ def authors_config(raw: dict[str, Any], state: State) -> LGViTConfig:
             f"no backbone; found backbone {short(kind)}, model_type {short(model_type)}"
         )
     try:
-        config = transformer(raw, FAMILIES[_FAMILIES[kind]])
+        family = FAMILIES[_FAMILIES[kind]]
+        config = transformer(raw | {"model_type": family.name}, family)
         if config.depths:
             exits = _swin_exits(raw, config, state)
         else:

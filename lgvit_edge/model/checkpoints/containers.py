@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lgvit_edge.errors import CheckpointError
 from lgvit_edge.model.checkpoints.formats import MERGE, STATE_DICT
-from lgvit_edge.model.checkpoints.huggingface import model_types
+from lgvit_edge.model.checkpoints.huggingface import prefixes
 from lgvit_edge.model.checkpoints.pickles import stands_for
 from lgvit_edge.model.checkpoints.weights import State, is_state, odd_kind
 
@@ -36,7 +36,6 @@ _AVERAGED = re.compile(
 )
 _NO_MODEL = re.compile(r"^optim|^opt$|^grad")  # keys under which tensors have the model's names
 _ADAPTERS = re.compile(r"\.(lora_[AB]|lora_embedding_[AB]|base_layer|modules_to_save)\.")
-_CLASSIFIERS = ("head", "head.fc", "classifier", "cls_classifier")
 # MMPretrain's names of a ViT, and timm's.
 _MMPRETRAIN = (
     (r"^patch_embed\.projection\.", "patch_embed.proj."),
@@ -122,16 +121,6 @@ def weights_in(content: Any, path: Path, *, use_ema: bool, note: Note) -> State:
     return state
 
 
-def require_classifier(state: State, path: Path, expected: str) -> None:
-    """Refuses weights without a classifier, as pretrained ones without labels are."""
-    if not any(f"{name}.weight" in state for name in _CLASSIFIERS):
-        last = ", ".join(list(state)[-3:])
-        raise CheckpointError(
-            f"{path} has no classifier: expected {expected}, found no such name (the last are "
-            f"{last}); give a model that was trained to classify, its classifier included"
-        )
-
-
 def _models(
     value: object, place: tuple[str, ...], seen: dict[int, object], path: Path, odd: list[str]
 ) -> Iterator[_Model]:
@@ -156,10 +145,10 @@ def _models(
 
 def _anchor() -> re.Pattern[str]:
     """Returns the pattern of the one name that each ViT, DeiT and Swin has, with any prefix."""
-    families = "|".join(map(re.escape, model_types()))
+    families = "|".join(map(re.escape, prefixes()))
     return re.compile(
         r"((?:.*?\.)??)(?:patch_embed\.proj(?:ection)?"
-        rf"|(?:(?:{families})\.)?embeddings\.patch_embeddings\.projection)\.weight"
+        rf"|(?:{families})?embeddings\.patch_embedding(?:s(?:\.projection)?)?)\.weight"
     )
 
 

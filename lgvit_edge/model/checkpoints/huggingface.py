@@ -7,6 +7,8 @@ contradicts itself or is not supported raises ``ConfigError``, with everything t
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,12 +16,20 @@ import torch
 from lgvit_edge._support.optional import resolve
 from lgvit_edge.architecture.config import MAX_SIZE, LGViTConfig
 from lgvit_edge.architecture.families import FAMILIES, Family
-from lgvit_edge.architecture.sizes import ACTIVATIONS, activation_named
+from lgvit_edge.architecture.sizes import ACTIVATIONS, POOLINGS, activation_named
 from lgvit_edge.bundle.codec import from_json
 from lgvit_edge.errors import CheckpointError, ConfigError
 from lgvit_edge.images.spec import Preprocess, usual_resize
 from lgvit_edge.model.checkpoints import swinv2
-from lgvit_edge.model.checkpoints.weights import Source, State, places, scale_layer, sources_of
+from lgvit_edge.model.checkpoints.huggingface_vits import FORMS, completed, named, plain
+from lgvit_edge.model.checkpoints.weights import (
+    Source,
+    State,
+    fitted,
+    places,
+    read_json,
+    sources_of,
+)
 from lgvit_edge.model.heads.base import Names, block_names, classifier_names, within
 from lgvit_edge.model.lgvit import LGViT
 
@@ -28,7 +38,7 @@ _PILLOW = {name: number for number, name in _RESAMPLE.items()}
 _RENAMED = (
     (r"^(vit|deit)\.layers\.", r"\1.encoder.layer."),
     (r"^(swin\..*\.attention)\.([qkv])_proj\.", r"\1.self.\2_proj."),
-    (r"^((?:vit|deit|dinov2\w*)\..*\.attention)\.([qkv])_proj\.", r"\1.attention.\2_proj."),
+    (r"^((?:vit|deit)\..*\.attention)\.([qkv])_proj\.", r"\1.attention.\2_proj."),
     (r"\.q_proj\.", ".query."),
     (r"\.k_proj\.", ".key."),
     (r"\.v_proj\.", ".value."),
@@ -39,18 +49,91 @@ _RENAMED = (
 )
 
 
+def prefixes() -> list[str]:
+    """Returns what names of weights begin with, by family and ``model_type``."""
+    return sorted({form.prefix for form in FORMS.values()} | {f"{name}." for name in model_types()})
+
+
 def model_types() -> dict[str, Family]:
     """Returns the supported families by Hugging Face's ``model_type``."""
     return {name: family for family in FAMILIES.values() for name in family.model_types}
 
 
-def huggingface_config(
-    raw: dict[str, Any], state: State, preprocessor: dict[str, Any]
-) -> LGViTConfig:
-    """Returns the configuration in Hugging Face's ``config.json`` of a plain classifier.
+def backbone(
+    raw: dict[str, Any], state: State, path: Path, classes: int | None, note: Callable[[str], None]
+) -> LGViT:
+    """Returns the backbone in a folder, whose ``config.json`` is ``raw``.
 
-    The names in ``state`` tell one classifier from two. An empty ``preprocessor_config.json`` means
-    the family's own preprocessing.
+    Weights without a classifier get one of ``classes`` classes, where transformers' own classifier
+    of this ``model_type`` has it, or, if there is none, on the class token.
+
+    Raises:
+        CheckpointError: not such a folder, a part that is not supported, or no classifier and no
+            number of classes.
+    """
+    preprocessor = read_json(path / "preprocessor_config.json", absent=True)
+    model_type, fresh = str(raw.get("model_type")), None
+    if model_type not in FORMS:
+        state = saved(state)
+    if not any(f"{name}.weight" in state for name in ("classifier", "cls_classifier")):
+        if classes is None:
+            raise CheckpointError(
+                f"{path} has no classifier: expected classifier.weight, as "
+                "ViTForImageClassification has it; to train one, run: lgvit-edge train --backbone "
+                f"{path} --stage both"
+            )
+        fresh = classes
+    config = huggingface_config(raw, state, preprocessor, fresh)
+    say_assumed(preprocessor, config, path, note)
+    prefix = model_type
+    if model_type in FORMS:
+        prefix = FORMS[model_type].prefix.removesuffix(".")
+        state = plain(named(state, model_type, note), config, completed(raw))
+    elif fresh is not None:
+        state = {f"{prefix}.{name.removeprefix(f'{prefix}.')}": t for name, t in state.items()}
+    if fresh is not None:
+        width = config.hidden_shape(config.num_blocks)[1] * (2 if config.pooling == "both" else 1)
+        state |= {
+            "classifier.weight": torch.zeros(fresh, width),
+            "classifier.bias": torch.zeros(fresh),
+        }
+        note(
+            f"{path} has no classifier; one of {fresh} classes starts from zeros, on "
+            f"{POOLINGS[config.pooling]}"
+        )
+    state = tabled(raw, state, config)
+    model = fitted(config, state, lambda model: huggingface_names(model, prefix), path)
+    try:
+        side = interpolated_to(preprocessor, raw, config)
+        if side is None:
+            return model
+        note(f"positions are interpolated from {config.image_size} x {config.image_size} to {side}")
+        model = model.resized(side)
+        preprocess = huggingface_preprocess(preprocessor, model.config)
+        model.config = model.config.replace(preprocess=preprocess)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+    return model
+
+
+def say_assumed(
+    preprocessor: dict[str, Any], config: LGViTConfig, path: Path, note: Callable[[str], None]
+) -> None:
+    """Tells ``note`` the preprocessing of a folder that says none."""
+    if not preprocessor:
+        note(
+            f"{path} has no preprocessor_config.json; assumed: "
+            f"{config.preprocess.described(config.image_size)}"
+        )
+
+
+def huggingface_config(
+    raw: dict[str, Any], state: State, preprocessor: dict[str, Any], fresh: int | None = None
+) -> LGViTConfig:
+    """Returns the configuration in Hugging Face's ``config.json`` of a plain backbone.
+
+    The names in ``state`` tell one classifier from two; ``fresh`` is the number of classes of one
+    that is to be made. An empty ``preprocessor_config.json`` means the family's own preprocessing.
 
     Raises:
         CheckpointError: not such a file.
@@ -62,18 +145,25 @@ def huggingface_config(
         )
     try:
         classifiers = 2 if "cls_classifier.weight" in state else 1
-        config = transformer(raw, families[model_type], classifiers)
-        return config.replace(preprocess=huggingface_preprocess(preprocessor, config))
+        config = transformer(raw, families[model_type], classifiers, fresh)
+        if interpolated_to(preprocessor, raw, config) is None:
+            config = config.replace(preprocess=huggingface_preprocess(preprocessor, config))
+        return config
     except ConfigError as error:
         raise wrong_config(error) from None
 
 
-def transformer(raw: dict[str, Any], family: Family, classifiers: int | None = None) -> LGViTConfig:
+def transformer(
+    raw: dict[str, Any], family: Family, classifiers: int | None = None, fresh: int | None = None
+) -> LGViTConfig:
     """Returns the configuration in Hugging Face's fields; absent ones have its defaults.
 
-    Without a number of ``classifiers`` there is one per prefix token.
+    Without a number of ``classifiers`` there is one per prefix token. ``fresh`` is the number of
+    classes of a new classifier.
     """
-    names = _labels(raw)
+    if raw.get("model_type") in FORMS:
+        raw = completed(raw)
+    names = () if fresh else _labels(raw)
     size = _square(raw, "image_size", 224)
     activation = activation_named(str(raw.get("hidden_act", "gelu")))
     if activation is None:
@@ -85,8 +175,9 @@ def transformer(raw: dict[str, Any], family: Family, classifiers: int | None = N
     fields = {
         "family": family.name,
         "image_size": size,
+        "patch_size": _square(raw, "patch_size", 4),
         "activation": activation,
-        "num_classes": raw.get("num_labels", len(names) or 2),
+        "num_classes": fresh or raw.get("num_labels", len(names) or 2),
         "classifiers": classifiers or max(own["prefix_tokens"], 1),
         "qkv_bias": raw.get("qkv_bias", True),
         # Placeholders such as LABEL_0 are dropped.
@@ -120,56 +211,6 @@ def _labels(raw: dict[str, Any]) -> tuple[str, ...]:
     return tuple(names[i] for i in range(len(names)))
 
 
-def vit_fields(raw: dict[str, Any]) -> dict[str, Any]:
-    """Returns the own fields of a ViT or a DINOv2 from ``config.json``."""
-    if str(raw.get("model_type")).startswith("dinov2"):
-        return _dinov2_fields(raw)
-    return {
-        "prefix_tokens": 1,
-        "patch_size": _square(raw, "patch_size", 16),
-        "hidden_size": raw.get("hidden_size", 768),
-        "num_blocks": raw.get("num_hidden_layers", 12),
-        "num_heads": raw.get("num_attention_heads", 12),
-        "intermediate_size": raw.get("intermediate_size", 3072),
-        "layer_norm_eps": raw.get("layer_norm_eps", 1e-12),
-    }
-
-
-def _dinov2_fields(raw: dict[str, Any]) -> dict[str, Any]:
-    dim, ratio, registers = raw.get("hidden_size", 768), raw.get("mlp_ratio", 4), 0
-    if raw.get("model_type") != "dinov2":
-        registers = raw.get("num_register_tokens", 4)
-    for name, value in (
-        ("hidden_size", dim),
-        ("mlp_ratio", ratio),
-        ("num_register_tokens", registers),
-    ):
-        if type(value) is not int or not 0 <= value <= MAX_SIZE:
-            raise ConfigError(
-                f"{name} must be a whole number in 0..{MAX_SIZE}, found {short(value)}"
-            )
-    width, gated = dim * ratio, bool(raw.get("use_swiglu_ffn", False))
-    if gated:  # two thirds, rounded up to a multiple of 8
-        width = -(-(width * 2 // 3) // 8) * 8
-    return {
-        "prefix_tokens": 1 + registers,
-        "pooling": "both",
-        "patch_size": _square(raw, "patch_size", 14),
-        "hidden_size": dim,
-        "num_blocks": raw.get("num_hidden_layers", 12),
-        "num_heads": raw.get("num_attention_heads", 12),
-        "intermediate_size": width,
-        "layer_norm_eps": raw.get("layer_norm_eps", 1e-6),
-        "gated": gated,
-        **({"activation": "silu"} if gated else {}),
-    }
-
-
-def deit_fields(raw: dict[str, Any]) -> dict[str, Any]:
-    """Returns a DeiT's own fields from ``config.json``; it always has a distillation token."""
-    return vit_fields(raw) | {"prefix_tokens": 2}
-
-
 def swin_fields(raw: dict[str, Any]) -> dict[str, Any]:
     """Returns a Swin's own fields from ``config.json``."""
     dim, ratio = raw.get("embed_dim", 96), raw.get("mlp_ratio", 4.0)
@@ -187,7 +228,6 @@ def swin_fields(raw: dict[str, Any]) -> dict[str, Any]:
     return {
         "prefix_tokens": 0,
         "pooling": "mean",
-        "patch_size": _square(raw, "patch_size", 4),
         "hidden_size": dim,
         "num_blocks": sum(depths),
         "num_heads": heads[0],
@@ -202,12 +242,8 @@ def swin_fields(raw: dict[str, Any]) -> dict[str, Any]:
 def swinv2_fields(raw: dict[str, Any]) -> dict[str, Any]:
     """Returns a Swin V2's own fields from ``config.json``."""
     fields = swin_fields(raw)
-    window, size, patch = (
-        fields["window_size"],
-        _square(raw, "image_size", 224),
-        fields["patch_size"],
-    )
-    stages = len(fields["depths"])
+    size, patch = _square(raw, "image_size", 224), _square(raw, "patch_size", 4)
+    window, stages = fields["window_size"], len(fields["depths"])
     if all(type(number) is int and number > 0 for number in (window, size, patch)) and stages < 9:
         # transformers counts a stage's windows on a map whose odd sides were rounded down.
         for halvings in range(stages):
@@ -255,14 +291,8 @@ def huggingface_preprocess(raw: dict[str, Any], config: LGViTConfig) -> Preproce
     if not raw:
         return usual
     where = "preprocessor_config.json"
-    crop = _side(raw, "crop_size") if raw.get("do_center_crop", "crop_size" in raw) else None
-    side, squash = usual.resize, False
-    if raw.get("do_resize", True) and "size" in raw:
-        # One number, or height and width, sets both sides, whatever the image's shape.
-        squash = not (isinstance(raw["size"], dict) and "shortest_edge" in raw["size"])
-        side = _side(raw, "size")
-    final = crop or (side if squash else config.image_size)
-    if final != config.image_size:
+    side, squash, final = _sides(raw)
+    if final not in (None, config.image_size):
         raise ConfigError(
             f"{where} makes images of {final} x {final}, the model takes {config.image_size}"
         )
@@ -277,13 +307,38 @@ def huggingface_preprocess(raw: dict[str, Any], config: LGViTConfig) -> Preproce
         )
     normalised = raw.get("do_normalize", True)
     fields = {
-        "resize": side,
+        "resize": side or usual.resize,
         "interpolation": _RESAMPLE[resample],
         "mean": raw.get("image_mean", usual.mean) if normalised else (0.0, 0.0, 0.0),
         "std": raw.get("image_std", usual.std) if normalised else (1.0, 1.0, 1.0),
         "squash": squash,
     }
     return from_json(Preprocess, fields, where=where, error=ConfigError)
+
+
+def interpolated_to(
+    preprocessor: dict[str, Any], raw: dict[str, Any], config: LGViTConfig
+) -> int | None:
+    """Returns the size of images to which transformers interpolates positions; None if to none.
+
+    A DINOv2 holds the positions of 518 pixels, and its images are made 224 wide.
+    """
+    form = FORMS.get(raw["model_type"])
+    if form is None or not form.interpolates:
+        return None
+    final = _sides(preprocessor)[2]
+    return None if final == config.image_size else final
+
+
+def _sides(raw: dict[str, Any]) -> tuple[int | None, bool, int | None]:
+    """Returns the resized side, whether both sides get it, and the side of what comes out."""
+    crop = _side(raw, "crop_size") if raw.get("do_center_crop", "crop_size" in raw) else None
+    side, squash = None, False
+    if raw.get("do_resize", True) and "size" in raw:
+        # One number, or height and width, sets both sides, whatever the image's shape.
+        squash = not (isinstance(raw["size"], dict) and "shortest_edge" in raw["size"])
+        side = _side(raw, "size")
+    return side, squash, crop or (side if squash else None)
 
 
 def _side(raw: dict[str, Any], name: str) -> int:
@@ -309,52 +364,11 @@ def saved(state: State) -> State:
     return renamed
 
 
-_DINOV2 = (
-    (r"\.norm1\.", ".layernorm_before."),
-    (r"\.norm2\.", ".layernorm_after."),
-    (r"\.mlp\.(?:fc1|weights_in|up_proj)\.", ".intermediate.dense."),
-    (r"\.mlp\.gate_proj\.", ".intermediate.gate."),
-    (r"\.mlp\.(?:fc2|weights_out|down_proj)\.", ".output.dense."),
-)
-
-
-def plain(state: State) -> State:
-    """Returns weights of a DINOv2 under the names of a plain ViT; others as they are.
-
-    LayerScale is multiplied into the layer before it, and registers get positions of zeros.
-
-    Raises:
-        CheckpointError: the shapes of these parts do not fit together.
-    """
-    if not any(name.startswith("dinov2") for name in state):
-        return state
-    result: State = {}
-    scales: State = {}
-    for name, tensor in state.items():
-        for pattern, replacement in _DINOV2:
-            name = re.sub(pattern, replacement, name)
-        (scales if ".layer_scale" in name else result)[name] = tensor
-    for name, scale in scales.items():
-        block, _, which = name.partition(".layer_scale")
-        layer = "attention.output.dense" if which.startswith("1") else "output.dense"
-        scale_layer(result, f"{block}.{layer}", scale)
-    for name in [name for name in result if ".intermediate.dense." in name]:
-        last = result.get(name.replace("intermediate", "output").rpartition(".")[0] + ".weight")
-        inner = result[name]
-        if last is not None and last.ndim == 2 and inner.shape[:1] == (2 * last.shape[1],):
-            result[name.replace("dense", "gate")], result[name] = inner.chunk(2)
-    for name in [name for name in result if name.endswith(".register_tokens")]:
-        place, registers = name.replace("register_tokens", "position_embeddings"), result[name]
-        if (position := result.get(place)) is not None and position.ndim == registers.ndim == 3:
-            zeros = position.new_zeros(1, registers.shape[1], position.shape[-1])
-            result[place] = torch.cat([position[:, :1], zeros, position[:, 1:]], dim=1)
-    return result
-
-
 def huggingface_names(model: LGViT, prefix: str) -> dict[str, Source]:
-    """Returns where each of our parameters is; ``prefix`` is the backbone's model type."""
+    """Returns where each of our parameters is; ``prefix`` is that of the backbone's names."""
     config = model.config
     block = block_names("self" if config.depths else "attention")
+    block["attention.relative_bias.table"] = "attention.attention.relative_position_bias_table"
     names: Names = {
         "backbone.embedding.patch": f"{prefix}.embeddings.patch_embeddings.projection",
         "backbone.embedding.norm": f"{prefix}.embeddings.norm",
@@ -368,6 +382,7 @@ def huggingface_names(model: LGViT, prefix: str) -> dict[str, Source]:
             names[f"backbone.blocks.{i}.merge"] = f"{prefix}.encoder.layers.{stage - 1}.downsample"
         names |= within(f"backbone.blocks.{i}", block, theirs)
     names |= classifier_names(config.classifiers, "backbone.final.classifier")
-    second = "register_tokens" if prefix.startswith("dinov2") else "distillation_token"
-    tokens = [f"{prefix}.embeddings.{t}" for t in ("cls_token", second)]
-    return sources_of(model, names, tokens)
+    second = "distillation_token" if config.family == "deit" else "register_tokens"
+    tokens = ["cls_token", *([second] if config.prefix_tokens > 1 else [])]
+    tokens = tokens if config.prefix_tokens else []
+    return sources_of(model, names, [f"{prefix}.embeddings.{token}" for token in tokens])

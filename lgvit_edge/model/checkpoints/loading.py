@@ -18,19 +18,8 @@ from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.errors import CheckpointError, ConfigError
 from lgvit_edge.model.checkpoints import huggingface, weights
 from lgvit_edge.model.checkpoints.authors import attached, authors_config, authors_names
-from lgvit_edge.model.checkpoints.containers import (
-    Note,
-    note_in_log,
-    require_classifier,
-    weights_in,
-)
-from lgvit_edge.model.checkpoints.huggingface import (
-    huggingface_config,
-    huggingface_names,
-    huggingface_preprocess,
-    model_types,
-    saved,
-)
+from lgvit_edge.model.checkpoints.containers import Note, note_in_log, weights_in
+from lgvit_edge.model.checkpoints.huggingface import huggingface_preprocess, saved, say_assumed
 from lgvit_edge.model.checkpoints.timm import (
     Hints,
     arranged,
@@ -172,7 +161,7 @@ def _checkpoint(stored: _Stored, use_ema: bool, note: Note) -> LGViT:
         preprocessor = weights.read_json(path / "preprocessor_config.json", absent=True)
         try:
             config = config.replace(preprocess=huggingface_preprocess(preprocessor, config))
-            _say_assumed(preprocessor, config, path, note)
+            say_assumed(preprocessor, config, path, note)
         except ConfigError as error:
             raise CheckpointError(str(error)) from None
         state = attached(state, stored.config, config)
@@ -216,16 +205,8 @@ def _backbone(
     state = stored.model_weights(use_ema, note)
     if stored.config and "architecture" not in stored.config:  # only timm writes that key
         _refuse_heads(num_heads, path)
-        preprocessor = weights.read_json(path / "preprocessor_config.json", absent=True)
-        state = huggingface.plain(saved(state))
-        config = huggingface_config(stored.config, state, preprocessor)
-        _say_assumed(preprocessor, config, path, note)
-        require_classifier(state, path, "classifier.weight, as ViTForImageClassification has it")
-        prefix = stored.config["model_type"]
-        state = huggingface.tabled(stored.config, state, config)
-        return weights.fitted(config, state, lambda model: huggingface_names(model, prefix), path)
-    prefixes = tuple(f"{prefix}." for prefix in ("embeddings", *model_types()))
-    if any(name.startswith(prefixes) for name in state):
+        return huggingface.backbone(stored.config, state, path, classes, note)
+    if any(name.startswith(("embeddings.", *huggingface.prefixes())) for name in state):
         raise CheckpointError(
             f"{path} is named as Hugging Face does, which needs config.json: give the folder that "
             "holds both, or make one, in Python: model.save_pretrained(FOLDER)"
@@ -245,14 +226,6 @@ def _backbone(
     except (IndexError, TypeError, ValueError) as error:  # sizes read off tensors of another rank
         raise CheckpointError(f"{path}: its tensors are not those of a ViT ({error})") from None
     return weights.fitted(config, state, lambda model: timm_names(model, state), path)
-
-
-def _say_assumed(preprocessor: dict[str, Any], config: LGViTConfig, path: Path, note: Note) -> None:
-    if not preprocessor:
-        note(
-            f"{path} has no preprocessor_config.json; assumed: "
-            f"{config.preprocess.described(config.image_size)}"
-        )
 
 
 def _refuse_heads(num_heads: int | None, path: Path) -> None:

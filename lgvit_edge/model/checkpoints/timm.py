@@ -25,7 +25,14 @@ from lgvit_edge.model.checkpoints.timm_names import (
     twins,
     weights_named,
 )
-from lgvit_edge.model.checkpoints.weights import Source, State, places, scale_layer, sources_of
+from lgvit_edge.model.checkpoints.weights import (
+    Source,
+    State,
+    add_bias,
+    places,
+    scale_layer,
+    sources_of,
+)
 from lgvit_edge.model.heads import Names, within
 from lgvit_edge.model.lgvit import LGViT
 
@@ -37,6 +44,8 @@ _BLOCK: Names = {
     "attention.key_norm": "attn.k_norm",
     "attention.table": "attn.relative_position_bias_table",
     "attention.scale": "attn.logit_scale",
+    "attention.relative_bias.table": "attn.relative_position_bias_table",
+    "attention.norm": "attn.norm",
     "attention.proj": "attn.proj",
     "fc1": "mlp.fc1",
     "gate": "mlp.gate",
@@ -47,8 +56,15 @@ _TABLE = "layers.0.blocks.0.attn.relative_position_bias_table"  # every Swin has
 _SCALES = "layers.0.blocks.0.attn.logit_scale"  # every Swin V2
 _COORDINATES = "layers.0.blocks.0.attn.relative_coords_table"  # its authors' files have it
 _SWIN_BLOCKS = ("SwinTransformerBlock", "SwinTransformerV2Block")
+# Of attention pooling; a plain ViT has key and value apart.
+_POOL: Names = {
+    **{f"attention.{part}": part for part in ("latent", "query", "key", "value", "proj")},
+    **{"norm2": "norm", "fc1": "mlp.fc1", "fc2": "mlp.fc2"},
+}
+_BIAS = "blocks.0.attn.relative_position_bias_table"  # BEiT's
+_SHARED_BIAS = "rel_pos_bias.relative_position_bias_table"  # of all blocks, beside their own
 _TOKENS = ("cls_token", "dist_token", "reg_token")  # in their order before the patches
-_POOLINGS = {"token": "token", "avg": "mean"}
+_POOLINGS = {"token": "token", "avg": "mean", "map": "attention"}
 _SCALE = re.compile(r"^(blocks\.\d+)\.(?:ls|gamma_)([12])(?:\.gamma)?$")  # timm's, DeiT III's
 # timm's settings of the rotary positions that are ours.
 _ROTATIONS = {
@@ -202,13 +218,16 @@ def _vit(state: State, hints: Hints, row: Published | None, note: Note) -> LGViT
     rotation, side = _rotation(state, hints, row)
     size = _said_size(hints, row)
     if "pos_embed" in state:
-        said, size = _written_size(hints), _grid(state, tokens)[0] * patches[0]
-        if said not in (None, size):
+        size = _grid(state, tokens)[0] * patches[0]
+    elif _BIAS in state:
+        size = (round((len(state[_BIAS]) - 3) ** 0.5) + 1) // 2 * patches[0]
+    if "pos_embed" in state or _BIAS in state:
+        if (said := _written_size(hints)) not in (None, size):
             raise CheckpointError(
                 f"config.json says images of {said} x {said}, but the positions are those of "
                 f"{size} x {size}; correct img_size there, or give the file of weights alone"
             )
-    elif size is None:
+    if size is None:
         raise CheckpointError(
             "the size of images cannot be told from weights without positions: give the folder "
             "with its config.json (img_size)"
@@ -220,16 +239,19 @@ def _vit(state: State, hints: Hints, row: Published | None, note: Note) -> LGViT
         "classifiers": 2 if distilled else 1,
         "qkv_bias": "blocks.0.attn.qkv.bias" in state,
         "pooling": pooling,
-        "pooled_norm": pooling == "mean" and "fc_norm.weight" in state,
+        "final_norm": "pooled" if pooling == "mean" and "fc_norm.weight" in state else "tokens",
         "gated": "blocks.0.mlp.gate.weight" in state,
         "qk_norm": "blocks.0.attn.q_norm.weight" in state,
+        "attention_norm": "blocks.0.attn.norm.weight" in state,
+        "relative_positions": _BIAS in state,
         "embedding_norm": "norm_pre.weight" in state,
         "mlp_norm": "blocks.0.mlp.norm.weight" in state,
         "rotation": rotation,
         "rotation_side": side,
     }
     if hints.arch in architectures():
-        if hints.eva or any(fields[part] for part in ("embedding_norm", "gated", "qk_norm")):
+        others = ("embedding_norm", "gated", "qk_norm", "attention_norm", "relative_positions")
+        if hints.eva or any(fields[part] for part in others):
             raise CheckpointError(
                 f"these weights are no {hints.arch}: they have parts of other ViTs; give timm's "
                 "name of the architecture (--backbone NAME --weights FILE)"
@@ -245,11 +267,12 @@ def _vit(state: State, hints: Hints, row: Published | None, note: Note) -> LGViT
         patch_size=patches[0],
         hidden_size=dim,
         num_blocks=depth,
-        num_heads=_heads(hints, row, alike, dim, depth),
+        num_heads=_heads(state, hints, row, alike, depth),
         intermediate_size=4 * dim if width is None else len(width),
         num_classes=classes,
         activation=_activation(state, hints, row, alike, note),
         layer_norm_eps=1e-6 if row is None else row.eps,
+        preprocess=Preprocess(resize=size),  # that of the weights follows
         **fields,
     )
 
@@ -288,8 +311,9 @@ def _rotation(state: State, hints: Hints, row: Published | None) -> tuple[str, i
     """Returns the kind of rotary positions, of ``ROTATIONS``, and the side that they count on."""
     used = hints.setting("use_rot_pos_emb")
     found = dict(row.rotation or {}) if row is not None else {}
-    if used is None and row is None and (hints.eva or "pos_embed" not in state):
-        lacks = "" if "pos_embed" in state else "pos_embed is missing; "
+    without = "pos_embed" not in state and _BIAS not in state
+    if used is None and row is None and (hints.eva or without):
+        lacks = "pos_embed is missing; " if without else ""
         raise CheckpointError(f"{lacks}weights do not tell rotary positions; {_NAME_IT}")
     if used is False or not (used or found):
         return "", 0
@@ -350,11 +374,14 @@ def _one_form(alike: list[Published]) -> None:
 
 
 def _heads(
-    hints: Hints, row: Published | None, alike: list[Published], dim: int, depth: int
+    state: State, hints: Hints, row: Published | None, alike: list[Published], depth: int
 ) -> int:
+    dim = len(state["patch_embed.proj.weight"])
     said = hints.num_heads or hints.setting("num_heads") or (row and row.num_heads)
     if said:
         return int(said)
+    if _BIAS in state:
+        return state[_BIAS].shape[1]
     known = sorted({other.num_heads for other in alike})
     if len(known) == 1:
         return known[0]
@@ -386,7 +413,14 @@ def _activation(
 def _pooling(state: State, hints: Hints, row: Published | None, tokens: int) -> str:
     said = hints.setting("global_pool")
     if said is None:
-        said = "avg" if "fc_norm.weight" in state or not tokens else row.pooling if row else "token"
+        if "attn_pool.latent" in state:
+            said = "map"
+        elif "fc_norm.weight" in state or not tokens:
+            said = "avg"
+        else:
+            said = row.pooling if row else "token"
+    if said == "map" and hints.eva:
+        raise CheckpointError("attention pooling in an EVA is not supported")
     if said not in _POOLINGS:
         raise CheckpointError(
             f"global_pool {str(said)[:60]!r} is not supported: expected {', '.join(_POOLINGS)}"
@@ -445,6 +479,7 @@ def _swin(state: State, hints: Hints, row: Published | None, note: Note) -> LGVi
             stage_heads=tuple(heads),
             window_size=window,
             shift_first=True,
+            preprocess=Preprocess(resize=size),  # that of the weights follows
         )
     for (stage, _), block in zip(places(config), config.blocks, strict=True):
         if block.window != min(windows[stage], block.grid):
@@ -534,8 +569,9 @@ def plain(state: State, classes: int | None = None, note: Note = note_in_log) ->
 
     ``classes`` is the number of classes of a fresh classifier, where the weights have none.
 
-    LayerScale is multiplied into the layer before it, a packed SwiGLU is taken apart, and what CLIP
-    leaves out (biases of patches) or others do (positions of prefix tokens) becomes zeros.
+    LayerScale is multiplied into the layer before it, a relative bias that blocks share is added to
+    each of theirs, and a packed SwiGLU is taken apart. What CLIP leaves out (biases of patches) or
+    others do (positions of prefix tokens) becomes zeros.
 
     Raises:
         CheckpointError: the shapes of these parts do not fit together.
@@ -546,6 +582,13 @@ def plain(state: State, classes: int | None = None, note: Note = note_in_log) ->
         scale_layer(result, f"{block}.{'attn.proj' if which == '1' else 'mlp.fc2'}", scale)
     for number in range(_count(result, "blocks.")):
         _stack(result, f"blocks.{number}")
+    if (shared := result.pop(_SHARED_BIAS, None)) is not None:
+        for number in range(_count(result, "blocks.")):
+            add_bias(result, f"blocks.{number}.attn.relative_position_bias_table", shared)
+    for kind in ("weight", "bias"):
+        if (packed := result.pop(f"attn_pool.kv.{kind}", None)) is not None:
+            result[f"attn_pool.key.{kind}"], result[f"attn_pool.value.{kind}"] = packed.chunk(2)
+            result[f"attn_pool.query.{kind}"] = result.pop(f"attn_pool.q.{kind}")
     for name in [name for name in result if re.fullmatch(r"blocks\.\d+\.mlp\.fc1\.\w+", name)]:
         block, _, kind = name.partition(".mlp.fc1.")
         inner, last = result[name], result.get(f"{block}.mlp.fc2.weight")
@@ -573,7 +616,8 @@ def named_as_eva(state: Container[str]) -> bool:
     """Says whether weights are named as in timm's EVA, which has rotary positions or none."""
     # DeiT III's authors write gamma_1 too; timm's files have ls1.gamma.
     names = ("attn.q_bias", "attn.q_proj.weight", "mlp.fc1_g.weight", "gamma_1")
-    return any(f"blocks.0.{name}" in state for name in names)
+    beit = _BIAS in state or _SHARED_BIAS in state
+    return not beit and any(f"blocks.0.{name}" in state for name in names)
 
 
 def _stack(state: State, block: str) -> None:
@@ -597,10 +641,8 @@ def arranged(state: State, config: LGViTConfig) -> State:
 
     Where there are no learnt positions, they become zeros.
     """
-    if not config.rotation:
-        return state
     result, dim = dict(state), config.hidden_size
-    if "pos_embed" not in result:
+    if "pos_embed" not in result and (config.rotation or config.relative_positions):
         result["pos_embed"] = torch.zeros(1, *config.hidden_shape(0))
     if config.rotation != "eva":
         return result
@@ -691,6 +733,9 @@ def timm_names(model: LGViT, state: Container[str]) -> dict[str, Source]:
         theirs = f"layers.{stage}.blocks.{place}" if config.depths else f"blocks.{i}"
         names[f"backbone.blocks.{i}.merge"] = f"layers.{stage - late}.downsample"
         names |= within(f"backbone.blocks.{i}", _BLOCK, theirs)
+    if config.pooling == "attention":
+        names["backbone.final.pool.norm1"] = "norm"
+        names |= within("backbone.final.pool", _POOL, "attn_pool")
     head = _head(state).removesuffix(".weight")
     names |= within("backbone.final.classifier.linears", {"0": head, "1": "head_dist"})
     return sources_of(model, names, [name for name in _TOKENS if name in state])

@@ -245,6 +245,18 @@ def scale_layer(state: State, layer: str, scale: Tensor) -> None:
         state[name] = tensor * scale.reshape(-1, *[1] * (tensor.ndim - 1))
 
 
+def add_bias(state: State, name: str, shared: Tensor) -> None:
+    """Adds a bias that all blocks share to a block's own, in place.
+
+    Raises:
+        CheckpointError: their shapes differ.
+    """
+    own = state.get(name)
+    if own is not None and own.shape != shared.shape:
+        raise CheckpointError(f"{name} is {tuple(own.shape)}, expected {tuple(shared.shape)}")
+    state[name] = shared if own is None else own + shared
+
+
 def places(config: LGViTConfig) -> list[tuple[int, int]]:
     """Returns each block's stage and its place there, both from 0; only a Swin has many stages."""
     depths = config.depths or (config.num_blocks,)

@@ -82,6 +82,9 @@ FORMS: dict[str, dict[str, Any]] = {
     "SiLU": dict(act_layer="silu"),
     "no bias": dict(qkv_bias=False),
     "patches of 14": dict(img_size=42, patch_size=14),
+    "attention pooling": dict(global_pool="map", class_token=False, act_layer="gelu_tanh"),
+    "attention pooling with a class token": dict(global_pool="map", mlp_ratio=3),
+    "a norm inside attention": dict(scale_attn_norm=True),
 }
 
 
@@ -109,6 +112,10 @@ EVA: dict[str, dict[str, Any]] = {
     "EVA-02, a norm in its MLP": dict(
         **dict(swiglu_mlp=True, scale_mlp=True, use_rot_pos_emb=True, qkv_fused=False),
         **dict(global_pool="avg"),
+    ),
+    "EVA-02 of CLIP": dict(
+        **dict(swiglu_mlp=True, scale_mlp=True, scale_attn_inner=True, qkv_fused=False),
+        **dict(use_rot_pos_emb=True, ref_feat_shape=[16, 16], global_pool="token"),
     ),
     "EVA": dict(global_pool="avg", use_rot_pos_emb=False, init_values=0.1),
     "DINOv3": dict(
@@ -339,6 +346,25 @@ def test_a_swin_v2_that_lacks_something(
         load_backbone(folder)
 
 
+BEIT: dict[str, dict[str, Any]] = {
+    "each block its own": dict(use_rel_pos_bias=True, init_values=0.1),
+    "one for all": dict(use_shared_rel_pos_bias=True),
+    "positions as well": dict(use_rel_pos_bias=True, use_abs_pos_emb=True, global_pool="token"),
+    "both": dict(use_rel_pos_bias=True, use_shared_rel_pos_bias=True, swiglu_mlp=True),
+}
+
+
+@pytest.mark.parametrize("form", BEIT)
+def test_relative_positions(timm: Any, tmp_path: Path, form: str) -> None:
+    arguments = SIZES | dict(qkv_bias=True, use_abs_pos_emb=False) | BEIT[form]
+    theirs = filled(timm.models.beit.Beit(**arguments))
+    arguments.pop("num_heads")  # the tables tell them
+    about = arguments | dict(global_pool=arguments.get("global_pool", "avg"))
+    ours = load_backbone(written(tmp_path / "timm", theirs, about, architecture="beit"))
+    assert ours.config.num_heads == 4
+    agree(ours, theirs)
+
+
 def test_a_distilled_deit(timm: Any, tmp_path: Path) -> None:
     theirs = filled(timm.models.deit.VisionTransformerDistilled(**SIZES))
     name = "deit_tiny_distilled_patch16_224"
@@ -412,8 +438,7 @@ def test_weights_without_a_classifier_get_one(timm: Any, tmp_path: Path, pooling
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(global_pool="map"), "global_pool 'map' is not supported: expected token, avg"),
-        (dict(global_pool="max"), "global_pool 'max' is not supported: expected token, avg"),
+        (dict(global_pool="max"), "global_pool 'max' is not supported: expected token, avg, map"),
         (dict(act_layer="mish"), "activation 'mish' is not supported: expected gelu, "),
         (dict(img_size=[32, 64]), "no square map of patches: only square images"),
         (dict(img_size=48, wrong_size=32), "config.json says images of 32 x 32, but .* 48 x 48"),

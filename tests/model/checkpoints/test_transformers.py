@@ -15,8 +15,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lgvit_edge.architecture.families import FAMILIES
 from lgvit_edge.errors import CheckpointError
 from lgvit_edge.model import load_backbone
+from lgvit_edge.model.checkpoints.huggingface_vits import FORMS, completed
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -28,6 +30,11 @@ DINOV2 = VIT | dict(mlp_ratio=3, patch_size=14)
 del DINOV2["intermediate_size"]
 SWIN = dict(image_size=64, patch_size=2, embed_dim=16, depths=[2, 2, 4, 2], window_size=4)
 SWIN |= dict(num_heads=[2, 2, 4, 4], mlp_ratio=3.0, num_labels=CLASSES, layer_norm_eps=1e-3)
+TOWER = {name: size for name, size in VIT.items() if name != "num_labels"}
+TEXT = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+TWO = dict(vision_config=TOWER, text_config=TEXT | {"vocab_size": 50}, num_labels=CLASSES)
+BEIT = VIT | dict(use_relative_position_bias=True)
+DINOV3 = TOWER | dict(num_register_tokens=2)
 KINDS = {
     "vit": ("ViTConfig", "ViTForImageClassification", VIT),
     "vit without qkv bias": ("ViTConfig", "ViTForImageClassification", VIT | {"qkv_bias": False}),
@@ -44,6 +51,22 @@ KINDS = {
         "Dinov2WithRegistersForImageClassification",
         DINOV2 | {"num_register_tokens": 3},
     ),
+    "clip": ("CLIPConfig", "CLIPForImageClassification", TWO),
+    "siglip": ("SiglipConfig", "SiglipForImageClassification", TWO),
+    "beit": ("BeitConfig", "BeitForImageClassification", BEIT),
+    "beit that reads its token": (
+        "BeitConfig",
+        "BeitForImageClassification",
+        BEIT | dict(use_mean_pooling=False, use_absolute_position_embeddings=True),
+    ),
+    "beit, one bias for all": (
+        "BeitConfig",
+        "BeitForImageClassification",
+        BEIT | dict(use_shared_relative_position_bias=True, layer_scale_init_value=0.0),
+    ),
+    "data2vec": ("Data2VecVisionConfig", "Data2VecVisionForImageClassification", BEIT),
+    "msn": ("ViTMSNConfig", "ViTMSNForImageClassification", VIT),
+    "ijepa": ("IJepaConfig", "IJepaForImageClassification", VIT),
     "swin": ("SwinConfig", "SwinForImageClassification", SWIN),
     # Maps of 18, 9, 5 and 3 under windows of 3: padded to 6 in the third stage, odd when merged.
     "swin, padded": (
@@ -71,9 +94,9 @@ def unheard() -> Iterator[None]:
         yield
 
 
-def make(kind: str) -> Any:
+def make(kind: str, kinds: dict[str, Any] | None = None) -> Any:
     """With random norms, positions, tokens and tables: fresh ones would hide mistakes."""
-    config, model, sizes = KINDS[kind]
+    config, model, sizes = (kinds or KINDS)[kind]
     torch.manual_seed(3)
     with unheard():
         network = getattr(transformers, model)(getattr(transformers, config)(**sizes))
@@ -105,9 +128,10 @@ def save(model: Any, folder: Path, **options: Any) -> Path:
 def check(folder: Path, model: Any, size: int | None = None, **options: Any) -> None:
     """Logits of the folder's model, at another image size if one is given, and of transformers'."""
     loaded = load_backbone(folder)
-    dinov2 = model.config.model_type.startswith("dinov2")
-    assert loaded.config.family == ("vit" if dinov2 else model.config.model_type)
-    pixels = foreign.random_pixels(size or model.config.image_size)
+    named = model.config.model_type
+    assert loaded.config.family == (named if named in FAMILIES else "vit")
+    about = getattr(model.config, "vision_config", model.config)
+    pixels = foreign.random_pixels(size or about.image_size)
     resized = loaded.resized(size) if size else loaded
     eq.assert_reproduced(resized(pixels), logits(model, pixels, **options))
 
@@ -129,6 +153,113 @@ def test_save_pretrained(tmp_path: Path, kind: str, form: str) -> None:
     check(folder, model)
 
 
+# Models without a classifier, and what transformers calls the numbers that one would read.
+HEADLESS = {
+    "vit": ("ViTConfig", "ViTModel", VIT),
+    "deit": ("DeiTConfig", "DeiTModel", VIT),
+    "mae": ("ViTMAEConfig", "ViTMAEModel", TOWER | {"mask_ratio": 0.0}),
+    "dinov3": ("DINOv3ViTConfig", "DINOv3ViTModel", DINOV3),
+    "dinov3, SwiGLU": (
+        "DINOv3ViTConfig",
+        "DINOv3ViTModel",
+        DINOV3 | dict(use_gated_mlp=True, mlp_bias=False, proj_bias=False, key_bias=True),
+    ),
+    "dinov2": ("Dinov2Config", "Dinov2Model", DINOV2),
+    "clip": ("CLIPVisionConfig", "CLIPVisionModel", TOWER),
+    "clip, both towers": ("CLIPConfig", "CLIPModel", TWO),
+    "siglip": ("SiglipVisionConfig", "SiglipVisionModel", TOWER),
+    "beit": ("BeitConfig", "BeitModel", BEIT),
+    "swin": ("SwinConfig", "SwinModel", SWIN),
+}
+
+
+@pytest.mark.parametrize("kind", HEADLESS)
+def test_a_model_without_a_classifier_gets_one(tmp_path: Path, kind: str) -> None:
+    model = make(kind, HEADLESS)
+    folder = save(model, tmp_path / "saved")
+    with pytest.raises(CheckpointError, match="has no classifier: .* run: lgvit-edge train --back"):
+        load_backbone(folder)
+    notes: list[str] = []
+    ours = load_backbone(folder, classes=3, note=notes.append)
+    assert any("one of 3 classes starts from zeros, on the " in note for note in notes)
+    assert ours.config.num_classes == 3 and not ours.config.labels
+    linear = ours.backbone.final.classifier.linears[0]  # type: ignore[union-attr,index]
+    assert not linear.weight.any()
+    ours.backbone.final.classifier.linears[0] = nn.Identity()  # type: ignore
+    about = getattr(model.config, "vision_config", model.config)
+    pixels = foreign.random_pixels(about.image_size)
+    with torch.no_grad(), unheard():
+        tower = getattr(model, "vision_model", model)
+        options = {"noise": torch.arange(49.0).expand(len(pixels), -1)} if kind == "mae" else {}
+        expected = tower(pixel_values=pixels, **options)
+    eq.assert_reproduced(ours(pixels), read(kind, expected, tower))
+
+
+def read(kind: str, output: Any, model: Any) -> Tensor:
+    """What transformers' own classifier of this kind reads."""
+    tokens: Tensor = output.last_hidden_state
+    name = kind.split(",")[0]
+    if name in ("clip", "siglip"):  # CLIP's without a norm
+        return tokens[:, int(name == "clip") :].mean(dim=1)
+    if name == "beit":
+        return model.pooler.layernorm(tokens[:, 1:].mean(dim=1))  # type: ignore[no-any-return]
+    if name == "swin":
+        return output.pooler_output  # type: ignore[no-any-return]
+    if name == "dinov2":
+        return torch.cat([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1)
+    return tokens[:, 0]
+
+
+@pytest.mark.parametrize(
+    "model_type",
+    [
+        name
+        for name in FORMS
+        if name not in ("clip", "siglip")  # those of their vision towers
+    ],
+)
+def test_what_config_json_leaves_out_is_transformers_default(model_type: str) -> None:
+    theirs = transformers.AutoConfig.for_model(model_type).to_dict()
+    ours = completed({"model_type": model_type})
+    differing = {name: value for name, value in ours.items() if theirs.get(name, value) != value}
+    assert not differing
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rope_theta": 50.0}, "config.json: rope_theta 50.0 is not supported: expected 100"),
+        ({"num_register_tokens": "4"}, "num_register_tokens must be a whole number in 0"),
+        ({"num_register_tokens": 17}, "a vit has at most 16 prefix_tokens, found 18"),
+        ({"hidden_act": "mish"}, "hidden_act must be one of gelu, .* found 'mish'"),
+        ({"patch_size": [4, 7]}, "patch_size must be square, found 4 x 7"),
+        ({"num_hidden_layers": 4}, "missing dinov3_vit.encoder.layer.3.attention.attention.query"),
+    ],
+)
+def test_a_folder_that_contradicts_itself(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    folder = save(make("dinov3", HEADLESS), tmp_path / "saved")
+    about = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(about | changes))
+    with pytest.raises(CheckpointError, match=message):
+        load_backbone(folder, classes=3)
+
+
+def test_the_preprocessing_tells_the_size_of_a_dinov2(tmp_path: Path) -> None:
+    """Its positions are those of another size; transformers interpolates them in each pass."""
+    model = make("dinov2")
+    folder = save(model, tmp_path / "saved")
+    about = {"size": {"shortest_edge": 64}, "crop_size": {"height": 56, "width": 56}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(about))
+    notes: list[str] = []
+    ours = load_backbone(folder, note=notes.append)
+    assert (ours.config.image_size, ours.config.preprocess.resize) == (56, 64)
+    assert "positions are interpolated from 28 x 28 to 56" in notes[0]
+    pixels = foreign.random_pixels(56)
+    eq.assert_reproduced(ours(pixels), logits(model, pixels))
+
+
 @pytest.mark.parametrize("kind", ["vit", "deit with teacher"])
 def test_labels(tmp_path: Path, kind: str) -> None:
     model = make(kind)
@@ -137,7 +268,7 @@ def test_labels(tmp_path: Path, kind: str) -> None:
     assert load_backbone(folder).config.labels == tuple(f"thing {i}" for i in range(CLASSES))
 
 
-@pytest.mark.parametrize("kind", ["vit", "deit with teacher"])
+@pytest.mark.parametrize("kind", ["vit", "deit with teacher", "beit"])
 @pytest.mark.parametrize("size", [20, 36, 56])
 def test_positions_are_interpolated(tmp_path: Path, kind: str, size: int) -> None:
     model = make(kind)

@@ -1,0 +1,305 @@
+"""How Hugging Face's ViTs differ: in ``config.json``, and in the names of their weights.
+
+Transformers gives each ``model_type`` its own classes; here each is one ``Form`` of the one ViT.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from lgvit_edge.architecture.config import MAX_SIZE, LGViTConfig
+from lgvit_edge.errors import ConfigError
+from lgvit_edge.model.checkpoints.weights import State, add_bias, scale_layer
+
+Fields = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Form:
+    """One ``model_type`` of a ViT.
+
+    Attributes:
+        prefix: of its names of weights; a model without a classifier has none.
+        defaults: of ``config.json``, where they are not ViT's.
+        fields: the configuration's fields that are its own, from ``config.json``.
+        dropped: names of weights that its classifier does not use.
+        interpolates: whether transformers runs it at the size that the preprocessing makes.
+    """
+
+    prefix: str
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    fields: Callable[[Mapping[str, Any]], Fields] = lambda raw: {}
+    dropped: str = r"mask_token$"
+    interpolates: bool = False
+
+
+_DEFAULTS = {
+    **{"patch_size": 16, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
+    **{"intermediate_size": 3072, "hidden_act": "gelu", "layer_norm_eps": 1e-12},
+    **{"image_size": 224, "qkv_bias": True},
+}
+# What ViTs call the parts of a ViT, below their prefix; applied in this order.
+_NAMES = (
+    (r"^(?:encoder\.|model\.)?layers?\.", "encoder.layer."),
+    (r"^(?:encoder\.relative|shared)_position_bias\.", "relative_position_bias."),
+    (r"\.self_attn\.", ".attention."),
+    (r"\.q_proj\.", ".query."),
+    (r"\.k_proj\.", ".key."),
+    (r"\.v_proj\.", ".value."),
+    (r"\.attention\.(?:attention\.)?(query|key|value)\.", r".attention.attention.\1."),
+    (r"\.attention\.(?:out|o)_proj\.", ".attention.output.dense."),
+    (r"(\.layer\.\d+)(?:\.attention)*\.relative_position_bias\.", r"\1.attention.attention."),
+    (r"\.(?:norm1|layer_norm1)\.", ".layernorm_before."),
+    (r"\.(?:norm2|layer_norm2)\.", ".layernorm_after."),
+    (r"\.mlp\.(?:fc1|weights_in|up_proj)\.", ".intermediate.dense."),
+    (r"\.mlp\.gate_proj\.", ".intermediate.gate."),
+    (r"\.mlp\.(?:fc2|weights_out|down_proj)\.", ".output.dense."),
+    (r"\.(?:lambda_|layer_scale)([12])(?:\.lambda1)?$", r".layer_scale\1"),
+    (r"^embeddings\.class_embedding$", "embeddings.cls_token"),
+    (r"^embeddings\.position_embedding\.weight$", "embeddings.position_embeddings"),
+    (
+        r"^embeddings\.patch_embeddings?\.(weight|bias)$",
+        r"embeddings.patch_embeddings.projection.\1",
+    ),
+    (r"^pre_layrnorm\.", "embeddings.norm."),
+    (r"^(?:post_layernorm|norm|pooler\.layernorm)\.", "layernorm."),
+)
+_CLASSIFIERS = ("classifier.", "cls_classifier.", "distillation_classifier.")
+_BIAS = "relative_position_bias_table"
+
+
+def _dinov2(raw: Mapping[str, Any]) -> Fields:
+    dim, ratio = _whole(raw, "hidden_size"), _whole(raw, "mlp_ratio")
+    width, gated = dim * ratio, bool(raw.get("use_swiglu_ffn", False))
+    if gated:  # two thirds, rounded up to a multiple of 8
+        width = -(-(width * 2 // 3) // 8) * 8
+    return {
+        "prefix_tokens": 1 + _whole(raw, "num_register_tokens"),
+        "pooling": "both",
+        "intermediate_size": width,
+        "gated": gated,
+        **({"activation": "silu"} if gated else {}),
+    }
+
+
+def _dinov3(raw: Mapping[str, Any]) -> Fields:
+    if (base := raw["rope_theta"]) != 100:
+        raise ConfigError(f"rope_theta {base!r} is not supported: expected 100")
+    return {
+        "prefix_tokens": 1 + _whole(raw, "num_register_tokens"),
+        "rotation": "dinov3",
+        "gated": bool(raw["use_gated_mlp"]),
+        "qkv_bias": any(raw[f"{part}_bias"] for part in ("query", "key", "value")),
+    }
+
+
+def _beit(raw: Mapping[str, Any]) -> Fields:
+    own, shared = (raw.get(f"use_{kind}relative_position_bias") for kind in ("", "shared_"))
+    mean = bool(raw["use_mean_pooling"])
+    return {
+        "pooling": "mean" if mean else "token",
+        "final_norm": "pooled" if mean else "tokens",
+        "relative_positions": bool(own or shared),
+    }
+
+
+def _clip(raw: Mapping[str, Any]) -> Fields:
+    return {"pooling": "mean", "final_norm": "", "embedding_norm": True}
+
+
+def _mean(raw: Mapping[str, Any]) -> Fields:
+    return {"prefix_tokens": 0, "pooling": "mean"}
+
+
+def _whole(raw: Mapping[str, Any], name: str) -> int:
+    value = raw[name]
+    if type(value) is not int or not 0 <= value <= MAX_SIZE:
+        raise ConfigError(f"{name} must be a whole number in 0..{MAX_SIZE}, found {value!r:.99}")
+    return value
+
+
+_TWO_TOWERS = r"^(text_model|visual_projection|text_projection|logit_scale|logit_bias)\b"
+_CLIP = Form(
+    "vision_model.",
+    {"patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
+    _clip,
+    rf"^post_layernorm\.|{_TWO_TOWERS}",
+)
+_SIGLIP = Form(
+    "vision_model.",
+    {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
+    _mean,
+    rf"^head\.|{_TWO_TOWERS}",
+)
+_BEIT = {"use_mean_pooling": True, "use_absolute_position_embeddings": False}
+_DINOV2 = {"mlp_ratio": 4, "layer_norm_eps": 1e-6}
+FORMS = {
+    "vit": Form("vit.", dropped=r"^pooler\.dense\.|mask_token$"),
+    "deit": Form("deit.", fields=lambda raw: {"prefix_tokens": 2}, dropped=r"^pooler\.dense\."),
+    "vit_mae": Form("vit.", dropped=r"^decoder\."),
+    "vit_msn": Form("vit.", {"layer_norm_eps": 1e-6}),
+    "ijepa": Form("ijepa.", fields=_mean),
+    "dinov2": Form(
+        "dinov2.",
+        {**_DINOV2, "patch_size": 14, "num_register_tokens": 0},
+        _dinov2,
+        interpolates=True,
+    ),
+    "dinov2_with_registers": Form(
+        "dinov2_with_registers.",
+        {**_DINOV2, "num_register_tokens": 4},
+        _dinov2,
+        interpolates=True,
+    ),
+    "dinov3_vit": Form(
+        "dinov3_vit.",
+        {
+            **{"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 6},
+            **{"layer_norm_eps": 1e-5, "rope_theta": 100.0, "num_register_tokens": 0},
+            **{"query_bias": True, "key_bias": False, "value_bias": True},
+            **{"proj_bias": True, "mlp_bias": True, "use_gated_mlp": False},
+        },
+        _dinov3,
+        interpolates=True,
+    ),
+    "clip": _CLIP,
+    "clip_vision_model": _CLIP,
+    "siglip": _SIGLIP,
+    "siglip_vision_model": _SIGLIP,
+    "beit": Form("beit.", _BEIT, _beit),
+    "data2vec-vision": Form("data2vec_vision.", _BEIT, _beit),
+}
+
+
+def completed(raw: dict[str, Any]) -> dict[str, Any]:
+    """Returns ``config.json`` with transformers' defaults, of the vision tower if there are two."""
+    tower = raw.get("vision_config")
+    if isinstance(tower, dict):
+        own = {name: raw[name] for name in ("id2label", "num_labels", "model_type") if name in raw}
+        raw = {n: v for n, v in tower.items() if n not in ("id2label", "num_labels")} | own
+    return _DEFAULTS | dict(FORMS[raw["model_type"]].defaults) | raw
+
+
+def vit_fields(raw: dict[str, Any]) -> Fields:
+    """Returns the own fields of a ViT from a ``config.json`` that is ``completed``."""
+    return {
+        "prefix_tokens": 1,
+        "hidden_size": raw["hidden_size"],
+        "num_blocks": raw["num_hidden_layers"],
+        "num_heads": raw["num_attention_heads"],
+        "intermediate_size": raw["intermediate_size"],
+        "layer_norm_eps": raw["layer_norm_eps"],
+        **FORMS[raw["model_type"]].fields(raw),
+    }
+
+
+def named(state: State, model_type: str, note: Callable[[str], None]) -> State:
+    """Returns weights under the names of a ViT with this type's prefix.
+
+    What the classifier does not use is left out, and larger parts are told to ``note``.
+    """
+    form, result, parts = FORMS[model_type], State(), set()
+    for name, tensor in state.items():
+        if name.startswith(_CLASSIFIERS):
+            result[name] = tensor
+            continue
+        name = name.removeprefix(form.prefix)
+        if re.search(form.dropped, name):
+            parts.add(name.partition(".")[0])
+            continue
+        for pattern, replacement in _NAMES:
+            name = re.sub(pattern, replacement, name)
+        result[form.prefix + name] = tensor
+    if towers := sorted(parts & {"text_model", "decoder", "head", "post_layernorm"}):
+        note(f"left aside, as transformers' classifier does: {', '.join(towers)}")
+    return result
+
+
+def plain(state: State, config: LGViTConfig, raw: Mapping[str, Any]) -> State:
+    """Returns ``named`` weights as a plain ViT holds them.
+
+    LayerScale is multiplied into the layer before it, a bias that blocks share is added to each of
+    theirs, and a packed SwiGLU is taken apart. Positions and biases that this form of ViT lacks are
+    zeros.
+
+    Raises:
+        CheckpointError: the shapes of these parts do not fit together.
+    """
+    prefix, result = FORMS[raw["model_type"]].prefix, dict(state)
+    embeddings = f"{prefix}embeddings."
+    token = result.get(f"{embeddings}cls_token")
+    if token is not None and token.ndim == 1:
+        result[f"{embeddings}cls_token"] = token[None, None]
+    shared = result.pop(f"{prefix}relative_position_bias.{_BIAS}", None)
+    for number in range(config.num_blocks):
+        block = f"{prefix}encoder.layer.{number}"
+        for part in _without_bias(raw, config):
+            if (weight := result.get(f"{block}.{part}.weight")) is not None:
+                result.setdefault(f"{block}.{part}.bias", weight.new_zeros(len(weight)))
+        for which, layer in (("1", "attention.output.dense"), ("2", "output.dense")):
+            if (scale := result.pop(f"{block}.layer_scale{which}", None)) is not None:
+                scale_layer(result, f"{block}.{layer}", scale)
+        if shared is not None:
+            add_bias(result, f"{block}.attention.attention.{_BIAS}", shared)
+        _unpacked(result, block)
+    patch = result.get(f"{embeddings}patch_embeddings.projection.weight")
+    if patch is not None and config.embedding_norm:  # CLIP's patches have no bias
+        result.setdefault(
+            f"{embeddings}patch_embeddings.projection.bias", patch.new_zeros(len(patch))
+        )
+    if (position := _positions(result, embeddings, config, raw)) is not None:
+        result[f"{embeddings}position_embeddings"] = position
+    return result
+
+
+def _unpacked(state: State, block: str) -> None:
+    """Takes DINOv2's packed SwiGLU apart: the first half is activated."""
+    last = state.get(f"{block}.output.dense.weight")
+    for kind in ("weight", "bias"):
+        inner = state.get(f"{block}.intermediate.dense.{kind}")
+        if inner is None or last is None or last.ndim != 2:
+            continue
+        if inner.shape[:1] == (2 * last.shape[1],):
+            gate, value = inner.chunk(2)
+            state[f"{block}.intermediate.gate.{kind}"] = gate
+            state[f"{block}.intermediate.dense.{kind}"] = value
+
+
+def _without_bias(raw: Mapping[str, Any], config: LGViTConfig) -> list[str]:
+    """Returns the layers of a block that have no bias, where others of their kind have."""
+    if raw["model_type"] in ("beit", "data2vec-vision"):
+        return ["attention.attention.key"]
+    if raw["model_type"] != "dinov3_vit":
+        return []
+    parts = [
+        f"attention.attention.{part}"
+        for part in ("query", "key", "value")
+        if config.qkv_bias and not raw[f"{part}_bias"]
+    ]
+    if not raw["proj_bias"]:
+        parts.append("attention.output.dense")
+    if not raw["mlp_bias"]:
+        parts += ["intermediate.dense", "intermediate.gate", "output.dense"]
+    return parts
+
+
+def _positions(
+    state: State, embeddings: str, config: LGViTConfig, raw: Mapping[str, Any]
+) -> torch.Tensor | None:
+    """Returns positions of all tokens; those that this form of ViT lacks are zeros."""
+    position = state.get(f"{embeddings}position_embeddings")
+    tokens, dim = config.hidden_shape(0)
+    if position is None:
+        lacks = config.rotation or not raw.get("use_absolute_position_embeddings", True)
+        return torch.zeros(1, tokens, dim) if lacks else None
+    if position.ndim == 2:
+        position = position[None]
+    if (registers := state.get(f"{embeddings}register_tokens")) is None or position.ndim != 3:
+        return position
+    none = position.new_zeros(1, registers.shape[1], position.shape[-1])
+    return torch.cat([position[:, :1], none, position[:, 1:]], dim=1)
