@@ -170,6 +170,7 @@ HEADLESS = {
     "siglip": ("SiglipVisionConfig", "SiglipVisionModel", TOWER),
     "beit": ("BeitConfig", "BeitModel", BEIT),
     "swin": ("SwinConfig", "SwinModel", SWIN),
+    "swinv2": ("Swinv2Config", "Swinv2Model", SWIN),
 }
 
 
@@ -203,7 +204,7 @@ def read(kind: str, output: Any, model: Any) -> Tensor:
         return tokens[:, int(name == "clip") :].mean(dim=1)
     if name == "beit":
         return model.pooler.layernorm(tokens[:, 1:].mean(dim=1))  # type: ignore[no-any-return]
-    if name == "swin":
+    if name in ("swin", "swinv2"):
         return output.pooler_output  # type: ignore[no-any-return]
     if name == "dinov2":
         return torch.cat([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1)
