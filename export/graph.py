@@ -123,6 +123,8 @@ def trace(parts: Sequence[Part], *, opset: int, batch: tuple[int, int]) -> list[
         raise ExportError(f"PyTorch cannot export {what}: {reason}") from error
     assert program is not None  # as with dynamo=True
     whole = program.model.graph
+    if opset < 18:
+        _lower(ir, whole, opset)
     graphs = [
         ir.convenience.extract(whole, [given], names)
         for given, names in zip(inputs, outputs, strict=True)
@@ -134,6 +136,31 @@ def trace(parts: Sequence[Part], *, opset: int, batch: tuple[int, int]) -> list[
     for graph in graphs:
         _rename(ir, graph)
     return [ir.Model(graph, ir_version=program.model.ir_version) for graph in graphs]
+
+
+def _lower(ir: Any, graph: Any, opset: int) -> None:
+    """Rewrites a graph of opset 18 for ``opset`` 17, which the exporter often leaves at 18.
+
+    Raises:
+        ExportError: an operator of it has no form in ``opset``.
+    """
+    onnx = require("onnx", extra="export")
+    if graph.opset_imports[""] == opset:
+        return
+    for node in graph:
+        kind, axes = node.op_type, node.inputs[1] if len(node.inputs) > 1 else None
+        if onnx.defs.get_schema(kind, 18).since_version <= opset:
+            continue
+        if kind.startswith("Reduce") and (axes is None or axes.const_value is not None):
+            if axes is not None:  # an attribute until then
+                node.attributes["axes"] = ir.AttrInt64s("axes", axes.const_value.numpy().tolist())
+                node.resize_inputs(1)
+            node.attributes.pop("noop_with_empty_axes", None)
+        elif kind == "Split" and axes is None:  # into equal parts, as many as it has outputs
+            node.attributes.pop("num_outputs", None)
+        elif kind != "Pad" or len(node.inputs) > 3:  # its axes, which came with 18
+            raise ExportError(f"opset {opset} has no {kind} as this model needs it: use opset 18")
+    graph.opset_imports[""] = opset
 
 
 def save(

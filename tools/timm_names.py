@@ -51,6 +51,10 @@ def described(timm: Any, name: str) -> dict[str, Any] | None:
         "structure": structure(model.state_dict()),
         "weights": {},
     }
+    if hasattr(attention, "pretrained_window_size"):  # Swin V2; other weights tell their windows
+        first = [stage.blocks[0].attn for stage in model.layers]
+        about["window"] = first[0].window_size[0]
+        about["pretrained_windows"] = [each.pretrained_window_size[0] for each in first]
     for full in timm.list_models(f"{name}.*", pretrained=True) or []:
         cfg = timm.get_pretrained_cfg(full)
         about["weights"][full.partition(".")[2]] = {

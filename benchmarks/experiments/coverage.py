@@ -48,7 +48,7 @@ from lgvit_edge.model.checkpoints.timm_names import published_names
 from lgvit_edge.model.randomised import randomised
 from lgvit_edge.policies.scores import difference
 
-ARCHITECTURES = ("vit-tiny", "deit-tiny-distilled", "swin-tiny")
+ARCHITECTURES = ("vit-tiny", "deit-tiny-distilled", "swin-tiny", "swinv2-tiny")
 # Of timm, by form: a published architecture, and the side of the images. They are made as narrow as
 # a ViT-Tiny.
 FORMS = {

@@ -30,7 +30,13 @@ def _no_stages(config: BackboneConfig) -> Checks:
         f"a {config.family} has no depths, stage_heads and window_size, found {depths}, "
         f"{heads} and {window}"
     )
-    return [(not depths and not heads and window == 0, fault)]
+    return [
+        (not depths and not heads and window == 0, fault),
+        (
+            not config.shift_first and config.window_mask == 100,
+            f"a {config.family} has no shift_first and window_mask",
+        ),
+    ]
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,8 @@ def _staged_blocks(config: BackboneConfig) -> tuple[BlockConfig, ...]:
                 window=window,
                 shift=window // 2 if place % 2 and window < grid else 0,
                 merges=0 if place else merged,
+                shift_first=config.shift_first,
+                window_mask=config.window_mask,
             )
             blocks.append(block)
     return tuple(blocks)
@@ -126,8 +134,8 @@ def _stage_faults(config: BackboneConfig) -> Checks:
     return [
         (
             1 <= len(depths) <= 8 and min(depths) >= 1 and sum(depths) == config.num_blocks,
-            f"a swin has 1 to 8 stages of at least one block, {config.num_blocks} in all, found "
-            f"depths {depths}",
+            f"a {config.family} has 1 to 8 stages of at least one block, {config.num_blocks} in "
+            f"all, found depths {depths}",
         ),
         (
             len(heads) == len(depths) and heads[:1] == [config.num_heads],
@@ -139,6 +147,10 @@ def _stage_faults(config: BackboneConfig) -> Checks:
             f"stage widths {widths} are not multiples of stage_heads {heads}",
         ),
         (1 <= config.window_size <= 256, f"window_size must be 1..256, found {config.window_size}"),
+        (
+            1 <= config.window_mask <= 10_000,  # float16 must hold it
+            f"window_mask must be 1..10000, found {config.window_mask}",
+        ),
         (
             (config.pooling, config.final_norm) == ("mean", "tokens"),
             f"a {config.family} has pooling mean and final_norm tokens, found {config.pooling} and "
@@ -168,7 +180,9 @@ def _vit(width: int, depth: int, heads: int, tokens: int, image_size: int) -> di
     return _sizes(16, width, depth, heads, prefix_tokens=tokens, classifiers=tokens)
 
 
-def _swin(width: int, depths: tuple[int, ...], heads: int, image_size: int) -> dict[str, Any]:
+def _swin(
+    width: int, depths: tuple[int, ...], heads: int, window: int, image_size: int
+) -> dict[str, Any]:
     return _sizes(
         *(4, width, sum(depths), heads),
         prefix_tokens=0,
@@ -176,7 +190,7 @@ def _swin(width: int, depths: tuple[int, ...], heads: int, image_size: int) -> d
         layer_norm_eps=1e-5,
         depths=depths,
         stage_heads=tuple(heads << stage for stage in range(len(depths))),
-        window_size=7 if image_size % 32 else image_size // 32,
+        window_size=window if image_size % 32 else image_size // 32,
     )
 
 
@@ -227,7 +241,7 @@ for _family in (
         "swin",
         "Swin",
         "lgvit_edge.model.backbones.swin",
-        {f"swin-{size}": partial(_swin, *_SWINS[size]) for size in _SWINS},
+        {f"swin-{size}": partial(_swin, *_SWINS[size], 7) for size in _SWINS},
         preprocess=_IMAGENET,
         blocks=_staged_blocks,
         faults=_stage_faults,
@@ -237,6 +251,21 @@ for _family in (
         encoder_eps=1e-12,
         model_types=("swin",),
         huggingface="lgvit_edge.model.checkpoints.huggingface:swin_fields",
+    ),
+    Family(
+        "swinv2",
+        "Swin V2",
+        "lgvit_edge.model.backbones.swinv2",
+        {f"swinv2-{size}": partial(_swin, *_SWINS[size], 8) for size in _SWINS},
+        preprocess=_IMAGENET,
+        blocks=_staged_blocks,
+        faults=_stage_faults,
+        # Heads as on a Swin.
+        windows=(1, 2),
+        encoder_heads=8,
+        encoder_eps=1e-12,
+        model_types=("swinv2",),
+        huggingface="lgvit_edge.model.checkpoints.huggingface:swinv2_fields",
     ),
 ):
     register_family(_family)

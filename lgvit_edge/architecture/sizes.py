@@ -61,6 +61,8 @@ class BlockConfig:
     window: int = 0  # side of its attention windows; 0 if every token attends to every other
     shift: int = 0  # of the windows, relative to those of the block before
     merges: int = 0  # side of its input's map if a patch merging comes first; 0 if none does
+    shift_first: bool = False  # whether its map is shifted before it is padded
+    window_mask: int = 100  # off the scores of tokens that only the shift brings together
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,10 @@ class BackboneConfig:
     depths: tuple[int, ...] = ()  # blocks of each stage of a Swin; empty for the others
     stage_heads: tuple[int, ...] = ()  # attention heads of each stage; empty for the others
     window_size: int = 0  # side of a Swin's attention windows, in tokens; 0 for the others
+    # Whether a Swin's maps are shifted before they are padded (timm), not after (Hugging Face).
+    shift_first: bool = False
+    # Off the scores of tokens that only a shift brings together; transformers' Swin V2 takes 200.
+    window_mask: int = 100
 
     @property
     def grid(self) -> int:

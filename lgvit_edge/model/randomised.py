@@ -29,4 +29,6 @@ def randomised(model: LGViT, seed: int = 0) -> LGViT:
             (".table", ".latent")
         ):
             parameter.normal_(0, 0.5, generator=generator)
+        if name.endswith("attention.scale"):
+            parameter.uniform_(5, 15, generator=generator)
     return model.eval()

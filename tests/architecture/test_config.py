@@ -43,7 +43,7 @@ LPH = ExitConfig(1, "lph")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"family": "resnet"}, "family must be one of vit, deit, swin, found 'resnet'"),
+        ({"family": "resnet"}, "family must be one of vit, deit, swin, swinv2, found 'resnet'"),
         ({"image_size": 0}, r"image_size must be 1\.\.65536, found 0"),
         ({"hidden_size": -32}, r"hidden_size must be 1\.\.65536, found -32"),
         ({"num_classes": 10**9}, r"num_classes must be 1\.\.65536, found 1000000000"),
@@ -120,6 +120,16 @@ SWIN = swin(image_size=40, patch_size=4)
         ({"stage_heads": (2, 5)}, r"widths \[16, 32\] are not multiples of stage_heads \[2, 5\]"),
         ({"stage_heads": (2, 0)}, r"are not multiples of stage_heads \[2, 0\]"),
         ({"window_size": 0}, r"window_size must be 1\.\.256, found 0"),
+        ({"window_mask": 10**5}, r"window_mask must be 1\.\.10000, found 100000"),
+        ({"family": "swinv2", "gated": True}, "a swinv2 has no gated"),
+        (
+            dict(family="vit", depths=(), stage_heads=(), window_size=0, shift_first=True),
+            "a vit has no shift_first and window_mask",
+        ),
+        (
+            dict(family="vit", depths=(), stage_heads=(), window_size=0, window_mask=200),
+            "a vit has no shift_first and window_mask",
+        ),
         (
             {"family": "vit", "prefix_tokens": 1},
             r"a vit has no depths, .* found \[2, 2\], \[2, 4\] and 4",
@@ -158,10 +168,10 @@ def test_contradictions_are_reported_together(tiny_config: LGViTConfig) -> None:
 
 
 def test_every_architecture_is_valid() -> None:
-    assert len(architectures()) == 14
+    assert len(architectures()) == 18
     for name in architectures():
         config = architecture(name, num_classes=10, image_size=384)
-        swin = config.family == "swin"
+        swin = config.family in ("swin", "swinv2")
         assert (config.num_classes, config.grid, config.exits) == (10, 96 if swin else 24, ())
         assert config.preprocess.resize == 438  # floor(384 / 0.875), as timm
         assert config.hidden_size == (32 if swin else 64) * config.num_heads

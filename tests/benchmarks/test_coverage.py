@@ -64,6 +64,10 @@ FORMS: dict[str, dict[str, Any]] = {
         **{"family": "swin", "prefix_tokens": 0, "pooling": "mean", "window_size": 2},
         **{"depths": (1, 2), "stage_heads": (2, 2)},
     },
+    "swinv2": {
+        **{"family": "swinv2", "prefix_tokens": 0, "pooling": "mean", "window_size": 2},
+        **{"depths": (1, 2), "stage_heads": (2, 2), "shift_first": True},
+    },
 }
 # Each pair has a model to itself; its backbone is that of the others.
 PAIRS = (
@@ -112,6 +116,7 @@ def all_heads(form: str) -> list[LGViT]:
     [
         *[("vit", "fp32"), ("deit", "fp16"), ("swin", "fp32"), ("swin", "fp16")],
         *[("rotary", "fp32"), ("pooled", "fp16"), ("eva", "fp16")],
+        *[("swinv2", "fp32"), ("swinv2", "fp16")],
     ],
 )
 def test_all_families_and_heads_on_every_backend(form: str, precision: str, tmp_path: Path) -> None:
@@ -240,9 +245,9 @@ def test_what_counts_as_good(column: str, cell: float | str, good: bool) -> None
 
 
 def test_the_published_table_covers_every_family_and_kind_of_head() -> None:
-    configs = coverage.configurations(["vit", "deit", "swin"])
-    assert len(configs) == 15
-    for family in ("vit", "deit", "swin"):
+    configs = coverage.configurations(["vit", "deit", "swin", "swinv2"])
+    assert len(configs) == 20
+    for family in ("vit", "deit", "swin", "swinv2"):
         of_it = [config for label, config in configs if label == family]
         assert {exit.head for config in of_it for exit in config.exits} == set(HEAD_KINDS)
     swin = configs[-1][1]

@@ -22,17 +22,27 @@ import onnx_ir as ir
 import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
+from small import swin, vit
 
 from lgvit_edge._support.files import locked
 from lgvit_edge._support.terminal import held_interrupts
-from lgvit_edge.architecture.config import LGViTConfig
+from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
 from lgvit_edge.bundle.directory import WEIGHTS, add_points, open_bundle, writing
 from lgvit_edge.errors import BundleError, ExportError, ParityError, UsageError
 from lgvit_edge.export import ExportOptions, export_bundle
 from lgvit_edge.export import bundle as exporter
 from lgvit_edge.export.graph import Part, WeightStore, trace
 from lgvit_edge.export.source import model_to_export
-from lgvit_edge.model import LGViT, block_macs, count_parameters, save_checkpoint
+from lgvit_edge.model import (
+    LGViT,
+    baseline,
+    block_macs,
+    count_parameters,
+    cut,
+    example_input,
+    save_checkpoint,
+)
+from lgvit_edge.model.randomised import randomised
 from lgvit_edge.policies import Confidence
 from lgvit_edge.policies.scores import difference
 from lgvit_edge.runtime import Session
@@ -310,6 +320,39 @@ def test_both_forms_of_gelu_are_exported_exactly(opset: int, approximate: str) -
     graph, _ = trace([Part("gelu.onnx", module, x, "x", ("y",))], opset=opset, batch=(1, 1))
     (found,) = ReferenceEvaluator(ir.serde.serialize_model(graph)).run(None, {"x": x.numpy()})
     np.testing.assert_allclose(found, module(x).numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["vit", "swin", "swinv2"])
+def test_opset_17_is_kept_whatever_the_exporter_leaves(family: str, tmp_path: Path) -> None:
+    """Means and lengths, whose axes became inputs with 18; TensorRT 8.6 reads 17."""
+    exits = (ExitConfig(1, "lph", 3), ExitConfig(2, "gah", 2), ExitConfig(3, "attention"))
+    sizes = dict(num_blocks=4, exits=exits)
+    config = vit(**sizes) if family == "vit" else swin(family=family, **sizes)
+    parts = [
+        Part(f"{s.index}", s.module, example_input(config, s.index), "x", ("hidden", "logits"))
+        for s in cut(randomised(LGViT(config)))
+    ]
+    parts[-1] = dataclasses.replace(parts[-1], outputs=("logits",))
+    *graphs, chain = trace(parts, opset=17, batch=(1, 1))
+    kinds = set()
+    for i, found in enumerate([*graphs, chain]):
+        proto = ir.serde.serialize_model(found)
+        assert [entry.version for entry in proto.opset_import if not entry.domain] == [17]
+        onnx.save(proto, tmp_path / f"{i}.onnx")
+        onnx.checker.check_model(tmp_path / f"{i}.onnx", full_check=True)
+        kinds |= {node.op_type for node in proto.graph.node}
+    assert "ReduceMean" in kinds and ("ReduceL2" in kinds) is (family == "swinv2")
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
+    (answer,) = ReferenceEvaluator(proto).run(None, {"x": pixels})
+    with torch.no_grad():
+        expected = baseline(randomised(LGViT(config)))(torch.from_numpy(pixels)).numpy()
+    assert difference(answer, expected) < 1e-5
+
+
+def test_what_opset_17_does_not_have_is_named() -> None:
+    part = Part("x.onnx", torch.nn.Mish(), torch.zeros(1, 2), "x", ("y",))
+    with pytest.raises(ExportError, match="opset 17 has no Mish as this model needs it: use opset"):
+        trace([part], opset=17, batch=(1, 1))
 
 
 def test_a_part_that_cannot_be_traced_is_named() -> None:

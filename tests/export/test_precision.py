@@ -11,16 +11,21 @@ import onnx
 import pytest
 import torch
 from PIL import Image
+from small import swin
 
 from lgvit_edge.bundle.directory import open_bundle
+from lgvit_edge.bundle.manifest import FileSpec, GraphSpec, TensorSpec
 from lgvit_edge.errors import DataError, ParityError, UsageError
 from lgvit_edge.export import ExportOptions, export_bundle
-from lgvit_edge.export.checks import gate, judge
+from lgvit_edge.export.checks import gate, graph_runner, judge, sample_images
+from lgvit_edge.export.graph import Part, WeightStore, save, trace
 from lgvit_edge.export.half import halve
 from lgvit_edge.export.int8 import calibrate
 from lgvit_edge.images.labelled import LabelledImage, content_hash, find_images, unlabelled_images
-from lgvit_edge.model import LGViT, cut
+from lgvit_edge.model import LGViT, baseline, cut
+from lgvit_edge.model.randomised import randomised
 from lgvit_edge.policies import Confidence
+from lgvit_edge.policies.scores import difference
 from lgvit_edge.runtime import Session
 
 pytestmark = pytest.mark.slow
@@ -95,6 +100,25 @@ def test_dark_and_bright_pixels_survive_half_precision(exported_model: LGViT) ->
     with torch.no_grad():
         wanted, found = segment(frames)[0], halve(segment)(frames)[0].float()
     assert (found - wanted).abs().max() < 4e-3 * wanted.abs().max()
+
+
+def test_cosines_survive_half_precision(tmp_path: Path) -> None:
+    """Padding has keys of length 0, squares of long queries overflow, and scales reach 100."""
+    model = randomised(LGViT(swin(family="swinv2", image_size=20, num_blocks=2, depths=(1, 1))))
+    with torch.no_grad():
+        for block in model.backbone.blocks:
+            block.attention.query.weight *= 300.0  # type: ignore
+            block.attention.scale[0] = 100.0  # type: ignore
+    images, pixels = sample_images(model.config, "uint8")
+    part = Part("x.onnx", halve(baseline(model)), torch.from_numpy(images[:1]), "image", ("y",))
+    path, weights = tmp_path / "x.onnx", WeightStore(tmp_path / "weights.bin")
+    save(trace([part], opset=18, batch=(1, 1))[0], path, weights)
+    taken, given = TensorSpec("image", "uint8", (1, 20, 20, 3)), TensorSpec("y", "float32", (1, 5))
+    spec = GraphSpec(FileSpec("x.onnx", "0" * 64), (taken,), (given,), macs=1, parameters=1)
+    (answer,) = graph_runner(path, spec)(images)
+    with torch.no_grad():
+        expected = model(pixels).numpy()
+    assert difference(answer, expected) < 0.02 < np.abs(expected[1:] - expected[:-1]).max()
 
 
 def test_islands_stay_in_float32(tmp_path: Path, quick_model: LGViT) -> None:

@@ -180,9 +180,11 @@ def check_chain(config: LGViTConfig) -> None:
         assert expected.shape == (5, len(EVERY_HEAD) + 1, 5)
         assert (expected[:, 1:] - expected[:, :-1]).abs().amax(dim=(0, 2)).min() > 0.1
         assert (expected[1:] - expected[:-1]).abs().amax(dim=(0, 2)).min() > 0.01
+        # Swin V2's scaled cosines enlarge what rounding makes of the folded normalisation.
+        rounding = 1e-4 if config.family == "swinv2" else 1e-5
         for input, image in (("uint8", torch.from_numpy(frames)), ("float32", normalised)):
-            close(chained(model, image, input), expected)
-            close(baseline(model, input=input)(image), expected[:, -1])
+            close(chained(model, image, input), expected, atol=rounding)
+            close(baseline(model, input=input)(image), expected[:, -1], atol=rounding)
         close(model(normalised), expected[:, -1])
 
 
@@ -202,7 +204,11 @@ def test_chained_segments_equal_exit_logits(form: str, grid: int, flags: Flags) 
         (5, 2, [(5, 2), (3, 2), (2, 2)]),
     ],
 )
-@pytest.mark.parametrize("flags", [{}, PAPER], ids=["authors", "paper"])
+@pytest.mark.parametrize(
+    "flags",
+    [{}, PAPER, {"family": "swinv2"}, {"shift_first": True}],
+    ids=lambda f: min(f, default=""),
+)
 def test_chained_segments_of_a_swin(
     grid: int, window: int, maps: list[tuple[int, int]], flags: Flags
 ) -> None:

@@ -121,9 +121,10 @@ def test_what_does_not_depend_on_the_size_is_shared(tiny_model: LGViT, family: s
     assert not model.resized(64).training and model.train().resized(64).training
 
 
-def test_a_swin_of_another_size_keeps_its_windows() -> None:
+@pytest.mark.parametrize("family", ["swin", "swinv2"])
+def test_a_swin_of_another_size_keeps_its_windows(family: str) -> None:
     """On a map of four times the area the first rows see what they saw: windows of 4 x 4."""
-    model = randomised(LGViT(SWIN))
+    model = randomised(LGViT(SWIN.replace(family=family)))
     larger = model.resized(64)
     assert {block.window for block in larger.config.blocks} == {4}
     assert larger.config.preprocess.resize == 72

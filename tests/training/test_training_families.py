@@ -40,6 +40,7 @@ SWIN = vit(
     ),
     **dict(window_size=4, exits=(ExitConfig(2, "lph", 3), ExitConfig(3, "gah", 2))),
 )
+SWINV2 = SWIN.replace(family="swinv2")
 VIT, DEIT = vit(), vit(family="deit", prefix_tokens=2, classifiers=2)
 FAST = TrainingConfig(epochs=(1, 1), lr=(3e-3, 3e-3), batch_size=4, workers=0, device="cpu")
 
@@ -125,7 +126,7 @@ def test_stage_two_changes_only_a_swins_heads(folder: Path, saved: Save) -> None
 
 
 @pytest.mark.parametrize("heads", ["lgvit", "conv", "attention", "encoder"])
-@pytest.mark.parametrize("config", [VIT, DEIT, SWIN], ids=lambda config: config.family)
+@pytest.mark.parametrize("config", [VIT, DEIT, SWIN, SWINV2], ids=lambda config: config.family)
 def test_every_family_trains_every_kind_of_head(
     config: LGViTConfig, heads: str, folder: Path, saved: Save
 ) -> None:
@@ -137,10 +138,11 @@ def test_every_family_trains_every_kind_of_head(
     assert changed(model, load_checkpoint(folder.parent / "out.pt")) == set()
 
 
-def test_no_decay_on_a_swins_bias_tables() -> None:
-    model = seeded(SWIN, 0)
+def test_no_decay_on_a_swins_bias_tables_and_scales() -> None:
+    model = seeded(SWINV2, 0)
     decayed, plain = adamw(model.named_parameters(), weight_decay=0.1).param_groups
-    tables = {id(block.attention.table) for block in model.backbone.blocks}
+    attentions = [block.attention for block in model.backbone.blocks]
+    tables = {id(p) for a in attentions for p in (a.table, a.scale)}
     assert tables <= {id(p) for p in plain["params"]}
     assert not tables & {id(p) for p in decayed["params"]}
 

@@ -1,1 +1,1 @@
-"""Backbones: ViT, DeiT and Swin."""
+"""Backbones: ViT, DeiT, Swin and Swin V2."""

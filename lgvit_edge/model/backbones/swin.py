@@ -25,7 +25,6 @@ from lgvit_edge.model.backbones.embedding import PatchEmbedding
 from lgvit_edge.model.backbones.positions import relative_positions
 
 _EPS = 1e-5  # of the norms of embedding and merging; the configuration sets the others'
-_MASKED = -100.0  # added to the scores of tokens that are not neighbours
 
 
 class Embedding(PatchEmbedding):
@@ -59,7 +58,10 @@ class PatchMerging(nn.Module):
         half = (grid + odd) // 2
         pairs = image.reshape(-1, half, 2, half, 2, dim)
         # Upper left, lower left, upper right, lower right.
-        quads = pairs.permute(0, 1, 3, 4, 2, 5).reshape(-1, half * half, 4 * dim)
+        return self.merge(pairs.permute(0, 1, 3, 4, 2, 5).reshape(-1, half * half, 4 * dim))
+
+    def merge(self, quads: Tensor) -> Tensor:
+        """Returns four joined tokens in twice the width of one, ``[B, N, 4 D] -> [B, N, 2 D]``."""
         merged: Tensor = self.reduction(self.norm(quads))
         return merged
 
@@ -130,18 +132,19 @@ Tables = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32] | None]
 
 @functools.lru_cache(maxsize=256)
 def window_tables(sizes: BlockConfig) -> Tables:
-    """Returns where each token goes when the map is padded, shifted and cut into windows.
+    """Returns where each token goes when the map is padded and shifted and cut into windows.
 
     Returns:
         ``there [W w^2]``: the token at each place of each window, N for padding;
-        ``back [N]``: each token's place; ``mask [W, w^2, w^2]``: -100 between tokens that only the
-        shift brings together, or None without a shift.
+        ``back [N]``: each token's place; ``mask [W, w^2, w^2]``: ``-window_mask`` between tokens
+        that only the shift brings together, or None without a shift.
     """
     grid, window, shift = sizes.grid, sizes.window, sizes.shift
     side = -(-grid // window) * window
-    tokens = np.full((side, side), grid**2)
-    tokens[:grid, :grid] = np.arange(grid**2).reshape(grid, grid)
-    there = _partition(np.roll(tokens, (-shift, -shift), (0, 1)), window)
+    shifted = functools.partial(np.roll, shift=(-shift, -shift), axis=(0, 1))
+    image, tokens = np.arange(grid**2).reshape(grid, grid), np.full((side, side), grid**2)
+    tokens[:grid, :grid] = shifted(image) if sizes.shift_first else image
+    there = _partition(tokens if sizes.shift_first else shifted(tokens), window)
     back = np.empty(grid**2 + 1, np.int64)
     back[there.ravel()] = np.arange(there.size)
     mask = None
@@ -149,7 +152,8 @@ def window_tables(sizes: BlockConfig) -> Tables:
         # Three bands a side: whole windows, then the parts before and after the seam.
         band = np.repeat([0, 1, 2], [side - window, window - shift, shift])
         region = _partition(3 * band[:, None] + band, window)
-        mask = np.where(region[:, :, None] == region[:, None], 0, _MASKED).astype(np.float32)
+        mask = np.where(region[:, :, None] == region[:, None], 0, -sizes.window_mask)
+        mask = mask.astype(np.float32)
     return there.ravel(), back[:-1], mask
 
 

@@ -20,6 +20,7 @@ from lgvit_edge.architecture.sizes import ACTIVATIONS, POOLINGS, activation_name
 from lgvit_edge.bundle.codec import from_json
 from lgvit_edge.errors import CheckpointError, ConfigError
 from lgvit_edge.images.spec import Preprocess, usual_resize
+from lgvit_edge.model.checkpoints import swinv2
 from lgvit_edge.model.checkpoints.huggingface_vits import FORMS, completed, named, plain
 from lgvit_edge.model.checkpoints.weights import (
     Source,
@@ -100,6 +101,7 @@ def backbone(
             f"{path} has no classifier; one of {fresh} classes starts from zeros, on "
             f"{POOLINGS[config.pooling]}"
         )
+    state = tabled(raw, state, config)
     model = fitted(config, state, lambda model: huggingface_names(model, prefix), path)
     try:
         side = interpolated_to(preprocessor, raw, config)
@@ -235,6 +237,36 @@ def swin_fields(raw: dict[str, Any]) -> dict[str, Any]:
         "stage_heads": heads,
         "window_size": raw.get("window_size", 7),
     }
+
+
+def swinv2_fields(raw: dict[str, Any]) -> dict[str, Any]:
+    """Returns a Swin V2's own fields from ``config.json``."""
+    fields = swin_fields(raw)
+    size, patch = _square(raw, "image_size", 224), _square(raw, "patch_size", 4)
+    window, stages = fields["window_size"], len(fields["depths"])
+    if all(type(number) is int and number > 0 for number in (window, size, patch)) and stages < 9:
+        # transformers counts a stage's windows on a map whose odd sides were rounded down.
+        for halvings in range(stages):
+            map_side = size // patch >> halvings
+            if map_side << halvings != size // patch and map_side <= window:
+                raise ConfigError(
+                    f"image_size {size} makes maps of odd sides that are not larger than windows "
+                    f"of {window}, which is not supported: expected a multiple of "
+                    f"{patch << stages - 1}"
+                )
+    return fields | {"window_mask": 200}  # transformers adds its mask of -100 twice
+
+
+def tabled(raw: dict[str, Any], state: State, config: LGViTConfig) -> State:
+    """Returns weights whose relative positions are tables; see ``swinv2.tabled``."""
+    if raw.get("model_type") != "swinv2":
+        return state
+    said = raw.get("pretrained_window_sizes")
+    attention = "swinv2.encoder.layers.{}.blocks.{}.attention.self"
+    mlp = "continuous_position_bias_mlp"
+    return swinv2.tabled(
+        state, config, [0] * len(config.depths) if said is None else said, attention, mlp
+    )
 
 
 def wrong_config(error: ConfigError) -> CheckpointError:

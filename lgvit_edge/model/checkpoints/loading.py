@@ -25,6 +25,7 @@ from lgvit_edge.model.checkpoints.timm import (
     arranged,
     named_as_eva,
     plain,
+    tabled,
     timm_config,
     timm_names,
 )
@@ -219,7 +220,7 @@ def _backbone(
             fresh=not any(name.startswith("head") for name in raw),
         )
         config = timm_config(state, hints, note)
-        state = arranged(state, config)
+        state = tabled(arranged(state, config), config, hints)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     except (IndexError, TypeError, ValueError) as error:  # sizes read off tensors of another rank

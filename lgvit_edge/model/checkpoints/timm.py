@@ -16,6 +16,7 @@ from lgvit_edge.architecture.sizes import ACTIVATIONS, activation_named
 from lgvit_edge.bundle.codec import from_json
 from lgvit_edge.errors import CheckpointError, ConfigError
 from lgvit_edge.images.spec import Preprocess
+from lgvit_edge.model.checkpoints import swinv2
 from lgvit_edge.model.checkpoints.containers import Note, note_in_log
 from lgvit_edge.model.checkpoints.timm_names import (
     Published,
@@ -42,6 +43,7 @@ _BLOCK: Names = {
     "attention.query_norm": "attn.q_norm",
     "attention.key_norm": "attn.k_norm",
     "attention.table": "attn.relative_position_bias_table",
+    "attention.scale": "attn.logit_scale",
     "attention.relative_bias.table": "attn.relative_position_bias_table",
     "attention.norm": "attn.norm",
     "attention.proj": "attn.proj",
@@ -51,6 +53,9 @@ _BLOCK: Names = {
     "fc2": "mlp.fc2",
 }
 _TABLE = "layers.0.blocks.0.attn.relative_position_bias_table"  # every Swin has it
+_SCALES = "layers.0.blocks.0.attn.logit_scale"  # every Swin V2
+_COORDINATES = "layers.0.blocks.0.attn.relative_coords_table"  # its authors' files have it
+_SWIN_BLOCKS = ("SwinTransformerBlock", "SwinTransformerV2Block")
 # Of attention pooling; a plain ViT has key and value apart.
 _POOL: Names = {
     **{f"attention.{part}": part for part in ("latent", "query", "key", "value", "proj")},
@@ -85,7 +90,7 @@ _ARGUMENTS = re.compile(
 _DEFAULTS = {"pos_embed": "learn", "attn_type": "eva"}
 # What timm calls the modules that we have.
 _CLASSES = {
-    *("Block", "SwinTransformerBlock", "Attention", "WindowAttention"),
+    *("Block", *_SWIN_BLOCKS, "Attention", "WindowAttention"),
     *("Mlp", "GluMlp", "LayerNorm", "EvaBlock", "EvaAttention", "SwiGLU"),
 }
 
@@ -135,7 +140,13 @@ def timm_config(state: State, hints: Hints, note: Note = note_in_log) -> LGViTCo
             a hint could explain.
     """
     swin = any(name.startswith("layers.0.blocks.") for name in state)
-    needed = ["patch_embed.proj.weight", *([_TABLE] if swin else []), _head(state)]
+    if any(".attn.meta_mlp." in name for name in state):
+        raise CheckpointError(
+            "these weights are of swinv2_cr, timm's own variant of Swin V2, which is not "
+            "supported: expected a Swin V2 of its authors, such as swinv2_tiny_window8_256"
+        )
+    table = _SCALES if is_swinv2(state) else _TABLE
+    needed = ["patch_embed.proj.weight", *([table] if swin else []), _head(state)]
     missing = [name for name in needed if name not in state]
     if not swin and not _count(state, "blocks."):
         missing.append("blocks.0")
@@ -179,7 +190,9 @@ def _fitting(row: Published, state: State, hints: Hints, note: Note) -> Publishe
     depth = sum(_count(state, f"layers.{i}.blocks.") for i in range(stages))
     depth = depth or _count(state, "blocks.")
     sized = (row.width, row.depth) == (dim, depth)
-    built = bool(stages) or row.structure == hints.structure
+    built = row.structure == hints.structure
+    if stages:  # older files hold buffers, too: their structure is another
+        built = row.block == _SWIN_BLOCKS[is_swinv2(state)]
     if hints.arch is not None and not sized:
         raise _other_sizes(row.name, (row.width, row.depth), (dim, depth))
     if hints.arch is not None and not built:
@@ -453,39 +466,115 @@ def _swin(state: State, hints: Hints, row: Published | None, note: Note) -> LGVi
     depths, heads = [], []
     for stage in range(_count(state, "layers.")):
         depths.append(_count(state, f"layers.{stage}.blocks."))
-        table = state.get(f"layers.{stage}.blocks.0.attn.relative_position_bias_table")
+        attention = f"layers.{stage}.blocks.0.attn"
+        table = state.get(f"{attention}.relative_position_bias_table")
+        scales = state.get(f"{attention}.logit_scale")
         heads.append(1 if table is None else table.shape[1])
+        if scales is not None:
+            heads[-1] = len(scales)
     if hints.num_heads is not None:
         raise CheckpointError("a Swin tells its attention heads: leave --num-heads out")
-    window = (round(len(state[_TABLE]) ** 0.5) + 1) // 2
-    size = _swin_size(state, hints, row, patch * window << (len(depths) - 1), note)
-    classes = len(state[_head(state)])
+    if (pool := hints.setting("global_pool")) not in (None, "avg"):
+        raise CheckpointError(
+            f"global_pool {str(pool)[:60]!r} is not supported in a Swin: expected avg"
+        )
+    if hints.setting("always_partition"):
+        raise CheckpointError("always_partition is not supported: expected false")
+    if is_swinv2(state):
+        row = row or _row_beside(hints, dim, sum(depths))
+    windows = _windows(state, hints, row, len(depths))
+    window = windows[0]
+    size = _swin_size(state, hints, row, window, patch * window << (len(depths) - 1), note)
+    classes, family = len(state[_head(state)]), "swinv2" if is_swinv2(state) else "swin"
     if hints.arch in architectures():
         named = _named(hints, dim, sum(depths), num_classes=classes, image_size=size)
-        return named.replace(window_size=window)
-    mlp = state.get("layers.0.blocks.0.mlp.fc1.weight")
-    return LGViTConfig(
-        family="swin",
-        image_size=size,
-        patch_size=patch,
-        hidden_size=dim,
-        num_blocks=sum(depths),
-        num_heads=heads[0],
-        intermediate_size=4 * dim if mlp is None else len(mlp),
-        num_classes=classes,
-        prefix_tokens=0,
-        pooling="mean",
-        activation=_activation(state, hints, row, [], note),
-        layer_norm_eps=1e-5,
-        qkv_bias="layers.0.blocks.0.attn.qkv.bias" in state,
-        depths=tuple(depths),
-        stage_heads=tuple(heads),
-        window_size=window,
-        preprocess=Preprocess(resize=size),  # that of the weights follows
-    )
+        if named.family != family:
+            label = FAMILIES[family].label
+            raise CheckpointError(f"these weights are no {hints.arch}: they are those of a {label}")
+        config = named.replace(window_size=window, shift_first=True)
+    else:
+        mlp = state.get("layers.0.blocks.0.mlp.fc1.weight")
+        config = LGViTConfig(
+            family=family,
+            image_size=size,
+            patch_size=patch,
+            hidden_size=dim,
+            num_blocks=sum(depths),
+            num_heads=heads[0],
+            intermediate_size=4 * dim if mlp is None else len(mlp),
+            num_classes=classes,
+            prefix_tokens=0,
+            pooling="mean",
+            activation=_activation(state, hints, row, [], note),
+            layer_norm_eps=1e-5,
+            qkv_bias=any(f"layers.0.blocks.0.attn.{b}" in state for b in ("qkv.bias", "q_bias")),
+            depths=tuple(depths),
+            stage_heads=tuple(heads),
+            window_size=window,
+            shift_first=True,
+            preprocess=Preprocess(resize=size),  # that of the weights follows
+        )
+    for (stage, _), block in zip(places(config), config.blocks, strict=True):
+        if block.window != min(windows[stage], block.grid):
+            raise CheckpointError(f"windows of several sizes are not supported, found {windows}")
+    return config
 
 
-def _swin_size(state: State, hints: Hints, row: Published | None, last: int, note: Note) -> int:
+def is_swinv2(state: Container[str]) -> bool:
+    """Says whether weights with timm's names are those of a Swin V2."""
+    return _SCALES in state or _SCALES.replace("logit_scale", "cpb_mlp.0.weight") in state
+
+
+def _row_beside(hints: Hints, dim: int, depth: int) -> Published | None:
+    """Returns the Swin V2 that config.json or the file's name says beside a name of ours."""
+    row = published(str(hints.written.get("architecture") or named_in(hints.stem)))
+    fits = row is not None and (row.width, row.depth, row.block) == (dim, depth, _SWIN_BLOCKS[1])
+    return row if fits else None
+
+
+def _windows(state: State, hints: Hints, row: Published | None, stages: int) -> list[int]:
+    """Returns the side of each stage's windows, as long as its map is no smaller."""
+    said = hints.setting("window_size")
+    if said is None and row is not None:
+        said = row.window or None
+    if isinstance(said, list) and len(said) == 2 and not isinstance(said[0], list):
+        said = [said] * stages  # height and width
+    windows = None if said is None else swinv2.sides(said, stages, "window_size")
+    if not is_swinv2(state):
+        return [(round(len(state[_TABLE]) ** 0.5) + 1) // 2] * stages
+    if (table := state.get(_COORDINATES)) is not None:
+        own = (table.shape[1] + 1) // 2
+        if windows is not None and windows[0] != own:
+            raise CheckpointError(
+                f"expected windows of {own}, as these weights have them, found {windows[0]} in "
+                f"{hints.name or 'config.json'}"
+            )
+        return [own] * stages
+    if windows is None:
+        raise CheckpointError(f"weights of Swin V2 do not tell the size of windows; {_NAME_IT}")
+    return windows
+
+
+def tabled(state: State, config: LGViTConfig, hints: Hints) -> State:
+    """Returns weights whose relative positions are tables; see ``swinv2.tabled``."""
+    if not is_swinv2(state):
+        return state
+    said = hints.setting("pretrained_window_sizes")
+    if _COORDINATES in state:
+        said = None
+    elif said is None:
+        row = published(hints.name) or _row_beside(hints, config.hidden_size, config.num_blocks)
+        if row is None or not row.pretrained_windows:
+            raise CheckpointError(
+                f"weights of Swin V2 do not tell pretrained_window_sizes; {_NAME_IT}"
+            )
+        said = row.pretrained_windows
+    return swinv2.tabled(state, config, said, "layers.{}.blocks.{}.attn", "cpb_mlp")
+
+
+def _swin_size(
+    state: State, hints: Hints, row: Published | None, window: int, last: int, note: Note
+) -> int:
     """Returns the side of a Swin's images, on which its weights do not depend.
 
     ``last`` is the side at which the last stage's map is one window, as in published models.
@@ -495,7 +584,12 @@ def _swin_size(state: State, hints: Hints, row: Published | None, last: int, not
     mask = state.get("layers.0.blocks.1.attn_mask")  # one row per window of the first map
     if mask is not None:
         patch = state["patch_embed.proj.weight"].shape[-1]
-        return int(patch * round((len(state[_TABLE]) ** 0.5 + 1) / 2) * round(len(mask) ** 0.5))
+        return int(patch * window * round(len(mask) ** 0.5))
+    if is_swinv2(state):
+        raise CheckpointError(
+            "the size of images cannot be told from weights of Swin V2: give the folder with its "
+            "config.json (img_size)"
+        )
     note(
         f"images are assumed to be {last} x {last}, as in published Swins with these windows; "
         "other sizes: --image-size of train"

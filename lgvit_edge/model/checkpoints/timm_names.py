@@ -38,6 +38,10 @@ class Published:
     rotation: Mapping[str, Any] | None  # of its RoPE
     structure: str  # as ``structure`` returns it
     weights: Mapping[str, Mapping[str, Any]]  # preprocessing and classes, by the name of weights
+    # Of a Swin V2: the side of its windows, and in each stage of those that it was trained with
+    # before; 0: of its own.
+    window: int = 0
+    pretrained_windows: tuple[int, ...] = ()
 
 
 @functools.cache

@@ -37,7 +37,7 @@ _FILES = ("model.safetensors", "pytorch_model.bin")
 # of the authors' training.
 _IGNORED = re.compile(
     r"\.pooler\.dense\.|num_batches_tracked$|mask_token$|relative_position_index$|attn_mask$"
-    r"|^layernorm\.|^downsampling_r\d\."
+    r"|relative_coords_table$|^layernorm\.|^downsampling_r\d\."
 )
 
 

@@ -161,6 +161,7 @@ def block_names(attention: str) -> Names:
     return {
         **{f"attention.{p}": f"attention.{attention}.{p}" for p in ("query", "key", "value")},
         "attention.table": f"attention.{attention}.relative_position_bias_table",
+        "attention.scale": f"attention.{attention}.logit_scale",
         "attention.proj": "attention.output.dense",
         "norm1": "layernorm_before",
         "norm2": "layernorm_after",

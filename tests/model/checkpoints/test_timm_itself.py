@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from lgvit_edge.benchmarks.experiments import published
 from lgvit_edge.benchmarks.experiments.published import filled, import_timm
 from lgvit_edge.errors import CheckpointError, MissingDependency
 from lgvit_edge.model import LGViT, load_backbone
-from lgvit_edge.model.checkpoints.timm import Hints, named_as_eva, plain, timm_config
+from lgvit_edge.model.checkpoints.swinv2 import coordinates
+from lgvit_edge.model.checkpoints.timm import Hints, named_as_eva, plain, tabled, timm_config
 from lgvit_edge.model.checkpoints.timm_names import structure
 
 
@@ -154,6 +155,210 @@ def test_rotary_positions(timm: Any, tmp_path: Path, form: str) -> None:
     torch.save(theirs.state_dict(), tmp_path / "model.pth")
     with pytest.raises(CheckpointError, match="do not tell rotary positions; give timm's name"):
         load_backbone(tmp_path / "model.pth", num_heads=4)
+
+
+SWINS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "windows it was trained with before": dict(pretrained_window_sizes=[3, 3, 2]),
+    # Maps of 11, 6 and 3: shifted, then padded to 12 and 8.
+    "padded": dict(img_size=44),
+    "padded by two": dict(img_size=40, window_size=3),
+    "no bias": dict(qkv_bias=False),
+    "windows by stage": dict(window_size=[[4, 4], [4, 4], [5, 5]]),
+}
+SWIN_SIZES = dict(img_size=64, embed_dim=16, depths=[2, 2, 2], num_heads=[2, 2, 4], window_size=4)
+V1, V2 = "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"
+
+
+def made_swin(timm: Any, name: str, arguments: dict[str, Any]) -> torch.nn.Module:
+    """Its scales reach above the largest, and its tables differ from place to place."""
+    theirs = filled(timm.create_model(name, num_classes=5, **arguments))
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter_name, parameter in theirs.named_parameters():
+            if parameter_name.endswith("logit_scale"):
+                parameter.uniform_(0.5, 6, generator=generator)
+            if parameter_name.endswith("bias_table"):
+                parameter.normal_(0, 1, generator=generator)
+    return theirs
+
+
+@pytest.mark.parametrize(
+    ("name", "form"), [*((V2, form) for form in SWINS), (V1, "padded"), (V1, "padded by two")]
+)
+def test_a_swin_gives_timms_logits(timm: Any, tmp_path: Path, name: str, form: str) -> None:
+    arguments = SWIN_SIZES | SWINS[form]
+    theirs = made_swin(timm, name, arguments)
+    folder = written(tmp_path / "timm", theirs, arguments, architecture=name)
+    ours = load_backbone(folder)
+    assert ours.config.family == name.partition("_")[0]
+    agree(ours, theirs, arguments["img_size"])
+    if "padded" in form:  # another order gives other answers
+        before = ours.config.replace(shift_first=False)
+        other = LGViT(before).eval()
+        other.load_state_dict(ours.state_dict())
+        pixels = torch.randn(2, 3, before.image_size, before.image_size)
+        with torch.no_grad():
+            assert float((other(pixels) - ours(pixels)).abs().max()) > 1e-3
+
+
+def with_buffers(theirs: Any) -> dict[str, torch.Tensor]:
+    """As the files of Swin V2's authors are: tables beside the weights, and merging told late."""
+    state = {}
+    for name, tensor in theirs.state_dict().items():
+        stage = name.split(".")[1] if ".downsample." in name else ""
+        name = name.replace(f"layers.{stage}.down", f"layers.{int(stage or 1) - 1}.down")
+        state[name.replace("head.fc.", "head.")] = tensor
+    for name, buffer in theirs.named_buffers():
+        if name.endswith(("relative_coords_table", "relative_position_index", "attn_mask")):
+            state[name] = buffer
+    return state
+
+
+def test_the_files_of_swin_v2s_authors_tell_windows_and_positions(
+    timm: Any, tmp_path: Path
+) -> None:
+    theirs = made_swin(timm, V2, SWIN_SIZES | dict(pretrained_window_sizes=[3, 3, 2]))
+    path = tmp_path / "swinv2_tiny_patch4_window8_256.pth"
+    torch.save({"model": with_buffers(theirs)}, path)
+    ours = load_backbone(path)
+    assert (ours.config.image_size, ours.config.window_size) == (64, 4)
+    agree(ours, theirs, 64)
+    wrong = with_buffers(theirs)
+    wrong["layers.1.blocks.0.attn.relative_coords_table"] = torch.zeros(1, 5, 5, 2)
+    torch.save(wrong, path)
+    with pytest.raises(CheckpointError, match=r"table is \(1, 5, 5, 2\), expected windows of 4"):
+        load_backbone(path)
+
+
+@pytest.mark.parametrize("name", [V2, "swinv2_base_window12to16_192to256"])
+def test_windows_of_a_bare_swin_v2_come_from_its_name(timm: Any, tmp_path: Path, name: str) -> None:
+    """So do those in which it was trained before; our name of its sizes needs timm's beside it."""
+    state, config = {}, None
+    with torch.device("meta"):
+        theirs = timm.create_model(name, num_classes=5)
+    for key, tensor in theirs.state_dict().items():
+        state[key] = torch.zeros(tensor.shape)
+    generator = torch.Generator().manual_seed(0)
+    for key in [key for key in state if "cpb_mlp" in key]:
+        state[key] = torch.randn(state[key].shape, generator=generator) * 0.1
+    hints = Hints(arch=name)
+    config = timm_config(plain(state), hints)
+    window = 8 if name == V2 else 16
+    assert (config.family, config.image_size, config.window_size) == ("swinv2", 256, window)
+    for stage, block in ((0, 0), (3, -1)):
+        attention = theirs.layers[stage].blocks[0].attn
+        pretrained = attention.pretrained_window_size[0]
+        at = f"layers.{stage}.blocks.0.attn"
+        weights = [state[f"{at}.cpb_mlp.{part}"] for part in ("0.weight", "0.bias", "2.weight")]
+        places = coordinates(attention.window_size[0], pretrained)
+        expected = 16 * ((places @ weights[0].T + weights[1]).relu() @ weights[2].T).sigmoid()
+        table = tabled(state, config, hints)[f"{at}.relative_position_bias_table"]
+        torch.testing.assert_close(table, expected)
+        assert config.blocks[block].window == attention.window_size[0]
+    ours = "swinv2-tiny" if name == V2 else "swinv2-base"
+    beside = Hints(arch=ours, stem=f"{name}-1a2b")
+    named = timm_config(plain(state), beside)
+    assert (named.family, named.window_size) == ("swinv2", window)
+    with pytest.raises(CheckpointError, match="do not tell the size of windows; give timm's name"):
+        timm_config(plain(state), Hints(arch=ours))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "changes", "message"),
+    [
+        (V2, {}, dict(architecture="vit_base_patch16_224"), "do not tell pretrained_window_sizes"),
+        (V2, dict(window_size=8), dict(window_size=[4, 8]), "must be the side of square windows"),
+        (V2, {}, dict(window_size=[4, 2, 2]), r"windows of several sizes .* found \[4, 2, 2\]"),
+        (V2, {}, dict(pretrained_window_sizes=[3]), "one for each of 3 stages; found .3."),
+        (V2, {}, dict(always_partition=True), "always_partition is not supported"),
+        (V2, {}, dict(global_pool="max"), "global_pool 'max' is not supported in a Swin"),
+        (V1, {}, dict(global_pool="max"), "global_pool 'max' is not supported in a Swin"),
+        (V1, {}, dict(always_partition=True), "always_partition is not supported"),
+        (V2, {}, dict(img_size=None), "the size of images cannot be told from weights of Swin V2"),
+    ],
+)
+def test_what_is_not_supported_of_swins_is_named(
+    timm: Any,
+    tmp_path: Path,
+    name: str,
+    arguments: dict[str, Any],
+    changes: dict[str, Any],
+    message: str,
+) -> None:
+    theirs = made_swin(timm, name, SWIN_SIZES | arguments)
+    said = SWIN_SIZES | changes
+    architecture = said.pop("architecture", name)
+    folder = written(tmp_path / "timm", theirs, said, architecture=architecture)
+    with pytest.raises(CheckpointError, match=message):
+        load_backbone(folder)
+
+
+@pytest.mark.parametrize(
+    ("arch", "message"),
+    [
+        (None, "do not tell the size of windows; give timm's name"),
+        ("swin_tiny_patch4_window7_224", "not those of swin_tiny_.*: it has other parts"),
+        ("swin-tiny", "are no swin-tiny: they are those of a Swin V2"),
+        ("swinv2-tiny", "do not tell the size of windows; give timm's name"),
+        ("swinv2_tiny_window16_256", "expected windows of 8, .* found 16 in swinv2_tiny_window16"),
+        ("swinv2_cr_tiny_224", "unknown architecture 'swinv2_cr_tiny_224'"),
+    ],
+)
+def test_a_wrong_name_of_a_swin_v2(timm: Any, arch: str | None, message: str) -> None:
+    with torch.device("meta"):
+        theirs = timm.create_model(V2, num_classes=5)
+    state = theirs.state_dict()
+    coordinates = theirs.layers[0].blocks[0].attn.relative_coords_table
+    if arch is not None and arch.endswith(("16_256", "swin-tiny")):
+        state["layers.0.blocks.0.attn.relative_coords_table"] = coordinates
+        state["layers.0.blocks.1.attn_mask"] = theirs.layers[0].blocks[1].attn_mask
+    with pytest.raises(CheckpointError, match=message):
+        timm_config(plain(state), Hints(arch=arch))
+
+
+def test_timms_own_variant_of_swin_v2_is_refused_by_name(timm: Any) -> None:
+    with torch.device("meta"):
+        state = timm.create_model("swinv2_cr_tiny_ns_224", num_classes=5).state_dict()
+    for arch in (None, "swinv2_cr_tiny_ns_224", "swinv2-tiny"):
+        with pytest.raises(
+            CheckpointError, match="are of swinv2_cr, timm's own variant .* not sup"
+        ):
+            timm_config(plain(state), Hints(arch=arch))
+
+
+@pytest.mark.parametrize(
+    ("part", "tensor", "message"),
+    [
+        ("cpb_mlp.0.bias", None, "missing layers.1.blocks.0.attn.cpb_mlp.0.bias"),
+        ("logit_scale", None, "missing layers.1.blocks.0.attn.logit_scale"),
+        ("logit_scale", torch.full((2, 1, 1), torch.inf), "logit_scale holds NaN or inf"),
+        ("logit_scale", torch.ones(2, 2), r"logit_scale is \(4,\), expected \(2,\)"),
+        (
+            "cpb_mlp.2.weight",
+            torch.ones(2, 512, dtype=torch.int64),
+            "2.weight is torch.int64, expected float32",
+        ),
+        ("cpb_mlp.2.weight", torch.ones(2, 7), r"expected \(n, 2\), \(n,\), \(heads, n\)"),
+        ("q_bias", None, "missing layers.1.blocks.0.attn.qkv.bias"),
+        ("v_bias", None, "missing layers.1.blocks.0.attn.v_bias"),
+        ("q_bias", torch.tensor(1.0), r"qkv.bias is \(34,\), expected \(32,\)"),
+        ("v_bias", torch.ones(32).to(torch.float8_e4m3fn), "v_bias is torch.float8_e4m3fn, expect"),
+    ],
+)
+def test_a_swin_v2_that_lacks_something(
+    timm: Any, tmp_path: Path, part: str, tensor: torch.Tensor | None, message: str
+) -> None:
+    folder = written(
+        tmp_path / "timm", made_swin(timm, V2, SWIN_SIZES), SWIN_SIZES, architecture=V2
+    )
+    state = load_file(folder / "model.safetensors")
+    state[f"layers.1.blocks.0.attn.{part}"] = torch.zeros(1) if tensor is None else tensor
+    if tensor is None:
+        del state[f"layers.1.blocks.0.attn.{part}"]
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=message):
+        load_backbone(folder)
 
 
 BEIT: dict[str, dict[str, Any]] = {

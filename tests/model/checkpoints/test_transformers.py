@@ -74,6 +74,15 @@ KINDS = {
         "SwinForImageClassification",
         SWIN | {"image_size": 36, "window_size": 3, "qkv_bias": False},
     ),
+    "swinv2": ("Swinv2Config", "Swinv2ForImageClassification", SWIN),
+    # Maps of 20, 10 and 5 under windows of 4: padded to 12 and 8.
+    "swinv2, padded": (
+        "Swinv2Config",
+        "Swinv2ForImageClassification",
+        SWIN
+        | {"image_size": 40, "depths": [2, 2, 4], "num_heads": [2, 2, 4], "qkv_bias": False}
+        | {"pretrained_window_sizes": [3, 3, 2]},
+    ),
 }
 
 
@@ -97,6 +106,8 @@ def make(kind: str, kinds: dict[str, Any] | None = None) -> Any:
                 parameter.normal_(0.0, float(parameter[0].numel()) ** -0.5)
             else:
                 parameter.normal_(0.0, 0.5)
+            if name.endswith("logit_scale"):
+                parameter.uniform_(1.0, 6.0)  # some above the largest
         for module in network.modules():
             if isinstance(module, nn.LayerNorm):
                 module.weight.uniform_(0.5, 1.5)
@@ -159,6 +170,7 @@ HEADLESS = {
     "siglip": ("SiglipVisionConfig", "SiglipVisionModel", TOWER),
     "beit": ("BeitConfig", "BeitModel", BEIT),
     "swin": ("SwinConfig", "SwinModel", SWIN),
+    "swinv2": ("Swinv2Config", "Swinv2Model", SWIN),
 }
 
 
@@ -192,7 +204,7 @@ def read(kind: str, output: Any, model: Any) -> Tensor:
         return tokens[:, int(name == "clip") :].mean(dim=1)
     if name == "beit":
         return model.pooler.layernorm(tokens[:, 1:].mean(dim=1))  # type: ignore[no-any-return]
-    if name == "swin":
+    if name in ("swin", "swinv2"):
         return output.pooler_output  # type: ignore[no-any-return]
     if name == "dinov2":
         return torch.cat([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1)
@@ -269,6 +281,30 @@ def test_positions_are_interpolated(tmp_path: Path, kind: str, size: int) -> Non
 def test_windows_keep_their_size(tmp_path: Path, kind: str, size: int) -> None:
     model = make(kind)
     check(save(model, tmp_path / "saved"), model, size)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        # transformers itself takes 36 / 2 / 4 for 4, where the map has 5 rows.
+        ({"image_size": 36}, "image_size 36 makes maps of odd sides .* a multiple of 16"),
+        ({"pretrained_window_sizes": [3]}, "one for each of 4 stages; found .3."),
+        (
+            {"pretrained_window_sizes": [3, 3, [3, 2], 3]},
+            r"one for each of 4 stages; found .3, 3, .3, 2",
+        ),
+        ({"pretrained_window_sizes": "3333"}, "the side of square windows, .* found 3333"),
+        ({"use_absolute_embeddings": True}, "use_absolute_embeddings is not supported"),
+    ],
+)
+def test_a_swin_v2_that_is_not_supported(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    folder = save(make("swinv2"), tmp_path / "saved")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(CheckpointError, match=message):
+        load_backbone(folder)
 
 
 @pytest.mark.parametrize(
