@@ -12,6 +12,7 @@ from typer import Argument
 
 from lgvit_edge._support.optional import require
 from lgvit_edge._support.terminal import note, plain, say, table
+from lgvit_edge.architecture.config import HUB
 from lgvit_edge.architecture.heads import HEAD_KINDS
 from lgvit_edge.cli.options import AsJson, SourceOptions, show, with_options
 from lgvit_edge.errors import CheckpointError, UsageError
@@ -21,8 +22,10 @@ from lgvit_edge.images.spec import Preprocess
 def inspect(path: Path, source: SourceOptions | None = None) -> dict[str, Any]:
     """Describe a bundle or a checkpoint as JSON."""
     source = source or SourceOptions()
-    if not path.exists():
-        raise CheckpointError(f"no such checkpoint or bundle: {path}")
+    if not str(path).startswith(HUB) and not path.exists():
+        raise CheckpointError(
+            f"no such checkpoint or bundle: {path}; one on the Hugging Face Hub is hf:owner/name"
+        )
     from lgvit_edge.bundle.directory import MANIFEST
     from lgvit_edge.bundle.inspection import inspect_bundle
 
@@ -81,6 +84,8 @@ def print_info(about: dict[str, Any], console: Console) -> None:
             soft_wrap=True,
         )
         say(_preprocess(about))
+        if about["source"]:
+            say(f"from {about['source']}")
     for engines in about.get("engines", ()):
         fault = engines["fault"]
         state = "" if fault is None else f"; {fault}"
@@ -159,7 +164,7 @@ def _segments(about: dict[str, Any]) -> Table:
 
 @functools.partial(with_options, name="source", make=SourceOptions)
 def info(
-    path: Annotated[Path, Argument(help="Checkpoint or bundle.")],
+    path: Annotated[Path, Argument(help="Checkpoint, hf:owner/name, or bundle.")],
     as_json: AsJson = False,
     *,
     source: SourceOptions,

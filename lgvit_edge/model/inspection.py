@@ -49,6 +49,7 @@ def inspect_checkpoint(
     return {
         "kind": "checkpoint",
         "path": str(path),
+        "source": config.source,
         "family": config.family,
         "image_size": config.image_size,
         "patch_size": config.patch_size,
