@@ -382,6 +382,16 @@ def test_an_interrupted_training_goes_on_from_its_commit(
     assert json.loads(command("info", out, "--json"))["source"] == PINNED
 
 
+def test_its_answers_are_checked(
+    offline: Path, tmp_path: Path, command: Callable[..., str]
+) -> None:
+    """The library that runs the original reads the folder of that commit."""
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    cached(offline, repository())
+    data = write_photos(tmp_path / "data", ("0", "1", "2"), 2)
+    assert "agrees: transformers 5" in command("info", NAME, "--check", data)
+
+
 def test_stage_2_starts_from_the_hub(
     offline: Path, tmp_path: Path, command: Callable[..., str]
 ) -> None:
