@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lgvit_edge.architecture.config import LGViTConfig
+from lgvit_edge.errors import in_one_line
 from lgvit_edge.model.checkpoints.loading import Stored
 from lgvit_edge.model.checkpoints.timm_names import named_in
 
@@ -66,7 +67,7 @@ def _of_transformers(folder: Path, use_ema: bool) -> Original:
             folder, weights_only=True, output_loading_info=True, **safely
         )
     except Exception as error:
-        raise NotRun(f"{library} does not read it ({line(error)})") from None
+        raise NotRun(f"{library} does not read it ({in_one_line(error)})") from None
     if absent := sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])):
         raise NotRun(f"{library} finds no fitting weights for {', '.join(absent[:3])}")
     model = model.float().eval()
@@ -79,7 +80,7 @@ def _of_transformers(folder: Path, use_ema: bool) -> Original:
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(folder, **safely)
     except Exception as error:
-        return Original(library, logits, None, f"{library}: {line(error)}")
+        return Original(library, logits, None, f"{library}: {in_one_line(error)}")
 
     def prepare(image: NDArray[np.uint8]) -> Tensor:
         ready = processor(images=_pillow(image), return_tensors="pt")["pixel_values"]
@@ -108,13 +109,13 @@ def _of_timm(stored: Stored, config: LGViTConfig, use_ema: bool) -> Original:
             renew = sys.modules[type(model).__module__].checkpoint_filter_fn
             model.load_state_dict(renew(state, model), strict=True)
     except Exception as error:
-        raise NotRun(f"{library} does not read it ({line(error)})") from None
+        raise NotRun(f"{library} does not read it ({in_one_line(error)})") from None
     model = model.float().eval()
     try:
         settings = timm.data.resolve_model_data_config(model)
         transform = timm.data.create_transform(**settings, is_training=False)
     except Exception as error:
-        return Original(library, model, None, f"{library}: {line(error)}")
+        return Original(library, model, None, f"{library}: {in_one_line(error)}")
     return Original(library, model, lambda image: transform(_pillow(image)))
 
 
@@ -125,7 +126,7 @@ def _tried(made: Original, config: LGViTConfig) -> Original:
         with torch.no_grad():
             shape = tuple(made.logits(torch.zeros(1, 3, side, side)).shape)
     except Exception as error:
-        raise NotRun(f"{made.library} does not run it ({line(error)})") from None
+        raise NotRun(f"{made.library} does not run it ({in_one_line(error)})") from None
     if shape != (1, config.num_classes):
         raise NotRun(f"{made.library} makes logits {shape} of one image of {side} x {side}")
     if made.prepare is None:
@@ -134,7 +135,7 @@ def _tried(made: Original, config: LGViTConfig) -> Original:
         ready = made.prepare(np.full((side + 20, side + 30, 3), 128, np.uint8))
         fault = "" if isinstance(ready, Tensor) and ready.ndim == 3 else "it makes no tensors"
     except Exception as error:
-        fault = line(error)
+        fault = in_one_line(error)
     return replace(made, prepare=None, unprepared=f"{made.library}: {fault}") if fault else made
 
 
@@ -145,9 +146,9 @@ def _imported(name: str) -> tuple[Any, str]:
     except ModuleNotFoundError as error:
         if error.name == name:
             raise NotRun(f"{name} is not installed; run: pip install {name}") from None
-        raise NotRun(f"{name} cannot be imported ({line(error)})") from None
+        raise NotRun(f"{name} cannot be imported ({in_one_line(error)})") from None
     except Exception as error:  # what it imports may be broken in any way
-        raise NotRun(f"{name} cannot be imported ({line(error)})") from None
+        raise NotRun(f"{name} cannot be imported ({in_one_line(error)})") from None
     return module, f"{name} {getattr(module, '__version__', '')}".strip()
 
 
@@ -172,9 +173,3 @@ def _pillow(image: NDArray[np.uint8]) -> Any:
     from PIL import Image
 
     return Image.fromarray(np.ascontiguousarray(image))
-
-
-def line(error: BaseException) -> str:
-    """Returns an error in one short line."""
-    text = " ".join(str(error).split())[:200]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

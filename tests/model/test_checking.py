@@ -165,6 +165,10 @@ def test_labels_of_other_classes_are_left_out(
         (None, "transformers is not installed; run: pip install transformers"),
         ("import nowhere", "transformers cannot be imported (ModuleNotFoundError: No module named"),
         ("raise RuntimeError('no nms')", "transformers cannot be imported (RuntimeError: no nms)"),
+        (
+            "raise ImportError('x') from OSError('y')",
+            "transformers cannot be imported (OSError: y)",
+        ),
         ("raise SystemError", "transformers cannot be imported (SystemError)"),
         ("", "transformers does not read it (AttributeError: "),
     ],

@@ -14,7 +14,7 @@ from typing import Any
 
 from lgvit_edge._support.optional import require
 from lgvit_edge.architecture.config import HUB
-from lgvit_edge.errors import CheckpointError, UsageError
+from lgvit_edge.errors import CheckpointError, UsageError, in_one_line
 from lgvit_edge.model.checkpoints.weights import read_json, shard_names
 
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
@@ -159,8 +159,8 @@ class _Repository:
             fault = f"has no revision {self.revision}; leave it out to take the newest"
         except Exception as error:  # of HTTP, of the disk, of the library's own transport
             fault = (
-                f"could not be downloaded ({_line(error)}); run the same command again, which "
-                "continues"
+                f"could not be downloaded ({in_one_line(error)}); run the same command again, "
+                "which continues"
             )
         raise CheckpointError(f"{self.text} {fault}")
 
@@ -169,7 +169,7 @@ class _Repository:
         if constants.HF_HUB_OFFLINE:
             why, cure = "HF_HUB_OFFLINE forbids to ask the hub", "run once without HF_HUB_OFFLINE"
         else:
-            why = f"the hub cannot be reached ({_line(error.__cause__ or error)})"
+            why = f"the hub cannot be reached ({in_one_line(error)})"
             cure = "run again with a connection"
         return (
             f"{self.text}: {name} is not in the cache ({constants.HF_HUB_CACHE}), and {why}; "
@@ -185,8 +185,3 @@ class _Repository:
             return "nothing that the hub lists"
         shown = [name for name in sorted(names) if not name.startswith(".")]
         return ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "") or "nothing"
-
-
-def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split())[:200]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
