@@ -259,6 +259,13 @@ def test_what_the_cache_lacks(offline: Path, left_out: str, message: str) -> Non
         load_model(NAME)
 
 
+def test_a_cache_without_commits(offline: Path) -> None:
+    """Which weights these are could not be told later."""
+    cached(offline, repository(), "latest")
+    with pytest.raises(CheckpointError, match="expected a folder of the cache that is named after"):
+        load_model(NAME)
+
+
 def test_what_the_repository_lacks_is_remembered(
     online: type[Hub], monkeypatch: pytest.MonkeyPatch
 ) -> None:
