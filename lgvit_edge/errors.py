@@ -71,3 +71,14 @@ class BackendError(LGViTEdgeError):
 
 class MissingDependency(LGViTEdgeError):
     """A package of an optional extra is not installed."""
+
+
+def in_one_line(error: BaseException) -> str:
+    """Returns what kind of error another library raised, and what it says, cut to one line.
+
+    Of an error that has a cause, the cause: it is what can be mended.
+    """
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split())[:200]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

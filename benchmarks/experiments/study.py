@@ -31,7 +31,7 @@ from lgvit_edge.model import count_parameters
 from lgvit_edge.policies.picture import draw as draw_lines
 from lgvit_edge.training import TrainingConfig
 from lgvit_edge.training.data.datasets import ImageFolder
-from lgvit_edge.training.start import load_start
+from lgvit_edge.training.start import is_checkpoint, load_start
 
 # Table 1: heads, placement, scheme and policy of each rival. A frozen backbone has no loss, so
 # alternating with it (BERxiT) is plain training. Heads that share nothing learn the same whatever
@@ -86,7 +86,7 @@ def main(
     if unknown := set(wanted) - set(TABLES):
         raise UsageError(f"--only: expected some of {', '.join(TABLES)}; found {unknown.pop()!r}")
     chosen = {TABLES[name][0]: TABLES[name][1] for name in wanted}
-    if weights is None and not Path(backbone).exists():
+    if weights is None and not is_checkpoint(backbone):
         raise UsageError(
             "heads learn on a trained backbone: expected --weights or a checkpoint as --backbone"
         )

@@ -26,6 +26,7 @@ from lgvit_edge.errors import ConfigError
 from lgvit_edge.images.spec import Preprocess
 
 MAX_SIZE = 65_536  # far above any width, depth or side of a real model
+HUB = "hf:"  # before the name of a model on the Hugging Face Hub
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class LGViTConfig(BackboneConfig):
     gah_average: bool = False  # as in Eq. 3; the authors' code keeps a window's first token only
     labels: tuple[str, ...] = ()  # class names, or empty
     preprocess: Preprocess = Preprocess()  # of images, as the weights expect them
+    source: str = ""  # where on the hub the weights are from, "hf:owner/name@commit"; or nothing
 
     def __post_init__(self) -> None:
         # Each check relies on the one before it.

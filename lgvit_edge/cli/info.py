@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 from rich.console import Console
@@ -11,22 +12,33 @@ from rich.table import Table
 from typer import Argument
 
 from lgvit_edge._support.optional import require
-from lgvit_edge._support.terminal import note, plain, say, table
+from lgvit_edge._support.terminal import note, plain, progress_bar, say, table
+from lgvit_edge.architecture.config import HUB
 from lgvit_edge.architecture.heads import HEAD_KINDS
+from lgvit_edge.cli.checked import CheckOptions, print_check
 from lgvit_edge.cli.options import AsJson, SourceOptions, show, with_options
-from lgvit_edge.errors import CheckpointError, UsageError
+from lgvit_edge.errors import CheckpointError, DataError, ParityError, UsageError
 from lgvit_edge.images.spec import Preprocess
 
 
-def inspect(path: Path, source: SourceOptions | None = None) -> dict[str, Any]:
+def inspect(path: Path, source: SourceOptions, check: CheckOptions) -> dict[str, Any]:
     """Describe a bundle or a checkpoint as JSON."""
-    source = source or SourceOptions()
-    if not path.exists():
-        raise CheckpointError(f"no such checkpoint or bundle: {path}")
     from lgvit_edge.bundle.directory import MANIFEST
     from lgvit_edge.bundle.inspection import inspect_bundle
 
+    hub = str(path).startswith(HUB)
+    if check.check is None and check != CheckOptions():
+        raise UsageError("--samples, --labels and --classes need --check")
+    if not hub and not path.exists():
+        raise CheckpointError(
+            f"no such checkpoint or bundle: {path}; one on the Hugging Face Hub is hf:owner/name"
+        )
     if (path / MANIFEST).is_file():
+        if check.check is not None:
+            raise UsageError(
+                f"--check is for checkpoints, found a bundle; run: lgvit-edge bench --engines "
+                f"{quote(str(path))} --data {quote(str(check.check))}"
+            )
         if source != SourceOptions():
             options = "--use-ema, --num-heads, --mean, --std, --interpolation and --crop-pct"
             raise UsageError(f"{options} are for checkpoints, found a bundle: leave them out")
@@ -37,15 +49,31 @@ def inspect(path: Path, source: SourceOptions | None = None) -> dict[str, Any]:
             f"{path} is neither a bundle nor a checkpoint: expected {MANIFEST} or config.json in it"
         )
     require("torch", extra="export")
-    from lgvit_edge.model.inspection import inspect_checkpoint
+    from lgvit_edge.model.inspection import described, inspected
 
-    return inspect_checkpoint(
+    if check.check is not None and not check.check.is_dir():
+        raise DataError(f"--check: no such folder: {check.check}")
+    model = inspected(
         path,
+        classes=1000 if check.check is None else None,  # a fresh classifier only guesses
         num_heads=source.num_heads,
         use_ema=source.use_ema,
         preprocess=source.preprocess(),
         note=note,
     )
+    about = described(model, path)
+    if check.check is not None:
+        from lgvit_edge.model.checking import check_model
+        from lgvit_edge.model.checkpoints.loading import read_stored
+
+        # By its commit: a branch may have moved on.
+        stored = read_stored(model.config.source if hub else path, note=lambda text: None)
+        images = check.images(model.config, comparable=not stored.has_exits)
+        with progress_bar("checking") as progress:
+            about["check"] = check_model(
+                model, stored, images, use_ema=source.use_ema, progress=progress
+            )
+    return about
 
 
 def print_info(about: dict[str, Any], console: Console) -> None:
@@ -81,6 +109,8 @@ def print_info(about: dict[str, Any], console: Console) -> None:
             soft_wrap=True,
         )
         say(_preprocess(about))
+        if about["source"]:
+            say(f"from {about['source']}")
     for engines in about.get("engines", ()):
         fault = engines["fault"]
         state = "" if fault is None else f"; {fault}"
@@ -93,6 +123,8 @@ def print_info(about: dict[str, Any], console: Console) -> None:
     console.print(_segments(about))
     if about.get("points"):
         console.print(_points(about["points"]))
+    if "check" in about:
+        print_check(about["check"], console)
 
 
 def _points(points: dict[str, Any]) -> Table:
@@ -158,11 +190,16 @@ def _segments(about: dict[str, Any]) -> Table:
 
 
 @functools.partial(with_options, name="source", make=SourceOptions)
+@functools.partial(with_options, name="check", make=CheckOptions)
 def info(
-    path: Annotated[Path, Argument(help="Checkpoint or bundle.")],
+    path: Annotated[Path, Argument(help="Checkpoint, hf:owner/name, or bundle.")],
     as_json: AsJson = False,
     *,
+    check: CheckOptions,
     source: SourceOptions,
 ) -> None:
-    """Show blocks, exits, heads, preprocessing and MACs of a checkpoint or a bundle."""
-    show(inspect(path, source), as_json, print_info)
+    """Show what a checkpoint or a bundle is, and check a checkpoint's answers on images."""
+    about = inspect(path, source, check)
+    show(about, as_json, print_info)
+    if differs := about.get("check", {}).get("differs"):
+        raise ParityError("; ".join(differs))

@@ -66,8 +66,8 @@ def train(
     backbone: Annotated[
         str,
         Option(
-            help="Architecture such as deit-tiny, timm's name of one (with --weights), or path of "
-            "a checkpoint."
+            help="Architecture such as deit-tiny, timm's name of one (with --weights), path of a "
+            "checkpoint, or hf:owner/name (on the Hugging Face Hub; or one @revision of it)."
         ),
     ] = "vit-tiny",
     weights: Annotated[

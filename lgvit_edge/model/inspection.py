@@ -12,31 +12,39 @@ from lgvit_edge.architecture.sizes import POOLINGS
 from lgvit_edge.bundle.inspection import with_totals
 from lgvit_edge.model.checkpoints.containers import Note, note_in_log
 from lgvit_edge.model.checkpoints.loading import load_model
+from lgvit_edge.model.lgvit import LGViT
 from lgvit_edge.model.macs import model_costs
 from lgvit_edge.model.segments import count_parameters, cut
 
 _NAMES = ("index", "first_block", "last_block", "head")  # of a segment, as it calls them
 
 
-def inspect_checkpoint(
-    path: Path,
+def inspected(
+    path: str | Path,
     *,
+    classes: int | None = 1000,
     num_heads: int | None = None,
     use_ema: bool = False,
     preprocess: Mapping[str, Any] | None = None,
     note: Note = note_in_log,
-) -> dict[str, Any]:
-    """Describes a checkpoint of any origin, with or without exits, in plain JSON types.
+) -> LGViT:
+    """Loads a checkpoint of any origin, with or without exits.
 
+    Weights without a classifier get one of ``classes``, or are refused without that number.
     ``preprocess`` is what ``Preprocess.changed`` takes, the rest as in ``load_model``.
 
     Raises:
         CheckpointError: it cannot be used.
     """
-    model = load_model(path, num_heads=num_heads, classes=1000, use_ema=use_ema, note=note)
+    model = load_model(path, num_heads=num_heads, classes=classes, use_ema=use_ema, note=note)
     if preprocess is not None:
         spec = model.config.preprocess.changed(model.config.image_size, **preprocess)
         model.config = model.config.replace(preprocess=spec)
+    return model
+
+
+def described(model: LGViT, path: str | Path) -> dict[str, Any]:
+    """Describes a model that was read from ``path``, in plain JSON types."""
     config, costs, rows = model.config, model_costs(model), []
     for segment, macs in zip(cut(model), costs.segments, strict=True):
         row = {name: getattr(segment, name) for name in _NAMES}
@@ -49,6 +57,7 @@ def inspect_checkpoint(
     return {
         "kind": "checkpoint",
         "path": str(path),
+        "source": config.source,
         "family": config.family,
         "image_size": config.image_size,
         "patch_size": config.patch_size,

@@ -108,9 +108,13 @@ def read_progress(path: Path, identity: dict[str, str]) -> Progress | None:
         if then.get(k) != now.get(k)
     ]
     if changes:
+        # A name without a commit means another model once its owner changed it.
+        old = then.get("model.source", "''").strip("'")
+        moved = old and "model.source" in (change.split()[0] for change in changes)
+        again = f" with {old} as its checkpoint" if moved else ""
         raise TrainingError(
             f"{path} is of a training with other settings: {'; '.join(changes)}. Repeat that "
-            f"training's command to continue it, or start again without it: rm '{path}'"
+            f"training's command{again} to continue it, or start again without it: rm '{path}'"
         )
     return Progress(**{name: content[name] for name in Progress.__dataclass_fields__})
 

@@ -20,6 +20,7 @@ from lgvit_edge.images.classes import by_number, class_order, names_agree, numbe
 from lgvit_edge.images.folders import class_names
 from lgvit_edge.model import LGViT, block_macs, load_model
 from lgvit_edge.model.checkpoints.containers import Note, note_in_log
+from lgvit_edge.model.checkpoints.hub import on_hub
 from lgvit_edge.model.checkpoints.timm_names import published
 from lgvit_edge.training.checks import check_output
 from lgvit_edge.training.data.datasets import ImageFolder
@@ -55,7 +56,7 @@ def train_from_folder(
 
     Args:
         data: one sub-folder per class; or ``train/`` and maybe ``val/`` that hold those.
-        backbone: an architecture, or the path of a checkpoint.
+        backbone: an architecture, the path of a checkpoint, or ``hf:owner/name``, on the hub.
         out: ``.pt`` or ``.safetensors``.
         weights: a checkpoint for the architecture; None starts at random.
         use_ema: where such a checkpoint also holds the moving average of its weights, take that.
@@ -87,7 +88,7 @@ def train_from_folder(
         raise UsageError(f"--stage must be one of {', '.join(STAGES)}, found {stage!r}")
     train_folder, val_folder = _folders(Path(data), val)
     folders = class_names(train_folder)
-    random_start = weights is None and not Path(backbone).exists()
+    random_start = weights is None and not is_checkpoint(backbone)
     if random_start and stage == "2":
         raise UsageError(
             "stage 2 freezes the backbone, so it needs a trained one: expected --weights or a "
@@ -286,10 +287,11 @@ def load_start(
     """Loads the model that ``--backbone`` and ``--weights`` name.
 
     ``backbone`` is the path of a checkpoint (ours, the authors', or a plain backbone of Hugging
-    Face or timm), or an architecture. For an architecture, ``weights`` is such a path; None starts
-    at random, with ``num_classes`` and ``seed``. An architecture may be one of timm's names, whose
-    ``weights`` must be given. Weights without a classifier get one of ``num_classes`` if the
-    training ``trains_classifier``. The rest is as in ``load_model``.
+    Face or timm), the name of one on the hub, or an architecture. For an architecture, ``weights``
+    is such a path or name; None starts at random, with ``num_classes`` and ``seed``. An
+    architecture may be one of timm's names, whose ``weights`` must be given. Weights without a
+    classifier get one of ``num_classes`` if the training ``trains_classifier``. The rest is as in
+    ``load_model``.
 
     Raises:
         UsageError: ``backbone`` is neither, or a path and ``weights`` are both given.
@@ -310,17 +312,22 @@ def load_start(
         if differing:
             raise UsageError(f"{weights} is no {backbone}: expected {'; '.join(differing)}")
         return model
-    path = Path(backbone)
-    if not path.exists() and weights is not None and published(backbone) is not None:
+    found = is_checkpoint(backbone)
+    if not found and weights is not None and published(backbone) is not None:
         return load(weights, arch=backbone)
-    if not path.exists():
+    if not found:
         raise UsageError(
-            f"--backbone {backbone}: expected a checkpoint's path or one of "
-            f"{', '.join(architectures())}, or timm's name of the architecture of --weights"
+            f"--backbone {backbone}: expected a checkpoint's path, hf:owner/name of the hub, one "
+            f"of {', '.join(architectures())}, or timm's name of the architecture of --weights"
         )
     if weights is not None:
         raise UsageError(
             f"--backbone {backbone} is a checkpoint already; give its architecture with "
             "--weights, or leave --weights out"
         )
-    return load(path)
+    return load(backbone)
+
+
+def is_checkpoint(backbone: str) -> bool:
+    """Says whether this is a path, or a name on the hub, and not an architecture."""
+    return on_hub(backbone) or Path(backbone).exists()

@@ -399,7 +399,7 @@ def test_stage_two_needs_the_same_classes_and_a_backbone(
         ({"stage": "2"}, "of 3 classes, but the images have 4.*--stage both"),
         ({"stage": "2", "backbone": "vit-tiny"}, "stage 2 freezes the backbone.*--weights"),
         ({"stage": "3", "backbone": "vit-tiny"}, "--stage must be one of 1, 2, both"),
-        ({"backbone": "vit-teeny"}, "expected a checkpoint's path or one of vit-tiny"),
+        ({"backbone": "vit-teeny"}, "expected a checkpoint's path, hf:.*one of vit-tiny"),
         (deit, "is no deit-tiny: expected hidden_size 192, found 16"),
     ):
         with pytest.raises(UsageError, match=message):

@@ -16,7 +16,7 @@ from lgvit_edge._support.files import replacing
 from lgvit_edge._support.optional import require
 from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.errors import CheckpointError, ConfigError
-from lgvit_edge.model.checkpoints import huggingface, weights
+from lgvit_edge.model.checkpoints import hub, huggingface, weights
 from lgvit_edge.model.checkpoints.authors import attached, authors_config, authors_names
 from lgvit_edge.model.checkpoints.containers import Note, note_in_log, weights_in
 from lgvit_edge.model.checkpoints.huggingface import huggingface_preprocess, saved, say_assumed
@@ -37,17 +37,29 @@ _VERSION = 1  # 1: config, state
 
 
 @dataclass(frozen=True)
-class _Stored:
-    """Holds what was read from a path."""
+class Stored:
+    """Holds what was read from a path, or fetched from the hub and then read."""
 
     path: Path  # of a file or a folder
     content: Any  # the weights, or any content of a pickle
     config: dict[str, Any]  # config.json of a folder; empty for a file
     header: Any = None  # of a file of ours; None for others
+    source: str = ""  # on the hub, with its commit; nothing for a path
+
+    @property
+    def has_exits(self) -> bool:
+        """Says whether this is an LGViT, of ours or of its authors, and not a plain backbone."""
+        return "highway_type" in self.config or self.header is not None
 
     def model_weights(self, use_ema: bool, note: Note) -> weights.State:
         """Returns the weights of the one model in a file or folder of others."""
         return weights_in(self.content, self.path, use_ema=use_ema, note=note)
+
+    def noted(self, model: LGViT) -> LGViT:
+        """Returns the model that was read from this, which remembers where it is from."""
+        if self.source:
+            model.config = model.config.replace(source=self.source)
+        return model
 
 
 def save_checkpoint(model: LGViT, path: str | Path) -> None:
@@ -74,15 +86,16 @@ def save_checkpoint(model: LGViT, path: str | Path) -> None:
 def load_checkpoint(path: str | Path, *, use_ema: bool = False, note: Note = note_in_log) -> LGViT:
     """Loads an LGViT, exits included, in eval mode.
 
-    Reads our ``model.pt`` and ``.safetensors``, and the authors' directories. Of the latter,
-    ``use_ema`` takes the moving average of the weights where the trained ones lie beside it.
-    ``note`` is told what was taken and left aside.
+    Reads our ``model.pt`` and ``.safetensors``, and the authors' directories, which may be on the
+    hub (``hf:owner/name``). Of the latter, ``use_ema`` takes the moving average of the weights
+    where the trained ones lie beside it. ``note`` is told what was taken and left aside.
 
     Raises:
         CheckpointError: missing, damaged, not a checkpoint, or its names or shapes do not fit.
         MissingDependency: a ``.safetensors`` file without the package that reads it.
     """
-    return _checkpoint(_read(Path(path)), use_ema, note)
+    stored = read_stored(path, note)
+    return stored.noted(_checkpoint(stored, use_ema, note))
 
 
 def load_backbone(
@@ -101,7 +114,7 @@ def load_backbone(
     named after.
 
     Args:
-        path: of a file or a folder.
+        path: of a file or a folder, or ``hf:owner/name``, as ``hub.fetch`` takes it.
         arch: of timm weights: one of ``architectures()``, or timm's name.
         num_heads: attention heads of timm weights whose architecture is not known.
         classes: of a fresh classifier, where timm weights have none.
@@ -112,7 +125,8 @@ def load_backbone(
         CheckpointError: missing, damaged, not such a backbone, its shapes do not fit, or something
             that changes answers is not known.
     """
-    return _backbone(_read(Path(path)), arch, num_heads, classes, use_ema, note)
+    stored = read_stored(path, note)
+    return stored.noted(_backbone(stored, arch, num_heads, classes, use_ema, note))
 
 
 def load_model(
@@ -129,18 +143,28 @@ def load_model(
     Raises:
         CheckpointError: neither.
     """
-    stored = _read(Path(path))
-    exits = "highway_type" in stored.config or stored.header is not None
-    if exits:
+    stored = read_stored(path, note)
+    if stored.has_exits:
         _refuse_heads(num_heads, stored.path)
-        return _checkpoint(stored, use_ema, note)
-    return _backbone(stored, arch, num_heads, classes, use_ema, note)
+        return stored.noted(_checkpoint(stored, use_ema, note))
+    return stored.noted(_backbone(stored, arch, num_heads, classes, use_ema, note))
 
 
-def _read(path: Path) -> _Stored:
+def read_stored(path: str | Path, note: Note = note_in_log) -> Stored:
+    """Reads a file, a folder, or a model of the hub; ``note`` is told which commit was taken.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+        UsageError: it is a malformed name of the hub.
+        MissingDependency: a package that reads or fetches it is not installed.
+    """
+    source = ""
+    if hub.on_hub(path):
+        path, source = hub.fetch(path, note)
+    path = Path(path)
     if path.is_dir():
         config, state = weights.read_folder(path)
-        return _Stored(path, state, config)
+        return Stored(path, state, config, source=source)
     content, metadata = weights.read_weights(path)
     if isinstance(content, dict) and dict.get(content, "format") == f"{_FORMAT}-resume":
         raise CheckpointError(
@@ -149,11 +173,11 @@ def _read(path: Path) -> _Stored:
         )
     if isinstance(content, dict) and dict.get(content, "format") == _FORMAT:
         header = dict(dict.items(content))
-        return _Stored(path, header.get("state"), {}, header)
-    return _Stored(path, content, {}, _own_header(metadata))
+        return Stored(path, header.get("state"), {}, header)
+    return Stored(path, content, {}, _own_header(metadata))
 
 
-def _checkpoint(stored: _Stored, use_ema: bool, note: Note) -> LGViT:
+def _checkpoint(stored: Stored, use_ema: bool, note: Note) -> LGViT:
     path, state = stored.path, stored.content
     if "highway_type" in stored.config:  # only the authors write that key
         state = saved(stored.model_weights(use_ema, note))
@@ -170,7 +194,7 @@ def _checkpoint(stored: _Stored, use_ema: bool, note: Note) -> LGViT:
         raise CheckpointError(
             f"{path} is not an LGViT checkpoint: expected a file of `lgvit-edge train` or an "
             "authors' directory. A backbone without exits is where training starts; run: "
-            f"lgvit-edge train --backbone {path} --data DIR --out model.pt"
+            f"lgvit-edge train --backbone {stored.source or path} --data DIR --out model.pt"
         )
     config = _own_config(stored.header, path)
     if use_ema:
@@ -189,7 +213,7 @@ def _checkpoint(stored: _Stored, use_ema: bool, note: Note) -> LGViT:
 
 
 def _backbone(
-    stored: _Stored,
+    stored: Stored,
     arch: str | None,
     num_heads: int | None,
     classes: int | None,

@@ -67,15 +67,9 @@ def read_folder(path: Path) -> tuple[dict[str, Any], Any]:
 
 
 def _shards(folder: Path, name: str) -> State:
-    places = read_json(folder / name).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
-        raise CheckpointError(f"{folder / name}: expected a weight_map of file names; {AGAIN}")
+    places = _places(folder, name)
     state: State = {}
-    for file in sorted(set(places.values())):
-        if Path(file).name != file or file in (".", "..") or len(file) > 255:
-            raise CheckpointError(
-                f"{folder / name}: expected names of files beside it, found {file[:99]!r}; {AGAIN}"
-            )
+    for file in shard_names(folder, name):
         part = read_weights(folder / file)[0]
         if not is_state(part):
             raise CheckpointError(
@@ -89,6 +83,28 @@ def _shards(folder: Path, name: str) -> State:
             f"{AGAIN}"
         )
     return state
+
+
+def shard_names(folder: Path, name: str) -> list[str]:
+    """Returns the names of the files that an index names, all beside it.
+
+    Raises:
+        CheckpointError: the index is damaged, or leads elsewhere.
+    """
+    files = sorted(set(_places(folder, name).values()))
+    for file in files:
+        if Path(file).name != file or file in (".", "..") or len(file) > 255:
+            raise CheckpointError(
+                f"{folder / name}: expected names of files beside it, found {file[:99]!r}; {AGAIN}"
+            )
+    return files
+
+
+def _places(folder: Path, name: str) -> dict[str, str]:
+    places = read_json(folder / name).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
+        raise CheckpointError(f"{folder / name}: expected a weight_map of file names; {AGAIN}")
+    return places
 
 
 def read_json(file: Path, *, absent: bool = False) -> dict[str, Any]:

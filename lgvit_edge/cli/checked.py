@@ -1,0 +1,102 @@
+"""The option ``--check`` of ``info``: the images to check on, and what it prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from rich.console import Console
+from typer import Option
+
+from lgvit_edge._support.terminal import note, say, table
+from lgvit_edge.cli.options import Classes, labelled_images
+from lgvit_edge.errors import DataError
+
+if TYPE_CHECKING:
+    from lgvit_edge.architecture.config import LGViTConfig
+    from lgvit_edge.images.labelled import LabelledImage
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """What to check a checkpoint on; ``with_options`` makes an option of each field."""
+
+    check: Annotated[
+        Path | None,
+        Option(
+            metavar="DIR",
+            help="Images to check the answers on: compared with timm or transformers where the "
+            "checkpoint is theirs, and with the labels of the images.",
+        ),
+    ] = None
+    samples: Annotated[
+        int | None, Option(min=1, help="Number of --check images, spread evenly. Default: 64.")
+    ] = None
+    labels: Annotated[
+        Path | None, Option(help="Label file of a flat --check folder: lines FILE CLASS.")
+    ] = None
+    classes: Classes = None
+
+    def images(self, config: LGViTConfig, comparable: bool) -> Sequence[LabelledImage]:
+        """Return the images of ``--check`` that can be decoded.
+
+        Labels that do not match the model's classes are left out where answers are ``comparable``
+        without them.
+        """
+        from lgvit_edge.images.labelled import LabelledImage, evenly, readable, unlabelled_images
+
+        assert self.check is not None
+        count = self.samples or 64
+        try:
+            found = labelled_images(config, self.check, self.labels, self.classes, count)
+        except DataError as error:
+            if not comparable or self.labels or self.classes:
+                raise
+            paths = evenly(unlabelled_images(self.check, note), count)
+            note(f"accuracy is not measured: {error}")
+            found = [LabelledImage(path, None) for path in paths]
+        return readable(found, note)
+
+
+def print_check(check: dict[str, Any], console: Console) -> None:
+    """Print the record of ``check_model``."""
+    if check["accuracy"] is not None:
+        rows = table("exit", numbers=("accuracy",))
+        for number, share in enumerate(check["accuracy"], 1):
+            last = number == len(check["accuracy"])
+            rows.add_row("final" if last else str(number), f"{share:.2%}")
+        console.print(rows)
+    for text in _sentences(check):
+        say(text, console)
+
+
+def _sentences(check: dict[str, Any]) -> Iterator[str]:
+    """Yield what the check found, in sentences."""
+    library, images = check["library"], check["images"]
+    yield f"checked on {images} images, {check['labelled']} of them with labels"
+    if check["chance"]:
+        yield (
+            "warning: right no more often than a guess may be; look at the order of the classes "
+            "(--classes) and the preprocessing above"
+        )
+    if library is None:
+        yield f"not compared with another library: {check['not_compared']}"
+        return
+    same, own = check["same_pixels"], check["own_preprocessing"]
+    yield (
+        f"{library} on equal pixels: {same['agree']} of {images} answers agree, logits differ by "
+        f"{same['largest_difference']:.2g} at most"
+    )
+    if own is None:
+        yield f"its preprocessing is not compared: {check['not_prepared']}"
+    else:
+        yield (
+            f"{library} with its own preprocessing: {own['agree']} of {images} answers agree, "
+            f"pixels differ by {own['grey_levels']:.2g} grey levels on average in the worst image"
+            + (f" ({own['a_pixel_beside']} are cut a pixel beside)" * bool(own["a_pixel_beside"]))
+        )
+        if own["accuracy"] is not None:
+            yield f"accuracy of {library}: {own['accuracy']:.2%}"
+    yield f"{'agrees' if check['agrees'] else 'differs'}: {library} and lgvit-edge"
