@@ -22,13 +22,20 @@ from safetensors.torch import save_file
 from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.errors import CheckpointError, MissingDependency
 from lgvit_edge.model import LGViT, load_backbone
-from lgvit_edge.model.checkpoints.timm import Hints, arranged, named_as_eva, plain, timm_config
+from lgvit_edge.model.checkpoints.timm import (
+    Hints,
+    arranged,
+    named_as_eva,
+    plain,
+    tabled,
+    timm_config,
+)
 from lgvit_edge.model.checkpoints.timm import timm_names as sources
 from lgvit_edge.model.checkpoints.timm_names import published, structure
 
 CLASSES = 7
 SMALL = {"embed_dim": 48, "depth": 2, "num_heads": 4}
-SMALL_SWIN = {"embed_dim": 16, "depths": [1, 2], "num_heads": [2, 4], "window_size": 4}
+SMALL_SWIN = {"embed_dim": 16, "depths": [1, 1, 2, 1], "num_heads": [2, 2, 4, 4], "window_size": 4}
 TOLERANCE = 1e-5  # of logits about 1 in size
 
 
@@ -74,7 +81,10 @@ def full_size(timm: Any, name: str) -> LGViTConfig:
     Raises:
         CheckpointError: its names, shapes or parts are not read.
     """
-    with torch.device("meta"):
+    row = published(name)
+    # The tables of a Swin V2 are computed from its weights.
+    second = row is not None and row.block == "SwinTransformerV2Block"
+    with torch.device("cpu" if second else "meta"):
         weights = timm.create_model(name).state_dict()
     hints = Hints(
         arch=name,
@@ -82,10 +92,11 @@ def full_size(timm: Any, name: str) -> LGViTConfig:
         eva=named_as_eva(weights),
         fresh=not any(key.startswith("head") for key in weights),
     )
-    with torch.device("meta"):
+    with torch.device("cpu" if second else "meta"):
         state = plain(weights, 1000, _unheard)
         config = timm_config(state, hints, _unheard)
-        state = arranged(state, config)
+        state = tabled(arranged(state, config), config, hints)
+    with torch.device("meta"):
         model = LGViT(config)
     found = sources(model, state)
     for key, tensor in model.state_dict().items():
@@ -108,7 +119,7 @@ def difference(timm: Any, name: str, folder: Path) -> float:
     swin = row is not None and row.block.startswith("SwinTransformer")
     with torch.device("meta"):
         patch = timm.create_model(name).patch_embed.patch_size[0]
-    small = {"img_size": patch * (8 if swin else 3), **(SMALL_SWIN if swin else SMALL)}
+    small = {"img_size": patch * (16 if swin else 3), **(SMALL_SWIN if swin else SMALL)}
     theirs = filled(timm.create_model(name, num_classes=CLASSES, **small))
     folder.mkdir()
     about = {"architecture": name, "model_args": small}

@@ -81,6 +81,13 @@ def _sentences(check: dict[str, Any]) -> Iterator[str]:
             "warning: right no more often than a guess may be; look at the order of the classes "
             "(--classes) and the preprocessing above"
         )
+    if check["published"] is not None:
+        yield f"timm publishes {check['published']:.2%} on ImageNet-1k for weights of this name"
+    if check["below"]:
+        yield (
+            "warning: that is far more than was reached; if these are images of ImageNet, look at "
+            "the order of the classes (--classes) and the preprocessing above"
+        )
     if library is None:
         yield f"not compared with another library: {check['not_compared']}"
         return

@@ -15,11 +15,13 @@ from lgvit_edge.errors import DataError
 from lgvit_edge.images.labelled import LabelledImage
 from lgvit_edge.images.preprocess import load_rgb, network_input
 from lgvit_edge.model.checkpoints.loading import Stored
+from lgvit_edge.model.checkpoints.timm_names import published_accuracy
 from lgvit_edge.model.lgvit import LGViT
 from lgvit_edge.model.originals import NotRun, Original, original
 
 _BATCH = 8
 _FEW = 16  # images, of which luck tells more than skill
+_BELOW = 0.05  # of a published accuracy: images of another selection may lie as far below it
 # Of the largest logit: float32 in another order moves far less, another activation far more.
 _TOLERANCE = 1e-4
 # Mean difference of the pixels of the worst image, in grey levels; libraries that round otherwise
@@ -94,6 +96,8 @@ def check_model(
     record["differs"] = _differs(record, counts, model)
     record["agrees"] = None if theirs is None else not record["differs"]
     record["chance"] = _is_chance(counts.right, labelled, model.config.num_classes)
+    record["published"] = _promised(stored, model.config.num_classes)
+    record["below"] = _is_below(counts.right, labelled, record["published"])
     return record
 
 
@@ -209,3 +213,22 @@ def _is_chance(right: Sequence[int], labelled: int, classes: int) -> bool:
     guessed = labelled / classes
     spread = math.sqrt(guessed * (1 - 1 / classes))
     return right[-1] <= guessed + 2 * spread
+
+
+def _promised(stored: Stored, classes: int) -> float | None:
+    """Returns the accuracy on ImageNet-1k that timm publishes for weights of this name, or None."""
+    if stored.has_exits or classes != 1000:
+        return None
+    architecture, cfg = stored.config.get("architecture"), stored.config.get("pretrained_cfg")
+    if not stored.config:
+        return published_accuracy(stored.path.stem)
+    tag = cfg.get("tag") if isinstance(cfg, dict) else None
+    return published_accuracy(f"{architecture}.{tag}" if tag else f"{architecture}")
+
+
+def _is_below(right: Sequence[int], labelled: int, promised: float | None) -> bool:
+    """Says whether the final classifier is right far less often than published weights are."""
+    if promised is None or labelled < _FEW:
+        return False
+    luck = 3 * math.sqrt(promised * (1 - promised) / labelled)
+    return right[-1] / labelled < promised - _BELOW - luck

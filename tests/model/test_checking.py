@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 import shutil
 import sys
 import warnings
@@ -15,14 +14,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from small import vit, write_photos
 
 from lgvit_edge.architecture.config import ExitConfig
+from lgvit_edge.benchmarks.experiments.published import import_timm
+from lgvit_edge.cli.checked import print_check
+from lgvit_edge.errors import MissingDependency
 from lgvit_edge.images.labelled import LabelledImage, find_images
 from lgvit_edge.model import LGViT, load_model, save_checkpoint
 from lgvit_edge.model.checking import check_model
 from lgvit_edge.model.checkpoints.loading import read_stored
+from lgvit_edge.model.checkpoints.timm_names import published_accuracy
 from lgvit_edge.model.originals import NotRun, original
 from lgvit_edge.model.randomised import randomised
 
@@ -58,11 +62,10 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def timm() -> Any:
-    tools = Path(__file__).parents[2] / "tools" / "timm_names.py"
     try:
-        return runpy.run_path(str(tools))["import_timm"]()
-    except ImportError:
-        pytest.skip("timm is not installed; run: make dev")
+        return import_timm()
+    except MissingDependency as error:
+        pytest.skip(str(error))
 
 
 def filled(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -283,6 +286,41 @@ def test_a_model_that_is_right_is_not_warned_of(photos: Path, tmp_path: Path) ->
     right = [LabelledImage(image.path, 2) for image in images]
     record = checked(tmp_path / "model.pt", right, model)
     assert record["accuracy"] == [1.0] and not record["chance"]
+
+
+@pytest.mark.parametrize("right", [False, True])
+def test_a_published_accuracy_is_told_and_one_far_below_it(
+    timm: Any, photos: Path, tmp_path: Path, right: bool
+) -> None:
+    path = tmp_path / "deit_tiny_patch16_224-a1.pth"
+    torch.save(timm.create_model("deit_tiny_patch16_224").state_dict(), path)
+    model = load_model(path)
+    with torch.no_grad():
+        linear = model.backbone.final.classifier.linears[0]
+        linear.weight.zero_()  # type: ignore[operator,union-attr]
+        linear.bias.copy_(torch.eye(1000)[2])  # type: ignore[operator,union-attr]
+    images = [LabelledImage(p, 2 if right else 3) for p in sorted(photos.rglob("*.png"))[:16]]
+    record = checked(path, images, model)
+    assert (record["published"], record["below"]) == (0.72172, not right)
+    console = Console(width=300, record=True)
+    print_check(record, console)
+    text = console.export_text()
+    assert "timm publishes 72.17% on ImageNet-1k for weights of this name" in text
+    assert ("warning: that is far more than was reached" in text) is not right
+
+
+@pytest.mark.parametrize(
+    ("name", "accuracy"),
+    [
+        ("deit3_base_patch16_224.fb_in1k-1a2b", 0.83786),
+        ("deit3_base_patch16_224", 0.83786),  # the least of two
+        ("deit3_base_patch16_224.fb_in22k_ft_in1k", 0.857),
+        ("vit_base_patch14_dinov2", None),
+        ("model", None),
+    ],
+)
+def test_which_published_accuracy_a_name_means(name: str, accuracy: float | None) -> None:
+    assert published_accuracy(name) == accuracy
 
 
 @pytest.mark.parametrize(

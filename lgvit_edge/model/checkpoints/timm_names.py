@@ -1,7 +1,8 @@
 """What timm's published names tell that weights do not; written by ``tools/timm_names.py``.
 
 ``timm_names.json`` holds facts of timm: how each architecture is built, and the preprocessing with
-which each of its published weights was trained.
+which each of its published weights was trained. ``timm_top1.json`` holds the accuracy of weights on
+ImageNet-1k, 0..1, as timm publishes it.
 """
 
 from __future__ import annotations
@@ -46,8 +47,23 @@ class Published:
 
 @functools.cache
 def _table() -> dict[str, Published]:
-    text = resources.files(__package__).joinpath("timm_names.json").read_text(encoding="utf-8")
-    return {name: Published(name=name, **row) for name, row in json.loads(text).items()}
+    return {name: Published(name=name, **row) for name, row in _facts("timm_names.json").items()}
+
+
+def _facts(file: str) -> dict[str, Any]:
+    text = resources.files(__package__).joinpath(file).read_text(encoding="utf-8")
+    return dict(json.loads(text))
+
+
+def published_accuracy(text: str) -> float | None:
+    """Returns the accuracy, 0..1, of the published weights that a name begins with; else None.
+
+    Of an architecture alone, the least accurate ones count.
+    """
+    top1, name = _facts("timm_top1.json"), named_in(text)
+    exact = [share for full, share in top1.items() if text.startswith(full)]
+    found = exact or [share for full, share in top1.items() if full.partition(".")[0] == name]
+    return min(found, default=None)
 
 
 def published_names() -> list[str]:

@@ -17,6 +17,7 @@ from lgvit_edge.model import LGViT, load_backbone
 from lgvit_edge.model.checkpoints.swinv2 import coordinates
 from lgvit_edge.model.checkpoints.timm import Hints, named_as_eva, plain, tabled, timm_config
 from lgvit_edge.model.checkpoints.timm_names import structure
+from lgvit_edge.model.macs import count_macs
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ PUBLISHED = (
     *("swin_tiny_patch4_window7_224", "vit_base_patch16_siglip_512", "vit_small_patch16_dinov3"),
     *("vit_small_patch14_reg4_dinov2", "vit_base_patch32_clip_448"),
     *("vit_base_patch16_clip_quickgelu_224", "vit_medium_patch16_reg4_gap_256"),
-    *("vit_so400m_patch16_siglip_256",),
+    *("vit_so400m_patch16_siglip_256", "swinv2_base_window12to24_192to384"),
 )
 
 
@@ -100,6 +101,31 @@ PUBLISHED = (
 def test_a_published_architecture(timm: Any, tmp_path: Path, name: str) -> None:
     assert published.full_size(timm, name).num_classes in (1000, 512)
     assert published.difference(timm, name, tmp_path / "timm") < published.TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("name", "giga"),  # as timm publishes them, the products of attention included
+    [
+        ("deit3_small_patch16_384", 15.52),
+        ("beit_base_patch16_224", 17.58),
+        ("eva02_small_patch14_224", 6.14),
+        ("eva02_tiny_patch14_336", 4.68),
+        ("eva02_base_patch16_clip_224", 17.62),
+        ("vit_base_patch16_siglip_224", 17.73),
+        ("vit_base_patch16_siglip_gap_224", 17.49),
+        ("vit_base_patch16_gap_224", 17.49),
+        ("vit_base_patch32_clip_448", 17.93),
+        ("vit_medium_patch16_reg4_gap_256", 10.76),
+        ("swin_tiny_patch4_window7_224", 4.51),
+        ("swinv2_tiny_window8_256", 5.96),
+    ],
+)
+def test_published_macs(timm: Any, name: str, giga: float) -> None:
+    config = published.full_size(timm, name)
+    with torch.device("meta"):
+        model = LGViT(config).eval()
+    image = torch.zeros(1, 3, config.image_size, config.image_size, device="meta")
+    assert count_macs(model, image) == pytest.approx(giga * 1e9, rel=0.01)
 
 
 def test_positions_that_fit_two_maps_are_not_guessed(timm: Any, tmp_path: Path) -> None:
