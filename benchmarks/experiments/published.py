@@ -22,16 +22,10 @@ from safetensors.torch import save_file
 from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.errors import CheckpointError, MissingDependency
 from lgvit_edge.model import LGViT, load_backbone
-from lgvit_edge.model.checkpoints.timm import (
-    Hints,
-    arranged,
-    named_as_eva,
-    plain,
-    tabled,
-    timm_config,
-)
-from lgvit_edge.model.checkpoints.timm import timm_names as sources
+from lgvit_edge.model.checkpoints.timm import Hints, tabled, timm_config
 from lgvit_edge.model.checkpoints.timm_names import published, structure
+from lgvit_edge.model.checkpoints.timm_weights import arranged, named_as_eva, plain
+from lgvit_edge.model.checkpoints.timm_weights import timm_names as sources
 
 CLASSES = 7
 SMALL = {"embed_dim": 48, "depth": 2, "num_heads": 4}

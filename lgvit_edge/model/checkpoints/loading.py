@@ -20,16 +20,9 @@ from lgvit_edge.model.checkpoints import hub, huggingface, weights
 from lgvit_edge.model.checkpoints.authors import attached, authors_config, authors_names
 from lgvit_edge.model.checkpoints.containers import Note, note_in_log, weights_in
 from lgvit_edge.model.checkpoints.huggingface import huggingface_preprocess, saved, say_assumed
-from lgvit_edge.model.checkpoints.timm import (
-    Hints,
-    arranged,
-    named_as_eva,
-    plain,
-    tabled,
-    timm_config,
-    timm_names,
-)
+from lgvit_edge.model.checkpoints.timm import Hints, tabled, timm_config
 from lgvit_edge.model.checkpoints.timm_names import structure
+from lgvit_edge.model.checkpoints.timm_weights import arranged, named_as_eva, plain, timm_names
 from lgvit_edge.model.lgvit import LGViT
 
 _FORMAT = "lgvit-edge"

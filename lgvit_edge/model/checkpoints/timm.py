@@ -1,4 +1,4 @@
-"""Reads timm's backbones: what names and shapes of weights tell, and what only their name does."""
+"""Configures timm's backbones: what names and shapes of weights tell, and what hints must say."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import re
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
-
-import torch
 
 from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.architecture.families import FAMILIES
@@ -25,47 +23,14 @@ from lgvit_edge.model.checkpoints.timm_names import (
     twins,
     weights_named,
 )
-from lgvit_edge.model.checkpoints.weights import (
-    Source,
-    State,
-    add_bias,
-    places,
-    scale_layer,
-    sources_of,
-)
-from lgvit_edge.model.heads import Names, within
-from lgvit_edge.model.lgvit import LGViT
+from lgvit_edge.model.checkpoints.timm_weights import BIAS, count_parts, count_tokens, head_name
+from lgvit_edge.model.checkpoints.weights import State, places
 
-_BLOCK: Names = {
-    "norm1": "norm1",
-    "norm2": "norm2",
-    **{f"attention.{p}": ("attn.qkv", i) for i, p in enumerate(("query", "key", "value"))},
-    "attention.query_norm": "attn.q_norm",
-    "attention.key_norm": "attn.k_norm",
-    "attention.table": "attn.relative_position_bias_table",
-    "attention.scale": "attn.logit_scale",
-    "attention.relative_bias.table": "attn.relative_position_bias_table",
-    "attention.norm": "attn.norm",
-    "attention.proj": "attn.proj",
-    "fc1": "mlp.fc1",
-    "gate": "mlp.gate",
-    "mlp_norm": "mlp.norm",
-    "fc2": "mlp.fc2",
-}
 _TABLE = "layers.0.blocks.0.attn.relative_position_bias_table"  # every Swin has it
 _SCALES = "layers.0.blocks.0.attn.logit_scale"  # every Swin V2
 _COORDINATES = "layers.0.blocks.0.attn.relative_coords_table"  # its authors' files have it
 _SWIN_BLOCKS = ("SwinTransformerBlock", "SwinTransformerV2Block")
-# Of attention pooling; a plain ViT has key and value apart.
-_POOL: Names = {
-    **{f"attention.{part}": part for part in ("latent", "query", "key", "value", "proj")},
-    **{"norm2": "norm", "fc1": "mlp.fc1", "fc2": "mlp.fc2"},
-}
-_BIAS = "blocks.0.attn.relative_position_bias_table"  # BEiT's
-_SHARED_BIAS = "rel_pos_bias.relative_position_bias_table"  # of all blocks, beside their own
-_TOKENS = ("cls_token", "dist_token", "reg_token")  # in their order before the patches
 _POOLINGS = {"token": "token", "avg": "mean", "map": "attention"}
-_SCALE = re.compile(r"^(blocks\.\d+)\.(?:ls|gamma_)([12])(?:\.gamma)?$")  # timm's, DeiT III's
 # timm's settings of the rotary positions that are ours.
 _ROTATIONS = {
     "eva": {
@@ -146,11 +111,11 @@ def timm_config(state: State, hints: Hints, note: Note = note_in_log) -> LGViTCo
             "supported: expected a Swin V2 of its authors, such as swinv2_tiny_window8_256"
         )
     table = _SCALES if is_swinv2(state) else _TABLE
-    needed = ["patch_embed.proj.weight", *([table] if swin else []), _head(state)]
+    needed = ["patch_embed.proj.weight", *([table] if swin else []), head_name(state)]
     missing = [name for name in needed if name not in state]
-    if not swin and not _count(state, "blocks."):
+    if not swin and not count_parts(state, "blocks."):
         missing.append("blocks.0")
-    if missing == [_head(state)]:
+    if missing == [head_name(state)]:
         raise CheckpointError(
             "the weights have no classifier, and stage 2 trains none; run: lgvit-edge train "
             "--stage both"
@@ -180,15 +145,11 @@ def timm_config(state: State, hints: Hints, note: Note = note_in_log) -> LGViTCo
         raise CheckpointError(str(error)) from None
 
 
-def _head(state: Container[str]) -> str:
-    return "head.fc.weight" if "head.fc.weight" in state else "head.weight"
-
-
 def _fitting(row: Published, state: State, hints: Hints, note: Note) -> Published | None:
     """Returns ``row`` as far as it holds for the weights; None if they only bear its name."""
-    dim, stages = len(state["patch_embed.proj.weight"]), _count(state, "layers.")
-    depth = sum(_count(state, f"layers.{i}.blocks.") for i in range(stages))
-    depth = depth or _count(state, "blocks.")
+    dim, stages = len(state["patch_embed.proj.weight"]), count_parts(state, "layers.")
+    depth = sum(count_parts(state, f"layers.{i}.blocks.") for i in range(stages))
+    depth = depth or count_parts(state, "blocks.")
     sized = (row.width, row.depth) == (dim, depth)
     built = row.structure == hints.structure
     if stages:  # older files hold buffers, too: their structure is another
@@ -235,15 +196,15 @@ def _vit(state: State, hints: Hints, row: Published | None, note: Note) -> LGViT
     patches, dim = state["patch_embed.proj.weight"].shape[2:], len(state["patch_embed.proj.weight"])
     if patches[0] != patches[1]:
         raise CheckpointError(f"patches must be square, found {patches[0]} x {patches[1]}")
-    depth, width = _count(state, "blocks."), state.get("blocks.0.mlp.fc1.weight")
-    tokens = _tokens(state)
+    depth, width = count_parts(state, "blocks."), state.get("blocks.0.mlp.fc1.weight")
+    tokens = count_tokens(state)
     rotation, side = _rotation(state, hints, row)
     size = _said_size(hints, row)
     if "pos_embed" in state:
         size = _side(state, tokens, _written_size(hints), patches[0]) * patches[0]
-    elif _BIAS in state:
-        size = (round((len(state[_BIAS]) - 3) ** 0.5) + 1) // 2 * patches[0]
-    if "pos_embed" in state or _BIAS in state:
+    elif BIAS in state:
+        size = (round((len(state[BIAS]) - 3) ** 0.5) + 1) // 2 * patches[0]
+    if "pos_embed" in state or BIAS in state:
         if (said := _written_size(hints)) not in (None, size):
             raise CheckpointError(
                 f"config.json says images of {said} x {said}, but the positions are those of "
@@ -265,7 +226,7 @@ def _vit(state: State, hints: Hints, row: Published | None, note: Note) -> LGViT
         "gated": "blocks.0.mlp.gate.weight" in state,
         "qk_norm": "blocks.0.attn.q_norm.weight" in state,
         "attention_norm": "blocks.0.attn.norm.weight" in state,
-        "relative_positions": _BIAS in state,
+        "relative_positions": BIAS in state,
         "embedding_norm": "norm_pre.weight" in state,
         "mlp_norm": "blocks.0.mlp.norm.weight" in state,
         "rotation": rotation,
@@ -297,10 +258,6 @@ def _vit(state: State, hints: Hints, row: Published | None, note: Note) -> LGViT
         preprocess=Preprocess(resize=size),  # that of the weights follows
         **fields,
     )
-
-
-def _count(state: State, prefix: str) -> int:
-    return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})
 
 
 def _named(hints: Hints, dim: int, depth: int, **sizes: int) -> LGViTConfig:
@@ -336,15 +293,11 @@ def _side(state: State, tokens: int, said: int | None, patch: int) -> int:
     )
 
 
-def _tokens(state: State) -> int:
-    return sum(state[name].shape[1] for name in _TOKENS if name in state)
-
-
 def _rotation(state: State, hints: Hints, row: Published | None) -> tuple[str, int]:
     """Returns the kind of rotary positions, of ``ROTATIONS``, and the side that they count on."""
     used = hints.setting("use_rot_pos_emb")
     found = dict(row.rotation or {}) if row is not None else {}
-    without = "pos_embed" not in state and _BIAS not in state
+    without = "pos_embed" not in state and BIAS not in state
     if used is None and row is None and (hints.eva or without):
         lacks = "pos_embed is missing; " if without else ""
         raise CheckpointError(f"{lacks}weights do not tell rotary positions; {_NAME_IT}")
@@ -413,8 +366,8 @@ def _heads(
     said = hints.num_heads or hints.setting("num_heads") or (row and row.num_heads)
     if said:
         return int(said)
-    if _BIAS in state:
-        return state[_BIAS].shape[1]
+    if BIAS in state:
+        return state[BIAS].shape[1]
     known = sorted({other.num_heads for other in alike})
     if len(known) == 1:
         return known[0]
@@ -464,8 +417,8 @@ def _pooling(state: State, hints: Hints, row: Published | None, tokens: int) -> 
 def _swin(state: State, hints: Hints, row: Published | None, note: Note) -> LGViTConfig:
     dim, _, patch, _ = state["patch_embed.proj.weight"].shape
     depths, heads = [], []
-    for stage in range(_count(state, "layers.")):
-        depths.append(_count(state, f"layers.{stage}.blocks."))
+    for stage in range(count_parts(state, "layers.")):
+        depths.append(count_parts(state, f"layers.{stage}.blocks."))
         attention = f"layers.{stage}.blocks.0.attn"
         table = state.get(f"{attention}.relative_position_bias_table")
         scales = state.get(f"{attention}.logit_scale")
@@ -478,14 +431,12 @@ def _swin(state: State, hints: Hints, row: Published | None, note: Note) -> LGVi
         raise CheckpointError(
             f"global_pool {str(pool)[:60]!r} is not supported in a Swin: expected avg"
         )
-    if hints.setting("always_partition"):
-        raise CheckpointError("always_partition is not supported: expected false")
     if is_swinv2(state):
         row = row or _row_beside(hints, dim, sum(depths))
     windows = _windows(state, hints, row, len(depths))
     window = windows[0]
     size = _swin_size(state, hints, row, window, patch * window << (len(depths) - 1), note)
-    classes, family = len(state[_head(state)]), "swinv2" if is_swinv2(state) else "swin"
+    classes, family = len(state[head_name(state)]), "swinv2" if is_swinv2(state) else "swin"
     if hints.arch in architectures():
         named = _named(hints, dim, sum(depths), num_classes=classes, image_size=size)
         if named.family != family:
@@ -597,96 +548,6 @@ def _swin_size(
     return last
 
 
-def plain(state: State, classes: int | None = None, note: Note = note_in_log) -> State:
-    """Returns weights as a plain ViT holds them.
-
-    ``classes`` is the number of classes of a fresh classifier, where the weights have none.
-
-    LayerScale is multiplied into the layer before it, a relative bias that blocks share is added to
-    each of theirs, and a packed SwiGLU is taken apart. What CLIP leaves out (biases of patches) or
-    others do (positions of prefix tokens) becomes zeros.
-
-    Raises:
-        CheckpointError: the shapes of these parts do not fit together.
-    """
-    scales = {m.groups(): tensor for n, tensor in state.items() if (m := _SCALE.match(n))}
-    result = {name: tensor for name, tensor in state.items() if not _SCALE.match(name)}
-    for (block, which), scale in scales.items():
-        scale_layer(result, f"{block}.{'attn.proj' if which == '1' else 'mlp.fc2'}", scale)
-    for number in range(_count(result, "blocks.")):
-        _stack(result, f"blocks.{number}")
-    if (shared := result.pop(_SHARED_BIAS, None)) is not None:
-        for number in range(_count(result, "blocks.")):
-            add_bias(result, f"blocks.{number}.attn.relative_position_bias_table", shared)
-    for kind in ("weight", "bias"):
-        if (packed := result.pop(f"attn_pool.kv.{kind}", None)) is not None:
-            result[f"attn_pool.key.{kind}"], result[f"attn_pool.value.{kind}"] = packed.chunk(2)
-            result[f"attn_pool.query.{kind}"] = result.pop(f"attn_pool.q.{kind}")
-    for name in [name for name in result if re.fullmatch(r"blocks\.\d+\.mlp\.fc1\.\w+", name)]:
-        block, _, kind = name.partition(".mlp.fc1.")
-        inner, last = result[name], result.get(f"{block}.mlp.fc2.weight")
-        if last is not None and last.ndim == 2 and inner.shape[:1] == (2 * last.shape[1],):
-            result[f"{block}.mlp.gate.{kind}"], result[name] = inner.chunk(2)
-    norm = next((state[n] for n in ("fc_norm.weight", "norm.weight") if n in state), None)
-    if classes is not None and _head(state) not in state and norm is not None:
-        note(f"the weights have no classifier; one of {classes} classes starts from zeros")
-        result["head.weight"] = norm.new_zeros(classes, len(norm))
-        result["head.bias"] = norm.new_zeros(classes)
-    patch = result.get("patch_embed.proj.weight")
-    if patch is not None and "norm_pre.weight" in result:  # CLIP's patches have no bias
-        result.setdefault("patch_embed.proj.bias", patch.new_zeros(len(patch)))
-    return result
-
-
-def named_as_eva(state: Container[str]) -> bool:
-    """Says whether weights are named as in timm's EVA, which has rotary positions or none."""
-    # DeiT III's authors write gamma_1 too; timm's files have ls1.gamma.
-    names = ("attn.q_bias", "attn.q_proj.weight", "mlp.fc1_g.weight", "gamma_1")
-    beit = _BIAS in state or _SHARED_BIAS in state
-    return not beit and any(f"blocks.0.{name}" in state for name in names)
-
-
-def _stack(state: State, block: str) -> None:
-    """Gives a block of EVA the names of a plain ViT; its keys have no bias."""
-    parts = [state.pop(f"{block}.attn.{part}_proj.weight", None) for part in "qkv"]
-    weights = [part for part in parts if part is not None]
-    if len(weights) == 3:
-        state[f"{block}.attn.qkv.weight"] = torch.cat(weights)
-    for form in ("_bias", "_proj.bias"):
-        query, value = (state.pop(f"{block}.attn.{part}{form}", None) for part in "qv")
-        if query is not None and value is not None:
-            state[f"{block}.attn.qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
-    for kind in ("weight", "bias"):
-        for theirs, ours in (("fc1_g", "gate"), ("fc1_x", "fc1")):
-            if (tensor := state.pop(f"{block}.mlp.{theirs}.{kind}", None)) is not None:
-                state[f"{block}.mlp.{ours}.{kind}"] = tensor
-
-
-def arranged(state: State, config: LGViTConfig) -> State:
-    """Returns plain weights in our order of rotary positions: halves of a head, not neighbours.
-
-    Where tokens have no learnt positions, they become zeros.
-    """
-    result, dim, tokens = dict(state), config.hidden_size, config.prefix_tokens
-    if "pos_embed" not in result and (config.rotation or config.relative_positions):
-        result["pos_embed"] = torch.zeros(1, *config.hidden_shape(0))
-    position = result.get("pos_embed")
-    if position is not None and position.ndim == 3 and not config.depths:
-        count = position.shape[1] - config.grid**2  # of the prefix tokens, the first have positions
-        none = position.new_zeros(1, max(tokens - count, 0), position.shape[-1])
-        result["pos_embed"] = torch.cat([position[:, :count], none, position[:, count:]], dim=1)
-    if config.rotation != "eva":
-        return result
-    width = dim // config.num_heads
-    order = torch.arange(dim).reshape(-1, width // 2, 2).transpose(1, 2).flatten()
-    rows = torch.cat([order, order + dim, torch.arange(2 * dim, 3 * dim)])
-    for i in range(config.num_blocks):
-        for name in (f"blocks.{i}.attn.qkv.weight", f"blocks.{i}.attn.qkv.bias"):
-            if name in result and len(result[name]) == 3 * dim:
-                result[name] = result[name][rows]
-    return result
-
-
 def _preprocess(hints: Hints, row: Published | None, config: LGViTConfig, note: Note) -> Preprocess:
     """Returns what ``pretrained_cfg`` says, else what weights of this name were trained with."""
     # Older files of timm have the settings at the top.
@@ -747,26 +608,3 @@ def _labels(hints: Hints, config: LGViTConfig) -> tuple[str, ...]:
 
 def _pixels(about: Mapping[str, Any]) -> list[Any]:
     return [about[name] for name in ("interpolation", "crop_pct", "crop_mode", "mean", "std")]
-
-
-def timm_names(model: LGViT, state: Container[str]) -> dict[str, Source]:
-    """Returns where each of our parameters is; ``state`` tells older Swins from newer ones."""
-    config = model.config
-    names: Names = {
-        "backbone.embedding.patch": "patch_embed.proj",
-        "backbone.embedding.norm": "patch_embed.norm" if config.depths else "norm_pre",
-        "backbone.embedding.position": "pos_embed",
-        "backbone.final.norm": "fc_norm" if "fc_norm.weight" in state else "norm",
-    }
-    # timm once merged at the end of a stage, like Swin's authors, and now at the start of the next.
-    late = "layers.0.downsample.norm.weight" in state
-    for i, (stage, place) in enumerate(places(config)):
-        theirs = f"layers.{stage}.blocks.{place}" if config.depths else f"blocks.{i}"
-        names[f"backbone.blocks.{i}.merge"] = f"layers.{stage - late}.downsample"
-        names |= within(f"backbone.blocks.{i}", _BLOCK, theirs)
-    if config.pooling == "attention":
-        names["backbone.final.pool.norm1"] = "norm"
-        names |= within("backbone.final.pool", _POOL, "attn_pool")
-    head = _head(state).removesuffix(".weight")
-    names |= within("backbone.final.classifier.linears", {"0": head, "1": "head_dist"})
-    return sources_of(model, names, [name for name in _TOKENS if name in state])

@@ -15,8 +15,9 @@ from lgvit_edge.benchmarks.experiments.published import filled, import_timm
 from lgvit_edge.errors import CheckpointError, MissingDependency
 from lgvit_edge.model import LGViT, load_backbone
 from lgvit_edge.model.checkpoints.swinv2 import coordinates
-from lgvit_edge.model.checkpoints.timm import Hints, named_as_eva, plain, tabled, timm_config
+from lgvit_edge.model.checkpoints.timm import Hints, tabled, timm_config
 from lgvit_edge.model.checkpoints.timm_names import structure
+from lgvit_edge.model.checkpoints.timm_weights import named_as_eva, plain
 from lgvit_edge.model.macs import count_macs
 
 
@@ -297,10 +298,20 @@ def test_windows_of_a_bare_swin_v2_come_from_its_name(timm: Any, tmp_path: Path,
         (V2, dict(window_size=8), dict(window_size=[4, 8]), "must be the side of square windows"),
         (V2, {}, dict(window_size=[4, 2, 2]), r"windows of several sizes .* found \[4, 2, 2\]"),
         (V2, {}, dict(pretrained_window_sizes=[3]), "one for each of 3 stages; found .3."),
-        (V2, {}, dict(always_partition=True), "always_partition is not supported"),
+        (
+            V2,
+            {},
+            dict(always_partition=True),
+            "config.json sets always_partition of the",
+        ),
         (V2, {}, dict(global_pool="max"), "global_pool 'max' is not supported in a Swin"),
         (V1, {}, dict(global_pool="max"), "global_pool 'max' is not supported in a Swin"),
-        (V1, {}, dict(always_partition=True), "always_partition is not supported"),
+        (
+            V1,
+            {},
+            dict(always_partition=True),
+            "config.json sets always_partition of the",
+        ),
         (V2, {}, dict(img_size=None), "the size of images cannot be told from weights of Swin V2"),
     ],
 )
