@@ -17,10 +17,14 @@ from lgvit_edge._support.optional import resolve
 from lgvit_edge.architecture.config import MAX_SIZE, LGViTConfig
 from lgvit_edge.architecture.families import FAMILIES, Family
 from lgvit_edge.architecture.sizes import ACTIVATIONS, POOLINGS, activation_named
-from lgvit_edge.bundle.codec import from_json
 from lgvit_edge.errors import CheckpointError, ConfigError
 from lgvit_edge.images.spec import Preprocess, usual_resize
 from lgvit_edge.model.checkpoints import swinv2
+from lgvit_edge.model.checkpoints.huggingface_images import (
+    huggingface_preprocess,
+    say_assumed,
+    side_made,
+)
 from lgvit_edge.model.checkpoints.huggingface_vits import FORMS, completed, named, plain
 from lgvit_edge.model.checkpoints.weights import (
     Source,
@@ -33,8 +37,6 @@ from lgvit_edge.model.checkpoints.weights import (
 from lgvit_edge.model.heads.base import Names, block_names, classifier_names, within
 from lgvit_edge.model.lgvit import LGViT
 
-_RESAMPLE = dict(enumerate(("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")))
-_PILLOW = {name: number for number, name in _RESAMPLE.items()}
 _RENAMED = (
     (r"^(vit|deit)\.layers\.", r"\1.encoder.layer."),
     (r"^(swin\..*\.attention)\.([qkv])_proj\.", r"\1.self.\2_proj."),
@@ -78,8 +80,8 @@ def backbone(
     if not any(f"{name}.weight" in state for name in ("classifier", "cls_classifier")):
         if classes is None:
             raise CheckpointError(
-                f"{path} has no classifier: expected classifier.weight, as "
-                "ViTForImageClassification has it; to train one, run: lgvit-edge train --backbone "
+                f"{path} has no classifier: expected classifier.weight, as transformers' "
+                "...ForImageClassification have it; to train one, run: lgvit-edge train --backbone "
                 f"{path} --stage both"
             )
         fresh = classes
@@ -109,22 +111,11 @@ def backbone(
             return model
         note(f"positions are interpolated from {config.image_size} x {config.image_size} to {side}")
         model = model.resized(side)
-        preprocess = huggingface_preprocess(preprocessor, model.config)
+        preprocess = _preprocess(preprocessor, raw, model.config)
         model.config = model.config.replace(preprocess=preprocess)
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
     return model
-
-
-def say_assumed(
-    preprocessor: dict[str, Any], config: LGViTConfig, path: Path, note: Callable[[str], None]
-) -> None:
-    """Tells ``note`` the preprocessing of a folder that says none."""
-    if not preprocessor:
-        note(
-            f"{path} has no preprocessor_config.json; assumed: "
-            f"{config.preprocess.described(config.image_size)}"
-        )
 
 
 def huggingface_config(
@@ -147,7 +138,7 @@ def huggingface_config(
         classifiers = 2 if "cls_classifier.weight" in state else 1
         config = transformer(raw, families[model_type], classifiers, fresh)
         if interpolated_to(preprocessor, raw, config) is None:
-            config = config.replace(preprocess=huggingface_preprocess(preprocessor, config))
+            config = config.replace(preprocess=_preprocess(preprocessor, raw, config))
         return config
     except ConfigError as error:
         raise wrong_config(error) from None
@@ -285,35 +276,13 @@ def short(value: object) -> str:
     return text if len(text) <= 100 else text[:97] + "..."
 
 
-def huggingface_preprocess(raw: dict[str, Any], config: LGViTConfig) -> Preprocess:
-    """Returns what ``preprocessor_config.json`` says; if it is empty, the family's usual one."""
-    usual = FAMILIES[config.family].usual_preprocess(config.image_size)
-    if not raw:
-        return usual
-    where = "preprocessor_config.json"
-    side, squash, final = _sides(raw)
-    if final not in (None, config.image_size):
-        raise ConfigError(
-            f"{where} makes images of {final} x {final}, the model takes {config.image_size}"
-        )
-    factor = raw.get("rescale_factor", 1 / 255) if raw.get("do_rescale", True) else 1.0
-    if not isinstance(factor, (int, float)) or not 0.00391 < factor < 0.00393:
-        raise ConfigError(f"{where}: pixels must be scaled by 1/255 before they are normalised")
-    resample = raw.get("resample", _PILLOW[usual.interpolation])
-    if type(resample) is not int or resample not in _RESAMPLE:
-        raise ConfigError(
-            f"{where}: resample must be {', '.join(f'{n} ({m})' for n, m in _RESAMPLE.items())}, "
-            f"found {str(resample)[:60]!r}"
-        )
-    normalised = raw.get("do_normalize", True)
-    fields = {
-        "resize": side or usual.resize,
-        "interpolation": _RESAMPLE[resample],
-        "mean": raw.get("image_mean", usual.mean) if normalised else (0.0, 0.0, 0.0),
-        "std": raw.get("image_std", usual.std) if normalised else (1.0, 1.0, 1.0),
-        "squash": squash,
-    }
-    return from_json(Preprocess, fields, where=where, error=ConfigError)
+def _preprocess(
+    preprocessor: dict[str, Any], raw: dict[str, Any], config: LGViTConfig
+) -> Preprocess:
+    form = FORMS.get(raw["model_type"])
+    if form is None:
+        return huggingface_preprocess(preprocessor, config)
+    return huggingface_preprocess(preprocessor, config, form.processor, form.pixels)
 
 
 def interpolated_to(
@@ -326,32 +295,8 @@ def interpolated_to(
     form = FORMS.get(raw["model_type"])
     if form is None or not form.interpolates:
         return None
-    final = _sides(preprocessor)[2]
+    final = side_made(preprocessor, form.processor)
     return None if final == config.image_size else final
-
-
-def _sides(raw: dict[str, Any]) -> tuple[int | None, bool, int | None]:
-    """Returns the resized side, whether both sides get it, and the side of what comes out."""
-    crop = _side(raw, "crop_size") if raw.get("do_center_crop", "crop_size" in raw) else None
-    side, squash = None, False
-    if raw.get("do_resize", True) and "size" in raw:
-        # One number, or height and width, sets both sides, whatever the image's shape.
-        squash = not (isinstance(raw["size"], dict) and "shortest_edge" in raw["size"])
-        side = _side(raw, "size")
-    return side, squash, crop or (side if squash else None)
-
-
-def _side(raw: dict[str, Any], name: str) -> int:
-    size = raw.get(name)
-    if isinstance(size, dict):
-        sides = [size[key] for key in ("shortest_edge", "height", "width") if key in size]
-        size = sides[0] if sides and all(side == sides[0] for side in sides) else size
-    if type(size) is not int:
-        raise ConfigError(
-            f"preprocessor_config.json: {name} must be one number, a shortest_edge, or height and "
-            f"width alike; found {size!r}"
-        )
-    return size
 
 
 def saved(state: State) -> State:

@@ -14,6 +14,7 @@ import torch
 
 from lgvit_edge.architecture.config import MAX_SIZE, LGViTConfig
 from lgvit_edge.errors import ConfigError
+from lgvit_edge.model.checkpoints.huggingface_images import CLIP, IMAGENET, Pixels
 from lgvit_edge.model.checkpoints.weights import State, add_bias, scale_layer
 
 Fields = dict[str, Any]
@@ -29,6 +30,8 @@ class Form:
         fields: the configuration's fields that are its own, from ``config.json``.
         dropped: names of weights that its classifier does not use.
         interpolates: whether transformers runs it at the size that the preprocessing makes.
+        processor: of ``huggingface_images``: what prepares its images if the file names none.
+        pixels: mean and std of published weights, where there is no file; None: the family's.
     """
 
     prefix: str
@@ -36,6 +39,8 @@ class Form:
     fields: Callable[[Mapping[str, Any]], Fields] = lambda raw: {}
     dropped: str = r"mask_token$"
     interpolates: bool = False
+    processor: str = "ViT"
+    pixels: Pixels | None = None
 
 
 _DEFAULTS = {
@@ -129,32 +134,44 @@ _CLIP = Form(
     {"patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
     _clip,
     rf"^post_layernorm\.|{_TWO_TOWERS}",
+    processor="CLIP",
+    pixels=CLIP,
 )
 _SIGLIP = Form(
     "vision_model.",
     {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
     _mean,
     rf"^head\.|{_TWO_TOWERS}",
+    processor="Siglip",
 )
 _BEIT = {"use_mean_pooling": True, "use_absolute_position_embeddings": False}
 _DINOV2 = {"mlp_ratio": 4, "layer_norm_eps": 1e-6}
 FORMS = {
     "vit": Form("vit.", dropped=r"^pooler\.dense\.|mask_token$"),
-    "deit": Form("deit.", fields=lambda raw: {"prefix_tokens": 2}, dropped=r"^pooler\.dense\."),
-    "vit_mae": Form("vit.", dropped=r"^decoder\."),
-    "vit_msn": Form("vit.", {"layer_norm_eps": 1e-6}),
+    "deit": Form(
+        "deit.",
+        fields=lambda raw: {"prefix_tokens": 2},
+        dropped=r"^pooler\.dense\.",
+        processor="DeiT",
+    ),
+    "vit_mae": Form("vit.", dropped=r"^decoder\.", pixels=IMAGENET),
+    "vit_msn": Form("vit.", {"layer_norm_eps": 1e-6}, pixels=IMAGENET),
     "ijepa": Form("ijepa.", fields=_mean),
     "dinov2": Form(
         "dinov2.",
         {**_DINOV2, "patch_size": 14, "num_register_tokens": 0},
         _dinov2,
         interpolates=True,
+        processor="Bit",
+        pixels=IMAGENET,
     ),
     "dinov2_with_registers": Form(
         "dinov2_with_registers.",
         {**_DINOV2, "num_register_tokens": 4},
         _dinov2,
         interpolates=True,
+        processor="Bit",
+        pixels=IMAGENET,
     ),
     "dinov3_vit": Form(
         "dinov3_vit.",
@@ -166,13 +183,15 @@ FORMS = {
         },
         _dinov3,
         interpolates=True,
+        processor="DINOv3ViT",
+        pixels=IMAGENET,
     ),
     "clip": _CLIP,
     "clip_vision_model": _CLIP,
     "siglip": _SIGLIP,
     "siglip_vision_model": _SIGLIP,
-    "beit": Form("beit.", _BEIT, _beit),
-    "data2vec-vision": Form("data2vec_vision.", _BEIT, _beit),
+    "beit": Form("beit.", _BEIT, _beit, processor="Beit"),
+    "data2vec-vision": Form("data2vec_vision.", _BEIT, _beit, processor="Beit"),
 }
 
 

@@ -19,7 +19,8 @@ from lgvit_edge.errors import CheckpointError, ConfigError
 from lgvit_edge.model.checkpoints import hub, huggingface, weights
 from lgvit_edge.model.checkpoints.authors import attached, authors_config, authors_names
 from lgvit_edge.model.checkpoints.containers import Note, note_in_log, weights_in
-from lgvit_edge.model.checkpoints.huggingface import huggingface_preprocess, saved, say_assumed
+from lgvit_edge.model.checkpoints.huggingface import saved
+from lgvit_edge.model.checkpoints.huggingface_images import huggingface_preprocess, say_assumed
 from lgvit_edge.model.checkpoints.timm import Hints, tabled, timm_config
 from lgvit_edge.model.checkpoints.timm_names import structure
 from lgvit_edge.model.checkpoints.timm_weights import arranged, named_as_eva, plain, timm_names
@@ -177,7 +178,9 @@ def _checkpoint(stored: Stored, use_ema: bool, note: Note) -> LGViT:
         config = authors_config(stored.config, state)
         preprocessor = weights.read_json(path / "preprocessor_config.json", absent=True)
         try:
-            config = config.replace(preprocess=huggingface_preprocess(preprocessor, config))
+            processor = "DeiT" if config.family == "deit" else "ViT"
+            preprocess = huggingface_preprocess(preprocessor, config, processor)
+            config = config.replace(preprocess=preprocess)
             say_assumed(preprocessor, config, path, note)
         except ConfigError as error:
             raise CheckpointError(str(error)) from None

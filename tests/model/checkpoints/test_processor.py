@@ -67,7 +67,17 @@ OLD = {
     **dict(do_normalize=True, do_resize=True, feature_extractor_type="ViTFeatureExtractor"),
     **dict(image_mean=[0.5] * 3, image_std=[0.5] * 3, resample=2, size=224),
 }
+CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+# As OpenAI's folder says it: one number is the shorter side, here alone.
+OLD_CLIP = {
+    **dict(crop_size=224, do_center_crop=True, do_normalize=True, do_resize=True, resample=3),
+    **dict(feature_extractor_type="CLIPFeatureExtractor", size=224),
+    **dict(image_mean=CLIP[0], image_std=CLIP[1]),
+}
 OLD_DEIT = DEIT | {"feature_extractor_type": "DeiTFeatureExtractor", "size": 256, "crop_size": 224}
+
+
+BEIT = Preprocess(224, "bicubic", *HALF, squash=True)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +99,14 @@ OLD_DEIT = DEIT | {"feature_extractor_type": "DeiTFeatureExtractor", "size": 256
         (VIT | {"image_mean": [0, 0, 0]}, "vit", Preprocess(224, mean=(0, 0, 0), squash=True)),
         (VIT | {"do_rescale": True, "something": "new"}, "vit", Preprocess(224, squash=True)),
         (VIT | {"do_center_crop": False, "crop_size": 99}, "vit", Preprocess(224, squash=True)),
+        (OLD_CLIP, "vit", Preprocess(224, "bicubic", *CLIP)),
+        # What a class of transformers assumes where the file is silent.
+        (
+            {"image_processor_type": "CLIPImageProcessorFast", "size": 256, "crop_size": 224},
+            "vit",
+            Preprocess(256, "bicubic", *CLIP),
+        ),
+        ({"feature_extractor_type": "BeitFeatureExtractor", "size": 224}, "vit", BEIT),
         (None, "vit", Preprocess(256, "bilinear", *HALF)),
         (None, "deit", Preprocess(256, "bicubic", *IMAGENET)),
         ({}, "deit", Preprocess(256, "bicubic", *IMAGENET)),
@@ -125,6 +143,10 @@ WRONG_SCALES += ["1/255", [1 / 255], {"a": 1}, None]  # type: ignore[list-item]
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
+        (
+            VIT | {"image_processor_type": "ConvNextImageProcessor", "crop_pct": 0.9},
+            "image_processor_type 'ConvNextImageProcessor' is not supported: expected that of ViT,",
+        ),
         (VIT | {"size": {"height": 224, "width": 192}}, "size must be .*'width': 192"),
         (VIT | {"size": {"longest_edge": 224}}, "size must be .* found {'longest_edge': 224}"),
         (VIT | {"size": "224"}, "size must be .* found '224'"),

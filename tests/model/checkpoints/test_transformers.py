@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lgvit_edge.architecture.families import FAMILIES
 from lgvit_edge.errors import CheckpointError
 from lgvit_edge.model import load_backbone
+from lgvit_edge.model.checkpoints.huggingface_images import CLIP, IMAGENET
 from lgvit_edge.model.checkpoints.huggingface_vits import FORMS, completed
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -182,6 +183,9 @@ def test_a_model_without_a_classifier_gets_one(tmp_path: Path, kind: str) -> Non
         load_backbone(folder)
     notes: list[str] = []
     ours = load_backbone(folder, classes=3, note=notes.append)
+    published = {"clip": CLIP, "dinov2": IMAGENET, "dinov3": IMAGENET, "mae": IMAGENET}
+    expected = published.get(kind.split(",")[0])
+    assert expected in (None, (ours.config.preprocess.mean, ours.config.preprocess.std))
     assert any("one of 3 classes starts from zeros, on the " in note for note in notes)
     assert ours.config.num_classes == 3 and not ours.config.labels
     linear = ours.backbone.final.classifier.linears[0]  # type: ignore[union-attr,index]
@@ -316,6 +320,10 @@ def test_a_swin_v2_that_is_not_supported(
             "DeiTImageProcessor",
             {"size": {"height": 32, "width": 32}, "crop_size": {"height": 28, "width": 28}},
         ),
+        ("CLIPImageProcessor", {"size": {"shortest_edge": 40}, "crop_size": 28}),
+        ("BitImageProcessor", {"size": {"shortest_edge": 40}, "crop_size": 28}),
+        ("SiglipImageProcessor", {"size": {"height": 28, "width": 28}}),
+        ("BeitImageProcessor", {"size": {"height": 28, "width": 28}}),
     ],
 )
 def test_processors(tmp_path: Path, processor: str, options: dict[str, Any]) -> None:
