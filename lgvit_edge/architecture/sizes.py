@@ -7,10 +7,10 @@ from typing import Any
 
 # Activations of MLPs: what makes one (or its ``module:name``), and what others call it.
 ACTIVATIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
-    "gelu": ("torch.nn:GELU", ()),
+    "gelu": ("torch.nn:GELU", ("gelu_python",)),
     "gelu_tanh": (
         "lgvit_edge.model.backbones.block:tanh_gelu",
-        ("gelu_new", "gelu_pytorch_tanh", "gelutanh"),
+        ("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelutanh"),
     ),
     "quick_gelu": ("lgvit_edge.model.backbones.block:QuickGELU", ("quickgelu",)),
     "relu": ("torch.nn:ReLU", ()),

@@ -102,11 +102,17 @@ def resized(name: str, tensor: Tensor, old: LGViTConfig, new: LGViTConfig) -> Te
         return _resized_bias(tensor, old.grid, new.grid)
     if name != "embedding.position":
         return tensor
-    prefix, patches = tensor[:, : old.prefix_tokens], tensor[:, old.prefix_tokens :]
-    image = patches.transpose(1, 2).unflatten(2, (old.grid, old.grid))
-    side = (new.grid, new.grid)
-    grown = functional.interpolate(image, size=side, mode="bicubic", align_corners=False)
-    return torch.cat([prefix, grown.flatten(2).transpose(1, 2)], dim=1)
+    return interpolated(tensor, old.prefix_tokens, old.grid, new.grid)
+
+
+def interpolated(
+    position: Tensor, prefix: int, old: int, new: int, *, antialias: bool = False
+) -> Tensor:
+    """Returns positions ``[1, prefix + old^2, D]`` for another side of the map of patches."""
+    first, patches = position[:, :prefix], position[:, prefix:]
+    image = patches.transpose(1, 2).unflatten(2, (old, old))
+    grown = functional.interpolate(image, size=(new, new), mode="bicubic", antialias=antialias)
+    return torch.cat([first, grown.flatten(2).transpose(1, 2)], dim=1)
 
 
 def _resized_bias(table: Tensor, old: int, new: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Reads Hugging Face's backbones: ``config.json``, ``preprocessor_config.json`` and weights.
 
 Transformers 5 renames modules in memory but saves their old names, which ``saved`` restores. What
-contradicts itself or is not supported raises ``ConfigError``, with everything that is wrong.
+contradicts itself or is not supported raises ``CheckpointError``, with everything that is wrong.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from lgvit_edge.architecture.families import FAMILIES, Family
 from lgvit_edge.architecture.sizes import ACTIVATIONS, POOLINGS, activation_named
 from lgvit_edge.errors import CheckpointError, ConfigError
 from lgvit_edge.images.spec import Preprocess, usual_resize
+from lgvit_edge.model.backbones.vit import interpolated
 from lgvit_edge.model.checkpoints import swinv2
 from lgvit_edge.model.checkpoints.huggingface_images import (
     huggingface_preprocess,
+    read_processor,
     say_assumed,
     side_made,
 )
@@ -31,7 +33,6 @@ from lgvit_edge.model.checkpoints.weights import (
     State,
     fitted,
     places,
-    read_json,
     sources_of,
 )
 from lgvit_edge.model.heads.base import Names, block_names, classifier_names, within
@@ -73,7 +74,7 @@ def backbone(
         CheckpointError: not such a folder, a part that is not supported, or no classifier and no
             number of classes.
     """
-    preprocessor = read_json(path / "preprocessor_config.json", absent=True)
+    preprocessor = read_processor(path)
     model_type, fresh = str(raw.get("model_type")), None
     if model_type not in FORMS:
         state = saved(state)
@@ -85,12 +86,20 @@ def backbone(
                 f"{path} --stage both"
             )
         fresh = classes
-    config = huggingface_config(raw, state, preprocessor, fresh)
+    saved_config = huggingface_config(raw, state, fresh)
+    config = _prepared(saved_config, raw, preprocessor)
     say_assumed(preprocessor, config, path, note)
     prefix = model_type
     if model_type in FORMS:
         prefix = FORMS[model_type].prefix.removesuffix(".")
-        state = plain(named(state, model_type, note), config, completed(raw))
+        about, states = completed(raw), config if config.rotation else saved_config
+        state = plain(named(state, about, path, note), states, about, fresh=fresh is not None)
+        if config.grid != states.grid:
+            name = f"{prefix}.embeddings.position_embeddings"
+            state[name] = _interpolated(state, name, states, config, FORMS[model_type].antialias)
+            note(
+                f"positions for {states.image_size} pixels are interpolated to {config.image_size}"
+            )
     elif fresh is not None:
         state = {f"{prefix}.{name.removeprefix(f'{prefix}.')}": t for name, t in state.items()}
     if fresh is not None:
@@ -104,27 +113,45 @@ def backbone(
             f"{POOLINGS[config.pooling]}"
         )
     state = tabled(raw, state, config)
-    model = fitted(config, state, lambda model: huggingface_names(model, prefix), path)
+    return fitted(config, state, lambda model: huggingface_names(model, prefix), path)
+
+
+def _prepared(
+    config: LGViTConfig, raw: dict[str, Any], preprocessor: dict[str, Any]
+) -> LGViTConfig:
+    """Returns the configuration with its preprocessing, whose size counts where it may.
+
+    A DINOv2 holds the positions of 518 pixels, and its images are made 224 wide: transformers
+    interpolates the positions.
+    """
+    form = FORMS.get(raw["model_type"])
     try:
-        side = interpolated_to(preprocessor, raw, config)
-        if side is None:
-            return model
-        note(f"positions are interpolated from {config.image_size} x {config.image_size} to {side}")
-        model = model.resized(side)
-        preprocess = _preprocess(preprocessor, raw, model.config)
-        model.config = model.config.replace(preprocess=preprocess)
+        if form is None:
+            preprocess = huggingface_preprocess(preprocessor, config)
+            return config.replace(preprocess=preprocess)
+        if form.interpolates and (side := side_made(preprocessor, form.processor)) is not None:
+            config = config.replace(image_size=side, preprocess=Preprocess(resize=side))
+        preprocess = huggingface_preprocess(preprocessor, config, form.processor, form.pixels)
+        return config.replace(preprocess=preprocess)
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
-    return model
 
 
-def huggingface_config(
-    raw: dict[str, Any], state: State, preprocessor: dict[str, Any], fresh: int | None = None
-) -> LGViTConfig:
+def _interpolated(
+    state: State, name: str, old: LGViTConfig, new: LGViTConfig, antialias: bool
+) -> torch.Tensor:
+    position = state.get(name)
+    if position is None or position.shape != (1, *old.hidden_shape(0)):
+        found = "none" if position is None else tuple(position.shape)
+        raise CheckpointError(f"{name} must be {(1, *old.hidden_shape(0))}, found {found}")
+    return interpolated(position, old.prefix_tokens, old.grid, new.grid, antialias=antialias)
+
+
+def huggingface_config(raw: dict[str, Any], state: State, fresh: int | None = None) -> LGViTConfig:
     """Returns the configuration in Hugging Face's ``config.json`` of a plain backbone.
 
     The names in ``state`` tell one classifier from two; ``fresh`` is the number of classes of one
-    that is to be made. An empty ``preprocessor_config.json`` means the family's own preprocessing.
+    that is to be made.
 
     Raises:
         CheckpointError: not such a file.
@@ -136,10 +163,7 @@ def huggingface_config(
         )
     try:
         classifiers = 2 if "cls_classifier.weight" in state else 1
-        config = transformer(raw, families[model_type], classifiers, fresh)
-        if interpolated_to(preprocessor, raw, config) is None:
-            config = config.replace(preprocess=_preprocess(preprocessor, raw, config))
-        return config
+        return transformer(raw, families[model_type], classifiers, fresh)
     except ConfigError as error:
         raise wrong_config(error) from None
 
@@ -155,6 +179,10 @@ def transformer(
     if raw.get("model_type") in FORMS:
         raw = completed(raw)
     names = () if fresh else _labels(raw)
+    if not fresh and raw.get("problem_type") == "multi_label_classification":
+        raise ConfigError(
+            "problem_type multi_label_classification is not supported: expected one class an image"
+        )
     size = _square(raw, "image_size", 224)
     activation = activation_named(str(raw.get("hidden_act", "gelu")))
     if activation is None:
@@ -172,7 +200,7 @@ def transformer(
         "classifiers": classifiers or max(own["prefix_tokens"], 1),
         "qkv_bias": raw.get("qkv_bias", True),
         # Placeholders such as LABEL_0 are dropped.
-        "labels": [] if all(n.startswith("LABEL_") for n in names) else list(names),
+        "labels": [] if all(re.fullmatch(r"LABEL_\d+", n) for n in names) else list(names),
         "preprocess": {"resize": usual_resize(size) if valid else 256},
         **own,
     }
@@ -194,11 +222,13 @@ def _labels(raw: dict[str, Any]) -> tuple[str, ...]:
     if not isinstance(labels, dict):
         return ()
     try:
-        names = {int(key): str(name) for key, name in labels.items()}
+        names = {int(key): str(name) for key, name in labels.items() if name is not None}
     except ValueError:
         names = {}
     if sorted(names) != list(range(len(labels))):
-        raise ConfigError("id2label must map class numbers to names, from 0 on")
+        raise ConfigError(
+            f"id2label must map class numbers to names, from 0 on, found {short(labels)}"
+        )
     return tuple(names[i] for i in range(len(names)))
 
 
@@ -274,29 +304,6 @@ def short(value: object) -> str:
     """Returns a value as text for messages, cut to 100 characters."""
     text = repr(value)
     return text if len(text) <= 100 else text[:97] + "..."
-
-
-def _preprocess(
-    preprocessor: dict[str, Any], raw: dict[str, Any], config: LGViTConfig
-) -> Preprocess:
-    form = FORMS.get(raw["model_type"])
-    if form is None:
-        return huggingface_preprocess(preprocessor, config)
-    return huggingface_preprocess(preprocessor, config, form.processor, form.pixels)
-
-
-def interpolated_to(
-    preprocessor: dict[str, Any], raw: dict[str, Any], config: LGViTConfig
-) -> int | None:
-    """Returns the size of images to which transformers interpolates positions; None if to none.
-
-    A DINOv2 holds the positions of 518 pixels, and its images are made 224 wide.
-    """
-    form = FORMS.get(raw["model_type"])
-    if form is None or not form.interpolates:
-        return None
-    final = side_made(preprocessor, form.processor)
-    return None if final == config.image_size else final
 
 
 def saved(state: State) -> State:

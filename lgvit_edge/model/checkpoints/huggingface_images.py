@@ -13,6 +13,7 @@ from lgvit_edge.architecture.families import FAMILIES
 from lgvit_edge.bundle.codec import from_json
 from lgvit_edge.errors import ConfigError
 from lgvit_edge.images.spec import Preprocess
+from lgvit_edge.model.checkpoints.weights import read_json
 
 Pixels = tuple[tuple[float, float, float], tuple[float, float, float]]  # mean and std
 HALF: Pixels = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -25,24 +26,36 @@ _RESAMPLE = dict(enumerate(("nearest", "lanczos", "bilinear", "bicubic", "box", 
 _WHERE = "preprocessor_config.json"
 
 
-@dataclasses.dataclass(frozen=True)
-class _Processor:
-    """What one of transformers' classes assumes where the file is silent."""
-
-    resample: int
-    pixels: Pixels
-    shortest: bool = False  # whether a size of one number is the shorter side's, not that of both
+_SQUARE = {"size": {"height": 224, "width": 224}}
+_CROPPED = {"do_center_crop": True, "crop_size": 224}
 
 
-_PROCESSORS = {
-    "ViT": _Processor(2, HALF),
-    "DeiT": _Processor(3, HALF),
-    "Beit": _Processor(3, HALF),
-    "Siglip": _Processor(3, HALF, shortest=True),
-    "CLIP": _Processor(3, CLIP, shortest=True),
-    "Bit": _Processor(3, CLIP, shortest=True),
-    "DINOv3ViT": _Processor(2, IMAGENET),
+def _pixels(pixels: Pixels) -> dict[str, Any]:
+    return {"image_mean": pixels[0], "image_std": pixels[1]}
+
+
+# What transformers' classes assume where the file is silent.
+_PROCESSORS: dict[str, dict[str, Any]] = {
+    "ViT": {"resample": 2, **_SQUARE, **_pixels(HALF)},
+    "DeiT": {"resample": 3, "size": {"height": 256, "width": 256}, **_CROPPED, **_pixels(HALF)},
+    "Beit": {"resample": 3, **_SQUARE, **_pixels(HALF)},
+    "Siglip": {"resample": 3, **_SQUARE, **_pixels(HALF)},
+    "CLIP": {"resample": 3, "size": {"shortest_edge": 224}, **_CROPPED, **_pixels(CLIP)},
+    "Bit": {"resample": 3, "size": {"shortest_edge": 224}, **_CROPPED, **_pixels(CLIP)},
+    "DINOv3ViT": {"resample": 2, **_SQUARE, **_pixels(IMAGENET)},
 }
+_SHORTEST = ("Siglip", "CLIP", "Bit")  # a size of one number is that of the shorter side
+
+
+def read_processor(folder: Path) -> dict[str, Any]:
+    """Reads how a folder's images are made ready; returns nothing if no file tells it.
+
+    ``processor_config.json`` of newer models comes first, as in transformers.
+    """
+    nested = read_json(folder / "processor_config.json", absent=True).get("image_processor")
+    if isinstance(nested, dict):
+        return nested
+    return read_json(folder / _WHERE, absent=True)
 
 
 def huggingface_preprocess(
@@ -61,43 +74,43 @@ def huggingface_preprocess(
         if pixels is None:
             return usual
         return dataclasses.replace(usual, mean=pixels[0], std=pixels[1])
-    kind = _kind(raw, processor)
-    side, squash, final = _sides(raw, kind)
-    if final not in (None, config.image_size):
+    raw, stem = _completed(raw, processor)
+    side, squash, final = _sides(raw, stem)
+    if final != config.image_size:
         raise ConfigError(
             f"{_WHERE} makes images of {final} x {final}, the model takes {config.image_size}"
         )
     factor = raw.get("rescale_factor", 1 / 255) if raw.get("do_rescale", True) else 1.0
     if not isinstance(factor, (int, float)) or not 0.00391 < factor < 0.00393:
         raise ConfigError(f"{_WHERE}: pixels must be scaled by 1/255 before they are normalised")
-    resample = raw.get("resample", kind.resample)
+    resample = raw["resample"]
     if type(resample) is not int or resample not in _RESAMPLE:
         raise ConfigError(
             f"{_WHERE}: resample must be {', '.join(f'{n} ({m})' for n, m in _RESAMPLE.items())}, "
             f"found {str(resample)[:60]!r}"
         )
-    mean, std = kind.pixels
     normalised = raw.get("do_normalize", True)
     fields = {
-        "resize": side or FAMILIES[config.family].usual_preprocess(config.image_size).resize,
+        "resize": side,
         "interpolation": _RESAMPLE[resample],
-        "mean": raw.get("image_mean", mean) if normalised else (0.0, 0.0, 0.0),
-        "std": raw.get("image_std", std) if normalised else (1.0, 1.0, 1.0),
+        "mean": raw["image_mean"] if normalised else (0.0, 0.0, 0.0),
+        "std": raw["image_std"] if normalised else (1.0, 1.0, 1.0),
         "squash": squash,
     }
     return from_json(Preprocess, fields, where=_WHERE, error=ConfigError)
 
 
 def side_made(raw: dict[str, Any], processor: str) -> int | None:
-    """Returns the side of the images that ``preprocessor_config.json`` makes; None if it is open.
+    """Returns the side of the images that ``preprocessor_config.json`` makes; None if it is empty.
 
     Raises:
-        ConfigError: a size is not understood.
+        ConfigError: it says what is not supported.
     """
-    return _sides(raw, _kind(raw, processor))[2]
+    return _sides(*_completed(raw, processor))[2] if raw else None
 
 
-def _kind(raw: dict[str, Any], processor: str) -> _Processor:
+def _completed(raw: dict[str, Any], processor: str) -> tuple[dict[str, Any], str]:
+    """Returns the settings with those of transformers' class, and the name of the class."""
     name = raw.get("image_processor_type") or raw.get("feature_extractor_type") or processor
     stem = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", str(name))
     if stem not in _PROCESSORS:
@@ -105,26 +118,36 @@ def _kind(raw: dict[str, Any], processor: str) -> _Processor:
             f"{_WHERE}: image_processor_type {str(name)[:60]!r} is not supported: expected that of "
             f"{', '.join(_PROCESSORS)}"
         )
-    return _PROCESSORS[stem]
+    return _PROCESSORS[stem] | raw, stem
 
 
-def _sides(raw: dict[str, Any], kind: _Processor) -> tuple[int | None, bool, int | None]:
+def _sides(raw: dict[str, Any], stem: str) -> tuple[int, bool, int]:
     """Returns the resized side, whether both sides get it, and the side of what comes out."""
-    crop = _side(raw, "crop_size") if raw.get("do_center_crop", "crop_size" in raw) else None
-    side, squash = None, False
-    if raw.get("do_resize", True) and "size" in raw:
-        # Height and width set both sides, whatever the image's shape.
-        number = not isinstance(raw["size"], dict)
-        squash = not kind.shortest if number else "shortest_edge" not in raw["size"]
-        side = _side(raw, "size")
-    return side, squash, crop or (side if squash else None)
+    for name, expected in (("do_resize", True), ("do_pad", False)):
+        if bool(raw.get(name, expected)) is not expected:
+            raise ConfigError(
+                f"{_WHERE}: {name} must be {str(expected).lower()}, as all images "
+                f"must be squares of one size; found {raw[name]!r:.60}"
+            )
+    size = raw["size"]
+    side = _side(raw, "size")
+    # Height and width set both sides, whatever the image's shape.
+    squash = "height" in size if isinstance(size, dict) else stem not in _SHORTEST
+    if raw.get("do_center_crop", False):
+        return side, squash, _side(raw, "crop_size")
+    if not squash:
+        raise ConfigError(
+            f"{_WHERE} makes images of several shapes: expected do_center_crop, or a size of "
+            f"height and width, found size {size!r:.60}"
+        )
+    return side, squash, side
 
 
 def _side(raw: dict[str, Any], name: str) -> int:
-    size = raw.get(name)
-    if isinstance(size, dict):
-        sides = [size[key] for key in ("shortest_edge", "height", "width") if key in size]
-        size = sides[0] if sides and all(side == sides[0] for side in sides) else size
+    size = raw[name]
+    if isinstance(size, dict) and set(size) in ({"shortest_edge"}, {"height", "width"}):
+        sides = list(size.values())
+        size = sides[0] if sides[0] == sides[-1] else size
     if type(size) is not int:
         raise ConfigError(
             f"preprocessor_config.json: {name} must be one number, a shortest_edge, or height and "

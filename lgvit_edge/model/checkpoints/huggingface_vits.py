@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from lgvit_edge.architecture.config import MAX_SIZE, LGViTConfig
-from lgvit_edge.errors import ConfigError
+from lgvit_edge.errors import CheckpointError, ConfigError
 from lgvit_edge.model.checkpoints.huggingface_images import CLIP, IMAGENET, Pixels
 from lgvit_edge.model.checkpoints.weights import State, add_bias, scale_layer
 
@@ -30,6 +31,7 @@ class Form:
         fields: the configuration's fields that are its own, from ``config.json``.
         dropped: names of weights that its classifier does not use.
         interpolates: whether transformers runs it at the size that the preprocessing makes.
+        antialias: whether it does so with antialiasing.
         processor: of ``huggingface_images``: what prepares its images if the file names none.
         pixels: mean and std of published weights, where there is no file; None: the family's.
     """
@@ -39,6 +41,7 @@ class Form:
     fields: Callable[[Mapping[str, Any]], Fields] = lambda raw: {}
     dropped: str = r"mask_token$"
     interpolates: bool = False
+    antialias: bool = False
     processor: str = "ViT"
     pixels: Pixels | None = None
 
@@ -72,7 +75,7 @@ _NAMES = (
         r"embeddings.patch_embeddings.projection.\1",
     ),
     (r"^pre_layrnorm\.", "embeddings.norm."),
-    (r"^(?:post_layernorm|norm|pooler\.layernorm)\.", "layernorm."),
+    (r"^(?:post_layernorm|norm)\.", "layernorm."),
 )
 _CLASSIFIERS = ("classifier.", "cls_classifier.", "distillation_classifier.")
 _BIAS = "relative_position_bias_table"
@@ -144,7 +147,12 @@ _SIGLIP = Form(
     rf"^head\.|{_TWO_TOWERS}",
     processor="Siglip",
 )
-_BEIT = {"use_mean_pooling": True, "use_absolute_position_embeddings": False}
+_BEITS = ("beit", "data2vec-vision")
+_BEIT = {
+    **{"use_mean_pooling": True, "use_absolute_position_embeddings": False},
+    **{"use_relative_position_bias": False, "use_shared_relative_position_bias": False},
+    "layer_scale_init_value": 0.1,
+}
 _DINOV2 = {"mlp_ratio": 4, "layer_norm_eps": 1e-6}
 FORMS = {
     "vit": Form("vit.", dropped=r"^pooler\.dense\.|mask_token$"),
@@ -170,6 +178,7 @@ FORMS = {
         {**_DINOV2, "num_register_tokens": 4},
         _dinov2,
         interpolates=True,
+        antialias=True,
         processor="Bit",
         pixels=IMAGENET,
     ),
@@ -197,8 +206,11 @@ FORMS = {
 
 def completed(raw: dict[str, Any]) -> dict[str, Any]:
     """Returns ``config.json`` with transformers' defaults, of the vision tower if there are two."""
-    tower = raw.get("vision_config")
-    if isinstance(tower, dict):
+    towers = [raw[name] for name in ("vision_config", "vision_config_dict") if name in raw]
+    if any(isinstance(part, dict) for part in towers):
+        tower: dict[str, Any] = {}
+        for part in towers:  # the second is that of older files, and counts, as in transformers
+            tower |= part if isinstance(part, dict) else {}
         own = {name: raw[name] for name in ("id2label", "num_labels", "model_type") if name in raw}
         raw = {n: v for n, v in tower.items() if n not in ("id2label", "num_labels")} | own
     return _DEFAULTS | dict(FORMS[raw["model_type"]].defaults) | raw
@@ -217,30 +229,42 @@ def vit_fields(raw: dict[str, Any]) -> Fields:
     }
 
 
-def named(state: State, model_type: str, note: Callable[[str], None]) -> State:
+def named(state: State, raw: Mapping[str, Any], path: Path, note: Callable[[str], None]) -> State:
     """Returns weights under the names of a ViT with this type's prefix.
 
     What the classifier does not use is left out, and larger parts are told to ``note``.
+
+    Raises:
+        CheckpointError: two names mean the same weight.
     """
-    form, result, parts = FORMS[model_type], State(), set()
-    for name, tensor in state.items():
-        if name.startswith(_CLASSIFIERS):
-            result[name] = tensor
-            continue
-        name = name.removeprefix(form.prefix)
-        if re.search(form.dropped, name):
-            parts.add(name.partition(".")[0])
-            continue
-        for pattern, replacement in _NAMES:
-            name = re.sub(pattern, replacement, name)
-        result[form.prefix + name] = tensor
+    form, result, parts = FORMS[raw["model_type"]], State(), set()
+    for full, tensor in state.items():
+        name = full
+        if not name.startswith(_CLASSIFIERS):
+            name = name.removeprefix(form.prefix)
+            if re.search(form.dropped, name) or not tensor.numel():
+                parts.add(name.partition(".")[0])
+                continue
+            for pattern, replacement in _NAMES:
+                name = re.sub(pattern, replacement, name)
+            name = form.prefix + name
+        if name in result:
+            raise CheckpointError(
+                f"{path} holds {name} twice, once as {full}; save the model again"
+            )
+        result[name] = tensor
     if towers := sorted(parts & {"text_model", "decoder", "head", "post_layernorm"}):
         note(f"left aside, as transformers' classifier does: {', '.join(towers)}")
     return result
 
 
-def plain(state: State, config: LGViTConfig, raw: Mapping[str, Any]) -> State:
+def plain(
+    state: State, config: LGViTConfig, raw: Mapping[str, Any], *, fresh: bool = False
+) -> State:
     """Returns ``named`` weights as a plain ViT holds them.
+
+    Parts that ``config.json`` does not have are left as they are, for ``fitted`` to refuse. With a
+    ``fresh`` classifier, the norm in front of it may be missing.
 
     LayerScale is multiplied into the layer before it, a bias that blocks share is added to each of
     theirs, and a packed SwiGLU is taken apart. Positions and biases that this form of ViT lacks are
@@ -254,26 +278,43 @@ def plain(state: State, config: LGViTConfig, raw: Mapping[str, Any]) -> State:
     token = result.get(f"{embeddings}cls_token")
     if token is not None and token.ndim == 1:
         result[f"{embeddings}cls_token"] = token[None, None]
-    shared = result.pop(f"{prefix}relative_position_bias.{_BIAS}", None)
+    shared = None
+    if raw.get("use_shared_relative_position_bias"):
+        shared = result.pop(f"{prefix}relative_position_bias.{_BIAS}", None)
     for number in range(config.num_blocks):
         block = f"{prefix}encoder.layer.{number}"
         for part in _without_bias(raw, config):
             if (weight := result.get(f"{block}.{part}.weight")) is not None:
                 result.setdefault(f"{block}.{part}.bias", weight.new_zeros(len(weight)))
         for which, layer in (("1", "attention.output.dense"), ("2", "output.dense")):
-            if (scale := result.pop(f"{block}.layer_scale{which}", None)) is not None:
+            scale = result.pop(f"{block}.layer_scale{which}", None) if _is_scaled(raw) else None
+            if scale is not None:
                 scale_layer(result, f"{block}.{layer}", scale)
-        if shared is not None:
-            add_bias(result, f"{block}.attention.attention.{_BIAS}", shared)
+        table = f"{block}.attention.attention.{_BIAS}"
+        if shared is not None and (table in result) == bool(raw["use_relative_position_bias"]):
+            add_bias(result, table, shared)
         _unpacked(result, block)
     patch = result.get(f"{embeddings}patch_embeddings.projection.weight")
     if patch is not None and config.embedding_norm:  # CLIP's patches have no bias
-        result.setdefault(
-            f"{embeddings}patch_embeddings.projection.bias", patch.new_zeros(len(patch))
-        )
+        bias = f"{embeddings}patch_embeddings.projection.bias"
+        if bias in result:
+            raise CheckpointError(f"{bias} is in the weights, but CLIP has none")
+        result[bias] = patch.new_zeros(len(patch))
+    if config.final_norm == "pooled":  # BEiT's
+        for kind in ("weight", "bias"):
+            norm = result.pop(f"{prefix}pooler.layernorm.{kind}", None)
+            if norm is None and fresh:
+                norm = torch.full((config.hidden_size,), float(kind == "weight"))
+            if norm is not None:
+                result[f"{prefix}layernorm.{kind}"] = norm
     if (position := _positions(result, embeddings, config, raw)) is not None:
         result[f"{embeddings}position_embeddings"] = position
     return result
+
+
+def _is_scaled(raw: Mapping[str, Any]) -> bool:
+    """Says whether this form of ViT has LayerScale."""
+    return bool(raw.get("layer_scale_init_value")) or raw["model_type"].startswith("dinov")
 
 
 def _unpacked(state: State, block: str) -> None:
@@ -291,7 +332,7 @@ def _unpacked(state: State, block: str) -> None:
 
 def _without_bias(raw: Mapping[str, Any], config: LGViTConfig) -> list[str]:
     """Returns the layers of a block that have no bias, where others of their kind have."""
-    if raw["model_type"] in ("beit", "data2vec-vision"):
+    if raw["model_type"] in _BEITS:
         return ["attention.attention.key"]
     if raw["model_type"] != "dinov3_vit":
         return []
@@ -311,11 +352,17 @@ def _positions(
     state: State, embeddings: str, config: LGViTConfig, raw: Mapping[str, Any]
 ) -> torch.Tensor | None:
     """Returns positions of all tokens; those that this form of ViT lacks are zeros."""
-    position = state.get(f"{embeddings}position_embeddings")
-    tokens, dim = config.hidden_shape(0)
+    name = f"{embeddings}position_embeddings"
+    position, (tokens, dim) = state.get(name), config.hidden_shape(0)
+    beit = raw["model_type"] in _BEITS
+    if config.rotation or (beit and not raw["use_absolute_position_embeddings"]):
+        if position is not None:
+            raise CheckpointError(
+                f"{name} is in the weights, but config.json has no such positions"
+            )
+        return torch.zeros(1, tokens, dim)
     if position is None:
-        lacks = config.rotation or not raw.get("use_absolute_position_embeddings", True)
-        return torch.zeros(1, tokens, dim) if lacks else None
+        return None
     if position.ndim == 2:
         position = position[None]
     if (registers := state.get(f"{embeddings}register_tokens")) is None or position.ndim != 3:

@@ -20,7 +20,11 @@ from lgvit_edge.model.checkpoints import hub, huggingface, weights
 from lgvit_edge.model.checkpoints.authors import attached, authors_config, authors_names
 from lgvit_edge.model.checkpoints.containers import Note, note_in_log, weights_in
 from lgvit_edge.model.checkpoints.huggingface import saved
-from lgvit_edge.model.checkpoints.huggingface_images import huggingface_preprocess, say_assumed
+from lgvit_edge.model.checkpoints.huggingface_images import (
+    huggingface_preprocess,
+    read_processor,
+    say_assumed,
+)
 from lgvit_edge.model.checkpoints.timm import Hints, tabled, timm_config
 from lgvit_edge.model.checkpoints.timm_names import structure
 from lgvit_edge.model.checkpoints.timm_weights import arranged, named_as_eva, plain, timm_names
@@ -176,7 +180,7 @@ def _checkpoint(stored: Stored, use_ema: bool, note: Note) -> LGViT:
     if "highway_type" in stored.config:  # only the authors write that key
         state = saved(stored.model_weights(use_ema, note))
         config = authors_config(stored.config, state)
-        preprocessor = weights.read_json(path / "preprocessor_config.json", absent=True)
+        preprocessor = read_processor(path)
         try:
             processor = "DeiT" if config.family == "deit" else "ViT"
             preprocess = huggingface_preprocess(preprocessor, config, processor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -40,6 +40,27 @@ _ROTATIONS = {
     "dinov3": {
         **{"class": "RotaryEmbeddingDinoV3", "temperature": 100, "rotate_half": True},
         **{"grid_offset": 0, "grid_indexing": "ij"},
+    },
+}
+_ROTATION_CLASSES = {"cat": "RotaryEmbeddingCat", "dinov3": "RotaryEmbeddingDinoV3"}
+_ROTATION_ARGUMENTS = {
+    **{name: f"rope_{name}" for name in ("temperature", "rotate_half", "grid_offset")},
+    **{"grid_indexing": "rope_grid_indexing", "ref_feat_shape": "ref_feat_shape"},
+}
+_NUMBER, _SIDES = "a whole number", "a whole number or two"
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **{name: (_NUMBER, lambda value: _is_whole(value)) for name in ("embed_dim", "depth")},
+    **{
+        name: (_SIDES, lambda value: _is_whole(value) or _are_whole(value))
+        for name in ("img_size", "patch_size", "ref_feat_shape", "num_heads")
+    },
+    **{
+        name: ("text", lambda value: isinstance(value, str))
+        for name in ("global_pool", "act_layer", "rope_type", "rope_grid_indexing")
+    },
+    **{
+        name: ("a number", lambda value: type(value) in (int, float))
+        for name in ("rope_temperature", "rope_grid_offset")
     },
 }
 # Arguments of timm's models that are read, or that weights tell, or that only matter in training.
@@ -125,7 +146,7 @@ def timm_config(state: State, hints: Hints, note: Note = note_in_log) -> LGViTCo
             f"expected a timm ViT, DeiT or Swin state dict, but {', '.join(missing)} is missing; "
             f"found {', '.join(sorted(state)[:4])}..."
         )
-    _known_arguments(hints)
+    _known_arguments(hints, state)
     row = published(hints.name)
     if hints.name and row is None and hints.arch is not None:
         raise CheckpointError(
@@ -167,13 +188,39 @@ def _fitting(row: Published, state: State, hints: Hints, note: Note) -> Publishe
     return row
 
 
-def _known_arguments(hints: Hints) -> None:
+def _is_whole(value: object) -> bool:
+    return type(value) is int and value > 0
+
+
+def _are_whole(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_whole, value))
+
+
+def _known_arguments(hints: Hints, state: State) -> None:
+    """Refuses arguments of another kind, of unknown effect, or that the weights contradict."""
+    for name, (kind, good) in _KINDS.items():
+        if (value := hints.setting(name)) is not None and not good(value):
+            raise CheckpointError(f"config.json: {name} must be {kind}, found {value!r:.60}")
     arguments = hints.written.get("model_args")
-    for name, value in arguments.items() if isinstance(arguments, dict) else ():
+    if not isinstance(arguments, dict):
+        return
+    for name, value in arguments.items():
         if not _ARGUMENTS.fullmatch(str(name)) and value not in (None, False, _DEFAULTS.get(name)):
             raise CheckpointError(
                 f"config.json sets {str(name)[:60]} of the model to {str(value)[:60]!r}, which is "
                 "not supported"
+            )
+    blocks = count_parts(state, "blocks.")
+    found = {
+        "embed_dim": len(state["patch_embed.proj.weight"]),
+        **({"depth": blocks} if blocks else {}),
+        "qk_norm": "blocks.0.attn.q_norm.weight" in state,
+    }
+    for name, own in found.items():
+        if arguments.get(name, own) not in (own, None):
+            raise CheckpointError(
+                f"config.json says {name} {arguments[name]}, the weights have {own}; give the "
+                "config.json that belongs to them"
             )
 
 
@@ -303,17 +350,21 @@ def _rotation(state: State, hints: Hints, row: Published | None) -> tuple[str, i
         raise CheckpointError(f"{lacks}weights do not tell rotary positions; {_NAME_IT}")
     if used is False or not (used or found):
         return "", 0
-    if used:
-        kind = str(hints.setting("rope_type") or "cat")
-        found = {
-            "class": {"cat": "RotaryEmbeddingCat", "dinov3": "RotaryEmbeddingDinoV3"}.get(kind),
-            "temperature": hints.setting("rope_temperature") or 10_000,
-            "rotate_half": bool(hints.setting("rope_rotate_half")),
-            "ref_feat_shape": hints.setting("ref_feat_shape"),
-            "grid_offset": hints.setting("rope_grid_offset") or 0,
-            "grid_indexing": hints.setting("rope_grid_indexing") or "ij",
-        }
-    side = (found.pop("ref_feat_shape") or [0])[0]
+    # Arguments change the published settings one by one, as in timm.
+    found = found or {**_ROTATIONS["eva"], "ref_feat_shape": None}
+    for (
+        name,
+        argument,
+    ) in _ROTATION_ARGUMENTS.items():
+        if (said := hints.setting(argument)) is not None:
+            found[name] = said
+    if (kind := hints.setting("rope_type")) is not None:
+        found["class"] = _ROTATION_CLASSES.get(kind, kind)
+    shape: Any = found.pop("ref_feat_shape") or 0
+    sides = [shape] if isinstance(shape, int) else list(shape)
+    if sides[0] != sides[-1]:
+        raise CheckpointError(f"ref_feat_shape must be square, found {sides}")
+    side = sides[0]
     for kind, form in _ROTATIONS.items():
         if all(found.get(name) == value for name, value in form.items()):
             return kind, side
@@ -390,7 +441,8 @@ def _activation(
             f"activation {str(said)[:60]!r} is not supported: expected {', '.join(ACTIVATIONS)}"
         )
     if "norm_pre.weight" in state:
-        raise CheckpointError(f"weights of CLIP come with two activations; {_NAME_IT}")
+        cure = "say act_layer in config.json's model_args" if hints.written else _NAME_IT
+        raise CheckpointError(f"weights of CLIP come with two activations; {cure}")
     assumed = "silu" if "blocks.0.mlp.gate.weight" in state else "gelu"
     note(f"the activation is assumed to be {assumed}, which weights do not tell")
     return assumed
@@ -581,7 +633,7 @@ def _preprocess(hints: Hints, row: Published | None, config: LGViTConfig, note: 
     mode, share = cfg.get("crop_mode") or "center", cfg.get("crop_pct") or 0.875
     if mode not in ("center", "squash"):
         raise ConfigError(f"crop_mode {str(mode)[:60]!r} is not supported: expected center, squash")
-    if not isinstance(share, (int, float)) or not 0.1 <= share <= 1:
+    if type(share) not in (int, float) or not 0.1 <= share <= 1:
         raise ConfigError(f"crop_pct must be 0.1..1, found {str(share)[:60]!r}")
     fields = {
         "resize": int(config.image_size / share),
@@ -598,7 +650,7 @@ def _labels(hints: Hints, config: LGViTConfig) -> tuple[str, ...]:
     if isinstance(names, dict):
         names = [names.get(i, names.get(str(i))) for i in range(len(names))]
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
-        raise ConfigError("label_names must be a list of class names")
+        raise ConfigError("label_names must name every class, from 0 on")
     if names and len(names) != config.num_classes:
         raise ConfigError(
             f"expected label_names of {config.num_classes} classes, found {len(names)}"

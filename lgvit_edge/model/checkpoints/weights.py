@@ -36,7 +36,7 @@ _FILES = ("model.safetensors", "pytorch_model.bin")
 # Foreign tensors that we do not need: poolers without an exit, counters, constants and leftovers
 # of the authors' training.
 _IGNORED = re.compile(
-    r"\.pooler\.dense\.|num_batches_tracked$|mask_token$|relative_position_index$|attn_mask$"
+    r"\.pooler\.dense\.|position_ids$|num_batches_tracked$|mask_token$|relative_position_index$|attn_mask$"
     r"|relative_coords_table$|^layernorm\.|^downsampling_r\d\."
 )
 
@@ -209,7 +209,10 @@ def fitted(
     if faults := list(dict.fromkeys(faults)):
         listed = "\n  ".join(faults[:20])
         more = f"\n  and {len(faults) - 20} more" if len(faults) > 20 else ""
-        raise CheckpointError(f"{path} does not fit its configuration:\n  {listed}{more}")
+        raise CheckpointError(
+            f"{path} does not fit its configuration:\n  {listed}{more}\n"
+            "give weights and configuration that belong together, as one program saved them"
+        )
     model.load_state_dict(weights, assign=True)
     return model.requires_grad_(True).eval()
 

@@ -77,6 +77,7 @@ OLD_CLIP = {
 OLD_DEIT = DEIT | {"feature_extractor_type": "DeiTFeatureExtractor", "size": 256, "crop_size": 224}
 
 
+CROPPED: dict[str, Any] = dict(do_center_crop=True, crop_size=224)
 BEIT = Preprocess(224, "bicubic", *HALF, squash=True)
 
 
@@ -91,9 +92,9 @@ BEIT = Preprocess(224, "bicubic", *HALF, squash=True)
         (VIT | {"resample": 0}, "vit", Preprocess(224, "nearest", *HALF, squash=True)),
         (VIT | {"do_normalize": False}, "vit", Preprocess(224, "bilinear", *NONE, squash=True)),
         (
-            {"size": {"shortest_edge": 256}, "image_mean": [0.1, 0.2, 0.3], "resample": 3},
+            CROPPED | {"size": {"shortest_edge": 256}, "image_mean": [0.1, 0.2, 0.3]},
             "vit",
-            Preprocess(256, "bicubic", (0.1, 0.2, 0.3), HALF[1]),
+            Preprocess(256, "bilinear", (0.1, 0.2, 0.3), HALF[1]),
         ),
         (DEIT | {"size": {"shortest_edge": 248}}, "deit", Preprocess(248, "bicubic", *IMAGENET)),
         (VIT | {"image_mean": [0, 0, 0]}, "vit", Preprocess(224, mean=(0, 0, 0), squash=True)),
@@ -107,6 +108,12 @@ BEIT = Preprocess(224, "bicubic", *HALF, squash=True)
             Preprocess(256, "bicubic", *CLIP),
         ),
         ({"feature_extractor_type": "BeitFeatureExtractor", "size": 224}, "vit", BEIT),
+        ({"image_processor_type": "ViTImageProcessor"}, "vit", Preprocess(224, squash=True)),
+        (
+            {"image_processor_type": "DeiTImageProcessor"},
+            "vit",
+            Preprocess(256, "bicubic", *HALF, squash=True),
+        ),
         (None, "vit", Preprocess(256, "bilinear", *HALF)),
         (None, "deit", Preprocess(256, "bicubic", *IMAGENET)),
         ({}, "deit", Preprocess(256, "bicubic", *IMAGENET)),
@@ -129,7 +136,13 @@ def test_authors_directories(tmp_path: Path, backbone: str, tokens: int, given: 
     folder = foreign.write_directory(tmp_path / "a", config, make.state)
     expected = Preprocess(32, "bicubic", *IMAGENET) if tokens == 2 else Preprocess(32)
     if given:
-        raw = {"size": 28, "resample": 3, "image_mean": [0.1, 0.2, 0.3], "image_std": [1, 2, 3]}
+        raw = {
+            "size": 28,
+            "do_center_crop": False,
+            "resample": 3,
+            "image_mean": [0.1, 0.2, 0.3],
+            "image_std": [1, 2, 3],
+        }
         (folder / "preprocessor_config.json").write_text(json.dumps(raw))
         expected = Preprocess(28, "bicubic", (0.1, 0.2, 0.3), (1.0, 2.0, 3.0), squash=True)
     assert load_checkpoint(folder).config.preprocess == expected
@@ -143,6 +156,13 @@ WRONG_SCALES += ["1/255", [1 / 255], {"a": 1}, None]  # type: ignore[list-item]
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
+        (
+            VIT | {"size": {"shortest_edge": 224, "longest_edge": 224}},
+            "size must be one number, a shortest_edge, or height and width alike; found {'short",
+        ),
+        (VIT | {"size": {"shortest_edge": 224}}, "makes images of several shapes: expected do_cen"),
+        (VIT | {"do_resize": False}, "do_resize must be true, as all images must be squares"),
+        (VIT | {"do_pad": True}, "do_pad must be false, as all images must be squares"),
         (
             VIT | {"image_processor_type": "ConvNextImageProcessor", "crop_pct": 0.9},
             "image_processor_type 'ConvNextImageProcessor' is not supported: expected that of ViT,",
@@ -159,7 +179,7 @@ WRONG_SCALES += ["1/255", [1 / 255], {"a": 1}, None]  # type: ignore[list-item]
         (VIT | {"size": 256}, "makes images of 256 x 256, the model takes 224"),
         (VIT | {"size": -224}, "224"),
         (VIT | {"size": 0}, "0"),
-        (VIT | {"size": {"shortest_edge": 10**9}}, "resize must be .* found 1000000000"),
+        (DEIT | {"size": {"shortest_edge": 10**9}}, "resize must be .* found 1000000000"),
         (VIT | {"size": {"shortest_edge": 200}}, "200"),
         (DEIT | {"crop_size": {"height": 192, "width": 192}}, "192 x 192, the model takes 224"),
         (DEIT | {"crop_size": {"height": 224, "width": 192}}, "crop_size must be .* 192"),

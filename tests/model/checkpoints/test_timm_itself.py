@@ -138,6 +138,56 @@ def test_positions_that_fit_two_maps_are_not_guessed(timm: Any, tmp_path: Path) 
         load_backbone(tmp_path / "model.pth", num_heads=4)
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("eva02_tiny_patch14_224", dict(ref_feat_shape=[7, 7])),
+        ("eva02_tiny_patch14_224", dict(ref_feat_shape=7)),
+        ("vit_small_patch16_dinov3", dict(use_rot_pos_emb=True)),
+        ("vit_small_patch16_dinov3", dict(ref_feat_shape=[3, 3])),
+    ],
+)
+def test_arguments_that_change_a_published_architecture(
+    timm: Any, tmp_path: Path, name: str, changes: dict[str, Any]
+) -> None:
+    arguments = dict(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=4) | changes
+    theirs = filled(timm.create_model(name, num_classes=5, **arguments))
+    agree(load_backbone(written(tmp_path / "timm", theirs, arguments, architecture=name)), theirs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(rope_temperature=50.0), "these rotary positions are not supported: .*50.0"),
+        (dict(rope_rotate_half=True), "these rotary positions are not supported: .*True"),
+        (dict(rope_grid_offset=0.5), "these rotary positions are not supported: .*0.5"),
+        (dict(rope_type="mixed"), "these rotary positions are not supported: .*mixed"),
+        (dict(ref_feat_shape=[7, 9]), r"ref_feat_shape must be square, found \[7, 9\]"),
+        (dict(ref_feat_shape="x"), "config.json: ref_feat_shape must be a whole number or two, f"),
+        (dict(num_heads="x"), "config.json: num_heads must be a whole number or two, found 'x'"),
+        (dict(img_size=[]), r"config.json: img_size must be a whole number or two, found \[\]"),
+        (dict(global_pool=["avg"]), r"config.json: global_pool must be text, found \['avg'\]"),
+        (
+            dict(depth=1),
+            "config.json says depth 1, the weights have 2; give the config.json th",
+        ),
+        (dict(qk_norm=True), "config.json says qk_norm True, the weights have False"),
+    ],
+)
+def test_arguments_that_are_not_read(
+    timm: Any, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    arguments: dict[str, Any] = dict(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=4)
+    name = "eva02_tiny_patch14_224"
+    theirs = timm.create_model(name, num_classes=5, **arguments)
+    folder = written(tmp_path / "timm", theirs, arguments, architecture=name)
+    about = json.loads((folder / "config.json").read_text())
+    about["model_args"] |= changes
+    (folder / "config.json").write_text(json.dumps(about))
+    with pytest.raises(CheckpointError, match=message):
+        load_backbone(folder)
+
+
 def test_a_packed_swiglu(timm: Any, tmp_path: Path) -> None:
     arguments = SIZES | dict(act_layer="silu", mlp_layer=timm.layers.SwiGLUPacked, init_values=0.1)
     theirs = filled(timm.models.vision_transformer.VisionTransformer(**arguments))

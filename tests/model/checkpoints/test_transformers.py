@@ -13,6 +13,7 @@ import equations as eq
 import foreign_states as foreign
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lgvit_edge.architecture.families import FAMILIES
@@ -251,16 +252,110 @@ def test_a_folder_that_contradicts_itself(
         load_backbone(folder, classes=3)
 
 
-def test_the_preprocessing_tells_the_size_of_a_dinov2(tmp_path: Path) -> None:
+def changed(folder: Path, **weights: Tensor | None) -> None:
+    """With other weights; None takes one away."""
+    state = load_file(folder / "model.safetensors") | weights
+    save_file({n: t for n, t in state.items() if t is not None}, folder / "model.safetensors")
+
+
+LAYER = "encoder.layer.0."
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "weights", "message"),
+    [
+        (
+            "vit",
+            {},
+            {f"{LAYER}attention.attention.query.weight": (32, 32)},
+            "query.weight tw",
+        ),
+        ("vit", {}, {"layernorm.weight": (32,)}, "holds vit.layernorm.weight twice, once as"),
+        ("vit", {}, {f"vit.{LAYER}layer_scale1.lambda1": (32,)}, "unexpected vit.*layer_scale1"),
+        ("vit", {"problem_type": "multi_label_classification"}, {}, "expected one class an image"),
+        ("vit", {"id2label": {"0": "a", "2": "b"}}, {}, "from 0 on, found {'0': 'a', '2': 'b'}"),
+        ("vit", {"id2label": {"0": None}}, {}, "id2label must map class numbers to names"),
+        ("beit", {"layer_scale_init_value": 0.0}, {}, "unexpected beit.*layer_scale1"),
+        ("beit", {"use_mean_pooling": False}, {}, "missing beit.layernorm.weight"),
+        ("beit", {"use_relative_position_bias": False}, {}, "unexpected beit.*position_bias_table"),
+        (
+            "beit, one bias for all",
+            {"use_shared_relative_position_bias": False},
+            {},
+            "unexpected beit.relative_position_bias.relative_position_bias_table",
+        ),
+        (
+            "beit that reads its token",
+            {"use_absolute_position_embeddings": False},
+            {},
+            "position_embeddings is in the weights, but config.json has no such positions",
+        ),
+        (
+            "clip",
+            {},
+            {"vision_model.embeddings.patch_embedding.bias": (32,)},
+            "patch_embeddings.projection.bias is in the weights, but CLIP has none",
+        ),
+    ],
+)
+def test_weights_that_config_json_contradicts(
+    tmp_path: Path,
+    kind: str,
+    changes: dict[str, Any],
+    weights: dict[str, tuple[int, ...]],
+    message: str,
+) -> None:
+    """Transformers would leave them out, or start others afresh."""
+    folder = save(make(kind), tmp_path / "saved")
+    about = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(about | changes))
+    changed(folder, **{name: torch.ones(shape) for name, shape in weights.items()})
+    with pytest.raises(CheckpointError, match=message):
+        load_backbone(folder)
+
+
+def test_older_files_of_clip(tmp_path: Path) -> None:
+    """They hold a buffer of numbers, and settings that count before the others."""
+    model = make("clip")
+    folder = save(model, tmp_path / "saved")
+    changed(folder, **{"vision_model.embeddings.position_ids": torch.arange(50)[None]})
+    about = json.loads((folder / "config.json").read_text())
+    about["vision_config_dict"] = about["vision_config"] | {"hidden_act": "gelu"}
+    (folder / "config.json").write_text(json.dumps(about))
+    assert load_backbone(folder).config.activation == "gelu"
+    del about["vision_config"], about["vision_config_dict"]["hidden_act"]
+    (folder / "config.json").write_text(json.dumps(about))
+    check(folder, model)
+
+
+def test_a_beit_without_its_pooler(tmp_path: Path) -> None:
+    """As a backbone for other tasks is saved: the norm of its classifier starts afresh."""
+    folder = save(make("beit", HEADLESS), tmp_path / "saved")
+    changed(folder, **{"pooler.layernorm.weight": None, "pooler.layernorm.bias": None})
+    norm = load_backbone(folder, classes=3).backbone.final.norm
+    assert torch.equal(norm.weight, torch.ones(32))  # type: ignore[union-attr]
+
+
+def test_settings_in_processor_config_json_come_first(tmp_path: Path) -> None:
+    folder = save(make("clip"), tmp_path / "saved")
+    about = {"size": {"shortest_edge": 28}, "crop_size": 28, "image_mean": [0.1, 0.2, 0.3]}
+    (folder / "processor_config.json").write_text(json.dumps({"image_processor": about}))
+    assert load_backbone(folder).config.preprocess.mean == (0.1, 0.2, 0.3)
+    (folder / "preprocessor_config.json").write_text(json.dumps(about | {"image_mean": [0] * 3}))
+    assert load_backbone(folder).config.preprocess.mean == (0.1, 0.2, 0.3)
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "dinov2 with registers"])
+def test_the_preprocessing_tells_the_size_of_a_dinov2(tmp_path: Path, kind: str) -> None:
     """Its positions are those of another size; transformers interpolates them in each pass."""
-    model = make("dinov2")
+    model = make(kind)
     folder = save(model, tmp_path / "saved")
     about = {"size": {"shortest_edge": 64}, "crop_size": {"height": 56, "width": 56}}
     (folder / "preprocessor_config.json").write_text(json.dumps(about))
     notes: list[str] = []
     ours = load_backbone(folder, note=notes.append)
     assert (ours.config.image_size, ours.config.preprocess.resize) == (56, 64)
-    assert "positions are interpolated from 28 x 28 to 56" in notes[0]
+    assert "positions for 28 pixels are interpolated to 56" in notes[0]
     pixels = foreign.random_pixels(56)
     eq.assert_reproduced(ours(pixels), logits(model, pixels))
 
