@@ -267,8 +267,8 @@ class Manifest:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def dumps(self) -> str:
-        """Return the manifest as JSON text."""
-        return json.dumps(to_json(self), indent=1, ensure_ascii=False) + "\n"
+        """Return the manifest as JSON text, or raise ``ValueError`` if a number is not finite."""
+        return json.dumps(to_json(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
     def loads(cls, text: str | bytes) -> Manifest:

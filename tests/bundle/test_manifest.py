@@ -13,7 +13,7 @@ import pytest
 import small
 from pytest import MonkeyPatch
 
-from lgvit_edge.bundle.codec import to_json
+from lgvit_edge.bundle.codec import from_json, to_json
 from lgvit_edge.bundle.manifest import (
     SCHEMA_VERSION,
     FileSpec,
@@ -83,6 +83,20 @@ def test_what_it_says_about_the_chain() -> None:
     assert [spec.file for spec in MANIFEST.files()] == [*map(segment, range(3)), *others]
     assert HIDDEN.for_batch(3) == (3, 17, 32)
     assert MANIFEST.segments[0].spec.logits == LOGITS
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_numbers_are_finite(number: str) -> None:
+    for key in ('"tolerance": 0.0001', '"threshold": 0.8', '"max_difference": [\n   1e-06'):
+        text = MANIFEST.dumps()
+        assert key in text
+        with pytest.raises(BundleError, match="manifest is not JSON: expected finite numbers"):
+            Manifest.loads(text.replace(key, key.rpartition(" ")[0] + number))
+    parity = dataclasses.replace(MANIFEST.parity, tolerance=float(number))
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        dataclasses.replace(MANIFEST, parity=parity).dumps()
+    with pytest.raises(BundleError, match="parity.tolerance: expected a finite number"):
+        from_json(Parity, to_json(parity), where="parity", error=BundleError)
 
 
 @pytest.mark.parametrize("version", [None, 0, 1, 3, 5, 99, "2", [1], {"v": 1}, -1])
@@ -341,7 +355,8 @@ def test_operating_points_are_kept_and_change_nothing_that_is_computed(data: Dat
         ({"shares": [0.5, 0.5]}, "point 'p' must have one share per exit"),
         ({"accuracy": 1.2}, "accuracy and shares must lie in 0..1"),
         ({"latency_ms": -1}, "latencies and speed-up must be positive"),
-        ({"macs": float("inf")}, "latencies and speed-up must be positive"),
+        ({"macs": float("inf")}, "expected finite numbers, found Infinity"),
+        ({"macs": 0}, "latencies and speed-up must be positive"),
         ({"guarantee": {}}, "missing key 'risk'"),
     ],
 )
