@@ -17,6 +17,7 @@ from lgvit_edge.policies.scores import difference
 from lgvit_edge.runtime.backends.base import Chain
 from lgvit_edge.runtime.backends.registry import segment_names
 from lgvit_edge.runtime.runner import Walk, finite
+from lgvit_edge.runtime.samples import read_samples
 
 
 class LoadedBundle:
@@ -154,11 +155,11 @@ def check_parity(bundle: Bundle, chain: Chain, baseline: Chain | None) -> float:
     difference, absolute, or relative where PyTorch's logit is larger than 1.
 
     Raises:
+        BundleError: the samples are damaged.
         ParityError: beyond the tolerance the bundle was exported with; names the segment.
     """
     parity = bundle.manifest.parity
-    with np.load(bundle.path(parity.samples), allow_pickle=False) as samples:
-        images, expected = samples["images"], samples["logits"]
+    images, expected = read_samples(bundle)
     gaps = [0.0]
 
     def check(who: str, running: Chain, wanted: NDArray[np.float32]) -> None:

@@ -31,6 +31,7 @@ from lgvit_edge.runtime.backends.registry import (
     ships,
 )
 from lgvit_edge.runtime.loaded import check_parity
+from lgvit_edge.runtime.samples import read_samples
 
 OVERRIDE = "LGVIT_EDGE_BACKEND"
 _SECONDS = 4.0  # for timing all candidates together
@@ -155,6 +156,7 @@ def measure(bundle: Bundle, contenders: list[Candidate], options: ChainOptions) 
 
     Raises:
         BackendError: no candidate opens and agrees with PyTorch.
+        BundleError: the samples are damaged.
     """
     refused: dict[str, str] = {}
     times: dict[Candidate, list[float]] = {}
@@ -169,8 +171,7 @@ def measure(bundle: Bundle, contenders: list[Candidate], options: ChainOptions) 
                 chains[candidate] = chain
             except LGViTEdgeError as error:
                 refused[candidate.label] = str(error)
-        with np.load(bundle.path(bundle.manifest.parity.samples), allow_pickle=False) as samples:
-            image = samples["images"][:1]
+        image = read_samples(bundle)[0][:1]
         began = time.perf_counter()
         for _ in range(_ROUNDS):
             for candidate, chain in chains.items():
