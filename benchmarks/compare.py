@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from lgvit_edge._support import finite_json
 from lgvit_edge._support.terminal import plain
 from lgvit_edge.benchmarks.report.terminal import table_of
 from lgvit_edge.bundle.directory import MANIFEST, open_bundle
@@ -129,11 +129,11 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise ValueError("too large")
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = finite_json.loads(path.read_text(encoding="utf-8"))
         return [_of_record(path, record)]
     except FileNotFoundError:
         raise DataError(f"no such record or bundle: {path}") from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ArithmeticError, LookupError, ValueError, TypeError, RecursionError) as error:
         raise DataError(
             f"{path} is no record of lgvit-edge bench --json ({type(error).__name__}: {error}); "
             f"a bundle is a folder with {MANIFEST}"
@@ -144,7 +144,7 @@ def _of_record(path: Path, record: dict[str, Any]) -> dict[str, Any]:
     accuracy = record["accuracy"]
     return {
         "name": path.stem,
-        "accuracy": None if accuracy is None else float(accuracy),
+        "accuracy": None if accuracy is None else _share(accuracy),
         "latency_ms": _positive(record["latency_ms"]["mean"]),
         "p99_ms": _positive(record["latency_ms"]["p99"]),
         "baseline_ms": _positive(record["baseline"]["latency_ms"]["mean"]),
@@ -173,6 +173,13 @@ def _at(record: Any, keys: tuple[str, ...]) -> Any:
     for key in keys:
         record = record.get(key) if isinstance(record, dict) else None
     return record
+
+
+def _share(value: Any) -> float:
+    number = float(value)
+    if not 0 <= number <= 1:
+        raise ValueError(f"expected a share of images, 0..1, found {value!r}")
+    return number
 
 
 def _positive(value: Any) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -115,6 +116,8 @@ class ExportOptions:
                 "int8 needs opset 19 or 20 (scales in float16 came with 19, and ONNX Runtime's "
                 f"quantizer writes invalid graphs from 21 on): {self.opset}"
             )
+        if self.tolerance is not None and not 0 < self.tolerance < math.inf:
+            yield f"tolerance must be a positive number: {self.tolerance}"
         if self.jetpack is not None and device is None:
             yield "--jetpack is for --target jetson"
 
@@ -152,7 +155,8 @@ def export_bundle(
 
     Raises:
         UsageError: the model has no exits, or the policy does not fit them.
-        ExportError: a graph cannot be exported, or the directory cannot be written.
+        ExportError: a graph cannot be exported, the directory cannot be written, or the model's
+            logits are not finite.
         ParityError: a graph disagrees with PyTorch, or decides differently on ``images``; names the
             segment.
         DataError: an image cannot be read.
@@ -214,6 +218,11 @@ class _Export:
             self.limits = self._calibrate()
         images, pixels = sample_images(config, options.input)
         expected = reference_logits(self.model, pixels)
+        if not np.isfinite(expected).all():
+            raise ExportError(
+                "the model's own logits are not finite numbers: expected finite weights that do "
+                "not overflow; train it again, with a lower learning rate"
+            )
         check = ChainCheck(images, expected, self.precision, options.tolerance)
         costs = model_costs(self.model)
         gpu = options.target != "cpu"

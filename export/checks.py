@@ -111,7 +111,7 @@ class ChainCheck:
         hidden = want.ndim == 3
         gap = difference(got, want, by_token=hidden)
         tolerance = self.tolerance * (self._slack if hidden else 1)
-        if gap > tolerance:
+        if not gap <= tolerance:
             raise ParityError(
                 f"{who} diverges from PyTorch in {tensor!r}: max |difference| {gap:.3g}, "
                 f"tolerance {tolerance:g}; nothing was written"

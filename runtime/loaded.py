@@ -16,13 +16,15 @@ from lgvit_edge.images.preprocess import ImageLike, network_input, refuse_single
 from lgvit_edge.policies.scores import difference
 from lgvit_edge.runtime.backends.base import Chain
 from lgvit_edge.runtime.backends.registry import segment_names
-from lgvit_edge.runtime.runner import Walk
+from lgvit_edge.runtime.runner import Walk, finite
+from lgvit_edge.runtime.samples import read_samples
 
 
 class LoadedBundle:
     """Holds a bundle's loaded segments, and on demand its baseline, under one lock.
 
-    What runs them raises ``BackendError`` once the session is closed.
+    What runs them raises ``BackendError`` where a logit is not finite, and once the session is
+    closed.
 
     Attributes:
         chain: the segments, for benchmarks; no other thread may use the session meanwhile.
@@ -79,7 +81,7 @@ class LoadedBundle:
                 self._check_open()
                 self.chain.start(ready)
                 for exit in range(self._exits + 1):
-                    logits[first : first + len(ready), exit] = self.chain.step()
+                    logits[first : first + len(ready), exit] = finite(self.chain.step(), exit + 1)
         return logits
 
     def timed_exits(self, images: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -97,7 +99,7 @@ class LoadedBundle:
         with self._lock:
             baseline = self._open_baseline()
             baseline.start(images)
-            return baseline.step().copy()
+            return finite(baseline.step(), self._exits + 1).copy()
 
     def check_parity(self) -> float:
         """Compare segments and baseline with PyTorch's logits in the bundle; return the difference.
@@ -153,16 +155,16 @@ def check_parity(bundle: Bundle, chain: Chain, baseline: Chain | None) -> float:
     difference, absolute, or relative where PyTorch's logit is larger than 1.
 
     Raises:
+        BundleError: the samples are damaged.
         ParityError: beyond the tolerance the bundle was exported with; names the segment.
     """
     parity = bundle.manifest.parity
-    with np.load(bundle.path(parity.samples), allow_pickle=False) as samples:
-        images, expected = samples["images"], samples["logits"]
+    images, expected = read_samples(bundle)
     gaps = [0.0]
 
     def check(who: str, running: Chain, wanted: NDArray[np.float32]) -> None:
         gaps.append(difference(running.step(), wanted))
-        if gaps[-1] > parity.tolerance:
+        if not gaps[-1] <= parity.tolerance:
             raise ParityError(
                 f"{who} diverges from PyTorch on this device: max |difference| "
                 f"{gaps[-1]:.3g}, tolerance {parity.tolerance:g}; do not run it here"

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge._support.cache import bundle_cache, cache_root, keep, key_of, ours
+from lgvit_edge._support.finite_json import dumps, loads
 from lgvit_edge.bundle.directory import Bundle, open_bundle
 from lgvit_edge.errors import BackendError, LGViTEdgeError, MissingDependency, UsageError
 from lgvit_edge.machine.cpu import available_cores, cpu_name
@@ -30,6 +31,7 @@ from lgvit_edge.runtime.backends.registry import (
     ships,
 )
 from lgvit_edge.runtime.loaded import check_parity
+from lgvit_edge.runtime.samples import read_samples
 
 OVERRIDE = "LGVIT_EDGE_BACKEND"
 _SECONDS = 4.0  # for timing all candidates together
@@ -129,7 +131,7 @@ def _measure_elsewhere(
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=_PATIENCE
         )
-        return Choice(**json.loads(done.stdout)) if done.returncode == 0 else None
+        return Choice(**loads(done.stdout)) if done.returncode == 0 else None
     except (OSError, subprocess.SubprocessError, ValueError, TypeError):
         return None
 
@@ -154,6 +156,7 @@ def measure(bundle: Bundle, contenders: list[Candidate], options: ChainOptions) 
 
     Raises:
         BackendError: no candidate opens and agrees with PyTorch.
+        BundleError: the samples are damaged.
     """
     refused: dict[str, str] = {}
     times: dict[Candidate, list[float]] = {}
@@ -168,8 +171,7 @@ def measure(bundle: Bundle, contenders: list[Candidate], options: ChainOptions) 
                 chains[candidate] = chain
             except LGViTEdgeError as error:
                 refused[candidate.label] = str(error)
-        with np.load(bundle.path(bundle.manifest.parity.samples), allow_pickle=False) as samples:
-            image = samples["images"][:1]
+        image = read_samples(bundle)[0][:1]
         began = time.perf_counter()
         for _ in range(_ROUNDS):
             for candidate, chain in chains.items():
@@ -192,7 +194,7 @@ def measure(bundle: Bundle, contenders: list[Candidate], options: ChainOptions) 
         date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
     if (path := _path(bundle, contenders, options)) is not None:
-        text = json.dumps(vars(choice), indent=1) + "\n"
+        text = dumps(vars(choice)) + "\n"
         keep(path, lambda partial: partial.write_text(text, encoding="utf-8"))
     return choice
 
@@ -245,7 +247,7 @@ def _read(path: Path) -> Choice | None:
     if not ours(path):
         return None
     try:
-        return Choice(**json.loads(path.read_bytes()))
+        return Choice(**loads(path.read_bytes()))
     except (OSError, ValueError, TypeError):
         return None
 

@@ -179,7 +179,7 @@ class Session(LoadedBundle):
         Raises:
             DataError: the image is of another type or shape, or cannot be read.
             UsageError: the deadline is not a positive number, or there is no such color.
-            BackendError: the session is closed.
+            BackendError: a logit is NaN or infinite, or the session is closed.
         """
         start = time.perf_counter()
         if deadline_ms is not None and not 0 < deadline_ms < float("inf"):
@@ -222,7 +222,7 @@ class Session(LoadedBundle):
             DataError: an image is of another type or shape. An exception of ``images`` itself is
                 raised too, after the results of the images before it.
             UsageError: ``batch`` or ``ahead`` are below 1, or there is no such color.
-            BackendError: the session is closed.
+            BackendError: a logit is NaN or infinite, or the session is closed.
         """
         refuse_single(images)
         for _, result in self._run_streams({"images": images}, color, batch, ahead, patient=False):
@@ -287,7 +287,7 @@ class Session(LoadedBundle):
 
         Raises:
             UsageError: a deadline for several images.
-            BackendError: the session is closed.
+            BackendError: a logit is NaN or infinite, or the session is closed.
         """
         began = time.perf_counter()
         if deadline_ms is not None and len(images) != 1:

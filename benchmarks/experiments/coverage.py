@@ -47,6 +47,7 @@ from lgvit_edge.model import LGViT, cut
 from lgvit_edge.model.checkpoints.timm_names import published_names
 from lgvit_edge.model.randomised import randomised
 from lgvit_edge.policies.scores import difference
+from lgvit_edge.runtime.samples import read_samples
 
 ARCHITECTURES = ("vit-tiny", "deit-tiny-distilled", "swin-tiny", "swinv2-tiny")
 # Of timm, by form: a published architecture, and the side of the images. They are made as narrow as
@@ -140,8 +141,7 @@ def _openvino(out: Path) -> float:
     bundle, options = open_bundle(out), {"INFERENCE_PRECISION_HINT": "f32"}
     graphs = [bundle.path(segment.spec.graph) for segment in bundle.manifest.segments]
     chain = [shared_core().compile_model(graph, "CPU", options) for graph in graphs]
-    with np.load(bundle.path(bundle.manifest.parity.samples)) as samples:
-        pairs = list(zip(samples["images"], samples["logits"], strict=True))
+    pairs = list(zip(*read_samples(bundle), strict=True))
     worst = 0.0
     for image, expected in pairs:
         hidden: Any = image[None]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import json
 import os
 import platform
 import re
@@ -18,6 +17,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from lgvit_edge._support.finite_json import dumps
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -103,10 +104,12 @@ def locked(path: Path, *, wait: str | None = None) -> Iterator[None]:
 def write_json(path: Path, record: Any) -> None:
     """Write ``record`` as JSON, whole or not at all, with each list of numbers on one line.
 
+    A number that is not finite becomes ``null``.
+
     Raises:
         OSError: as writing does.
     """
-    text = json.dumps(record, indent=1)
+    text = dumps(record)
     flat = re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)
     with replacing(path) as partial:
         partial.write_text(flat + "\n", encoding="utf-8")

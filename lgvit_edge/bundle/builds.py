@@ -15,11 +15,13 @@ from pathlib import Path
 from lgvit_edge.bundle.codec import loads
 from lgvit_edge.bundle.directory import BUILD, ENGINES, Bundle
 from lgvit_edge.bundle.manifest import GraphSpec
-from lgvit_edge.errors import BundleError
+from lgvit_edge.bundle.plain_files import read_up_to
+from lgvit_edge.errors import BundleError, in_one_line
 from lgvit_edge.machine.tensorrt import MODULES
 
 BUILD_SCHEMA = 1
 _MAX_BYTES = 4 * 1024 * 1024
+_MAX_ENGINE = 2**34
 _NAME = re.compile(r"[A-Za-z0-9_.+-]{1,120}")
 
 
@@ -36,6 +38,8 @@ class EngineSpec:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.file) or self.file.startswith("."):
             raise ValueError(f"engine file {self.file!r} must be a plain name")
+        if not 0 <= self.bytes <= _MAX_ENGINE:
+            raise ValueError(f"bytes of {self.file!r} must be 0..{_MAX_ENGINE}")
 
 
 @dataclass(frozen=True)
@@ -105,8 +109,7 @@ def read_build(folder: Path) -> Build:
     """Read ``build.json``, or raise ``BundleError``: missing, damaged or of another schema."""
     path = folder / BUILD
     try:
-        with path.open("rb") as file:
-            text = file.read(_MAX_BYTES + 1)
+        text = read_up_to(path, _MAX_BYTES)
     except OSError as error:
         raise BundleError(f"cannot read {path}: {error.strerror}") from None
     return loads(
@@ -131,6 +134,8 @@ def find_builds(root: Path) -> list[tuple[Path, Build | BundleError]]:
             builds.append((folder, read_build(folder)))
         except BundleError as error:
             builds.append((folder, error))
+        except (OSError, RuntimeError) as error:  # a circle of links
+            builds.append((folder, BundleError(f"{folder} cannot be read: {in_one_line(error)}")))
     return builds
 
 
@@ -150,8 +155,8 @@ def read_engine(folder: Path, build: Build, key: str, graph: GraphSpec) -> bytes
         if path.is_symlink() or not (path.is_file() or not path.exists()):
             raise BundleError(f"{path} is no plain file; {cure}")
         data = path.read_bytes() if path.stat().st_size == spec.bytes else b""
-    except OSError as error:
-        raise BundleError(f"cannot read {path}: {error.strerror}; {cure}") from None
+    except (OSError, MemoryError) as error:
+        raise BundleError(f"cannot read {path}: {in_one_line(error)}; {cure}") from None
     if hashlib.sha256(data).hexdigest() != spec.sha256:
         raise BundleError(
             f"{path} is not the engine that was built: expected {spec.bytes} bytes with the hash "

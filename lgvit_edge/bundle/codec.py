@@ -7,10 +7,12 @@ faults at once.
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 import types
 import typing
 from typing import Any, TypeVar, Union
+
+from lgvit_edge._support import finite_json
 
 T = TypeVar("T")
 _MAX_ITEMS = 100_000  # no list or dict of a real manifest comes near
@@ -48,7 +50,7 @@ def loads(
     if len(text) > limit:
         raise error(f"{where} has more than the {limit} bytes it may have; {cure}")
     try:
-        data = json.loads(text)
+        data = finite_json.loads(text)
     except (ValueError, RecursionError) as fault:
         raise error(f"{where} is not JSON: {fault}; {cure}") from None
     stored = data.get("schema_version") if isinstance(data, dict) else None
@@ -83,6 +85,8 @@ def _decode(kind: Any, data: Any, where: str, faults: list[str]) -> Any:
         return data
     if kind is float and type(data) is int and abs(data) < 2**1000:  # more would overflow
         return float(data)
+    if kind is float and isinstance(data, float) and not math.isfinite(data):
+        return _wrong("a finite number", data, where, faults)
     if not isinstance(data, kind) or (kind is int and isinstance(data, bool)):
         return _wrong(_NAMES.get(kind, str(kind)), data, where, faults)
     return data

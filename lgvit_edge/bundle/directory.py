@@ -16,17 +16,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fnmatch
-import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from lgvit_edge._support.files import PARTIAL, leftovers, locked, replacing
+from lgvit_edge.bundle.external import external_files
 from lgvit_edge.bundle.manifest import MAX_BYTES, FileSpec, Manifest
+from lgvit_edge.bundle.plain_files import read_up_to, sha256, size_of
 from lgvit_edge.bundle.points import OperatingPoint
-from lgvit_edge.errors import BundleError, ExportError
+from lgvit_edge.errors import BundleError, ExportError, in_one_line
 
 MANIFEST = "manifest.json"
 BASELINE = "baseline.onnx"
@@ -34,6 +36,7 @@ WEIGHTS = "segments/weights.bin"
 PARITY = "parity.npz"
 ENGINES = "engines"
 BUILD = "build.json"
+_AGAIN = "copy the bundle again or export it again"
 _LOCK = ".lock"  # held while a bundle is changed in place
 
 
@@ -59,37 +62,84 @@ def open_bundle(root: str | Path, *, verify: bool = True) -> Bundle:
 
     Args:
         root: the directory ``lgvit-edge export`` wrote.
-        verify: check the hash of every file (about 0.5 s for ViT-B).
+        verify: check the hash of every file, and that graphs take weights from these files alone
+            (about 0.5 s for ViT-B).
 
     Raises:
         BundleError: it is missing, damaged, unsafe or of another schema version.
     """
     root = Path(root)
     try:
-        with (root / MANIFEST).open("rb") as file:
-            text = file.read(MAX_BYTES + 1)
+        text = read_up_to(root / MANIFEST, MAX_BYTES)
     except OSError as error:
-        what = "no such directory" if not root.exists() else f"no readable {MANIFEST}"
+        what = "no such directory" if not os.path.exists(root) else f"no readable {MANIFEST}"
         hint = f"--ckpt model.pt --out {root}"
-        if root.is_file():
+        if os.path.isfile(root):
             what, hint = "it is a file", f"--ckpt {root} --out out/"
         raise BundleError(
             f"{root} is not a bundle: {what} ({error.strerror}); run: lgvit-edge export {hint}"
         ) from None
     bundle = Bundle(root, Manifest.loads(text))
-    top = root.resolve()
-    for spec in bundle.manifest.files():
-        path = bundle.path(spec)
-        if not path.resolve().is_relative_to(top):
-            raise BundleError(f"{spec.file} leaves the bundle {root}")
-        if not path.is_file():
-            raise BundleError(f"{root} is incomplete: {spec.file} is missing; export it again")
-        if verify and sha256(path) != spec.sha256:
-            raise BundleError(
-                f"{path} is not the file that was exported: its sha256 differs from the "
-                "manifest's; copy the bundle again or export it again"
-            )
+    checked = _check_place, _check_size, *((_check_hash,) if verify else ())
+    # All places and sizes first: hashing may take long.
+    for check in checked:
+        for spec in bundle.manifest.files():
+            try:
+                check(bundle, spec)
+            except (OSError, RuntimeError) as error:  # RuntimeError: a circle of links
+                why = getattr(error, "strerror", None) or in_one_line(error)
+                raise BundleError(f"{bundle.path(spec)} cannot be read: {why}; {_AGAIN}") from None
+    if verify:
+        _check_external(bundle)
     return bundle
+
+
+def _check_place(bundle: Bundle, spec: FileSpec) -> None:
+    found, top = bundle.path(spec).resolve(), bundle.root.resolve()
+    if not found.is_relative_to(top):
+        raise BundleError(f"{spec.file} leaves the bundle {bundle.root}")
+    # A backend may look for weights beside the file that a link leads to.
+    if found != top / spec.file:
+        raise BundleError(f"{spec.file} is a link; copy the bundle with: cp -rL {bundle.root} COPY")
+
+
+def _check_size(bundle: Bundle, spec: FileSpec) -> None:
+    path = bundle.path(spec)
+    if not path.exists():
+        raise BundleError(f"{bundle.root} is incomplete: {spec.file} is missing; export it again")
+    if (size := size_of(path)) != spec.bytes:
+        raise BundleError(
+            f"{path} is not the file that was exported: expected {spec.bytes} bytes, found {size}; "
+            f"{_AGAIN}"
+        )
+
+
+def _check_hash(bundle: Bundle, spec: FileSpec) -> None:
+    path = bundle.path(spec)
+    if sha256(path) != spec.sha256:
+        raise BundleError(
+            f"{path} is not the file that was exported: its sha256 differs from the manifest's; "
+            f"{_AGAIN}"
+        )
+
+
+def _check_external(bundle: Bundle) -> None:
+    """Refuse graphs that take weights from a file that the manifest does not list."""
+    listed = {spec.file for spec in bundle.manifest.weights}
+    for graph in bundle.manifest.graphs:
+        path = bundle.path(graph.graph)
+        try:
+            names = external_files(path.read_bytes())
+        except (OSError, ValueError, MemoryError) as error:
+            raise BundleError(f"{path} is no ONNX graph ({in_one_line(error)}); {_AGAIN}") from None
+        folder = "".join(graph.graph.file.rpartition("/")[:2])
+        for name in sorted(names):
+            # Listed names have no "..", no root and no drive, and were checked against links.
+            if folder + name not in listed:
+                raise BundleError(
+                    f"{path} takes weights from {name[:200]!r}, which the manifest does not list "
+                    f"(expected {', '.join(sorted(listed))}); {_AGAIN}"
+                )
 
 
 @contextlib.contextmanager
@@ -156,17 +206,8 @@ def add_points(root: Path, identity: str, points: dict[str, OperatingPoint]) -> 
 
 
 def describe(staging: Path, name: str) -> FileSpec:
-    """Return the name and hash of a file in ``staging``."""
-    return FileSpec(name, sha256(staging / name))
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's content in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    """Return the name, hash and size of a file in ``staging``."""
+    return FileSpec(name, sha256(staging / name), size_of(staging / name))
 
 
 def _swap(staging: Path, root: Path, aside: Path) -> None:
@@ -210,7 +251,7 @@ def _may_replace(root: Path) -> bool:
     if not names:
         return True
     try:
-        record = json.loads((root / MANIFEST).read_bytes())
+        record = json.loads(read_up_to(root / MANIFEST, MAX_BYTES))
     except (OSError, ValueError, RecursionError):
         return False
     ours = isinstance(record, dict) and {"schema_version", "segments", "baseline"} <= record.keys()

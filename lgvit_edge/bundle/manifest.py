@@ -21,22 +21,25 @@ from lgvit_edge.images.spec import Preprocess
 
 # History: 1 - first version. 2 - half and int8 precision: islands, calibration, agreement.
 # 3 - preprocessing may squash images, which version 2 never does. 4 - operating points, MACs of
-# heads, temperatures in policies.
-SCHEMA_VERSION = 4
+# heads, temperatures in policies. 5 - sizes of files.
+SCHEMA_VERSION = 5
 TARGETS = ("cpu", "jetson", "rtx")
 DTYPES = ("uint8", "float16", "float32")
 PRECISIONS = ("fp32", "fp16", "int8")
 MAX_BYTES = 16 * 1024 * 1024  # a manifest of 1000 classes has 100 KB
 _MAX_ELEMENTS = 2**31
+_MAX_FILE = 2**34  # the largest ViTs have 8 GB of weights
+_MAX_GRAPH = 2**31  # by the definition of ONNX
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class FileSpec:
-    """A file of the bundle: its relative name, with ``/`` separators, and its hash."""
+    """A file of the bundle: its relative name, with ``/`` separators, its hash and its size."""
 
     file: str
     sha256: str
+    bytes: int
 
     def __post_init__(self) -> None:
         parts = self.file.split("/")
@@ -45,6 +48,8 @@ class FileSpec:
             raise ValueError(f"file name {self.file!r} must be relative and stay in the bundle")
         if not _SHA256.fullmatch(self.sha256):
             raise ValueError(f"sha256 of {self.file!r} must be 64 hexadecimal digits")
+        if not 0 <= self.bytes <= _MAX_FILE:
+            raise ValueError(f"bytes of {self.file!r} must be 0..{_MAX_FILE}, found {self.bytes}")
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,9 @@ class GraphSpec:
             raise ValueError("logits must be float32 [B, C]")
         if self.macs < 1 or self.parameters < 0:
             raise ValueError("macs and parameters must be counts")
+        # By other endings backends read other formats, with other files beside them.
+        if not self.graph.file.endswith(".onnx") or self.graph.bytes > _MAX_GRAPH:
+            raise ValueError(f"graph {self.graph.file!r} must be an .onnx file of at most 2 GiB")
 
     @property
     def logits(self) -> TensorSpec:
@@ -257,7 +265,7 @@ class Manifest:
         return sum(segment.spec.macs for segment in self.segments[:exit])
 
     def files(self) -> list[FileSpec]:
-        """Return every file that the manifest lists with its hash."""
+        """Return every file that the manifest lists with its hash and size."""
         return [*(g.graph for g in self.graphs), *self.weights, self.parity.samples]
 
     @property
@@ -267,8 +275,8 @@ class Manifest:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def dumps(self) -> str:
-        """Return the manifest as JSON text."""
-        return json.dumps(to_json(self), indent=1, ensure_ascii=False) + "\n"
+        """Return the manifest as JSON text, or raise ``ValueError`` if a number is not finite."""
+        return json.dumps(to_json(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
     def loads(cls, text: str | bytes) -> Manifest:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
+from lgvit_edge._support.finite_json import dumps
 from lgvit_edge._support.terminal import console, note, progress_bar, say, table
 from lgvit_edge.cli.options import AsJson
 
@@ -69,7 +69,7 @@ def build(
             "max_difference": built.max_difference,
             "not_run": built.not_run,
         }
-        print(json.dumps(record, indent=1))
+        print(dumps(record))
     else:
         print_built(bundle, built)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from rich.console import Console
 from typer import Option
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
+from lgvit_edge._support.finite_json import dumps
 from lgvit_edge._support.terminal import console, end_at_once, errors, note, say
 from lgvit_edge.architecture.heads import head_choices
 from lgvit_edge.errors import LGViTEdgeError, UsageError
@@ -355,6 +355,6 @@ def show(
 ) -> None:
     """Print a record as JSON, or as ``printed`` shows it to people."""
     if as_json:
-        print(json.dumps(record, indent=1))
+        print(dumps(record))
     else:
         printed(record, console)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument
 
+from lgvit_edge._support.finite_json import dumps
 from lgvit_edge._support.terminal import console, note, plain, table
 from lgvit_edge.cli.options import AsJson, Engines, PointName, PolicyText, RunOptions, with_options
 from lgvit_edge.errors import DataError
@@ -49,7 +49,7 @@ def predict(
             results.append((file, name, session.predict(frame)))
     if as_json:
         rows = [{"image": str(file), **result.to_json()} for file, _, result in results]
-        print(json.dumps(rows, indent=1))
+        print(dumps(rows))
     elif results:
         answers = table("image", "label", numbers=("confidence", "exit", "block", "latency (ms)"))
         for _, name, result in results:

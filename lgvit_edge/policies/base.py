@@ -6,6 +6,7 @@ A policy describes itself on its class and calls ``register_policy``; ``POLICIES
 from __future__ import annotations
 
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -296,7 +297,8 @@ def _parameter(default: Any, read: Callable[[str, Any], Any], **about: Any) -> A
 def _number(name: str, value: Any, low: float, high: float) -> float:
     plain = value.item() if isinstance(value, np.generic) else value
     is_number = isinstance(plain, (int, float)) and not isinstance(plain, bool)
-    if not is_number or not low <= plain <= high:  # NaN is in no range
+    # NaN is in no range; the largest float also bounds ranges without an end.
+    if not is_number or not (low <= plain <= high and abs(plain) <= sys.float_info.max):
         raise UsageError(f"a {name} must be in {low:g}..{high:g}, found {plain!r}")
     return float(plain)
 

@@ -7,7 +7,6 @@ again.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import zlib
@@ -21,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lgvit_edge._support import finite_json
 from lgvit_edge._support.files import locked, write_json
 from lgvit_edge.bundle.codec import to_json
 from lgvit_edge.errors import TrainingError
@@ -193,7 +193,7 @@ class FeatureStore:
         path = self.folder / _INDEX
         self._described = self._identity()
         try:
-            index = json.loads(path.read_text(encoding="utf-8"))
+            index = finite_json.loads(path.read_text(encoding="utf-8"))
             if index["version"] != _VERSION:
                 raise ValueError(f"version {index['version']}")
             identity, sums = dict(index["identity"]), dict(index["checksums"])

@@ -8,7 +8,6 @@ run continues with the others.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import tokenize
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lgvit_edge._support import finite_json
 from lgvit_edge._support.files import locked, write_json
 from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.errors import DataError
@@ -133,7 +133,7 @@ def read(path: Path, manifest: Manifest) -> Recording:
     """
     kind = record_type(len(manifest.segments), manifest.num_classes)
     try:
-        about = json.loads(_beside(path).read_text(encoding="utf-8"))
+        about = finite_json.loads(_beside(path).read_text(encoding="utf-8"))
         rows = np.lib.format.open_memmap(path, mode="r")
         current = isinstance(about, dict) and about.get("version") == _VERSION
         if not current or not isinstance(about.get("device"), str) or rows.ndim != 1:

@@ -9,7 +9,7 @@ import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from lgvit_edge.errors import UsageError
+from lgvit_edge.errors import BackendError, LGViTEdgeError, UsageError, in_one_line
 from lgvit_edge.runtime.backends.base import Backend, Chain, ChainOptions, Package
 
 if TYPE_CHECKING:
@@ -73,13 +73,28 @@ def refusal(backend: Backend, options: ChainOptions) -> str | None:
 def chain_opener(bundle: Bundle, name: str, options: ChainOptions) -> Callable[[list[str]], Chain]:
     """Return a function that opens a chain of the graphs named in its argument.
 
+    It raises what the backend raises on purpose, and ``BackendError`` for what it did not foresee.
+
     Raises:
         UsageError: there is no such backend, or it does not take an option.
     """
     backend = backend_of(name)
     if (fault := refusal(backend, options)) is not None:
         raise UsageError(fault)
-    return lambda names: backend.open_chain(bundle, names, options)
+
+    def open_chain(names: list[str]) -> Chain:
+        try:
+            return backend.open_chain(bundle, names, options)
+        except LGViTEdgeError:
+            raise
+        except (OSError, RuntimeError, MemoryError, ValueError, LookupError) as error:
+            raise BackendError(
+                f"the {backend.name} backend cannot open {bundle.root} ({in_one_line(error)}); "
+                "expected memory and files for its largest batch, "
+                f"{bundle.manifest.batch[2]}: free some, or export with a smaller --batch"
+            ) from error
+
+    return open_chain
 
 
 def segment_names(bundle: Bundle) -> list[str]:

@@ -13,7 +13,7 @@ import pytest
 import small
 from pytest import MonkeyPatch
 
-from lgvit_edge.bundle.codec import to_json
+from lgvit_edge.bundle.codec import from_json, to_json
 from lgvit_edge.bundle.manifest import (
     SCHEMA_VERSION,
     FileSpec,
@@ -33,7 +33,7 @@ Data = dict[str, Any]
 
 
 def graph(name: str, inputs: TensorSpec, *outputs: TensorSpec, macs: int = 100) -> GraphSpec:
-    return GraphSpec(FileSpec(name, HASH), (inputs,), outputs, macs=macs, parameters=10)
+    return GraphSpec(FileSpec(name, HASH, 9), (inputs,), outputs, macs=macs, parameters=10)
 
 
 segment = "segments/segment_{}.onnx".format
@@ -50,8 +50,8 @@ MANIFEST = Manifest(
         SegmentSpec(graph(segment(2), HIDDEN, LOGITS, macs=3), 4, 4, "final"),
     ),
     baseline=graph("baseline.onnx", IMAGE, LOGITS),
-    weights=(FileSpec("segments/weights.bin", HASH),),
-    parity=Parity(FileSpec("parity.npz", HASH), 1e-4, (1e-6, 2e-6, 3e-6)),
+    weights=(FileSpec("segments/weights.bin", HASH, 9),),
+    parity=Parity(FileSpec("parity.npz", HASH, 9), 1e-4, (1e-6, 2e-6, 3e-6)),
     policy={"name": "confidence", "threshold": 0.8},
     versions={"lgvit-edge": "0.1.0"},
     **dict(precision="fp32", opset=18, target="cpu", fp32_islands=()),
@@ -85,20 +85,34 @@ def test_what_it_says_about_the_chain() -> None:
     assert MANIFEST.segments[0].spec.logits == LOGITS
 
 
-@pytest.mark.parametrize("version", [None, 0, 1, 3, 5, 99, "2", [1], {"v": 1}, -1])
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_numbers_are_finite(number: str) -> None:
+    for key in ('"tolerance": 0.0001', '"threshold": 0.8', '"max_difference": [\n   1e-06'):
+        text = MANIFEST.dumps()
+        assert key in text
+        with pytest.raises(BundleError, match="manifest is not JSON: expected finite numbers"):
+            Manifest.loads(text.replace(key, key.rpartition(" ")[0] + number))
+    parity = dataclasses.replace(MANIFEST.parity, tolerance=float(number))
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        dataclasses.replace(MANIFEST, parity=parity).dumps()
+    with pytest.raises(BundleError, match="parity.tolerance: expected a finite number"):
+        from_json(Parity, to_json(parity), where="parity", error=BundleError)
+
+
+@pytest.mark.parametrize("version", [None, 0, 1, 3, 4, 99, "2", [1], {"v": 1}, -1])
 def test_unknown_schema_versions_are_refused(data: Data, version: object) -> None:
     data["schema_version"] = version
     data["from the future"] = True  # an unknown version is the first thing to say
-    with pytest.raises(BundleError, match="expected schema version 4, found .*pip insta"):
+    with pytest.raises(BundleError, match="expected schema version 5, found .*pip insta"):
         loads(data)
 
 
 def test_a_manifest_without_a_version(data: Data) -> None:
     with pytest.raises(BundleError, match="manifest.schema_version: expected a whole number"):
-        loads(data | {"schema_version": 4.0})
+        loads(data | {"schema_version": 5.0})
     del data["schema_version"]
     for value in (data, {}, [], "manifest", None, 3):
-        with pytest.raises(BundleError, match="schema version 4, found None"):
+        with pytest.raises(BundleError, match="schema version 5, found None"):
             loads(value)
 
 
@@ -127,7 +141,7 @@ def test_a_manifest_that_is_too_large() -> None:
 )
 def test_names_that_could_leave_the_bundle(data: Data, name: str) -> None:
     with pytest.raises(ValueError, match="must be relative and stay in the bundle"):
-        FileSpec(name, HASH)
+        FileSpec(name, HASH, 9)
     for path in (
         *(("segments", 1, "spec", "graph"), ("baseline", "graph")),
         *(("weights", 0), ("parity", "samples")),
@@ -139,7 +153,7 @@ def test_names_that_could_leave_the_bundle(data: Data, name: str) -> None:
 
 def test_names_that_stay() -> None:
     for name in ("a", "segments/segment_0.onnx", "engines/x-y_1.2/a..b", ".hidden", "...", "ä"):
-        assert FileSpec(name, HASH).file == name
+        assert FileSpec(name, HASH, 9).file == name
 
 
 @pytest.mark.parametrize("value", ["", "0" * 63, "0" * 65, "g" * 64, "A" * 64, HASH + "\n"])
@@ -341,7 +355,8 @@ def test_operating_points_are_kept_and_change_nothing_that_is_computed(data: Dat
         ({"shares": [0.5, 0.5]}, "point 'p' must have one share per exit"),
         ({"accuracy": 1.2}, "accuracy and shares must lie in 0..1"),
         ({"latency_ms": -1}, "latencies and speed-up must be positive"),
-        ({"macs": float("inf")}, "latencies and speed-up must be positive"),
+        ({"macs": float("inf")}, "expected finite numbers, found Infinity"),
+        ({"macs": 0}, "latencies and speed-up must be positive"),
         ({"guarantee": {}}, "missing key 'risk'"),
     ],
 )

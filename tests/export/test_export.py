@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
@@ -469,6 +470,7 @@ def test_differences_are_absolute_or_relative() -> None:
         ({"batch": (2, 4, 8)}, "batch must be 1:OPT:MAX"),
         ({"batch": (1, 9, 8)}, "batch must be 1:OPT:MAX"),
         ({"opset": 11}, "opset must be 17..23"),
+        *[({"tolerance": t}, "must be a positive number") for t in (math.nan, math.inf, -1.0, 0.0)],
     ],
 )
 def test_options_that_mean_nothing(options: dict[str, object], text: str) -> None:
@@ -480,6 +482,14 @@ def test_a_model_without_exits_is_refused(tmp_path: Path, exported_model: LGViT)
     plain = LGViT(exported_model.config.replace(exits=()))
     with pytest.raises(UsageError, match="has no exits; run: lgvit-edge train"):
         export_bundle(plain, tmp_path / "out")
+
+
+def test_a_model_that_overflows_is_refused(tmp_path: Path, exported_model: LGViT) -> None:
+    model = copy.deepcopy(exported_model)
+    torch.nn.init.constant_(next(model.backbone.parameters()), math.nan)
+    with pytest.raises(ExportError, match="own logits are not finite numbers.*train it again"):
+        export_bundle(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_policy_with_too_many_thresholds_is_refused(

@@ -15,7 +15,7 @@ from processes import python
 from small import frames
 
 from lgvit_edge.benchmarks.experiments.host import decision_cost
-from lgvit_edge.bundle.directory import sha256
+from lgvit_edge.bundle.plain_files import sha256
 from lgvit_edge.errors import BackendError, BundleError, DataError, UsageError
 from lgvit_edge.policies.scores import ENTROPY, PROBABILITY, confidence, entropy
 from lgvit_edge.runtime import (
@@ -291,7 +291,7 @@ def shrink(manifest: dict[str, Any]) -> None:
 
 
 LIES: dict[str, tuple[Any, str]] = {
-    "version": (lambda m: m.update(schema_version=99), "schema version 4, found 99"),
+    "version": (lambda m: m.update(schema_version=99), "schema version 5, found 99"),
     "path": (
         lambda m: m["baseline"]["graph"].update(file="../parity.npz"),
         "must be relative and stay in the bundle",
@@ -335,7 +335,8 @@ def test_graphs_and_weights_that_cannot_be_loaded_are_refused(bundle_copy: Path)
 
     def refused(content: bytes, message: str) -> None:
         path.write_bytes(content)
-        _edit(bundle_copy, lambda m: m["segments"][0]["spec"]["graph"].update(sha256=sha256(path)))
+        new = {"sha256": sha256(path), "bytes": len(content)}
+        _edit(bundle_copy, lambda m: m["segments"][0]["spec"]["graph"].update(new))
         with pytest.raises(BundleError, match=message):
             Session.open(bundle_copy)
 
@@ -346,8 +347,9 @@ def test_graphs_and_weights_that_cannot_be_loaded_are_refused(bundle_copy: Path)
         for entry in tensor.external_data:
             if entry.key == "location":
                 entry.value = "../../weights.bin"
-    refused(model.SerializeToString(), "cannot be loaded")
-    refused(b"not a graph", "cannot be loaded by ONNX Runtime")
+    refused(model.SerializeToString(), "takes weights from .*does not list")
+    refused(b"not a graph", "is no ONNX graph")
+    refused(b"\x08\x0a", "cannot be loaded by ONNX Runtime")
 
 
 def test_what_an_exit_decision_costs_is_measured(bundle: Path) -> None:

@@ -489,7 +489,7 @@ def test_a_policy_that_does_not_fit_loads_nothing(bundle: Path) -> None:
 def test_a_plan_that_tensorrt_refuses(bundle: Path) -> None:
     folder = folder_of(bundle)
     record = json.loads((folder / "build.json").read_text())
-    from lgvit_edge.bundle.directory import sha256
+    from lgvit_edge.bundle.plain_files import sha256
 
     for name in ("segment_0", "baseline"):
         (folder / f"{name}.engine").write_bytes(b"a later format")

@@ -6,9 +6,9 @@ Nothing is evaluated: the authors' strings such as "[4,5,6]" are parsed as JSON.
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Any
 
+from lgvit_edge._support import finite_json
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
 from lgvit_edge.architecture.families import FAMILIES
 from lgvit_edge.architecture.heads import HEAD_KINDS
@@ -80,7 +80,7 @@ def _list(raw: dict[str, Any], name: str, example: str) -> list[Any]:
     value = raw.get(name)
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = finite_json.loads(value)
         except (ValueError, RecursionError):
             pass  # reported below
     rows = value if isinstance(value, list) else [None]

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from lgvit_edge._support import finite_json
 from lgvit_edge._support.files import replacing
 from lgvit_edge._support.optional import require
 from lgvit_edge.architecture.config import LGViTConfig
@@ -263,7 +264,7 @@ def _own_header(metadata: dict[str, str]) -> Any:
     """Returns the header of one of our ``.safetensors`` files; None for a file of others."""
     text = metadata.get(_FORMAT)
     try:
-        return None if text is None else json.loads(text)
+        return None if text is None else finite_json.loads(text)
     except (ValueError, RecursionError):
         return text
 

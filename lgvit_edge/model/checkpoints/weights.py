@@ -7,7 +7,6 @@ its module.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
+from lgvit_edge._support import finite_json
 from lgvit_edge._support.optional import require
 from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.errors import CheckpointError
@@ -110,7 +110,7 @@ def _places(folder: Path, name: str) -> dict[str, str]:
 def read_json(file: Path, *, absent: bool = False) -> dict[str, Any]:
     """Reads a JSON object from a file; if it may be ``absent``, an empty one stands in."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = finite_json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         if absent and isinstance(error, FileNotFoundError):
             return {}

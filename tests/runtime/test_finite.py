@@ -1,0 +1,107 @@
+"""Logits that are not finite numbers: no policy and no way to predict takes them for an answer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lgvit_edge.bundle.directory import Bundle, open_bundle
+from lgvit_edge.errors import BackendError
+from lgvit_edge.runtime import (
+    Confidence,
+    Ensemble,
+    Entropy,
+    FixedExit,
+    Never,
+    Patience,
+    PatientConfidence,
+    Policy,
+    Session,
+)
+
+POLICIES: list[Policy] = [
+    *(Confidence(1.0), Confidence(1.0, 0.01), Entropy(0.0), Patience(9), PatientConfidence(1.0)),
+    *(Ensemble(1.0, 1.0), FixedExit(4), Never()),
+]
+WAYS: dict[str, Callable[[Session, NDArray[Any]], object]] = {
+    "predict": lambda session, images: session.run(images[:1]),
+    "deadline": lambda session, images: session.run(images[:1], deadline_ms=1e6),
+    "predict_batch": lambda session, images: session.run(images),
+    "timed_exits": lambda session, images: session.timed_exits(images[:1]),
+    "exit_logits": lambda session, images: session.exit_logits(list(images)),
+}
+
+
+class Scripted:
+    """A chain of four exits whose logits at one exit hold one ``value``, in the last row."""
+
+    max_batch = 3
+
+    def __init__(self, exit: int, value: float) -> None:
+        self.bad, self.value = exit, value
+        self.exit = self.size = 0
+
+    def start(self, images: NDArray[Any]) -> None:
+        self.exit, self.size = 0, len(images)
+
+    def step(self) -> NDArray[np.float32]:
+        self.exit += 1
+        logits = np.random.default_rng(0).normal(size=(self.size, 5)).astype(np.float32)
+        if self.exit == self.bad:
+            logits[-1, 3] = self.value
+        return logits
+
+    def keep(self, rows: NDArray[np.intp]) -> None:
+        self.size = len(rows)
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def opened(bundle: Path) -> Bundle:
+    found = open_bundle(bundle)
+    assert len(found.manifest.segments) == 4
+    return dataclasses.replace(found, manifest=dataclasses.replace(found.manifest, labels=()))
+
+
+def images(bundle: Bundle) -> NDArray[np.uint8]:
+    side = bundle.manifest.image_size
+    return np.zeros((3, side, side, 3), np.uint8)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_logit_that_is_not_finite_is_no_answer(opened: Bundle, way: str, value: float) -> None:
+    for policy in POLICIES:
+        for exit in (1, 3, 4):
+            with Session(opened, policy, lambda names, e=exit: Scripted(e, value)) as session:  # type: ignore[misc]
+                session._walk.clock.calibrate(np.ones((3, 4)))
+                with pytest.raises(BackendError, match=f"exit {exit} gave .*not finite.*fp32"):
+                    WAYS[way](session, images(opened))
+                assert session.stats.images == 0
+
+
+@pytest.mark.parametrize("value", [1e18, -1e18, 3.0])
+@pytest.mark.parametrize("way", WAYS)
+def test_large_logits_are_answers(opened: Bundle, way: str, value: float) -> None:
+    for policy in POLICIES:
+        with Session(opened, policy, lambda names: Scripted(3, value)) as session:
+            session._walk.clock.calibrate(np.ones((3, 4)))
+            results = WAYS[way](session, images(opened))
+            if way.startswith("p"):
+                assert all(np.isfinite(r.confidence) for r in results)  # type: ignore[attr-defined]
+
+
+def test_the_baseline_is_named_too(opened: Bundle) -> None:
+    with Session(opened, Never(), lambda names: Scripted(1, np.nan)) as session:
+        with pytest.raises(BackendError, match="exit 4 gave"):
+            session.baseline_logits(images(opened))
