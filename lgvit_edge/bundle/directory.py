@@ -18,6 +18,7 @@ import dataclasses
 import fnmatch
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from pathlib import Path
 from lgvit_edge._support.files import PARTIAL, leftovers, locked, replacing
 from lgvit_edge.bundle.manifest import MAX_BYTES, FileSpec, Manifest
 from lgvit_edge.bundle.points import OperatingPoint
-from lgvit_edge.errors import BundleError, ExportError
+from lgvit_edge.errors import BundleError, ExportError, UsageError
 
 MANIFEST = "manifest.json"
 BASELINE = "baseline.onnx"
@@ -63,7 +64,10 @@ def open_bundle(root: str | Path, *, verify: bool = True) -> Bundle:
 
     Raises:
         BundleError: it is missing, damaged, unsafe or of another schema version.
+        UsageError: ``root`` is no path.
     """
+    if not isinstance(root, (str, os.PathLike)):
+        raise UsageError(f"expected the path of a bundle's folder, such as 'out/', found {root!r}")
     root = Path(root)
     try:
         with (root / MANIFEST).open("rb") as file:
