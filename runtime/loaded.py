@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lgvit_edge._support.forks import OwnLock
+from lgvit_edge._support.numbers import whole
 from lgvit_edge.bundle.directory import Bundle
 from lgvit_edge.bundle.manifest import Manifest
-from lgvit_edge.errors import BackendError, ParityError
-from lgvit_edge.images.preprocess import ImageLike, network_input, refuse_single
+from lgvit_edge.errors import BackendError, ParityError, UsageError
+from lgvit_edge.images.preprocess import ImageLike, network_input, several
 from lgvit_edge.policies.scores import difference
 from lgvit_edge.runtime.backends.base import Chain
 from lgvit_edge.runtime.backends.registry import segment_names
@@ -23,8 +24,8 @@ from lgvit_edge.runtime.samples import read_samples
 class LoadedBundle:
     """Holds a bundle's loaded segments, and on demand its baseline, under one lock.
 
-    What runs them raises ``BackendError`` where a logit is not finite, and once the session is
-    closed.
+    What runs them raises ``BackendError`` where a logit is not finite, once the session is closed,
+    and in a process that was forked since; a session cannot be pickled.
 
     Attributes:
         chain: the segments, for benchmarks; no other thread may use the session meanwhile.
@@ -36,7 +37,8 @@ class LoadedBundle:
         self._walk = Walk(self.chain, bundle.manifest)
         self._exits = len(bundle.manifest.segments) - 1
         self._baseline: Chain | None = None
-        self._lock, self._closed = threading.RLock(), False
+        self._lock, self._closed = OwnLock(), False
+        self._wanted = bundle.manifest.segments[0].spec.inputs[0]
 
     @property
     def manifest(self) -> Manifest:
@@ -52,15 +54,17 @@ class LoadedBundle:
         """Resize and normalise images into network input, as the manifest says.
 
         Takes images and color as ``Session.predict`` does; one array ``[B, H, W, C]`` will do.
-        Returns ``[B, H, W, 3] uint8``, or ``[B, 3, H, W] float32`` where the bundle says so. It may
-        be a view of an image that has the network's size already.
+        Returns ``[B, H, W, 3] uint8``, or ``[B, 3, H, W] float32`` where the bundle says so, which
+        shares no memory with the images: a camera may fill its array again.
 
         Raises:
-            DataError: an image is of another type or shape.
+            DataError: an image is of another type or shape, or there is none.
             UsageError: there is no such color.
         """
-        spec = self.manifest
-        return network_input(images, spec.preprocess, spec.image_size, spec.input, color)
+        images = several(images)
+        ready = self._input(images, color)
+        shared = len(images) == 1 and isinstance(images[0], np.ndarray)  # more were stacked
+        return ready.copy() if shared and np.may_share_memory(ready, images[0]) else ready
 
     def exit_logits(
         self, images: Sequence[ImageLike], *, color: str = "rgb"
@@ -72,11 +76,11 @@ class LoadedBundle:
         Raises:
             DataError: an image is of another type or shape.
         """
-        refuse_single(images)
+        images = several(images)
         shape = (len(images), self._exits + 1, self.manifest.num_classes)
         logits = np.empty(shape, np.float32)
         for first in range(0, len(images), self.max_batch):
-            ready = self.prepare(images[first : first + self.max_batch], color=color)
+            ready = self._input(images[first : first + self.max_batch], color)
             with self._lock:
                 self._check_open()
                 self.chain.start(ready)
@@ -89,13 +93,22 @@ class LoadedBundle:
 
         Decisions are computed but never stop the image. Returns a copy of the logits,
         ``[M + 1, C] float32``, and the times, ``[M + 1]`` in ms.
+
+        Raises:
+            UsageError: ``images`` is not what ``prepare`` returns for one image.
         """
+        self._check_input(images, 1)
         with self._lock:
             self._check_open()
             return self._walk.timed(images)
 
     def baseline_logits(self, images: NDArray[Any]) -> NDArray[np.float32]:
-        """Return a copy of the baseline's logits on prepared input, ``[B, C] float32``."""
+        """Return a copy of the baseline's logits on prepared input, ``[B, C] float32``.
+
+        Raises:
+            UsageError: ``images`` is not what ``prepare`` returns, or more than the largest batch.
+        """
+        self._check_input(images, self.max_batch)
         with self._lock:
             baseline = self._open_baseline()
             baseline.start(images)
@@ -114,7 +127,11 @@ class LoadedBundle:
         """Run the whole chain a few times, at least once; return its median time in ms.
 
         Later predictions are at full speed. Deadlines and ``TargetRate`` go by the times measured.
+
+        Raises:
+            UsageError: ``runs`` is not a whole number of at least 1.
         """
+        runs = whole("runs", runs)
         side = self.manifest.image_size
         frame = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
         images = self.prepare([frame])
@@ -126,16 +143,44 @@ class LoadedBundle:
 
     def describe(self) -> dict[str, Any]:
         """Return backend, version, device and threads, for records."""
-        return self.chain.describe()
+        with self._lock:
+            return self.chain.describe()
 
     def close(self) -> None:
-        """Free all memory, after waiting for other threads; may be called again."""
+        """Free all memory, after waiting for other threads; may be called again.
+
+        In a forked process it does nothing, because the memory is the other process's.
+        """
+        if self._lock.left:
+            return
         with self._lock:
             if not self._closed:
                 self._closed = True
                 self.chain.close()
                 if self._baseline is not None:
                     self._baseline.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise UsageError(
+            "a session cannot be copied, pickled or sent to another process; open one there, from "
+            "the bundle's folder"
+        )
+
+    def _input(self, images: Sequence[ImageLike], color: str) -> NDArray[Any]:
+        """Do what ``prepare`` does; the result may be a view of an image, so use it at once."""
+        spec = self.manifest
+        return network_input(images, spec.preprocess, spec.image_size, spec.input, color)
+
+    def _check_input(self, images: object, most: int) -> None:
+        """Refuse what ``prepare`` did not return: backends trust its shape."""
+        shape, dtype = self._wanted.shape[1:], self._wanted.dtype
+        found = type(images).__name__
+        if isinstance(images, np.ndarray):
+            if images.dtype == dtype and images.shape[1:] == shape and 0 < len(images) <= most:
+                return
+            found = f"{images.dtype} {list(images.shape)}"
+        sizes = ", ".join(map(str, ["1" if most == 1 else f"1..{most}", *shape]))
+        raise UsageError(f"expected what session.prepare returns, {dtype} [{sizes}]; found {found}")
 
     def _open_baseline(self) -> Chain:
         self._check_open()

@@ -10,11 +10,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from lgvit_edge._support.numbers import real, whole
 from lgvit_edge.bundle.directory import Bundle, open_bundle
 from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.errors import BundleError, UsageError
-from lgvit_edge.images.preprocess import ImageLike, refuse_single
-from lgvit_edge.policies import Policy, from_json
+from lgvit_edge.images.preprocess import ImageLike, check_color, check_several, several
+from lgvit_edge.policies import Policy, as_policy, from_json
 from lgvit_edge.runtime.backends.base import Chain, ChainOptions, TensorRTOptions
 from lgvit_edge.runtime.backends.registry import chain_opener
 from lgvit_edge.runtime.loaded import LoadedBundle
@@ -36,7 +37,7 @@ class Session(LoadedBundle):
     """
 
     def __init__(
-        self, bundle: Bundle, policy: Policy, open_chain: Callable[[list[str]], Chain]
+        self, bundle: Bundle, policy: Policy | str, open_chain: Callable[[list[str]], Chain]
     ) -> None:
         """Wrap an opened bundle; use ``Session.open`` instead."""
         super().__init__(bundle, open_chain)
@@ -56,7 +57,7 @@ class Session(LoadedBundle):
         path: str | Path,
         *,
         backend: str = "auto",
-        policy: Policy | None = None,
+        policy: Policy | str | None = None,
         point: str | None = None,
         threads: int | None = None,
         thread_pool: str | None = None,
@@ -79,8 +80,9 @@ class Session(LoadedBundle):
                 a machine (seconds) and remembered. ``LGVIT_EDGE_BACKEND`` takes the place of
                 ``auto``. An option that a backend does not take is refused, and with ``auto``
                 leaves that backend out.
-            policy: decides where images stop; None for the one in the bundle's manifest, which is
-                ``confidence:0.8`` unless ``lgvit-edge export --policy`` said otherwise.
+            policy: decides where images stop, or its text as on the command line, such as
+                ``confidence:0.8``; None for the one in the bundle's manifest, which is that one
+                unless ``lgvit-edge export --policy`` said otherwise.
             point: instead, the name of an operating point that ``lgvit-edge tune`` stored.
             threads: CPU threads (onnxruntime, openvino); None for one per core of this process.
             thread_pool: (onnxruntime) ``global``, the default, is fastest and makes ONNX Runtime
@@ -108,6 +110,7 @@ class Session(LoadedBundle):
         bundle = open_bundle(path)
         if policy is None:
             policy = _bundle_policy(bundle.manifest, point)
+        policy = as_policy(policy)
         policy.start(len(bundle.manifest.segments) - 1)  # before anything is loaded
         name, options = choose(bundle, backend, options)
         session = cls(bundle, policy, chain_opener(bundle, name, options))
@@ -122,15 +125,16 @@ class Session(LoadedBundle):
 
     @property
     def policy(self) -> Policy:
-        """The policy that decides where images stop; may be set at any time.
+        """The policy that decides where images stop; may be set at any time, as text too.
 
         Raises:
-            UsageError: on setting, when its thresholds do not fit the exits.
+            UsageError: on setting, when it is none or its thresholds do not fit the exits.
         """
         return self._policy
 
     @policy.setter
-    def policy(self, policy: Policy) -> None:
+    def policy(self, policy: Policy | str) -> None:
+        policy = as_policy(policy)
         policy.start(self._exits)
         with self._lock:
             rate = policy if isinstance(policy, TargetRate) else None
@@ -182,9 +186,9 @@ class Session(LoadedBundle):
             BackendError: a logit is NaN or infinite, or the session is closed.
         """
         start = time.perf_counter()
-        if deadline_ms is not None and not 0 < deadline_ms < float("inf"):
+        if deadline_ms is not None and not 0 < real(deadline_ms) < float("inf"):
             raise UsageError(f"deadline_ms must be a positive number, found {deadline_ms!r}")
-        images = self.prepare([image], color=color)
+        images = self._input([image], color)
         prepare_ms = (time.perf_counter() - start) * 1e3
         return self.run(images, starts=[start], deadline_ms=deadline_ms, prepare_ms=prepare_ms)[0]
 
@@ -194,11 +198,11 @@ class Session(LoadedBundle):
         More images than the bundle's largest batch are run in several batches. Arguments and errors
         are those of ``predict``; one array ``[B, H, W, C]`` will do.
         """
-        refuse_single(images)
+        images = several(images)
         results: list[Result] = []
         for first in range(0, len(images), self.max_batch):
             start = time.perf_counter()
-            ready = self.prepare(images[first : first + self.max_batch], color=color)
+            ready = self._input(images[first : first + self.max_batch], color)
             prepare_ms = (time.perf_counter() - start) * 1e3
             results += self.run(ready, starts=[start] * len(ready), prepare_ms=prepare_ms)
         return results
@@ -221,10 +225,11 @@ class Session(LoadedBundle):
         Raises:
             DataError: an image is of another type or shape. An exception of ``images`` itself is
                 raised too, after the results of the images before it.
-            UsageError: ``batch`` or ``ahead`` are below 1, or there is no such color.
+            UsageError: ``batch`` or ``ahead`` is not a whole number of at least 1, or there is no
+                such color.
             BackendError: a logit is NaN or infinite, or the session is closed.
         """
-        refuse_single(images)
+        check_several(images)
         for _, result in self._run_streams({"images": images}, color, batch, ahead, patient=False):
             if isinstance(result, StreamError):
                 raise result.error
@@ -245,8 +250,13 @@ class Session(LoadedBundle):
         the images of all sources together. Yields the source's name with each result or error;
         those of one source are in its order.
         """
+        if not isinstance(sources, Mapping):
+            raise UsageError(
+                "sources must be a dict of names and images, such as {'gate': frames}, found "
+                f"{type(sources).__name__}; for a single source there is stream"
+            )
         for images in sources.values():
-            refuse_single(images)
+            check_several(images)
         return self._run_streams(sources, color, batch, ahead, patient=True)
 
     def _run_streams(
@@ -258,13 +268,14 @@ class Session(LoadedBundle):
         *,
         patient: bool,
     ) -> Iterator[tuple[str, Result | StreamError]]:
-        size = self.max_batch if batch is None else min(batch, self.max_batch)
+        check_color(color)  # once, rather than for every image
+        size = self.max_batch if batch is None else min(whole("batch", batch), self.max_batch)
         return run_streams(
             lambda image: self.prepare([image], color=color),
             lambda images, starts: self.run(images, starts=starts),
             sources,
             batch=size,
-            ahead=2 * size if ahead is None else ahead,
+            ahead=2 * size if ahead is None else whole("ahead", ahead),
             patient=patient,
         )
 
@@ -286,10 +297,14 @@ class Session(LoadedBundle):
                 rate; 0 where another thread prepares them.
 
         Raises:
-            UsageError: a deadline for several images.
+            UsageError: a deadline for several images, not as many ``starts`` as images, or
+                ``images`` is not what ``prepare`` returns.
             BackendError: a logit is NaN or infinite, or the session is closed.
         """
         began = time.perf_counter()
+        self._check_input(images, self.max_batch)
+        if starts is not None and len(starts) != len(images):
+            raise UsageError(f"expected {len(images)} starts, one per image, found {len(starts)}")
         if deadline_ms is not None and len(images) != 1:
             raise UsageError(f"a deadline is for one image, found {len(images)}")
         with self._lock:
@@ -321,7 +336,9 @@ class Session(LoadedBundle):
             return self._recorder.snapshot()
 
     def close(self) -> None:
-        """Free all memory, after waiting for other threads; may be called again."""
+        """See ``LoadedBundle.close``."""
+        if self._lock.left:
+            return
         with self._lock:
             if self._rate is not None:
                 self._rate.detach()
@@ -343,7 +360,7 @@ def _bundle_policy(manifest: Manifest, point: str | None = None) -> Policy:
     """
     where, data = "manifest.policy", manifest.policy
     if point is not None:
-        if point not in manifest.points:
+        if point not in list(manifest.points):  # of any type
             listed = ", ".join(manifest.points) or "none; run: lgvit-edge tune"
             raise UsageError(f"no operating point {point!r}; this bundle has {listed}")
         where, data = f"manifest.points.{point}.policy", manifest.points[point].policy

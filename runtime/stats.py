@@ -56,10 +56,14 @@ class Statistics:
         ``labels``, such as ``{"camera": "gate"}``, are added to every sample.
 
         Raises:
-            UsageError: a label's name is not valid.
+            UsageError: a label's name is not valid, or the labels are no dict.
         """
+        if not isinstance(labels, (Mapping, type(None))):
+            raise UsageError(
+                f"labels must be a dict, such as {{'camera': 'gate'}}, found {labels!r}"
+            )
         common = dict(labels or {})
-        if bad := [name for name in common if not _LABEL.fullmatch(name)]:
+        if bad := [name for name in common if not _LABEL.fullmatch(str(name))]:
             raise UsageError(f"no Prometheus label: {bad[0]!r}; take letters, digits and _")
         lines: list[str] = []
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lgvit_edge.errors import UsageError
+from lgvit_edge._support.forks import Birthplace
 from lgvit_edge.images.preprocess import ImageLike
 from lgvit_edge.runtime.result import Result
 
@@ -56,12 +56,11 @@ def run_streams(
 ) -> Iterator[tuple[str, Result | StreamError]]:
     """Classify the images of several sources, each read by a thread; see ``Session.streams``.
 
-    ``prepare`` turns one image into network input ``[1, ...]``; ``run`` turns network input
-    ``[B, ...]``, and when each image's latency began, into results. A ``patient`` source goes on
-    after an image that cannot be used.
+    ``prepare`` turns one image into network input ``[1, ...]``, in memory of its own, as the source
+    may fill its array again; ``run`` turns network input ``[B, ...]``, and when each image's
+    latency began, into results. A ``patient`` source goes on after an image that cannot be used.
     """
-    if ahead < 1 or batch < 1:
-        raise UsageError(f"batch and ahead must be at least 1, found {batch} and {ahead}")
+    birthplace = Birthplace()
     items: queue.Queue[_Item] = queue.Queue(ahead)
     stop = threading.Event()
 
@@ -79,7 +78,7 @@ def run_streams(
             for image in images:
                 start = time.perf_counter()
                 try:
-                    put(_Item(name, _owned(prepare(image), image), start))
+                    put(_Item(name, prepare(image), start))
                 except Exception as error:
                     if not patient:
                         raise
@@ -100,6 +99,7 @@ def run_streams(
     open_sources = len(readers)
     try:
         while open_sources:
+            birthplace.check()  # a forked process has no readers: it would wait for ever
             items_read = [items.get()]
             while len(items_read) < batch:  # only what is ready: a full batch is not waited for
                 try:
@@ -121,10 +121,3 @@ def run_streams(
         stop.set()
         for reader in readers:
             reader.join(timeout=1.0)  # a camera that hangs is not waited for
-
-
-def _owned(images: NDArray[Any], image: ImageLike) -> NDArray[Any]:
-    """Return network input that does not change when the source fills its array again."""
-    if isinstance(image, np.ndarray) and np.may_share_memory(images, image):
-        return images.copy()
-    return images

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge import policies
+from lgvit_edge._support.numbers import real
 from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.errors import UsageError
 from lgvit_edge.policies import FixedExit, Never, Policy, Tracker
@@ -61,13 +62,15 @@ class TargetRate(Policy):
             headroom: share of the time between frames that is left to the application.
 
         Raises:
-            UsageError: a number is out of range.
+            UsageError: a number is out of range, or the points are no list.
         """
-        if not 0 < fps < 1e6:
+        if not 0 < real(fps) < 1e6:
             raise UsageError(f"fps must be a positive number, found {fps!r}")
-        if not 0 <= headroom < 1:
+        if not 0 <= real(headroom) < 1:
             raise UsageError(f"headroom must be in 0..1, found {headroom!r}")
-        self.fps, self.points = fps, points
+        if points is not None and (isinstance(points, str) or not isinstance(points, Sequence)):
+            raise UsageError(f"points must be a list of names, such as ['fast'], found {points!r}")
+        self.fps, self.points = fps, None if points is None else tuple(points)
         self.budget_ms = 1e3 / fps * (1 - headroom)
         self._levels: list[_Level] = []
 
@@ -85,7 +88,7 @@ class TargetRate(Policy):
                 "one another policy first"
             )
         names = manifest.points if self.points is None else self.points
-        if unknown := [name for name in names if name not in manifest.points]:
+        if unknown := [name for name in names if name not in list(manifest.points)]:
             listed = ", ".join(manifest.points) or "none; run: lgvit-edge tune"
             raise UsageError(f"no operating point {unknown[0]!r}; this bundle has {listed}")
         levels = []

@@ -61,7 +61,8 @@ def decision_cost(engines: Path, policy: Policy, *, classes: int = 1000) -> floa
     logits = np.random.default_rng(0).normal(size=(1, classes)).astype(np.float32)
     bundle = dataclasses.replace(bundle, manifest=manifest)
     session = Session(bundle, policy, lambda names: _ScriptedChain(logits))
-    image = np.zeros((1, 1), np.uint8)
+    side = manifest.image_size
+    image = session.prepare([np.zeros((side, side, 3), np.uint8)])
     times = []
     for _ in range(2000):
         start = time.perf_counter()

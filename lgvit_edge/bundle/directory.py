@@ -28,7 +28,7 @@ from lgvit_edge.bundle.external import external_files
 from lgvit_edge.bundle.manifest import MAX_BYTES, FileSpec, Manifest
 from lgvit_edge.bundle.plain_files import read_up_to, sha256, size_of
 from lgvit_edge.bundle.points import OperatingPoint
-from lgvit_edge.errors import BundleError, ExportError, in_one_line
+from lgvit_edge.errors import BundleError, ExportError, UsageError, in_one_line
 
 MANIFEST = "manifest.json"
 BASELINE = "baseline.onnx"
@@ -67,7 +67,10 @@ def open_bundle(root: str | Path, *, verify: bool = True) -> Bundle:
 
     Raises:
         BundleError: it is missing, damaged, unsafe or of another schema version.
+        UsageError: ``root`` is no path.
     """
+    if not isinstance(root, (str, os.PathLike)):
+        raise UsageError(f"expected the path of a bundle's folder, such as 'out/', found {root!r}")
     root = Path(root)
     try:
         text = read_up_to(root / MANIFEST, MAX_BYTES)

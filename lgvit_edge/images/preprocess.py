@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, Union
 
@@ -51,8 +51,7 @@ def as_rgb(image: ImageLike, color: str = "rgb") -> NDArray[np.uint8]:
         DataError: ``image`` is none of these.
         UsageError: ``color`` is neither order.
     """
-    if color not in COLORS:
-        raise UsageError(f"color must be one of {', '.join(COLORS)}, found {color!r}")
+    check_color(color)
     if isinstance(image, np.ndarray):
         if image.dtype == np.uint8 and image.size:
             channels = image.shape[2] if image.ndim == 3 else 1 if image.ndim == 2 else 0
@@ -75,6 +74,16 @@ def as_rgb(image: ImageLike, color: str = "rgb") -> NDArray[np.uint8]:
         "an image must be a uint8 array [H, W, 3], [H, W, 4], [H, W] or [H, W, 1], the path of a "
         f"file, or a Pillow image; found {kind}"
     )
+
+
+def check_color(color: str) -> None:
+    """Refuse an order of channels that is none.
+
+    Raises:
+        UsageError: lists the orders.
+    """
+    if color not in COLORS:
+        raise UsageError(f"color must be one of {', '.join(COLORS)}, found {color!r}")
 
 
 def _is_pillow(image: object) -> TypeGuard[Image]:
@@ -119,27 +128,49 @@ def network_input(
     """Convert images of any size, each as ``as_rgb`` takes it, to the input of segment 0.
 
     One array ``[B, H, W, C]`` will do. Returns ``[B, size, size, 3] uint8``, or normalised
-    ``[B, 3, size, size] float32``, as ``dtype`` says.
+    ``[B, 3, size, size] float32``, as ``dtype`` says. It is a view of the image where there is one,
+    of this size already, and the dtype is uint8.
 
     Raises:
-        DataError: an image has another type or shape, or ``images`` is a single image.
+        DataError: an image has another type or shape, or ``images`` is no sequence or empty.
     """
-    refuse_single(images)
+    images = several(images)
+    if not len(images):
+        raise DataError("expected at least one image, found none")
     resized = [resize_crop(as_rgb(image, color), spec, size) for image in images]
     ready = resized[0][None] if len(resized) == 1 else np.stack(resized)
     return ready if dtype == "uint8" else to_float(ready, spec)
 
 
-def refuse_single(images: object) -> None:
-    """Refuse a single image, whose rows, or the letters of its path, would pass for images.
+def several(images: object) -> Sequence[ImageLike]:
+    """Return images as a sequence that can be sliced.
 
     Raises:
-        DataError: ``images`` is a single image.
+        DataError: there is no telling how many they are, or ``images`` is a single image.
     """
-    single = isinstance(images, (str, os.PathLike)) or _is_pillow(images)
-    if single or (isinstance(images, np.ndarray) and images.ndim != 4):
+    check_several(images)
+    if isinstance(images, (list, tuple, np.ndarray)):
+        return images  # type: ignore[return-value]
+    if isinstance(images, Sized):
+        return list(images)  # type: ignore[call-overload, no-any-return]
+    raise DataError(
+        f"expected several images, such as [image], found {type(images).__name__}, which tells "
+        "them one by one; give that to Session.stream"
+    )
+
+
+def check_several(images: object) -> None:
+    """Refuse what is not images, such as one image: its rows, or a path's letters, would pass.
+
+    Raises:
+        DataError: ``images`` is a single image, a dict, or nothing that could be read one by one.
+    """
+    single = isinstance(images, (str, bytes, os.PathLike, Mapping)) or _is_pillow(images)
+    if isinstance(images, np.ndarray):
+        single = images.ndim != 4
+    if single or not (isinstance(images, Iterable) or hasattr(images, "__getitem__")):
         kind = f"an array {list(images.shape)}" if isinstance(images, np.ndarray) else repr(images)
-        raise DataError(f"expected several images, such as [image], found {kind}")
+        raise DataError(f"expected several images, such as [image], found {kind:.100}")
 
 
 def to_float(images: NDArray[np.uint8], spec: Preprocess) -> NDArray[np.float32]:

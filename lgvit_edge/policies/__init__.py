@@ -17,9 +17,10 @@ from lgvit_edge.policies.rules import (
     Patience,
     PatientConfidence,
 )
-from lgvit_edge.policies.text import described, from_json, parse
+from lgvit_edge.policies.text import as_policy, described, from_json, parse
 
 __all__ = [
+    "as_policy",
     "Confidence",
     "Departures",
     "described",

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from lgvit_edge._support.numbers import whole
 from lgvit_edge.errors import UsageError
 from lgvit_edge.policies.scores import PROBABILITY, Floats, Measure
 
@@ -280,14 +281,7 @@ def number(default: float, low: float, high: float) -> Any:
 
 def count(default: int) -> Any:
     """Returns a field with a whole number of at least 1."""
-
-    def read(name: str, value: Any) -> int:
-        plain = value.item() if isinstance(value, np.generic) else value
-        if not isinstance(plain, int) or isinstance(plain, bool) or plain < 1:
-            raise UsageError(f"{name} must be a whole number of at least 1, found {value!r}")
-        return plain
-
-    return _parameter(default, read)
+    return _parameter(default, whole)
 
 
 def _parameter(default: Any, read: Callable[[str, Any], Any], **about: Any) -> Any:

@@ -26,6 +26,21 @@ def from_json(data: Any) -> Policy:
     return kind(**values)
 
 
+def as_policy(policy: object) -> Policy:
+    """Returns a policy that was given as such, or as the text that ``parse`` takes.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if isinstance(policy, str):
+        return parse(policy)
+    if isinstance(policy, Policy):
+        return policy
+    raise UsageError(
+        f"expected a policy, such as Confidence(0.8) or 'confidence:0.8'; found {policy!r}"
+    )
+
+
 def described() -> str:
     """Returns an example of every policy and when it stops, for the help of commands."""
     return "; ".join(f"{kind.example} ({kind.help})" for kind in POLICIES.values())

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
+from lgvit_edge._support.numbers import whole
 from lgvit_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -91,8 +92,10 @@ class ChainOptions:
 
     def __post_init__(self) -> None:
         """Refuse values that no backend takes."""
-        if self.threads is not None and self.threads < 1:
-            raise UsageError(f"threads must be at least 1, found {self.threads}")
+        if self.threads is not None:
+            object.__setattr__(self, "threads", whole("threads", self.threads))
+        if not isinstance(self.tensorrt, (TensorRTOptions, type(None))):
+            raise UsageError(f"tensorrt must be TensorRTOptions(...), found {self.tensorrt!r}")
 
     @property
     def given(self) -> list[str]:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+from lgvit_edge._support.forks import CURE, Birthplace
 from lgvit_edge.errors import BackendError
 from lgvit_edge.machine.cpu import available_cores
 
 _lock = threading.Lock()
 _pool_size: int | None = None
+_birthplace = Birthplace()  # of the pool
 
 
 def join_pool(ort: Any, threads: int | None) -> int:
@@ -24,9 +26,11 @@ def join_pool(ort: Any, threads: int | None) -> int:
     gets one per core. ``ort`` is the onnxruntime module.
 
     Raises:
-        BackendError: the existing pool has another size.
+        BackendError: the existing pool has another size, or is that of the process which this one
+            was forked from.
     """
-    global _pool_size
+    global _pool_size, _birthplace
+    _refuse_forked()
     with _lock:
         if _pool_size is None:
             size = threads or available_cores()
@@ -34,7 +38,7 @@ def join_pool(ort: Any, threads: int | None) -> int:
             arena = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR
             memory = ort.OrtMemoryInfo("Cpu", arena, 0, ort.OrtMemType.DEFAULT)
             ort.create_and_register_allocator(memory, None)
-            _pool_size = size
+            _pool_size, _birthplace = size, Birthplace()
         if threads not in (None, _pool_size):
             raise BackendError(
                 f"expected {threads} threads, but ONNX Runtime's pool in this process already has "
@@ -46,10 +50,20 @@ def join_pool(ort: Any, threads: int | None) -> int:
 
 def refuse_pool() -> None:
     """Raise BackendError if the process-wide pool exists, next to which no session has its own."""
+    _refuse_forked()
     if _pool_size is not None:
         raise BackendError(
             "private thread pools cannot be had after another session in this process opened with "
             "thread_pool='global'; open all of them with thread_pool='private'"
+        )
+
+
+def _refuse_forked() -> None:
+    # ONNX Runtime would go on with a pool that has no threads. The lock may be held for ever.
+    if _pool_size is not None and _birthplace.left:
+        raise BackendError(
+            "a session was opened before this process was forked, and the threads of ONNX "
+            f"Runtime's pool stayed in the other one; {CURE}"
         )
 
 

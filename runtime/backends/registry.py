@@ -44,7 +44,7 @@ def backend_of(name: str) -> Backend:
     Raises:
         UsageError: there is no such backend.
     """
-    if name not in _BACKENDS:
+    if name not in list(_BACKENDS):  # of any type
         raise UsageError(f"backend must be one of {AUTO}, {', '.join(_BACKENDS)}, found {name!r}")
     return _BACKENDS[name]
 

@@ -163,7 +163,7 @@ def test_what_a_backend_would_ignore_is_refused(bundle: Path, backend: str, opti
 
 @pytest.mark.parametrize("backend", ["tensorrt", "onnxruntime", "openvino"])
 def test_too_few_threads_are_refused_whatever_runs(bundle: Path, backend: str) -> None:
-    with pytest.raises(UsageError, match="threads must be at least 1, found 0"):
+    with pytest.raises(UsageError, match="threads must be a whole number of at least 1, found 0"):
         Session.open(bundle, backend=backend, threads=0)
 
 

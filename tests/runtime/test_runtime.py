@@ -244,7 +244,7 @@ def test_no_frames_give_no_results(session: Session) -> None:
     ("given", "message"),
     [
         ({"backend": "cuda"}, "one of auto, tensorrt, onnxruntime, openvino, found"),
-        ({"threads": 0}, "threads must be at least 1"),
+        ({"threads": 0}, "threads must be a whole number of at least 1, found 0"),
         ({"device": "tpu"}, "device must be one of cpu, cuda"),
         ({"thread_pool": "shared"}, "thread_pool must be global or private"),
         ({"policy": Confidence((0.5,) * 7)}, "one threshold or 3"),

@@ -209,10 +209,15 @@ def test_a_camera_may_fill_one_array_again_and_again(session: Session) -> None:
     assert len(set(expected)) > 6
 
 
-@pytest.mark.parametrize("number", ["batch", "ahead"])
-def test_a_stream_of_nothing_at_a_time_is_refused(session: Session, number: str) -> None:
-    with pytest.raises(UsageError, match="batch and ahead must be at least 1, found"):
-        list(session.stream(frames(1), **{number: 0}))  # type: ignore[arg-type]
+@pytest.mark.parametrize("color", ["rgb", "bgr"])
+@pytest.mark.parametrize("shape", [(32, 32, 3), (32, 32, 4), (32, 32), (1, 32, 32, 3)])
+def test_what_is_prepared_stays_when_the_camera_fills_its_array_again(
+    session: Session, shape: tuple[int, ...], color: str
+) -> None:
+    image = np.full(shape, 50, np.uint8)
+    ready = session.prepare(image if len(shape) == 4 else [image], color=color)
+    image[:] = 200
+    assert (ready == 50).all()
 
 
 def test_statistics_count_what_happened(session: Session) -> None:
