@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from lgvit_edge._support.files import reading
 from lgvit_edge.bundle.codec import loads
 from lgvit_edge.bundle.directory import BUILD, ENGINES, Bundle
 from lgvit_edge.bundle.manifest import GraphSpec
@@ -105,7 +106,7 @@ def read_build(folder: Path) -> Build:
     """Read ``build.json``, or raise ``BundleError``: missing, damaged or of another schema."""
     path = folder / BUILD
     try:
-        with path.open("rb") as file:
+        with reading(path) as file:
             text = file.read(_MAX_BYTES + 1)
     except OSError as error:
         raise BundleError(f"cannot read {path}: {error.strerror}") from None

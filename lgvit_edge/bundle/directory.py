@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lgvit_edge._support.files import PARTIAL, leftovers, locked, replacing
+from lgvit_edge._support.files import PARTIAL, leftovers, locked, read_bytes, reading, replacing
 from lgvit_edge.bundle.manifest import MAX_BYTES, FileSpec, Manifest
 from lgvit_edge.bundle.points import OperatingPoint
 from lgvit_edge.errors import BundleError, ExportError
@@ -66,7 +66,7 @@ def open_bundle(root: str | Path, *, verify: bool = True) -> Bundle:
     """
     root = Path(root)
     try:
-        with (root / MANIFEST).open("rb") as file:
+        with reading(root / MANIFEST) as file:
             text = file.read(MAX_BYTES + 1)
     except OSError as error:
         what = "no such directory" if not root.exists() else f"no readable {MANIFEST}"
@@ -163,7 +163,7 @@ def describe(staging: Path, name: str) -> FileSpec:
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content in hexadecimal."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with reading(path) as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
@@ -210,7 +210,7 @@ def _may_replace(root: Path) -> bool:
     if not names:
         return True
     try:
-        record = json.loads((root / MANIFEST).read_bytes())
+        record = json.loads(read_bytes(root / MANIFEST, MAX_BYTES))
     except (OSError, ValueError, RecursionError):
         return False
     ours = isinstance(record, dict) and {"schema_version", "segments", "baseline"} <= record.keys()
