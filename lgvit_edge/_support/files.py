@@ -94,8 +94,11 @@ def replacing(path: Path) -> Iterator[Path]:
     Partial files that killed processes left are removed.
 
     Raises:
-        OSError: as writing does; nothing is left behind.
+        OSError: as writing does; nothing is left behind. Also of a pipe or a device, such as
+            /dev/null, in whose place a file would come.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EEXIST, "it is a pipe or a device, expected a file", path)
     for left in path.parent.glob(leftovers(path.name)):
         _remove_unless_written(left)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{PARTIAL}")

@@ -42,6 +42,14 @@ def test_only_files_are_read(
     require_file(tmp_path / "none")
 
 
+def test_nothing_takes_the_place_of_a_pipe_or_a_device(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileExistsError, match="it is a pipe or a device, expected a file"):
+        with replacing(tmp_path / "pipe"):
+            pass
+    assert (tmp_path / "pipe").is_fifo() and len(list(tmp_path.iterdir())) == 1
+
+
 def test_no_more_is_read_than_is_expected(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"123456789")
     assert read_bytes(tmp_path / "x", 9) == b"123456789"

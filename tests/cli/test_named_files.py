@@ -44,8 +44,6 @@ def surroundings(tmp_path: Path, bundle: Path, exported_model: LGViT, in_time: N
         "bench --engines out --data flat --labels NAMED",
         "export --ckpt model.pt --labels NAMED --out new",
         "export --ckpt NAMED --out new",
-        "tune --engines out --data photos --logits NAMED",
-        "tune --engines out --logits NAMED",
     ],
 )
 def test_what_is_no_file_is_refused_at_once(
@@ -59,6 +57,15 @@ def test_what_is_no_file_is_refused_at_once(
     said = command(*line.replace("NAMED", named).split(), status=1)
     assert ("no such checkpoint" if "--ckpt NAMED" in line else CURE) in said
     assert not (surroundings / "new").exists()
+
+
+@pytest.mark.parametrize("option", ["bench --json", "bench --report", "tune --logits"])
+def test_what_is_no_file_is_not_written(option: str, surroundings: Path, command: Command) -> None:
+    pipe, (name, written) = surroundings / "pipe", option.split()
+    options = ("--engines", surroundings / "out", "--data", surroundings / "photos")
+    said = command(name, *options, written, pipe, status=2)
+    assert f"{written}: expected a file, found a pipe or a device: {pipe}" in said
+    assert pipe.is_fifo()
 
 
 @pytest.mark.parametrize(
