@@ -8,13 +8,14 @@ from typing import Any
 from rich.console import Console
 
 from lgvit_edge._support import finite_json
+from lgvit_edge._support.files import read_bytes
 from lgvit_edge._support.terminal import plain
 from lgvit_edge.benchmarks.report.terminal import table_of
 from lgvit_edge.bundle.directory import MANIFEST, open_bundle
 from lgvit_edge.bundle.points import OperatingPoint
 from lgvit_edge.errors import DataError, UsageError
 
-_MAX_BYTES = 1 << 30
+_MAX_BYTES = 1 << 28  # a record of 50,000 images has a tenth
 # Conditions that must be the same for times to be compared, with their place in the record.
 _CONDITIONS = {
     "processor": ("env", "cpu"),
@@ -127,15 +128,14 @@ def _rows(path: Path) -> list[dict[str, Any]]:
             )
         return [_of_point(path, name, point) for name, point in points.items()]
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise ValueError("too large")
-        record = finite_json.loads(path.read_text(encoding="utf-8"))
+        record = finite_json.loads(read_bytes(path, _MAX_BYTES))
         return [_of_record(path, record)]
     except FileNotFoundError:
         raise DataError(f"no such record or bundle: {path}") from None
     except (OSError, ArithmeticError, LookupError, ValueError, TypeError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise DataError(
-            f"{path} is no record of lgvit-edge bench --json ({type(error).__name__}: {error}); "
+            f"{path} is no record of lgvit-edge bench --json ({reason}); "
             f"a bundle is a folder with {MANIFEST}"
         ) from None
 

@@ -304,3 +304,17 @@ def command(
         return said
 
     return typed
+
+
+@pytest.fixture
+def in_time() -> Iterator[None]:
+    """Fails what waits: nobody writes to a pipe of these tests."""
+
+    def late(*_: object) -> None:
+        raise AssertionError("it waits")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(20)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)

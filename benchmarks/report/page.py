@@ -8,6 +8,7 @@ from typing import Any
 from lgvit_edge import __version__
 from lgvit_edge._support.files import replacing
 from lgvit_edge._support.optional import require
+from lgvit_edge._support.text import escaped
 from lgvit_edge.architecture.families import FAMILIES
 from lgvit_edge.benchmarks.report import plots
 from lgvit_edge.benchmarks.report.gallery import Gallery
@@ -44,7 +45,10 @@ def write_page(
         drawn.insert(0, plots.tradeoff)
     # Class names may hold any text, so everything is escaped except our own pictures.
     environment = jinja.Environment(
-        autoescape=True, trim_blocks=True, undefined=jinja.StrictUndefined
+        autoescape=True,
+        trim_blocks=True,
+        undefined=jinja.StrictUndefined,
+        finalize=lambda value: escaped(value) if type(value) is str else value,
     )
     text = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         record=record,

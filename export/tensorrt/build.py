@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lgvit_edge._support.files import locked, replacing, write_json
+from lgvit_edge._support.files import locked, read_bytes, replacing, write_json
 from lgvit_edge.bundle import builds as engines
 from lgvit_edge.bundle.builds import Build, EngineSpec
 from lgvit_edge.bundle.codec import to_json
@@ -195,7 +195,7 @@ def _build_all(
         options = dataclasses.replace(options, workspace=int(board.available_gb * 1e9) // 4)
     timing_cache = b""
     with contextlib.suppress(OSError):
-        timing_cache = cache.read_bytes()
+        timing_cache = read_bytes(cache, 1 << 28)
     builder = EngineBuilder(trt, options, timing_cache=timing_cache)
     build = dataclasses.replace(planned, engines=ready)
     for done, name in enumerate(missing):

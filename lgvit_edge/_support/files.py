@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and locks that end with the process holding them.
+"""Files read with a bound, written whole or not at all, and locks that end with their process.
 
 A lock tells whether a file is still being written. A list of processes does not: a process number
 means nothing in another container or on another machine.
@@ -7,23 +7,83 @@ means nothing in another container or on another machine.
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import os
 import platform
 import re
+import stat
 import sys
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from lgvit_edge._support.finite_json import dumps
+from lgvit_edge._support.text import escaped
 
 if TYPE_CHECKING:
     from filelock import FileLock
 
 PARTIAL = ".partial"
+MAX_TEXT = 1 << 26  # bytes of a list or of JSON that people name; real ones are far shorter
+# Opening a pipe without it waits for a writer, perhaps for ever; of a file it changes nothing.
+_AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
+
+
+@contextlib.contextmanager
+def reading(path: str | os.PathLike[str], limit: int | None = None) -> Iterator[IO[bytes]]:
+    """Open a file to read, of at most ``limit`` bytes; never a pipe or a device.
+
+    Those may wait for ever, or never end.
+
+    Raises:
+        OSError: it cannot be opened, is no file, or is longer; ``strerror`` says so.
+    """
+    try:
+        number = os.open(path, os.O_RDONLY | _AT_ONCE)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            raise _no_file(path) from None
+        raise
+    with contextlib.ExitStack() as opened:
+        opened.callback(os.close, number)
+        about = os.fstat(number)
+        if stat.S_ISDIR(about.st_mode):
+            raise IsADirectoryError(errno.EISDIR, "it is a folder, expected a file", path)
+        if not stat.S_ISREG(about.st_mode):
+            raise _no_file(path)
+        if limit is not None and about.st_size > limit:
+            raise _too_long(path, about.st_size, limit)
+        yield opened.enter_context(open(number, "rb", closefd=False))
+
+
+def read_bytes(path: str | os.PathLike[str], limit: int) -> bytes:
+    """Return what is in a file of at most ``limit`` bytes; raises as ``reading`` does."""
+    with reading(path, limit) as file:
+        data = file.read(limit + 1)  # it may grow meanwhile; files of the kernel have no size
+    if len(data) > limit:
+        raise _too_long(path, len(data), limit)
+    return data
+
+
+def require_file(path: Path) -> None:
+    """Refuse what exists and is no file, before a library opens it; raises as ``reading`` does."""
+    with contextlib.suppress(FileNotFoundError), reading(path):
+        pass
+
+
+def _no_file(path: str | os.PathLike[str]) -> OSError:
+    return OSError(
+        errno.EINVAL,
+        "it is a pipe or a device, expected a file; write what it gives to a file, and name that",
+        path,
+    )
+
+
+def _too_long(path: str | os.PathLike[str], found: int, limit: int) -> OSError:
+    return OSError(errno.EFBIG, f"expected at most {limit} bytes, found {found}", path)
 
 
 @contextlib.contextmanager
@@ -34,8 +94,11 @@ def replacing(path: Path) -> Iterator[Path]:
     Partial files that killed processes left are removed.
 
     Raises:
-        OSError: as writing does; nothing is left behind.
+        OSError: as writing does; nothing is left behind. Also of a pipe or a device, such as
+            /dev/null, in whose place a file would come.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EEXIST, "it is a pipe or a device, expected a file", path)
     for left in path.parent.glob(leftovers(path.name)):
         _remove_unless_written(left)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{PARTIAL}")
@@ -84,7 +147,8 @@ def locked(path: Path, *, wait: str | None = None) -> Iterator[None]:
                 if wait is None:
                     raise BlockingIOError(_holder(path)) from None
             if not told:
-                print(f"waiting for {_holder(path)}, which {wait}", file=sys.stderr, flush=True)
+                said = escaped(f"waiting for {_holder(path)}, which {wait}")
+                print(said, file=sys.stderr, flush=True)
                 told = True
             time.sleep(0.05)
     except NotImplementedError as error:
@@ -124,7 +188,7 @@ def _lock(path: Path) -> FileLock:
 
 def _holder(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace")[:200] or "another process"
+        return read_bytes(path, 1 << 10).decode("utf-8", "replace")[:200] or "another process"
     except OSError:
         return "another process"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import threading
 import time
@@ -16,17 +15,17 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from rich.text import Text
 
+from lgvit_edge._support.text import escaped
+
 console = Console(emoji=False)
 errors = Console(stderr=True, emoji=False)
-# What steers a terminal, but for tabs and new lines, and what stands for bytes that are not UTF-8
-_UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _ELAPSED = TimeElapsedColumn()
 _LOG_EVERY = 60.0  # seconds
 
 
 def plain(text: str, style: str = "") -> Text:
     """Make text that is shown as it is: names may look like markup, or hold control characters."""
-    return Text(_UNSAFE.sub(lambda found: repr(found[0])[1:-1], text), style)
+    return Text(escaped(text), style)
 
 
 def say(text: str, to: Console = console, style: str = "") -> None:
@@ -117,10 +116,11 @@ def _bar(text: str, to: Console, lasting: bool) -> Iterator[Update]:
     columns = (*counted, detail, TimeRemainingColumn()) if lasting else (detail, *counted, _ELAPSED)
     name = TextColumn("{task.description}", markup=False)
     with Progress(name, *columns, console=to, transient=not lasting, auto_refresh=lasting) as bar:
-        task = bar.add_task(text, total=1, detail="")
+        task = bar.add_task(escaped(text), total=1, detail="")
 
         def update(done: int, total: int, detail: str = "") -> None:
-            bar.update(task, completed=done, total=total, detail=detail, refresh=not lasting)
+            shown = escaped(detail)
+            bar.update(task, completed=done, total=total, detail=shown, refresh=not lasting)
 
         yield update
 

@@ -12,10 +12,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from lgvit_edge._support.files import reading
 from lgvit_edge.bundle.codec import loads
 from lgvit_edge.bundle.directory import BUILD, ENGINES, Bundle
 from lgvit_edge.bundle.manifest import GraphSpec
-from lgvit_edge.bundle.plain_files import read_up_to
 from lgvit_edge.errors import BundleError, in_one_line
 from lgvit_edge.machine.tensorrt import MODULES
 
@@ -109,7 +109,8 @@ def read_build(folder: Path) -> Build:
     """Read ``build.json``, or raise ``BundleError``: missing, damaged or of another schema."""
     path = folder / BUILD
     try:
-        text = read_up_to(path, _MAX_BYTES)
+        with reading(path) as file:
+            text = file.read(_MAX_BYTES + 1)
     except OSError as error:
         raise BundleError(f"cannot read {path}: {error.strerror}") from None
     return loads(

@@ -23,10 +23,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lgvit_edge._support.files import PARTIAL, leftovers, locked, replacing
+from lgvit_edge._support.files import PARTIAL, leftovers, locked, read_bytes, reading, replacing
 from lgvit_edge.bundle.external import external_files
 from lgvit_edge.bundle.manifest import MAX_BYTES, FileSpec, Manifest
-from lgvit_edge.bundle.plain_files import read_up_to, sha256, size_of
+from lgvit_edge.bundle.plain_files import sha256, size_of
 from lgvit_edge.bundle.points import OperatingPoint
 from lgvit_edge.errors import BundleError, ExportError, UsageError, in_one_line
 
@@ -73,7 +73,8 @@ def open_bundle(root: str | Path, *, verify: bool = True) -> Bundle:
         raise UsageError(f"expected the path of a bundle's folder, such as 'out/', found {root!r}")
     root = Path(root)
     try:
-        text = read_up_to(root / MANIFEST, MAX_BYTES)
+        with reading(root / MANIFEST) as file:
+            text = file.read(MAX_BYTES + 1)
     except OSError as error:
         what = "no such directory" if not os.path.exists(root) else f"no readable {MANIFEST}"
         hint = f"--ckpt model.pt --out {root}"
@@ -254,7 +255,7 @@ def _may_replace(root: Path) -> bool:
     if not names:
         return True
     try:
-        record = json.loads(read_up_to(root / MANIFEST, MAX_BYTES))
+        record = json.loads(read_bytes(root / MANIFEST, MAX_BYTES))
     except (OSError, ValueError, RecursionError):
         return False
     ours = isinstance(record, dict) and {"schema_version", "segments", "baseline"} <= record.keys()

@@ -1,7 +1,4 @@
-"""Reads files of a bundle that a stranger may have made: only plain files, only up to a size.
-
-A named pipe would wait for ever, and a file with holes of a terabyte be read for hours.
-"""
+"""Measures and hashes files of a bundle, which a stranger may have made: only plain files."""
 
 from __future__ import annotations
 
@@ -10,6 +7,8 @@ import hashlib
 import os
 import stat
 from pathlib import Path
+
+from lgvit_edge._support.files import reading
 
 
 def size_of(path: Path) -> int:
@@ -24,17 +23,10 @@ def size_of(path: Path) -> int:
     return found.st_size
 
 
-def read_up_to(path: Path, limit: int) -> bytes:
-    """Return a plain file's content, or its first ``limit`` + 1 bytes; raises as ``size_of``."""
-    size_of(path)
-    with path.open("rb") as file:
-        return file.read(limit + 1)
-
-
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content in hexadecimal."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with reading(path) as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as without_markup
 from typer import Option
 
-from lgvit_edge._support.terminal import table
+from lgvit_edge._support.terminal import plain, table
+from lgvit_edge._support.text import escaped
 from lgvit_edge.cli.options import AsJson, show
 
 # One package of each set is enough. The two builds of onnxruntime install the same files.
@@ -27,6 +28,11 @@ def doctor(
     from lgvit_edge.runtime.examination import examine
 
     show(examine(engines=engines), as_json, print_examination)
+
+
+def escape(text: str) -> str:
+    """Return text that stands between markup and is shown as it is."""
+    return without_markup(escaped(text))
 
 
 def print_examination(report: dict[str, Any], console: Console) -> None:
@@ -85,7 +91,7 @@ def _print_jetson(jetson: dict[str, Any], console: Console) -> None:
         lines.append(f"{finding['level']}: {finding['text']}")
         if finding["cure"]:
             lines.append(f"  {finding['cure']}")
-    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    console.print(plain("\n".join(lines)), soft_wrap=True)
 
 
 def _print_choices(choices: list[dict[str, Any]], console: Console) -> None:

@@ -305,6 +305,8 @@ def check_folders(files: dict[str, Path | None]) -> None:
             raise UsageError(f"{option}: no such folder: {file.absolute().parent}")
         if file is not None and file.is_dir():
             raise UsageError(f"{option}: expected a file, found a folder: {file}")
+        if file is not None and file.exists() and not file.is_file():
+            raise UsageError(f"{option}: expected a file, found a pipe or a device: {file}")
 
 
 def parse_batch(text: str) -> tuple[int, int, int]:

@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from lgvit_edge._support.files import read_bytes
 from lgvit_edge.errors import DataError, UsageError
 from lgvit_edge.images.classes import class_order
 from lgvit_edge.images.folders import class_folders, find_files, left_out
 from lgvit_edge.images.labels import read_labels
+from lgvit_edge.images.pixels import MAX_BYTES
 from lgvit_edge.images.preprocess import load_rgb
 
 Note = Callable[[str], None]
@@ -139,7 +141,7 @@ def content_hash(paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for path in paths:
         try:
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
+            digest.update(hashlib.sha256(read_bytes(path, MAX_BYTES)).digest())
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror}") from None
     return digest.hexdigest()

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lgvit_edge._support.files import MAX_TEXT, read_bytes
 from lgvit_edge.errors import DataError
-
-_LONGEST = 1 << 26  # bytes; lists of images are far shorter
 
 
 def read_lines(path: Path) -> list[str]:
@@ -18,9 +17,7 @@ def read_lines(path: Path) -> list[str]:
         DataError: it cannot be read, or has another encoding.
     """
     try:
-        if path.stat().st_size > _LONGEST:
-            raise DataError(f"cannot read the list {path}: it is too large to be one")
-        raw = path.read_bytes()
+        raw = read_bytes(path, MAX_TEXT)
         utf16 = raw.startswith((b"\xff\xfe", b"\xfe\xff"))
         text = raw.decode("utf-16" if utf16 else "utf-8-sig")
     except (OSError, ValueError) as error:

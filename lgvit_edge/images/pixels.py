@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
+import struct
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lgvit_edge._support.files import reading
 from lgvit_edge.errors import DataError
 
 if TYPE_CHECKING:
@@ -19,7 +20,12 @@ if TYPE_CHECKING:
 
 # Formats of photographs and cameras. Pillow knows more; some of them start other programs.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF", "JPEG2000", "AVIF")
-_MAX_PIXELS = 100_000_000  # a decompression bomb would take gigabytes
+# Of any kind: a small file can hold many, and 100 million take a second or three and 1 GB.
+_MAX_PIXELS = 100_000_000
+# Of a JPEG, which is decoded at half its width and height above _MAX_PIXELS: cameras of telephones
+# have up to 16384 x 12288. Half of that is still many times what any network sees.
+_MAX_JPEG_PIXELS = 210_000_000
+MAX_BYTES = 1 << 30  # of a file: more than _MAX_PIXELS of 16 bits take without compression
 
 _ORIENTATION = 0x0112  # EXIF's tag, and what turns an image upright
 _UPRIGHT = {
@@ -44,13 +50,10 @@ def decode(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     Raises:
         DataError: the file is missing, of another format, or damaged, or its range is unknown.
     """
-    from PIL import Image
-
     with _decoding(path):
-        # Opening a pipe would wait for ever.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise DataError(f"{path} is not an image that can be decoded: expected a file")
-        with Image.open(path, formats=_formats()) as image:
+        with reading(path, MAX_BYTES) as file, _opened(file) as image:
+            if _MAX_PIXELS < image.width * image.height <= _MAX_JPEG_PIXELS:
+                image.draft(None, (image.width // 2, image.height // 2))  # JPEG alone heeds it
             return _pixels(image, path)
 
 
@@ -69,6 +72,27 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
+def _opened(file: IO[bytes]) -> Image:
+    """Open an image of one of the formats as ``PIL.Image.open`` does, with no limit of its own.
+
+    Its limits are settings of the process, which are not ours to change, and it warns of half.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    head = file.read(16)
+    for name in _formats():
+        factory, accept = Image.OPEN[name]
+        # What Pillow's parsers raise of files that are of another format after all
+        with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):
+            taken = accept is None or accept(head)
+            if isinstance(taken, str):
+                raise OSError(taken)  # the format is right, but this Pillow is built without it
+            if taken:
+                file.seek(0)
+                return factory(file, "")
+    raise UnidentifiedImageError
+
+
 @contextlib.contextmanager
 def _decoding(name: str | os.PathLike[str]) -> Iterator[None]:
     from PIL import UnidentifiedImageError
@@ -83,16 +107,21 @@ def _decoding(name: str | os.PathLike[str]) -> Iterator[None]:
         if isinstance(error, UnidentifiedImageError):
             reason = f"expected {', '.join(_formats())}"
         elif isinstance(error, (OSError, ValueError, SyntaxError)):
-            reason = str(error)
+            reason = getattr(error, "strerror", None) or str(error)
         else:
             reason = f"{type(error).__name__}: {error}"
         raise DataError(f"{name} is not an image that can be decoded: {reason}") from None
 
 
 def _pixels(image: Image, name: str | os.PathLike[str]) -> NDArray[np.uint8]:
-    if not 0 < image.width * image.height <= _MAX_PIXELS:
-        many = "too many" if image.width * image.height else "no image"
-        raise DataError(f"{name}: {image.width} x {image.height} pixels are {many}")
+    if (count := image.width * image.height) == 0:
+        raise DataError(f"{name}: {image.width} x {image.height} pixels are no image")
+    if count > _MAX_PIXELS:
+        raise DataError(
+            f"{name}: {image.width} x {image.height} pixels are too many: expected at most "
+            f"{_MAX_PIXELS // 1_000_000} million, {_MAX_JPEG_PIXELS // 1_000_000} million in a "
+            "JPEG file; make it smaller"
+        )
     tags: dict[int, Any] = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
     if fault := _fault(image, tags):
         raise DataError(f"{name} {fault}")

@@ -35,8 +35,9 @@ def check_output(out: Path, model: LGViT) -> None:
         raise UsageError(f"--out must end in {' or '.join(_SUFFIXES)}, found {out.name!r}")
     if out.suffix == ".safetensors":
         require("safetensors.torch", extra="train")
-    if out.is_dir():
-        raise TrainingError(f"{out} is a folder, expected a file to write")
+    if out.exists() and not out.is_file():
+        kind = "a folder" if out.is_dir() else "a pipe or a device"
+        raise TrainingError(f"{out} is {kind}, expected a file to write")
     folder = out.parent
     if not folder.is_dir():
         raise TrainingError(f"{folder}: no such folder; run: mkdir -p '{folder}'")

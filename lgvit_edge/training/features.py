@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lgvit_edge._support import finite_json
-from lgvit_edge._support.files import locked, write_json
+from lgvit_edge._support.files import MAX_TEXT, locked, read_bytes, write_json
 from lgvit_edge.bundle.codec import to_json
 from lgvit_edge.errors import TrainingError
 from lgvit_edge.machine.memory import memory_bytes
@@ -193,7 +193,7 @@ class FeatureStore:
         path = self.folder / _INDEX
         self._described = self._identity()
         try:
-            index = finite_json.loads(path.read_text(encoding="utf-8"))
+            index = finite_json.loads(read_bytes(path, MAX_TEXT))
             if index["version"] != _VERSION:
                 raise ValueError(f"version {index['version']}")
             identity, sums = dict(index["identity"]), dict(index["checksums"])

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lgvit_edge._support.files import replacing
+from lgvit_edge._support.files import replacing, require_file
 from lgvit_edge.bundle.codec import to_json
 from lgvit_edge.errors import TrainingError
 from lgvit_edge.model import LGViT
@@ -88,6 +88,7 @@ def read_progress(path: Path, identity: dict[str, str]) -> Progress | None:
     if not path.exists():
         return None
     try:
+        require_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]

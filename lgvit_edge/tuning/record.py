@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge._support import finite_json
-from lgvit_edge._support.files import locked, write_json
+from lgvit_edge._support.files import MAX_TEXT, locked, read_bytes, require_file, write_json
 from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.errors import DataError
 from lgvit_edge.policies.evaluate import Images
@@ -103,6 +103,7 @@ def recording(
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(path.with_name(f".{path.name}.lock")))
+            require_file(path)
             path.open("ab").close()
         except BlockingIOError as holder:
             raise DataError(
@@ -133,7 +134,8 @@ def read(path: Path, manifest: Manifest) -> Recording:
     """
     kind = record_type(len(manifest.segments), manifest.num_classes)
     try:
-        about = finite_json.loads(_beside(path).read_text(encoding="utf-8"))
+        require_file(path)
+        about = finite_json.loads(read_bytes(_beside(path), MAX_TEXT))
         rows = np.lib.format.open_memmap(path, mode="r")
         current = isinstance(about, dict) and about.get("version") == _VERSION
         if not current or not isinstance(about.get("device"), str) or rows.ndim != 1:
@@ -143,8 +145,9 @@ def read(path: Path, manifest: Manifest) -> Recording:
             f"no such file: {error.filename}; run: lgvit-edge tune with --data"
         ) from None
     except (*_DAMAGED, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise DataError(
-            f"{path} holds no logits that can be used ({error}); remove it to run the images again"
+            f"{path} holds no logits that can be used ({reason}); remove it to run the images again"
         ) from None
     if about.get("bundle") != manifest.identity or rows.dtype != kind or "images" not in about:
         raise DataError(_other(path, "bundle"))

@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from lgvit_edge._support.files import replacing
+from lgvit_edge._support.files import read_bytes, replacing
 from lgvit_edge.bundle import builds as engines
 from lgvit_edge.bundle.builds import Build
 from lgvit_edge.bundle.directory import ENGINES, Bundle
@@ -177,7 +177,7 @@ class EngineLoader:
             return
         data, path = bytes(serialized), self._folder / RUNTIME_CACHE
         with contextlib.suppress(OSError):
-            if not path.exists() or path.read_bytes() != data:
+            if not path.exists() or read_bytes(path, _MAX_CACHE) != data:
                 with replacing(path) as partial:
                     partial.write_bytes(data)
 
@@ -193,8 +193,8 @@ class EngineLoader:
             self._cache = config.create_runtime_cache()
             path = self._folder / RUNTIME_CACHE
             with contextlib.suppress(OSError):  # a cache of another version is ignored by RTX
-                if not path.is_symlink() and path.is_file() and path.stat().st_size <= _MAX_CACHE:
-                    self._cache.deserialize(path.read_bytes())
+                if not path.is_symlink():
+                    self._cache.deserialize(read_bytes(path, _MAX_CACHE))
         config.set_runtime_cache(self._cache)
         return config
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import socket
 import subprocess
 import sys
 import threading
@@ -13,11 +15,48 @@ from typing import Any
 
 import pytest
 
-from lgvit_edge._support.files import leftovers, locked, replacing
+from lgvit_edge._support.files import leftovers, locked, read_bytes, replacing, require_file
 
 # A process number that no process here has, and one that a process here surely has: to another
 # container both may mean a writer that lives, or one that is dead.
 PROCESSES = (4_194_303, 1)
+
+
+def test_only_files_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_time: None
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    monkeypatch.chdir(tmp_path)  # the path of a socket is short
+    with socket.socket(socket.AF_UNIX) as end:
+        end.bind("socket")
+    cure = "it is a pipe or a device, expected a file; write what it gives to a file"
+    for path in (*(tmp_path / name for name in ("pipe", "link", "socket")), Path("/dev/zero")):
+        for refused in (require_file, lambda path: read_bytes(path, 9)):
+            with pytest.raises(OSError, match=cure):
+                refused(path)
+    with pytest.raises(IsADirectoryError, match="it is a folder, expected a file"):
+        read_bytes(tmp_path, 9)
+    with pytest.raises(FileNotFoundError):
+        read_bytes(tmp_path / "none", 9)
+    require_file(tmp_path / "none")
+
+
+def test_nothing_takes_the_place_of_a_pipe_or_a_device(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileExistsError, match="it is a pipe or a device, expected a file"):
+        with replacing(tmp_path / "pipe"):
+            pass
+    assert (tmp_path / "pipe").is_fifo() and len(list(tmp_path.iterdir())) == 1
+
+
+def test_no_more_is_read_than_is_expected(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"123456789")
+    assert read_bytes(tmp_path / "x", 9) == b"123456789"
+    with pytest.raises(OSError, match="expected at most 8 bytes, found 9"):
+        read_bytes(tmp_path / "x", 8)
+    with pytest.raises(OSError, match="expected at most 8 bytes, found 9"):
+        read_bytes("/proc/self/status", 8)  # of no size, before it is read
 
 
 def run(script: str, *arguments: object) -> subprocess.Popen[str]:

@@ -104,5 +104,5 @@ def test_lists_of_names(tmp_path: Path) -> None:
         read_names(file, 1, "class names")
     with file.open("wb") as sparse:
         sparse.truncate(1 << 30)
-    with pytest.raises(DataError, match="too large to be one"):
+    with pytest.raises(DataError, match="expected at most 67108864 bytes, found 1073741824"):
         read_names(file, 1, "class names")

@@ -172,7 +172,7 @@ def test_labels_that_do_not_match(flat: Path, text: str, message: str) -> None:
 
 def test_labels_that_cannot_be_read(flat: Path, tmp_path: Path) -> None:
     (tmp_path / "binary.txt").write_bytes(b"a.png \xff\xfe")
-    faults = {"none.txt": "No such file", "flat": "Is a directory", "binary.txt": "decode"}
+    faults = {"none.txt": "No such file", "flat": "it is a folder", "binary.txt": "decode"}
     for name, fault in faults.items():
         with pytest.raises(DataError, match=f"cannot read the list .*{name}: .*{fault}.*UTF-8"):
             find_images(flat, num_classes=2, labels=tmp_path / name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, features
 
 from lgvit_edge.errors import DataError
-from lgvit_edge.images.pixels import FORMATS, decode, of_pillow
+from lgvit_edge.images.pixels import FORMATS, MAX_BYTES, decode, of_pillow
 
 Frame = NDArray[np.uint8]
 # What a case expects: these pixels; to be refused with these words; or either, but nothing else.
@@ -40,6 +41,8 @@ COLOURS = np.array(
 )
 # Smooth, for codecs that lose what is sharp, and unlike itself in every direction
 SMOOTH = np.stack(np.broadcast_arrays(*np.ogrid[20:200:24j, 60:160:32j], 100), -1).astype(np.uint8)
+TURN = Image.Exif()
+TURN[0x0112] = 6
 GREYS = np.array([[0, 1, 64], [128, 192, 255]], np.uint8)
 LOSSLESS = {"PNG": {}, "BMP": {}, "PPM": {}, "TIFF": {}, "WEBP": {"lossless": True}, "GIF": {}}
 LOSSY = {"JPEG": {"quality": 100, "subsampling": 0}, "AVIF": {"quality": 100}, "JPEG2000": {}}
@@ -472,10 +475,51 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     for path in (tmp_path / "pipe.png", tmp_path, Path("/dev/zero")):
         with pytest.raises(DataError, match="expected a file"):
             decode(path)
+    with (tmp_path / "long.png").open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    with pytest.raises(DataError, match=f"expected at most {MAX_BYTES} bytes, found"):
+        decode(tmp_path / "long.png")
     with pytest.raises(DataError, match="no such image: .*none.png"):
         decode(tmp_path / "none.png")
     with pytest.raises(DataError, match="null byte"):
         decode("a\0.png")
+
+
+def test_pixels_are_counted_before_they_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever Pillow's own limits are, and without its warnings."""
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 100)
+    (tmp_path / "a.png").write_bytes(saved(Image.fromarray(SMOOTH), "PNG"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert decode(tmp_path / "a.png").shape == SMOOTH.shape
+    (tmp_path / "a.png").write_bytes(png(20_000, 20_000, 0, 1, b""))
+    with pytest.raises(DataError, match="20000 x 20000 .* too many: expected at most 100 million"):
+        decode(tmp_path / "a.png")
+
+
+def test_a_photograph_of_more_pixels_is_decoded_at_half_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lgvit_edge.images.pixels._MAX_PIXELS", SMOOTH.size // 3 - 1)
+    path = tmp_path / "a.jpg"
+    for kind, more in (
+        ("JPEG", {}),
+        ("MPO", {"save_all": True, "append_images": [Image.new("RGB", (32, 24))]}),
+    ):
+        path.write_bytes(saved(Image.fromarray(SMOOTH), kind, quality=100, exif=TURN, **more))
+        half = SMOOTH.reshape(12, 2, 16, 2, 3).mean((1, 3))
+        found = decode(path)
+        assert found.shape == (16, 12, 3)
+        assert np.abs(found - np.rot90(half, -1)).max() <= 6
+    path.write_bytes(saved(Image.fromarray(SMOOTH), "PNG"))
+    with pytest.raises(DataError, match="32 x 24 pixels are too many"):
+        decode(path)
+    big = saved(Image.fromarray(SMOOTH), "JPEG")
+    path.write_bytes(big.replace(struct.pack(">HH", 24, 32), struct.pack(">HH", 15000, 15000), 1))
+    with pytest.raises(DataError, match="15000 x 15000 .* many: .*, 210 million in a JPEG file"):
+        decode(path)
 
 
 def test_whatever_pillow_raises_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -305,10 +306,12 @@ def test_ctrl_c_while_drawing_costs_no_model(
 
 def test_unwritable_targets_are_found_first(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     (tmp_path / "folder.pt").mkdir()
+    os.mkfifo(tmp_path / "pipe.pt")
     for name, error, message in (
         ("missing/m.pt", TrainingError, "no such folder; run: mkdir -p"),
         ("m.onnx", UsageError, r"--out must end in \.pt or \.safetensors"),
         ("folder.pt", TrainingError, "is a folder"),
+        ("pipe.pt", TrainingError, "is a pipe or a device, expected a file to write"),
     ):
         with pytest.raises(error, match=message):
             begin(tmp_path / name)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lgvit_edge._support import finite_json
+from lgvit_edge._support.files import MAX_TEXT, read_bytes
 from lgvit_edge._support.optional import require
 from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.errors import CheckpointError
@@ -110,7 +111,7 @@ def _places(folder: Path, name: str) -> dict[str, str]:
 def read_json(file: Path, *, absent: bool = False) -> dict[str, Any]:
     """Reads a JSON object from a file; if it may be ``absent``, an empty one stands in."""
     try:
-        content = finite_json.loads(file.read_text(encoding="utf-8"))
+        content = finite_json.loads(read_bytes(file, MAX_TEXT))
     except (OSError, ValueError, RecursionError) as error:
         if absent and isinstance(error, FileNotFoundError):
             return {}
