@@ -21,7 +21,7 @@ _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
 _NAME = re.compile(rf"{HUB}({_PART}/{_PART})(?:@([A-Za-z0-9_][A-Za-z0-9._/+-]*))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-_PROCESSOR = "preprocessor_config.json"
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 
 class _NotHere(Exception):
@@ -91,13 +91,22 @@ class _Repository:
         # timm's config.json tells the preprocessing itself.
         if "architecture" not in read_json(config):
             try:
-                self._file(_PROCESSOR)
+                self._processor()
             except _NotHere as error:
                 raise _NotHere(
                     f"{error}; or give {folder} itself, for which the usual preprocessing is "
                     "assumed"
                 ) from None
         return folder
+
+    def _processor(self) -> None:
+        found = None
+        for name in _PROCESSORS:  # the second is newer, and either may be alone
+            try:
+                found = self._file(name) or found
+            except _NotHere:
+                if found is None:
+                    raise
 
     def _weights(self, folder: Path) -> None:
         away = None

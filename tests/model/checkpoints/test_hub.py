@@ -266,6 +266,13 @@ def test_a_cache_without_commits(offline: Path) -> None:
         load_model(NAME)
 
 
+def test_a_newer_file_of_settings_alone(online: type[Hub]) -> None:
+    about = json.loads(online.files.pop("preprocessor_config.json"))
+    nested = {"image_processor": about | {"image_mean": [0.1, 0.2, 0.3]}}
+    online.files["processor_config.json"] = json.dumps(nested).encode()
+    assert load_model(NAME).config.preprocess.mean == (0.1, 0.2, 0.3)
+
+
 def test_what_the_repository_lacks_is_remembered(
     online: type[Hub], monkeypatch: pytest.MonkeyPatch
 ) -> None:
