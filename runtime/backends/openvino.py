@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge._support.cache import bundle_cache, keep, key_of, ours
+from lgvit_edge._support.forks import CURE, Birthplace
 from lgvit_edge._support.optional import require
 from lgvit_edge.bundle.builds import graphs_of
 from lgvit_edge.bundle.directory import Bundle
@@ -23,6 +24,7 @@ from lgvit_edge.machine.cpu import available_cores
 from lgvit_edge.machine.openvino import shared_core
 from lgvit_edge.runtime.backends.base import Candidate, Chain, ChainOptions, in_turn
 
+_birthplace: Birthplace | None = None  # where OpenVINO was first used
 DEVICES = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
 # Precisions, with OpenVINO's names. (Devices list theirs as "FP32" and so on.)
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
@@ -209,7 +211,14 @@ def _open_core(device: str | None) -> tuple[Any, str]:
     """Return OpenVINO's core, and its own name of an available device."""
     if device not in (None, *DEVICES):
         raise UsageError(f"device must be one of {', '.join(DEVICES)}, found {device!r}")
-    core = shared_core()
+    global _birthplace
+    # A thread may have held a lock of OpenVINO's at the fork: this one could wait for ever.
+    if _birthplace is not None and _birthplace.left:
+        raise BackendError(
+            "a session was opened before this process was forked, and OpenVINO's threads stayed in "
+            f"the other one; {CURE}"
+        )
+    core, _birthplace = shared_core(), _birthplace or Birthplace()
     name = DEVICES[device or "cpu"]
     # Several devices of a kind are called GPU.0, GPU.1.
     if name not in (available.split(".")[0] for available in core.available_devices):

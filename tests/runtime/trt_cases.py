@@ -287,9 +287,9 @@ def test_an_engine_that_fell_back_to_float32_is_refused(plain: Path) -> None:
 
 def test_a_graph_in_the_wrong_precision_is_refused(plain: Path) -> None:
     """A float32 graph in a half-precision bundle would be silently slow."""
+    opened = open_bundle(plain, verify=False)
     other = BUNDLES / "fp32" / "out"
     shutil.copy(other / "segments" / "segment_1.onnx", plain / "segments" / "segment_1.onnx")
-    opened = open_bundle(plain, verify=False)
     from lgvit_edge.export.tensorrt.builder import BuildTask, EngineBuilder
     from lgvit_edge.machine.tensorrt import TensorRT
 
