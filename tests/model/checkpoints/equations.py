@@ -17,10 +17,10 @@ State = dict[str, Tensor]
 
 
 def assert_reproduced(actual: Tensor, expected: Tensor) -> None:
-    """Equal to 1e-4, relative where the expected value is larger than 1."""
+    """Equal to 1e-5, relative where the expected value is larger than 1."""
     assert actual.shape == expected.shape, f"{actual.shape} for {expected.shape}"
     worst = ((actual.detach() - expected).abs() / expected.abs().clamp(min=1.0)).max().item()
-    assert worst <= 1e-4, f"off by {worst}"
+    assert worst <= 1e-5, f"off by {worst}"
     spread = expected.std().item()
     assert spread > 0.1, f"a reference that says nothing would pass too: {spread}"
 
