@@ -19,9 +19,7 @@ from safetensors.torch import load_file, save_file
 from small import vit, write_photos
 
 from lgvit_edge.architecture.config import ExitConfig
-from lgvit_edge.benchmarks.experiments.published import import_timm
 from lgvit_edge.cli.checked import print_check
-from lgvit_edge.errors import MissingDependency
 from lgvit_edge.images.labelled import LabelledImage, find_images
 from lgvit_edge.model import LGViT, load_model, save_checkpoint
 from lgvit_edge.model.checking import check_model
@@ -58,14 +56,6 @@ def folder(tmp_path: Path) -> Path:
         model.save_pretrained(tmp_path / "vit")
     (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
     return tmp_path / "vit"
-
-
-@pytest.fixture(scope="module")
-def timm() -> Any:
-    try:
-        return import_timm()
-    except MissingDependency as error:
-        pytest.skip(str(error))
 
 
 def filled(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -11,23 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lgvit_edge.benchmarks.experiments import published
-from lgvit_edge.benchmarks.experiments.published import filled, import_timm
-from lgvit_edge.errors import CheckpointError, MissingDependency
+from lgvit_edge.benchmarks.experiments.published import filled
+from lgvit_edge.errors import CheckpointError
 from lgvit_edge.model import LGViT, load_backbone
 from lgvit_edge.model.checkpoints.swinv2 import coordinates
 from lgvit_edge.model.checkpoints.timm import Hints, tabled, timm_config
 from lgvit_edge.model.checkpoints.timm_names import structure
 from lgvit_edge.model.checkpoints.timm_weights import named_as_eva, plain
 from lgvit_edge.model.macs import count_macs
-
-
-@pytest.fixture(scope="module")
-def timm() -> Any:
-    try:
-        return import_timm()
-    except MissingDependency as error:
-        pytest.skip(str(error))
-
 
 SIZES = dict(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=4, num_classes=5)
 
