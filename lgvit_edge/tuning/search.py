@@ -44,7 +44,9 @@ def search(
     for other in [kind for kind in POLICIES.values() if kind not in searched]:
         best += [scorer.curve(Shape(policy)) for policy in other.settings(scorer.exits)]
     for place, kind in enumerate(searched):
-        sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True)
+        with warnings.catch_warnings():  # optuna 4 calls it experimental; 5 does not
+            warnings.filterwarnings("ignore", "Argument ``multivariate`` is an experimental")
+            sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True)
         study = optuna.create_study(directions=["maximize", "maximize"], sampler=sampler)
         # The first trial is the plain policy: no temperature, no slope.
         study.enqueue_trial({"temperature": 1.0, "calibrated": False, "slope": 0.0})

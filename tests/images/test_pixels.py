@@ -49,9 +49,9 @@ LOSSY = {"JPEG": {"quality": 100, "subsampling": 0}, "AVIF": {"quality": 100}, "
 
 
 def available(kind: str) -> bool:
-    return {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}.get(kind) is None or bool(
-        features.check({"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}[kind])
-    )
+    name = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}.get(kind)
+    # Pillow before 11.3 has never heard of AVIF.
+    return name is None or (name in features.get_supported() or name == "jpg_2000" and bool(features.check(name)))
 
 
 def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
