@@ -20,9 +20,19 @@ there is one, the command that fixes it.
 
 from __future__ import annotations
 
+_BEGINNING, _END = 3000, 1000  # characters of a message that stay
+
 
 class LGViTEdgeError(Exception):
     """The base of every exception that lgvit-edge raises on purpose."""
+
+    def __str__(self) -> str:
+        # What a damaged file says is quoted, and may be long; the cure stands at the end.
+        text = super().__str__()
+        more = len(text) - _BEGINNING - _END
+        if more <= 0:
+            return text
+        return f"{text[:_BEGINNING]} ...({more} characters left out)... {text[-_END:]}"
 
 
 class UsageError(LGViTEdgeError, ValueError):

@@ -16,13 +16,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fnmatch
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lgvit_edge._support import finite_json
 from lgvit_edge._support.files import PARTIAL, leftovers, locked, read_bytes, reading, replacing
 from lgvit_edge.bundle.external import external_files
 from lgvit_edge.bundle.manifest import MAX_BYTES, FileSpec, Manifest
@@ -255,8 +255,8 @@ def _may_replace(root: Path) -> bool:
     if not names:
         return True
     try:
-        record = json.loads(read_bytes(root / MANIFEST, MAX_BYTES))
-    except (OSError, ValueError, RecursionError):
+        record = finite_json.loads(read_bytes(root / MANIFEST, MAX_BYTES))
+    except (OSError, ValueError):
         return False
     ours = isinstance(record, dict) and {"schema_version", "segments", "baseline"} <= record.keys()
     return ours and names <= {MANIFEST, "segments", ENGINES, BASELINE, PARITY}
