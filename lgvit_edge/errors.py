@@ -12,6 +12,7 @@
     ├── TrainingError         training cannot go on
     ├── TuningError           no operating point is what was asked for
     ├── BackendError          a backend cannot run here
+    ├── StalledError          a source of a stream delivers no image in time
     └── MissingDependency     a package of an optional extra is not installed
 
 The command line catches only the root. Each message says what was expected, what was found and, if
@@ -77,6 +78,10 @@ class TuningError(LGViTEdgeError):
 
 class BackendError(LGViTEdgeError):
     """A backend cannot run here."""
+
+
+class StalledError(LGViTEdgeError, TimeoutError):
+    """A source of a stream delivers no image in time."""
 
 
 class MissingDependency(LGViTEdgeError):
