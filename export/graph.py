@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lgvit_edge._support.optional import require
-from lgvit_edge.errors import ExportError
+from lgvit_edge.errors import ExportError, in_one_line
 
 _INLINE_BYTES = 4096  # smaller tensors (shapes, scalars) stay in the graph for its optimisers
 _PAGE = 4096  # weights start at page borders, so that they can be memory-mapped
@@ -119,7 +119,7 @@ def trace(parts: Sequence[Part], *, opset: int, batch: tuple[int, int]) -> list[
             for part in parts:
                 trace([part], opset=opset, batch=batch)  # so that the error names it
         what = parts[0].file if len(parts) == 1 else "the chain, but each of its graphs alone"
-        reason = str(error.__cause__ or error).strip().splitlines()[0][:300]
+        reason = in_one_line(error)
         raise ExportError(f"PyTorch cannot export {what}: {reason}") from error
     assert program is not None  # as with dynamo=True
     whole = program.model.graph
