@@ -288,10 +288,11 @@ def _described(value: dict[str, Any]) -> tuple[str, str, tuple[int, ...]]:
 
 
 def _text(data: memoryview | bytes) -> str:
-    text = bytes(data[: _MAX_TEXT + 1]).decode("utf-8")
-    if len(data) > _MAX_TEXT or not text.isprintable():
-        raise ValueError(f"expected a short printable text, found {text[:100]!r}")
-    return text
+    if len(data) <= _MAX_TEXT:
+        text = str(data, "utf-8")
+        if text.isprintable():
+            return text
+    raise ValueError(f"expected a short printable text, found {bytes(data[:100])!r}")
 
 
 def _signed(number: int) -> int:

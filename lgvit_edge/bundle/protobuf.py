@@ -47,19 +47,21 @@ class Message:
                     raise ValueError(
                         f"{self.name}: field {tag >> 3} of type {tag & 7}, which no export writes"
                     )
-                size = data[place]  # of bytes; or the number itself
-                place += 1
-                if tag & 7 == FIXED32:
-                    size, place = 4, place - 1
-                elif size > 127:
-                    size, place = _varint(data, place - 1)
+                name, repeated = known
+                wire = tag & 7
+                if wire == FIXED32:
+                    size = 4
+                else:  # a size, or the value itself
+                    size = data[place]
+                    place += 1
+                    if size > 127:
+                        size, place = _varint(data, place - 1)
                 value: int | memoryview = size
-                if tag & 7 != VARINT:
+                if wire != VARINT:
                     if size > end - place:
                         raise IndexError
                     value = data[place : place + size]
                     place += size
-                name, repeated = known
                 if repeated:
                     found[name].append(value)
                 elif name in found:
