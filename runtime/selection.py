@@ -122,7 +122,7 @@ def _measure_elsewhere(
     which would restrict its other sessions. An application packed into one program, or embedding
     Python, would start itself instead; backends that it registered exist only here.
     """
-    if not (_python_starts_python() and all(ships(candidate.backend) for candidate in contenders)):
+    if not (python_starts_python() and all(ships(candidate.backend) for candidate in contenders)):
         return None
     given = {name: getattr(options, name) for name in options.given}
     request = {"root": str(bundle.root), "candidates": contenders, "options": given}
@@ -139,7 +139,7 @@ def _measure_elsewhere(
         return None
 
 
-def _python_starts_python() -> bool:
+def python_starts_python() -> bool:
     """Return whether ``sys.executable`` is an interpreter that may be started to measure."""
     if _MEASURING in os.environ or getattr(sys, "frozen", False):
         return False
