@@ -91,7 +91,7 @@ class Session(LoadedBundle):
             threads: CPU threads (onnxruntime, openvino); None for one per core of this process.
             thread_pool: (onnxruntime) ``global``, the default, is fastest and makes ONNX Runtime
                 demand ``use_per_session_threads = False`` of every other session in this process;
-                ``private`` leaves them alone.
+                ``private`` leaves them alone, and is the default before onnxruntime 1.23.
             device: ``cpu`` or ``cuda`` (onnxruntime), ``cpu``, ``gpu`` or ``npu`` (openvino); None
                 for the best one here.
             precision: (openvino) ``fp32``, ``bf16`` or ``fp16``: what float32 graphs are computed
