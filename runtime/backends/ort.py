@@ -18,7 +18,7 @@ from lgvit_edge._support.optional import require
 from lgvit_edge.bundle.builds import graphs_of
 from lgvit_edge.bundle.directory import Bundle
 from lgvit_edge.bundle.manifest import GraphSpec, TensorSpec
-from lgvit_edge.errors import BackendError, BundleError, UsageError
+from lgvit_edge.errors import BackendError, BundleError, UsageError, in_one_line
 from lgvit_edge.machine.cpu import available_cores
 from lgvit_edge.machine.gpu import find_gpu
 from lgvit_edge.runtime.backends.base import ON_CPU, ON_GPU, Candidate, Chain, ChainOptions, in_turn
@@ -170,7 +170,7 @@ class OrtChain:
                 self._ort, str(path), self._threads, shared=self._shared, providers=providers
             )
         except Exception as error:  # onnxruntime has no common base class
-            reason = str(error).strip().splitlines()[0][:300]
+            reason = in_one_line(error)
             raise BundleError(f"{path} cannot be loaded by ONNX Runtime: {reason}") from None
         if session.get_providers()[0] != providers[0]:
             # ONNX Runtime silently uses the CPU when CUDA's libraries fail; its speed must not be

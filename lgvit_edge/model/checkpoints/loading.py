@@ -265,7 +265,7 @@ def _own_header(metadata: dict[str, str]) -> Any:
     text = metadata.get(_FORMAT)
     try:
         return None if text is None else finite_json.loads(text)
-    except (ValueError, RecursionError):
+    except ValueError:
         return text
 
 
