@@ -7,6 +7,7 @@ over the careful half of the range of costs, so a shape that is best in one part
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
