@@ -302,8 +302,8 @@ LIES: dict[str, tuple[Any, str]] = {
         lambda m: m["baseline"]["graph"].update(file="../parity.npz"),
         "must be relative and stay in the bundle",
     ),
-    "name": (lambda m: m["segments"][0]["spec"]["inputs"][0].update(name="x"), "expected tensors"),
-    "shapes": (shrink, "expected tensors"),
+    "name": (lambda m: m["segments"][0]["spec"]["inputs"][0].update(name="x"), "expected input"),
+    "shapes": (shrink, "expected output"),
     "batch": (lambda m: m.update(batch=[1, 1, 1]), "must have a fixed batch"),
     "policy": (
         lambda m: m.update(policy={"name": "coin"}),
@@ -353,7 +353,7 @@ def test_graphs_and_weights_that_cannot_be_loaded_are_refused(bundle_copy: Path)
         for entry in tensor.external_data:
             if entry.key == "location":
                 entry.value = "../../weights.bin"
-    refused(model.SerializeToString(), "takes weights from .*does not list")
+    refused(model.SerializeToString(), "is taken from .*does not list")
     refused(b"not a graph", "is no ONNX graph")
     refused(b"\x08\x0a", "cannot be loaded by ONNX Runtime")
 
