@@ -354,8 +354,8 @@ def test_graphs_and_weights_that_cannot_be_loaded_are_refused(bundle_copy: Path)
             if entry.key == "location":
                 entry.value = "../../weights.bin"
     refused(model.SerializeToString(), "is taken from .*does not list")
-    refused(b"not a graph", "is no ONNX graph")
-    refused(b"\x08\x0a", "cannot be loaded by ONNX Runtime")
+    refused(b"not a graph", "is no graph that lgvit-edge exports")
+    refused(b"\x08\x0a", "is no graph that lgvit-edge exports")
 
 
 def test_what_an_exit_decision_costs_is_measured(bundle: Path) -> None:
