@@ -10,6 +10,9 @@ BUNDLE ?= out-demo/bundle
 BENCH_ARGS ?=
 # How long `make fuzz` lasts.
 MINUTES ?= 10
+# Where the oldest versions are installed, and what is run on them: what touches a dependency.
+OLDEST ?= build/oldest-venv
+OLDEST_TESTS ?= TODO
 # The models that timm's weights are compared with; tools/timm_names.py reads the same version.
 TIMM := timm==1.0.31
 # NVIDIA's Python bindings without the libraries (1 MB each): the tests hold our calls against them.
@@ -21,16 +24,19 @@ BIN := $(abspath $(VENV))/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz audit check map bench dev format links clean
+.PHONY: help demo test test-oldest fuzz audit check map bench dev format links clean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.demo ## set up, then run the whole main job on data that needs no download
 	$(BIN)/lgvit-edge demo
 
 test: $(VENV)/.dev ## set up, then run the tests
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-oldest: $(OLDEST)/.done ## the tests of what we depend on, with the oldest versions declared
+	$(OLDEST)/bin/pytest -n 2 --dist loadfile -W ignore::DeprecationWarning $(OLDEST_TESTS)
 
 fuzz: $(VENV)/.dev ## change files of every kind by the thousand: make fuzz MINUTES=10
 	$(BIN)/python tests/fuzz/fuzzing.py --minutes $(MINUTES)
@@ -93,6 +99,18 @@ $(VENV)/.created:
 		echo "'$(PYTHON)' has no venv. On Debian and Ubuntu: sudo apt install python3-venv"; \
 		exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+# The oldest versions have wheels for Python 3.10 to 3.12. Some warn of what newer packages beside
+# them do, so those warnings are no errors there.
+$(OLDEST)/.done: pyproject.toml constraints-oldest.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || { \
+		echo "The oldest versions want Python 3.10 to 3.12; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)."; \
+		echo "Name another: make PYTHON=python3.11 test-oldest"; \
+		exit 1; }
+	$(PYTHON) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints-oldest.txt \
+		-e '.[cpu,export,train,hub,tune,camera,report,openvino,dev]'
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.created pyproject.toml constraints.txt

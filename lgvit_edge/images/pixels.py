@@ -127,7 +127,13 @@ def _pixels(image: Image, name: str | os.PathLike[str]) -> NDArray[np.uint8]:
         raise DataError(f"{name} {fault}")
     image.load()
     limits = _limits(image, tags) if image.mode[0] in "IF" else None  # I, I;16, I;16B, F
-    method = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))  # of a TIFF, load() did it
+    orientation = image.getexif().get(_ORIENTATION)  # of a TIFF, load() saw to it
+    if orientation is None and _is_orientation_hidden(image.info.get("exif")):
+        raise DataError(
+            f"{name}: its EXIF block is damaged, so this Pillow cannot tell which side is up; "
+            "install Pillow 13, or save the image anew"
+        )
+    method = _UPRIGHT.get(orientation)
     if method is not None:
         from PIL.Image import Transpose
 
@@ -142,6 +148,24 @@ def _pixels(image: Image, name: str | os.PathLike[str]) -> NDArray[np.uint8]:
     if (way := {"P": "RGBA", "PA": "RGBA", "RGBa": "RGBA", "La": "LA"}.get(image.mode)) is not None:
         image = image.convert(way)
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _is_orientation_hidden(block: bytes | None) -> bool:
+    """Say whether EXIF lists an orientation, which Pillow does not see after a damaged entry.
+
+    Before Pillow 13 such an entry hides all that follow it.
+    """
+    block = (block or b"").removeprefix(b"Exif\0\0")
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
+    if order is None:
+        return False
+    try:
+        (start,) = struct.unpack_from(f"{order}L", block, 4)
+        (count,) = struct.unpack_from(f"{order}H", block, start)
+        entries = range(start + 2, start + 2 + 12 * count, 12)
+        return any(struct.unpack_from(f"{order}H", block, at)[0] == _ORIENTATION for at in entries)
+    except struct.error:  # cut off
+        return False
 
 
 def _grey(values: NDArray[np.uint8]) -> NDArray[np.uint8]:

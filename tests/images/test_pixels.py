@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, features
@@ -442,8 +443,21 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("data", "expected"), [pytest.param(d, e, id=n) for n, d, e in CASES])
-def test_an_image_is_right_or_refused(tmp_path: Path, data: bytes, expected: Expected) -> None:
+# Read rightly since Pillow 13.
+PILLOW = int(PIL.__version__.split(".")[0])
+REFUSED_BEFORE_13 = {"TIFF YCbCr"} | {
+    f"{kind}, EXIF: {damage}"
+    for kind in ("PNG", "JPEG")
+    for damage in ("a value beyond the end", "more values than the file")
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "expected"), [pytest.param(*case, id=case[0]) for case in CASES]
+)
+def test_an_image_is_right_or_refused(
+    tmp_path: Path, name: str, data: bytes, expected: Expected
+) -> None:
     path = tmp_path / "image.jpg"  # mostly a wrong suffix
     path.write_bytes(data)
     if isinstance(expected, str):
@@ -453,7 +467,7 @@ def test_an_image_is_right_or_refused(tmp_path: Path, data: bytes, expected: Exp
     try:
         found = decode(path)
     except DataError:
-        assert expected is None
+        assert expected is None or (PILLOW < 13 and name in REFUSED_BEFORE_13)
         return
     assert found.dtype == np.uint8 and found.ndim == 3 and found.shape[2] == 3
     if expected is not None:
