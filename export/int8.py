@@ -187,6 +187,11 @@ def quantize(model: Any, limits: Mapping[int, Limits]) -> Any:
             nodes.append(node.name)
             ranges[node.input[0]] = calibration.TensorData(lowest=-limit, highest=limit)
     assert len(nodes) == 2 * len(limits), "each block has two layers"
+    for node in model.graph.node:
+        if node.op_type == "Softmax":  # older onnxruntimes set their range, which must be there
+            ranges[node.output[0]] = calibration.TensorData(
+                lowest=np.float32(0), highest=np.float32(1)
+            )
     method = calibration.CalibrationMethod.MinMax
     return quantizer.QDQQuantizer(
         model,

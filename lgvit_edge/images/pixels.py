@@ -133,7 +133,7 @@ def _pixels(image: Image, name: str | os.PathLike[str]) -> NDArray[np.uint8]:
             f"{name}: its EXIF block is damaged, so this Pillow cannot tell which side is up; "
             "install Pillow 13, or save the image anew"
         )
-    method = _UPRIGHT.get(orientation)
+    method = _UPRIGHT.get(orientation or 1)
     if method is not None:
         from PIL.Image import Transpose
 

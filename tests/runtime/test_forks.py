@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnxruntime
 import pytest
 from processes import python
+
+from lgvit_edge.runtime.backends import ort_pool
 
 PROGRAM = """
 import os, signal, sys, threading
@@ -93,6 +96,9 @@ def test_a_forked_process_is_told_to_open_its_own_session(
         "onnxruntime": "the threads of ONNX Runtime's pool",
         "openvino": "OpenVINO's threads",
     }
+    if backend == "onnxruntime" and not ort_pool.can_share(onnxruntime):
+        assert "opened True" in said  # with a pool of its own
+        return
     assert f"{threads[backend]} stayed in the other one; open sessions after" in told["reopen"]
 
 

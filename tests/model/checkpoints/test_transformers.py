@@ -418,7 +418,10 @@ def test_a_swin_v2_that_is_not_supported(
         ("CLIPImageProcessor", {"size": {"shortest_edge": 40}, "crop_size": 28}),
         ("BitImageProcessor", {"size": {"shortest_edge": 40}, "crop_size": 28}),
         ("SiglipImageProcessor", {"size": {"height": 28, "width": 28}}),
-        ("BeitImageProcessor", {"size": {"height": 28, "width": 28}}),
+        (
+            "BeitImageProcessor",
+            {"size": {"height": 28, "width": 28}, "crop_size": {"height": 28, "width": 28}},
+        ),
     ],
 )
 def test_processors(tmp_path: Path, processor: str, options: dict[str, Any]) -> None:
