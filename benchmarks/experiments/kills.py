@@ -33,12 +33,13 @@ import typer
 from PIL import Image
 
 from lgvit_edge._support import finite_json
+from lgvit_edge._support.outputs import write
 from lgvit_edge._support.terminal import console, progress_bar, say, table
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
 from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, run_command
 from lgvit_edge.bundle.builds import find_builds, graphs_of, read_engine
 from lgvit_edge.bundle.directory import open_bundle
-from lgvit_edge.cli.options import check_folders
+from lgvit_edge.cli.options import check_outputs
 from lgvit_edge.errors import BundleError, LGViTEdgeError, TrainingError, UsageError
 from lgvit_edge.images.spec import Preprocess
 from lgvit_edge.model import LGViT, load_checkpoint, save_checkpoint
@@ -378,7 +379,7 @@ def main(
     chosen = {name: case for name, case in cases().items() if name in (only or cases())}
     if wrong := set(only or ()) - set(chosen):
         raise UsageError(f"--only must be one of {', '.join(cases())}, found {min(wrong)}")
-    check_folders({"--out": out})
+    check_outputs({"--out": out})
     record, rng = Record(json_file), random.Random(seed)
     for module in _LOADED:
         with contextlib.suppress(ImportError):
@@ -405,7 +406,7 @@ def main(
         output.add_row(*cells)
     console.print(output)
     if out is not None:
-        out.write_text(markdown(rows), encoding="utf-8")
+        write(out, markdown(rows))
     record.write(
         trials={name: [vars(trial) for trial in done] for name, (_, done) in rows.items()}, seed=seed
     )

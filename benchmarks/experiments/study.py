@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lgvit_edge._support.files import replacing, write_json
+from lgvit_edge._support.outputs import write, write_json
 from lgvit_edge._support.terminal import say
 from lgvit_edge.benchmarks.experiments.frame import run_command
 from lgvit_edge.benchmarks.experiments.study_rows import DROP, RATE, RATES, SPEED_UP, Case, Study
@@ -106,8 +106,7 @@ def main(
     study.keep_features([case for cases in chosen.values() for case in cases])
     record = _record(study, chosen)
     write_json(out / "study.json", record)
-    with replacing(out / "study.md") as partial:
-        partial.write_text(tables(record), encoding="utf-8")
+    write(out / "study.md", tables(record))
     draw(record, out / "study.png")
     say(f"wrote {out / 'study.json'}, study.md, study.png")
 

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lgvit_edge._support.files import locked, read_bytes, replacing, write_json
+from lgvit_edge._support.files import locked, read_bytes
+from lgvit_edge._support.outputs import write, write_json
 from lgvit_edge.bundle import builds as engines
 from lgvit_edge.bundle.builds import Build, EngineSpec
 from lgvit_edge.bundle.codec import to_json
@@ -213,8 +214,7 @@ def _build_all(
         build = dataclasses.replace(build, engines=build.engines | {name: spec}, warnings=warnings)
         write_json(staging / BUILD, to_json(build))
         if builder.timing_cache and not trt.is_rtx:
-            with replacing(cache) as partial:
-                partial.write_bytes(builder.timing_cache)
+            write(cache, builder.timing_cache)
     progress(len(missing), len(missing), "")
     for spec in build.engines.values():
         (staging / spec.file).replace(folder / spec.file)
@@ -274,8 +274,7 @@ def _current(folder: Path, planned: Build, graphs: dict[str, GraphSpec]) -> dict
 
 
 def _write(path: Path, plan: bytes, graph: GraphSpec, seconds: float) -> EngineSpec:
-    with replacing(path) as partial:
-        partial.write_bytes(plan)
+    write(path, plan)
     digest = hashlib.sha256(plan).hexdigest()
     return EngineSpec(path.name, digest, graph.graph.sha256, len(plan), round(seconds, 3))
 

@@ -23,7 +23,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lgvit_edge._support.files import PARTIAL, leftovers, locked, read_bytes, reading, replacing
+from lgvit_edge._support.files import locked, read_bytes, reading
+from lgvit_edge._support.outputs import PARTIAL, check_folder, followed, leftovers, named, write
 from lgvit_edge.bundle.external import external_files
 from lgvit_edge.bundle.manifest import MAX_BYTES, FileSpec, Manifest
 from lgvit_edge.bundle.plain_files import sha256, size_of
@@ -183,8 +184,7 @@ def writing(root: Path) -> Iterator[Path]:
 
 def finish(staging: Path, manifest: Manifest) -> None:
     """Write the manifest, which turns the folder ``staging`` into a bundle."""
-    with replacing(staging / MANIFEST) as partial:
-        partial.write_text(manifest.dumps(), encoding="utf-8")
+    write(staging / MANIFEST, manifest.dumps())
 
 
 def add_points(root: Path, identity: str, points: dict[str, OperatingPoint]) -> None:

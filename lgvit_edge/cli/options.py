@@ -17,6 +17,7 @@ from typer import Option
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from lgvit_edge._support.finite_json import dumps
+from lgvit_edge._support.outputs import check_file, check_folder, is_stdout
 from lgvit_edge._support.terminal import console, end_at_once, errors, note, say
 from lgvit_edge.architecture.heads import head_choices
 from lgvit_edge.errors import LGViTEdgeError, UsageError
@@ -298,15 +299,24 @@ def _fail(message: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
-def check_folders(files: dict[str, Path | None]) -> None:
-    """Raise ``UsageError`` before long work if output files, by option, cannot be written."""
-    for option, file in files.items():
-        if file is not None and not file.absolute().parent.is_dir():
-            raise UsageError(f"{option}: no such folder: {file.absolute().parent}")
-        if file is not None and file.is_dir():
-            raise UsageError(f"{option}: expected a file, found a folder: {file}")
-        if file is not None and file.exists() and not file.is_file():
-            raise UsageError(f"{option}: expected a file, found a pipe or a device: {file}")
+def check_outputs(
+    files: dict[str, Path | None],
+    folders: dict[str, Path | None] | None = None,
+    *,
+    check: Callable[[Path], None] = check_folder,
+) -> None:
+    """Raise ``UsageError`` before long work if outputs, by option, cannot be written.
+
+    Where one of them is standard output, what is said to people goes to standard error.
+    """
+    for checked, named in ((check_file, files), (check, folders or {})):
+        for option, path in named.items():
+            try:
+                if path is not None:
+                    checked(path)
+            except OSError as error:
+                raise UsageError(f"{option}: {error.strerror}") from None
+    console.stderr = any(file is not None and is_stdout(file) for file in files.values())
 
 
 def parse_batch(text: str) -> tuple[int, int, int]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
-from lgvit_edge._support.files import replacing, write_json
+from lgvit_edge._support.outputs import replacing, write_json
 from lgvit_edge._support.optional import require
 from lgvit_edge._support.terminal import console, progress_bar, say
 from lgvit_edge.bundle.points import check_name
@@ -21,7 +21,7 @@ from lgvit_edge.cli.options import (
     Precision,
     Samples,
     Threads,
-    check_folders,
+    check_outputs,
     labelled_images,
 )
 from lgvit_edge.errors import DataError, UsageError
@@ -123,7 +123,7 @@ def tune(
     given = ((data, labels), (report_data, report_labels))
     if classes and all(folder is None or listed is not None for folder, listed in given):
         raise UsageError("--classes needs --data or --report-data with one sub-folder per class")
-    check_folders({"--json": json_file, "--plot": plot, "--logits": logits})
+    check_outputs({"--json": json_file, "--plot": plot})
     if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
         raise UsageError(f"--plot must end in .png, .svg or .pdf, found {plot.name!r}")
     require("optuna", extra="tune")  # before the long work

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lgvit_edge._support import finite_json
-from lgvit_edge._support.files import MAX_TEXT, locked, read_bytes, write_json
+from lgvit_edge._support.files import MAX_TEXT, locked, read_bytes
+from lgvit_edge._support.outputs import write_json
 from lgvit_edge.bundle.codec import to_json
 from lgvit_edge.errors import TrainingError
 from lgvit_edge.machine.memory import memory_bytes

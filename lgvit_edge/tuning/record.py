@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge._support import finite_json
-from lgvit_edge._support.files import MAX_TEXT, locked, read_bytes, require_file, write_json
+from lgvit_edge._support.files import MAX_TEXT, locked, read_bytes, require_file
+from lgvit_edge._support.outputs import write_json
 from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.errors import DataError
 from lgvit_edge.policies.evaluate import Images
