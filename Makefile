@@ -8,6 +8,8 @@ LINKS ?= build/links
 # The bundle that `make bench` measures, and what else to pass (e.g. BENCH_ARGS="--data DIR").
 BUNDLE ?= out-demo/bundle
 BENCH_ARGS ?=
+# How long `make fuzz` lasts.
+MINUTES ?= 10
 # The models that timm's weights are compared with; tools/timm_names.py reads the same version.
 TIMM := timm==1.0.31
 # NVIDIA's Python bindings without the libraries (1 MB each): the tests hold our calls against them.
@@ -19,7 +21,7 @@ BIN := $(abspath $(VENV))/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check map bench dev format links clean
+.PHONY: help demo test fuzz check map bench dev format links clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -29,6 +31,9 @@ demo: $(VENV)/.demo ## set up, then run the whole main job on data that needs no
 
 test: $(VENV)/.dev ## set up, then run the tests
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+fuzz: $(VENV)/.dev ## change files of every kind by the thousand: make fuzz MINUTES=10
+	$(BIN)/python tests/fuzz/fuzzing.py --minutes $(MINUTES)
 
 check: $(VENV)/.dev links ## lint, format, types, import rules and no circles
 	$(BIN)/ruff check .

@@ -132,7 +132,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         return [_of_record(path, record)]
     except FileNotFoundError:
         raise DataError(f"no such record or bundle: {path}") from None
-    except (OSError, ArithmeticError, LookupError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, ArithmeticError, LookupError, ValueError, TypeError) as error:
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise DataError(
             f"{path} is no record of lgvit-edge bench --json ({reason}); "

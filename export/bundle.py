@@ -16,18 +16,22 @@ from torch import Tensor
 from lgvit_edge._support.optional import require
 from lgvit_edge._support.terminal import held_interrupts
 from lgvit_edge.bundle import directory as bundle
+from lgvit_edge.bundle.graphs import check_graph
 from lgvit_edge.bundle.manifest import (
     PRECISIONS,
     SCHEMA_VERSION,
     TARGETS,
     Agreement,
     Calibration,
+    FileSpec,
     GraphSpec,
     Manifest,
     Parity,
     SegmentSpec,
     TensorSpec,
 )
+from lgvit_edge.bundle.operators import OPSETS
+from lgvit_edge.bundle.plain_files import size_of
 from lgvit_edge.errors import ExportError, UsageError
 from lgvit_edge.export import int8 as quantize
 from lgvit_edge.export.checks import ChainCheck, compare, gate, reference_logits, sample_images
@@ -42,7 +46,6 @@ from lgvit_edge.model import LGViT, Segment, count_parameters, cut, model_costs
 from lgvit_edge.model.segments import INPUTS, example_input
 from lgvit_edge.policies import Confidence, Policy
 
-OPSETS = range(17, 24)  # below 17 there is no LayerNormalization operator
 _FEWEST = 8  # calibration images needed
 _BATCH = 16  # calibration images at a time
 _CHOICE = 64  # calibration images for choosing blocks: each goes through the model ten times
@@ -311,7 +314,18 @@ class _Export:
                 0, TensorSpec("hidden_out", "float16" if self.half else "float32", shape)
             )
         file = bundle.describe(self.staging, part.file)
-        return GraphSpec(file, (inputs,), tuple(outputs), macs, parameters)
+        weights = FileSpec(bundle.WEIGHTS, file.sha256, size_of(self.store.path))  # not hashed yet
+        try:
+            spec = GraphSpec(file, (inputs,), tuple(outputs), macs, parameters)
+            data = (self.staging / part.file).read_bytes()
+            check_graph(data, spec, self.opset, bundle.weights_of((weights,), spec))
+        except ValueError as error:
+            raise ExportError(
+                f"{part.file} would not be run, because bundles may come from strangers: {error}; "
+                "operators of your own kinds are allowed by register_operator of "
+                "lgvit_edge.bundle.operators, here and on the device"
+            ) from None
+        return spec
 
     def _manifest(
         self,

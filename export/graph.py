@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lgvit_edge._support.optional import require
-from lgvit_edge.errors import ExportError
+from lgvit_edge.errors import ExportError, in_one_line
 
 _INLINE_BYTES = 4096  # smaller tensors (shapes, scalars) stay in the graph for its optimisers
 _PAGE = 4096  # weights start at page borders, so that they can be memory-mapped
@@ -119,7 +119,7 @@ def trace(parts: Sequence[Part], *, opset: int, batch: tuple[int, int]) -> list[
             for part in parts:
                 trace([part], opset=opset, batch=batch)  # so that the error names it
         what = parts[0].file if len(parts) == 1 else "the chain, but each of its graphs alone"
-        reason = str(error.__cause__ or error).strip().splitlines()[0][:300]
+        reason = in_one_line(error)
         raise ExportError(f"PyTorch cannot export {what}: {reason}") from error
     assert program is not None  # as with dynamo=True
     whole = program.model.graph
@@ -177,6 +177,7 @@ def save(
     if rewrite is not None:
         model = ir.serde.deserialize_model(rewrite(ir.serde.serialize_model(model)))
     _externalise(ir, model, store, path.parent)
+    _bare(ir, model)
     ir.save(model, path)
 
 
@@ -226,6 +227,27 @@ def _externalise(ir: Any, model: Any, store: WeightStore, base: Path) -> None:
             name=tensor.name,
             base_dir=base,
         )
+
+
+def _bare(ir: Any, model: Any) -> None:
+    """Sort nodes, and leave out what backends find by themselves: notes, shapes of inner values.
+
+    What is not in a graph, nobody has to check before it is run.
+    """
+    graph = model.graph
+    graph.sort()  # the quantizer appends its nodes
+    model.producer_name = model.producer_version = None
+    model.metadata_props.clear()
+    graph.metadata_props.clear()
+    for node in graph:
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.shape = value.type = None
+    for value in graph.initializers.values():
+        tensor = value.const_value
+        if not isinstance(tensor, ir.ExternalTensor):
+            value.const_value = ir.Tensor(tensor.numpy(), name=tensor.name)  # as raw bytes
+        value.shape = value.type = None  # the tensor has them
 
 
 def _gelu(opset: int) -> Any:

@@ -12,6 +12,7 @@
     ├── TrainingError         training cannot go on
     ├── TuningError           no operating point is what was asked for
     ├── BackendError          a backend cannot run here
+    ├── StalledError          a source of a stream delivers no image in time
     └── MissingDependency     a package of an optional extra is not installed
 
 The command line catches only the root. Each message says what was expected, what was found and, if
@@ -20,9 +21,19 @@ there is one, the command that fixes it.
 
 from __future__ import annotations
 
+_BEGINNING, _END = 3000, 1000  # characters of a message that stay
+
 
 class LGViTEdgeError(Exception):
     """The base of every exception that lgvit-edge raises on purpose."""
+
+    def __str__(self) -> str:
+        # What a damaged file says is quoted, and may be long; the cure stands at the end.
+        text = super().__str__()
+        more = len(text) - _BEGINNING - _END
+        if more <= 0:
+            return text
+        return f"{text[:_BEGINNING]} ...({more} characters left out)... {text[-_END:]}"
 
 
 class UsageError(LGViTEdgeError, ValueError):
@@ -67,6 +78,10 @@ class TuningError(LGViTEdgeError):
 
 class BackendError(LGViTEdgeError):
     """A backend cannot run here."""
+
+
+class StalledError(LGViTEdgeError, TimeoutError):
+    """A source of a stream delivers no image in time."""
 
 
 class MissingDependency(LGViTEdgeError):

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from lgvit_edge.runtime.backends.base import ChainOptions as ChainOptions
     from lgvit_edge.runtime.backends.base import TensorRTOptions as TensorRTOptions
     from lgvit_edge.runtime.backends.registry import register_backend as register_backend
+    from lgvit_edge.runtime.reading import StreamError as StreamError
     from lgvit_edge.runtime.result import Pace as Pace
     from lgvit_edge.runtime.result import Result as Result
     from lgvit_edge.runtime.session import Session as Session
     from lgvit_edge.runtime.stats import Statistics as Statistics
-    from lgvit_edge.runtime.streams import StreamError as StreamError
     from lgvit_edge.runtime.target_rate import TargetRate as TargetRate
 
 _HOMES = {
@@ -44,10 +44,10 @@ _HOMES = {
         "TensorRTOptions",
     ),
     "lgvit_edge.runtime.backends.registry": ("register_backend",),
+    "lgvit_edge.runtime.reading": ("StreamError",),
     "lgvit_edge.runtime.result": ("Pace", "Result"),
     "lgvit_edge.runtime.session": ("Session",),
     "lgvit_edge.runtime.stats": ("Statistics",),
-    "lgvit_edge.runtime.streams": ("StreamError",),
     "lgvit_edge.runtime.target_rate": ("TargetRate",),
 }
 __all__ = [name for names in _HOMES.values() for name in names]

@@ -17,7 +17,7 @@ from lgvit_edge.images.preprocess import ImageLike, network_input, several
 from lgvit_edge.policies.scores import difference
 from lgvit_edge.runtime.backends.base import Chain
 from lgvit_edge.runtime.backends.registry import segment_names
-from lgvit_edge.runtime.runner import Walk, finite
+from lgvit_edge.runtime.runner import Walk, answer, step
 from lgvit_edge.runtime.samples import read_samples
 
 
@@ -85,7 +85,7 @@ class LoadedBundle:
                 self._check_open()
                 self.chain.start(ready)
                 for exit in range(self._exits + 1):
-                    logits[first : first + len(ready), exit] = finite(self.chain.step(), exit + 1)
+                    logits[first : first + len(ready), exit] = answer(self.chain, exit + 1)
         return logits
 
     def timed_exits(self, images: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -112,7 +112,7 @@ class LoadedBundle:
         with self._lock:
             baseline = self._open_baseline()
             baseline.start(images)
-            return finite(baseline.step(), self._exits + 1).copy()
+            return answer(baseline, self._exits + 1).copy()
 
     def check_parity(self) -> float:
         """Compare segments and baseline with PyTorch's logits in the bundle; return the difference.
@@ -207,8 +207,8 @@ def check_parity(bundle: Bundle, chain: Chain, baseline: Chain | None) -> float:
     images, expected = read_samples(bundle)
     gaps = [0.0]
 
-    def check(who: str, running: Chain, wanted: NDArray[np.float32]) -> None:
-        gaps.append(difference(running.step(), wanted))
+    def check(who: str, running: Chain, exit: int, wanted: NDArray[np.float32]) -> None:
+        gaps.append(difference(step(running, exit), wanted))
         if not gaps[-1] <= parity.tolerance:
             raise ParityError(
                 f"{who} diverges from PyTorch on this device: max |difference| "
@@ -220,8 +220,8 @@ def check_parity(bundle: Bundle, chain: Chain, baseline: Chain | None) -> float:
             rows = slice(first, first + size)
             chain.start(images[rows])
             for index in range(len(bundle.manifest.segments)):
-                check(f"segment {index}", chain, expected[rows, index])
+                check(f"segment {index}", chain, index + 1, expected[rows, index])
             if baseline is not None:
                 baseline.start(images[rows])
-                check("the baseline", baseline, expected[rows, -1])
+                check("the baseline", baseline, len(bundle.manifest.segments), expected[rows, -1])
     return max(gaps)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge.bundle.manifest import Manifest
-from lgvit_edge.errors import BackendError
+from lgvit_edge.errors import BackendError, LGViTEdgeError, in_one_line
 from lgvit_edge.policies import Confidence, Departures, Policy, Tracker
 from lgvit_edge.runtime.backends.base import Chain
 from lgvit_edge.runtime.deadlines import SegmentClock
@@ -21,12 +21,30 @@ _LARGEST_SQUARE = _LARGEST**2
 _vdot = np.vdot  # unlike np.dot it does not warn of overflow
 
 
-def finite(logits: NDArray[np.float32], exit: int) -> NDArray[np.float32]:
-    """Return the logits of ``exit`` (1..M + 1), ``[B, C] float32``, if all can be computed with.
+def step(chain: Chain, exit: int) -> NDArray[np.float32]:
+    """Run the next segment, which ends at ``exit`` (1..M + 1); return its logits, ``[B, C]``.
+
+    Raises:
+        BackendError: the backend raised what it did not foresee.
+    """
+    try:
+        return chain.step()
+    except LGViTEdgeError:
+        raise
+    except (OSError, RuntimeError, MemoryError, ValueError, LookupError) as error:
+        raise BackendError(
+            f"the segment before exit {exit} cannot run ({in_one_line(error)}): its graph is "
+            "damaged, or memory ran out; export the bundle again, or with a smaller --batch"
+        ) from error
+
+
+def answer(chain: Chain, exit: int) -> NDArray[np.float32]:
+    """Do what ``step`` does, and let through only logits that can be computed with.
 
     Raises:
         BackendError: a logit is NaN, infinite or beyond 1e18; names the exit.
     """
+    logits = step(chain, exit)
     # Policies add logits, and divide them by as little as 0.01: up to here that cannot overflow.
     # One row is let through by its sum of squares, which is the quickest to compute and NaN or
     # large if any logit is. A batch would wake the threads of BLAS.
@@ -62,7 +80,7 @@ class Walk:
         began = mark = time.perf_counter()
         chain, clock, tracker, last = self.chain, self.clock, policy.start(self._exits), self._exits
         chain.start(images)
-        logits = tracker.combine(finite(chain.step(), 1))
+        logits = tracker.combine(answer(chain, 1))
         exit, stopped = 0, "final"  # exit counts from 0 inside this loop, as segments do
         while exit < last:
             stop = tracker.step(exit + 1, logits)[0]
@@ -78,7 +96,7 @@ class Walk:
                 stopped = "deadline"
                 break
             exit += 1
-            logits = tracker.combine(finite(chain.step(), exit + 1))
+            logits = tracker.combine(answer(chain, exit + 1))
         index, score = int(logits[0].argmax()), float(tracker.score(exit + 1, logits)[0])
         result = self._result(tracker, index, score, exit + 1, start, began, stopped, deadline_ms)
         if exit == last:
@@ -94,7 +112,7 @@ class Walk:
         results: list[Result | None] = [None] * len(images)
         chain.start(images)
         while True:
-            left = batch.see(finite(chain.step(), batch.exit + 1))
+            left = batch.see(answer(chain, batch.exit + 1))
             stopped = "final" if left.exit > self._exits else "policy"
             for row, index, score in zip(left.rows, left.classes, left.scores, strict=True):
                 results[row] = self._result(
@@ -111,7 +129,7 @@ class Walk:
         logits, ends = [], [time.perf_counter()]
         chain.start(images)
         for exit in range(1, self._exits + 2):
-            exit_logits = finite(chain.step(), exit)
+            exit_logits = answer(chain, exit)
             if exit <= self._exits:
                 tracker.step(exit, exit_logits)
             ends.append(time.perf_counter())

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from lgvit_edge._support.cache import bundle_cache, cache_root, keep, key_of, ours
 from lgvit_edge._support.finite_json import dumps, loads
+from lgvit_edge.bundle.codec import from_json
 from lgvit_edge.bundle.directory import Bundle, open_bundle
 from lgvit_edge.errors import BackendError, LGViTEdgeError, MissingDependency, UsageError
 from lgvit_edge.machine.cpu import available_cores, cpu_name
@@ -121,7 +122,7 @@ def _measure_elsewhere(
     which would restrict its other sessions. An application packed into one program, or embedding
     Python, would start itself instead; backends that it registered exist only here.
     """
-    if not (_python_starts_python() and all(ships(candidate.backend) for candidate in contenders)):
+    if not (python_starts_python() and all(ships(candidate.backend) for candidate in contenders)):
         return None
     given = {name: getattr(options, name) for name in options.given}
     request = {"root": str(bundle.root), "candidates": contenders, "options": given}
@@ -131,12 +132,14 @@ def _measure_elsewhere(
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=_PATIENCE
         )
-        return Choice(**loads(done.stdout)) if done.returncode == 0 else None
-    except (OSError, subprocess.SubprocessError, ValueError, TypeError):
+        if done.returncode:
+            return None
+        return from_json(Choice, loads(done.stdout), where="the choice", error=ValueError)
+    except (OSError, subprocess.SubprocessError, ValueError):
         return None
 
 
-def _python_starts_python() -> bool:
+def python_starts_python() -> bool:
     """Return whether ``sys.executable`` is an interpreter that may be started to measure."""
     if _MEASURING in os.environ or getattr(sys, "frozen", False):
         return False
@@ -247,8 +250,8 @@ def _read(path: Path) -> Choice | None:
     if not ours(path):
         return None
     try:
-        return Choice(**loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError):
+        return from_json(Choice, loads(path.read_bytes()), where=str(path), error=ValueError)
+    except (OSError, ValueError):
         return None
 
 

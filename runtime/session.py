@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge._support.numbers import real, whole
@@ -19,9 +22,10 @@ from lgvit_edge.policies import Policy, as_policy, from_json
 from lgvit_edge.runtime.backends.base import Chain, ChainOptions, TensorRTOptions
 from lgvit_edge.runtime.backends.registry import chain_opener
 from lgvit_edge.runtime.loaded import LoadedBundle
+from lgvit_edge.runtime.reading import Item, Readers, StreamError
 from lgvit_edge.runtime.result import Result
 from lgvit_edge.runtime.stats import Recorder, Statistics
-from lgvit_edge.runtime.streams import StreamError, run_streams
+from lgvit_edge.runtime.streams import run_streams
 from lgvit_edge.runtime.target_rate import TargetRate
 
 
@@ -87,7 +91,7 @@ class Session(LoadedBundle):
             threads: CPU threads (onnxruntime, openvino); None for one per core of this process.
             thread_pool: (onnxruntime) ``global``, the default, is fastest and makes ONNX Runtime
                 demand ``use_per_session_threads = False`` of every other session in this process;
-                ``private`` leaves them alone.
+                ``private`` leaves them alone, and is the default before onnxruntime 1.23.
             device: ``cpu`` or ``cuda`` (onnxruntime), ``cpu``, ``gpu`` or ``npu`` (openvino); None
                 for the best one here.
             precision: (openvino) ``fp32``, ``bf16`` or ``fp16``: what float32 graphs are computed
@@ -186,8 +190,8 @@ class Session(LoadedBundle):
             BackendError: a logit is NaN or infinite, or the session is closed.
         """
         start = time.perf_counter()
-        if deadline_ms is not None and not 0 < real(deadline_ms) < float("inf"):
-            raise UsageError(f"deadline_ms must be a positive number, found {deadline_ms!r}")
+        if deadline_ms is not None:
+            _check_time("deadline_ms", deadline_ms)
         images = self._input([image], color)
         prepare_ms = (time.perf_counter() - start) * 1e3
         return self.run(images, starts=[start], deadline_ms=deadline_ms, prepare_ms=prepare_ms)[0]
@@ -214,23 +218,45 @@ class Session(LoadedBundle):
         color: str = "rgb",
         batch: int | None = None,
         ahead: int | None = None,
+        drop_oldest: bool = False,
+        timeout: float | None = None,
+        deadline_ms: float | None = None,
     ) -> Iterator[Result]:
-        """Classify images as they come, in their order, for throughput.
+        """Classify images as they come, in their order.
 
-        Takes images and color as ``predict`` does. A thread reads and resizes up to ``ahead``
-        images (by default two batches) while the network computes; a batch holds what has been read
-        by then, at most ``batch`` images (by default the bundle's largest). A source may reuse one
-        array for all its images.
+        A thread reads and resizes the next images while the network computes; a batch holds what
+        has been read by then. A source may reuse one array for all its images. The end of the
+        iterator, or its ``close``, stops to read: it waits up to a second for what the source is
+        about to return.
+
+        Args:
+            images: one after the other, each as ``predict`` takes it.
+            color: as for ``predict``.
+            batch: images that run together at most; None for the bundle's largest batch.
+            ahead: images that are read early at most; None for two batches, which several sources
+                share, or with ``drop_oldest`` for 1.
+            drop_oldest: for live cameras, as GStreamer's ``appsink drop=true``: when ``ahead``
+                images wait, the oldest is dropped (``Statistics.dropped``) and the source read on.
+                Otherwise the source waits, and every image is answered.
+            timeout: seconds that the source may take for its next image, the first included; None
+                for any time. While images wait to be taken, it is not asked for one.
+            deadline_ms: as for ``predict``, from when the source delivered the image. Images then
+                run one by one. One that is too old when its turn comes leaves at exit 1.
 
         Raises:
             DataError: an image is of another type or shape. An exception of ``images`` itself is
                 raised too, after the results of the images before it.
-            UsageError: ``batch`` or ``ahead`` is not a whole number of at least 1, or there is no
-                such color.
+            StalledError: the source took longer than ``timeout``.
+            UsageError: ``batch`` or ``ahead`` is not a whole number of at least 1, ``timeout`` or
+                the deadline not a positive number, ``batch`` is more than 1 with a deadline, or
+                there is no such color.
             BackendError: a logit is NaN or infinite, or the session is closed.
         """
         check_several(images)
-        for _, result in self._run_streams({"images": images}, color, batch, ahead, patient=False):
+        answers = self._run_streams(
+            {"": images}, color, batch, ahead, drop_oldest, timeout, deadline_ms, patient=False
+        )
+        for _, result in answers:
             if isinstance(result, StreamError):
                 raise result.error
             yield result
@@ -242,22 +268,33 @@ class Session(LoadedBundle):
         color: str = "rgb",
         batch: int | None = None,
         ahead: int | None = None,
+        drop_oldest: bool = False,
+        timeout: float | None = None,
+        deadline_ms: float | None = None,
     ) -> Iterator[tuple[str, Result | StreamError]]:
         """Classify images of several cameras, by name: a thread reads each, and batches mix them.
 
+        Sources whose images wait are served in turn. Yields the source's name with each result or
+        error; those of one source are in its order, and counted under its name
+        (``Statistics.streams``).
+
         A bad image, or a source that fails, stops no other source: a ``StreamError`` takes the
-        place of its result. Other arguments and errors are those of ``stream``; ``ahead`` counts
-        the images of all sources together. Yields the source's name with each result or error;
-        those of one source are in its order.
+        place of its result. A source that stalls yields one with a ``StalledError`` every
+        ``timeout`` seconds, and goes on when it delivers again. Other arguments and errors are
+        those of ``stream``; ``ahead`` is of each source.
         """
         if not isinstance(sources, Mapping):
             raise UsageError(
                 "sources must be a dict of names and images, such as {'gate': frames}, found "
                 f"{type(sources).__name__}; for a single source there is stream"
             )
-        for images in sources.values():
+        for name, images in sources.items():
+            if not isinstance(name, str):
+                raise UsageError(f"a source's name must be text, such as 'gate', found {name!r}")
             check_several(images)
-        return self._run_streams(sources, color, batch, ahead, patient=True)
+        return self._run_streams(
+            sources, color, batch, ahead, drop_oldest, timeout, deadline_ms, patient=True
+        )
 
     def _run_streams(
         self,
@@ -265,19 +302,54 @@ class Session(LoadedBundle):
         color: str,
         batch: int | None,
         ahead: int | None,
+        drop_oldest: bool,
+        timeout: float | None,
+        deadline_ms: float | None,
         *,
         patient: bool,
     ) -> Iterator[tuple[str, Result | StreamError]]:
         check_color(color)  # once, rather than for every image
         size = self.max_batch if batch is None else min(whole("batch", batch), self.max_batch)
-        return run_streams(
-            lambda image: self.prepare([image], color=color),
-            lambda images, starts: self.run(images, starts=starts),
+        if timeout is not None:
+            _check_time("timeout", timeout)
+        if deadline_ms is not None:
+            _check_time("deadline_ms", deadline_ms)
+            if batch is not None and batch > 1:
+                raise UsageError(
+                    f"a deadline is for one image, found batch={batch}; leave out batch, or the "
+                    "deadline"
+                )
+            size = 1
+            if not self._walk.clock.calibrated:
+                self.warm_up()  # before the first image, which would be late
+        if ahead is None:
+            ahead = 1 if drop_oldest else math.ceil(2 * size / max(1, len(sources)))
+        readers = Readers(
             sources,
-            batch=size,
-            ahead=2 * size if ahead is None else whole("ahead", ahead),
+            lambda image: self.prepare([image], color=color),
+            ahead=whole("ahead", ahead),
+            drop_oldest=drop_oldest,
+            timeout=timeout,
             patient=patient,
         )
+
+        def run(items: list[Item]) -> list[Result]:
+            return self.run(
+                np.concatenate([item.images for item in items if item.images is not None]),
+                starts=[item.start for item in items],
+                deadline_ms=deadline_ms,
+                streams=[item.source for item in items],
+            )
+
+        def miss(item: Item) -> None:
+            with self._lock:
+                errors = int(item.error is not None)
+                self._recorder.miss(item.source, dropped=item.dropped, errors=errors)
+
+        with self._lock:
+            for name in sources:
+                self._recorder.begin(name)
+        return run_streams(readers, size, run, self._check_open, miss)
 
     def run(
         self,
@@ -286,6 +358,7 @@ class Session(LoadedBundle):
         starts: Sequence[float] | None = None,
         deadline_ms: float | None = None,
         prepare_ms: float = 0.0,
+        streams: Sequence[str] | None = None,
     ) -> list[Result]:
         """Classify input that ``prepare`` returned, at most the largest batch.
 
@@ -295,16 +368,22 @@ class Session(LoadedBundle):
             deadline_ms: as for ``predict``; for one image.
             prepare_ms: time spent on ``images`` before this call, which counts towards a frame
                 rate; 0 where another thread prepares them.
+            streams: the name of each image's stream, under which ``Statistics.streams`` counts it;
+                default none.
 
         Raises:
-            UsageError: a deadline for several images, not as many ``starts`` as images, or
-                ``images`` is not what ``prepare`` returns.
+            UsageError: a deadline for several images, not as many ``starts`` or ``streams`` as
+                images, a name that is no text, or ``images`` is not what ``prepare`` returns.
             BackendError: a logit is NaN or infinite, or the session is closed.
         """
         began = time.perf_counter()
         self._check_input(images, self.max_batch)
         if starts is not None and len(starts) != len(images):
             raise UsageError(f"expected {len(images)} starts, one per image, found {len(starts)}")
+        if streams is not None and len(streams) != len(images):
+            raise UsageError(f"expected {len(images)} streams, one per image, found {len(streams)}")
+        if bad := [name for name in streams or () if not isinstance(name, str)]:
+            raise UsageError(f"a stream's name must be text, found {bad[0]!r}")
         if deadline_ms is not None and len(images) != 1:
             raise UsageError(f"a deadline is for one image, found {len(images)}")
         with self._lock:
@@ -322,8 +401,8 @@ class Session(LoadedBundle):
                 pace = rate.pace
                 rate.observe([result.exit for result in results], network, prepare_ms / count)
                 results = [dataclasses.replace(result, pace=pace) for result in results]
-            for result in results:
-                self._recorder.add(result)
+            for result, stream in zip(results, streams or repeat(""), strict=False):
+                self._recorder.add(result, stream)
         for hook in self.hooks:
             for result in results:
                 hook(result)
@@ -349,6 +428,16 @@ class Session(LoadedBundle):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _check_time(name: str, value: object) -> None:
+    """Refuse a span of time that is none.
+
+    Raises:
+        UsageError: it is not a positive number, or infinite; names what it was given for.
+    """
+    if not 0 < real(value) < math.inf:
+        raise UsageError(f"{name} must be a positive number, found {value!r}")
 
 
 def _bundle_policy(manifest: Manifest, point: str | None = None) -> Policy:

@@ -1,10 +1,10 @@
-"""Kills commands that write, with ``kill -9`` and at random moments, and looks at what they leave.
+"""Kills commands that write with ``kill -9``, at random moments, and looks at what they leave.
 
-``python -m lgvit_edge.benchmarks.experiments.kills --trials 200 --out kills.md`` lets commands write
-over older files of a small model. Half of the kills come by the clock, anywhere in the command's
-time; the others right before one of its file operations. After each kill every output must be the
-old one or the new one, the same command must then succeed, and leave no more files than a command
-that was not killed, in its folder, the temporary folder and the cache.
+``python -m lgvit_edge.benchmarks.experiments.kills --trials 200 --out kills.md`` lets commands
+write over older files of a small model. Half of the kills come by the clock, anywhere in the
+command's time; the others right before one of its file operations. After each kill every output
+must be the old one or the new one, the same command must then succeed, and leave no more files
+than a command that was not killed, in its folder, the temporary folder and the cache.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ States = dict[str, str]  # of every output, by its path: what it is, in a word
 _RESUME = "loads"  # the only state of files that a killed training continues from
 # Imported once, before the commands start as forks: nothing is written meanwhile.
 _LOADED = ("matplotlib.figure", "onnxscript", "optuna", "torch._dynamo", "jinja2", "tensorrt_rtx")
+_HEADERS = ("seconds", "operations", "by clock", "before", "ended", "faults")
 _CHANGES = {"os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate"}  # audit events
 
 
@@ -76,10 +77,12 @@ class Trial:
 
 
 def cases() -> dict[str, Case]:
-    """Returns the commands, each with what it writes first and what it writes while it is killed."""
+    """Returns the commands, each with its old value and the one it writes while it is killed."""
     bundle = "--engines bundle"
     return {
-        "export": Case("export --ckpt start.pt --policy confidence:{new} --out out", "0.5", "0.6", _bundles),
+        "export": Case(
+            "export --ckpt start.pt --policy confidence:{new} --out out", "0.5", "0.6", _bundles
+        ),
         "build": Case("build rtx --force --opt-level {new}", "0", "3", _builds),
         "tune": Case(
             f"tune {bundle} --data photos --trials 2 --name {{new}} --max-drop 0.5 "
@@ -401,14 +404,17 @@ def main(
                 progress(total, trials_, name)
                 if trial.fault:
                     say(f"{name}, killed at {trial.moment:g}: {trial.fault}")
-    output = table("command", numbers=("seconds", "operations", "by clock", "before", "ended", "faults"))
+    output = table(
+        "command", numbers=("seconds", "operations", "by clock", "before", "ended", "faults")
+    )
     for cells in _cells(rows):
         output.add_row(*cells)
     console.print(output)
     if out is not None:
         write(out, markdown(rows))
     record.write(
-        trials={name: [vars(trial) for trial in done] for name, (_, done) in rows.items()}, seed=seed
+        trials={name: [vars(trial) for trial in done] for name, (_, done) in rows.items()},
+        seed=seed,
     )
     if any(trial.fault for _, done in rows.values() for trial in done):
         sys.exit(1)

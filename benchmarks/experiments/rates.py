@@ -15,8 +15,8 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from lgvit_edge._support.outputs import replacing
 from lgvit_edge._support.optional import require
+from lgvit_edge._support.outputs import replacing
 from lgvit_edge._support.terminal import console, progress_bar
 from lgvit_edge.benchmarks.experiments.competitor import competing
 from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, choose_images, run_command

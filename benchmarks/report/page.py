@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lgvit_edge import __version__
-from lgvit_edge._support.outputs import write
 from lgvit_edge._support.optional import require
+from lgvit_edge._support.outputs import write
 from lgvit_edge._support.text import escaped
 from lgvit_edge.architecture.families import FAMILIES
 from lgvit_edge.benchmarks.report import plots

@@ -138,4 +138,3 @@ def _holder(path: Path) -> str:
         return read_bytes(path, 1 << 10).decode("utf-8", "replace")[:200] or "another process"
     except OSError:
         return "another process"
-

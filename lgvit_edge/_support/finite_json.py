@@ -12,10 +12,12 @@ def loads(text: str | bytes) -> Any:
     """Parse JSON in which every number is finite: ``NaN``, ``Infinity`` and ``1e999`` are refused.
 
     Raises:
-        ValueError: it is not such JSON.
-        RecursionError: it is nested too deeply.
+        ValueError: it is not such JSON, or is nested too deeply.
     """
-    return json.loads(text, parse_constant=_refuse, parse_float=_finite)
+    try:
+        return json.loads(text, parse_constant=_refuse, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def dumps(record: Any, *, indent: int | None = 1) -> str:

@@ -77,7 +77,7 @@ def leftovers(name: str) -> str:
 def write(path: Path, content: bytes | str) -> None:
     """Write a file, whole or not at all, text as UTF-8; raises as ``replacing`` does.
 
-    What is not UTF-8 in the names of files becomes ``\\udc80`` and such.
+    What is not UTF-8 in the names of files is escaped.
     """
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     with replacing(path, needed=len(data)) as partial:

@@ -51,7 +51,7 @@ def loads(
         raise error(f"{where} has more than the {limit} bytes it may have; {cure}")
     try:
         data = finite_json.loads(text)
-    except (ValueError, RecursionError) as fault:
+    except ValueError as fault:
         raise error(f"{where} is not JSON: {fault}; {cure}") from None
     stored = data.get("schema_version") if isinstance(data, dict) else None
     if stored != version:

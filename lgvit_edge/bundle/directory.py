@@ -16,17 +16,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fnmatch
-import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lgvit_edge._support import finite_json
 from lgvit_edge._support.files import locked, read_bytes, reading
 from lgvit_edge._support.outputs import PARTIAL, check_folder, followed, leftovers, named, write
-from lgvit_edge.bundle.external import external_files
-from lgvit_edge.bundle.manifest import MAX_BYTES, FileSpec, Manifest
+from lgvit_edge.bundle.graphs import check_graph
+from lgvit_edge.bundle.manifest import MAX_BYTES, FileSpec, GraphSpec, Manifest
 from lgvit_edge.bundle.plain_files import sha256, size_of
 from lgvit_edge.bundle.points import OperatingPoint
 from lgvit_edge.errors import BundleError, ExportError, UsageError, in_one_line
@@ -38,6 +38,7 @@ PARITY = "parity.npz"
 ENGINES = "engines"
 BUILD = "build.json"
 _AGAIN = "copy the bundle again or export it again"
+_EQUAL_WEIGHTS = 2**26  # bytes
 _LOCK = ".lock"  # held while a bundle is changed in place
 
 
@@ -63,7 +64,7 @@ def open_bundle(root: str | Path, *, verify: bool = True) -> Bundle:
 
     Args:
         root: the directory ``lgvit-edge export`` wrote.
-        verify: check the hash of every file, and that graphs take weights from these files alone
+        verify: check the hash of every file, and that each graph is one that an export writes
             (about 0.5 s for ViT-B).
 
     Raises:
@@ -95,7 +96,7 @@ def open_bundle(root: str | Path, *, verify: bool = True) -> Bundle:
                 why = getattr(error, "strerror", None) or in_one_line(error)
                 raise BundleError(f"{bundle.path(spec)} cannot be read: {why}; {_AGAIN}") from None
     if verify:
-        _check_external(bundle)
+        _check_graphs(bundle)
     return bundle
 
 
@@ -128,23 +129,34 @@ def _check_hash(bundle: Bundle, spec: FileSpec) -> None:
         )
 
 
-def _check_external(bundle: Bundle) -> None:
-    """Refuse graphs that take weights from a file that the manifest does not list."""
-    listed = {spec.file for spec in bundle.manifest.weights}
-    for graph in bundle.manifest.graphs:
+def _check_graphs(bundle: Bundle) -> None:
+    """Refuse graphs that no export writes, before a backend reads them."""
+    manifest, taken = bundle.manifest, 0
+    # Equal weights are stored once and loaded several times: zeros of a model that was not trained.
+    most = 2 * sum(spec.bytes for spec in manifest.weights) + _EQUAL_WEIGHTS
+    for graph in manifest.graphs:
         path = bundle.path(graph.graph)
         try:
-            names = external_files(path.read_bytes())
+            data = read_bytes(path, graph.graph.bytes)
+            needed = check_graph(data, graph, manifest.opset, weights_of(manifest.weights, graph))
+            # The baseline is the last, and has the segments' weights again.
+            taken = needed if graph is manifest.baseline else taken + needed
+            if taken > most:
+                raise ValueError(f"expected at most {most} bytes of weights, found {taken}")
         except (OSError, ValueError, MemoryError) as error:
-            raise BundleError(f"{path} is no ONNX graph ({in_one_line(error)}); {_AGAIN}") from None
-        folder = "".join(graph.graph.file.rpartition("/")[:2])
-        for name in sorted(names):
-            # Listed names have no "..", no root and no drive, and were checked against links.
-            if folder + name not in listed:
-                raise BundleError(
-                    f"{path} takes weights from {name[:200]!r}, which the manifest does not list "
-                    f"(expected {', '.join(sorted(listed))}); {_AGAIN}"
-                )
+            raise BundleError(
+                f"{path} is no graph that lgvit-edge exports: {str(error)[:600]}; {_AGAIN}; do not "
+                "run it if you do not trust who made it"
+            ) from None
+
+
+def weights_of(files: Iterable[FileSpec], graph: GraphSpec) -> dict[str, int]:
+    """Return the bytes of files with weights, by the name that a graph gives them."""
+    folder = "".join(graph.graph.file.rpartition("/")[:2])
+    # Listed names have no "..", no root and no drive, and were checked against links.
+    return {
+        spec.file.removeprefix(folder): spec.bytes for spec in files if spec.file.startswith(folder)
+    }
 
 
 @contextlib.contextmanager
@@ -159,9 +171,11 @@ def writing(root: Path) -> Iterator[Path]:
         ExportError: ``root`` holds something that is not a bundle, cannot be written, or is being
             written by another process.
     """
-    root = root.absolute()
-    staging, aside = (root.with_name(f".{root.name}{kind}") for kind in (PARTIAL, ".old"))
+    given = root
     try:
+        check_folder(given, replaced=True)
+        root = followed(given)
+        staging, aside = root.with_name(f".{root.name}{PARTIAL}"), _set_aside(root)
         root.parent.mkdir(parents=True, exist_ok=True)
         with locked(root.with_name(f".{root.name}{_LOCK}")):
             _put_back(aside, root)  # an export was killed between its renames
@@ -170,16 +184,34 @@ def writing(root: Path) -> Iterator[Path]:
                 shutil.rmtree(left, ignore_errors=True)
             try:
                 (staging / "segments").mkdir(parents=True)
-                yield staging
+                with named(given, staging):
+                    yield staging
                 _swap(staging, root, aside)
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
     except BlockingIOError as holder:
         raise ExportError(
-            f"{root} is being written by {holder}; wait for it, or name another --out"
+            f"{given} is being written by {holder}; wait for it, or name another --out"
         ) from None
     except OSError as error:
-        raise ExportError(f"cannot write {root}: {error.strerror or error}") from error
+        raise ExportError(f"cannot write {given}: {error.strerror or error}") from error
+
+
+def check_place(root: Path) -> None:
+    """Check before long work that ``writing`` will be able to put a bundle at ``root``.
+
+    Raises:
+        OSError: no folder can be put there, as ``check_folder`` says.
+        ExportError: it holds something that is not a bundle.
+    """
+    check_folder(root, replaced=True)
+    root = followed(root)
+    if not _set_aside(root).exists():  # what a killed export left comes back first
+        _check_replaceable(root)
+
+
+def _set_aside(root: Path) -> Path:
+    return root.with_name(f".{root.name}.old")
 
 
 def finish(staging: Path, manifest: Manifest) -> None:
@@ -255,8 +287,8 @@ def _may_replace(root: Path) -> bool:
     if not names:
         return True
     try:
-        record = json.loads(read_bytes(root / MANIFEST, MAX_BYTES))
-    except (OSError, ValueError, RecursionError):
+        record = finite_json.loads(read_bytes(root / MANIFEST, MAX_BYTES))
+    except (OSError, ValueError):
         return False
     ours = isinstance(record, dict) and {"schema_version", "segments", "baseline"} <= record.keys()
     return ours and names <= {MANIFEST, "segments", ENGINES, BASELINE, PARITY}

@@ -22,6 +22,7 @@ from lgvit_edge.cli.options import Command, Commands, exit_status
 from lgvit_edge.cli.predict import predict
 from lgvit_edge.cli.train import train
 from lgvit_edge.cli.tune import tune
+from lgvit_edge.cli.verify import verify
 
 app = typer.Typer(
     cls=Commands,
@@ -59,5 +60,5 @@ def _root(
 
 
 # --help lists the commands in this order, the order of a user's work.
-for command in (train, export, build, tune, bench, compare, predict, info, doctor, demo):
+for command in (train, export, build, tune, bench, compare, predict, verify, info, doctor, demo):
     app.command(cls=Command)(command)

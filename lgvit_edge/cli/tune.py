@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
-from lgvit_edge._support.outputs import replacing, write_json
 from lgvit_edge._support.optional import require
+from lgvit_edge._support.outputs import replacing, write_json
 from lgvit_edge._support.terminal import console, progress_bar, say
 from lgvit_edge.bundle.points import check_name
 from lgvit_edge.cli.options import (

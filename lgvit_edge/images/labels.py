@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def read_labels(
             continue
         pairs = _pairs(line.strip())
         is_header = first and any(
-            a.lower() in _FILE and b.lower() in _CLASS and not (data / a).is_file()
+            a.lower() in _FILE and b.lower() in _CLASS and not os.path.isfile(data / a)
             for a, b in pairs
         )
         first = False
@@ -93,7 +94,7 @@ def _read(
             f"expected FILE CLASS with a class in 0..{num_classes - 1} or a name the model knows, "
             f"found {line[:80]!r}"
         )
-    present = {found: text for found, text in readings.items() if found[0].is_file()}
+    present = {found: text for found, text in readings.items() if os.path.isfile(found[0])}
     if not present:
         raise DataError(f"no such image: {next(iter(readings))[0]}")
     if len(present) > 1:

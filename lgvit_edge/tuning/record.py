@@ -145,7 +145,7 @@ def read(path: Path, manifest: Manifest) -> Recording:
         raise DataError(
             f"no such file: {error.filename}; run: lgvit-edge tune with --data"
         ) from None
-    except (*_DAMAGED, RecursionError) as error:
+    except _DAMAGED as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(
             f"{path} holds no logits that can be used ({reason}); remove it to run the images again"

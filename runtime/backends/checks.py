@@ -10,6 +10,7 @@ from lgvit_edge.machine.openvino import shared_core
 from lgvit_edge.machine.preflight import explain_import_error, try_import
 from lgvit_edge.runtime.backends.base import Check
 from lgvit_edge.runtime.backends.ort import has_cuda
+from lgvit_edge.runtime.backends.ort_pool import can_share
 
 
 def onnxruntime_checks(driver: bool, jetson: Jetson | None) -> list[Check]:
@@ -41,7 +42,8 @@ def _onnxruntime(device: str, extra: str, driver: bool, jetson: Jetson | None) -
     except MissingDependency as error:
         return Check(name, False, str(error))
     if device == "cpu" or (driver and has_cuda()):
-        return Check(name, True, f"onnxruntime {ort.__version__}")
+        slower = "" if can_share(ort) else ", with private thread pools: 1.23 and newer are faster"
+        return Check(name, True, f"onnxruntime {ort.__version__}{slower}")
     note = "this onnxruntime has no CUDA provider"
     if not driver:
         note = "no NVIDIA driver here"

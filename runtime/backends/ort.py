@@ -18,11 +18,11 @@ from lgvit_edge._support.optional import require
 from lgvit_edge.bundle.builds import graphs_of
 from lgvit_edge.bundle.directory import Bundle
 from lgvit_edge.bundle.manifest import GraphSpec, TensorSpec
-from lgvit_edge.errors import BackendError, BundleError, UsageError
+from lgvit_edge.errors import BackendError, BundleError, UsageError, in_one_line
 from lgvit_edge.machine.cpu import available_cores
 from lgvit_edge.machine.gpu import find_gpu
 from lgvit_edge.runtime.backends.base import ON_CPU, ON_GPU, Candidate, Chain, ChainOptions, in_turn
-from lgvit_edge.runtime.backends.ort_pool import join_pool, open_session, refuse_pool
+from lgvit_edge.runtime.backends.ort_pool import can_share, join_pool, open_session, refuse_pool
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -70,8 +70,8 @@ class OrtChain:
 
         Raises:
             MissingDependency: onnxruntime is not installed.
-            BackendError: the device is not there, or another session of this process has a pool
-                of another size or kind.
+            BackendError: the device is not there, another session of this process has a pool of
+                another size or kind, or this onnxruntime has no global one.
             BundleError: a graph cannot be loaded or is not what the manifest says.
             UsageError: there is no such thread pool.
         """
@@ -79,6 +79,12 @@ class OrtChain:
         if thread_pool not in ("global", "private"):
             raise UsageError(f"thread_pool must be global or private, found {thread_pool!r}")
         self._ort = require("onnxruntime", extra="cpu")
+        if options.thread_pool == "global" and not can_share(self._ort):
+            raise BackendError(
+                "thread_pool='global' needs onnxruntime 1.23 or newer, found "
+                f"{self._ort.__version__}; leave it out for private pools, which are slower, or "
+                "run: pip install --upgrade 'lgvit-edge[cpu]'"
+            )
         self._device = _choose_device(device)
         self._shared = thread_pool == "global"
         if self._shared:
@@ -164,7 +170,7 @@ class OrtChain:
                 self._ort, str(path), self._threads, shared=self._shared, providers=providers
             )
         except Exception as error:  # onnxruntime has no common base class
-            reason = str(error).strip().splitlines()[0][:300]
+            reason = in_one_line(error)
             raise BundleError(f"{path} cannot be loaded by ONNX Runtime: {reason}") from None
         if session.get_providers()[0] != providers[0]:
             # ONNX Runtime silently uses the CPU when CUDA's libraries fail; its speed must not be

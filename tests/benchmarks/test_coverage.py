@@ -24,6 +24,7 @@ from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
 from lgvit_edge.architecture.heads import HEAD_KINDS
 from lgvit_edge.architecture.placement import default_heads
 from lgvit_edge.benchmarks.experiments import coverage
+from lgvit_edge.bundle.graphs import check_graph
 from lgvit_edge.bundle.manifest import FileSpec, GraphSpec, TensorSpec
 from lgvit_edge.errors import BuildError, DataError, MissingDependency
 from lgvit_edge.export import BuilderOptions, ExportOptions
@@ -137,6 +138,8 @@ def test_all_families_and_heads_on_every_backend(form: str, precision: str, tmp_
     taken = TensorSpec("image", "uint8", (1, 20, 20, 3))
     given = TensorSpec("logits", "float32", (1, expected.shape[1]))
     spec = GraphSpec(FileSpec("whole.onnx", "0" * 64, 9), (taken,), (given,), macs=1, parameters=1)
+    weights = {"weights.bin": (tmp_path / "weights.bin").stat().st_size}
+    check_graph(path.read_bytes(), spec, 18, weights)  # else it would not be run
     (answer,) = graph_runner(path, spec)(images)
     assert difference(answer, expected) <= TOLERANCE[precision] / (10 if precision == "fp32" else 1)
     if importlib.util.find_spec("openvino") is not None and precision == "fp32":

@@ -35,3 +35,12 @@ def test_what_is_not_installed_is_no_fault_of_a_backend() -> None:
 
 def test_a_disagreement_at_run_time_is_no_failed_export() -> None:
     assert not issubclass(errors.ParityError, errors.ExportError)
+
+
+def test_what_a_file_says_makes_no_endless_message() -> None:
+    """The cure stays, which stands at the end."""
+    said = str(errors.BundleError(f"expected a name, found {'x' * 10**6}; export it again"))
+    assert len(said) < 5000
+    assert said.startswith("expected a name, found xxx") and said.endswith("xx; export it again")
+    assert "characters left out" in said
+    assert str(errors.DataError("short")) == "short"

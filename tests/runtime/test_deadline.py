@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from small import point
 from lgvit_edge.bundle.directory import Bundle, open_bundle
 from lgvit_edge.bundle.points import OperatingPoint
 from lgvit_edge.errors import UsageError
-from lgvit_edge.runtime import Confidence, FixedExit, Never, Policy, Session, TargetRate
+from lgvit_edge.runtime import Confidence, FixedExit, Never, Policy, Session, TargetRate, reading
 from lgvit_edge.runtime import runner as walk
 from lgvit_edge.runtime import session as session_module
 from lgvit_edge.runtime.deadlines import MISS, SegmentClock
@@ -33,13 +35,15 @@ class Clock:
         self.now += 1e-6
         return self.now
 
+    monotonic = perf_counter
+
 
 CLOCK = Clock()
 
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (session_module, walk):
+    for module in (session_module, walk, reading):
         monkeypatch.setattr(module, "time", CLOCK)
 
 
@@ -133,6 +137,37 @@ def test_a_deadline_that_means_nothing_is_refused(opened: Bundle, deadline: floa
         session.predict(FRAME, deadline_ms=deadline)
     with pytest.raises(UsageError, match="a deadline is for one image, found 2"):
         session.run(session.prepare([FRAME] * 2), deadline_ms=9.0)
+
+
+def test_images_of_a_stream_have_a_deadline_each(opened: Bundle) -> None:
+    """It counts from when the source delivered the image, its wait for its turn included."""
+    session, chain = open_timed(opened)
+    answered, all_read = threading.Event(), threading.Event()
+
+    def camera() -> Iterator[Any]:
+        yield FRAME
+        answered.wait(60)
+        yield from [FRAME] * 3
+        all_read.set()
+
+    stream = session.stream(camera(), deadline_ms=40.0, ahead=4)
+    first = next(stream)
+    assert (first.exit, first.stopped, first.late, chain.rows) == (4, "final", False, 1)
+    answered.set()
+    assert all_read.wait(60)
+    CLOCK.now += 0.030  # 10 ms are left
+    second = next(stream)
+    assert (second.exit, second.stopped, second.late) == (3, "deadline", False)
+    CLOCK.now += 1.0
+    for late in stream:
+        assert (late.exit, late.stopped, late.late, chain.rows) == (1, "deadline", True, 1)
+    assert (session.stats.images, session.stats.late) == (4, 2)
+
+
+def test_a_stream_with_a_deadline_warms_up_before_its_first_image(opened: Bundle) -> None:
+    session, _ = open_timed(opened, warm_up=False)
+    found = [answer for _, answer in session.streams({"gate": [FRAME]}, deadline_ms=40.0)]
+    assert [(result.exit, result.late) for result in found] == [(4, False)]  # type: ignore[union-attr]
 
 
 def test_the_clock_is_exceeded_as_often_as_it_says() -> None:

@@ -43,7 +43,7 @@ class Scripted:
 
     max_batch = 3
 
-    def __init__(self, exit: int, value: float) -> None:
+    def __init__(self, exit: int, value: float | Exception) -> None:
         self.bad, self.value = exit, value
         self.exit = self.size = 0
 
@@ -52,6 +52,8 @@ class Scripted:
 
     def step(self) -> NDArray[np.float32]:
         self.exit += 1
+        if self.exit == self.bad and isinstance(self.value, Exception):
+            raise self.value
         logits = np.random.default_rng(0).normal(size=(self.size, 5)).astype(np.float32)
         if self.exit == self.bad:
             logits[-1, 3] = self.value
@@ -105,3 +107,18 @@ def test_the_baseline_is_named_too(opened: Bundle) -> None:
     with Session(opened, Never(), lambda names: Scripted(1, np.nan)) as session:
         with pytest.raises(BackendError, match="exit 4 gave"):
             session.baseline_logits(images(opened))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Slice"), MemoryError(), OSError("x"), KeyError(1)])
+@pytest.mark.parametrize("way", WAYS)
+def test_what_a_library_raises_while_it_runs(opened: Bundle, way: str, error: Exception) -> None:
+    """A damaged graph may open, and fail at its first image."""
+    with Session(opened, Never(), lambda names: Scripted(2, error)) as session:
+        session._walk.clock.calibrate(np.ones((3, 4)))
+        with pytest.raises(
+            BackendError, match=f"exit 2 cannot run .{type(error).__name__}.*--batch"
+        ):
+            WAYS[way](session, images(opened))
+    with Session(opened, Never(), lambda names: Scripted(1, error)) as session:
+        with pytest.raises(BackendError, match="exit 1 cannot run"):
+            session.check_parity()

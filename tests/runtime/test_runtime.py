@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
@@ -30,6 +31,10 @@ from lgvit_edge.runtime import (
     Result,
     Session,
 )
+from lgvit_edge.runtime.backends.checks import onnxruntime_checks
+from lgvit_edge.runtime.backends.ort_pool import can_share
+
+shares = pytest.mark.skipif(not can_share(onnxruntime), reason="onnxruntime before 1.23")
 
 
 @pytest.fixture
@@ -157,7 +162,7 @@ def test_labels_and_the_default_policy_come_from_the_bundle(session: Session) ->
     assert result.label == session.manifest.labels[result.class_index]
 
 
-@pytest.mark.parametrize("thread_pool", ["global", "private"])
+@pytest.mark.parametrize("thread_pool", [pytest.param("global", marks=shares), "private"])
 def test_threads_and_pools_do_not_change_answers(bundle: Path, thread_pool: str) -> None:
     """In processes of their own: ONNX Runtime's pool is one per process."""
     code = (
@@ -173,6 +178,7 @@ def test_threads_and_pools_do_not_change_answers(bundle: Path, thread_pool: str)
     assert pool == thread_pool
 
 
+@shares
 def test_a_process_has_one_pool_of_one_size(bundle: Path) -> None:
     with Session.open(bundle) as first:
         size = int(first.describe()["threads"])
@@ -364,3 +370,43 @@ def test_importing_the_runtime_is_light() -> None:
         "print(*sorted(heavy & set(sys.modules)))"
     )
     assert python(code) == "\n"
+
+
+@pytest.fixture
+def old_ort(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime as before 1.23, in a process that has no pool; the code path is the same."""
+    monkeypatch.delattr("onnxruntime.set_global_thread_pool_sizes", raising=False)
+    monkeypatch.setattr("onnxruntime.__version__", "1.22.1")
+
+
+@pytest.mark.usefixtures("old_ort")
+def test_doctor_says_that_an_old_onnxruntime_is_slower() -> None:
+    note = onnxruntime_checks(False, None)[0].note
+    assert note == "onnxruntime 1.22.1, with private thread pools: 1.23 and newer are faster"
+
+
+@pytest.mark.usefixtures("old_ort")
+def test_an_old_onnxruntime_refuses_a_global_pool(bundle: Path) -> None:
+    cure = "global' needs onnxruntime 1.23 or newer, found 1.22.1; leave it out for private pools"
+    with pytest.raises(BackendError, match=cure):
+        Session.open(bundle, thread_pool="global")
+
+
+def test_an_old_onnxruntime_runs_with_private_pools(bundle: Path) -> None:
+    """In a process of its own; several sessions have as many threads as each asks for."""
+    code = (
+        "import numpy as np, onnxruntime as ort;"
+        "vars(ort).pop('set_global_thread_pool_sizes', None);"
+        "from lgvit_edge.runtime import Session;"
+        f"one, two = (Session.open({str(bundle)!r}, threads=n) for n in (1, 2));"
+        "print(*[s.describe()[k] for s in (one, two) for k in ('thread_pool', 'threads')]);"
+        f"print(Session.open({str(bundle)!r}, thread_pool='private').describe()['thread_pool']);"
+        "f = [np.full((32, 32, 3), v, np.uint8) for v in (0, 90, 255)];"
+        "print(one.exit_logits(f).sum(), two.exit_logits(f).sum())"
+    )
+    *said, first, second = python(code).split()
+    assert said == ["private", "1", "private", "2", "private"]
+    with Session.open(bundle) as session:
+        images = [np.full((32, 32, 3), v, np.uint8) for v in (0, 90, 255)]
+        wanted = float(session.exit_logits(images).sum())
+    assert [float(first), float(second)] == pytest.approx([wanted, wanted], abs=1e-3)

@@ -261,7 +261,7 @@ def test_prometheus_reads_the_statistics(session: Session) -> None:
     by_exit = [line for line in samples if line.startswith("lgvit_edge_images_total")]
     assert sum(int(line.split()[-1]) for line in by_exit) == 6
     assert r'camera="front \"door\"\\\n"' in by_exit[0]
-    assert "lgvit_edge_latency_seconds_count 6" in session.stats.prometheus()
+    assert 'lgvit_edge_latency_seconds_count{stream=""} 6' in session.stats.prometheus()
     with pytest.raises(UsageError, match="no Prometheus label: 'my camera'"):
         session.stats.prometheus({"my camera": "x"})
 

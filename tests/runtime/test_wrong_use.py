@@ -94,6 +94,29 @@ ALL = [
         for option in ("batch", "ahead")
         for n in ("2", True, 2.5, NAN, -1, 0)
     ],
+    (
+        call("streams", {5: [IMAGE]}),
+        UsageError,
+        "a source's name must be text, such as .*, found 5",
+    ),
+    *[
+        (
+            call(name, source, **{option: n}),
+            UsageError,
+            f"{option} must be a positive number, found",
+        )
+        for name, source in (("stream", [IMAGE]), ("streams", {"a": [IMAGE]}))
+        for option in ("timeout", "deadline_ms")
+        for n in ("2", True, NAN, INF, -1, 0)
+    ],
+    *[
+        (
+            call(name, source, batch=2, deadline_ms=9),
+            UsageError,
+            "found batch=2; leave out batch, or",
+        )
+        for name, source in (("stream", [IMAGE]), ("streams", {"a": [IMAGE]}))
+    ],
     *[(call("warm_up", n), UsageError, f"runs {WHOLE}") for n in ("3", True, 2.5, 0, None)],
     *[
         (lambda _, fps=fps: TargetRate(fps), UsageError, "fps must be a positive number, found")
@@ -121,8 +144,22 @@ ALL = [
     (call("run", IMAGE[None][:0]), UsageError, NO_INPUT),
     (call("timed_exits", IMAGE[None].repeat(2, 0)), UsageError, r"uint8 \[1, 32, 32, 3\]; found"),
     (call("run", IMAGE[None], starts=[]), UsageError, "expected 1 starts, one per image, found 0"),
+    (call("run", IMAGE[None], streams=["a", "b"]), UsageError, "expected 1 streams, .* found 2"),
+    *[
+        (
+            call("run", IMAGE[None], streams=[name]),
+            UsageError,
+            "a stream's name must be text, found",
+        )
+        for name in (5, None, ["a"])
+    ],
     (lambda s: s.stats.prometheus(["gate"]), UsageError, "labels must be a dict"),
     (lambda s: s.stats.prometheus({5: "gate"}), UsageError, "no Prometheus label: 5"),
+    (lambda s: s.stats.prometheus({"__site": "x"}), UsageError, "no Prometheus label: '__site'"),
+    *[
+        (lambda s, n=n: s.stats.prometheus({n: "x"}), UsageError, f"label '{n}' is in use here")
+        for n in ("stream", "exit", "by", "quantile")
+    ],
     *[(how, UsageError, "open one there") for how in (pickle.dumps, copy.copy, copy.deepcopy)],
 ]
 

@@ -81,7 +81,7 @@ def _list(raw: dict[str, Any], name: str, example: str) -> list[Any]:
     if isinstance(value, str):
         try:
             value = finite_json.loads(value)
-        except (ValueError, RecursionError):
+        except ValueError:
             pass  # reported below
     rows = value if isinstance(value, list) else [None]
     if not (all(map(whole_numbers, rows)) if example.startswith("[[") else whole_numbers(value)):

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from lgvit_edge._support import finite_json
-from lgvit_edge._support.outputs import replacing
 from lgvit_edge._support.optional import require
+from lgvit_edge._support.outputs import replacing
 from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.errors import CheckpointError, ConfigError
 from lgvit_edge.model.checkpoints import hub, huggingface, weights
@@ -267,7 +267,7 @@ def _own_header(metadata: dict[str, str]) -> Any:
     text = metadata.get(_FORMAT)
     try:
         return None if text is None else finite_json.loads(text)
-    except (ValueError, RecursionError):
+    except ValueError:
         return text
 
 

@@ -112,7 +112,7 @@ def read_json(file: Path, *, absent: bool = False) -> dict[str, Any]:
     """Reads a JSON object from a file; if it may be ``absent``, an empty one stands in."""
     try:
         content = finite_json.loads(read_bytes(file, MAX_TEXT))
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         if absent and isinstance(error, FileNotFoundError):
             return {}
         reason = error.strerror if isinstance(error, OSError) else str(error)
