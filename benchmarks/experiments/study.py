@@ -23,6 +23,7 @@ from lgvit_edge._support.terminal import say
 from lgvit_edge.benchmarks.experiments.frame import run_command
 from lgvit_edge.benchmarks.experiments.study_rows import DROP, RATE, RATES, SPEED_UP, Case, Study
 from lgvit_edge.benchmarks.measure import command_line
+from lgvit_edge.cli.options import check_outputs
 from lgvit_edge.errors import UsageError
 from lgvit_edge.images.classes import class_order
 from lgvit_edge.images.folders import class_names
@@ -90,6 +91,7 @@ def main(
         raise UsageError(
             "heads learn on a trained backbone: expected --weights or a checkpoint as --backbone"
         )
+    check_outputs({}, {"--out": out})
     out.mkdir(parents=True, exist_ok=True)
     # With crops of at least a quarter, training images are about as hard as new ones.
     config = TrainingConfig(

@@ -19,7 +19,7 @@ from lgvit_edge._support.outputs import write, write_json
 from lgvit_edge.bundle import builds as engines
 from lgvit_edge.bundle.builds import Build, EngineSpec
 from lgvit_edge.bundle.codec import to_json
-from lgvit_edge.bundle.directory import BUILD, ENGINES, Bundle, open_bundle
+from lgvit_edge.bundle.directory import BUILD, ENGINES, Bundle, check_writable, open_bundle
 from lgvit_edge.bundle.manifest import GraphSpec, Manifest
 from lgvit_edge.errors import (
     BackendError,
@@ -134,6 +134,7 @@ def build_engines(
     if not force and len(_current(folder, planned, graphs)) == len(graphs):
         build = engines.read_build(folder)
     else:
+        check_writable(opened.root)
         with _locked(folder):
             build, compiled = _build_all(opened, folder, planned, trt, options, force, progress)
     return Built(folder, build, compiled, time.perf_counter() - start, *_verify(folder))

@@ -25,7 +25,7 @@ from lgvit_edge._support.files import lock_of
 from lgvit_edge._support.finite_json import dumps
 
 PARTIAL = ".partial"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _AT_ONCE = os.O_WRONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
 # Pipes that were opened when they were checked: a reader that a writer left would end.
 _opened: dict[Path, int] = {}
@@ -112,7 +112,8 @@ def check_file(path: Path) -> None:
         return
     target = followed(path)
     if not target.parent.is_dir():
-        raise _refused(errno.ENOENT, f"no such folder: {target.parent}", path)
+        cure = f"run: mkdir -p {quote(str(target.parent))}"
+        raise _refused(errno.ENOENT, f"no such folder: {target.parent}; {cure}", path)
     if target.is_dir():
         raise _refused(errno.EISDIR, f"expected a file, found a folder: {path}", path)
     if is_mounted(target):
@@ -201,7 +202,7 @@ def named(path: Path, partial: Path | None = None, *, needed: int | None = None)
         if of is not None and not (partial and str(of).startswith(str(partial))):
             raise  # of another file
         text = cause.strerror or str(cause)
-        if cause.errno in _FULL and partial is not None:
+        if cause.errno in FULL and partial is not None:
             with contextlib.suppress(OSError):
                 written = _size(partial)
                 shutil.rmtree(partial, ignore_errors=True)

@@ -21,6 +21,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from lgvit_edge._support import finite_json
 from lgvit_edge._support.files import locked, read_bytes, reading
@@ -217,6 +218,20 @@ def _set_aside(root: Path) -> Path:
 def finish(staging: Path, manifest: Manifest) -> None:
     """Write the manifest, which turns the folder ``staging`` into a bundle."""
     write(staging / MANIFEST, manifest.dumps())
+
+
+def check_writable(root: Path) -> None:
+    """Check before long work that a bundle can be changed in place.
+
+    Raises:
+        BundleError: its folder cannot be written.
+    """
+    try:
+        check_folder(root)
+    except OSError as error:
+        raise BundleError(
+            f"{error.strerror} (copy the bundle there: cp -r {quote(str(root))} COPY)"
+        ) from None
 
 
 def add_points(root: Path, identity: str, points: dict[str, OperatingPoint]) -> None:

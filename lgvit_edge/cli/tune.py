@@ -99,7 +99,7 @@ def tune(
     Times are measured on this machine, so run it on the device. Without a goal, the points fast,
     balanced and accurate are stored.
     """
-    from lgvit_edge.bundle.directory import add_points, open_bundle
+    from lgvit_edge.bundle.directory import add_points, check_writable, open_bundle
     from lgvit_edge.tuning import Goal, TuneOptions
     from lgvit_edge.tuning import tune as search
     from lgvit_edge.tuning.record import read
@@ -123,7 +123,6 @@ def tune(
     given = ((data, labels), (report_data, report_labels))
     if classes and all(folder is None or listed is not None for folder, listed in given):
         raise UsageError("--classes needs --data or --report-data with one sub-folder per class")
-    check_outputs({"--json": json_file, "--plot": plot})
     if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
         raise UsageError(f"--plot must end in .png, .svg or .pdf, found {plot.name!r}")
     require("optuna", extra="tune")  # before the long work
@@ -132,9 +131,18 @@ def tune(
     bundle = open_bundle(engines)
     if len(bundle.manifest.segments) < 2:
         raise UsageError(f"{engines} has no exits: there is nothing to tune")
+    check_writable(engines)
     home = engines.absolute()
     main = logits or home.with_name(f"{home.name}.logits.npy")
     other = main.with_name(f"{main.name.removesuffix('.npy')}.report.npy")
+    check_outputs(
+        {
+            "--json": json_file,
+            "--plot": plot,
+            "--logits": None if data is None else main,
+            "--report-data": None if report_data is None else other,
+        }
+    )
     report: Recording | None = None
     if data is not None or report_data is not None:
         from lgvit_edge.runtime import Session
