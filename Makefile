@@ -21,7 +21,7 @@ BIN := $(abspath $(VENV))/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz check map bench dev format links clean
+.PHONY: help demo test fuzz audit check map bench dev format links clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -34,6 +34,13 @@ test: $(VENV)/.dev ## set up, then run the tests
 
 fuzz: $(VENV)/.dev ## change files of every kind by the thousand: make fuzz MINUTES=10
 	$(BIN)/python tests/fuzz/fuzzing.py --minutes $(MINUTES)
+
+audit: build/audit-venv ## look up known weaknesses of the pinned packages; needs the network
+	build/audit-venv/bin/pip-audit --no-deps --disable-pip -r constraints.txt
+
+build/audit-venv:
+	$(PYTHON) -m venv $@
+	$@/bin/pip --disable-pip-version-check install --quiet 'pip-audit>=2.9,<3'
 
 check: $(VENV)/.dev links ## lint, format, types, import rules and no circles
 	$(BIN)/ruff check .

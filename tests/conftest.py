@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,15 @@ from lgvit_edge.images.spec import Preprocess
 from lgvit_edge.model import LGViT, save_checkpoint
 from lgvit_edge.model.randomised import randomised
 from lgvit_edge.training.start import seeded
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give huggingface_hub, which reads it when imported, a home that goes away.
+
+    It would keep there what a test's own hub answers, and believe it in the next run.
+    """
+    os.environ["HF_HOME"] = home = tempfile.mkdtemp()
+    config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,14 +1,15 @@
 """Measures whether memory or latency of a session grow over many predictions.
 
 ``python -m lgvit_edge.benchmarks.experiments.soak --engines out/`` predicts on images of changing
-sizes, some with deadlines, some in batches, some from a stream, and fits lines to memory and
-latency.
+sizes, some with deadlines, some in batches, some from a stream, some in several threads; it opens
+the bundle again and forks now and then, and fits lines to memory and latency.
 """
 
 from __future__ import annotations
 
 import gc
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from lgvit_edge._support.terminal import console, progress_bar
 from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, run_command
 from lgvit_edge.cli.options import Backend, Engines
+from lgvit_edge.errors import BackendError
 from lgvit_edge.runtime import FixedExit, Result, Session
 
 _CHUNK = 1000  # images between two measurements
@@ -34,7 +36,7 @@ def main(
     """Predicts many times; prints growth in memory and drift in latency with 95 % intervals."""
     record = Record(json_file)
     with Session.open(engines, backend=backend, warm_up=True) as session:
-        rows = run(session, images)
+        rows = run(session, engines, images)
         record.env |= {"runtime": session.describe()}
     done, memory, latency = rows[int(len(rows) * _WARM_UP) :].T
     growth, drift = line(done / 1000, memory * 1024), line(done / 1000, latency * 1000)
@@ -58,7 +60,7 @@ def main(
     )
 
 
-def run(session: Session, images: int) -> NDArray[np.float64]:
+def run(session: Session, engines: Path, images: int) -> NDArray[np.float64]:
     """Returns images done, resident MB and median latency of exit 1, ``[measurements, 3]``.
 
     The result is allocated at the start, so that nothing here grows.
@@ -69,14 +71,21 @@ def run(session: Session, images: int) -> NDArray[np.float64]:
         rng.integers(0, 256, (side + 8 * (i % 5), side + 16 * (i % 3), 3), np.uint8)
         for i in range(64)
     ]
-    policy = session.policy
+    policy, backend = session.policy, session.describe()["backend"]
     seen: list[Result] = []
     session.hooks.append(lambda result: seen.append(result) if len(seen) < 8 else None)
     rows = np.zeros((images // _CHUNK, 3))
     with progress_bar("predicting") as progress:
         for row in range(len(rows)):
-            for i in range(_CHUNK - 150):
+            for i in range(_CHUNK - 250):
                 session.predict(frames[i % 64], deadline_ms=1000.0 if i % 10 == 0 else None)
+            with ThreadPoolExecutor(4) as threads:
+                list(threads.map(session.predict, frames[:49]))
+            with Session.open(engines, backend=backend) as again:
+                again.predict(frames[0])  # not counted with the session's own
+            for _ in range(51):
+                session.predict(frames[0])
+            _fork(session, frames[0])
             session.predict_batch(frames[:50])
             for _ in session.stream(iter(frames[:50])):
                 pass
@@ -89,6 +98,19 @@ def run(session: Session, images: int) -> NDArray[np.float64]:
             if row % 20 == 0:  # the bar stores each of its steps
                 progress(row, len(rows))
     return rows
+
+
+def _fork(session: Session, frame: NDArray[np.uint8]) -> None:
+    """Fork; the child must be told that the session is not its own, and end."""
+    child = os.fork()
+    if not child:
+        try:
+            session.predict(frame)
+        except BackendError:
+            os._exit(0)
+        os._exit(1)
+    if os.waitpid(child, 0)[1]:
+        raise BackendError("a forked process was not refused")
 
 
 def line(x: NDArray[np.float64], y: NDArray[np.float64]) -> dict[str, float]:

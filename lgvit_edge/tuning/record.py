@@ -56,18 +56,35 @@ class Recording:
         return np.flatnonzero(self.rows["state"] == UNREADABLE)
 
     def images(self, places: NDArray[np.intp]) -> Images:
-        """Returns logits and labels of the images at these places."""
-        return Images(self.rows["logits"][places], self.rows["label"][places].astype(np.int64))
+        """Returns logits and labels of the images at these places.
+
+        Raises:
+            DataError: a logit is not finite, or a label is none of the model's classes.
+        """
+        logits, labels = self.rows["logits"][places], self.rows["label"][places].astype(np.int64)
+        if not np.isfinite(logits).all():
+            raise DataError(_spoilt(self.path, "logits that are not finite numbers"))
+        if ((labels < 0) | (labels >= logits.shape[-1])).any():
+            raise DataError(_spoilt(self.path, f"labels beyond 0..{logits.shape[-1] - 1}"))
+        return Images(logits, labels)
 
     def costs(self, manifest: Manifest) -> Costs:
-        """Returns mean times over the images, and the MACs from the manifest."""
+        """Returns mean times over the images, and the MACs from the manifest.
+
+        Raises:
+            DataError: a time is not a positive number.
+        """
         rows = self.rows[self.usable]
         base = rows["baseline_ms"]
+        base = base[~np.isnan(base)]
+        for times in (rows["prepare_ms"], rows["segment_ms"], base):
+            if not len(times) or not (np.isfinite(times) & (times >= 0)).all():
+                raise DataError(_spoilt(self.path, "times that are not positive numbers"))
         heads = tuple(s.head_macs for s in manifest.segments[:-1] if s.head_macs is not None)
         return Costs(
             float(rows["prepare_ms"].mean(dtype=np.float64)),
             tuple(rows["segment_ms"].mean(axis=0, dtype=np.float64).tolist()),
-            float(base[np.isfinite(base)].mean(dtype=np.float64)),
+            float(base.mean(dtype=np.float64)),
             tuple(segment.spec.macs for segment in manifest.segments),
             heads if len(heads) == len(manifest.segments) - 1 else None,
             manifest.baseline.macs,
@@ -186,6 +203,10 @@ def _create(path: Path, kind: np.dtype[Any], count: int, about: dict[str, Any]) 
 
 def _beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
+
+
+def _spoilt(path: Path, what: str) -> str:
+    return f"{path} holds {what}: it is damaged; remove it to run the images again"
 
 
 def _other(path: Path, what: str) -> str:

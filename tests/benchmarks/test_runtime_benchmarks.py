@@ -159,6 +159,6 @@ def test_a_line_through_noise_has_its_slope_and_an_interval() -> None:
 
 def test_a_soak_looks_at_memory_and_latency(bundle: Path) -> None:
     with Session.open(bundle, warm_up=True) as session:
-        rows = soak.run(session, 2000)
+        rows = soak.run(session, bundle, 2000)
     assert rows.shape == (2, 3)
     assert (rows[:, 1] > 10).all() and (rows[:, 2] > 0).all()

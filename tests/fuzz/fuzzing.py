@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import random
 import resource
+import shlex
 import signal
 import sys
 import tempfile
@@ -35,6 +36,7 @@ if __name__ in ("__main__", "__mp_main__"):
 from targets import TARGETS, Target, make  # noqa: E402 - found by the lines above
 
 from lgvit_edge.errors import LGViTEdgeError  # noqa: E402
+from lgvit_edge.machine.environment import environment  # noqa: E402
 
 SEEDS = HERE / "seeds"
 SLOW = 5.0  # seconds for one content
@@ -299,7 +301,9 @@ def main() -> None:
                     print(f"    {finding.kind}: {keep(finding, given.out)}", flush=True)
     if given.json is not None:
         rows = [{**vars(o), "findings": len(o.findings)} for o in outcomes]
-        given.json.write_text(json.dumps({"seed": seed, "targets": rows}, indent=1) + "\n")
+        command = shlex.join(["python", "tests/fuzz/fuzzing.py", *sys.argv[1:]])
+        found = {"env": environment(), "seed": seed, "targets": rows, "command": command}
+        given.json.write_text(json.dumps(found, indent=1) + "\n")
     sys.exit(any(outcome.findings for outcome in outcomes))
 
 

@@ -16,6 +16,7 @@ from processes import python
 from small import frames
 
 from lgvit_edge.benchmarks.experiments.host import decision_cost
+from lgvit_edge.bundle.directory import open_bundle
 from lgvit_edge.bundle.plain_files import sha256
 from lgvit_edge.errors import BackendError, BundleError, DataError, UsageError
 from lgvit_edge.policies.scores import ENTROPY, PROBABILITY, confidence, entropy
@@ -31,8 +32,10 @@ from lgvit_edge.runtime import (
     Result,
     Session,
 )
+from lgvit_edge.runtime.backends.base import ChainOptions
 from lgvit_edge.runtime.backends.checks import onnxruntime_checks
 from lgvit_edge.runtime.backends.ort_pool import can_share
+from lgvit_edge.runtime.backends.registry import chain_opener
 
 shares = pytest.mark.skipif(not can_share(onnxruntime), reason="onnxruntime before 1.23")
 
@@ -302,8 +305,8 @@ LIES: dict[str, tuple[Any, str]] = {
         lambda m: m["baseline"]["graph"].update(file="../parity.npz"),
         "must be relative and stay in the bundle",
     ),
-    "name": (lambda m: m["segments"][0]["spec"]["inputs"][0].update(name="x"), "expected tensors"),
-    "shapes": (shrink, "expected tensors"),
+    "name": (lambda m: m["segments"][0]["spec"]["inputs"][0].update(name="x"), "expected input"),
+    "shapes": (shrink, "expected output"),
     "batch": (lambda m: m.update(batch=[1, 1, 1]), "must have a fixed batch"),
     "policy": (
         lambda m: m.update(policy={"name": "coin"}),
@@ -353,9 +356,12 @@ def test_graphs_and_weights_that_cannot_be_loaded_are_refused(bundle_copy: Path)
         for entry in tensor.external_data:
             if entry.key == "location":
                 entry.value = "../../weights.bin"
-    refused(model.SerializeToString(), "takes weights from .*does not list")
-    refused(b"not a graph", "is no ONNX graph")
-    refused(b"\x08\x0a", "cannot be loaded by ONNX Runtime")
+    refused(model.SerializeToString(), "is taken from .*does not list")
+    refused(b"not a graph", "is no graph that lgvit-edge exports")
+    refused(b"\x08\x0a", "is no graph that lgvit-edge exports")
+    open_chain = chain_opener(open_bundle(bundle_copy, verify=False), "onnxruntime", ChainOptions())
+    with pytest.raises(BundleError, match="cannot be loaded by ONNX Runtime"):
+        open_chain(["segment_0"])
 
 
 def test_what_an_exit_decision_costs_is_measured(bundle: Path) -> None:

@@ -349,3 +349,31 @@ def test_what_cannot_be_tuned_on(manifest: Manifest) -> None:
     whole = dataclasses.replace(manifest, segments=only, parity=parity)
     with pytest.raises(UsageError, match="this bundle has no exits: there is nothing to tune"):
         tune(recorded(views(60, 16)), whole, FEW)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("logits", np.nan, "logits that are not finite numbers"),
+        ("logits", -np.inf, "logits that are not finite numbers"),
+        ("label", 5, r"labels beyond 0\.\.4"),
+        ("label", -1, r"labels beyond 0\.\.4"),
+        ("prepare_ms", np.nan, "times that are not positive"),
+        ("segment_ms", -1.0, "times that are not positive"),
+        ("baseline_ms", np.inf, "times that are not positive"),
+    ],
+)
+def test_logits_of_a_damaged_file_are_not_tuned_on(
+    manifest: Manifest, field: str, value: float, message: str
+) -> None:
+    kept = recorded(views(60, 17))
+    kept.rows[field][7] = value
+    with pytest.raises(DataError, match=rf"kept\.npy holds {message}.*remove it to run"):
+        tune(kept, manifest, FEW)
+
+
+def test_a_baseline_that_was_never_timed(manifest: Manifest) -> None:
+    kept = recorded(views(60, 17))
+    kept.rows["baseline_ms"] = np.nan
+    with pytest.raises(DataError, match="times that are not positive"):
+        tune(kept, manifest, FEW)

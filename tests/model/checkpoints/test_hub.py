@@ -129,6 +129,8 @@ class Hub(BaseHTTPRequestHandler):
         content, code, fault = b"", 200, ""
         if self.refusal is not None:
             code, fault = self.refusal
+        elif path[0] == "api" and path[1] != "models":
+            code, fault = 404, "RepoNotFound"
         elif path[0] == "api":
             listed = [dict(type="file", path=n, size=1, oid=self.commit) for n in self.files]
             content = json.dumps(listed).encode()
