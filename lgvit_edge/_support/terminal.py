@@ -25,11 +25,13 @@ _RULE = 80
 class _Output(Console):
     """A console whose lines are cut in a terminal only: a file or a pipe gets all of them."""
 
-    @property
+    @property  # type: ignore[misc]  # nobody sets it
     def size(self) -> ConsoleDimensions:
         """The columns and lines that there are."""
         width, height = super().size
-        return ConsoleDimensions(width if self.is_terminal else _WIDE, height)
+        # ``is_terminal`` is also true of a pipe where FORCE_COLOR is set, as in CI.
+        shown = self.is_terminal and self.file.isatty()
+        return ConsoleDimensions(width if shown else _WIDE, height)
 
     def rule(self, title: Any = "", **options: Any) -> None:
         """Print a line with a title, of a terminal's width at most."""

@@ -278,6 +278,7 @@ def exit_status() -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names that this terminal's encoding has not
             stream.reconfigure(errors="backslashreplace")
+    console.stderr = False
     try:
         try:
             yield
@@ -333,7 +334,7 @@ def check_outputs(
                     checked(path)
             except OSError as error:
                 raise UsageError(f"{option}: {error.strerror}") from None
-    console.stderr = any(file is not None and is_stdout(file) for file in files.values())
+    console.stderr |= any(file is not None and is_stdout(file) for file in files.values())
 
 
 def parse_batch(text: str) -> tuple[int, int, int]:
