@@ -235,7 +235,7 @@ def main(
     json_file: JsonFile = None,
 ) -> None:
     """Exports and builds every family and form with every kind of head, and prints a table."""
-    check_outputs({"--names": names})
+    check_outputs({"--names": names, "--out": out})
     if names is not None:
         with tempfile.TemporaryDirectory() as work, progress_bar("comparing") as progress:
             agreed = []
@@ -248,7 +248,6 @@ def main(
     known = [*(config.family for config in map(architecture, ARCHITECTURES)), *FORMS]
     if wrong := set(only or ()) - set(known):
         raise ConfigError(f"--only must be one of {', '.join(known)}, found {min(wrong)}")
-    check_outputs({"--out": out})
     record, configs, rows = Record(json_file), configurations(only or known), list[Row]()
     with tempfile.TemporaryDirectory() as work, progress_bar("covering") as progress:
         progress(0, len(configs))

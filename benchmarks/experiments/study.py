@@ -83,6 +83,7 @@ def main(
     precision: Annotated[str, typer.Option(help="Matrix products in fp32 or bf16.")] = "bf16",
 ) -> None:
     """Trains the paper's heads and its rivals' on one frozen backbone; writes tables and curves."""
+    check_outputs({}, {"--out": out})
     wanted = only.split(",")
     if unknown := set(wanted) - set(TABLES):
         raise UsageError(f"--only: expected some of {', '.join(TABLES)}; found {unknown.pop()!r}")
@@ -91,7 +92,6 @@ def main(
         raise UsageError(
             "heads learn on a trained backbone: expected --weights or a checkpoint as --backbone"
         )
-    check_outputs({}, {"--out": out})
     out.mkdir(parents=True, exist_ok=True)
     # With crops of at least a quarter, training images are about as hard as new ones.
     config = TrainingConfig(

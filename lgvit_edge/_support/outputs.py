@@ -97,16 +97,20 @@ def write_json(path: Path, record: Any) -> None:
     write(path, flat + "\n")
 
 
-def check_file(path: Path) -> None:
+def check_file(path: Path, *, streams: bool = True) -> None:
     """Check before long work that ``replacing`` will be able to write an output.
 
-    A named pipe stays open from here until it is written.
+    A named pipe stays open from here until it is written. Without ``streams``, pipes and devices
+    are refused too, as for what is read again.
 
     Raises:
         OSError: the folder is missing or cannot be written, or ``path`` is a folder, a mount point,
             a pipe that nobody reads, a socket, a disk, or a link in a circle; ``strerror`` says so.
     """
     if _is_stream(path):
+        if not streams:
+            text = f"expected a file, found a pipe or a device: {path}; name a file"
+            raise _refused(errno.EINVAL, text, path)
         if (number := _open_stream(path)) not in _opened.values():
             os.close(number)
         return

@@ -319,15 +319,16 @@ def _fail(message: str, status: int) -> NoReturn:
 
 def check_outputs(
     files: dict[str, Path | None],
-    folders: dict[str, Path | None] | None = None,
+    others: dict[str, Path | None] | None = None,
     *,
     check: Callable[[Path], None] = check_folder,
 ) -> None:
     """Raise ``UsageError`` before long work if outputs, by option, cannot be written.
 
-    Where one of them is standard output, what is said to people goes to standard error.
+    ``others`` are no files, or no plain ones: ``check`` looks at them. Where a file is standard
+    output, what is said to people goes to standard error.
     """
-    for checked, named in ((check_file, files), (check, folders or {})):
+    for checked, named in ((check_file, files), (check, others or {})):
         for option, path in named.items():
             try:
                 if path is not None:

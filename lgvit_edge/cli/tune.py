@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Option
 
 from lgvit_edge._support.optional import require
-from lgvit_edge._support.outputs import replacing, write_json
+from lgvit_edge._support.outputs import check_file, replacing, write_json
 from lgvit_edge._support.terminal import console, progress_bar, say
 from lgvit_edge.bundle.points import check_name
 from lgvit_edge.cli.options import (
@@ -136,12 +137,12 @@ def tune(
     main = logits or home.with_name(f"{home.name}.logits.npy")
     other = main.with_name(f"{main.name.removesuffix('.npy')}.report.npy")
     check_outputs(
+        {"--json": json_file, "--plot": plot},
         {
-            "--json": json_file,
-            "--plot": plot,
             "--logits": None if data is None else main,
             "--report-data": None if report_data is None else other,
-        }
+        },
+        check=functools.partial(check_file, streams=False),
     )
     report: Recording | None = None
     if data is not None or report_data is not None:

@@ -38,10 +38,8 @@ def check_place(out: Path, features: Path | None = None) -> None:
     if out.suffix == ".safetensors":
         require("safetensors.torch", extra="train")
     try:
-        if out.exists() and not (out.is_file() or out.is_dir()):
-            raise TrainingError(f"{out} is a pipe or a device, expected a file to write")
         for path in (out, resume_path(out), log_path(out)):
-            check_file(path)
+            check_file(path, streams=False)
         if features is not None:
             check_folder(features)
     except OSError as error:
