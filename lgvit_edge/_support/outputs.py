@@ -116,8 +116,11 @@ def check_file(path: Path, *, streams: bool = True) -> None:
         return
     target = followed(path)
     if not target.parent.is_dir():
-        cure = f"run: mkdir -p {quote(str(target.parent))}"
-        raise _refused(errno.ENOENT, f"no such folder: {target.parent}; {cure}", path)
+        if target.parent.exists():
+            text = f"expected a folder, found a file: {target.parent}; name a file elsewhere"
+            raise _refused(errno.ENOTDIR, text, path)
+        text = f"no such folder: {target.parent}; run: mkdir -p {quote(str(target.parent))}"
+        raise _refused(errno.ENOENT, text, path)
     if target.is_dir():
         raise _refused(errno.EISDIR, f"expected a file, found a folder: {path}", path)
     if is_mounted(target):
