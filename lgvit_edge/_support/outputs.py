@@ -126,15 +126,14 @@ def check_file(path: Path, *, streams: bool = True) -> None:
     if is_mounted(target):
         text = f"{path} is mounted, so it cannot be replaced: mount its folder, or name another"
         raise _refused(errno.EBUSY, text, path)
-    partial = _partial(target)
     try:
-        partial.touch(exist_ok=False)
+        with contextlib.suppress(FileNotFoundError):
+            _partial(target).lstat()  # raises: a name that is too long
+        # Without a name where the file system can: a killed check leaves nothing.
+        tempfile.TemporaryFile(dir=target.parent).close()
     except OSError as error:
         text = f"cannot write to {target.parent}: {error.strerror}; name a file elsewhere"
         raise _refused(error.errno, text, path) from None
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def check_folder(path: Path, *, replaced: bool = False) -> None:

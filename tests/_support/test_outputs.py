@@ -145,6 +145,7 @@ def places(tmp_path: Path, monkeypatch: MonkeyPatch) -> Iterator[Path]:
         ("round", errno.ELOOP, "round is a link that leads round in a circle; remove it"),
         ("/dev/fd/987", errno.EBADF, "/dev/fd/987 is not open here: name a file, or open it: 987>"),
         ("/sys/x", None, "cannot write to /sys: .*; name a file elsewhere"),
+        ("x" * 250, errno.ENAMETOOLONG, "cannot write to .*: File name too long; name a file else"),
     ],
 )
 def test_what_is_no_place_for_a_file_is_refused(
@@ -203,6 +204,18 @@ def test_places_that_are_good_stay_as_they_are(places: Path) -> None:
         check_folder(Path(path), replaced=True)
         check_folder(Path(path))
     assert sorted(places.rglob("*")) == before
+
+
+def test_a_killed_check_leaves_nothing(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
+    try:
+        os.close(os.open(tmp_path, os.O_TMPFILE | os.O_RDWR))
+    except (AttributeError, OSError):
+        pytest.skip("this file system has no files without names")
+    for module in (os, Path):  # as of a process that ends before it removes anything
+        monkeypatch.setattr(module, "unlink", lambda *_, **__: None)
+    check_file(tmp_path / "x")
+    check_folder(tmp_path / "x")
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_mounted_is_not_replaced(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
