@@ -404,9 +404,7 @@ def main(
                 progress(total, trials_, name)
                 if trial.fault:
                     say(f"{name}, killed at {trial.moment:g}: {trial.fault}")
-    output = table(
-        "command", numbers=("seconds", "operations", "by clock", "before", "ended", "faults")
-    )
+    output = table("command", numbers=_HEADERS)
     for cells in _cells(rows):
         output.add_row(*cells)
     console.print(output)
