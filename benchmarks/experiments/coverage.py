@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import typer
 
+from lgvit_edge._support.outputs import write
 from lgvit_edge._support.terminal import console, progress_bar, say, table
 from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.architecture.heads import head_choices
@@ -32,6 +33,7 @@ from lgvit_edge.benchmarks.experiments.published import TOLERANCE as LOGITS
 from lgvit_edge.benchmarks.experiments.published import difference as logits_difference
 from lgvit_edge.benchmarks.experiments.published import full_size, import_timm
 from lgvit_edge.bundle.directory import open_bundle
+from lgvit_edge.cli.options import check_outputs
 from lgvit_edge.errors import (
     CheckpointError,
     ConfigError,
@@ -204,7 +206,7 @@ def write_names(page: Path, names: Sequence[str]) -> None:
     _, end, after = rest.partition(END)
     if not (mark and end):
         raise DataError(f"{page}: expected the lines {BEGIN} and {END}, found none")
-    page.write_text(f"{before}{BEGIN}\n\n{listed(names)}\n\n{END}{after}", encoding="utf-8")
+    write(page, f"{before}{BEGIN}\n\n{listed(names)}\n\n{END}{after}")
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -233,6 +235,7 @@ def main(
     json_file: JsonFile = None,
 ) -> None:
     """Exports and builds every family and form with every kind of head, and prints a table."""
+    check_outputs({"--names": names, "--out": out})
     if names is not None:
         with tempfile.TemporaryDirectory() as work, progress_bar("comparing") as progress:
             agreed = []
@@ -256,7 +259,7 @@ def main(
         output.add_row(row.family, row.heads, *(_words(row.cells[name]) for name in COLUMNS))
     console.print(output)
     if out is not None:
-        out.write_text(markdown(rows), encoding="utf-8")
+        write(out, markdown(rows))
     record.write(rows=[vars(row) for row in rows])
     bad = [f"{row.family} {row.heads}: {name}" for row in rows for name in row.failed]
     if bad:

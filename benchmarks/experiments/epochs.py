@@ -48,6 +48,7 @@ def main(
     json_file: JsonFile = None,
 ) -> None:
     """Times an epoch of stage 2 both ways."""
+    record, rows = Record(json_file), list[dict[str, Any]]()
     plain = load_start(backbone, weights, num_classes=0, seed=0).eval()
     folder = _Plain(
         data,
@@ -57,7 +58,6 @@ def main(
     )
     chosen = list(evenly(range(len(folder)), images))
     folder.paths, folder.labels = [folder.paths[i] for i in chosen], folder.labels[chosen]
-    record, rows = Record(json_file), list[dict[str, Any]]()
     for kind in heads.split(","):
         config = plain.config
         exits = plan_exits("uniform:8", block_macs(config), heads=kind, family=config.family)

@@ -12,9 +12,9 @@ from xml.sax.saxutils import escape
 
 import typer
 
-from lgvit_edge._support.files import replacing
+from lgvit_edge._support.outputs import write
 from lgvit_edge.benchmarks.experiments.frame import run_command
-from lgvit_edge.cli.options import check_folders
+from lgvit_edge.cli.options import check_outputs
 
 _TITLES = {
     "chain": "early-exit chain",
@@ -70,10 +70,9 @@ def main(
     out: Annotated[Path, typer.Option(help="File to write (.svg).")],
 ) -> None:
     """Draws the mean time per frame of each way to run the model."""
-    check_folders({"--out": out})
+    check_outputs({"--out": out})
     picture = draw(json.loads(record.read_text(encoding="utf-8")), model)
-    with replacing(out) as partial:
-        partial.write_text(picture, encoding="utf-8")
+    write(out, picture)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from lgvit_edge._support.files import write_json
+from lgvit_edge._support.outputs import write_json
 from lgvit_edge._support.terminal import note, say
 from lgvit_edge.benchmarks.measure import command_line
 from lgvit_edge.bundle.manifest import Manifest
-from lgvit_edge.cli.options import Command, Commands, check_folders, exit_status
+from lgvit_edge.cli.options import Command, Commands, check_outputs, exit_status
 from lgvit_edge.images.labelled import LabelledImage, evenly, find_images
 from lgvit_edge.machine.cpu import load_average
 from lgvit_edge.machine.environment import environment
@@ -59,7 +59,7 @@ class Record:
         Raises:
             UsageError: the file could not be written.
         """
-        check_folders({"--json": path})
+        check_outputs({"--json": path})
         self._path, self.env = path, environment()
 
     def write(self, **values: Any) -> None:

@@ -38,9 +38,9 @@ def main(
     json_file: JsonFile = None,
 ) -> None:
     """Times the chain against one graph with the same blocks and heads, at every exit."""
+    record = Record(json_file)
     if open_bundle(engines, verify=False).manifest.precision != "fp32":
         raise UsageError("the comparison takes fp32 bundles: export one with --precision fp32")
-    record = Record(json_file)
     with Session.open(engines, backend="onnxruntime", threads=threads, device="cpu") as session:
         rows = measure(session, open_bundle(engines, verify=False), rounds, threads)
         record.env |= {"runtime": session.describe()}

@@ -15,12 +15,12 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from lgvit_edge._support.files import replacing
 from lgvit_edge._support.optional import require
+from lgvit_edge._support.outputs import replacing
 from lgvit_edge._support.terminal import console, progress_bar
 from lgvit_edge.benchmarks.experiments.competitor import competing
 from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, choose_images, run_command
-from lgvit_edge.cli.options import Backend, Engines, check_folders
+from lgvit_edge.cli.options import Backend, Engines, check_outputs
 from lgvit_edge.images.preprocess import load_rgb
 from lgvit_edge.runtime import Session, TargetRate
 
@@ -38,7 +38,7 @@ def main(
     json_file: JsonFile = None,
 ) -> None:
     """Steps the load up and down under a fixed frame rate."""
-    check_folders({"--plot": plot})
+    check_outputs({"--plot": plot})
     record = Record(json_file)
     with Session.open(engines, backend=backend, warm_up=True) as session:
         session.warm_up(50)

@@ -60,12 +60,12 @@ def main(
     json_file: JsonFile = None,
 ) -> None:
     """Times every way at every exit, in turn."""
+    record, threads = Record(json_file), available_cores()
     bundle = open_bundle(engines)
     exits = len(bundle.manifest.segments)
     shares = np.array(parse_numbers(mix), np.float64)
     if len(shares) != exits or bundle.manifest.batch[2] != 1:
         raise UsageError(f"expected a bundle of batch 1 and {exits} shares, found {len(shares)}")
-    record, threads = Record(json_file), available_cores()
     torch.set_num_threads(threads)
     images = np.stack(random_frames(bundle.manifest, 1))
     with (

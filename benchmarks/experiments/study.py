@@ -18,11 +18,12 @@ from typing import Annotated, Any
 
 import typer
 
-from lgvit_edge._support.files import replacing, write_json
+from lgvit_edge._support.outputs import write, write_json
 from lgvit_edge._support.terminal import say
 from lgvit_edge.benchmarks.experiments.frame import run_command
 from lgvit_edge.benchmarks.experiments.study_rows import DROP, RATE, RATES, SPEED_UP, Case, Study
 from lgvit_edge.benchmarks.measure import command_line
+from lgvit_edge.cli.options import check_outputs
 from lgvit_edge.errors import UsageError
 from lgvit_edge.images.classes import class_order
 from lgvit_edge.images.folders import class_names
@@ -82,6 +83,7 @@ def main(
     precision: Annotated[str, typer.Option(help="Matrix products in fp32 or bf16.")] = "bf16",
 ) -> None:
     """Trains the paper's heads and its rivals' on one frozen backbone; writes tables and curves."""
+    check_outputs({}, {"--out": out})
     wanted = only.split(",")
     if unknown := set(wanted) - set(TABLES):
         raise UsageError(f"--only: expected some of {', '.join(TABLES)}; found {unknown.pop()!r}")
@@ -106,8 +108,7 @@ def main(
     study.keep_features([case for cases in chosen.values() for case in cases])
     record = _record(study, chosen)
     write_json(out / "study.json", record)
-    with replacing(out / "study.md") as partial:
-        partial.write_text(tables(record), encoding="utf-8")
+    write(out / "study.md", tables(record))
     draw(record, out / "study.png")
     say(f"wrote {out / 'study.json'}, study.md, study.png")
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lgvit_edge._support.files import write_json
+from lgvit_edge._support.outputs import write_json
 from lgvit_edge._support.terminal import progress_bar, say
 from lgvit_edge.architecture.placement import plan_exits
 from lgvit_edge.benchmarks.measure import measure_images

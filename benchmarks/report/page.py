@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lgvit_edge import __version__
-from lgvit_edge._support.files import replacing
 from lgvit_edge._support.optional import require
+from lgvit_edge._support.outputs import write
 from lgvit_edge._support.text import escaped
 from lgvit_edge.architecture.families import FAMILIES
 from lgvit_edge.benchmarks.report import plots
@@ -65,8 +65,7 @@ def write_page(
         ms=lambda part, key: "-" if part is None else f"{part[key]:.2f}",
         number=lambda value, digits: "-" if value is None else f"{value:.{digits}f}",
     )
-    with replacing(path) as partial:
-        partial.write_text(text, "utf-8", "backslashreplace")  # of paths that are not UTF-8
+    write(path, text)
 
 
 def _title(manifest: Manifest) -> str:

@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lgvit_edge._support.files import locked, read_bytes, replacing, write_json
+from lgvit_edge._support.files import locked, read_bytes
+from lgvit_edge._support.outputs import write, write_json
 from lgvit_edge.bundle import builds as engines
 from lgvit_edge.bundle.builds import Build, EngineSpec
 from lgvit_edge.bundle.codec import to_json
-from lgvit_edge.bundle.directory import BUILD, ENGINES, Bundle, open_bundle
+from lgvit_edge.bundle.directory import BUILD, ENGINES, Bundle, check_writable, open_bundle
 from lgvit_edge.bundle.manifest import GraphSpec, Manifest
 from lgvit_edge.errors import (
     BackendError,
@@ -133,6 +134,7 @@ def build_engines(
     if not force and len(_current(folder, planned, graphs)) == len(graphs):
         build = engines.read_build(folder)
     else:
+        check_writable(opened.root)
         with _locked(folder):
             build, compiled = _build_all(opened, folder, planned, trt, options, force, progress)
     return Built(folder, build, compiled, time.perf_counter() - start, *_verify(folder))
@@ -213,8 +215,7 @@ def _build_all(
         build = dataclasses.replace(build, engines=build.engines | {name: spec}, warnings=warnings)
         write_json(staging / BUILD, to_json(build))
         if builder.timing_cache and not trt.is_rtx:
-            with replacing(cache) as partial:
-                partial.write_bytes(builder.timing_cache)
+            write(cache, builder.timing_cache)
     progress(len(missing), len(missing), "")
     for spec in build.engines.values():
         (staging / spec.file).replace(folder / spec.file)
@@ -274,8 +275,7 @@ def _current(folder: Path, planned: Build, graphs: dict[str, GraphSpec]) -> dict
 
 
 def _write(path: Path, plan: bytes, graph: GraphSpec, seconds: float) -> EngineSpec:
-    with replacing(path) as partial:
-        partial.write_bytes(plan)
+    write(path, plan)
     digest = hashlib.sha256(plan).hexdigest()
     return EngineSpec(path.name, digest, graph.graph.sha256, len(plan), round(seconds, 3))
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from lgvit_edge._support.files import replacing
+from lgvit_edge._support.outputs import replacing
 
 
 def cache_root() -> Path | None:

@@ -1,4 +1,4 @@
-"""Files read with a bound, written whole or not at all, and locks that end with their process.
+"""Files read with a bound, and locks that end with their process; ``outputs`` writes them.
 
 A lock tells whether a file is still being written. A list of processes does not: a process number
 means nothing in another container or on another machine.
@@ -8,25 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import glob
 import os
 import platform
-import re
 import stat
 import sys
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
-from lgvit_edge._support.finite_json import dumps
 from lgvit_edge._support.text import escaped
 
 if TYPE_CHECKING:
     from filelock import FileLock
 
-PARTIAL = ".partial"
 MAX_TEXT = 1 << 26  # bytes of a list or of JSON that people name; real ones are far shorter
 # Opening a pipe without it waits for a writer, perhaps for ever; of a file it changes nothing.
 _AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
@@ -87,41 +82,6 @@ def _too_long(path: str | os.PathLike[str], found: int, limit: int) -> OSError:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path beside ``path`` to write to; rename it over ``path`` when the body succeeds.
-
-    Every call has a name of its own, so that several threads or machines may write the same file.
-    Partial files that killed processes left are removed.
-
-    Raises:
-        OSError: as writing does; nothing is left behind. Also of a pipe or a device, such as
-            /dev/null, in whose place a file would come.
-    """
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise OSError(errno.EEXIST, "it is a pipe or a device, expected a file", path)
-    for left in path.parent.glob(leftovers(path.name)):
-        _remove_unless_written(left)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{PARTIAL}")
-    try:
-        partial.touch(exist_ok=False)
-        with contextlib.ExitStack() as stack:
-            # Without locks in the file system, no other call removes the partial file either.
-            with contextlib.suppress(OSError, NotImplementedError):
-                stack.enter_context(_lock(partial))
-            yield partial
-            with partial.open("rb+") as file:
-                os.fsync(file.fileno())
-            partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def leftovers(name: str) -> str:
-    """Return the pattern of the partial files that ``replacing`` writes for ``name``."""
-    return f".{glob.escape(name)}.*{PARTIAL}"
-
-
-@contextlib.contextmanager
 def locked(path: Path, *, wait: str | None = None) -> Iterator[None]:
     """Hold the lock file ``path`` exclusively among all threads, processes and machines.
 
@@ -135,7 +95,7 @@ def locked(path: Path, *, wait: str | None = None) -> Iterator[None]:
     """
     from filelock import Timeout
 
-    lock = _lock(path)
+    lock = lock_of(path)
     told = False
     try:
         while True:
@@ -165,21 +125,8 @@ def locked(path: Path, *, wait: str | None = None) -> Iterator[None]:
         lock.release()
 
 
-def write_json(path: Path, record: Any) -> None:
-    """Write ``record`` as JSON, whole or not at all, with each list of numbers on one line.
-
-    A number that is not finite becomes ``null``.
-
-    Raises:
-        OSError: as writing does.
-    """
-    text = dumps(record)
-    flat = re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)
-    with replacing(path) as partial:
-        partial.write_text(flat + "\n", encoding="utf-8")
-
-
-def _lock(path: Path) -> FileLock:
+def lock_of(path: Path) -> FileLock:
+    """Return the lock that a file is, not yet held."""
     from filelock import FileLock
 
     # A soft lock, a file that merely exists, would outlive a killed process.
@@ -191,12 +138,3 @@ def _holder(path: Path) -> str:
         return read_bytes(path, 1 << 10).decode("utf-8", "replace")[:200] or "another process"
     except OSError:
         return "another process"
-
-
-def _remove_unless_written(partial: Path) -> None:
-    from filelock import Timeout
-
-    with contextlib.suppress(Timeout, OSError, NotImplementedError):
-        lock = _lock(partial)
-        with lock.acquire(timeout=0):
-            partial.unlink(missing_ok=True)

@@ -8,17 +8,38 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
 from lgvit_edge._support.text import escaped
 
-console = Console(emoji=False)
-errors = Console(stderr=True, emoji=False)
+_WIDE = 10_000  # characters
+_RULE = 80
+
+
+class _Output(Console):
+    """A console whose lines are cut in a terminal only: a file or a pipe gets all of them."""
+
+    @property  # type: ignore[misc]  # nobody sets it
+    def size(self) -> ConsoleDimensions:
+        """The columns and lines that there are."""
+        width, height = super().size
+        # ``is_terminal`` is also true of a pipe where FORCE_COLOR is set, as in CI.
+        shown = self.is_terminal and self.file.isatty()
+        return ConsoleDimensions(width if shown else _WIDE, height)
+
+    def rule(self, title: Any = "", **options: Any) -> None:
+        """Print a line with a title, of a terminal's width at most."""
+        self.print(Rule(title, **options), width=min(self.width, _RULE))
+
+
+console = _Output(emoji=False)
+errors = _Output(stderr=True, emoji=False)
 _ELAPSED = TimeElapsedColumn()
 _LOG_EVERY = 60.0  # seconds
 

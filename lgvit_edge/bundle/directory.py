@@ -21,9 +21,11 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from lgvit_edge._support import finite_json
-from lgvit_edge._support.files import PARTIAL, leftovers, locked, read_bytes, reading, replacing
+from lgvit_edge._support.files import locked, read_bytes, reading
+from lgvit_edge._support.outputs import PARTIAL, check_folder, followed, leftovers, named, write
 from lgvit_edge.bundle.graphs import check_graph
 from lgvit_edge.bundle.manifest import MAX_BYTES, FileSpec, GraphSpec, Manifest
 from lgvit_edge.bundle.plain_files import sha256, size_of
@@ -170,9 +172,11 @@ def writing(root: Path) -> Iterator[Path]:
         ExportError: ``root`` holds something that is not a bundle, cannot be written, or is being
             written by another process.
     """
-    root = root.absolute()
-    staging, aside = (root.with_name(f".{root.name}{kind}") for kind in (PARTIAL, ".old"))
+    given = root
     try:
+        check_folder(given, replaced=True)
+        root = followed(given)
+        staging, aside = root.with_name(f".{root.name}{PARTIAL}"), _set_aside(root)
         root.parent.mkdir(parents=True, exist_ok=True)
         with locked(root.with_name(f".{root.name}{_LOCK}")):
             _put_back(aside, root)  # an export was killed between its renames
@@ -181,22 +185,53 @@ def writing(root: Path) -> Iterator[Path]:
                 shutil.rmtree(left, ignore_errors=True)
             try:
                 (staging / "segments").mkdir(parents=True)
-                yield staging
+                with named(given, staging):
+                    yield staging
                 _swap(staging, root, aside)
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
     except BlockingIOError as holder:
         raise ExportError(
-            f"{root} is being written by {holder}; wait for it, or name another --out"
+            f"{given} is being written by {holder}; wait for it, or name another --out"
         ) from None
     except OSError as error:
-        raise ExportError(f"cannot write {root}: {error.strerror or error}") from error
+        raise ExportError(f"cannot write {given}: {error.strerror or error}") from error
+
+
+def check_place(root: Path) -> None:
+    """Check before long work that ``writing`` will be able to put a bundle at ``root``.
+
+    Raises:
+        OSError: no folder can be put there, as ``check_folder`` says.
+        ExportError: it holds something that is not a bundle.
+    """
+    check_folder(root, replaced=True)
+    root = followed(root)
+    if not _set_aside(root).exists():  # what a killed export left comes back first
+        _check_replaceable(root)
+
+
+def _set_aside(root: Path) -> Path:
+    return root.with_name(f".{root.name}.old")
 
 
 def finish(staging: Path, manifest: Manifest) -> None:
     """Write the manifest, which turns the folder ``staging`` into a bundle."""
-    with replacing(staging / MANIFEST) as partial:
-        partial.write_text(manifest.dumps(), encoding="utf-8")
+    write(staging / MANIFEST, manifest.dumps())
+
+
+def check_writable(root: Path) -> None:
+    """Check before long work that a bundle can be changed in place.
+
+    Raises:
+        BundleError: its folder cannot be written.
+    """
+    try:
+        check_folder(root)
+    except OSError as error:
+        raise BundleError(
+            f"{error.strerror} (copy the bundle there: cp -r {quote(str(root))} COPY)"
+        ) from None
 
 
 def add_points(root: Path, identity: str, points: dict[str, OperatingPoint]) -> None:

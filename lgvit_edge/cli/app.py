@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 import warnings
 from typing import Annotated
@@ -36,9 +35,6 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line; exit with 2 after wrong use, 1 after failed work, 130 after Ctrl-C."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names that this terminal's encoding has not
-            stream.reconfigure(errors="backslashreplace")
     # Pillow's, about metadata: an image that it cannot read is an error, which is told.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     arguments = [a for a in sys.argv[1:] if a != "--debug"]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from typer import Option
 
-from lgvit_edge._support.files import write_json
+from lgvit_edge._support.outputs import write_json
 from lgvit_edge._support.terminal import console, progress_bar, say
 from lgvit_edge.cli.options import (
     Classes,
@@ -17,7 +17,7 @@ from lgvit_edge.cli.options import (
     PolicyText,
     RunOptions,
     Samples,
-    check_folders,
+    check_outputs,
     labelled_images,
     parse_numbers,
     with_options,
@@ -60,7 +60,7 @@ def bench(
 
     if (labels or classes or samples) and data is None:
         raise UsageError("--labels, --classes and --samples need --data")
-    check_folders({"--json": json_file, "--report": report})
+    check_outputs({"--json": json_file, "--report": report})
     if mix and data is not None:
         raise UsageError("--mix is for runs without --data, where exits are forced")
     if report is not None:

@@ -14,6 +14,7 @@ from typer import Option
 
 from lgvit_edge._support.optional import require
 from lgvit_edge._support.terminal import console, progress_bar, say
+from lgvit_edge.cli.options import check_outputs
 
 # The threshold was chosen on the training digits, not on the held-out digits reported here.
 POLICY = "confidence:0.9"
@@ -26,12 +27,15 @@ def demo(
     require("torch", extra="train")
     from lgvit_edge import policies
     from lgvit_edge.benchmarks import measure_images, print_report
+    from lgvit_edge.bundle.directory import check_place
     from lgvit_edge.export import ExportOptions, export_bundle
     from lgvit_edge.images.labelled import find_images
     from lgvit_edge.runtime import Session
     from lgvit_edge.training import train
     from lgvit_edge.training.data import digits
 
+    check_outputs({}, {"--out": out})
+    check_outputs({}, {"--out": out / "bundle"}, check=check_place)
     began = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     train_set, val_set = digits.digits_sets()

@@ -19,6 +19,7 @@ from lgvit_edge.cli.options import (
     ImageSize,
     Labels,
     UseEma,
+    check_outputs,
     labelled_images,
     parse_batch,
 )
@@ -100,6 +101,7 @@ def export(
     """Export a trained LGViT as one verified graph per segment; for RTX, also compile engines."""
     require("torch", extra="export")
     from lgvit_edge import policies
+    from lgvit_edge.bundle.directory import check_place
     from lgvit_edge.export import (
         BuilderOptions,
         ExportOptions,
@@ -115,6 +117,7 @@ def export(
         raise UsageError("--capability is for --target rtx, where engines are compiled")
     if (data_labels or classes) and data is None:
         raise UsageError("--data-labels and --classes need --data")
+    check_outputs({}, {"--out": out}, check=check_place)
     options = ExportOptions(
         target=target,
         precision=precision,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import inspect
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +19,7 @@ from typer import Option
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from lgvit_edge._support.finite_json import dumps
+from lgvit_edge._support.outputs import FULL, check_file, check_folder, is_stdout
 from lgvit_edge._support.terminal import console, end_at_once, errors, note, say
 from lgvit_edge.architecture.heads import head_choices
 from lgvit_edge.errors import LGViTEdgeError, UsageError
@@ -272,8 +275,16 @@ class Commands(TyperGroup):
 @contextlib.contextmanager
 def exit_status() -> Iterator[None]:
     """Turn an error into one message and an exit status instead of a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names that this terminal's encoding has not
+            stream.reconfigure(errors="backslashreplace")
+    console.stderr = False
     try:
-        yield
+        try:
+            yield
+        except SystemExit:
+            _flush()
+            raise
     except _Interrupted:
         try:
             _fail("interrupted; no half-written file is left behind", 130)
@@ -285,11 +296,19 @@ def exit_status() -> Iterator[None]:
     except LGViTEdgeError as error:
         _fail(str(error), 2 if isinstance(error, UsageError) else 1)
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}", 1)
+        # Outputs are named where they are written, so this is what commands print.
+        printed = "standard output" if error.errno in (*FULL, errno.EPIPE, errno.EIO) else None
+        where = error.filename or printed
+        _fail(f"{where}: {error.strerror}" if where else error.strerror or str(error), 1)
     except Exception as error:  # a bug in lgvit-edge
         kind = type(error).__name__
         _fail(f"internal error, {kind}: {error}\nadd --debug to see where, and report it", 1)
+
+
+def _flush() -> None:
+    """Let Python's buffer out here, where a full disk becomes a message."""
+    if sys.stdout is not None:  # it was not closed
+        sys.stdout.flush()
 
 
 def _fail(message: str, status: int) -> NoReturn:
@@ -298,15 +317,25 @@ def _fail(message: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
-def check_folders(files: dict[str, Path | None]) -> None:
-    """Raise ``UsageError`` before long work if output files, by option, cannot be written."""
-    for option, file in files.items():
-        if file is not None and not file.absolute().parent.is_dir():
-            raise UsageError(f"{option}: no such folder: {file.absolute().parent}")
-        if file is not None and file.is_dir():
-            raise UsageError(f"{option}: expected a file, found a folder: {file}")
-        if file is not None and file.exists() and not file.is_file():
-            raise UsageError(f"{option}: expected a file, found a pipe or a device: {file}")
+def check_outputs(
+    files: dict[str, Path | None],
+    others: dict[str, Path | None] | None = None,
+    *,
+    check: Callable[[Path], None] = check_folder,
+) -> None:
+    """Raise ``UsageError`` before long work if outputs, by option, cannot be written.
+
+    ``others`` are no files, or no plain ones: ``check`` looks at them. Where a file is standard
+    output, what is said to people goes to standard error.
+    """
+    for checked, named in ((check_file, files), (check, others or {})):
+        for option, path in named.items():
+            try:
+                if path is not None:
+                    checked(path)
+            except OSError as error:
+                raise UsageError(f"{option}: {error.strerror}") from None
+    console.stderr |= any(file is not None and is_stdout(file) for file in files.values())
 
 
 def parse_batch(text: str) -> tuple[int, int, int]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
-from lgvit_edge._support.files import replacing, write_json
 from lgvit_edge._support.optional import require
+from lgvit_edge._support.outputs import check_file, replacing, write_json
 from lgvit_edge._support.terminal import console, progress_bar, say
 from lgvit_edge.bundle.points import check_name
 from lgvit_edge.cli.options import (
@@ -21,7 +22,7 @@ from lgvit_edge.cli.options import (
     Precision,
     Samples,
     Threads,
-    check_folders,
+    check_outputs,
     labelled_images,
 )
 from lgvit_edge.errors import DataError, UsageError
@@ -99,7 +100,7 @@ def tune(
     Times are measured on this machine, so run it on the device. Without a goal, the points fast,
     balanced and accurate are stored.
     """
-    from lgvit_edge.bundle.directory import add_points, open_bundle
+    from lgvit_edge.bundle.directory import add_points, check_writable, open_bundle
     from lgvit_edge.tuning import Goal, TuneOptions
     from lgvit_edge.tuning import tune as search
     from lgvit_edge.tuning.record import read
@@ -123,7 +124,6 @@ def tune(
     given = ((data, labels), (report_data, report_labels))
     if classes and all(folder is None or listed is not None for folder, listed in given):
         raise UsageError("--classes needs --data or --report-data with one sub-folder per class")
-    check_folders({"--json": json_file, "--plot": plot, "--logits": logits})
     if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
         raise UsageError(f"--plot must end in .png, .svg or .pdf, found {plot.name!r}")
     require("optuna", extra="tune")  # before the long work
@@ -132,9 +132,18 @@ def tune(
     bundle = open_bundle(engines)
     if len(bundle.manifest.segments) < 2:
         raise UsageError(f"{engines} has no exits: there is nothing to tune")
+    check_writable(engines)
     home = engines.absolute()
     main = logits or home.with_name(f"{home.name}.logits.npy")
     other = main.with_name(f"{main.name.removesuffix('.npy')}.report.npy")
+    check_outputs(
+        {"--json": json_file, "--plot": plot},
+        {
+            "--logits": None if data is None else main,
+            "--report-data": None if report_data is None else other,
+        },
+        check=functools.partial(check_file, streams=False),
+    )
     report: Recording | None = None
     if data is not None or report_data is not None:
         from lgvit_edge.runtime import Session

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from lgvit_edge._support.optional import require
+from lgvit_edge._support.outputs import check_file, check_folder, followed
 from lgvit_edge.errors import DataError, TrainingError, UsageError
 from lgvit_edge.images.classes import numbered
 from lgvit_edge.model import LGViT, count_parameters
 from lgvit_edge.training.data.datasets import Dataset
 from lgvit_edge.training.losses import last_of_each
+from lgvit_edge.training.report import log_path
+from lgvit_edge.training.resume import resume_path
 from lgvit_edge.training.schemes import SCHEMES
 from lgvit_edge.training.settings import TrainingConfig
 from lgvit_edge.training.team import Team
@@ -23,28 +25,34 @@ _COPIES = 1 + 2 * 3
 _MARGIN = 20_000_000
 
 
-def check_output(out: Path, model: LGViT) -> None:
-    """Checks that a checkpoint of ``model``, and what training needs beside it, can be written.
+def check_place(out: Path, features: Path | None = None) -> None:
+    """Checks before anything is read that a checkpoint, and a folder of features, can be written.
 
     Raises:
         UsageError: the suffix is not one of a checkpoint.
-        TrainingError: the folder is missing, cannot be written to, or has too little room.
+        TrainingError: a folder is missing or cannot be written to, or another thing is there.
         MissingDependency: the package that writes ``.safetensors`` is missing.
     """
     if out.suffix not in _SUFFIXES:
         raise UsageError(f"--out must end in {' or '.join(_SUFFIXES)}, found {out.name!r}")
     if out.suffix == ".safetensors":
         require("safetensors.torch", extra="train")
-    if out.exists() and not out.is_file():
-        kind = "a folder" if out.is_dir() else "a pipe or a device"
-        raise TrainingError(f"{out} is {kind}, expected a file to write")
-    folder = out.parent
-    if not folder.is_dir():
-        raise TrainingError(f"{folder}: no such folder; run: mkdir -p '{folder}'")
     try:
-        tempfile.TemporaryFile(dir=folder).close()
+        for path in (out, resume_path(out), log_path(out)):
+            check_file(path, streams=False)
+        if features is not None:
+            check_folder(features)
     except OSError as error:
-        raise TrainingError(f"cannot write to {folder}: {error.strerror}") from None
+        raise TrainingError(str(error.strerror)) from None
+
+
+def check_room(out: Path, model: LGViT) -> None:
+    """Checks that the disk has room for a checkpoint of ``model``, and what training needs.
+
+    Raises:
+        TrainingError: it has not.
+    """
+    folder = followed(out).parent
     needed = 4 * _COPIES * count_parameters(model) + _MARGIN
     free = shutil.disk_usage(folder).free
     if free < needed:

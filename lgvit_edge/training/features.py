@@ -8,6 +8,7 @@ again.
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lgvit_edge._support import finite_json
-from lgvit_edge._support.files import MAX_TEXT, locked, read_bytes, write_json
+from lgvit_edge._support.files import MAX_TEXT, locked, read_bytes
+from lgvit_edge._support.outputs import named, write_json
 from lgvit_edge.bundle.codec import to_json
 from lgvit_edge.errors import TrainingError
 from lgvit_edge.machine.memory import memory_bytes
@@ -265,6 +267,9 @@ class FeatureStore:
             path, size = self.folder / name, kind.itemsize * self._rows
             mode: Any = "r+" if path.is_file() and path.stat().st_size == size else "w+"
             self._arrays[name] = np.memmap(path, dtype=kind, mode=mode, shape=(self._rows,))
+            if mode == "w+":  # a memory map on a disk that is full would kill the process
+                with named(path, path, needed=size), path.open("rb+") as file:
+                    os.posix_fallocate(file.fileno(), 0, size)
 
     def _fill(self, progress: Progress) -> int:
         self.attach()

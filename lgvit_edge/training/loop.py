@@ -16,7 +16,7 @@ from lgvit_edge._support.terminal import errors, progress_bar, say
 from lgvit_edge.errors import DataError, TrainingError
 from lgvit_edge.model import LGViT, save_checkpoint
 from lgvit_edge.training import report
-from lgvit_edge.training.checks import check_output, check_task, check_team
+from lgvit_edge.training.checks import check_place, check_room, check_task, check_team
 from lgvit_edge.training.data.batches import Batches
 from lgvit_edge.training.data.datasets import Dataset
 from lgvit_edge.training.features import FeatureStore, HiddenCache, StoredStates
@@ -80,14 +80,15 @@ def train(
     team = join(config.device)
     check_team(team, config, len(train_set), shared=features is not None)
     check_task(model, train_set, val_set, config, stages)
+    folder = None if features is None else Path(features)
     if team.leads:
-        check_output(out, model)
+        check_place(out, folder)
+        check_room(out, model)
     console = (console or errors) if team.leads else Console(quiet=True)
     identity = fingerprint(model, train_set, config, stages)
     resumed = read_progress(resume_path(out), identity) if resume and team.leads else None
     resumed = team.from_leader(resumed)
     model = copy.deepcopy(model).to(team.device)
-    folder = None if features is None else Path(features)
     run = _Run(model, train_set, val_set, config, out, identity, console, folder, team)
     try:
         for number in stages:

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from lgvit_edge._support.files import replacing, write_json
 from lgvit_edge._support.optional import require
+from lgvit_edge._support.outputs import replacing, write_json
 from lgvit_edge._support.terminal import progress_bar, say, table
 from lgvit_edge.errors import DataError, TrainingError
 from lgvit_edge.model import LGViT, model_costs

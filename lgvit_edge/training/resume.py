@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lgvit_edge._support.files import replacing, require_file
+from lgvit_edge._support.files import require_file
+from lgvit_edge._support.outputs import replacing
 from lgvit_edge.bundle.codec import to_json
 from lgvit_edge.errors import TrainingError
 from lgvit_edge.model import LGViT
@@ -73,10 +74,11 @@ def write_progress(path: Path, progress: Progress, identity: dict[str, str]) -> 
     """Writes the resume file, whole or not at all; a failure is a ``TrainingError``."""
     content = {**_OURS, "fingerprint": identity, **vars(progress)}
     try:
-        with replacing(path) as partial:
-            torch.save(content, partial)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        raise TrainingError(f"cannot write {path}: {error}") from None
+        with replacing(path) as partial, partial.open("wb") as file:
+            torch.save(content, file)
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise TrainingError(f"cannot write {path}: {reason}") from None
 
 
 def read_progress(path: Path, identity: dict[str, str]) -> Progress | None:

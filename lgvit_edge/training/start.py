@@ -22,7 +22,7 @@ from lgvit_edge.model import LGViT, block_macs, load_model
 from lgvit_edge.model.checkpoints.containers import Note, note_in_log
 from lgvit_edge.model.checkpoints.hub import on_hub
 from lgvit_edge.model.checkpoints.timm_names import published
-from lgvit_edge.training.checks import check_output
+from lgvit_edge.training.checks import check_place
 from lgvit_edge.training.data.datasets import ImageFolder
 from lgvit_edge.training.loop import train
 from lgvit_edge.training.settings import TrainingConfig
@@ -86,6 +86,8 @@ def train_from_folder(
     console = (console or errors) if team.leads else Console(quiet=True)
     if stage not in STAGES:
         raise UsageError(f"--stage must be one of {', '.join(STAGES)}, found {stage!r}")
+    if team.leads:
+        check_place(Path(out), None if features is None else Path(features))
     train_folder, val_folder = _folders(Path(data), val)
     folders = class_names(train_folder)
     random_start = weights is None and not is_checkpoint(backbone)
@@ -125,8 +127,6 @@ def train_from_folder(
     wanted = _exits(start.config, exits, heads)
     task = _task(start.config, folders, stage, classes, random_start, console)
     model = _prepare(start, wanted, task, config.seed)
-    if team.leads:
-        check_output(Path(out), model)
     size, spec = model.config.image_size, model.config.preprocess
     read = partial(ImageFolder, size=size, preprocess=spec, classes=task.folders, names=task.names)
     train_set = read(train_folder, min_crop=config.min_crop, flip=config.flip)

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge._support import finite_json
-from lgvit_edge._support.files import MAX_TEXT, locked, read_bytes, require_file, write_json
+from lgvit_edge._support.files import MAX_TEXT, locked, read_bytes, require_file
+from lgvit_edge._support.outputs import named, write_json
 from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.errors import DataError
 from lgvit_edge.policies.evaluate import Images
@@ -184,20 +185,18 @@ def _unfinished(path: Path, kind: np.dtype[Any]) -> bool:
 def _create(path: Path, kind: np.dtype[Any], count: int, about: dict[str, Any]) -> None:
     """Create the file with nothing done; its description is written last and completes it."""
     try:
-        rows = np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=(count,))
-        # Reserve the space: writing to a memory map on a full disk kills the process silently.
-        with path.open("rb+") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        with named(path, path, needed=count * kind.itemsize):
+            rows = np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=(count,))
+            # Reserve the space: writing to a memory map on a full disk kills the process silently.
+            with path.open("rb+") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         rows["baseline_ms"] = np.nan
         rows.flush()
         write_json(_beside(path), about)
     except OSError as error:
         path.unlink(missing_ok=True)
         _beside(path).unlink(missing_ok=True)
-        raise DataError(
-            f"cannot keep {count * kind.itemsize / 1e6:.0f} MB of logits in {path}: "
-            f"{error.strerror}; name a file elsewhere with --logits"
-        ) from None
+        raise DataError(f"cannot keep the logits (--logits) in {path}: {error.strerror}") from None
 
 
 def _beside(path: Path) -> Path:

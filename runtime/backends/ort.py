@@ -166,6 +166,13 @@ class OrtChain:
     def _load(self, path: Path, graph: GraphSpec) -> Any:
         providers = [_PROVIDERS[d] for d in ("cuda", "cpu") if d in (self._device, "cpu")]
         try:
+            str(path).encode()
+        except UnicodeEncodeError:  # as with LC_ALL=C and a name beyond ASCII
+            raise BundleError(
+                f"{path}: ONNX Runtime opens files by names in UTF-8 alone: rename it, or set "
+                "PYTHONUTF8=1"
+            ) from None
+        try:
             session, self._shared = open_session(
                 self._ort, str(path), self._threads, shared=self._shared, providers=providers
             )

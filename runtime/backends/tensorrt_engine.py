@@ -7,7 +7,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from lgvit_edge._support.files import read_bytes, replacing
+from lgvit_edge._support.files import read_bytes
+from lgvit_edge._support.outputs import write
 from lgvit_edge.bundle import builds as engines
 from lgvit_edge.bundle.builds import Build
 from lgvit_edge.bundle.directory import ENGINES, Bundle
@@ -178,8 +179,7 @@ class EngineLoader:
         data, path = bytes(serialized), self._folder / RUNTIME_CACHE
         with contextlib.suppress(OSError):
             if not path.exists() or read_bytes(path, _MAX_CACHE) != data:
-                with replacing(path) as partial:
-                    partial.write_bytes(data)
+                write(path, data)
 
     def _runtime_config(self, engine: Any, strategies: Any) -> Any:
         """Let RTX compile its kernels up front for the few shapes, and cache them."""

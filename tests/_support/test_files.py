@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from lgvit_edge._support.files import leftovers, locked, read_bytes, replacing, require_file
+from lgvit_edge._support.files import locked, read_bytes, require_file
+from lgvit_edge._support.outputs import leftovers, replacing
 
 # A process number that no process here has, and one that a process here surely has: to another
 # container both may mean a writer that lives, or one that is dead.
@@ -42,14 +43,6 @@ def test_only_files_are_read(
     require_file(tmp_path / "none")
 
 
-def test_nothing_takes_the_place_of_a_pipe_or_a_device(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(FileExistsError, match="it is a pipe or a device, expected a file"):
-        with replacing(tmp_path / "pipe"):
-            pass
-    assert (tmp_path / "pipe").is_fifo() and len(list(tmp_path.iterdir())) == 1
-
-
 def test_no_more_is_read_than_is_expected(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"123456789")
     assert read_bytes(tmp_path / "x", 9) == b"123456789"
@@ -74,7 +67,7 @@ def run(script: str, *arguments: object) -> subprocess.Popen[str]:
 WRITES = """
 import sys
 from pathlib import Path
-from lgvit_edge._support.files import replacing
+from lgvit_edge._support.outputs import replacing
 with replacing(Path(sys.argv[1])) as partial:
     partial.write_text("new")
     print("writing")

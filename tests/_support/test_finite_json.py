@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lgvit_edge._support.files import write_json
 from lgvit_edge._support.finite_json import dumps, loads
+from lgvit_edge._support.outputs import write_json
 from lgvit_edge.benchmarks.compare import compare_records
 from lgvit_edge.bundle.builds import read_build
 from lgvit_edge.cli.options import show

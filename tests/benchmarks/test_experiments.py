@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from pytest import MonkeyPatch
 
 from lgvit_edge.benchmarks import experiments
 from lgvit_edge.benchmarks.experiments.frame import Record
@@ -27,15 +30,27 @@ def test_help_is_answered(file: Path) -> None:
     assert ("Usage:" in done.stdout) == is_script
 
 
-def test_a_record_that_could_not_be_written_is_refused_first(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--json: no such folder: .*nowhere"):
-        Record(tmp_path / "nowhere" / "record.json")
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.stem))
+def test_an_output_that_could_not_be_written_is_refused_first(file: Path, tmp_path: Path) -> None:
+    """Before what is named is even looked for."""
+    main = getattr(importlib.import_module(f"{experiments.__name__}.{file.stem}"), "main", None)
+    parameters = inspect.signature(main).parameters if main else {}
+    given = {n: tmp_path / "none" for n, p in parameters.items() if p.default is p.empty}
+    given |= {"installations": ["python:bundle"] * 2} if "installations" in parameters else {}
+    for name in {"json_file", "out", "plot", "names"} & set(parameters):
+        assert main is not None
+        with pytest.raises(UsageError, match="^--[a-z]+: (expected a folder, |cannot write to )"):
+            main(**given | {name: FILES[0] / "x.json"})
+
+
+def test_no_record_is_written_unless_asked_for(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     Record(None).write(rows=[])
     assert not list(tmp_path.iterdir())
 
 
 def test_a_record_names_the_command_that_repeats_it(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: MonkeyPatch,
 ) -> None:
     from importlib.machinery import ModuleSpec
 

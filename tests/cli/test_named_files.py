@@ -59,15 +59,6 @@ def test_what_is_no_file_is_refused_at_once(
     assert not (surroundings / "new").exists()
 
 
-@pytest.mark.parametrize("option", ["bench --json", "bench --report", "tune --logits"])
-def test_what_is_no_file_is_not_written(option: str, surroundings: Path, command: Command) -> None:
-    pipe, (name, written) = surroundings / "pipe", option.split()
-    options = ("--engines", surroundings / "out", "--data", surroundings / "photos")
-    said = command(name, *options, written, pipe, status=2)
-    assert f"{written}: expected a file, found a pipe or a device: {pipe}" in said
-    assert pipe.is_fifo()
-
-
 @pytest.mark.parametrize(
     "line",
     ["predict --engines bundle photos", "compare bundle bundle", "export --ckpt model --out new"],

@@ -447,7 +447,10 @@ def test_a_full_disk_is_said_before_an_image_is_run(
     def full() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 
-    message = r"cannot keep \d+ MB of logits in .*\.npy: {}; name a file elsewhere with --logits"
+    message = (
+        r"cannot keep the logits \(--logits\) in .*\.npy: {}: it needs [\d,]+ bytes, and "
+        r"[\d,]+ are free; name a place elsewhere"
+    )
     done = run("tune", "--engines", bundle_copy, "--data", photos, before=full)
     assert done.returncode == 1
     assert re.search(message.format("File too large"), done.stderr), done.stderr

@@ -308,10 +308,10 @@ def test_unwritable_targets_are_found_first(tmp_path: Path, monkeypatch: MonkeyP
     (tmp_path / "folder.pt").mkdir()
     os.mkfifo(tmp_path / "pipe.pt")
     for name, error, message in (
-        ("missing/m.pt", TrainingError, "no such folder; run: mkdir -p"),
+        ("missing/m.pt", TrainingError, "no such folder: .*missing; run: mkdir -p .*missing"),
         ("m.onnx", UsageError, r"--out must end in \.pt or \.safetensors"),
-        ("folder.pt", TrainingError, "is a folder"),
-        ("pipe.pt", TrainingError, "is a pipe or a device, expected a file to write"),
+        ("folder.pt", TrainingError, "expected a file, found a folder"),
+        ("pipe.pt", TrainingError, "expected a file, found a pipe or a device"),
     ):
         with pytest.raises(error, match=message):
             begin(tmp_path / name)
@@ -319,13 +319,6 @@ def test_unwritable_targets_are_found_first(tmp_path: Path, monkeypatch: MonkeyP
         full.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1_000_000}))
         with pytest.raises(TrainingError, match="of free disk, found 1 MB"):
             begin(tmp_path / "m.pt")
-
-    def refuse(*_: object, **__: object) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
-    with pytest.raises(TrainingError, match="cannot write to .*Permission denied"):
-        begin(tmp_path / "m.pt")
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from lgvit_edge._support import finite_json
-from lgvit_edge._support.files import replacing
 from lgvit_edge._support.optional import require
+from lgvit_edge._support.outputs import replacing
 from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.errors import CheckpointError, ConfigError
 from lgvit_edge.model.checkpoints import hub, huggingface, weights
@@ -71,15 +71,17 @@ def save_checkpoint(model: LGViT, path: str | Path) -> None:
     header = {"format": _FORMAT, "version": _VERSION, "config": model.config.to_json()}
     state = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     try:
-        with replacing(path) as partial:
+        needed = sum(tensor.nbytes for tensor in state.values())
+        with replacing(path, needed=needed) as partial, partial.open("wb") as file:
             if path.suffix == ".safetensors":
                 writer = require("safetensors.torch", extra="export")
-                partial.write_bytes(writer.save(state, metadata={_FORMAT: json.dumps(header)}))
+                file.write(writer.save(state, metadata={_FORMAT: json.dumps(header)}))
             else:
-                torch.save({**header, "state": state}, partial)
-    # torch reports a full disk as RuntimeError, a path without a name is a ValueError.
+                torch.save({**header, "state": state}, file)
+    # A path without a name is a ValueError.
     except (OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"cannot write {path}: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"cannot write {path}: {reason}") from None
 
 
 def load_checkpoint(path: str | Path, *, use_ema: bool = False, note: Note = note_in_log) -> LGViT:
