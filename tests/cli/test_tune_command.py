@@ -405,7 +405,9 @@ def test_a_bundle_that_cannot_be_tuned(
     assert "is not a bundle: no such directory" in said
     manifest = open_bundle(bundle_copy).manifest
     parity = dataclasses.replace(manifest.parity, max_difference=(0.0,))
-    only = (SegmentSpec(manifest.baseline, 1, 4, "final"),)
+    graph = dataclasses.replace(manifest.baseline.graph, file="whole.onnx")
+    shutil.copy(bundle_copy / "baseline.onnx", bundle_copy / "whole.onnx")
+    only = (SegmentSpec(dataclasses.replace(manifest.baseline, graph=graph), 1, 4, "final"),)
     whole = dataclasses.replace(manifest, segments=only, parity=parity)
     (bundle_copy / "manifest.json").write_text(whole.dumps())
     said = command("tune", "--engines", bundle_copy, "--data", photos, status=2)

@@ -345,7 +345,8 @@ def test_what_cannot_be_tuned_on(manifest: Manifest) -> None:
         with pytest.raises(DataError, match=message):
             tune(kept, manifest, options, report=report)
     parity = dataclasses.replace(manifest.parity, max_difference=(0.0,))
-    only = (SegmentSpec(manifest.baseline, 1, 4, "final"),)
+    graph = dataclasses.replace(manifest.baseline.graph, file="whole.onnx")
+    only = (SegmentSpec(dataclasses.replace(manifest.baseline, graph=graph), 1, 4, "final"),)
     whole = dataclasses.replace(manifest, segments=only, parity=parity)
     with pytest.raises(UsageError, match="this bundle has no exits: there is nothing to tune"):
         tune(recorded(views(60, 16)), whole, FEW)
