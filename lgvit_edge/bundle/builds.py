@@ -105,9 +105,9 @@ def graphs_of(bundle: Bundle) -> dict[str, GraphSpec]:
     return {f"segment_{i}": spec for i, spec in enumerate(segments)} | {"baseline": baseline}
 
 
-def read_build(folder: Path) -> Build:
+def read_build(folder: Path, name: str = BUILD) -> Build:
     """Read ``build.json``, or raise ``BundleError``: missing, damaged or of another schema."""
-    path = folder / BUILD
+    path = folder / name
     try:
         with reading(path) as file:
             text = file.read(_MAX_BYTES + 1)

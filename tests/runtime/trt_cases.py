@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -440,7 +441,13 @@ def test_rtx_engines_on_a_card_they_are_not_for(
     if not RTX:
         pytest.skip("RTX engines are compiled for kinds of cards")
     TRT.unsupported = True
-    cure = "not built for Fake Orin; add --capability 8.7.*run: lgvit-edge build"
+    cure = "and Fake Orin has 8.7.*run: lgvit-edge build .* --builder tensorrt$"
+    with pytest.raises(BackendError, match=cure):
+        open_trt(bundle)
+    said = command("build", bundle, "--builder", LIBRARY, "--force").output
+    assert "do not run on this machine's Fake Orin (8.7); for this GPU add --builder" in said
+    FAKE.fake_set_device(b"Fake Ada", 8, 9)
+    cure = "not built for Fake Ada; add --capability 8.9.*run: lgvit-edge build"
     with pytest.raises(BackendError, match=cure):
         open_trt(bundle)
     monkeypatch.delenv("LGVIT_EDGE_BACKEND", raising=False)
@@ -603,10 +610,22 @@ def test_new_engines_are_run_on_the_samples(plain: Path) -> None:
 def test_engines_that_compute_something_else_are_noticed(plain: Path) -> None:
     TRT.off_by = 0.3
     for _ in range(2):  # nobody takes them for current
-        with pytest.raises(ParityError, match="segment 0 diverges from PyTorch on this device"):
+        cures = "segment 0 diverges from PyTorch on this device.*--keep-fp32.*--tolerance"
+        with pytest.raises(ParityError, match=cures):
             build_engines(plain, library=LIBRARY)
     with pytest.raises(BackendError, match="has no engines"):
         open_trt(plain)
+    (folder,) = {path.parent for path in plain.glob("engines/*/build.rejected.json")}
+    built = build_engines(plain, library=LIBRARY, tolerance=5.0)
+    assert built.compiled == () and 0.2 < built.max_difference < 5.0
+    assert not (folder / "build.rejected.json").exists()
+    open_trt(plain).close()
+
+
+@pytest.mark.parametrize("tolerance", [0.0, -1.0, math.inf, math.nan])
+def test_a_tolerance_that_is_none(plain: Path, tolerance: float) -> None:
+    with pytest.raises(UsageError, match="the tolerance must be a positive number"):
+        build_engines(plain, library=LIBRARY, tolerance=tolerance)
 
 
 @once
