@@ -126,7 +126,7 @@ def _measure_elsewhere(
         return None
     given = {name: getattr(options, name) for name in options.given}
     request = {"root": str(bundle.root), "candidates": contenders, "options": given}
-    command = [sys.executable, "-m", "lgvit_edge.runtime.selection", json.dumps(request)]
+    command = python_running(__name__, json.dumps(request))
     environment = os.environ | {_MEASURING: "1"}
     try:
         done = subprocess.run(
@@ -144,6 +144,20 @@ def python_starts_python() -> bool:
     if _MEASURING in os.environ or getattr(sys, "frozen", False):
         return False
     return Path(sys.executable or "").name.lower().startswith(("python", "pypy"))
+
+
+def python_running(module: str, request: str) -> list[str]:
+    """Return a command that calls ``_main`` of a module, with ``request`` as its argument.
+
+    It imports from the places that this process imports from, but never from the current folder,
+    where ``python -m`` looks first: that may be a stranger's bundle.
+    """
+    paths = [path for path in sys.path if os.path.isabs(path)]
+    start = (
+        f"import sys; sys.path[:] = {paths!r}; import importlib; "
+        f"importlib.import_module({module!r})._main()"
+    )
+    return [sys.executable, "-c", start, request]
 
 
 def _main() -> None:
@@ -253,7 +267,3 @@ def _read(path: Path) -> Choice | None:
         return from_json(Choice, loads(path.read_bytes()), where=str(path), error=ValueError)
     except (OSError, ValueError):
         return None
-
-
-if __name__ == "__main__":
-    _main()

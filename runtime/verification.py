@@ -32,9 +32,10 @@ from lgvit_edge.errors import (
 from lgvit_edge.machine.cpu import available_cores
 from lgvit_edge.machine.memory import memory_bytes
 from lgvit_edge.runtime.backends.registry import backend_of
-from lgvit_edge.runtime.selection import python_starts_python
+from lgvit_edge.runtime.selection import python_running, python_starts_python
 
 SECONDS = 120.0
+_MOST_SECONDS, _MOST_MB = 1_000_000, 2**30
 _BASE_MB, _TIMES = 2048, 4  # memory by default: 2 GB, and the bundle's files this many times
 _THREADS = 4  # at most: each takes memory
 _OUTPUT = 2**26  # bytes that the process may write to one file
@@ -104,7 +105,8 @@ def verify(
     Args:
         path: the bundle's folder.
         backend: ``onnxruntime`` or ``openvino``.
-        memory_mb: memory that it may take; None for 2 GB and four times the bundle.
+        memory_mb: memory that it may take; None for 2 GB and four times the bundle, at most three
+            quarters of all memory.
         seconds: until it is ended.
 
     Raises:
@@ -127,13 +129,17 @@ def verify(
     if not kind.installed:
         raise MissingDependency(f"{backend} is not installed; {kind.to_install}")
     seconds = real(seconds)
-    if not 0 < seconds < 1e6:
-        raise UsageError(f"--seconds: expected a number above 0, found {seconds:g}")
+    if not 0 < seconds <= _MOST_SECONDS:
+        raise UsageError(
+            f"--seconds: expected a number above 0, at most {_MOST_SECONDS}, found {seconds:g}"
+        )
     bundle = open_bundle(path, verify=False)
     if memory_mb is None:
         size = sum(spec.bytes for spec in bundle.manifest.files()) >> 20
-        memory_mb = min(_BASE_MB + _TIMES * size, memory_bytes() >> 20)
+        memory_mb = min(_BASE_MB + _TIMES * size, memory_bytes() * 3 // 4 >> 20)
     memory_mb = whole("memory_mb", memory_mb)
+    if memory_mb > _MOST_MB:
+        raise UsageError(f"--memory-mb: expected at most {_MOST_MB}, found {memory_mb}")
     began = time.perf_counter()
     record = _run(str(bundle.root.absolute()), backend, memory_mb, seconds)
     return Verification(
@@ -155,7 +161,7 @@ def _run(root: str, backend: str, memory_mb: int, seconds: float) -> dict[str, A
     cpu = _processor_seconds(seconds, threads)
     request = {"root": root, "backend": backend, "threads": threads}
     request |= {"memory": memory_mb << 20, "seconds": cpu}
-    command = [sys.executable, "-m", "lgvit_edge.runtime.verification", json.dumps(request)]
+    command = python_running(__name__, json.dumps(request))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     # Files, because a pipe would bring all that is written into this process.
     with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as warned:
@@ -188,7 +194,7 @@ def _run(root: str, backend: str, memory_mb: int, seconds: float) -> dict[str, A
 
 
 def _processor_seconds(seconds: float, threads: int) -> int:
-    """Return the limit that ends the process where this one was killed before it."""
+    """Return the limit that ends the process if this one, which watches it, was killed."""
     return int(seconds * threads) + 5
 
 
@@ -198,6 +204,9 @@ def _judged(record: dict[str, Any], root: str, memory_mb: int) -> dict[str, Any]
     if kind is None:
         numbers = {"max_difference": float(record["max_difference"])}
         return {"outcome": "good", "peak_mb": int(record["peak_mb"])} | numbers
+    # What is refused before it runs is told with names out of the bundle, such as "out of memory".
+    if not record["opened"]:
+        return {"outcome": "refused", "message": message}
     if _FULL.search(f"{kind} {message}"):
         return _outcome("memory", root, _too_much(memory_mb, message))
     names = {"BundleError": "refused", "UsageError": "refused", "ParityError": "differs"}
@@ -228,7 +237,7 @@ def _main() -> None:
     import resource
 
     request = json.loads(sys.argv[1])
-    record: dict[str, Any] = {"error": None, "message": ""}
+    record: dict[str, Any] = {"error": None, "message": "", "opened": True}
     try:
         from lgvit_edge._support.optional import require
         from lgvit_edge.runtime import Session
@@ -236,6 +245,11 @@ def _main() -> None:
         # Libraries are trusted, and reserve much: the limit is on what the bundle takes.
         require(_MODULES[request["backend"]], extra="cpu")
         _limit(request["memory"], request["seconds"])
+        try:
+            open_bundle(request["root"])
+        except BundleError:
+            record["opened"] = False
+            raise
         with Session.open(
             request["root"], backend=request["backend"], threads=request["threads"], device="cpu"
         ) as session:
@@ -264,7 +278,3 @@ def _limit(memory: int, seconds: int) -> None:
         hard = resource.getrlimit(kind)[1]
         most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(kind, (most, hard))
-
-
-if __name__ == "__main__":
-    _main()

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import fnmatch
 import os
@@ -30,7 +31,7 @@ from lgvit_edge.bundle.graphs import check_graph
 from lgvit_edge.bundle.manifest import MAX_BYTES, FileSpec, GraphSpec, Manifest
 from lgvit_edge.bundle.plain_files import sha256, size_of
 from lgvit_edge.bundle.points import OperatingPoint
-from lgvit_edge.errors import BundleError, ExportError, UsageError, in_one_line
+from lgvit_edge.errors import BackendError, BundleError, ExportError, UsageError, in_one_line
 
 MANIFEST = "manifest.json"
 BASELINE = "baseline.onnx"
@@ -145,7 +146,11 @@ def _check_graphs(bundle: Bundle) -> None:
             taken = needed if graph is manifest.baseline else taken + needed
             if taken > most:
                 raise ValueError(f"expected at most {most} bytes of weights, found {taken}")
-        except (OSError, ValueError, MemoryError) as error:
+        except MemoryError:
+            raise BackendError(
+                f"out of memory: cannot check {path}; close other programs"
+            ) from None
+        except (OSError, ValueError) as error:
             raise BundleError(
                 f"{path} is no graph that lgvit-edge exports: {str(error)[:600]}; {_AGAIN}; do not "
                 "run it if you do not trust who made it"
@@ -268,12 +273,24 @@ def _swap(staging: Path, root: Path, aside: Path) -> None:
             stack.enter_context(locked(root / _LOCK, wait=f"changes {root}"))
         _check_replaceable(root)  # again, because the export took time
         try:
-            with contextlib.suppress(FileNotFoundError):
-                root.rename(aside)
-            staging.rename(root)
+            if not _exchange(staging, root):
+                with contextlib.suppress(FileNotFoundError):
+                    root.rename(aside)
+                staging.rename(root)
         finally:  # Ctrl-C between the two renames included
             _put_back(aside, root)
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(staging: Path, root: Path) -> bool:
+    """Exchange two folders in one step, which Linux can do; return whether both were there.
+
+    So there is no moment without a bundle, for readers and for ``kill -9``.
+    """
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    places = here, os.fsencode(staging), here, os.fsencode(root)
+    return rename is not None and rename(*places, exchange) == 0
 
 
 def _put_back(aside: Path, root: Path) -> None:

@@ -78,7 +78,7 @@ _VALUES = {1: ("FLOAT", "f"), 2: ("INT", "i"), 3: ("STRING", "s"), 7: ("INTS", "
 _IR_VERSIONS = range(8, 14)
 _MAX_NODES = 20_000  # a ViT of 40 blocks has 1,200
 _MAX_SIZE = 2**31
-_MAX_EXPANDED = 2**24  # elements for each image; class token and registers have thousands
+_MAX_EXPANDED = 2**24  # elements in a graph, for each image; class token and registers: thousands
 _MAX_PAD = 4096
 _MAX_TEXT = 1000
 _NUMBER = re.compile(r"[0-9]{1,15}")
@@ -122,6 +122,8 @@ class _Graph:
         self._origins: dict[str, str] = {}  # what each value comes from, by its name
         self._shapes: dict[str, list[int]] = {}  # of weights
         self._numbers: dict[str, tuple[int, ...]] = {}  # in tensors that may be shapes
+        self._expanded = 0  # elements
+        self._dequantized: set[str] = set()
 
     def check(self, graph: dict[str, Any]) -> int:
         """Check the graph; return the bytes of weights that it takes from files."""
@@ -166,7 +168,7 @@ class _Graph:
                 f"{len(inside) + outside}"
             )
         self._shapes[name] = shape
-        if dtype[0] == "int64" and len(inside) <= 8 * MAX_RANK:
+        if dtype[0] == "int64" and not entries and len(inside) <= 8 * MAX_RANK:
             self._numbers[name] = struct.unpack(f"<{len(inside) // 8}q", inside)
         return outside
 
@@ -242,6 +244,9 @@ class _Graph:
         ):
             raise ValueError(f"expected at most {_MAX_PAD} more on each side")
         if kind == "DequantizeLinear" and origins[0] == _WEIGHT:
+            if inputs[0] in self._dequantized:  # each copy takes memory while loading
+                raise ValueError(f"expected {inputs[0]!r} to be dequantized once, found it again")
+            self._dequantized.add(inputs[0])
             return _WEIGHTS
         if _SIZES in origins or _IMAGE not in origins:
             raise ValueError(f"expected an input that comes from the image, found {origins}")
@@ -250,9 +255,12 @@ class _Graph:
     def _check_expanded(self, name: str, sizes: str) -> None:
         old, new = self._shapes[name], self._numbers.get(sizes, ())
         pairs = itertools.zip_longest(reversed(old), reversed(new), fillvalue=1)
-        count = math.prod(max(pair) for pair in pairs)
-        if not new or len(new) > MAX_RANK or count > _MAX_EXPANDED:
-            raise ValueError(f"expected at most {_MAX_EXPANDED} elements, found {old} as {new}")
+        self._expanded += math.prod(max(pair) for pair in pairs)
+        if not new or len(new) > MAX_RANK or self._expanded > _MAX_EXPANDED:
+            raise ValueError(
+                f"expected at most {_MAX_EXPANDED} elements in the whole graph, found {old} as "
+                f"{new}, with those before {self._expanded}"
+            )
 
 
 def _check_attributes(operator: Operator, attributes: list[memoryview]) -> None:
@@ -275,6 +283,9 @@ def _check_attributes(operator: Operator, attributes: list[memoryview]) -> None:
             value = [_signed(v) for v in value] if type == "INTS" else _signed(value)
         if not rule.takes(value):
             raise ValueError(f"expected {name} as {rule}, found {str(value)[:100]}")
+    for name, rule in operator.attributes.items():
+        if rule.needed and name not in seen:
+            raise ValueError(f"expected {name} as {rule}, found none")
 
 
 def _described(value: dict[str, Any]) -> tuple[str, str, tuple[int, ...]]:
@@ -283,6 +294,8 @@ def _described(value: dict[str, Any]) -> tuple[str, str, tuple[int, ...]]:
     kind = _TENSOR_TYPE.read(_TYPE.read(value.get("type", nothing)).get("tensor", nothing))
     sizes = [_DIM.read(part) for part in _SHAPE.read(kind.get("shape", nothing))["dim"]]
     dtype = _DTYPES.get(kind.get("elem_type", 0), ("another type", 0))[0]
+    if any(len(size) > 1 for size in sizes):  # of two the last counts, which is not known here
+        raise ValueError("expected a number or a name for each size, found both")
     shape = tuple(-1 if "dim_param" in size else size.get("dim_value", 0) for size in sizes)
     return _text(value.get("name", b"")), dtype, shape
 

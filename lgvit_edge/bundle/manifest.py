@@ -205,6 +205,9 @@ class Manifest:
             yield "segments must cover blocks 1, 2, ... without gaps"
         if not self._chained():
             yield "each segment's hidden output must be the next one's input"
+        names = [spec.file for spec in self.files()]
+        if len(set(names)) < len(names):
+            yield "each file must be listed once"
         if labels not in (0, classes):
             yield f"expected {classes} labels, found {labels}"
         if not 1 <= self.image_size <= self.preprocess.resize:

@@ -24,12 +24,14 @@ class Attribute:
         low: the smallest number, also of several.
         high: the largest.
         among: instead, the values that are allowed.
+        needed: whether it may not be left out: its default is another value.
     """
 
     type: str
     low: float = 0
     high: float = 0
     among: tuple[int | str, ...] = ()
+    needed: bool = False
 
     def takes(self, value: Any) -> bool:
         """Return whether a value of this type is allowed; NaN is not."""
@@ -144,7 +146,7 @@ for _name, _operator in {
     "ReduceMean": Operator("xc", _REDUCED, optional=1),
     "Relu": Operator("x"),
     "Reshape": Operator("xc", {"allowzero": _FLAG}),
-    "Shape": Operator("x", {"start": _one(0), "end": _one(1)}),
+    "Shape": Operator("x", {"start": _one(0), "end": Attribute("INT", 1, 1, needed=True)}),
     "Sigmoid": Operator("x"),
     "Slice": Operator("xcccc", optional=1),
     "Softmax": Operator("x", {"axis": _one(-1)}),

@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 VARINT, BYTES, FIXED32 = 0, 2, 5  # wire types
+# Values of a repeated field: an empty one takes 2 bytes in a file, and 100 times as many here.
+MAX_VALUES = 2**16
 
 
 class Message:
@@ -64,6 +66,8 @@ class Message:
                     place += size
                 if repeated:
                     found[name].append(value)
+                    if len(found[name]) > MAX_VALUES:
+                        raise ValueError(f"{self.name}: more than {MAX_VALUES} values of {name}")
                 elif name in found:
                     raise ValueError(f"{self.name}: two values of {name}")
                 else:

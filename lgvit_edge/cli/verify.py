@@ -20,7 +20,11 @@ def verify(
     ] = "onnxruntime",
     memory_mb: Annotated[
         int | None,
-        Option(min=1, help="Memory it may take, in MB. Default: 2048, and 4 times the bundle."),
+        Option(
+            min=1,
+            help="Memory it may take, in MB. Default: 2048 and 4 times the bundle's size, at most "
+            "3/4 of all memory.",
+        ),
     ] = None,
     seconds: Annotated[float, Option(help="Time it may take, in seconds.")] = 120.0,
     as_json: AsJson = False,

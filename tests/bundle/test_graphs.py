@@ -78,6 +78,47 @@ def branch(model: ModelProto) -> None:
     add(model, "If", ["image"], then_branch=inner, else_branch=inner)
 
 
+def without(model: ModelProto, kind: str, name: str) -> None:
+    changed = node(model, kind)
+    kept = [a for a in changed.attribute if a.name != name]
+    del changed.attribute[:]
+    changed.attribute.extend(kept)
+
+
+def from_file(model: ModelProto, name: str, count: int) -> str:
+    """Numbers that stand in the file of weights."""
+    tensor = model.graph.initializer.add(name=name, data_type=TensorProto.INT64, dims=[count])
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", "weights.bin"), ("offset", "0"), ("length", str(8 * count))):
+        tensor.external_data.add(key=key, value=value)
+    return name
+
+
+def sized_by_a_file(model: ModelProto) -> None:
+    concat = next(n for n in model.graph.node if n.output[0] == node(model, "Expand").input[1])
+    concat.input[1] = from_file(model, "sizes", 2)
+
+
+def many_tokens(model: ModelProto) -> None:
+    """Each of them may be."""
+    grown(2**18, 32)(model)
+    for i in range(2):
+        copy = NodeProto()
+        copy.CopyFrom(node(model, "Expand"))
+        copy.output[0] = f"copy {i}"
+        model.graph.node.append(copy)
+
+
+def dequantized_twice(model: ModelProto) -> None:
+    inputs = [
+        weight(model, "q", [1], "i1"),
+        weight(model, "s", 1, "f4"),
+        weight(model, "z", 0, "i1"),
+    ]
+    for output in ("a", "b"):
+        add(model, "DequantizeLinear", inputs, output)
+
+
 def grown(*sizes: int) -> Change:
     """Class tokens of these sizes."""
 
@@ -219,7 +260,14 @@ FAULTS: dict[str, tuple[Change, str]] = {
         lambda m: add(m, "Add", [weight(m, "a", [1.0], "f4"), "a"]),
         "expected an input that comes from the image",
     ),
-    "giant tokens": (grown(2**20, 2**20), r"expected at most 16777216 elements, found"),
+    "giant tokens": (grown(2**20, 2**20), r"expected at most 16777216 elements in the whole"),
+    "many tokens": (many_tokens, r"expected at most 16777216 elements .* before 25165824"),
+    "tokens sized by a file": (sized_by_a_file, "expected an input that comes from the image"),
+    "dequantized twice": (dequantized_twice, "expected 'q' to be dequantized once"),
+    "all sizes": (
+        lambda m: without(m, "Shape", "end"),
+        r"\(Shape\): expected end as INT of 1\.\.1, found none",
+    ),
     "endless tokens": (grown(*[1] * 8), "expected at most 16777216 elements"),
     "from another size": (
         lambda m: node(m, "Shape").input.__setitem__(0, m.graph.initializer[0].name),
@@ -227,6 +275,10 @@ FAULTS: dict[str, tuple[Change, str]] = {
     ),
     "padded to fill memory": (
         lambda m: add(m, "Pad", ["image", weight(m, "p", [2**40] * 8)]),
+        "expected at most 4096 more on each side",
+    ),
+    "padded by a file": (
+        lambda m: add(m, "Pad", ["image", from_file(m, "p", 8)]),
         "expected at most 4096 more on each side",
     ),
     # Names.
@@ -271,11 +323,34 @@ READER = Message("note", ("text", 1, BYTES), ("number*", 2, VARINT), ("real", 3,
         *[(b"\x12\x01\0", "field 2 of type 2"), (b"\x0a\0\x0a\0", "two values of text")],
         (b"\x8a\x80\x80\x80\x80\x01\x00", "field 4294967297"),
         (b"\x10" + b"\xff" * 9 + b"\x02", "more than 64 bits"),
+        (b"\x10\x01" * (2**16 + 1), "note: more than 65536 values of number"),
     ],
 )
 def test_what_is_no_message(content: bytes, fault: str) -> None:
     with pytest.raises(ValueError, match=fault):
         READER.read(memoryview(content))
+
+
+def field(number: int, content: bytes) -> bytes:
+    return bytes([number << 3 | BYTES, len(content)]) + content
+
+
+def test_a_size_that_is_also_a_name() -> None:
+    """Readers take the last of the two; ONNX's own does not even write both."""
+    size = b"\x08\x20"  # 32
+    value = [
+        field(1, b"image") + field(2, field(1, b"\x08\x01" + field(2, field(1, dim))))
+        for dim in (size, size + field(2, b"N"))
+    ]
+    model = [
+        field(7, field(11, content)) + b"\x08\x08" + field(8, field(1, b"") + b"\x10\x12")
+        for content in value
+    ]
+    spec = mock.Mock(inputs=(), outputs=())
+    with pytest.raises(ValueError, match=r"expected input \[\], found .*32"):
+        check_graph(model[0], spec, 18, {})
+    with pytest.raises(ValueError, match="expected a number or a name for each size, found both"):
+        check_graph(model[1], spec, 18, {})
 
 
 def test_a_message_is_read() -> None:

@@ -163,6 +163,13 @@ def test_hashes_that_are_none(data: Data, value: str) -> None:
         loads(data)
 
 
+def test_a_file_that_is_listed_twice(data: Data) -> None:
+    """It would be read and hashed as often, and count as weights as often."""
+    for again in (data["weights"][0], data["baseline"]["graph"], data["parity"]["samples"]):
+        with pytest.raises(BundleError, match="each file must be listed once"):
+            loads(data | {"weights": [*data["weights"], again]})
+
+
 def test_all_faults_are_reported_together(data: Data) -> None:
     del data["opset"]
     data |= dict(evil=1, labels="abcde", batch=[1, 4])

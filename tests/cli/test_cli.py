@@ -113,7 +113,11 @@ def test_labels_are_put_into_the_bundle(
         (("export", "--ckpt", "{ckpt}", "--precision", "fp8"), 2, "precision must be one of"),
         (("export", "--ckpt", "{ckpt}", "--batch", "many"), 2, "--batch must be MIN:OPT:MAX"),
         (("export", "--ckpt", "{ckpt}", "--policy", "coin"), 2, "expected a policy such as"),
-        (("export", "--ckpt", "{ckpt}", "--out", "{junk}"), 1, "exists and is not a bundle"),
+        (
+            ("export", "--ckpt", "{ckpt}", "--out", "{junk}"),
+            2,
+            "--out: expected a folder, found a file",
+        ),
         (("export", "--ckpt", "{ckpt}", "--precision", "int8"), 2, "add --calib DIR"),
         (("export", "--ckpt", "{ckpt}", "--data", "nowhere"), 1, "no such folder: nowhere"),
         (("build", "nowhere"), 1, "not a bundle"),

@@ -48,14 +48,13 @@ FOLDERS = (*REPLACED, f"{TRAIN} --cache-features {{}}")
 @pytest.fixture
 def here(
     tmp_path: Path,
-    bundle: Path,
+    bundle_copy: Path,
     exported_model: LGViT,
     monkeypatch: MonkeyPatch,
     in_time: None,
 ) -> Path:
     """The working folder, with a bundle, a checkpoint and photos."""
     monkeypatch.chdir(tmp_path)
-    Path("bundle").symlink_to(bundle)
     write_photos(tmp_path / "photos", "abcde", 1)
     save_checkpoint(exported_model, Path("start.pt"))
     return tmp_path

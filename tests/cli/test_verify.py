@@ -11,8 +11,11 @@ import onnx
 import pytest
 from bundles import list_again
 
+from lgvit_edge.bundle.directory import open_bundle
 from lgvit_edge.errors import BackendError, UsageError
 from lgvit_edge.runtime import verification
+from lgvit_edge.runtime.backends.base import Candidate, ChainOptions
+from lgvit_edge.runtime.selection import _measure_elsewhere
 from lgvit_edge.runtime.verification import verify
 
 # Stands in the place of ONNX Runtime, and does what a fault in it would do.
@@ -61,7 +64,7 @@ FAULTS = {
 def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     def put(fault: str) -> None:
         (tmp_path / "onnxruntime.py").write_text(LIBRARY.replace("@FAULT@", fault))
-        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        monkeypatch.syspath_prepend(tmp_path)
         monkeypatch.setenv("TMPDIR", str(tmp_path))
 
     return put
@@ -90,6 +93,47 @@ def test_processor_time_is_limited_too(
     monkeypatch.setattr(verification, "_processor_seconds", lambda *_: 1)
     result = verify(bundle, seconds=60)
     assert result.outcome == "time" and "computed for 1 s" in result.message
+
+
+@pytest.mark.parametrize("name", ["lgvit_edge/__init__", "json", "numpy/__init__", "os"])
+def test_nothing_is_imported_from_the_bundle(
+    bundle_copy: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    name: str,
+) -> None:
+    """``python -m`` looks into the current folder first, which may be a stranger's."""
+    module = bundle_copy / f"{name}.py"
+    module.parent.mkdir(exist_ok=True)
+    module.write_text(f"open({str(tmp_path / 'it ran')!r}, 'w')")
+    monkeypatch.chdir(bundle_copy)
+    assert verify(".").outcome == "good"
+    candidates = [Candidate("onnxruntime"), Candidate("openvino")]
+    _measure_elsewhere(open_bundle("."), candidates, ChainOptions())
+    assert not (tmp_path / "it ran").exists()
+
+
+def test_a_bundle_does_not_choose_the_verdict(
+    bundle_copy: Path, command: Callable[..., str]
+) -> None:
+    file = bundle_copy / "baseline.onnx"
+    model = onnx.load(file, load_external_data=False)
+    model.graph.node[-1].op_type, model.graph.node[-1].name = "Loop", "out of memory"
+    file.write_bytes(model.SerializeToString())
+    list_again(bundle_copy)
+    said = command("verify", bundle_copy, "--json", status=1)
+    assert '"outcome": "refused"' in said and "node 'out of memory' (Loop)" in said
+
+
+def test_too_little_memory_is_no_fault_of_the_bundle(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise MemoryError
+
+    monkeypatch.setattr("lgvit_edge.bundle.directory.check_graph", full)
+    with pytest.raises(BackendError, match="out of memory: cannot check .*segment_0.onnx"):
+        open_bundle(bundle)
 
 
 def test_a_good_bundle(bundle: Path, command: Callable[..., str]) -> None:
@@ -130,9 +174,14 @@ def test_graphs_and_logits_are_told_apart(bundle_copy: Path, command: Callable[.
     ("options", "message"),
     [
         (["--backend", "tensorrt"], "expected onnxruntime or openvino, found 'tensorrt'"),
-        (["--seconds", "0"], "--seconds: expected a number above 0, found 0"),
-        (["--seconds", "nan"], "--seconds: expected a number above 0, found nan"),
+        (["--seconds", "0"], "--seconds: expected a number above 0, at most 1000000, found 0"),
+        (["--seconds", "nan"], "--seconds: expected a number above 0, at most 1000000, found nan"),
+        (
+            ["--seconds", "1e7"],
+            "--seconds: expected a number above 0, at most 1000000, found 1e+07",
+        ),
         (["--memory-mb", "0"], "--memory-mb"),
+        (["--memory-mb", "99999999999999"], "--memory-mb: expected at most 1073741824, found 9999"),
     ],
 )
 def test_wrong_use(

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -207,9 +208,28 @@ def test_an_interrupted_swap_brings_the_old_bundle_back(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", interrupted)
+    monkeypatch.setattr("lgvit_edge.bundle.directory._exchange", lambda *_: False)
     with pytest.raises(KeyboardInterrupt):
         put_in_place(bundle_copy, bundle)
     open_bundle(bundle_copy)
+    assert [p.name for p in bundle_copy.parent.iterdir()] == [bundle_copy.name]
+
+
+def test_there_is_no_moment_without_a_bundle(bundle_copy: Path, bundle: Path) -> None:
+    missing, done = [], threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            if not (bundle_copy / "manifest.json").exists():
+                missing.append(time.monotonic())
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    for _ in range(20):
+        put_in_place(bundle_copy, bundle)
+    done.set()
+    thread.join()
+    assert not missing
     assert [p.name for p in bundle_copy.parent.iterdir()] == [bundle_copy.name]
 
 
@@ -386,6 +406,7 @@ def test_a_folder_made_between_the_renames_does_not_cost_the_bundle(
         return result
 
     monkeypatch.setattr(Path, "rename", rename_and_wait)
+    monkeypatch.setattr("lgvit_edge.bundle.directory._exchange", lambda *_: False)
     with pytest.raises(ExportError, match="cannot write .*not empty"):
         put_in_place(bundle_copy, bundle)
     assert open_bundle(bundle_copy).manifest == manifest

@@ -51,7 +51,7 @@ class Finding:
 
     target: str
     kind: str  # ``crash``, ``hang``, ``memory`` or the error's name
-    where: str
+    details: str
     content: bytes = field(repr=False)
 
 
@@ -65,6 +65,12 @@ class Outcome:
     slowest_s: float = 0.0
     memory_mb: float = 0.0  # the most that one content took
     findings: list[Finding] = field(default_factory=list)
+    out: Path | None = None  # where findings are kept as they come
+
+    def add(self, finding: Finding) -> None:
+        self.findings.append(finding)
+        if self.out is not None:
+            print(f"    {finding.kind}: {keep(finding, self.out)}", flush=True)
 
 
 @dataclass(frozen=True)
@@ -96,9 +102,10 @@ def run(
     seed: int = 0,
     given: Sequence[bytes] | None = None,
     slow: float = SLOW,
+    out: Path | None = None,
 ) -> Outcome:
     """Try changes of a target's files, or given contents; ``root`` is what ``make`` filled."""
-    outcome = Outcome(target.name)
+    outcome = Outcome(target.name, out=out)
     until = time.monotonic() + seconds
     count = count if given is None else len(given)
     spawn = multiprocessing.get_context("spawn")
@@ -120,7 +127,7 @@ def run(
                 raise RuntimeError(f"{target.name} does not start:\n{_tail(log)}")
             content = job.content(number.value, target.bases(root))
             kind = "hang" if hung else "crash"
-            outcome.findings.append(Finding(target.name, kind, _tail(log), content))
+            outcome.add(Finding(target.name, kind, _tail(log), content))
             first = number.value + 1
     return outcome
 
@@ -132,8 +139,6 @@ def _watch(worker: Any, number: Any, pipe: Connection, outcome: Outcome, slow: f
         with contextlib.suppress(EOFError):
             while pipe.poll(0.05):
                 _note(outcome, *pipe.recv())
-            if not worker.is_alive():
-                break
         if not worker.is_alive():
             break
         if number.value != last:
@@ -153,7 +158,7 @@ def _watch(worker: Any, number: Any, pipe: Connection, outcome: Outcome, slow: f
 
 def _note(outcome: Outcome, what: str, value: Any) -> None:
     if what == "finding":
-        outcome.findings.append(value)
+        outcome.add(value)
     else:
         refused, slowest, memory = value
         outcome.refused += refused
@@ -164,15 +169,16 @@ def _note(outcome: Outcome, what: str, value: Any) -> None:
 def _work(job: _Job, number: Any, pipe: Connection) -> None:
     """Try contents until the time or the count is up; runs in a process of its own."""
     os.environ |= {"OMP_NUM_THREADS": "1", "LGVIT_EDGE_BACKEND": "onnxruntime"}
-    with job.log.open("w") as log, tempfile.TemporaryDirectory() as folder:
+    folder = job.log.parent  # removed by the other process, however this one ends
+    with job.log.open("w") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)  # libraries talk much
         faulthandler.enable(log)
-        os.environ["LGVIT_EDGE_CACHE"] = folder
+        os.environ["LGVIT_EDGE_CACHE"] = str(folder / "cache")
         bases = job.target.bases(job.root)
-        work = Path(folder) / "work"
+        work = folder / "work"
         work.mkdir()
-        attempt = job.target.opened(job.root, work)
+        attempt = job.target.reader(job.root, work)
         for base in bases:
             attempt(base)  # what is true is read; it also imports what it needs
         _bound(MEMORY if job.target.cheap else 4 * MEMORY)
@@ -253,15 +259,19 @@ def keep(finding: Finding, out: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"{finding.kind.replace(' ', '-')}-{random.Random(finding.content).getrandbits(40):010x}"
     (folder / stem).write_bytes(finding.content)
-    (folder / f"{stem}.txt").write_text(finding.where)
+    (folder / f"{stem}.txt").write_text(finding.details)
     return folder / stem
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--minutes", type=float, default=10.0, help="time for all targets")
-    parser.add_argument("--cheap", type=int, help="instead, contents of all cheap targets together")
-    parser.add_argument("--full", type=int, help="and of all others together")
+    parser.add_argument(
+        "--cheap", type=int, help="number of contents for all cheap targets, instead of a time"
+    )
+    parser.add_argument(
+        "--full", type=int, help="number of contents for all other targets, instead of a time"
+    )
     parser.add_argument("--target", action="append", help="only these targets", metavar="NAME")
     parser.add_argument("--seed", type=int, help="default: another one each time")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="targets at a time")
@@ -278,7 +288,7 @@ def main() -> None:
     for kind, total in ((True, given.cheap), (False, given.full)):
         alike = [target for target in chosen if target.cheap == kind]
         for target in alike:
-            share = 60 * given.minutes * given.jobs / len(chosen)
+            share = 60 * given.minutes * min(given.jobs, len(chosen)) / len(chosen)
             limits[target.name] = {"seconds": share}
             if total is not None:
                 limits[target.name] = {"count": -(-total // len(alike))}
@@ -286,7 +296,10 @@ def main() -> None:
         root = Path(folder)
         make(root)
         with ThreadPoolExecutor(given.jobs) as pool:
-            running = [pool.submit(run, t, root, seed=seed, **limits[t.name]) for t in chosen]
+            running = [
+                pool.submit(run, target, root, seed=seed, out=given.out, **limits[target.name])
+                for target in chosen
+            ]
             outcomes = []
             for future in running:
                 outcome = future.result()
@@ -297,10 +310,11 @@ def main() -> None:
                     f"{len(outcome.findings)} findings",
                     flush=True,
                 )
-                for finding in outcome.findings:
-                    print(f"    {finding.kind}: {keep(finding, given.out)}", flush=True)
     if given.json is not None:
-        rows = [{**vars(o), "findings": len(o.findings)} for o in outcomes]
+        rows = [
+            {k: v for k, v in vars(o).items() if k != "out"} | {"findings": len(o.findings)}
+            for o in outcomes
+        ]
         command = shlex.join(["python", "tests/fuzz/fuzzing.py", *sys.argv[1:]])
         found = {"env": environment(), "seed": seed, "targets": rows, "command": command}
         given.json.write_text(json.dumps(found, indent=1) + "\n")

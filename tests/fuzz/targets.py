@@ -31,15 +31,18 @@ Try = Callable[[bytes], object]
 class Target:
     """One kind of file: its true contents, how they are changed, and what reads them.
 
-    ``bases`` takes the folder that ``make`` filled. ``opened`` takes it too, and a folder to write
+    ``bases`` takes the folder that ``make`` filled. ``reader`` takes it too, and a folder to write
     to; it returns what reads one content. ``cheap`` ones run in microseconds, without torch and
     ONNX Runtime.
+
+    To add one: put its true file into ``make``, and the target into ``TARGETS``. It must refuse
+    some of the changed contents. Then correct their number in docs/security.md.
     """
 
     name: str
     bases: Callable[[Path], list[bytes]]
     change: mutations.Change
-    opened: Callable[[Path, Path], Try]
+    reader: Callable[[Path, Path], Try]
     cheap: bool = False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def root(made_once: Callable[..., Path]) -> Path:
 
 
 def assert_sound(outcome: Outcome) -> None:
-    assert not outcome.findings, "\n".join(f"{f.kind}: {f.where}" for f in outcome.findings)
+    assert not outcome.findings, "\n".join(f"{f.kind}: {f.details}" for f in outcome.findings)
 
 
 @pytest.mark.slow
@@ -55,12 +56,19 @@ def test_every_seed_has_its_target() -> None:
     ],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_what_it_must_find(tmp_path: Path, target: Target, kind: str, said: str) -> None:
+def test_what_it_must_find(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: Target, kind: str, said: str
+) -> None:
     """The next content is tried after a process died."""
-    outcome = run(target, tmp_path, given=[b"true", b"false", b"true"], slow=5)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    given, slow = [b"true", b"false", b"true"], 5 if kind == "hang" else 60
+    outcome = run(target, tmp_path, given=given, slow=slow, out=tmp_path / "out")
     (finding,) = outcome.findings
+    assert not list((tmp_path / "temporary").iterdir())
+    assert b"false" in [path.read_bytes() for path in (tmp_path / "out").glob("*/*")]
     assert (finding.kind, finding.content, outcome.tried) == (kind, b"false", 3)
-    assert said in finding.where
+    assert said in finding.details
 
 
 def test_what_is_sound(tmp_path: Path) -> None:
