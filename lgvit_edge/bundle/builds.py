@@ -74,7 +74,7 @@ class Build:
             listed = "".join(f"-sm{c.replace('.', '')}" for c in self.compute_capabilities)
             return f"rtx{listed}-{self.version}-{self.precision}"
         device = re.sub(r"[^a-z0-9]+", "-", self.gpu.lower()).strip("-")
-        device = re.sub(r"^nvidia-(jetson-)?|-developer-kit$", "", device)
+        device = device.removeprefix("nvidia-")
         capability = "".join(self.compute_capabilities).replace(".", "")
         return (
             f"{device}-{self.multiprocessors}mp-sm{capability}-{self.library}-{self.version}-"

@@ -95,7 +95,9 @@ def _release(jetson: Jetson) -> Finding:
         return Finding("ok", text + ", ".join(jetpack.precisions))
     if jetson.l4t is None:
         text = "the release is unknown: /etc/nv_tegra_release is missing or says something else"
-        return Finding("note", text, "run: dpkg-query --show nvidia-l4t-core")
+        cure = "run: dpkg-query --show nvidia-l4t-core (in a container: start it with -v "
+        cure += "/etc/nv_tegra_release:/etc/nv_tegra_release:ro)"
+        return Finding("note", text, cure)
     text = f"L4T {jetson.l4t} is none of the releases known here ({releases})"
     if numbers(jetson.l4t)[:2] < oldest:
         return Finding("problem", text, _way_out(jetson.model))

@@ -242,6 +242,22 @@ def test_malformed_files_are_unknown_and_never_an_error(
     assert "dpkg-query --show nvidia-l4t-core" in first.cure
 
 
+def test_what_a_container_is_given(board: Board) -> None:
+    """jetson-containers mounts the model elsewhere; the group has less memory than the board."""
+    (board.root / "proc/device-tree/model").unlink()
+    board.write("tmp/nv_jetson_model", "NVIDIA Jetson AGX Orin Developer Kit\n")
+    board.write("proc/self/cgroup", "0::/\n")
+    mount = "31 23 0:28 / /sys/fs/cgroup ro - cgroup2 cgroup rw\n"
+    board.write("proc/self/mountinfo", mount)
+    assert board.detect().model == "NVIDIA Jetson AGX Orin Developer Kit"
+    assert board.detect().available_gb == 5.1
+    board.write("sys/fs/cgroup/memory.max", "3000000000\n")
+    assert board.detect().available_gb == 3.0
+    (board.root / "etc/nv_tegra_release").unlink()
+    release = preflight(board.detect())[0]
+    assert "in a container: start it with -v /etc/nv_tegra_release" in release.cure
+
+
 def test_an_unknown_release_is_said_to_be_unknown(board: Board, site: Site) -> None:
     site.module("__version__ = '12.0.0'")
     board.release("41.0.0")
