@@ -273,9 +273,9 @@ def _verify(folder: Path, tolerance: float | None) -> tuple[float | None, str]:
         (folder / BUILD).replace(folder / REJECTED)
         raise ParityError(
             f"{error}. The record is kept as {folder / REJECTED}. To compute more in float32, "
-            "export again with --keep-fp32 layernorm,softmax, or with --precision fp32; if the accuracy "
-            f"suffices nevertheless: lgvit-edge build {root} --tolerance NUMBER, then compare it "
-            f"with lgvit-edge bench --engines {root} --data DIR"
+            "export again with --keep-fp32 layernorm,softmax, or with --precision fp32. If the "
+            f"accuracy suffices nevertheless: lgvit-edge build {root} --tolerance NUMBER, then "
+            f"measure it: lgvit-edge bench --engines {root} --data DIR"
         ) from None
 
 
