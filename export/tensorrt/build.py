@@ -70,6 +70,7 @@ def build_engines(
     options: BuilderOptions | None = None,
     force: bool = False,
     tolerance: float | None = None,
+    cuda_graphs: bool = True,
     progress: Progress = lambda done, total, text: None,
     note: Callable[[str], None] = lambda text: None,
 ) -> Built:
@@ -85,6 +86,7 @@ def build_engines(
         force: compile all engines, even those up to date.
         tolerance: largest difference of logits from PyTorch's; None for the bundle's. Engines that
             an earlier call rejected are not compiled again.
+        cuda_graphs: check the engines as recorded CUDA graphs, as sessions run them by default.
         progress: called with engines done, engines in all, and the present step.
         note: called at the start with what makes building or running slow on this Jetson.
 
@@ -159,7 +161,13 @@ def build_engines(
         check_writable(opened.root)
         with _locked(folder):
             build, compiled = _build_all(opened, folder, planned, trt, options, force, progress)
-    return Built(folder, build, compiled, time.perf_counter() - start, *_verify(folder, tolerance))
+    return Built(
+        folder,
+        build,
+        compiled,
+        time.perf_counter() - start,
+        *_verify(folder, tolerance, cuda_graphs),
+    )
 
 
 def check_graphs(bundle: str | Path) -> str:
@@ -249,7 +257,7 @@ def _build_all(
     return build, tuple(name for name in missing if name not in ready)
 
 
-def _verify(folder: Path, tolerance: float | None) -> tuple[float | None, str]:
+def _verify(folder: Path, tolerance: float | None, cuda_graphs: bool) -> tuple[float | None, str]:
     """Compare logits of the engines in ``folder`` with PyTorch's, on the bundle's samples.
 
     Return the largest difference, as ``Session.check_parity`` gives it, or None and why the engines
@@ -263,7 +271,8 @@ def _verify(folder: Path, tolerance: float | None) -> tuple[float | None, str]:
     except BackendError as error:  # compiled for another GPU than the one here
         return None, str(error)
     try:
-        session = Session.open(root, backend="tensorrt", tensorrt=TensorRTOptions(engines=tag))
+        options = TensorRTOptions(engines=tag, cuda_graphs=cuda_graphs)
+        session = Session.open(root, backend="tensorrt", tensorrt=options)
     except MissingDependency as error:
         return None, str(error)
     try:

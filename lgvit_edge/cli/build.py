@@ -45,6 +45,13 @@ def build(
         float | None,
         Option(help="Largest difference of logits from PyTorch's. Default: the bundle's."),
     ] = None,
+    cuda_graphs: Annotated[
+        bool,
+        Option(
+            "--cuda-graphs/--no-cuda-graphs",
+            help="Check the engines as recorded CUDA graphs, or not.",
+        ),
+    ] = True,
     force: Annotated[bool, Option(help="Compile all engines, even current ones.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -63,6 +70,7 @@ def build(
             options=options,
             force=force,
             tolerance=tolerance,
+            cuda_graphs=cuda_graphs,
             progress=progress,
             note=note,
         )

@@ -262,7 +262,10 @@ R cuStreamBeginCapture_v2(Stream *s, int mode) {
     return capture = s, OK;
 }
 R cuStreamEndCapture(Stream *s, Work **out) {
-    ENTER(cuStreamEndCapture, 1);
+    R failed = enter("cuStreamEndCapture", 1);
+    if (failed && s->capturing) /* a capture that fails ends */
+        s->capturing = s->invalid = 0, capture = NULL, free(s->captured.ops), s->captured = (Work){0};
+    if (failed) return failed;
     *out = NULL;
     if (!s->capturing) return ILLEGAL_STATE;
     if (s->thread != &this_thread) return CAPTURE_WRONG_THREAD;
