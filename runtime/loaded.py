@@ -114,14 +114,15 @@ class LoadedBundle:
             baseline.start(images)
             return answer(baseline, self._exits + 1).copy()
 
-    def check_parity(self) -> float:
+    def check_parity(self, tolerance: float | None = None) -> float:
         """Compare segments and baseline with PyTorch's logits in the bundle; return the difference.
 
         Raises:
-            ParityError: beyond the tolerance the bundle was exported with; names the segment.
+            ParityError: beyond ``tolerance``, by default the one that the bundle was exported with;
+                names the segment.
         """
         with self._lock:
-            return check_parity(self._bundle, self.chain, self._open_baseline())
+            return check_parity(self._bundle, self.chain, self._open_baseline(), tolerance)
 
     def warm_up(self, runs: int = 10) -> float:
         """Run the whole chain a few times, at least once; return its median time in ms.
@@ -193,7 +194,9 @@ class LoadedBundle:
             raise BackendError("the session is closed; open another one")
 
 
-def check_parity(bundle: Bundle, chain: Chain, baseline: Chain | None) -> float:
+def check_parity(
+    bundle: Bundle, chain: Chain, baseline: Chain | None, tolerance: float | None = None
+) -> float:
     """Compare logits of every exit with PyTorch's, one by one and in the largest batches.
 
     The samples are the bundle's; the baseline is checked too, if it is given. Returns the largest
@@ -201,18 +204,19 @@ def check_parity(bundle: Bundle, chain: Chain, baseline: Chain | None) -> float:
 
     Raises:
         BundleError: the samples are damaged.
-        ParityError: beyond the tolerance the bundle was exported with; names the segment.
+        ParityError: beyond ``tolerance``, by default the one that the bundle was exported with;
+            names the segment.
     """
-    parity = bundle.manifest.parity
+    tolerance = bundle.manifest.parity.tolerance if tolerance is None else tolerance
     images, expected = read_samples(bundle)
     gaps = [0.0]
 
     def check(who: str, running: Chain, exit: int, wanted: NDArray[np.float32]) -> None:
         gaps.append(difference(step(running, exit), wanted))
-        if not gaps[-1] <= parity.tolerance:
+        if not gaps[-1] <= tolerance:
             raise ParityError(
                 f"{who} diverges from PyTorch on this device: max |difference| "
-                f"{gaps[-1]:.3g}, tolerance {parity.tolerance:g}; do not run it here"
+                f"{gaps[-1]:.3g}, tolerance {tolerance:g}; do not run it here"
             )
 
     for size in sorted({1, chain.max_batch}):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,14 @@ from lgvit_edge._support.outputs import write, write_json
 from lgvit_edge.bundle import builds as engines
 from lgvit_edge.bundle.builds import Build, EngineSpec
 from lgvit_edge.bundle.codec import to_json
-from lgvit_edge.bundle.directory import BUILD, ENGINES, Bundle, check_writable, open_bundle
+from lgvit_edge.bundle.directory import (
+    BUILD,
+    ENGINES,
+    REJECTED,
+    Bundle,
+    check_writable,
+    open_bundle,
+)
 from lgvit_edge.bundle.manifest import GraphSpec, Manifest
 from lgvit_edge.errors import (
     BackendError,
@@ -61,6 +69,8 @@ def build_engines(
     library: str | None = None,
     options: BuilderOptions | None = None,
     force: bool = False,
+    tolerance: float | None = None,
+    cuda_graphs: bool = True,
     progress: Progress = lambda done, total, text: None,
     note: Callable[[str], None] = lambda text: None,
 ) -> Built:
@@ -74,6 +84,9 @@ def build_engines(
         library: ``tensorrt`` or ``tensorrt-rtx``; None for the one of the bundle's target.
         options: None for the defaults.
         force: compile all engines, even those up to date.
+        tolerance: largest difference of logits from PyTorch's; None for the bundle's. Engines that
+            an earlier call rejected are not compiled again.
+        cuda_graphs: check the engines as recorded CUDA graphs, as sessions run them by default.
         progress: called with engines done, engines in all, and the present step.
         note: called at the start with what makes building or running slow on this Jetson.
 
@@ -83,8 +96,11 @@ def build_engines(
         MissingDependency: the library is not installed.
         BackendError: this machine cannot compile for the target, or not run what it should.
         BuildError: an engine could not be compiled, or another build is writing there.
-        ParityError: the engines' logits differ from PyTorch's; their record is deleted.
+        ParityError: the engines' logits differ from PyTorch's; names the segment and what to try.
+            Their record is kept as ``build.rejected.json``, and nobody runs them.
     """
+    if tolerance is not None and not 0 < tolerance < math.inf:
+        raise UsageError(f"the tolerance must be a positive number, found {tolerance}")
     start = time.perf_counter()
     opened = open_bundle(bundle)
     if opened.manifest.target == "cpu":
@@ -109,6 +125,12 @@ def build_engines(
             "driver here; copy the bundle to that device and run there: lgvit-edge build "
             f"{opened.root.name} (an RTX card needs none: export with --target rtx)"
         )
+    if gpu is not None and not trt.runs_on(gpu):
+        note(
+            f"{library} {trt.version} compiles for compute capabilities "
+            f"{', '.join(trt.capabilities)}: its engines do not run on this machine's {gpu.name} "
+            f"({gpu.compute_capability}); for this GPU add --builder tensorrt"
+        )
     options = options or BuilderOptions()
     tuned_on = None if trt.is_rtx else gpu  # RTX engines are not tied to one GPU
     capabilities = (tuned_on.compute_capability,) if tuned_on else options.compute_capabilities
@@ -131,13 +153,21 @@ def build_engines(
     folder = opened.root / ENGINES / planned.tag
     graphs = engines.graphs_of(opened)
     compiled: tuple[str, ...] = ()
+    if tolerance is not None and not force:
+        _take_back(folder, planned, graphs)
     if not force and len(_current(folder, planned, graphs)) == len(graphs):
         build = engines.read_build(folder)
     else:
         check_writable(opened.root)
         with _locked(folder):
             build, compiled = _build_all(opened, folder, planned, trt, options, force, progress)
-    return Built(folder, build, compiled, time.perf_counter() - start, *_verify(folder))
+    return Built(
+        folder,
+        build,
+        compiled,
+        time.perf_counter() - start,
+        *_verify(folder, tolerance, cuda_graphs),
+    )
 
 
 def check_graphs(bundle: str | Path) -> str:
@@ -222,15 +252,16 @@ def _build_all(
     complete = {name: (current | build.engines)[name] for name in graphs}
     build = dataclasses.replace(build, engines=complete)
     write_json(folder / BUILD, to_json(build))
+    (folder / REJECTED).unlink(missing_ok=True)  # its engines were replaced
     shutil.rmtree(staging)
     return build, tuple(name for name in missing if name not in ready)
 
 
-def _verify(folder: Path) -> tuple[float | None, str]:
+def _verify(folder: Path, tolerance: float | None, cuda_graphs: bool) -> tuple[float | None, str]:
     """Compare logits of the engines in ``folder`` with PyTorch's, on the bundle's samples.
 
     Return the largest difference, as ``Session.check_parity`` gives it, or None and why the engines
-    could not be run here. The record of engines that differ is deleted, so they are not loaded.
+    could not be run here. The record of engines that differ is renamed, so they are not loaded.
     """
     root, tag = folder.parent.parent, folder.name
     if find_gpu() is None:
@@ -240,15 +271,28 @@ def _verify(folder: Path) -> tuple[float | None, str]:
     except BackendError as error:  # compiled for another GPU than the one here
         return None, str(error)
     try:
-        session = Session.open(root, backend="tensorrt", tensorrt=TensorRTOptions(engines=tag))
+        options = TensorRTOptions(engines=tag, cuda_graphs=cuda_graphs)
+        session = Session.open(root, backend="tensorrt", tensorrt=options)
     except MissingDependency as error:
         return None, str(error)
     try:
         with session:
-            return session.check_parity(), ""
-    except ParityError:
-        (folder / BUILD).unlink()
-        raise
+            return session.check_parity(tolerance), ""
+    except ParityError as error:
+        (folder / BUILD).replace(folder / REJECTED)
+        raise ParityError(
+            f"{error}. The record is kept as {folder / REJECTED}. To compute more in float32, "
+            "export again with --keep-fp32 layernorm,softmax, or with --precision fp32. If the "
+            f"accuracy suffices nevertheless: lgvit-edge build {root} --tolerance NUMBER, then "
+            f"measure it: lgvit-edge bench --engines {root} --data DIR"
+        ) from None
+
+
+def _take_back(folder: Path, planned: Build, graphs: dict[str, GraphSpec]) -> None:
+    """Make rejected engines that are otherwise up to date the current ones, to be judged anew."""
+    rejected = _current(folder, planned, graphs, REJECTED)
+    if len(rejected) == len(graphs) and not (folder / BUILD).exists():
+        (folder / REJECTED).replace(folder / BUILD)
 
 
 def _task(bundle: Bundle, name: str) -> BuildTask:
@@ -258,10 +302,12 @@ def _task(bundle: Bundle, name: str) -> BuildTask:
     return BuildTask(bundle.path(graph.graph), graph, dtype, quantized, batch)
 
 
-def _current(folder: Path, planned: Build, graphs: dict[str, GraphSpec]) -> dict[str, EngineSpec]:
+def _current(
+    folder: Path, planned: Build, graphs: dict[str, GraphSpec], record_file: str = BUILD
+) -> dict[str, EngineSpec]:
     """Return the intact engines in ``folder`` that were compiled as planned from these graphs."""
     try:
-        record = engines.read_build(folder)
+        record = engines.read_build(folder, record_file)
     except BundleError:
         return {}
     if dataclasses.replace(record, engines={}, warnings=()) != planned:

@@ -120,22 +120,19 @@ class EngineBuilder:
         wanted = self._options.compute_capabilities
         if not wanted:
             return []
-        capabilities = getattr(self._trt.module, "ComputeCapability", None)
-        if not self._trt.is_rtx or capabilities is None:
+        known = self._trt.capabilities
+        if not known:
             raise UsageError(
                 "compute capabilities can be chosen for TensorRT-RTX only: TensorRT compiles for "
                 "the GPU it runs on"
             )
-        members = capabilities.__members__
-        names = {f"{n[2:-1]}.{n[-1]}": n for n in members if n.startswith("SM")}
-        unknown = [c for c in wanted if c not in names]
-        if unknown or len(set(wanted)) < len(wanted):
+        if not set(wanted) <= set(known) or len(set(wanted)) < len(wanted):
             raise UsageError(
                 f"TensorRT-RTX {self._trt.version} compiles for compute capabilities "
-                f"{', '.join(names)}; expected some of them, each once, between commas, found "
-                f"{','.join(wanted)!r}"
+                f"{', '.join(known)}; expected some of them, each once, between commas, found "
+                f"{','.join(wanted)!r}; for another GPU compile there, with --builder tensorrt"
             )
-        return [members[names[c]] for c in wanted]
+        return [known[c] for c in wanted]
 
 
 class _Job:

@@ -74,7 +74,7 @@ class Build:
             listed = "".join(f"-sm{c.replace('.', '')}" for c in self.compute_capabilities)
             return f"rtx{listed}-{self.version}-{self.precision}"
         device = re.sub(r"[^a-z0-9]+", "-", self.gpu.lower()).strip("-")
-        device = re.sub(r"^nvidia-(jetson-)?|-developer-kit$", "", device)
+        device = device.removeprefix("nvidia-")
         capability = "".join(self.compute_capabilities).replace(".", "")
         return (
             f"{device}-{self.multiprocessors}mp-sm{capability}-{self.library}-{self.version}-"
@@ -105,9 +105,9 @@ def graphs_of(bundle: Bundle) -> dict[str, GraphSpec]:
     return {f"segment_{i}": spec for i, spec in enumerate(segments)} | {"baseline": baseline}
 
 
-def read_build(folder: Path) -> Build:
+def read_build(folder: Path, name: str = BUILD) -> Build:
     """Read ``build.json``, or raise ``BundleError``: missing, damaged or of another schema."""
-    path = folder / BUILD
+    path = folder / name
     try:
         with reading(path) as file:
             text = file.read(_MAX_BYTES + 1)

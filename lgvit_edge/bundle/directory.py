@@ -39,6 +39,7 @@ WEIGHTS = "segments/weights.bin"
 PARITY = "parity.npz"
 ENGINES = "engines"
 BUILD = "build.json"
+REJECTED = "build.rejected.json"  # in its place where the engines computed something else
 _AGAIN = "copy the bundle again or export it again"
 _EQUAL_WEIGHTS = 2**26  # bytes
 _LOCK = ".lock"  # held while a bundle is changed in place

@@ -41,6 +41,17 @@ def build(
     opt_level: Annotated[
         int | None, Option(min=0, max=5, help="0 compiles fastest, 5 runs fastest.")
     ] = None,
+    tolerance: Annotated[
+        float | None,
+        Option(help="Largest difference of logits from PyTorch's. Default: the bundle's."),
+    ] = None,
+    cuda_graphs: Annotated[
+        bool,
+        Option(
+            "--cuda-graphs/--no-cuda-graphs",
+            help="Check the engines as recorded CUDA graphs, or not.",
+        ),
+    ] = True,
     force: Annotated[bool, Option(help="Compile all engines, even current ones.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -58,6 +69,8 @@ def build(
             library=builder,
             options=options,
             force=force,
+            tolerance=tolerance,
+            cuda_graphs=cuda_graphs,
             progress=progress,
             note=note,
         )

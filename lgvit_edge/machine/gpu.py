@@ -5,22 +5,20 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 
-from lgvit_edge.machine.jetson import detect
-
-# CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR
-_ATTRIBUTES = (16, 75, 76)
+# CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, INTEGRATED, COMPUTE_CAPABILITY_MAJOR and _MINOR
+_ATTRIBUTES = (16, 18, 75, 76)
 
 
 @dataclass(frozen=True)
 class Gpu:
     """An NVIDIA GPU as its driver describes it."""
 
-    # The driver's name; on a Jetson the board's, because the driver calls every Orin "Orin"
-    name: str
+    name: str  # such as ``NVIDIA GeForce RTX 4090``; every Orin is called ``Orin``
     multiprocessors: int  # their number, which differs between cards and boards of one name
     compute_capability: str  # such as ``8.7``
     driver: str  # newest CUDA version the driver supports, such as ``12.6``
     memory: int  # bytes in all
+    integrated: bool  # whether it shares the CPU's memory, as on a Jetson
 
 
 def find_gpus() -> list[Gpu]:
@@ -51,12 +49,12 @@ def find_gpu(index: int = 0) -> Gpu | None:
         or cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
     ):
         return None
-    multiprocessors, major, minor = (number.value for number in numbers)
-    board = detect()
+    multiprocessors, integrated, major, minor = (number.value for number in numbers)
     return Gpu(
-        name=(board and board.model) or name.value.decode(errors="replace"),
+        name=name.value.decode(errors="replace"),
         multiprocessors=multiprocessors,
         compute_capability=f"{major}.{minor}",
         driver=f"{version.value // 1000}.{version.value % 1000 // 10}",
         memory=memory.value,
+        integrated=bool(integrated),
     )

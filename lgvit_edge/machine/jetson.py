@@ -2,20 +2,29 @@
 
 All files are read below a root that tests replace. A missing or malformed value is unknown (None)
 and never an error, because a diagnosis must work on a broken system.
+
+Containers hide most of the files: the device tree is masked (ultralytics#18449). There the driver
+tells that it is a Jetson. jetson-containers mounts ``/etc/nv_tegra_release`` and
+``/tmp/nv_jetson_model``.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from lgvit_edge.machine.container import read_system_file
+from lgvit_edge.machine.container import memory_limit, read_system_file
+from lgvit_edge.machine.gpu import find_gpu
 
 # Highest ONNX opset by TensorRT version. The 8.5 parser has no LayerNormalization (opset 17), and
 # opset 23 turns attention into one operator, which parsers have since 10.14.
 _OPSETS = (((10, 14), 23), ((10, 9), 22), ((10, 0), 20), ((8, 6), 17), ((), 16))
+# Compute capabilities of Xavier, Orin and Thor (10.1 until CUDA 12, 11.0 since 13). Other
+# integrated GPUs beside an ARM processor, such as that of DGX Spark (12.1), are no Jetsons.
+_CAPABILITIES = ("7.2", "8.7", "10.1", "11.0")
 # "tensorrt" is the metapackage; the libraries alone are enough to run.
 _PACKAGES = r"^Package: (tensorrt|libnvinfer\d+|libnvinfer-bin)$"
 
@@ -71,7 +80,7 @@ class Jetson:
     modes: tuple[tuple[int, str], ...]  # the power modes' names by number
     clocks_locked: bool | None  # whether CPU and GPU keep their highest clocks
     memory_gb: float | None  # in all
-    available_gb: float | None  # memory that a program could have now
+    available_gb: float | None  # memory that a program could have now, in this container
     dla_compiler: bool  # whether libnvdla_compiler.so is there
 
     @property
@@ -88,9 +97,11 @@ class Jetson:
 
 def detect(root: Path = Path("/")) -> Jetson | None:
     """Return the Jetson board that this machine is; None if it is not a Jetson."""
-    model = read_system_file(root / "proc/device-tree/model").strip("\0 \n") or None
+    places = (root / "proc/device-tree/model", root / "tmp/nv_jetson_model")
+    model = next(filter(None, (read_system_file(p).strip("\0 \n") for p in places)), None)
     release = root / "etc/nv_tegra_release"
-    if not os.path.exists(release) and not re.search("jetson|tegra", model or "", re.IGNORECASE):
+    named = re.search("jetson|tegra", model or "", re.IGNORECASE)
+    if not os.path.exists(release) and not named and not _driver_says_so():
         return None
     number = r"R(\d+)\s*\(release\),\s*REVISION:\s*(\d+(?:\.\d+)*)"
     l4t = re.search(number, read_system_file(release))
@@ -102,6 +113,9 @@ def detect(root: Path = Path("/")) -> Jetson | None:
     libraries = root / "usr/lib/aarch64-linux-gnu"
     compilers = [libraries / folder / "libnvdla_compiler.so" for folder in ("tegra", "nvidia")]
     memory = read_system_file(root / "proc/meminfo")
+    available, limit = _gigabytes(memory, "MemAvailable"), memory_limit(root)
+    if available is not None and limit is not None:
+        available = min(available, round(limit / 1e9, 1))
     return Jetson(
         model=model,
         l4t=f"{l4t[1]}.{l4t[2]}" if l4t else None,
@@ -111,7 +125,7 @@ def detect(root: Path = Path("/")) -> Jetson | None:
         modes=tuple((int(number), name) for number, name in modes),
         clocks_locked=_clocks_locked(root),
         memory_gb=_gigabytes(memory, "MemTotal"),
-        available_gb=_gigabytes(memory, "MemAvailable"),
+        available_gb=available,
         dla_compiler=any(map(os.path.exists, compilers)),
     )
 
@@ -130,6 +144,13 @@ def numbers(text: str | None) -> tuple[int, ...]:
     """Parse ``10.3.0.30-1+cuda12.5`` as (10, 3, 0, 30); empty if the text starts with no number."""
     leading = re.match(r"\d{1,9}(?:\.\d{1,9})*", text or "")
     return tuple(int(part) for part in leading[0].split(".")) if leading else ()
+
+
+def _driver_says_so() -> bool:
+    """Return whether the driver has a Jetson's GPU."""
+    if platform.machine() != "aarch64" or (gpu := find_gpu()) is None:
+        return False
+    return gpu.integrated and gpu.compute_capability in _CAPABILITIES
 
 
 def _gigabytes(meminfo: str, name: str) -> float | None:

@@ -95,7 +95,9 @@ def _release(jetson: Jetson) -> Finding:
         return Finding("ok", text + ", ".join(jetpack.precisions))
     if jetson.l4t is None:
         text = "the release is unknown: /etc/nv_tegra_release is missing or says something else"
-        return Finding("note", text, "run: dpkg-query --show nvidia-l4t-core")
+        cure = "run: dpkg-query --show nvidia-l4t-core (in a container: start it with -v "
+        cure += "/etc/nv_tegra_release:/etc/nv_tegra_release:ro)"
+        return Finding("note", text, cure)
     text = f"L4T {jetson.l4t} is none of the releases known here ({releases})"
     if numbers(jetson.l4t)[:2] < oldest:
         return Finding("problem", text, _way_out(jetson.model))
@@ -208,12 +210,13 @@ def _too_old(what: str, model: str | None) -> Finding:
 
 def _way_out(model: str | None) -> str:
     """Return what to do instead of JetPack 5 or older."""
-    container = "use a container with TensorRT 8.6 and Python 3.10"
-    cpu = "run on ONNX Runtime: pip install 'lgvit-edge[cpu]'"
+    # Containers for JetPack 5 (L4T 35) have TensorRT 8.5 too: jetson-containers offers 8.6 for
+    # L4T 36 alone.
+    cpu = "run on ONNX Runtime, in a Python 3.10 or newer: pip install 'lgvit-edge[cpu]'"
     if re.search("xavier|jetson-agx", model or "", re.IGNORECASE):
-        return f"Xavier has no newer JetPack than 5: {container}, or {cpu}"
+        return f"Xavier has no newer JetPack than 5: {cpu}"
     who = "" if "orin" in (model or "").lower() else " (Orin; Xavier stays on 5)"
-    return f"flash JetPack 6 or newer{who}, or {container}, or {cpu}"
+    return f"flash JetPack 6 or newer{who}, or {cpu}"
 
 
 def _distribution() -> str | None:

@@ -11,6 +11,7 @@ from collections import deque
 from typing import Any
 
 from lgvit_edge.errors import BackendError, MissingDependency, UsageError
+from lgvit_edge.machine.gpu import Gpu
 from lgvit_edge.machine.jetson import detect, numbers
 from lgvit_edge.machine.preflight import explain_import_error
 
@@ -66,6 +67,23 @@ class TensorRT:
     def strongly_typed(self) -> bool:
         """Return whether engines compute in the graph's types (10 and newer, RTX)."""
         return hasattr(self.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+
+    @property
+    def capabilities(self) -> dict[str, Any]:
+        """Return the compute capabilities that TensorRT-RTX compiles for, by names such as ``8.6``.
+
+        Empty for TensorRT, which compiles for the GPU it runs on.
+        """
+        kinds = getattr(self.module, "ComputeCapability", None) if self.is_rtx else None
+        members = {} if kinds is None else dict(kinds.__members__)
+        return {f"{n[2:-1]}.{n[-1]}": kind for n, kind in members.items() if n.startswith("SM")}
+
+    def runs_on(self, gpu: Gpu) -> bool:
+        """Return whether engines of this library can run on a GPU at all, going by its kind.
+
+        TensorRT-RTX knows few kinds: neither data-centre GPUs of 9.0 and 10.0 nor any Jetson.
+        """
+        return not self.capabilities or gpu.compute_capability in self.capabilities
 
     def dtype(self, data_type: Any) -> str:
         """Return numpy's name of a TensorRT ``DataType``."""

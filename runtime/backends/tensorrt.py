@@ -10,7 +10,10 @@ waits on an event, never on the device.
 from __future__ import annotations
 
 import contextlib
+import gc
 import time
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -59,6 +62,7 @@ class TensorRTChain:
         # By segment and batch size. A recorded graph is None where kernels are launched one by one.
         self._contexts: dict[tuple[int, int], Any] = {}
         self._recorded: dict[tuple[int, int], Any] = {}
+        self._not_recorded: dict[str, str] = {}  # why, by segment
         self._engines: list[Any] = []
         self._loader: EngineLoader | None = None
         try:
@@ -72,6 +76,13 @@ class TensorRTChain:
             for batch in sorted({1, self.max_batch}):
                 self.warm_up(batch)
             self._loader.save_cache()
+            if self._not_recorded:
+                warnings.warn(
+                    f"{', '.join(self._not_recorded)}: without a CUDA graph, which is slower, "
+                    f"because recording failed: {next(iter(self._not_recorded.values()))}; to be "
+                    "quiet about it: --no-cuda-graphs, or TensorRTOptions(cuda_graphs=False)",
+                    stacklevel=4,
+                )
         except BaseException:
             self.close()
             raise
@@ -124,6 +135,7 @@ class TensorRTChain:
             "engines": self._build.tag,
             "wait": self._options.wait,
             "cuda_graphs": sum(graph is not None for graph in self._recorded.values()),
+            "not_recorded": dict(self._not_recorded),
             "speculate": self._options.speculate,
             "threads": 1,
         }
@@ -165,6 +177,11 @@ class TensorRTChain:
         assert self._loader is not None  # only ``close`` drops it
         graph, context = self._graphs[index], self._loader.context(self._engines[index])
         attach_scratch(context, self._scratch, self._scratch_size)
+        if self.max_batch > 1 and context.active_optimization_profile < 0:
+            # TensorRT 8 gives the profile to an engine's first context alone, and without it every
+            # enqueue fails (NvInferRuntime.h, IExecutionContext::setOptimizationProfileAsync).
+            if not context.set_optimization_profile_async(0, self._cuda.stream):
+                raise self._refused(index, "does not take its optimization profile")
         shape = graph.inputs[0].for_batch(self._batch)
         if self.max_batch > 1 and not context.set_input_shape(graph.inputs[0].name, shape):
             raise self._refused(index, f"does not take a batch of {self._batch}")
@@ -206,22 +223,23 @@ class TensorRTChain:
         capturable = getattr(context, "is_stream_capturable", lambda stream: True)
         if not self._options.cuda_graphs or not capturable(self._cuda.stream):
             return None
-        self._cuda.begin_capture()
         fault: BackendError | None = None
-        try:
-            self._launch(index)
-        except BackendError as error:
-            fault = error
-        try:
-            graph = self._cuda.end_capture()
-        except BackendError as error:
-            fault = fault or error
-        if fault is not None:
-            raise BackendError(
-                f"{self._names[index]} cannot be recorded as a CUDA graph ({fault}); add "
-                "--no-cuda-graphs, or open the session with TensorRTOptions(cuda_graphs=False)"
-            ) from fault
-        return graph
+        graph = None
+        with _no_collection():
+            self._cuda.begin_capture()
+            try:
+                self._launch(index)
+            except BackendError as error:
+                fault = error
+            try:
+                graph = self._cuda.end_capture()
+            except BackendError as error:
+                fault = fault or error
+        if fault is None:
+            return graph
+        # As NVIDIA's trtexec does (sampleInference.cpp): slower, but it runs.
+        self._not_recorded[self._names[index]] = str(fault)
+        return None
 
     def _launch(self, index: int) -> None:
         """Queue one segment kernel by kernel, for ``self._batch`` rows."""
@@ -265,6 +283,18 @@ class TensorRTChain:
             f"the engine of {self._names[index]} {what}: {self._trt.reason()}; free memory on the "
             "GPU, or run: lgvit-edge doctor"
         )
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep the garbage collector from freeing CUDA memory, which would spoil a capture."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _bytes(spec: TensorSpec, batch: int) -> int:

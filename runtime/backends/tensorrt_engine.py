@@ -52,7 +52,7 @@ def choose_build(bundle: Bundle, tag: str | None = None) -> tuple[Path, Build, T
     if not builds:
         which = "engines" if tag is None else f"engines/{tag}"
         raise BackendError(f"{root} has no {which}; run: lgvit-edge build {root}")
-    faults = []
+    faults, command = [], f"lgvit-edge build {root}"
     # TensorRT's engines come before TensorRT-RTX's: they were tuned on this very GPU.
     for folder, build in sorted(builds, key=lambda pair: getattr(pair[1], "library", "")):
         if isinstance(build, BundleError):
@@ -61,14 +61,15 @@ def choose_build(bundle: Bundle, tag: str | None = None) -> tuple[Path, Build, T
         try:
             trt = TensorRT(build.library)
             fault = _misfit(bundle, folder, build, trt, gpu)
+            if not trt.runs_on(gpu):
+                command = f"lgvit-edge build {root} --builder tensorrt"
         except (BackendError, MissingDependency) as error:  # the library is missing or fails
             fault = str(error)
         if fault is None:
             return folder, build, trt
         faults.append(f"{folder.name}: {fault}")
     raise BackendError(
-        f"none of the engines in {root / 'engines'} run here: {'; '.join(faults)}; "
-        f"run: lgvit-edge build {root}"
+        f"none of the engines in {root / 'engines'} run here: {'; '.join(faults)}; run: {command}"
     )
 
 
@@ -107,8 +108,13 @@ def _refusal(folder: Path, build: Build, trt: TensorRT, gpu: Gpu) -> str | None:
         return None
     names = trt.module.EngineInvalidityDiagnostics.__members__.items()
     reasons = [name for name, bit in names if int(bits) & int(bit)] or [trt.reason()]
-    if "UNSUPPORTED_CC" in reasons:
+    if "UNSUPPORTED_CC" in reasons and trt.runs_on(gpu):
         return f"not built for {gpu.name}; add --capability {gpu.compute_capability} to the command"
+    if "UNSUPPORTED_CC" in reasons:
+        return (
+            f"{trt.library} {trt.version} compiles for compute capabilities "
+            f"{', '.join(trt.capabilities)}, and {gpu.name} has {gpu.compute_capability}"
+        )
     return f"refused by {trt.library}: {', '.join(reasons)}"
 
 

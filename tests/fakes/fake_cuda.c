@@ -47,7 +47,7 @@ struct Event { Stream *stream; size_t upto; int asked; };
 typedef struct Block { struct Block *next; char *start; size_t size; int host, live; } Block;
 enum { DEVICE_BLOCKS, HOST_BLOCKS, STREAMS, EVENTS, GRAPHS, EXECS, CONTEXTS, COUNTS };
 
-static int counts[COUNTS], initialized, gpus, processors = 8, major, minor, version, fail_code, fail_after;
+static int counts[COUNTS], initialized, gpus, processors = 8, integrated, major, minor, version, fail_code, fail_after;
 static char gpu_name[100], fail_name[64];
 static size_t total, used;
 static R sticky; /* an error of queued work: every later call reports it, as on a GPU */
@@ -74,7 +74,7 @@ static R enter(const char *name, int wants_context) {
 void fake_reset(void) {
     memset(counts, 0, sizeof counts);
     capture = NULL, initialized = 0, gpus = 1, major = 8, minor = 7, version = 12060, sticky = OK;
-    strcpy(gpu_name, "Fake Orin"), processors = 8, fail_name[0] = 0, total = (size_t)8 << 30, used = 0;
+    strcpy(gpu_name, "Fake Orin"), processors = 8, integrated = 0, fail_name[0] = 0, total = (size_t)8 << 30, used = 0;
     for (; blocks; ) { Block *b = blocks; blocks = b->next; free(b->start); free(b); }
 }
 __attribute__((constructor)) static void start(void) { fake_reset(); }
@@ -85,6 +85,8 @@ void fake_set_device(const char *name, int new_major, int new_minor) {
     snprintf(gpu_name, sizeof gpu_name, "%s", name), major = new_major, minor = new_minor;
 }
 void fake_set_processors(int count) { processors = count; }
+
+void fake_set_integrated(int value) { integrated = value; }
 void fake_set_driver(int new_version, int new_gpus) { version = new_version, gpus = new_gpus; }
 void fake_set_memory(size_t size) { total = size; }
 void fake_counts(int *out) { memcpy(out, counts, sizeof counts); }
@@ -104,7 +106,7 @@ R cuDeviceGet(int *out, int i) { return i < 0 || i >= gpus ? INVALID_DEVICE : (*
 R cuDeviceGetName(char *s, int n, int d) { return (void)d, snprintf(s, n, "%s", gpu_name), OK; }
 R cuDeviceGetAttribute(int *out, int attribute, int device) {
     return (void)device, *out = attribute == 75 ? major : attribute == 76 ? minor
-        : attribute == 16 ? processors : 0, OK;
+        : attribute == 16 ? processors : attribute == 18 ? integrated : 0, OK;
 }
 R cuDeviceTotalMem_v2(size_t *out, int device) { return (void)device, *out = total, OK; }
 static R describe(R code, const char **out, int name) {
@@ -260,7 +262,10 @@ R cuStreamBeginCapture_v2(Stream *s, int mode) {
     return capture = s, OK;
 }
 R cuStreamEndCapture(Stream *s, Work **out) {
-    ENTER(cuStreamEndCapture, 1);
+    R failed = enter("cuStreamEndCapture", 1);
+    if (failed && s->capturing) /* a capture that fails ends */
+        s->capturing = s->invalid = 0, capture = NULL, free(s->captured.ops), s->captured = (Work){0};
+    if (failed) return failed;
     *out = NULL;
     if (!s->capturing) return ILLEGAL_STATE;
     if (s->thread != &this_thread) return CAPTURE_WRONG_THREAD;

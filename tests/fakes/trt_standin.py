@@ -9,6 +9,7 @@ missing or misaligned scratch memory, shapes outside the profile, the default st
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import sys
 from collections.abc import Callable
@@ -47,6 +48,7 @@ class StandIn(ModuleType):
         self.built: list[str] = []
         self.unsupported = False  # this GPU, by RTX's own word
         self.calls: list[str] = []
+        self.collecting: list[bool] = []  # whether the garbage collector was on, at each call
         self.callbacks: list[Any] = []  # kept alive for the driver
 
     def __getattr__(self, name: str) -> Any:
@@ -240,6 +242,7 @@ class _Engine:
 
     def __init__(self, trt: StandIn, plan: dict[str, Any]) -> None:
         self.trt, self.plan = trt, plan
+        self.contexts = 0
         how: dict[str, Any] = {"shared": True, "providers": ["CPUExecutionProvider"]}
         threads = join_pool(onnxruntime, None)
         self.session, _ = open_session(onnxruntime, plan["onnx"], threads, **how)
@@ -321,6 +324,10 @@ class _Context:
         self.addresses: dict[str, int] = {}
         self.shape: tuple[int, ...] | None = None
         self.device_memory = self.generation = 0
+        engine.contexts += 1
+        # In TensorRT 8 only the first one has profile 0 (NvInferRuntime.h).
+        first = engine.contexts == 1 or not trt.__version__.startswith("8.")
+        self.active_optimization_profile = 0 if first else -1
         source = engine.inputs[0]
         if -1 not in engine.shapes[source]:
             self.shape = engine.shapes[source]
@@ -328,6 +335,11 @@ class _Context:
     def set_device_memory(self, memory: int, size: int) -> None:
         assert size >= SCRATCH
         self.device_memory = memory
+
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        assert stream_handle
+        self.active_optimization_profile, self.shape = profile_index, None
+        return True
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         if name not in self.engine.types or not memory:
@@ -349,9 +361,12 @@ class _Context:
     def execute_async_v3(self, stream_handle: int) -> bool:
         engine, stem = self.engine, Path(self.engine.plan["onnx"]).stem
         self.trt.calls.append(stem)
+        self.trt.collecting.append(gc.isenabled())
         assert stream_handle, "the default stream adds a synchronization"
         assert self.device_memory and self.device_memory % 256 == 0, "no scratch memory"
         if self.addresses.keys() != engine.types.keys() or self.shape is None:
+            return False
+        if self.active_optimization_profile < 0:
             return False
         if stem == self.trt.refuse_execution:
             return False

@@ -242,6 +242,22 @@ def test_malformed_files_are_unknown_and_never_an_error(
     assert "dpkg-query --show nvidia-l4t-core" in first.cure
 
 
+def test_what_a_container_is_given(board: Board) -> None:
+    """jetson-containers mounts the model elsewhere; the group has less memory than the board."""
+    (board.root / "proc/device-tree/model").unlink()
+    board.write("tmp/nv_jetson_model", "NVIDIA Jetson AGX Orin Developer Kit\n")
+    board.write("proc/self/cgroup", "0::/\n")
+    mount = "31 23 0:28 / /sys/fs/cgroup ro - cgroup2 cgroup rw\n"
+    board.write("proc/self/mountinfo", mount)
+    assert board.detect().model == "NVIDIA Jetson AGX Orin Developer Kit"
+    assert board.detect().available_gb == 5.1
+    board.write("sys/fs/cgroup/memory.max", "3000000000\n")
+    assert board.detect().available_gb == 3.0
+    (board.root / "etc/nv_tegra_release").unlink()
+    release = preflight(board.detect())[0]
+    assert "in a container: start it with -v /etc/nv_tegra_release" in release.cure
+
+
 def test_an_unknown_release_is_said_to_be_unknown(board: Board, site: Site) -> None:
     site.module("__version__ = '12.0.0'")
     board.release("41.0.0")
@@ -286,8 +302,8 @@ def test_jetpack_5_as_it_comes_cannot_and_the_way_out_is_named(
     assert finding.level == "problem"
     assert finding.text.startswith("TensorRT 8.5.2.2 has no LayerNormalization")
     assert finding.cure.startswith(cure)
-    assert "container with TensorRT 8.6 and Python 3.10" in finding.cure
-    assert "pip install 'lgvit-edge[cpu]'" in finding.cure
+    assert "in a Python 3.10 or newer: pip install 'lgvit-edge[cpu]'" in finding.cure
+    assert "container" not in finding.cure  # those for JetPack 5 have TensorRT 8.5 too
 
 
 def test_jetpack_5_with_a_newer_tensorrt_will_do(board: Board, site: Site) -> None:

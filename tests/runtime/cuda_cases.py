@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import fake_cuda
@@ -13,6 +14,7 @@ from fake_cuda import captured, counts, roundtrip
 
 from lgvit_edge.errors import BackendError
 from lgvit_edge.machine.gpu import Gpu, find_gpus
+from lgvit_edge.machine.jetson import detect
 from lgvit_edge.runtime.cuda.api import Cuda
 from lgvit_edge.runtime.cuda.bindings import open_cuda
 
@@ -36,9 +38,27 @@ def fail(name: str, code: int, after: int = 0) -> None:
 
 def test_description(cuda: Cuda) -> None:
     assert cuda.name == BINDING
-    assert cuda.device == Gpu("Fake Orin", 8, "8.7", "12.6", 8 * 2**30)
+    assert cuda.device == Gpu("Fake Orin", 8, "8.7", "12.6", 8 * 2**30, False)
     assert [cuda.device] == find_gpus()
     assert isinstance(cuda.stream, int) and cuda.stream > 2**32
+
+
+def test_a_jetson_in_a_container_is_known_by_its_driver(
+    cuda: Cuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its files are not there. Engines are compared by the driver's name, so they fit both."""
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert detect(tmp_path) is None  # a card in an ARM server
+    FAKE.fake_set_integrated(1)
+    board = detect(tmp_path)
+    assert board is not None and board.model is None and board.jetpack is None
+    assert find_gpus()[0].name == "Fake Orin" and find_gpus()[0].integrated
+    FAKE.fake_set_device(b"NVIDIA GB10", 12, 1)
+    assert detect(tmp_path) is None  # DGX Spark
+    FAKE.fake_set_device(b"NVIDIA Thor", 11, 0)
+    assert detect(tmp_path) is not None
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert detect(tmp_path) is None
 
 
 def test_memory(cuda: Cuda) -> None:

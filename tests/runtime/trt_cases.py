@@ -6,8 +6,10 @@ and cuda-python is NVIDIA's own. Engines run through ONNX Runtime at the address
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -440,7 +442,13 @@ def test_rtx_engines_on_a_card_they_are_not_for(
     if not RTX:
         pytest.skip("RTX engines are compiled for kinds of cards")
     TRT.unsupported = True
-    cure = "not built for Fake Orin; add --capability 8.7.*run: lgvit-edge build"
+    cure = "and Fake Orin has 8.7.*run: lgvit-edge build .* --builder tensorrt$"
+    with pytest.raises(BackendError, match=cure):
+        open_trt(bundle)
+    said = command("build", bundle, "--builder", LIBRARY, "--force").output
+    assert "do not run on this machine's Fake Orin (8.7); for this GPU add --builder" in said
+    FAKE.fake_set_device(b"Fake Ada", 8, 9)
+    cure = "not built for Fake Ada; add --capability 8.9.*run: lgvit-edge build"
     with pytest.raises(BackendError, match=cure):
         open_trt(bundle)
     monkeypatch.delenv("LGVIT_EDGE_BACKEND", raising=False)
@@ -549,13 +557,29 @@ def test_a_false_return_from_execution(bundle: Path) -> None:
         open_trt(bundle)
 
 
-def test_a_failed_recording(bundle: Path) -> None:
+def test_a_failed_recording_costs_time_alone(bundle: Path) -> None:
+    with open_trt(bundle) as session:
+        images = session.prepare(frames(1))
+        expected = session.exit_logits(images)
     FAKE.fake_fail(b"cuStreamEndCapture", 901, 0)
-    with pytest.raises(BackendError, match=r"recorded as a CUDA graph.*cuda_graphs=False"):
-        open_trt(bundle)
-    FAKE.fake_reset()
+    slower = r"segment_0, .*segment_3: without a CUDA graph, .* failed: .*901.*--no-cuda-graphs"
+    with pytest.warns(UserWarning, match=slower):
+        session = open_trt(bundle)
+    FAKE.fake_fail(b"", 0, 0)
+    with session:
+        assert np.array_equal(session.exit_logits(images), expected)
+        described = session.describe()
+    assert described["cuda_graphs"] == 0
+    assert list(described["not_recorded"]) == [f"segment_{i}" for i in range(4)]
     with open_trt(bundle, cuda_graphs=False) as session:
-        session.predict(frames(1)[0])
+        assert session.describe()["not_recorded"] == {}
+
+
+def test_nothing_is_collected_while_a_graph_is_recorded(bundle: Path) -> None:
+    TRT.collecting.clear()
+    with open_trt(bundle):
+        runs = len(TRT.collecting)
+        assert TRT.collecting == [True, False] * (runs // 2) and gc.isenabled()
 
 
 def test_what_cannot_be_recorded_is_launched(bundle: Path) -> None:
@@ -603,10 +627,22 @@ def test_new_engines_are_run_on_the_samples(plain: Path) -> None:
 def test_engines_that_compute_something_else_are_noticed(plain: Path) -> None:
     TRT.off_by = 0.3
     for _ in range(2):  # nobody takes them for current
-        with pytest.raises(ParityError, match="segment 0 diverges from PyTorch on this device"):
+        cures = "segment 0 diverges from PyTorch on this device.*--keep-fp32.*--tolerance"
+        with pytest.raises(ParityError, match=cures):
             build_engines(plain, library=LIBRARY)
     with pytest.raises(BackendError, match="has no engines"):
         open_trt(plain)
+    (folder,) = {path.parent for path in plain.glob("engines/*/build.rejected.json")}
+    built = build_engines(plain, library=LIBRARY, tolerance=5.0)
+    assert built.compiled == () and 0.2 < built.max_difference < 5.0
+    assert not (folder / "build.rejected.json").exists()
+    open_trt(plain).close()
+
+
+@pytest.mark.parametrize("tolerance", [0.0, -1.0, math.inf, math.nan])
+def test_a_tolerance_that_is_none(plain: Path, tolerance: float) -> None:
+    with pytest.raises(UsageError, match="the tolerance must be a positive number"):
+        build_engines(plain, library=LIBRARY, tolerance=tolerance)
 
 
 @once
