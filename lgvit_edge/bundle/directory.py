@@ -19,7 +19,8 @@ import dataclasses
 import fnmatch
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -89,18 +90,28 @@ def open_bundle(root: str | Path, *, verify: bool = True) -> Bundle:
             f"{root} is not a bundle: {what} ({error.strerror}); run: lgvit-edge export {hint}"
         ) from None
     bundle = Bundle(root, Manifest.loads(text))
-    checked = _check_place, _check_size, *((_check_hash,) if verify else ())
-    # All places and sizes first: hashing may take long.
-    for check in checked:
-        for spec in bundle.manifest.files():
-            try:
-                check(bundle, spec)
-            except (OSError, RuntimeError) as error:  # RuntimeError: a circle of links
-                why = getattr(error, "strerror", None) or in_one_line(error)
-                raise BundleError(f"{bundle.path(spec)} cannot be read: {why}; {_AGAIN}") from None
+    files, weights = bundle.manifest.files(), bundle.manifest.weights
+    for check in (_check_place, _check_size):  # all before hashing, which may take long
+        _check(check, bundle, files)
     if verify:
-        _check_graphs(bundle)
+        # Weights are hashed beside graphs that are read, because hashing needs no Python.
+        with ThreadPoolExecutor(1) as beside:
+            hashed = beside.submit(_check, _check_hash, bundle, weights)
+            _check(_check_hash, bundle, [spec for spec in files if spec not in weights])
+            _check_graphs(bundle)
+            hashed.result()
     return bundle
+
+
+def _check(
+    check: Callable[[Bundle, FileSpec], None], bundle: Bundle, files: Iterable[FileSpec]
+) -> None:
+    for spec in files:
+        try:
+            check(bundle, spec)
+        except (OSError, RuntimeError) as error:  # RuntimeError: a circle of links
+            why = getattr(error, "strerror", None) or in_one_line(error)
+            raise BundleError(f"{bundle.path(spec)} cannot be read: {why}; {_AGAIN}") from None
 
 
 def _check_place(bundle: Bundle, spec: FileSpec) -> None:

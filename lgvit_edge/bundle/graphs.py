@@ -19,6 +19,7 @@ import math
 import re
 import struct
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from lgvit_edge.bundle.manifest import GraphSpec
@@ -199,7 +200,7 @@ class _Graph:
             if (operator := OPERATORS.get(kind)) is None:
                 raise ValueError("no export writes this operator")
             inputs = [_text(part) for part in node["input"]]
-            _check_attributes(operator, node["attribute"])
+            _check_attributes(kind, tuple(map(bytes, node["attribute"])))
             outputs = [_text(part) for part in node["output"]]
             if not 1 <= len(outputs) <= operator.outputs:
                 raise ValueError(f"expected 1..{operator.outputs} outputs, found {len(outputs)}")
@@ -263,10 +264,11 @@ class _Graph:
             )
 
 
-def _check_attributes(operator: Operator, attributes: list[memoryview]) -> None:
-    seen = set()
+@lru_cache(maxsize=256)  # a graph has many nodes, and few ways to write their attributes
+def _check_attributes(kind: str, attributes: tuple[bytes, ...]) -> None:
+    operator, seen = OPERATORS[kind], set()
     for part in attributes:
-        attribute = _ATTRIBUTE.read(part)
+        attribute = _ATTRIBUTE.read(memoryview(part))
         name = _text(attribute.get("name", b""))
         rule = operator.attributes.get(name)
         type, key = _VALUES.get(attribute.get("type", 0), ("", ""))
