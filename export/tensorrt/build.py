@@ -279,12 +279,15 @@ def _verify(folder: Path, tolerance: float | None, cuda_graphs: bool) -> tuple[f
         with session:
             return session.check_parity(tolerance), ""
     except ParityError as error:
+        finer = ""
+        if engines.read_build(folder).precision != "fp32":
+            finer = " To compute more in float32, export again with --keep-fp32 layernorm,softmax, "
+            finer += "or with --precision fp32."
         (folder / BUILD).replace(folder / REJECTED)
         raise ParityError(
-            f"{error}. The record is kept as {folder / REJECTED}. To compute more in float32, "
-            "export again with --keep-fp32 layernorm,softmax, or with --precision fp32. If the "
-            f"accuracy suffices nevertheless: lgvit-edge build {root} --tolerance NUMBER, then "
-            f"measure it: lgvit-edge bench --engines {root} --data DIR"
+            f"{error}. The record is kept as {folder / REJECTED}.{finer} If the accuracy suffices "
+            f"nevertheless: lgvit-edge build {root} --tolerance NUMBER, then measure it: "
+            f"lgvit-edge bench --engines {root} --data DIR"
         ) from None
 
 

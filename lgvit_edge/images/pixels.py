@@ -131,7 +131,7 @@ def _pixels(image: Image, name: str | os.PathLike[str]) -> NDArray[np.uint8]:
     if orientation is None and _is_orientation_hidden(image.info.get("exif")):
         raise DataError(
             f"{name}: its EXIF block is damaged, so this Pillow cannot tell which side is up; "
-            "install Pillow 13, or save the image anew"
+            "save the image anew, or install Pillow 13 (for Python 3.11 and newer)"
         )
     method = _UPRIGHT.get(orientation or 1)
     if method is not None:

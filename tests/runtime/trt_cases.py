@@ -639,6 +639,14 @@ def test_engines_that_compute_something_else_are_noticed(plain: Path) -> None:
     open_trt(plain).close()
 
 
+def test_what_is_exact_already_is_not_told_to_be_so(tmp_path: Path) -> None:
+    """An export refuses --keep-fp32 there."""
+    TRT.off_by = 0.3
+    with pytest.raises(ParityError, match="segment 0 diverges.*--tolerance") as rejected:
+        build_engines(copied("fp32", tmp_path), library=LIBRARY)
+    assert "--keep-fp32" not in str(rejected.value)
+
+
 @pytest.mark.parametrize("tolerance", [0.0, -1.0, math.inf, math.nan])
 def test_a_tolerance_that_is_none(plain: Path, tolerance: float) -> None:
     with pytest.raises(UsageError, match="the tolerance must be a positive number"):
