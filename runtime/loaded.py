@@ -38,7 +38,8 @@ class LoadedBundle:
         self._exits = len(bundle.manifest.segments) - 1
         self._baseline: Chain | None = None
         self._lock, self._closed = OwnLock(), False
-        self._wanted = bundle.manifest.segments[0].spec.inputs[0]
+        wanted = bundle.manifest.segments[0].spec.inputs[0]
+        self._shape, self._dtype = wanted.shape[1:], np.dtype(wanted.dtype)
 
     @property
     def manifest(self) -> Manifest:
@@ -174,7 +175,7 @@ class LoadedBundle:
 
     def _check_input(self, images: object, most: int) -> None:
         """Refuse what ``prepare`` did not return: backends trust its shape."""
-        shape, dtype = self._wanted.shape[1:], self._wanted.dtype
+        shape, dtype = self._shape, self._dtype
         found = type(images).__name__
         if isinstance(images, np.ndarray):
             if images.dtype == dtype and images.shape[1:] == shape and 0 < len(images) <= most:

@@ -194,7 +194,7 @@ class Session(LoadedBundle):
             _check_time("deadline_ms", deadline_ms)
         images = self._input([image], color)
         prepare_ms = (time.perf_counter() - start) * 1e3
-        return self.run(images, starts=[start], deadline_ms=deadline_ms, prepare_ms=prepare_ms)[0]
+        return self._run(images, [start], deadline_ms, prepare_ms)[0]
 
     def predict_batch(self, images: Sequence[ImageLike], *, color: str = "rgb") -> list[Result]:
         """Classify images together; those that exit leave the batch.
@@ -208,7 +208,7 @@ class Session(LoadedBundle):
             start = time.perf_counter()
             ready = self._input(images[first : first + self.max_batch], color)
             prepare_ms = (time.perf_counter() - start) * 1e3
-            results += self.run(ready, starts=[start] * len(ready), prepare_ms=prepare_ms)
+            results += self._run(ready, [start] * len(ready), prepare_ms=prepare_ms)
         return results
 
     def stream(
@@ -334,10 +334,10 @@ class Session(LoadedBundle):
         )
 
         def run(items: list[Item]) -> list[Result]:
-            return self.run(
+            return self._run(
                 np.concatenate([item.images for item in items if item.images is not None]),
-                starts=[item.start for item in items],
-                deadline_ms=deadline_ms,
+                [item.start for item in items],
+                deadline_ms,
                 streams=[item.source for item in items],
             )
 
@@ -376,20 +376,31 @@ class Session(LoadedBundle):
                 images, a name that is no text, or ``images`` is not what ``prepare`` returns.
             BackendError: a logit is NaN or infinite, or the session is closed.
         """
-        began = time.perf_counter()
         self._check_input(images, self.max_batch)
         if starts is not None and len(starts) != len(images):
             raise UsageError(f"expected {len(images)} starts, one per image, found {len(starts)}")
         if streams is not None and len(streams) != len(images):
             raise UsageError(f"expected {len(images)} streams, one per image, found {len(streams)}")
-        if bad := [name for name in streams or () if not isinstance(name, str)]:
-            raise UsageError(f"a stream's name must be text, found {bad[0]!r}")
+        for name in streams or ():
+            if not isinstance(name, str):
+                raise UsageError(f"a stream's name must be text, found {name!r}")
         if deadline_ms is not None and len(images) != 1:
             raise UsageError(f"a deadline is for one image, found {len(images)}")
+        starts = [time.perf_counter()] * len(images) if starts is None else starts
+        return self._run(images, starts, deadline_ms, prepare_ms, streams)
+
+    def _run(
+        self,
+        images: NDArray[Any],
+        starts: Sequence[float],
+        deadline_ms: float | None = None,
+        prepare_ms: float = 0.0,
+        streams: Sequence[str] | None = None,
+    ) -> list[Result]:
+        """Do what ``run`` does, with arguments that are known to fit."""
         with self._lock:
             self._check_open()
             count, rate = len(images), self._rate
-            starts = [began] * count if starts is None else starts
             if deadline_ms is not None and not self._walk.clock.calibrated:
                 self.warm_up()
             if count == 1:

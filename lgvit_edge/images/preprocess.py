@@ -148,8 +148,10 @@ def several(images: object) -> Sequence[ImageLike]:
     Raises:
         DataError: there is no telling how many they are, or ``images`` is a single image.
     """
+    if isinstance(images, (list, tuple)):  # the usual case comes first, for every frame passes here
+        return images
     check_several(images)
-    if isinstance(images, (list, tuple, np.ndarray)):
+    if isinstance(images, np.ndarray):
         return images  # type: ignore[return-value]
     if isinstance(images, Sized):
         return list(images)  # type: ignore[call-overload, no-any-return]
