@@ -9,7 +9,8 @@ from typing import Any
 
 from lgvit_edge import __version__
 from lgvit_edge.bundle.directory import open_bundle
-from lgvit_edge.machine.environment import environment, version_of
+from lgvit_edge.machine import wheels
+from lgvit_edge.machine.environment import environment
 from lgvit_edge.machine.gpu import find_gpu, find_gpus
 from lgvit_edge.machine.jetson import Jetson, detect
 from lgvit_edge.machine.preflight import preflight
@@ -50,7 +51,12 @@ def examine(root: Path = Path("/"), engines: Path | None = None) -> dict[str, An
         "lgvit-edge": __version__,
         "machine": _machine(driver),
         "packages": [
-            {"name": name, "version": version_of(name), "extra": extra, "for": purpose}
+            {
+                "name": name,
+                "version": wheels.installed(name),
+                "extra": wheels.extra(extra),
+                "for": purpose,
+            }
             for name, extra, purpose in (*packages, *_OTHERS)
         ],
         "backends": [c._asdict() for b in backends() for c in b.own_checks(driver, jetson)],

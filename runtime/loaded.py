@@ -14,6 +14,7 @@ from lgvit_edge.bundle.directory import Bundle
 from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.errors import BackendError, ParityError, UsageError
 from lgvit_edge.images.preprocess import ImageLike, network_input, several
+from lgvit_edge.machine.memory import return_freed
 from lgvit_edge.policies.scores import difference
 from lgvit_edge.runtime.backends.base import Chain
 from lgvit_edge.runtime.backends.registry import segment_names
@@ -161,6 +162,7 @@ class LoadedBundle:
                 self.chain.close()
                 if self._baseline is not None:
                     self._baseline.close()
+                return_freed()
 
     def __reduce__(self) -> NoReturn:
         raise UsageError(

@@ -24,6 +24,16 @@ def require(module: str, *, extra: str) -> Any:
         ) from error
 
 
+def try_import(module: str) -> Any:
+    """Return the imported module, or the ImportError that prevented it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        return error
+    except Exception as error:  # a broken installation raises anything: OSError, AttributeError
+        return ImportError(f"{type(error).__name__}: {error}")
+
+
 def resolve(place: Any) -> Any:
     """Import what ``module`` or ``module:name`` names; return anything but a string unchanged.
 

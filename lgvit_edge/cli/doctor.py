@@ -13,6 +13,7 @@ from typer import Option
 from lgvit_edge._support.terminal import plain, table
 from lgvit_edge._support.text import escaped
 from lgvit_edge.cli.options import AsJson, show
+from lgvit_edge.machine.wheels import cuda_python
 
 # One package of each set is enough. The two builds of onnxruntime install the same files.
 EITHER = ({"onnxruntime", "onnxruntime-gpu"}, {"pycuda", "cuda-bindings"})
@@ -47,7 +48,11 @@ def print_examination(report: dict[str, Any], console: Console) -> None:
     packages = table("package", "version", "for", "to install")
     installed = {row["name"] for row in report["packages"] if row["version"]}
     enough = installed.union(*(names for names in EITHER if installed & names))
-    on_jetson = {"tensorrt": "comes with JetPack", "tensorrt-rtx": "not for Jetson"}
+    on_jetson = {
+        "tensorrt": "comes with JetPack",
+        "tensorrt-rtx": "not for Jetson",
+        "cuda-bindings": f"pip install {cuda_python()}",
+    }
     packages.columns[-1].no_wrap = True  # a command, to be copied
     for row in report["packages"]:
         command = "" if row["name"] in enough else f"pip install 'lgvit-edge[{row['extra']}]'"

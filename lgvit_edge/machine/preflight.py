@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from lgvit_edge._support.optional import try_import
+from lgvit_edge.machine import wheels
 from lgvit_edge.machine.environment import version_of
 from lgvit_edge.machine.jetson import (
     JETPACKS,
@@ -73,16 +74,6 @@ def preflight(jetson: Jetson) -> list[Finding]:
 def explain_import_error(error: ImportError, jetson: Jetson | None) -> str:
     """Explain why ``tensorrt`` or ``tensorrt_rtx`` cannot be imported, and how to fix it."""
     return "; ".join(_import_failure(error, jetson))
-
-
-def try_import(module: str) -> Any:
-    """Return the imported module, or the ImportError that prevented it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        return error
-    except Exception as error:  # a broken installation raises anything: OSError, AttributeError
-        return ImportError(f"{type(error).__name__}: {error}")
 
 
 def _release(jetson: Jetson) -> Finding:
@@ -160,7 +151,7 @@ def _import_failure(error: ImportError, jetson: Jetson | None) -> tuple[str, str
     text, name = str(error), error.name or ""
     rtx = "tensorrt_rtx" in name + text
     module = "tensorrt_rtx" if rtx else "tensorrt"
-    extra = "rtx" if rtx else "tensorrt"
+    extra = wheels.extra("rtx" if rtx else "tensorrt")
     again = f"run: pip install --force-reinstall 'lgvit-edge[{extra}]'"
     if jetson is not None and not rtx:
         again = _REINSTALL

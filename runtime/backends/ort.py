@@ -21,6 +21,7 @@ from lgvit_edge.bundle.manifest import GraphSpec, TensorSpec
 from lgvit_edge.errors import BackendError, BundleError, UsageError, in_one_line
 from lgvit_edge.machine.cpu import available_cores
 from lgvit_edge.machine.gpu import find_gpu
+from lgvit_edge.machine.wheels import extra
 from lgvit_edge.runtime.backends.base import ON_CPU, ON_GPU, Candidate, Chain, ChainOptions, in_turn
 from lgvit_edge.runtime.backends.ort_pool import can_share, join_pool, open_session, refuse_pool
 
@@ -241,6 +242,6 @@ def _choose_device(device: str | None) -> str:
     if device == "cuda" and not has_cuda():
         raise BackendError(
             "this onnxruntime has no CUDA provider; run: pip uninstall onnxruntime && "
-            "pip install 'lgvit-edge[gpu]'"
+            f"pip install 'lgvit-edge[{extra('gpu')}]'"
         )
     return device or ("cuda" if has_cuda() else "cpu")

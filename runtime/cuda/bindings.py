@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 
 from lgvit_edge.errors import MissingDependency, UsageError
+from lgvit_edge.machine.wheels import cuda_python
 from lgvit_edge.runtime.cuda.api import Cuda
 from lgvit_edge.runtime.cuda.driver import Driver
 
@@ -12,10 +13,10 @@ from lgvit_edge.runtime.cuda.driver import Driver
 _BINDINGS = {
     "pycuda": (
         "pycuda.driver",
-        "pip install pycuda (it compiles: cuda.h of the CUDA toolkit and a C++ compiler are "
+        "pip install pycuda (it compiles: the CUDA toolkit with nvcc and a C++ compiler are "
         "needed)",
     ),
-    "cuda-python": ("cuda.bindings.driver", "pip install cuda-python"),
+    "cuda-python": ("cuda.bindings.driver", "pip install {cuda_python}"),
 }
 
 
@@ -47,6 +48,7 @@ def open_cuda(binding: str | None = None, device: int = 0) -> Cuda:
 
         return CudaPython(driver, module, device)
     commands = ", or ".join(_BINDINGS[name][1] for name in tried)
+    commands = commands.format(cuda_python=cuda_python())
     raise MissingDependency(
         f"{' or '.join(tried)} is needed for CUDA and cannot be imported "
         f"({'; '.join(failures)}); run: {commands}"

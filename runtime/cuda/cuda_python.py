@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge.errors import BackendError
+from lgvit_edge.machine.wheels import cuda_python
 from lgvit_edge.runtime.cuda.api import NON_BLOCKING, Cuda
 from lgvit_edge.runtime.cuda.driver import Driver, Refused
 
@@ -26,10 +27,11 @@ class CudaPython(Cuda):
         try:
             self._call("cuInit", 0)
         except RuntimeError as error:  # a function that the driver lacks shows at the first call
+            found = driver.device(index).driver
+            older = "" if found.startswith("11.") else f"pip install {cuda_python()}, or "
             raise BackendError(
                 f"this cuda-python does not work with the driver ({error}); expected a driver for "
-                f"CUDA 12.0 or newer, found {driver.device(index).driver}; update the driver, or "
-                "run: pip install pycuda"
+                f"CUDA 12.0 or newer, found {found}; update the driver, or run: {older}pip install pycuda"
             ) from error
         super().__init__(driver, index)
 

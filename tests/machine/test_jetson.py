@@ -25,6 +25,13 @@ pytestmark = pytest.mark.slow
 
 HERE = f"{sys.version_info[0]}.{sys.version_info[1]}"
 REINSTALL = "sudo apt install --reinstall tensorrt python3-libnvinfer"
+# What doctor makes of a TensorRT to see whether it starts.
+STARTS = """
+class ILogger: pass
+class Builder:
+    def __init__(self, logger): pass
+class Runtime(Builder): pass
+"""
 VENV = "run: /usr/bin/python3 -m venv --system-site-packages .venv"
 
 
@@ -93,7 +100,7 @@ class Site:
     folder: Path
 
     def module(self, code: str, name: str = "tensorrt") -> None:
-        (self.folder / f"{name}.py").write_text(code)
+        (self.folder / f"{name}.py").write_text(f"{STARTS}\n{code}\n")
         importlib.invalidate_caches()
 
     def distribution(self, version: str, name: str = "tensorrt") -> None:
@@ -521,7 +528,7 @@ def backends(found: dict[str, object]) -> dict[str, tuple[bool, str]]:
 
 
 def without_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("runtime.examination", "runtime.backends.checks"):
+    for module in ("machine.wheels", "runtime.backends.checks"):
         monkeypatch.setattr(f"lgvit_edge.{module}.version_of", lambda name: None)
 
 

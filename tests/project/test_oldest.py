@@ -17,8 +17,8 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
-# They need the libraries of a GPU's machine.
-NOT_INSTALLED = {"onnxruntime-gpu", "pycuda", "tensorrt"}
+# They need the libraries of a GPU's machine, or overwrite the same package for CUDA 13.
+NOT_INSTALLED = {"onnxruntime-gpu", "pycuda", "tensorrt", "tensorrt-cu12", "tensorrt-rtx-cu12"}
 
 
 def declared() -> list[Requirement]:
