@@ -31,7 +31,8 @@ class CudaPython(Cuda):
             older = "" if found.startswith("11.") else f"pip install {cuda_python()}, or "
             raise BackendError(
                 f"this cuda-python does not work with the driver ({error}); expected a driver for "
-                f"CUDA 12.0 or newer, found {found}; update the driver, or run: {older}pip install pycuda"
+                f"CUDA 12.0 or newer, found {found}; update the driver, or run: "
+                f"{older}pip install pycuda"
             ) from error
         super().__init__(driver, index)
 
