@@ -167,7 +167,10 @@ def _conditions(record: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _listed(values: dict[str, Any]) -> str:
-    return ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in values.items()) or "not told"
+    """Return names with their values; a value that holds others stands in parentheses."""
+    parts = [(k.replace("_", " "), v) for k, v in values.items()]
+    told = [f"{k} ({_listed(v)})" if isinstance(v, dict) else f"{k} {v}" for k, v in parts]
+    return ", ".join(told) or "not told"
 
 
 def _percent(value: float | None) -> str:

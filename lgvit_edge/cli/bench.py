@@ -71,22 +71,19 @@ def bench(
         check_report()
     with run.open(engines, policy, point) as session, progress_bar("measuring") as progress:
         manifest, images, gallery = session.manifest, None, None
-        power = EnergyRun(session) if energy else None
-        if data is None:
-            record = measure_exits(
-                session, rounds=rounds, mix=parse_numbers(mix), progress=progress
-            )
-        else:
+        shares = parse_numbers(mix)
+        if data is not None:
             images = labelled_images(manifest, data, labels, classes, samples)
             gallery = Gallery(manifest.labels) if report is not None else None
+        power = EnergyRun(session) if energy else None
+        if images is None:
+            record = measure_exits(session, rounds=rounds, mix=shares, progress=progress)
+            if power is not None:
+                record["energy"] = power.of_exits(record["mix"], progress)
+        else:
             record = measure_images(session, images, progress=progress, watch=gallery)
-        if power is not None:
-            shares = record.get("mix", ())
-            record["energy"] = (
-                power.of_exits(shares, progress)
-                if images is None
-                else power.of_images(images, progress)
-            )
+            if power is not None:
+                record["energy"] = power.of_images(images, progress)
         if report is not None:
             record["survey"] = survey(session, images, record, progress=progress)
     print_report(record, console)

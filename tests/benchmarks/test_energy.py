@@ -267,7 +267,7 @@ def test_the_page_says_what_was_measured(
     assert "<td>VDD_IN</td><td>62.00</td><td>38.10</td><td>1.63</td><td>4.50</td>" in page
     assert "the whole &lt;module&gt;" in page and "it shook" in page
     assert "38.10 mJ" in page and "silent" not in page
-    assert "temperature c {&#39;tj-thermal&#39;: 47.5}" in page and "not told" in page
+    assert "cpu mhz [800, 1510], temperature c (tj-thermal 47.5)" in page and "not told" in page
     assert "mJ" not in (tmp_path / "without.html").read_text()
 
 
@@ -316,12 +316,25 @@ def test_throttling_makes_a_record_unstable(bundle: Path, monkeypatch: MonkeyPat
     assert "processor package 6 times" in reason and "cool down" in reason
 
 
-def test_bench_keeps_energy_in_its_record(bundle: Path, board: Board, tmp_path: Path) -> None:
-    done = []
-    for more in ((), ("--no-energy",)):
-        path = tmp_path / "record.json"
+def test_bench_measures_prints_and_keeps_energy(
+    bundle: Path, board: Board, tmp_path: Path, monkeypatch: MonkeyPatch, photos: object
+) -> None:
+    here = energy.find_meters
+    monkeypatch.setattr(energy, "find_meters", lambda root, gpu: here(board.root, gpu=False))
+    defaults: Any = EnergyRun.__init__.__kwdefaults__
+    monkeypatch.setitem(defaults, "seconds", 0.06)
+    path = tmp_path / "record.json"
+    told = []
+    for more in ((), ("--data", str(tmp_path / "photos")), ("--no-energy",)):
         arguments = ["bench", "--engines", str(bundle), "--rounds", "2", "--json", str(path)]
-        assert CliRunner().invoke(app, [*arguments, *more]).exit_code == 0
-        done.append(json.loads(path.read_text()))
-    assert {"meters", "notes"} <= set(done[0]["energy"]) and "energy" not in done[1]
-    assert {"before", "after"} == set(done[0]["clocks"])
+        done = CliRunner().invoke(app, [*arguments, *more])
+        assert done.exit_code == 0, done.output
+        record = json.loads(path.read_text())
+        assert {"before", "after"} == set(record["clocks"])
+        assert ("mJ per image" in done.output) == ("energy" in record)
+        told.append(record.get("energy"))
+    for each in told[:2]:
+        rail = by_name(each)["VDD_IN"]
+        assert rail["chain"]["watts"] == rail["idle_watts"] == pytest.approx(5)
+        assert by_name(each)["package-0"]["chain"] is None  # it stood still
+    assert told[0]["shares"] == [0.3, 0.3, 0.2, 0.2] and told[2] is None
