@@ -41,8 +41,9 @@ def compare_records(paths: list[Path], *, force: bool = False) -> dict[str, Any]
     Returns:
         ``rows``, the first being the reference: ``time`` is the mean latency over the first's.
         ``time_paced`` is the same, each latency first divided by its own baseline's, which removes
-        differences in machine speed. ``unlike`` names conditions that differ; they are refused
-        without ``force``.
+        differences in machine speed. ``energy`` of a row has a meter for each that gave figures:
+        ``mj`` and ``baseline_mj`` per image. ``unlike`` names conditions that differ; they are
+        refused without ``force``.
 
     Raises:
         DataError: a file is not a record, or a bundle has no operating points.
@@ -111,11 +112,28 @@ def print_comparison(comparison: dict[str, Any], console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    _print_energy(rows, console)
     for row in rows:
         for reason in row["unstable"]:
             console.print(plain(f"{row['name']}: unstable: {reason}", "yellow"), soft_wrap=True)
     for name in comparison["unlike"]:
         console.print(plain(f"unlike: {name}", "yellow"), soft_wrap=True)
+
+
+def _print_energy(rows: list[dict[str, Any]], console: Console) -> None:
+    """Print energy by the first meter that gave figures in all records."""
+    meters = [row["energy"] for row in rows]
+    common = [name for name in meters[0] if all(name in others for others in meters)]
+    if not common:
+        return
+    told = [{"name": row["name"]} | row["energy"][common[0]] for row in rows]
+    for row in told:
+        row |= {"less": row["baseline_mj"] / row["mj"], "over": row["mj"] / told[0]["mj"]}
+    cells = "{name} | {baseline_mj:.2f} | {mj:.2f} | {less:.2f}x | {over:.3f}"
+    numbers = ("baseline", "early exit", "energy x", "over the first")
+    console.print(table_of(told, cells, "mJ per image", numbers=numbers))
+    said = f"energy at {common[0]}, idle power included; energy x: the baseline's over the exits'"
+    console.print(plain(said), soft_wrap=True)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -151,6 +169,7 @@ def _of_record(path: Path, record: dict[str, Any]) -> dict[str, Any]:
         "wall_clock": _positive(record["speedup"]["wall_clock"]),
         "macs": _positive(record["speedup"]["macs"]),
         "unstable": [str(reason) for reason in record["unstable"]],
+        "energy": _energy(record.get("energy")),
         "conditions": {name: _at(record, keys) for name, keys in _CONDITIONS.items()},
     }
 
@@ -165,7 +184,22 @@ def _of_point(path: Path, name: str, point: OperatingPoint) -> dict[str, Any]:
         "wall_clock": point.wall_clock_speedup,
         "macs": point.macs_speedup,
         "unstable": [],
+        "energy": {},
         "conditions": {"device": point.device, "images": point.data_sha256[:12]},
+    }
+
+
+def _energy(energy: Any) -> dict[str, dict[str, float]]:
+    """Return the figures of the meters that gave some, by name and source."""
+    if energy is None:
+        return {}
+    return {
+        f"{meter['name']} ({meter['source']})": {
+            "mj": _positive(meter["chain"]["mj_per_image"]),
+            "baseline_mj": _positive(meter["baseline"]["mj_per_image"]),
+        }
+        for meter in energy["meters"]
+        if meter["ratio"] is not None
     }
 
 

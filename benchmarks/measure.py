@@ -18,6 +18,7 @@ from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.errors import DataError, UsageError
 from lgvit_edge.images.labelled import LabelledImage, content_hash
 from lgvit_edge.images.preprocess import load_rgb
+from lgvit_edge.machine.clocks import clock_state, throttling
 from lgvit_edge.machine.environment import environment
 from lgvit_edge.machine.memory import peak_memory_mb
 from lgvit_edge.policies import FixedExit
@@ -53,7 +54,7 @@ def measure_images(
     samples: list[Sample] = []
     skipped: list[str] = []
     images_sha256 = content_hash(image.path for image in images)
-    start = environment()
+    start, clocks = environment(), clock_state(gpu=on_gpu(session))
     for first in range(0, len(images), _BLOCK):
         progress(first, len(images))
         block, decoded = [], []
@@ -72,7 +73,7 @@ def measure_images(
                 watch(image, result)
     if not samples:
         raise DataError(f"none of {len(images)} images could be decoded, such as {skipped[0]}")
-    return _record(session, samples, start) | {
+    return _record(session, samples, start, clocks) | {
         "policy": session.policy.to_json(),
         "point": session.point,
         "skipped": skipped,
@@ -106,9 +107,9 @@ def measure_exits(
         raise UsageError(f"expected {exits} shares of 0 or more, one per exit, found {mix}")
     shares = shares / shares.sum()
     frames = [(frame, None) for frame in random_frames(session.manifest, _BLOCK)]
-    start = environment()
+    start, clocks = environment(), clock_state(gpu=on_gpu(session))
     samples: list[Sample] = []
-    with _restored_policy(session):
+    with restored_policy(session):
         _warm_up(session, frames[0][0])
         for first in range(0, rounds, _BLOCK):
             for exit in range(1, exits + 1):
@@ -116,7 +117,12 @@ def measure_exits(
                 session.policy = FixedExit(exit)
                 block = frames[: min(_BLOCK, rounds - first)]
                 samples += _measure(session, block, chain_first=first // _BLOCK % 2 == 0)[0]
-    return _record(session, samples, start, shares) | {"mix": shares.tolist()}
+    return _record(session, samples, start, clocks, shares) | {"mix": shares.tolist()}
+
+
+def on_gpu(session: Session) -> bool:
+    """Returns whether the session does not run on the processor."""
+    return bool(session.describe()["device"] != "cpu")
 
 
 def random_frames(manifest: Manifest, count: int) -> list[Frame]:
@@ -136,9 +142,9 @@ def _measure(
     frames = [frame for frame, _ in block]
     if chain_first:
         results = [session.predict(frame) for frame in frames]
-        bases = [_baseline(session, frame) for frame in frames]
+        bases = [run_baseline(session, frame) for frame in frames]
     else:
-        bases = [_baseline(session, frame) for frame in frames]
+        bases = [run_baseline(session, frame) for frame in frames]
         results = [session.predict(frame) for frame in frames]
     samples = [
         Sample(
@@ -155,7 +161,8 @@ def _measure(
     return samples, results
 
 
-def _baseline(session: Session, frame: Frame) -> tuple[int, float, float]:
+def run_baseline(session: Session, frame: Frame) -> tuple[int, float, float]:
+    """Returns the baseline's class, and the milliseconds from frame to class and of the network."""
     start = time.perf_counter()
     images = session.prepare([frame])
     began = time.perf_counter()
@@ -166,16 +173,16 @@ def _baseline(session: Session, frame: Frame) -> tuple[int, float, float]:
 
 def _warm_up(session: Session, frame: Frame) -> None:
     """Run every segment and the baseline until buffers, caches and clocks have settled."""
-    with _restored_policy(session):
+    with restored_policy(session):
         session.policy = FixedExit(len(session.manifest.segments))
         for _ in range(_WARM_UP):
             session.predict(frame)
-            _baseline(session, frame)
+            run_baseline(session, frame)
 
 
 @contextlib.contextmanager
-def _restored_policy(session: Session) -> Iterator[None]:
-    """Restore the policy, or the operating point, at the end."""
+def restored_policy(session: Session) -> Iterator[None]:
+    """Restores the policy, or the operating point, at the end."""
     policy, point = session.policy, session.point
     try:
         yield
@@ -190,11 +197,17 @@ def _record(
     session: Session,
     samples: list[Sample],
     start: dict[str, Any],
+    clocks: dict[str, Any],
     shares: NDArray[np.float64] | None = None,
 ) -> dict[str, Any]:
     manifest = session.manifest
+    unstable = instability(samples, start["running"], start["cores"])
+    after = clock_state(gpu=on_gpu(session))
+    if held := throttling(clocks, after):
+        unstable.append(f"throttled ({', '.join(held)}); let the machine cool down, and run again")
     return {
         "env": start | {"runtime": session.describe(), "peak_memory_mb": peak_memory_mb()},
+        "clocks": {"before": clocks, "after": after},
         "bundle": {
             "family": manifest.family,
             "image_size": manifest.image_size,
@@ -208,7 +221,7 @@ def _record(
             "identity": manifest.identity,
         },
         **summarise(samples, manifest, shares),
-        "unstable": instability(samples, start["running"], start["cores"]),
+        "unstable": unstable,
         "command": command_line(),
         "raw": raw(samples),
     }

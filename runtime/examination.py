@@ -13,6 +13,7 @@ from lgvit_edge.machine import wheels
 from lgvit_edge.machine.environment import environment
 from lgvit_edge.machine.gpu import find_gpu, find_gpus
 from lgvit_edge.machine.jetson import Jetson, detect
+from lgvit_edge.machine.power import find_meters
 from lgvit_edge.machine.preflight import preflight
 from lgvit_edge.runtime.backends.base import ChainOptions, Package
 from lgvit_edge.runtime.backends.registry import AUTO, backends
@@ -61,6 +62,7 @@ def examine(root: Path = Path("/"), engines: Path | None = None) -> dict[str, An
         ],
         "backends": [c._asdict() for b in backends() for c in b.own_checks(driver, jetson)],
         "jetson": None if jetson is None else _jetson(jetson),
+        "power": _power(root),
         "choices": [vars(choice) for choice in known_choices()],
     }
 
@@ -74,6 +76,12 @@ def _machine(driver: bool) -> dict[str, Any]:
         for gpu in find_gpus()
     ]
     return machine | {"gpus": gpus, "nvidia_driver": driver}
+
+
+def _power(root: Path) -> dict[str, Any]:
+    meters, notes = find_meters(root)
+    told = [{"name": m.name, "source": m.source, "covers": m.covers} for m in meters]
+    return {"meters": told, "notes": notes}
 
 
 def _jetson(jetson: Jetson) -> dict[str, Any]:

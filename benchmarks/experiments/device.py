@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from lgvit_edge._support.terminal import console, progress_bar, say, table
+from lgvit_edge.benchmarks.energy import EnergyRun
 from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, run_command
 from lgvit_edge.benchmarks.measure import measure_exits, random_frames
 from lgvit_edge.benchmarks.report.terminal import print_report
@@ -40,9 +41,11 @@ def main(
     """Checks, benches and compares the ways of running the TensorRT chain."""
     record = Record(json_file)
     with Session.open(engines, backend="tensorrt") as session:
+        power = EnergyRun(session)
         parity = session.check_parity()
         with progress_bar("measuring") as progress:
             bench = measure_exits(session, rounds=rounds, progress=progress)
+            bench["energy"] = power.of_exits(bench["mix"], progress)
     print_report(bench, console)
     with progress_bar("comparing") as progress:
         ways = compare(engines, rounds, progress)
@@ -54,7 +57,7 @@ def main(
     say(f"max |difference| from PyTorch's samples: {parity:.2g}")
     record.write(parity=parity, ways_median_ms=ways, bench=bench)
     if json_file is not None:
-        say("please add power mode, clocks and cooling of the device")
+        say("please add the cooling of the device")
 
 
 def compare(engines: Path, rounds: int, progress: Any) -> dict[str, list[float]]:

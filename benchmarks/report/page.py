@@ -12,6 +12,7 @@ from lgvit_edge._support.text import escaped
 from lgvit_edge.architecture.families import FAMILIES
 from lgvit_edge.benchmarks.report import plots
 from lgvit_edge.benchmarks.report.gallery import Gallery
+from lgvit_edge.benchmarks.report.terminal import what_was_measured
 from lgvit_edge.bundle.manifest import Manifest
 
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
@@ -60,6 +61,7 @@ def write_page(
         points=_points(record, manifest),
         mistakes=gallery.mistakes() if gallery else [],
         gallery=gallery.exits() if gallery else [],
+        energy=_energy(record),
         conditions=_conditions(record),
         percent=_percent,
         ms=lambda part, key: "-" if part is None else f"{part[key]:.2f}",
@@ -112,10 +114,25 @@ def _tiles(record: dict[str, Any]) -> list[tuple[str, str]]:
         (f"{record['efficiency']:.3f}", "efficiency: time saved for MACs saved"),
         (f"{ms:.2f} ms", f"per image on average; {base_ms:.2f} ms without exits"),
     ]
+    if energy := _energy(record):
+        first = energy["meters"][0]
+        mj, base_mj = (first[part]["mj_per_image"] for part in ("chain", "baseline"))
+        told = f"per image at {first['name']}; {base_mj:.2f} mJ without exits"
+        tiles.append((f"{mj:.2f} mJ", told))
     if record["accuracy"] is not None:
         base = _percent(record["baseline_accuracy"])
         tiles.insert(0, (_percent(record["accuracy"]), f"accuracy; {base} without exits"))
     return tiles
+
+
+def _energy(record: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the meters that gave figures, and what they measured; None if there are none."""
+    energy = record.get("energy")
+    meters = [meter for meter in energy["meters"] if meter["chain"]] if energy else []
+    if energy is None or not meters:
+        return None
+    words = what_was_measured(energy)
+    return {"meters": meters, "words": words, "unstable": energy["unstable"]}
 
 
 def _points(record: dict[str, Any], manifest: Manifest) -> list[dict[str, str]]:
@@ -145,7 +162,15 @@ def _conditions(record: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [(k.replace("_", " "), str(v)) for k, v in env.items() if k not in nested]
     for name, values in nested.items():
         rows.append((name, ", ".join(f"{k} {v}" for k, v in values.items())))
+    rows += [(f"clocks, heat {when}", _listed(state)) for when, state in record["clocks"].items()]
     return [*rows, ("policy", str(record["policy"]) if "policy" in record else "forced exits")]
+
+
+def _listed(values: dict[str, Any]) -> str:
+    """Return names with their values; a value that holds others stands in parentheses."""
+    parts = [(k.replace("_", " "), v) for k, v in values.items()]
+    told = [f"{k} ({_listed(v)})" if isinstance(v, dict) else f"{k} {v}" for k, v in parts]
+    return ", ".join(told) or "not told"
 
 
 def _percent(value: float | None) -> str:

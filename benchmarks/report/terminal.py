@@ -76,6 +76,7 @@ def print_report(record: dict[str, Any], console: Console) -> None:
             "random frames were stopped at every exit in turn, in the shares above; for accuracy "
             "and real shares add --data DIR"
         )
+    _energy(record.get("energy"), console)
     if skipped := record.get("skipped"):
         left_out = f"images that cannot be read were skipped: {len(skipped)}, such as {skipped[0]}"
         console.print(plain(left_out, "yellow"), soft_wrap=True)
@@ -97,4 +98,42 @@ def _exits(record: dict[str, Any]) -> Table:
         + "{p50:.2f} | {millions:,.0f} | {macs_speedup:.2f} | {wall_clock:.2f} | {efficiency:.3f}",
         *("exit", "block", "head"),
         numbers=("share", *accuracy, *rest),
+    )
+
+
+def _energy(energy: dict[str, Any] | None, console: Console) -> None:
+    """Print energy where it was measured, and what was measured."""
+    meters = [meter for meter in energy["meters"] if meter["chain"]] if energy else []
+    if energy is None or not meters:
+        return
+    rows = [
+        {"name": meter["name"], "idle": meter["idle_watts"], "ratio": meter["ratio"]}
+        | {
+            f"{part}_{unit}": meter[part][name]
+            for part in ("baseline", "chain")
+            for unit, name in (("mj", "mj_per_image"), ("w", "watts"))
+        }
+        for meter in meters
+    ]
+    cells = (
+        "{name} | {baseline_mj:.2f} | {chain_mj:.2f} | {ratio:.2f} | {idle:.2f} | "
+        "{baseline_w:.2f} | {chain_w:.2f}"
+    )
+    numbers = ("baseline", "early exit", "energy x", "idle W", "baseline W", "early exit W")
+    console.print(table_of(rows, cells, "mJ per image", numbers=numbers))
+    console.print(plain(what_was_measured(energy)), highlight=False, soft_wrap=True)
+    for reason in energy["unstable"]:
+        console.print(plain(f"unstable: {reason}", "yellow"), soft_wrap=True)
+
+
+def what_was_measured(energy: dict[str, Any]) -> str:
+    """Returns in words what the figures of energy are."""
+    covered: dict[str, list[str]] = {}
+    for meter in energy["meters"]:
+        if meter["chain"]:
+            covered.setdefault(f" ({meter['source']}): {meter['covers']}", []).append(meter["name"])
+    what = "; ".join(", ".join(names) + words for words, names in covered.items())
+    return (
+        f"Energy of {what}. Idle power is included. Medians of {len(energy['turns']) // 2} turns "
+        f"each, of passes over the same {energy['images_per_pass']} images"
     )

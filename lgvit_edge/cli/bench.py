@@ -51,9 +51,13 @@ def bench(
         Path | None, Option("--json", help="Also write the record to this file.")
     ] = None,
     report: Annotated[Path | None, Option(help="Also write an HTML report to this file.")] = None,
+    energy: Annotated[
+        bool, Option(help="Measure energy after latency, where the machine tells it.")
+    ] = True,
 ) -> None:
-    """Measure latency, MACs and accuracy; chain and baseline take turns in one run."""
+    """Measure latency, energy, MACs and accuracy; chain and baseline take turns in one run."""
     from lgvit_edge.benchmarks import measure_exits, measure_images, print_report
+    from lgvit_edge.benchmarks.energy import EnergyRun
     from lgvit_edge.benchmarks.report.gallery import Gallery
     from lgvit_edge.benchmarks.report.page import check_report, write_page
     from lgvit_edge.benchmarks.report.survey import survey
@@ -67,14 +71,19 @@ def bench(
         check_report()
     with run.open(engines, policy, point) as session, progress_bar("measuring") as progress:
         manifest, images, gallery = session.manifest, None, None
-        if data is None:
-            record = measure_exits(
-                session, rounds=rounds, mix=parse_numbers(mix), progress=progress
-            )
-        else:
+        shares = parse_numbers(mix)
+        if data is not None:
             images = labelled_images(manifest, data, labels, classes, samples)
             gallery = Gallery(manifest.labels) if report is not None else None
+        power = EnergyRun(session) if energy else None
+        if images is None:
+            record = measure_exits(session, rounds=rounds, mix=shares, progress=progress)
+            if power is not None:
+                record["energy"] = power.of_exits(record["mix"], progress)
+        else:
             record = measure_images(session, images, progress=progress, watch=gallery)
+            if power is not None:
+                record["energy"] = power.of_images(images, progress)
         if report is not None:
             record["survey"] = survey(session, images, record, progress=progress)
     print_report(record, console)

@@ -74,6 +74,9 @@ def print_examination(report: dict[str, Any], console: Console) -> None:
         )
     if report["jetson"]:
         _print_jetson(report["jetson"], console)
+    told = [f"{meter['name']} ({meter['source']})" for meter in report["power"]["meters"]]
+    power = "; ".join(filter(None, [", ".join(told), *report["power"]["notes"]]))
+    console.print(plain(f"power: {power}"), soft_wrap=True)
     _print_choices(report["choices"], console)
     if not any(row["runs"] for row in report["backends"]):
         console.print("nothing can run a bundle here; run: pip install 'lgvit-edge\\[cpu]'")

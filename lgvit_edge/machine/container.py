@@ -6,6 +6,8 @@ system's files lie.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -62,8 +64,25 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
 
 
 def read_system_file(path: Path) -> str:
-    """Return a system file's text without space around it; empty if it cannot be read."""
+    """Return a system file's text without space around it; empty if it cannot be read.
+
+    A sensor that is off answers "try again" (EAGAIN), as a Jetson's unused thermal zones do: Python
+    then returns None where a file is read as text or bytes, so the system is asked directly.
+    """
     try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return ""
+    try:
+        parts = list(iter(lambda: os.read(file, 1 << 16), b""))
+    except OSError:
+        return ""
+    finally:
+        os.close(file)
+    return b"".join(parts).decode("utf-8", errors="replace").strip()
+
+
+def read_number(path: Path, unit: float = 1) -> float | None:
+    """Return the whole number in a system file times its unit; None if there is none."""
+    text = read_system_file(path)
+    return int(text) * unit if re.fullmatch(r"-?\d{1,18}", text, re.ASCII) else None

@@ -169,14 +169,18 @@ def _installed(status: str) -> str | None:
     return max(versions)[2] if versions else None
 
 
+def gpu_clocks(root: Path) -> list[Path]:
+    """Return the folders that hold the clocks of a Jetson's GPU: ``cur_freq``, ``max_freq``."""
+    devices = sorted((root / "sys/class/devfreq").glob("*"))
+    # gpu-nvd is the video engine of Thor.
+    return [d for d in devices if re.search("gpu|ga10b|gv11b", d.name) and "nvd" not in d.name]
+
+
 def _clocks_locked(root: Path) -> bool | None:
     """Return whether the lowest and highest clocks of CPU and GPU are equal; None if unknown."""
     cpu = root / "sys/devices/system/cpu/cpu0/cpufreq"
     pairs = [(cpu / "scaling_min_freq", cpu / "scaling_max_freq")]
-    for device in (root / "sys/class/devfreq").glob("*"):
-        # gpu-nvd is the video engine of Thor.
-        if re.search("gpu|ga10b|gv11b", device.name) and "nvd" not in device.name:
-            pairs.append((device / "min_freq", device / "max_freq"))
+    pairs += [(device / "min_freq", device / "max_freq") for device in gpu_clocks(root)]
     ranges = [(read_system_file(low), read_system_file(high)) for low, high in pairs]
     ranges = [(low, high) for low, high in ranges if low and high]
     return all(low == high for low, high in ranges) if ranges else None

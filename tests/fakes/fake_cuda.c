@@ -104,6 +104,9 @@ R cuDriverGetVersion(int *out) { return *out = version, OK; }
 R cuDeviceGetCount(int *out) { return *out = gpus, OK; }
 R cuDeviceGet(int *out, int i) { return i < 0 || i >= gpus ? INVALID_DEVICE : (*out = i, OK); }
 R cuDeviceGetName(char *s, int n, int d) { return (void)d, snprintf(s, n, "%s", gpu_name), OK; }
+R cuDeviceGetPCIBusId(char *s, int n, int d) {
+    return snprintf(s, n, "0000:%02x:00.0", d ? 0x01 : 0x65), OK; /* NVML begins with the other */
+}
 R cuDeviceGetAttribute(int *out, int attribute, int device) {
     return (void)device, *out = attribute == 75 ? major : attribute == 76 ? minor
         : attribute == 16 ? processors : attribute == 18 ? integrated : 0, OK;

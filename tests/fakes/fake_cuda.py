@@ -27,14 +27,14 @@ HERE = Path(__file__).resolve().parent
 COUNTED = ("memory", "pinned", "streams", "events", "graphs", "runnable graphs", "contexts")
 
 
-def build(folder: Path) -> Path:
-    """Compile the stand-in to ``folder/libcuda.so.1``; skip without a C compiler."""
+def build(folder: Path, source: str = "fake_cuda.c", name: str = "libcuda.so.1") -> Path:
+    """Compile a stand-in to ``folder/<name>``; skip without a C compiler."""
     compiler = next((c for c in ("cc", "gcc", "clang") if shutil.which(c)), None)
     if compiler is None:
         pytest.skip("needs a C compiler for the stand-in of the CUDA driver")
-    library = folder / "libcuda.so.1"
-    options = ["-shared", "-fPIC", "-O1", "-Wall", "-Wl,-soname,libcuda.so.1"]
-    command = [compiler, *options, "-o", str(library), str(HERE / "fake_cuda.c"), "-ldl"]
+    library = folder / name
+    options = ["-shared", "-fPIC", "-O1", "-Wall", f"-Wl,-soname,{name}"]
+    command = [compiler, *options, "-o", str(library), str(HERE / source), "-ldl"]
     subprocess.run(command, check=True)
     return library
 
