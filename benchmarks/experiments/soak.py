@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 
 from lgvit_edge._support.terminal import console, progress_bar
 from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, run_command
+from lgvit_edge.benchmarks.trend import slope
 from lgvit_edge.cli.options import Backend, Engines
 from lgvit_edge.errors import BackendError
+from lgvit_edge.machine.memory import resident_mb
 from lgvit_edge.runtime import FixedExit, Result, Session
 
 _CHUNK = 1000  # images between two measurements
@@ -39,7 +41,7 @@ def main(
         rows = run(session, engines, images)
         record.env |= {"runtime": session.describe()}
     done, memory, latency = rows[int(len(rows) * _WARM_UP) :].T
-    growth, drift = line(done / 1000, memory * 1024), line(done / 1000, latency * 1000)
+    growth, drift = slope(done / 1000, memory * 1000), slope(done / 1000, latency * 1000)
     halves = [float(np.median(half)) for half in np.array_split(latency, 2)]
     console.print(
         f"{images} images on {record.env['runtime']['backend']}: memory "
@@ -111,28 +113,6 @@ def _fork(session: Session, frame: NDArray[np.uint8]) -> None:
         os._exit(1)
     if os.waitpid(child, 0)[1]:
         raise BackendError("a forked process was not refused")
-
-
-def line(x: NDArray[np.float64], y: NDArray[np.float64]) -> dict[str, float]:
-    """Returns the least-squares slope and its 95 % interval, by bootstrap over blocks of ten.
-
-    Blocks, because neighbours are correlated: a machine can be slow for a while.
-    """
-    rng = np.random.default_rng(0)
-    blocks = np.array_split(np.arange(len(x)), max(2, len(x) // 10))
-    slopes = []
-    for _ in range(2000):
-        rows = np.concatenate([blocks[i] for i in rng.integers(0, len(blocks), len(blocks))])
-        if np.ptp(x[rows]) > 0:
-            slopes.append(np.polyfit(x[rows], y[rows], 1)[0])
-    low, high = np.percentile(slopes, [2.5, 97.5])
-    return {"slope": float(np.polyfit(x, y, 1)[0]), "low": float(low), "high": float(high)}
-
-
-def resident_mb() -> float:
-    """Returns the resident memory of this process in MB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from lgvit_edge.cli.bench import bench
 from lgvit_edge.cli.build import build
 from lgvit_edge.cli.compare import compare
 from lgvit_edge.cli.demo import demo
+from lgvit_edge.cli.device_report import device_report
 from lgvit_edge.cli.doctor import doctor
 from lgvit_edge.cli.export import export
 from lgvit_edge.cli.info import info
@@ -56,5 +57,18 @@ def _root(
 
 
 # --help lists the commands in this order, the order of a user's work.
-for command in (train, export, build, tune, bench, compare, predict, verify, info, doctor, demo):
+for command in (
+    train,
+    export,
+    build,
+    tune,
+    bench,
+    compare,
+    predict,
+    verify,
+    info,
+    doctor,
+    device_report,
+    demo,
+):
     app.command(cls=Command)(command)

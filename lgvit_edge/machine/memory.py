@@ -25,6 +25,12 @@ def peak_memory_mb() -> float:
     return round(peak / (1024 * 1024 if sys.platform == "darwin" else 1024), 1)
 
 
+def resident_mb() -> float:
+    """Return the resident size of this process now, in MB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
 def return_freed() -> None:
     """Give freed memory back to the system, which glibc keeps in small pieces otherwise.
 

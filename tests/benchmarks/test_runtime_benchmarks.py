@@ -17,7 +17,7 @@ from lgvit_edge.architecture.published import architecture
 from lgvit_edge.benchmarks.experiments import batches, deadlines, rates, rivals, soak
 from lgvit_edge.benchmarks.experiments.if_graph import IfGraph
 from lgvit_edge.benchmarks.experiments.rates import summarise
-from lgvit_edge.benchmarks.experiments.soak import line
+from lgvit_edge.benchmarks.trend import slope
 from lgvit_edge.bundle.directory import open_bundle
 from lgvit_edge.errors import UsageError
 from lgvit_edge.export import ExportOptions, export_bundle
@@ -151,9 +151,9 @@ def test_changes_of_level_are_found() -> None:
 def test_a_line_through_noise_has_its_slope_and_an_interval() -> None:
     rng = np.random.default_rng(0)
     x = np.arange(200.0)
-    flat = line(x, 5 + rng.normal(size=200))
+    flat = slope(x, 5 + rng.normal(size=200))
     assert flat["low"] < 0 < flat["high"]
-    steep = line(x, 0.1 * x + rng.normal(size=200))
+    steep = slope(x, 0.1 * x + rng.normal(size=200))
     assert 0 < steep["low"] < 0.1 < steep["high"]
 
 

@@ -42,7 +42,8 @@ def test_help_names_every_policy() -> None:
 def test_help_names_every_command() -> None:
     done = run("--help")
     assert done.returncode == 0
-    for name in "train info export build tune bench compare predict doctor demo".split():
+    names = "train info export build tune bench compare predict doctor device-report demo"
+    for name in names.split():
         assert re.search(rf"\b{name}\b", done.stdout)
 
 

@@ -30,6 +30,7 @@ WORK = (
     "lgvit_edge.export.source.model_to_export",
     "lgvit_edge.export.tensorrt.build._build_all",
     "lgvit_edge.runtime.Session.open",
+    "lgvit_edge.benchmarks.device.report.steps",
     "lgvit_edge.training.start.class_names",
     "lgvit_edge.training.data.digits.digits_sets",
 )
@@ -40,6 +41,7 @@ FILES = (
     (f"{TUNE} --plot {{}}", "png"),
     (f"{TUNE} --logits {{}}", "npy"),
     (f"{TRAIN} --out {{}}", "pt"),
+    ("device-report --engines bundle --out {}", "zip"),
 )
 REPLACED = ("export --ckpt start.pt --out {}", "demo --out {}")
 FOLDERS = (*REPLACED, f"{TRAIN} --cache-features {{}}")

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [
     *sorted(ROOT.glob("*.md")),
     *sorted((ROOT / "docs").glob("*.md")),
-    *(ROOT / "benchmarks" / "results" / name for name in ("README.md", "TEMPLATE-device.md")),
+    ROOT / "benchmarks" / "results" / "README.md",
 ]
 WITH_CODE = [page for page in PAGES if "```python" in page.read_text(encoding="utf-8")]
 EXPERIMENTS = "lgvit_edge.benchmarks.experiments"

@@ -672,15 +672,18 @@ def test_bench_and_predict(bundle: Path, tmp_path: Path) -> None:
 
 
 @once
-def test_the_benchmark_for_device_owners(bundle: Path, tmp_path: Path) -> None:
-    from lgvit_edge.benchmarks.experiments.device import WAYS as ways_of_running
-    from lgvit_edge.benchmarks.experiments.device import main
+def test_the_steps_of_a_device_report(bundle: Path) -> None:
+    from lgvit_edge.benchmarks.device.measure import run
+    from lgvit_edge.benchmarks.device.ways import WAYS as ways_of_running
 
-    main(bundle, rounds=4, json_file=tmp_path / "device.json")
-    found = json.loads((tmp_path / "device.json").read_text())
-    assert set(found["ways_median_ms"]) == set(ways_of_running)
-    assert all(len(times) == 4 and min(times) > 0 for times in found["ways_median_ms"].values())
-    assert found["bench"]["efficiency"] > 0 and found["parity"] < 0.05
+    request = {"engines": str(bundle), "backend": "tensorrt", "device": None, "rounds": 4}
+    ways = run(request | {"step": "ways"})["median_ms"]
+    assert set(ways) == set(ways_of_running["tensorrt"])
+    assert all(len(times) == 4 and min(times) > 0 for times in ways.values())
+    found = run(request | {"step": "parity"})
+    assert found["within"] and found["graphs"][-1] == "baseline"
+    assert len(found["differences"]) == len(found["batch_sizes"])
+    assert run(request | {"step": "soak", "seconds": 0.2})["images"] >= 24
 
 
 def test_rtx_keeps_what_it_compiled(bundle: Path) -> None:

@@ -1,0 +1,115 @@
+"""The steps of a device report: what each runs, in a process of its own, and for how long."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lgvit_edge._support.optional import try_import
+from lgvit_edge.benchmarks.device.ways import WAYS
+from lgvit_edge.bundle.manifest import Manifest
+
+_CLI = ["-m", "lgvit_edge"]
+_MEASURE = ["-m", "lgvit_edge.benchmarks.device.measure"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a report is of: a bundle on a backend, with the folder that steps write to."""
+
+    engines: Path
+    manifest: Manifest
+    backend: str  # a name; never auto, so that all steps run the same one
+    device: str | None
+    soak_seconds: float
+    folder: Path
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file of the report."""
+        return self.folder / name
+
+    def rounds(self, seconds: float) -> int:
+        """Return how many measurements of every exit and baseline take about ``seconds``."""
+        chain = json.loads(self.file("parity.json").read_text(encoding="utf-8"))["chain_ms"] / 1e3
+        # On average the chain stops half-way; the baseline takes about as long as all segments.
+        return int(min(50, max(8, seconds / (1.5 * chain * len(self.manifest.segments)))))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step.
+
+    Attributes:
+        name: also of its files in the report, ``NAME.txt`` and ``NAME.json``.
+        text: what it does, for people.
+        seconds: it is ended when it took longer.
+        arguments: of Python, given the job; or why it is left out.
+        needs: the step without whose record it cannot run.
+    """
+
+    name: str
+    text: str
+    seconds: float
+    arguments: Callable[[Job], list[str] | str]
+    needs: str | None = None
+
+
+def steps(job: Job) -> list[Step]:
+    """Return the steps of a report, in order."""
+    return [
+        Step("machine", "what is installed and can run here", 60, _measure("machine")),
+        Step("build", "compile engines that are not current", 600, _build),
+        Step("parity", "every segment at every batch size", 180, _measure("parity")),
+        Step("bench", "latency, speed-up and energy", 300, _bench, needs="parity"),
+        Step("ways", "CUDA graphs, waits, thread pools", 120, _ways, needs="parity"),
+        Step(
+            "soak",
+            "memory and latency over minutes",
+            job.soak_seconds + 60,
+            _measure("soak", seconds=job.soak_seconds),
+        ),
+    ]
+
+
+def _measure(step: str, **options: Any) -> Callable[[Job], list[str] | str]:
+    def arguments(job: Job) -> list[str]:
+        request = {
+            "step": step,
+            "engines": str(job.engines),
+            "backend": job.backend,
+            "device": job.device,
+            "json": str(job.file(f"{step}.json")),
+            **options,
+        }
+        return [*_MEASURE, json.dumps(request)]
+
+    return arguments
+
+
+def _build(job: Job) -> list[str] | str:
+    if job.backend != "tensorrt":
+        return f"{job.backend} runs the bundle's graphs as they are"
+    return [*_CLI, "build", str(job.engines)]
+
+
+def _bench(job: Job) -> list[str] | str:
+    command = [*_CLI, "bench", *_where(job), "--rounds", str(job.rounds(100))]
+    command += ["--json", str(job.file("bench.json"))]
+    if all(not isinstance(try_import(name), ImportError) for name in ("jinja2", "matplotlib")):
+        command += ["--report", str(job.file("bench.html"))]
+    return command
+
+
+def _ways(job: Job) -> list[str] | str:
+    ways = WAYS.get(job.backend, {})
+    if len(ways) < 2:
+        return f"{job.backend} has one way"
+    return _measure("ways", rounds=job.rounds(60 / len(ways)))(job)
+
+
+def _where(job: Job) -> list[str]:
+    device = [] if job.device is None else ["--device", job.device]
+    return ["--engines", str(job.engines), "--backend", job.backend, *device]
