@@ -95,6 +95,16 @@ def _measured(records: dict[str, dict[str, Any]]) -> list[tuple[str, Any]]:
             ),
             ("unstable", "; ".join(bench["unstable"]) or "no"),
         ]
+        meters = [meter for meter in (bench["energy"] or {}).get("meters", []) if meter["chain"]]
+        rows += [
+            (
+                f"energy, {meter['name']}",
+                f"{meter['baseline']['mj_per_image']:.2f} mJ an image of the baseline, "
+                f"{meter['chain']['mj_per_image']:.2f} of the chain; {meter['covers']}",
+            )
+            for meter in meters
+        ]
+        rows += [] if meters else [("energy", "this machine tells none")]
     if ways := records.get("ways"):
         for name, times in ways["median_ms"].items():
             rows.append((f"{name}, all segments", f"{times[-1]:.3f} ms"))
