@@ -3,7 +3,8 @@
 The hidden state never leaves the GPU: segment i writes the buffer that segment i + 1 reads, at
 addresses bound once. All contexts share one scratch buffer, because they run one after the other.
 Each segment and batch size has one CUDA graph (the kernels, and the copy of the logits to
-page-locked memory) and its own context, which must not change once the graph is recorded. The host
+page-locked memory) and its own context, which must not change once the graph is recorded. A batch
+is padded to the next of a few sizes, all of which are prepared when the chain is opened. The host
 waits on an event, never on the device.
 """
 
@@ -13,6 +14,7 @@ import contextlib
 import gc
 import time
 import warnings
+from bisect import bisect_left
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,7 +46,7 @@ class TensorRTChain:
     """Runs a ``Chain`` of segments, each a TensorRT engine."""
 
     def __init__(self, bundle: Bundle, names: list[str], options: ChainOptions) -> None:
-        """Load engines, allocate every buffer and record the graphs of the usual batch sizes.
+        """Load engines, allocate every buffer and record the graphs of every padded batch size.
 
         Raises:
             BackendError: no GPU, no build that runs here, out of memory, or CUDA refuses.
@@ -55,11 +57,13 @@ class TensorRTChain:
         graphs = graphs_of(bundle)
         self._graphs = [graphs[name] for name in names]
         self.max_batch = bundle.manifest.batch[2]
+        self._padded_sizes = padded_sizes(self.max_batch)
         folder, self._build, self._trt = choose_build(bundle, self._options.engines)
         self._cuda = open_cuda(self._options.binding)
         self._closed = False
         self._names = names
-        # By segment and batch size. A recorded graph is None where kernels are launched one by one.
+        # By segment and padded batch size. A recorded graph is None where kernels are launched one
+        # by one.
         self._contexts: dict[tuple[int, int], Any] = {}
         self._recorded: dict[tuple[int, int], Any] = {}
         self._not_recorded: dict[str, str] = {}  # why, by segment
@@ -73,9 +77,10 @@ class TensorRTChain:
             self._sizes: list[int] = [0] * len(names)  # the batch each segment was queued with
             # Rows of the batch that go on; None for all. Applied when the next segment is queued.
             self._rows: NDArray[np.intp] | None = None
-            for batch in sorted({1, self.max_batch}):
-                self.warm_up(batch)
-            self._loader.save_cache()
+            for size in self._padded_sizes:
+                for index in range(len(names)):
+                    self._prepare(index, size)
+            self._loader.save_cache()  # no other size will be compiled
             if self._not_recorded:
                 warnings.warn(
                     f"{', '.join(self._not_recorded)}: without a CUDA graph, which is slower, "
@@ -86,12 +91,6 @@ class TensorRTChain:
         except BaseException:
             self.close()
             raise
-
-    def warm_up(self, batch: int) -> None:
-        """Run every segment once with this batch size, and record its graph."""
-        self._batch = batch
-        for index in range(len(self._graphs)):
-            self._prepare(index)
 
     def start(self, images: NDArray[Any]) -> None:
         """See ``Chain.start``; a closed chain raises ``BackendError``."""
@@ -147,8 +146,6 @@ class TensorRTChain:
         self._closed = True
         with contextlib.suppress(BackendError):  # a speculated segment may still be running
             self._cuda.synchronize()
-            if self._loader is not None and self._recorded:
-                self._loader.save_cache()  # with what later batch sizes made RTX compile
         self._recorded = {}
         # Contexts are freed before their engines, and both before the memory they use.
         self._contexts = {}
@@ -172,8 +169,8 @@ class TensorRTChain:
         self._scratch_size = max(scratch_size(engine) for engine in self._engines)
         self._scratch = cuda.allocate(max(self._scratch_size, 1))
 
-    def _context(self, index: int) -> Any:
-        """Make the context of one segment for ``self._batch`` rows, with shapes and addresses."""
+    def _context(self, index: int, size: int) -> Any:
+        """Make the context of one segment for ``size`` rows, with shapes and addresses."""
         assert self._loader is not None  # only ``close`` drops it
         graph, context = self._graphs[index], self._loader.context(self._engines[index])
         attach_scratch(context, self._scratch, self._scratch_size)
@@ -182,9 +179,9 @@ class TensorRTChain:
             # enqueue fails (NvInferRuntime.h, IExecutionContext::setOptimizationProfileAsync).
             if not context.set_optimization_profile_async(0, self._cuda.stream):
                 raise self._refused(index, "does not take its optimization profile")
-        shape = graph.inputs[0].for_batch(self._batch)
+        shape = graph.inputs[0].for_batch(size)
         if self.max_batch > 1 and not context.set_input_shape(graph.inputs[0].name, shape):
-            raise self._refused(index, f"does not take a batch of {self._batch}")
+            raise self._refused(index, f"does not take a batch of {size}")
         source = self._hidden[(index - 1) % 2] if index else self._image_address
         addresses = {graph.inputs[0].name: source, graph.logits.name: self._logits_address[index]}
         if len(graph.outputs) == 2:
@@ -199,27 +196,27 @@ class TensorRTChain:
         index = self._queued
         if self._rows is not None:
             self._compact(index)
-        key = (index, self._batch)
-        if key not in self._recorded:
-            self._prepare(index)
-        graph = self._recorded[key]
+        # Rows beyond the batch hold what earlier images left there. They are computed and never
+        # read: a row's result does not depend on the other rows.
+        size = self._padded_sizes[bisect_left(self._padded_sizes, self._batch)]
+        graph = self._recorded[index, size]
         if graph is None:
-            self._launch(index)
+            self._launch(index, size)
         else:
             self._cuda.launch(graph)
         self._cuda.record(self._events[index])
         self._sizes[index] = self._batch
         self._queued = index + 1
 
-    def _prepare(self, index: int) -> None:
+    def _prepare(self, index: int, size: int) -> None:
         """Run a segment once, which lets TensorRT finish its set-up, then record it."""
-        self._contexts[index, self._batch] = self._context(index)
-        self._launch(index)
+        self._contexts[index, size] = self._context(index, size)
+        self._launch(index, size)
         self._cuda.synchronize()
-        self._recorded[index, self._batch] = self._record(index)
+        self._recorded[index, size] = self._record(index, size)
 
-    def _record(self, index: int) -> Any:
-        context = self._contexts[index, self._batch]
+    def _record(self, index: int, size: int) -> Any:
+        context = self._contexts[index, size]
         capturable = getattr(context, "is_stream_capturable", lambda stream: True)
         if not self._options.cuda_graphs or not capturable(self._cuda.stream):
             return None
@@ -228,7 +225,7 @@ class TensorRTChain:
         with _no_collection():
             self._cuda.begin_capture()
             try:
-                self._launch(index)
+                self._launch(index, size)
             except BackendError as error:
                 fault = error
             try:
@@ -241,17 +238,16 @@ class TensorRTChain:
         self._not_recorded[self._names[index]] = str(fault)
         return None
 
-    def _launch(self, index: int) -> None:
-        """Queue one segment kernel by kernel, for ``self._batch`` rows."""
-        graph, batch = self._graphs[index], self._batch
-        context = self._contexts[index, batch]
+    def _launch(self, index: int, size: int) -> None:
+        """Queue one segment kernel by kernel, for ``size`` rows."""
+        graph, context = self._graphs[index], self._contexts[index, size]
         if index == 0:
-            size = _bytes(graph.inputs[0], batch)
-            self._cuda.upload(self._image_address, self._image.ctypes.data, size)
+            image = _bytes(graph.inputs[0], size)
+            self._cuda.upload(self._image_address, self._image.ctypes.data, image)
         if not context.execute_async_v3(self._cuda.stream):
             raise self._refused(index, "does not run")
         logits = self._logits[index].ctypes.data
-        self._cuda.download(logits, self._logits_address[index], _bytes(graph.logits, batch))
+        self._cuda.download(logits, self._logits_address[index], _bytes(graph.logits, size))
 
     def _compact(self, index: int) -> None:
         """Move the rows that go on to the front of segment ``index``'s input, on the device.
@@ -283,6 +279,14 @@ class TensorRTChain:
             f"the engine of {self._names[index]} {what}: {self._trt.reason()}; free memory on the "
             "GPU, or run: lgvit-edge doctor"
         )
+
+
+def padded_sizes(largest: int) -> list[int]:
+    """Return the batch sizes that engines run with: the powers of two, and the largest batch.
+
+    They are few, because each costs every segment a context, a graph and time at the start.
+    """
+    return [*(1 << n for n in range((largest - 1).bit_length())), largest]
 
 
 @contextlib.contextmanager

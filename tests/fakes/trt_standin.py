@@ -44,6 +44,7 @@ class StandIn(ModuleType):
         self.capturable = True
         self.silently_float32 = False
         self.off_by = 0.0  # added to every output
+        self.nan_from: int | None = None  # the row from which outputs are NaN
         self.does_not_start = False
         self.built: list[str] = []
         self.unsupported = False  # this GPU, by RTX's own word
@@ -286,9 +287,11 @@ class _Engine:
         return self.trt.checked("IRuntimeConfig", _RuntimeConfig(self.trt))
 
     def create_execution_context(self, how: Any) -> Checked:
-        strategy = behaviour(how).strategy if isinstance(how, Checked) else how
+        config = behaviour(how) if isinstance(how, Checked) else None
+        strategy = how if config is None else config.strategy
         assert strategy.name == "USER_MANAGED", "contexts must share scratch memory"
-        return self.trt.checked("IExecutionContext", _Context(self.trt, self))
+        context = _Context(self.trt, self, None if config is None else config.cache)
+        return self.trt.checked("IExecutionContext", context)
 
 
 class _RuntimeConfig:
@@ -308,7 +311,13 @@ class _RuntimeConfig:
 
 
 class _RuntimeCache:
+    """Holds the names of what was compiled at run time: an engine's kernels for one shape."""
+
     data = b"compiled"
+
+    def compile(self, name: str) -> None:
+        if name.encode() not in self.data.split(b";"):
+            self.data += b";" + name.encode()
 
     def serialize(self) -> bytes:
         return self.data
@@ -319,8 +328,8 @@ class _RuntimeCache:
 
 
 class _Context:
-    def __init__(self, trt: StandIn, engine: _Engine) -> None:
-        self.trt, self.engine = trt, engine
+    def __init__(self, trt: StandIn, engine: _Engine, cache: _RuntimeCache | None = None) -> None:
+        self.trt, self.engine, self.cache = trt, engine, cache
         self.addresses: dict[str, int] = {}
         self.shape: tuple[int, ...] | None = None
         self.device_memory = self.generation = 0
@@ -353,6 +362,8 @@ class _Context:
             return False
         self.generation += 1  # what was recorded before is void
         self.shape = tuple(shape)
+        if self.cache is not None:  # with eager specialization
+            self.cache.compile(f"{Path(self.engine.plan['onnx']).stem} {shape[0]}")
         return True
 
     def is_stream_capturable(self, stream: int) -> bool:
@@ -392,6 +403,8 @@ def _work(
         results = engine.session.run(engine.outputs, {name: image})
         for output, result in zip(engine.outputs, results, strict=True):
             result += result.dtype.type(engine.trt.off_by)
+            if engine.trt.nan_from is not None:
+                result[engine.trt.nan_from :] = np.nan
             if context.generation != generation:
                 result.fill(np.nan)
             ctypes.memmove(addresses[output], result.tobytes(), result.nbytes)

@@ -32,6 +32,7 @@ from lgvit_edge.errors import BackendError, BuildError, BundleError, ParityError
 from lgvit_edge.export import BuilderOptions, build_engines
 from lgvit_edge.policies import rules as policy
 from lgvit_edge.runtime import Session, TensorRTOptions
+from lgvit_edge.runtime.backends.tensorrt import padded_sizes
 
 FAKE = fake_cuda.load()
 RTX = os.environ["TRT_MODULE"] == "tensorrt_rtx"
@@ -57,6 +58,7 @@ def fresh() -> Iterator[None]:
     TRT.capturable = True
     TRT.silently_float32 = False
     TRT.off_by = 0.0
+    TRT.nan_from = None
     TRT.does_not_start = TRT.unsupported = False
     TRT.calls.clear()
     TRT.callbacks.clear()
@@ -192,17 +194,59 @@ def test_one_frame_after_the_other_keeps_nothing_of_the_last(bundle: Path) -> No
                 assert (a.class_index, a.confidence) == (b.class_index, b.confidence)
 
 
-def test_graphs_are_recorded_once_and_replayed(bundle: Path) -> None:
+def test_graphs_are_recorded_when_a_session_opens_and_replayed(bundle: Path) -> None:
+    """Whatever sizes a batch shrinks to, nothing is set up in the middle of a stream."""
     with open_trt(bundle) as session:
-        session.exit_logits(frames(1))
-        before = len(TRT.calls)
-        for _ in range(5):
-            session.exit_logits(frames(1))
-        assert len(TRT.calls) == before, "TensorRT was asked again"
-        session.exit_logits(frames(5))  # a batch size that was not recorded when it opened
-        assert len(TRT.calls) == before + 2 * 4  # run once, recorded once
-        session.exit_logits(frames(5))
-        assert len(TRT.calls) == before + 2 * 4
+        assert session.describe()["cuda_graphs"] == 4 * 4  # segments, sizes: 1, 2, 4, 8
+        assert len(TRT.calls) == 2 * 4 * 4  # run once, recorded once
+        for count in (1, 5, 3, 8, 7, 1, 2, 6, 4):
+            session.exit_logits(frames(count))
+        assert len(TRT.calls) == 2 * 4 * 4, "TensorRT was asked again"
+
+
+def test_rtx_compiles_for_every_size_before_its_cache_is_stored(bundle: Path) -> None:
+    if not RTX:
+        pytest.skip("RTX alone compiles at run time")
+    stored = folder_of(bundle) / "runtime.cache"
+    with open_trt(bundle) as session:
+        compiled = stored.read_bytes()
+        wanted = {f"segment_{i} {n}".encode() for i in range(4) for n in (1, 2, 4, 8)}
+        assert wanted <= set(compiled.split(b";"))
+        session.exit_logits(frames(5) + frames(3))
+        session.exit_logits(frames(3))
+    assert stored.read_bytes() == compiled
+
+
+@once
+@pytest.mark.parametrize(("graphs", "speculate"), WAYS)
+def test_padded_rows_are_never_seen(graphs: bool, speculate: bool, bundle: Path) -> None:
+    """Three images run as four; the fourth row, here NaN, is nobody's."""
+    with open_trt(bundle, cuda_graphs=graphs, speculate=speculate) as session:
+        session.policy = policy.Never()
+        images = frames(3)
+        expected = [session.exit_logits([image])[0] for image in images]
+        TRT.nan_from = 3
+        np.testing.assert_allclose(session.exit_logits(images), expected, atol=2e-3)
+        assert len(session.predict_batch(images)) == 3
+        assert session.baseline_logits(session.prepare(images)).shape == (3, 5)
+        TRT.nan_from = 2
+        with pytest.raises(BackendError, match="not finite"):
+            session.predict_batch(images)
+
+
+@pytest.mark.parametrize(
+    ("largest", "sizes"),
+    [
+        (1, [1]),
+        (2, [1, 2]),
+        (8, [1, 2, 4, 8]),
+        (20, [1, 2, 4, 8, 16, 20]),
+        (1000, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000]),
+    ],
+)
+@once
+def test_padded_sizes(largest: int, sizes: list[int]) -> None:
+    assert padded_sizes(largest) == sizes
 
 
 def test_speculation_runs_one_segment_ahead(bundle: Path) -> None:
