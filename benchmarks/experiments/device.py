@@ -2,7 +2,8 @@
 
 ``python -m lgvit_edge.benchmarks.experiments.device --engines out/ --json device.json`` checks the
 engines against PyTorch's samples, benches the chain against the baseline at every exit, and
-compares the ways of running it: CUDA graphs or kernel by kernel, the three waits, speculation.
+compares the ways of running it: CUDA graphs or kernel by kernel, the three waits, speculation,
+images and logits in shared memory or copied.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ WAYS = {
     "graphs, block": TensorRTOptions(wait="block"),
     "kernel by kernel": TensorRTOptions(cuda_graphs=False),
     "graphs, speculation": TensorRTOptions(speculate=True),
+    "graphs, zero copy": TensorRTOptions(zero_copy=True),
+    "graphs, copies": TensorRTOptions(zero_copy=False),
 }
 _WARM_UP = 5
 

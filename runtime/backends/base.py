@@ -64,6 +64,8 @@ class TensorRTOptions:
         cuda_graphs: replay recorded segments instead of launching kernel by kernel.
         speculate: start the next segment before the exit decision. That saves the decision's time
             where an image goes on; where it leaves, the GPU's work is wasted.
+        zero_copy: let the engines use images and logits where the CPU has them, instead of copies;
+            None for where CPU and GPU share memory, as on a Jetson.
         binding: ``pycuda`` or ``cuda-python``; None for pycuda where it works.
         engines: tag of the build to run; None for the first that fits this GPU.
     """
@@ -71,6 +73,7 @@ class TensorRTOptions:
     wait: str = "hybrid"
     cuda_graphs: bool = True
     speculate: bool = False
+    zero_copy: bool | None = None
     binding: str | None = None
     engines: str | None = None
 

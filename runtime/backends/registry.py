@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 # What error messages call an option; the others go by their own names.
-_WORDS = {"tensorrt": "TensorRT options (wait, cuda_graphs, speculate)"}
+_WORDS = {"tensorrt": "TensorRT options (wait, cuda_graphs, speculate, zero_copy)"}
 
 
 def register_backend(backend: Backend) -> None:

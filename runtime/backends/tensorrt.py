@@ -2,10 +2,11 @@
 
 The hidden state never leaves the GPU: segment i writes the buffer that segment i + 1 reads, at
 addresses bound once. All contexts share one scratch buffer, because they run one after the other.
-Each segment and batch size has one CUDA graph (the kernels, and the copy of the logits to
-page-locked memory) and its own context, which must not change once the graph is recorded. A batch
-is padded to the next of a few sizes, all of which are prepared when the chain is opened. The host
-waits on an event, never on the device.
+Each segment and batch size has one CUDA graph (the kernels, and the copies of images to the device
+and of logits to page-locked memory) and its own context, which must not change once the graph is
+recorded. Where CPU and GPU share memory there are no copies: kernels read images and write logits
+where the CPU does. A batch is padded to the next of a few sizes, all of which are prepared when the
+chain is opened. The host waits on an event, never on the device.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ class TensorRTChain:
         self._padded_sizes = padded_sizes(self.max_batch)
         folder, self._build, self._trt = choose_build(bundle, self._options.engines)
         self._cuda = open_cuda(self._options.binding)
+        zero_copy = self._options.zero_copy
+        self._zero_copy = self._cuda.device.integrated if zero_copy is None else zero_copy
         self._closed = False
         self._names = names
         # By segment and padded batch size. A recorded graph is None where kernels are launched one
@@ -132,6 +135,7 @@ class TensorRTChain:
             "driver": self._cuda.device.driver,
             "binding": self._cuda.name,
             "engines": self._build.tag,
+            "zero_copy": self._zero_copy,
             "wait": self._options.wait,
             "cuda_graphs": sum(graph is not None for graph in self._recorded.values()),
             "not_recorded": dict(self._not_recorded),
@@ -155,19 +159,30 @@ class TensorRTChain:
 
     def _allocate(self) -> None:
         cuda, batch = self._cuda, self.max_batch
-        first = self._graphs[0].inputs[0]
-        self._image = cuda.pinned(first.for_batch(batch), first.dtype)
-        self._image_address = cuda.allocate(_bytes(first, batch))
+        self._image, self._image_address = self._shared(self._graphs[0].inputs[0])
         hidden = [graph.outputs[0] for graph in self._graphs if len(graph.outputs) == 2]
         size = max((_bytes(spec, batch) for spec in hidden), default=0)
         # Two in turn: a segment reads one and writes the other.
         self._hidden = [cuda.allocate(size) for _ in hidden[:2]]
-        self._logits = [cuda.pinned(g.logits.for_batch(batch), "float32") for g in self._graphs]
-        self._logits_address = [cuda.allocate(_bytes(g.logits, batch)) for g in self._graphs]
+        # Each segment has its own: the next one may run while the CPU reads the last one's.
+        outputs = [self._shared(graph.logits) for graph in self._graphs]
+        self._logits, self._logits_address = zip(*outputs, strict=True)
         blocking = self._options.wait != "spin"
         self._events = [cuda.event(blocking=blocking) for _ in self._graphs]
         self._scratch_size = max(scratch_size(engine) for engine in self._engines)
         self._scratch = cuda.allocate(max(self._scratch_size, 1))
+
+    def _shared(self, spec: TensorSpec) -> tuple[NDArray[Any], int]:
+        """Allocate a tensor that the CPU sees: its array there, and its address for the engine.
+
+        An image is replaced when segment 0 has ended, which alone reads it; logits are read when
+        their segment has ended, and before it runs again.
+        """
+        shape = spec.for_batch(self.max_batch)
+        if self._zero_copy:
+            return self._cuda.mapped(shape, spec.dtype)
+        array = self._cuda.pinned(shape, spec.dtype)
+        return array, self._cuda.allocate(array.nbytes)
 
     def _context(self, index: int, size: int) -> Any:
         """Make the context of one segment for ``size`` rows, with shapes and addresses."""
@@ -241,13 +256,15 @@ class TensorRTChain:
     def _launch(self, index: int, size: int) -> None:
         """Queue one segment kernel by kernel, for ``size`` rows."""
         graph, context = self._graphs[index], self._contexts[index, size]
-        if index == 0:
+        self._cuda.make_current()
+        if index == 0 and not self._zero_copy:
             image = _bytes(graph.inputs[0], size)
             self._cuda.upload(self._image_address, self._image.ctypes.data, image)
         if not context.execute_async_v3(self._cuda.stream):
             raise self._refused(index, "does not run")
-        logits = self._logits[index].ctypes.data
-        self._cuda.download(logits, self._logits_address[index], _bytes(graph.logits, size))
+        if not self._zero_copy:
+            logits = self._logits[index].ctypes.data
+            self._cuda.download(logits, self._logits_address[index], _bytes(graph.logits, size))
 
     def _compact(self, index: int) -> None:
         """Move the rows that go on to the front of segment ``index``'s input, on the device.

@@ -391,6 +391,8 @@ def _work(
 ) -> Callable[[int | None], None]:
     """What the stream runs: read the input, compute, write the outputs, spoil the scratch.
 
+    Nothing is written where an address is not the device's.
+
     NaN where the context was given another shape since this was recorded, which NVIDIA forbids.
     """
     engine, generation = context.engine, context.generation
@@ -399,6 +401,9 @@ def _work(
         name = engine.inputs[0]
         dtype = np.dtype(NUMPY[engine.types[name]])
         size = int(np.prod(shape)) * dtype.itemsize
+        cuda = engine.trt.cuda
+        if not all(cuda.fake_reaches(ctypes.c_void_p(a), 1) for a in addresses.values()):
+            return
         image = np.frombuffer(ctypes.string_at(addresses[name], size), dtype).reshape(shape)
         results = engine.session.run(engine.outputs, {name: image})
         for output, result in zip(engine.outputs, results, strict=True):

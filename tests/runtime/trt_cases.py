@@ -115,11 +115,19 @@ def plan(bundle: Path, name: str) -> dict[str, object]:
 # The chain.
 
 
-@pytest.mark.parametrize("name", ["fp32", "fp16", "fixed", "swin"])
+@pytest.mark.parametrize(
+    ("name", "integrated"),
+    [
+        *(("fp32", False), ("fp16", False), ("fixed", False), ("swin", False)),
+        *(("fp16", True), ("fixed", True), ("swin", True)),
+    ],
+)
 @pytest.mark.parametrize(("graphs", "speculate"), WAYS)
 def test_every_exit_equals_onnx_runtime_bit_for_bit(
-    name: str, graphs: bool, speculate: bool, compiled: Path
+    name: str, integrated: bool, graphs: bool, speculate: bool, compiled: Path
 ) -> None:
+    """Where CPU and GPU share memory, as on a Jetson, nothing is copied between them."""
+    FAKE.fake_set_integrated(integrated)
     bundle = compiled / name
     with (
         open_trt(bundle, cuda_graphs=graphs, speculate=speculate) as trt,
@@ -131,14 +139,19 @@ def test_every_exit_equals_onnx_runtime_bit_for_bit(
         images = ort.prepare(frames(1))
         np.testing.assert_array_equal(trt.baseline_logits(images), ort.baseline_logits(images))
         assert (trt.describe()["cuda_graphs"] > 0) is graphs
+        assert trt.describe()["zero_copy"] is (FAKE.fake_copies() == 0) is integrated
+        assert FAKE.fake_late_uploads() == 0
 
 
 @pytest.mark.parametrize(("graphs", "speculate"), WAYS)
-@pytest.mark.parametrize("wait", ["spin", "block", "hybrid"])
+@pytest.mark.parametrize(
+    ("wait", "integrated"), [("spin", False), ("block", True), ("hybrid", False)]
+)
 def test_rows_that_exit_leave_the_batch(
-    graphs: bool, speculate: bool, wait: str, bundle: Path
+    graphs: bool, speculate: bool, wait: str, integrated: bool, bundle: Path
 ) -> None:
     """Thresholds amid the confidences, so that rows leave in every pattern, again and again."""
+    FAKE.fake_set_integrated(integrated)
     with (
         open_trt(bundle, cuda_graphs=graphs, speculate=speculate, wait=wait) as trt,
         Session.open(bundle, backend="onnxruntime") as ort,
@@ -181,13 +194,21 @@ def test_rows_of_a_swin_leave_the_batch_whatever_its_stage(
             assert a.confidence == pytest.approx(b.confidence, abs=1e-5)
 
 
-def test_one_frame_after_the_other_keeps_nothing_of_the_last(bundle: Path) -> None:
+@pytest.mark.parametrize("zero_copy", [False, True])
+@pytest.mark.parametrize("integrated", [False, True])
+def test_one_frame_after_the_other_keeps_nothing_of_the_last(
+    zero_copy: bool, integrated: bool, bundle: Path
+) -> None:
     """Images leave early while the next segment already runs; the next image must not see it."""
+    FAKE.fake_set_integrated(integrated)
     with (
-        open_trt(bundle, speculate=True) as trt,
+        open_trt(bundle, speculate=True, zero_copy=zero_copy) as trt,
         Session.open(bundle, backend="onnxruntime") as ort,
     ):
+        assert trt.describe()["zero_copy"] is (FAKE.fake_copies() == 0) is zero_copy
         for frame in frames(10):
+            images = ort.prepare([frame])
+            np.testing.assert_array_equal(trt.baseline_logits(images), ort.baseline_logits(images))
             for exit in (1, 3, 4, 2):
                 trt.policy = ort.policy = policy.FixedExit(exit)
                 a, b = trt.predict(frame), ort.predict(frame)
@@ -700,7 +721,10 @@ def test_a_tolerance_that_is_none(plain: Path, tolerance: float) -> None:
 @once
 def test_bench_and_predict(bundle: Path, tmp_path: Path) -> None:
     Image.fromarray(frames(1)[0]).save(tmp_path / "x.png")
-    for options in (("--speculate", "--wait", "spin"), ("--no-cuda-graphs", "--wait", "block")):
+    for options in (
+        ("--speculate", "--wait", "spin", "--zero-copy"),
+        ("--no-cuda-graphs", "--wait", "block"),
+    ):
         done = command(
             *("bench", "--engines", bundle, "--backend", "tensorrt", "--rounds", 2),
             *("--json", tmp_path / "bench.json", *options),
@@ -712,6 +736,7 @@ def test_bench_and_predict(bundle: Path, tmp_path: Path) -> None:
             "--no-cuda-graphs" not in options,
             "--speculate" in options,
         )
+        assert found["zero_copy"] is ("--zero-copy" in options)
     assert "x.png" in command("predict", "--engines", bundle, tmp_path / "x.png").stdout
 
 
