@@ -125,7 +125,7 @@ class RunOptions:
         str | None,
         Option(
             help="tensorrt: how the CPU waits for the GPU: spin (lowest latency, occupies a core), "
-            "block or hybrid. Default: hybrid."
+            "block (sleeps) or hybrid (sleeps first, then spins). Default: hybrid."
         ),
     ] = None
     cuda_graphs: Annotated[

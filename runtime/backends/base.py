@@ -60,7 +60,8 @@ class TensorRTOptions:
 
     Attributes:
         wait: how to wait for a segment's logits: ``spin`` is fastest and occupies a core, ``block``
-            sleeps, ``hybrid`` spins for 50 microseconds and then sleeps.
+            sleeps until the driver wakes it, ``hybrid`` sleeps for most of the time that the
+            segment usually takes and then spins.
         cuda_graphs: replay recorded segments instead of launching kernel by kernel.
         speculate: start the next segment before the exit decision. That saves the decision's time
             where an image goes on; where it leaves, the GPU's work is wasted.

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import time
 import warnings
 from bisect import bisect_left
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,9 +33,8 @@ from lgvit_edge.runtime.backends.tensorrt_engine import (
     choose_build,
     scratch_size,
 )
+from lgvit_edge.runtime.backends.waiting import Waits
 from lgvit_edge.runtime.cuda.bindings import open_cuda
-
-_SPIN_SECONDS = 50e-6  # that a hybrid wait spins before it sleeps; most segments are faster
 
 
 def open_chain(bundle: Bundle, names: list[str], options: ChainOptions) -> Chain:
@@ -78,6 +77,8 @@ class TensorRTChain:
             self._allocate()
             self._batch = self._next = self._queued = 0
             self._sizes: list[int] = [0] * len(names)  # the batch each segment was queued with
+            self._queued_at = [0.0] * len(names)
+            self._waits = Waits()
             # Rows of the batch that go on; None for all. Applied when the next segment is queued.
             self._rows: NDArray[np.intp] | None = None
             for size in self._padded_sizes:
@@ -110,7 +111,7 @@ class TensorRTChain:
         size, rows = self._sizes[index], self._rows
         if self._options.speculate and index + 1 < len(self._graphs):
             self._queue()
-        self._wait(self._events[index])
+        self._wait(index)
         self._next = index + 1
         logits = self._logits[index][:size]
         return logits if rows is None else logits[rows]
@@ -166,7 +167,8 @@ class TensorRTChain:
         self._hidden = [cuda.allocate(size) for _ in hidden[:2]]
         # Each segment has its own: the next one may run while the CPU reads the last one's.
         outputs = [self._shared(graph.logits) for graph in self._graphs]
-        self._logits, self._logits_address = zip(*outputs, strict=True)
+        self._logits: list[NDArray[np.float32]] = [array for array, _ in outputs]
+        self._logits_address = [address for _, address in outputs]
         blocking = self._options.wait != "spin"
         self._events = [cuda.event(blocking=blocking) for _ in self._graphs]
         self._scratch_size = max(scratch_size(engine) for engine in self._engines)
@@ -213,7 +215,8 @@ class TensorRTChain:
             self._compact(index)
         # Rows beyond the batch hold what earlier images left there. They are computed and never
         # read: a row's result does not depend on the other rows.
-        size = self._padded_sizes[bisect_left(self._padded_sizes, self._batch)]
+        size = self._padded(self._batch)
+        self._queued_at[index] = self._waits.clock()
         graph = self._recorded[index, size]
         if graph is None:
             self._launch(index, size)
@@ -222,6 +225,9 @@ class TensorRTChain:
         self._cuda.record(self._events[index])
         self._sizes[index] = self._batch
         self._queued = index + 1
+
+    def _padded(self, rows: int) -> int:
+        return self._padded_sizes[bisect_left(self._padded_sizes, rows)]
 
     def _prepare(self, index: int, size: int) -> None:
         """Run a segment once, which lets TensorRT finish its set-up, then record it."""
@@ -279,17 +285,17 @@ class TensorRTChain:
                 self._cuda.move(address + place * row, address + source * row, row)
         self._batch, self._rows = len(self._rows), None
 
-    def _wait(self, event: Any) -> None:
-        if self._options.wait == "spin":
-            while not self._cuda.done(event):
+    def _wait(self, index: int) -> None:
+        event, cuda = self._events[index], self._cuda
+        if self._options.wait == "block":
+            cuda.wait(event)
+        elif self._options.wait == "spin":
+            while not cuda.done(event):
                 pass
-            return
-        if self._options.wait == "hybrid":
-            deadline = time.perf_counter() + _SPIN_SECONDS
-            while time.perf_counter() < deadline:
-                if self._cuda.done(event):
-                    return
-        self._cuda.wait(event)
+        else:
+            kind = (index, self._padded(self._sizes[index]))
+            done, block = partial(cuda.done, event), partial(cuda.wait, event)
+            self._waits.wait(kind, self._queued_at[index], done, block)
 
     def _refused(self, index: int, what: str) -> BackendError:
         return BackendError(

@@ -8,11 +8,13 @@
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <errno.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 typedef int R; /* CUresult */
@@ -45,14 +47,15 @@ typedef struct { enum { COPY, CALL, MARK } kind; void *to; const void *from; siz
                  HostFunction call; void *data; } Op;
 typedef struct { Op *ops; size_t count; int uploaded; } Work;
 typedef struct { Work queued, captured; size_t done; int capturing, invalid;
-                 void *thread, *context; } Stream;
-struct Event { Stream *stream; size_t upto; int asked; };
+                 int64_t busy; void *thread, *context; } Stream;
+struct Event { Stream *stream; size_t upto; int asked, sleeps; int64_t ready; };
 typedef struct Block { struct Block *next; char *start, *mapped; size_t size; int host, live; } Block;
 enum { DEVICE_BLOCKS, HOST_BLOCKS, STREAMS, EVENTS, GRAPHS, EXECS, CONTEXTS, COUNTS };
 
 static int counts[COUNTS], copies, late_uploads, initialized, gpus, processors = 8, integrated, major, minor, version, fail_code, fail_after;
 static char gpu_name[100], fail_name[64];
 static size_t total, used;
+static int64_t pace, wake_up; /* nanoseconds; see fake_set_pace */
 static R sticky; /* an error of queued work: every later call reports it, as on a GPU */
 static Block *blocks;
 static char primary[8]; /* one for each device: the address is the context's handle */
@@ -78,7 +81,7 @@ void fake_reset(void) {
     memset(counts, 0, sizeof counts);
     capture = NULL, initialized = 0, gpus = 1, major = 8, minor = 7, version = 12060, sticky = OK;
     strcpy(gpu_name, "Fake Orin"), processors = 8, integrated = 0, fail_name[0] = 0, total = (size_t)8 << 30, used = 0;
-    copies = late_uploads = 0;
+    copies = late_uploads = 0, pace = wake_up = 0;
     for (; blocks; ) {
         Block *b = blocks;
         blocks = b->next;
@@ -98,6 +101,8 @@ void fake_set_processors(int count) { processors = count; }
 
 void fake_set_integrated(int value) { integrated = value; }
 void fake_set_driver(int new_version, int new_gpus) { version = new_version, gpus = new_gpus; }
+/* Work before an event takes this long, and who sleeps until then wakes that much later. */
+void fake_set_pace(int work_us, int wake_up_us) { pace = work_us * 1000LL, wake_up = wake_up_us * 1000LL; }
 void fake_set_memory(size_t size) { total = size; }
 void fake_counts(int *out) { memcpy(out, counts, sizeof counts); }
 
@@ -261,24 +266,33 @@ R cuStreamSynchronize(Stream *s) {
 R cuEventCreate(Event **out, unsigned flags) {
     ENTER(cuEventCreate, 1);
     if (!(flags & 2)) return INVALID_VALUE; /* timing is never wanted: it makes waits slower */
-    return *out = calloc(1, sizeof **out), counts[EVENTS]++, OK;
+    return *out = calloc(1, sizeof **out), (*out)->sleeps = flags & 1, counts[EVENTS]++, OK;
 }
 R cuEventDestroy_v2(Event *e) { ENTER(cuEventDestroy, 1); return free(e), counts[EVENTS]--, OK; }
+static int64_t now_ns(void) {
+    struct timespec t;
+    return clock_gettime(CLOCK_MONOTONIC, &t), t.tv_sec * 1000000000LL + t.tv_nsec;
+}
 R cuEventRecord(Event *e, Stream *s) {
     ENTER(cuEventRecord, 1);
     R r = queue(s, (Op){.kind = MARK});
-    if (!r && !s->capturing) *e = (Event){s, s->queued.count, 0};
-    return r;
+    if (r || s->capturing) return r;
+    if (pace) s->busy = (s->busy > now_ns() ? s->busy : now_ns()) + pace;
+    return *e = (Event){s, s->queued.count, 0, e->sleeps, s->busy}, OK;
 }
 R cuEventQuery(Event *e) {
     ENTER(cuEventQuery, 1);
     NOT_CAPTURING();
     if (!e->stream || e->stream->done >= e->upto) return OK;
+    if (pace) return now_ns() < e->ready ? NOT_READY : run(e->stream, e->upto);
     return ++e->asked < 3 ? NOT_READY : run(e->stream, e->upto);
 }
 R cuEventSynchronize(Event *e) {
     ENTER(cuEventSynchronize, 1);
     NOT_CAPTURING();
+    int64_t until = pace ? e->ready + (e->sleeps ? wake_up : 0) : 0;
+    struct timespec at = {until / 1000000000, until % 1000000000};
+    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &at, NULL) == EINTR) ;
     return e->stream ? run(e->stream, e->upto) : OK;
 }
 
