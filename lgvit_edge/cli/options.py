@@ -57,7 +57,10 @@ PointName = Annotated[
 Threads = Annotated[
     int | None, Option(help=f"Number of CPU threads ({_THREADED}). Default: one per core.")
 ]
-Device = Annotated[str | None, Option(help=f"Device to run on; {_values('devices')}")]
+Device = Annotated[
+    str | None,
+    Option(help=f"Device to run on, cuda:1 being the second GPU; {_values('devices')}"),
+]
 Backend = Annotated[
     str,
     Option(

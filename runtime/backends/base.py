@@ -6,6 +6,7 @@ Importing this module loads neither a backend nor NumPy.
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
@@ -102,6 +103,11 @@ class ChainOptions:
             raise UsageError(f"tensorrt must be TensorRTOptions(...), found {self.tensorrt!r}")
 
     @property
+    def gpu(self) -> int:
+        """Index of the GPU that ``device`` names, as in ``cuda:1``; 0 where it names none."""
+        return int((self.device or "").partition(":")[2] or 0)
+
+    @property
     def given(self) -> list[str]:
         """Names of the options that are set."""
         return [option for option, value in vars(self).items() if value is not None]
@@ -163,7 +169,7 @@ class Backend:
             it cannot run here and ``MissingDependency`` where a package is missing.
         modules: Python modules, one of which must be installed.
         packages: what installs those, and what goes with them; the first is the usual one.
-        devices: values of ``device`` that it takes.
+        devices: values of ``device`` that it takes; ``cuda:N`` is any number after a colon.
         precisions: values of ``precision`` that it takes.
         options: fields of ``ChainOptions`` that it takes; all others are refused.
         candidates: lists how ``backend="auto"`` may run a bundle; empty where bundle or machine
@@ -182,6 +188,13 @@ class Backend:
     options: frozenset[str] = frozenset()
     candidates: Callable[[Bundle, ChainOptions], list[Candidate]] | None = None
     checks: Callable[[bool, Jetson | None], list[Check]] | None = None
+
+    def takes(self, option: str, value: object) -> bool:
+        """Return whether it takes this value of ``device`` or ``precision``; None is always one."""
+        values = {"device": self.devices, "precision": self.precisions}[option]
+        if isinstance(value, str):
+            value = re.sub(r":[0-9]{1,3}\Z", ":N", value.replace(":N", ":"))
+        return value is None or value in values
 
     @property
     def installed(self) -> bool:

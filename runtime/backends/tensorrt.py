@@ -58,8 +58,9 @@ class TensorRTChain:
         self._graphs = [graphs[name] for name in names]
         self.max_batch = bundle.manifest.batch[2]
         self._padded_sizes = padded_sizes(self.max_batch)
-        folder, self._build, self._trt = choose_build(bundle, self._options.engines)
-        self._cuda = open_cuda(self._options.binding)
+        self._gpu = options.gpu
+        folder, self._build, self._trt = choose_build(bundle, self._options.engines, self._gpu)
+        self._cuda = open_cuda(self._options.binding, self._gpu)
         zero_copy = self._options.zero_copy
         self._zero_copy = self._cuda.device.integrated if zero_copy is None else zero_copy
         self._closed = False
@@ -132,6 +133,7 @@ class TensorRTChain:
             "library": self._trt.library,
             "version": self._trt.version,
             "device": self._cuda.device.name,
+            "gpu": self._gpu,
             "compute_capability": self._cuda.device.compute_capability,
             "driver": self._cuda.device.driver,
             "binding": self._cuda.name,

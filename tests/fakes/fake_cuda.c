@@ -4,7 +4,8 @@
  * for it or has asked an event a third time, so that results read without waiting are stale. Fresh
  * device memory holds 0xCD and freed memory 0xFF. Every call wants the right context in its
  * thread, and copies want live device memory and page-locked host memory. The device has an address
- * of its own for mapped host memory, as cuda.h allows, and knows no other. There are no locks.
+ * of its own for mapped host memory, as cuda.h allows, and knows no other. No device reaches the
+ * memory of another one. There are no locks.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -49,11 +50,11 @@ typedef struct { Op *ops; size_t count; int uploaded; } Work;
 typedef struct { Work queued, captured; size_t done; int capturing, invalid;
                  int64_t busy; void *thread, *context; } Stream;
 struct Event { Stream *stream; size_t upto; int asked, sleeps; int64_t ready; };
-typedef struct Block { struct Block *next; char *start, *mapped; size_t size; int host, live; } Block;
+typedef struct Block { struct Block *next; char *start, *mapped; size_t size; int host, live; void *context; } Block;
 enum { DEVICE_BLOCKS, HOST_BLOCKS, STREAMS, EVENTS, GRAPHS, EXECS, CONTEXTS, COUNTS };
 
 static int counts[COUNTS], copies, late_uploads, initialized, gpus, processors = 8, integrated, major, minor, version, fail_code, fail_after;
-static char gpu_name[100], fail_name[64];
+static char gpu_name[100], second_name[100], fail_name[64];
 static size_t total, used;
 static int64_t pace, wake_up; /* nanoseconds; see fake_set_pace */
 static R sticky; /* an error of queued work: every later call reports it, as on a GPU */
@@ -80,7 +81,7 @@ static R enter(const char *name, int wants_context) {
 void fake_reset(void) {
     memset(counts, 0, sizeof counts);
     capture = NULL, initialized = 0, gpus = 1, major = 8, minor = 7, version = 12060, sticky = OK;
-    strcpy(gpu_name, "Fake Orin"), processors = 8, integrated = 0, fail_name[0] = 0, total = (size_t)8 << 30, used = 0;
+    strcpy(gpu_name, "Fake Orin"), second_name[0] = 0, processors = 8, integrated = 0, fail_name[0] = 0, total = (size_t)8 << 30, used = 0;
     copies = late_uploads = 0, pace = wake_up = 0;
     for (; blocks; ) {
         Block *b = blocks;
@@ -97,6 +98,9 @@ void fake_fail(const char *name, int code, int after) {
 void fake_set_device(const char *name, int new_major, int new_minor) {
     snprintf(gpu_name, sizeof gpu_name, "%s", name), major = new_major, minor = new_minor;
 }
+void fake_set_second(const char *name) { snprintf(second_name, sizeof second_name, "%s", name); }
+/* The device that the CUDA runtime, and TensorRT with it, would use in this thread. */
+int fake_current(void) { return depth ? (int)((char *)contexts[depth - 1] - primary) : 0; }
 void fake_set_processors(int count) { processors = count; }
 
 void fake_set_integrated(int value) { integrated = value; }
@@ -118,7 +122,9 @@ R cuInit(unsigned flags) {
 R cuDriverGetVersion(int *out) { return *out = version, OK; }
 R cuDeviceGetCount(int *out) { return *out = gpus, OK; }
 R cuDeviceGet(int *out, int i) { return i < 0 || i >= gpus ? INVALID_DEVICE : (*out = i, OK); }
-R cuDeviceGetName(char *s, int n, int d) { return (void)d, snprintf(s, n, "%s", gpu_name), OK; }
+R cuDeviceGetName(char *s, int n, int d) {
+    return snprintf(s, n, "%s", d && second_name[0] ? second_name : gpu_name), OK;
+}
 R cuDeviceGetAttribute(int *out, int attribute, int device) {
     return (void)device, *out = attribute == 75 ? major : attribute == 76 ? minor
         : attribute == 16 ? processors : attribute == 18 ? integrated : 0, OK;
@@ -157,7 +163,8 @@ static R allocate(size_t size, int host, int mapped, void **out) {
     size_t rounded = (size + 255) / 256 * 256;
     if (!host && rounded > total - used) return OUT_OF_MEMORY;
     Block *b = malloc(sizeof *b);
-    *b = (Block){.next = blocks, .size = rounded, .host = host, .live = 1};
+    *b = (Block){.next = blocks, .size = rounded, .host = host, .live = 1,
+                 .context = contexts[depth - 1]};
     if (mapped) { /* the same pages at two addresses */
         int file = memfd_create("mapped", 0);
         if (ftruncate(file, rounded)) return OUT_OF_MEMORY;
@@ -182,13 +189,14 @@ static R release(void *start, int host) {
 static int holds(const void *start, size_t size, int host) {
     for (Block *b = blocks; b; b = b->next) {
         char *from = b->host && !host ? b->mapped : b->host == host ? b->start : NULL;
-        if (b->live && from && (char *)start >= from &&
+        int there = host || b->context == contexts[depth - 1];
+        if (b->live && from && there && (char *)start >= from &&
             (char *)start + size <= from + b->size) return 1;
     }
     return 0;
 }
 /* For tests: whether kernels can use memory at this address. */
-int fake_reaches(const void *start, size_t size) { return holds(start, size, 0); }
+int fake_reaches(const void *start, size_t size) { return depth && holds(start, size, 0); }
 R cuMemAlloc_v2(void **out, size_t size) { ENTER(cuMemAlloc, 1); return allocate(size, 0, 0, out); }
 R cuMemFree_v2(Address start) { ENTER(cuMemFree, 1); return release((void *)start, 0); }
 R cuMemHostAlloc(void **out, size_t size, int f) {

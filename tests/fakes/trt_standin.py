@@ -3,7 +3,8 @@
 It builds "engines" that name their ONNX file, and executes them through ONNX Runtime on the stream
 of the stand-in CUDA driver, at the addresses the chain bound. Everything it offers is ``Checked``
 against the bindings it was made from, and it refuses what TensorRT refuses: unbound tensors,
-missing or misaligned scratch memory, shapes outside the profile, the default stream.
+missing or misaligned scratch memory, shapes outside the profile, the default stream, and another
+GPU current than the one an object was made on.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class StandIn(ModuleType):
         self.nan_from: int | None = None  # the row from which outputs are NaN
         self.does_not_start = False
         self.built: list[str] = []
+        self.devices: set[int] = set()  # where objects were made
         self.unsupported = False  # this GPU, by RTX's own word
         self.calls: list[str] = []
         self.collecting: list[bool] = []  # whether the garbage collector was on, at each call
@@ -61,10 +63,16 @@ class StandIn(ModuleType):
                     arguments[0].log(self.ILogger.ERROR, "CUDA initialization failure")
                     raise TypeError("pybind11::init(): factory function returned nullptr")
                 check_call(real.__init__, arguments, {})
+                self.devices.add(self.cuda.fake_current())
                 return Checked(real, made(self, *arguments))
 
             return construct
         return getattr(self.real, name)
+
+    def stay(self, device: int) -> None:
+        """Refuse to work for an object of another device than the current one."""
+        found = self.cuda.fake_current()
+        assert found == device, f"an object of cuda:{device}, while cuda:{found} is current"
 
     def checked(self, name: str, made: Any) -> Checked:
         return Checked(getattr(self.real, name), made)
@@ -79,7 +87,7 @@ def install(real: Any, name: str, version: str) -> StandIn:
 
 class _Builder:
     def __init__(self, trt: StandIn, logger: Any) -> None:
-        self.trt, self.logger = trt, logger
+        self.trt, self.logger, self.device = trt, logger, trt.cuda.fake_current()
 
     def create_network(self, flags: int = 0) -> Checked:
         names = self.trt.NetworkDefinitionCreationFlag.__members__
@@ -93,6 +101,7 @@ class _Builder:
         return self.trt.checked("IOptimizationProfile", _Profile())
 
     def build_serialized_network(self, network: Checked, config: Checked) -> bytes | None:
+        self.trt.stay(self.device)
         net, cfg = behaviour(network), behaviour(config)
         monitor = getattr(cfg, "progress_monitor", None)
         if monitor is not None:
@@ -220,9 +229,10 @@ class _Runtime:
     engine_header_size = 64
 
     def __init__(self, trt: StandIn, logger: Any) -> None:
-        self.trt, self.logger = trt, logger
+        self.trt, self.logger, self.device = trt, logger, trt.cuda.fake_current()
 
     def get_engine_validity(self, buffer: bytes) -> tuple[Any, int]:
+        self.trt.stay(self.device)
         bits = self.trt.EngineInvalidityDiagnostics
         if self.trt.unsupported:
             return self.trt.EngineValidity.INVALID, int(bits.UNSUPPORTED_CC)
@@ -231,6 +241,7 @@ class _Runtime:
         return self.trt.EngineValidity.INVALID, int(bits.MALFORMED_ENGINE)
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> Checked | None:
+        self.trt.stay(self.device)
         if not serialized_engine.startswith(b"standin"):
             self.logger.log(self.trt.ILogger.ERROR, "magic tag does not match")
             return None
@@ -242,7 +253,7 @@ class _Engine:
     device_memory_size = device_memory_size_v2 = SCRATCH
 
     def __init__(self, trt: StandIn, plan: dict[str, Any]) -> None:
-        self.trt, self.plan = trt, plan
+        self.trt, self.plan, self.device = trt, plan, trt.cuda.fake_current()
         self.contexts = 0
         how: dict[str, Any] = {"shared": True, "providers": ["CPUExecutionProvider"]}
         threads = join_pool(onnxruntime, None)
@@ -329,6 +340,7 @@ class _RuntimeCache:
 
 class _Context:
     def __init__(self, trt: StandIn, engine: _Engine, cache: _RuntimeCache | None = None) -> None:
+        trt.stay(engine.device)
         self.trt, self.engine, self.cache = trt, engine, cache
         self.addresses: dict[str, int] = {}
         self.shape: tuple[int, ...] | None = None
@@ -371,6 +383,7 @@ class _Context:
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         engine, stem = self.engine, Path(self.engine.plan["onnx"]).stem
+        self.trt.stay(engine.device)
         self.trt.calls.append(stem)
         self.trt.collecting.append(gc.isenabled())
         assert stream_handle, "the default stream adds a synchronization"

@@ -15,6 +15,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fake_cuda
@@ -34,6 +35,7 @@ from lgvit_edge.export import BuilderOptions, build_engines
 from lgvit_edge.policies import rules as policy
 from lgvit_edge.runtime import Session, TensorRTOptions
 from lgvit_edge.runtime.backends.tensorrt import padded_sizes
+from lgvit_edge.runtime.cuda import driver
 
 FAKE = fake_cuda.load()
 RTX = os.environ["TRT_MODULE"] == "tensorrt_rtx"
@@ -63,8 +65,13 @@ def fresh() -> Iterator[None]:
     TRT.does_not_start = TRT.unsupported = False
     TRT.calls.clear()
     TRT.callbacks.clear()
+    TRT.devices.clear()
+    driver._retained.clear()
+    FAKE.cuCtxSetCurrent(None)
     yield
-    assert not any(fake_cuda.counts(FAKE).values()), f"leaked: {fake_cuda.counts(FAKE)}"
+    kept = {"contexts": len(driver._retained)}  # on purpose, until the process ends
+    left = {name: count for name, count in fake_cuda.counts(FAKE).items() if count}
+    assert left == {name: count for name, count in kept.items() if count}, f"leaked: {left}"
 
 
 @pytest.fixture(scope="module")
@@ -423,6 +430,76 @@ def test_engines_of_another_gpu(bundle: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.warns(UserWarning, match="not running on TensorRT, because .*this GPU is Thor"):
         session = Session.open(bundle)
     assert session.describe()["backend"] in ("onnxruntime", "openvino")
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("zero_copy", [False, True])
+def test_the_second_gpu(graphs: bool, zero_copy: bool, plain: Path) -> None:
+    """TensorRT's objects are made, and called from any thread, with that GPU current."""
+    FAKE.fake_set_driver(12060, 2)
+    FAKE.fake_set_second(b"Fake Ada")
+    built = build_engines(plain, library=LIBRARY, device="cuda:1", cuda_graphs=graphs)
+    assert built.max_difference is not None and TRT.devices == {1}
+    assert RTX or built.build.gpu == "Fake Ada"
+    assert FAKE.fake_current() == 0  # of the caller's
+    chosen = TensorRTOptions(binding="cuda-python", cuda_graphs=graphs, zero_copy=zero_copy)
+    how = {"backend": "tensorrt", "tensorrt": chosen}
+    with (
+        Session.open(plain, device="cuda:1", **how) as trt,  # type: ignore[arg-type]
+        Session.open(plain, backend="onnxruntime") as ort,
+    ):
+        assert (trt.describe()["device"], trt.describe()["gpu"]) == ("Fake Ada", 1)
+        images = ort.prepare(frames(3))
+        expected = ort.baseline_logits(images)
+        FAKE.cuCtxSetCurrent(None)  # as another library may
+        np.testing.assert_allclose(trt.baseline_logits(images), expected, atol=2e-3)
+        with ThreadPoolExecutor(1) as thread:
+            found = thread.submit(trt.exit_logits, frames(3)).result()
+        np.testing.assert_allclose(found, ort.exit_logits(frames(3)), atol=2e-3)
+    assert TRT.devices == {1}
+    if RTX:
+        return  # its engines are not tied to one GPU
+    with pytest.raises(BackendError, match=r"on Fake Ada .*this GPU is Fake Orin .*build \S+$"):
+        Session.open(plain, **how)  # type: ignore[arg-type]
+    (folder_of(plain) / "build.json").unlink()
+    build_engines(plain, library=LIBRARY)
+    assert TRT.devices == {0, 1}
+    with pytest.raises(BackendError, match=r"this GPU is Fake Ada.* --device cuda:1$"):
+        Session.open(plain, device="cuda:1", **how)  # type: ignore[arg-type]
+
+
+@once
+def test_a_gpu_that_is_not_there(bundle: Path, tmp_path: Path) -> None:
+    image = tmp_path / "x.png"
+    Image.fromarray(frames(1)[0]).save(image)
+    for line in (
+        ("predict", "--engines", bundle, "--backend", "tensorrt", image),
+        ("bench", "--engines", bundle, "--backend", "tensorrt"),
+        ("build", bundle, "--builder", LIBRARY),
+    ):
+        done = CliRunner().invoke(app, [*map(str, line), "--device", "cuda:7"])
+        assert "cuda:7 was asked for, found cuda:0 (Fake Orin)" in str(done.exception)
+        done = CliRunner().invoke(app, [*map(str, line), "--device", "cpu"])
+        assert "device must be one of cuda, cuda:N, found 'cpu'" in str(done.exception)
+
+
+@once
+def test_commands_take_a_gpu(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LGVIT_EDGE_BACKEND", raising=False)
+    FAKE.fake_set_driver(12060, 2)
+    FAKE.fake_set_second(b"Fake Ada")
+    image = tmp_path / "x.png"
+    Image.fromarray(frames(1)[0]).save(image)
+    done = command("build", plain, "--builder", LIBRARY, "--device", "cuda:1")
+    assert "verified on this GPU" in done.stdout
+    assert f"next: lgvit-edge bench --engines {plain} --device cuda:1" in done.stdout
+    command("predict", "--engines", plain, "--device", "cuda:1", image)
+    record = tmp_path / "bench.json"
+    command("bench", "--engines", plain, "--device", "cuda:1", "--rounds", 1, "--json", record)
+    assert json.loads(record.read_text())["env"]["runtime"]["device"] == "Fake Ada"
+    assert TRT.devices == {1}
+    told = json.loads(command("doctor", "--json").stdout)["machine"]["gpus"]
+    assert [gpu.split(",")[0] for gpu in told] == ["cuda:0 Fake Orin", "cuda:1 Fake Ada"]
 
 
 @once
