@@ -39,16 +39,17 @@ def main(
     engines: Annotated[Path, typer.Option(help="A bundle with engines for this GPU.")],
     rounds: Annotated[int, typer.Option(min=4, help="Measurements per exit.")] = 50,
     json_file: JsonFile = None,
+    device: Annotated[str | None, typer.Option(help="cuda:1 for the second GPU.")] = None,
 ) -> None:
     """Checks, benches and compares the ways of running the TensorRT chain."""
     record = Record(json_file)
-    with Session.open(engines, backend="tensorrt") as session:
+    with Session.open(engines, backend="tensorrt", device=device) as session:
         parity = session.check_parity()
         with progress_bar("measuring") as progress:
             bench = measure_exits(session, rounds=rounds, progress=progress)
     print_report(bench, console)
     with progress_bar("comparing") as progress:
-        ways = compare(engines, rounds, progress)
+        ways = compare(engines, rounds, progress, device)
     exits = range(1, 1 + len(ways[next(iter(ways))]))
     output = table("median (ms)", numbers=tuple(f"exit {exit}" for exit in exits))
     for name, times in ways.items():
@@ -60,11 +61,15 @@ def main(
         say("please add power mode, clocks and cooling of the device")
 
 
-def compare(engines: Path, rounds: int, progress: Any) -> dict[str, list[float]]:
+def compare(
+    engines: Path, rounds: int, progress: Any, device: str | None = None
+) -> dict[str, list[float]]:
     """Returns median milliseconds of the chain stopped at each exit, by way of running it."""
     with contextlib.ExitStack() as stack:
         sessions = {
-            name: stack.enter_context(Session.open(engines, backend="tensorrt", tensorrt=way))
+            name: stack.enter_context(
+                Session.open(engines, backend="tensorrt", device=device, tensorrt=way)
+            )
             for name, way in WAYS.items()
         }
         first = next(iter(sessions.values()))

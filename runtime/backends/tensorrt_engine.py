@@ -65,8 +65,7 @@ def choose_build(
             continue
         try:
             trt = TensorRT(build.library)
-            with on_gpu(index):
-                fault = _misfit(bundle, folder, build, trt, gpu)
+            fault = _misfit(bundle, folder, build, trt, gpu, index)
             if not trt.runs_on(gpu) and "--builder" not in command:
                 command += " --builder tensorrt"
         except (BackendError, MissingDependency) as error:  # the library is missing or fails
@@ -79,7 +78,9 @@ def choose_build(
     )
 
 
-def _misfit(bundle: Bundle, folder: Path, build: Build, trt: TensorRT, gpu: Gpu) -> str | None:
+def _misfit(
+    bundle: Bundle, folder: Path, build: Build, trt: TensorRT, gpu: Gpu, index: int
+) -> str | None:
     """Return why a build cannot run here; None where it can."""
     if build.version != trt.version:
         return f"built with {build.library} {build.version}, found {trt.version}"
@@ -95,13 +96,14 @@ def _misfit(bundle: Bundle, folder: Path, build: Build, trt: TensorRT, gpu: Gpu)
     if built_for and capability not in built_for:
         listed = ", ".join(built_for)
         return f"built for compute capability {listed}, this GPU ({gpu.name}) has {capability}"
-    return build.fault(bundle) or _refusal(folder, build, trt, gpu)
+    if (fault := build.fault(bundle)) is not None or not trt.is_rtx:
+        return fault
+    with on_gpu(index):
+        return _refusal(folder, build, trt, gpu)
 
 
 def _refusal(folder: Path, build: Build, trt: TensorRT, gpu: Gpu) -> str | None:
     """Return why TensorRT-RTX refuses the engines, going by the header of one."""
-    if not trt.is_rtx:
-        return None
     runtime = trt.make("Runtime")
     path = folder / build.engines["baseline"].file
     try:

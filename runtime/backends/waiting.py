@@ -14,7 +14,7 @@ _REMEMBERED = 8  # runs; the shortest of them counts, so a slow one changes noth
 _ENOUGH = 3  # runs before anything is believed
 _SPARE = 0.05  # share of that time that is not slept, because it varies
 _MARGIN = 100e-6  # seconds that are not slept either, beside what sleeps were late
-_PATIENCE = 0.02  # seconds of asking, or the usual time where that is longer, before it blocks
+_PATIENCE = 0.1  # seconds of asking, or the usual time where that is longer, before it blocks
 
 
 class Waits:

@@ -83,7 +83,7 @@ def test_a_gpu_that_is_held_up_does_not_keep_a_core_busy() -> None:
     machine = Machine()
     several(machine, [5 * MS] * 10)
     late, busy = machine.run(3.0)
-    assert machine.blocked == 1 and late < 1 * MS and busy < 30 * MS
+    assert machine.blocked == 1 and late < 1 * MS and busy < 110 * MS
 
 
 def test_a_sleep_that_is_far_too_long_is_no_news_of_the_gpu() -> None:

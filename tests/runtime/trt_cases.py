@@ -280,17 +280,17 @@ def test_padded_sizes(largest: int, sizes: list[int]) -> None:
 
 @once
 def test_a_hybrid_wait_is_neither_late_nor_busy(bundle: Path) -> None:
-    """A segment takes 20 ms here, and who lets the driver wake him comes 40 ms late."""
+    """A segment takes 20 ms here, and who lets the driver wake him comes 200 ms late."""
     with open_trt(bundle) as session:
         session.policy = policy.FixedExit(1)
         (frame,) = frames(1)
-        FAKE.fake_set_pace(20_000, 40_000)
+        FAKE.fake_set_pace(20_000, 200_000)
         latency, busy = [], []
         for _ in range(20):
             before = time.thread_time()
             latency.append(session.predict(frame).network_ms)
             busy.append((time.thread_time() - before) * 1e3)
-    assert 20 <= np.median(latency[5:]) < 40
+    assert 20 <= np.median(latency[5:]) < 110
     assert sum(busy[5:]) < 0.5 * sum(latency[5:])
 
 
