@@ -71,9 +71,9 @@ def _machine(driver: bool) -> dict[str, Any]:
     machine = environment()
     machine.pop("packages")
     gpus = [
-        f"{gpu.name}, {gpu.memory / 1e9:.1f} GB, compute capability {gpu.compute_capability}, "
-        f"CUDA {gpu.driver}"
-        for gpu in find_gpus()
+        f"cuda:{index} {gpu.name}, {gpu.memory / 1e9:.1f} GB, compute capability "
+        f"{gpu.compute_capability}, CUDA {gpu.driver}"
+        for index, gpu in enumerate(find_gpus())
     ]
     return machine | {"gpus": gpus, "nvidia_driver": driver}
 

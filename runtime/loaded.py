@@ -159,9 +159,9 @@ class LoadedBundle:
         with self._lock:
             if not self._closed:
                 self._closed = True
-                self.chain.close()
                 if self._baseline is not None:
-                    self._baseline.close()
+                    self._baseline.close()  # first, as each gives back the GPU that it found
+                self.chain.close()
                 return_freed()
 
     def __reduce__(self) -> NoReturn:

@@ -92,8 +92,9 @@ class Session(LoadedBundle):
             thread_pool: (onnxruntime) ``global``, the default, is fastest and makes ONNX Runtime
                 demand ``use_per_session_threads = False`` of every other session in this process;
                 ``private`` leaves them alone, and is the default before onnxruntime 1.23.
-            device: ``cpu`` or ``cuda`` (onnxruntime), ``cpu``, ``gpu`` or ``npu`` (openvino); None
-                for the best one here.
+            device: ``cpu`` or ``cuda`` (onnxruntime), ``cuda`` (tensorrt), ``cpu``, ``gpu`` or
+                ``npu`` (openvino); None for the best one here. ``cuda`` is the first NVIDIA GPU,
+                and ``cuda:1`` the second.
             precision: (openvino) ``fp32``, ``bf16`` or ``fp16``: what float32 graphs are computed
                 in; None for the fastest whose logits stay within the bundle's tolerance here.
             tensorrt: options of the tensorrt backend.

@@ -112,9 +112,10 @@ def _backend(engines: Path, options: Options) -> str:
     bundle = open_bundle(engines, verify=False)
     if options.backend != AUTO:
         return backend_of(options.backend).name
-    if bundle.manifest.target != "cpu" and find_gpu() is not None:
+    chain = ChainOptions(device=options.device)
+    if bundle.manifest.target != "cpu" and find_gpu(chain.gpu) is not None:
         return "tensorrt"  # whose engines the step "build" makes
-    return choose(bundle, AUTO, ChainOptions(device=options.device))[0]
+    return choose(bundle, AUTO, chain)[0]
 
 
 def _run(

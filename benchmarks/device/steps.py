@@ -92,7 +92,7 @@ def _measure(step: str, **options: Any) -> Callable[[Job], list[str] | str]:
 def _build(job: Job) -> list[str] | str:
     if job.backend != "tensorrt":
         return f"{job.backend} runs the bundle's graphs as they are"
-    return [*_CLI, "build", str(job.engines)]
+    return [*_CLI, "build", str(job.engines), *_device(job)]
 
 
 def _bench(job: Job) -> list[str] | str:
@@ -111,5 +111,8 @@ def _ways(job: Job) -> list[str] | str:
 
 
 def _where(job: Job) -> list[str]:
-    device = [] if job.device is None else ["--device", job.device]
-    return ["--engines", str(job.engines), "--backend", job.backend, *device]
+    return ["--engines", str(job.engines), "--backend", job.backend, *_device(job)]
+
+
+def _device(job: Job) -> list[str]:
+    return [] if job.device is None else ["--device", job.device]

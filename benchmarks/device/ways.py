@@ -22,6 +22,8 @@ WAYS: dict[str, dict[str, dict[str, Any]]] = {
         "graphs, block": {"tensorrt": TensorRTOptions(wait="block")},
         "kernel by kernel": {"tensorrt": TensorRTOptions(cuda_graphs=False)},
         "graphs, speculation": {"tensorrt": TensorRTOptions(speculate=True)},
+        "graphs, zero copy": {"tensorrt": TensorRTOptions(zero_copy=True)},
+        "graphs, copies": {"tensorrt": TensorRTOptions(zero_copy=False)},
     },
     "openvino": {"default": {}, "one thread": {"threads": 1}},
 }

@@ -39,10 +39,12 @@ from lgvit_edge.errors import (
 )
 from lgvit_edge.export.tensorrt.builder import BuilderOptions, BuildTask, EngineBuilder
 from lgvit_edge.machine import jetson
-from lgvit_edge.machine.gpu import find_gpu
+from lgvit_edge.machine.gpu import find_gpu, no_gpu
 from lgvit_edge.machine.preflight import fits, preflight
 from lgvit_edge.machine.tensorrt import TensorRT
 from lgvit_edge.runtime import Session, TensorRTOptions
+from lgvit_edge.runtime.backends.base import ChainOptions
+from lgvit_edge.runtime.backends.registry import backend_of, refusal
 from lgvit_edge.runtime.backends.tensorrt_engine import choose_build
 
 Progress = Callable[[int, int, str], None]
@@ -71,6 +73,7 @@ def build_engines(
     force: bool = False,
     tolerance: float | None = None,
     cuda_graphs: bool = True,
+    device: str | None = None,
     progress: Progress = lambda done, total, text: None,
     note: Callable[[str], None] = lambda text: None,
 ) -> Built:
@@ -87,6 +90,8 @@ def build_engines(
         tolerance: largest difference of logits from PyTorch's; None for the bundle's. Engines that
             an earlier call rejected are not compiled again.
         cuda_graphs: check the engines as recorded CUDA graphs, as sessions run them by default.
+        device: the GPU that compiles and checks, as for ``Session.open``: ``cuda:1`` for the
+            second; None for the first.
         progress: called with engines done, engines in all, and the present step.
         note: called at the start with what makes building or running slow on this Jetson.
 
@@ -101,6 +106,9 @@ def build_engines(
     """
     if tolerance is not None and not 0 < tolerance < math.inf:
         raise UsageError(f"the tolerance must be a positive number, found {tolerance}")
+    on = ChainOptions(device=device)
+    if (fault := refusal(backend_of("tensorrt"), on)) is not None:
+        raise UsageError(fault)
     start = time.perf_counter()
     opened = open_bundle(bundle)
     if opened.manifest.target == "cpu":
@@ -118,7 +126,9 @@ def build_engines(
     if library == "tensorrt":
         _check_board(opened.manifest, note)
     trt = TensorRT(library)
-    gpu = find_gpu()
+    gpu = find_gpu(on.gpu)
+    if gpu is None and on.gpu:
+        raise BackendError(no_gpu(on.gpu))
     if not trt.is_rtx and gpu is None:
         raise BackendError(
             "TensorRT compiles on the GPU that will run the engines, and there is no NVIDIA GPU or "
@@ -160,13 +170,15 @@ def build_engines(
     else:
         check_writable(opened.root)
         with _locked(folder):
-            build, compiled = _build_all(opened, folder, planned, trt, options, force, progress)
+            build, compiled = _build_all(
+                opened, folder, planned, trt, options, force, on.gpu, progress
+            )
     return Built(
         folder,
         build,
         compiled,
         time.perf_counter() - start,
-        *_verify(folder, tolerance, cuda_graphs),
+        *_verify(folder, tolerance, cuda_graphs, device),
     )
 
 
@@ -212,6 +224,7 @@ def _build_all(
     trt: TensorRT,
     options: BuilderOptions,
     force: bool,
+    gpu: int,
     progress: Progress,
 ) -> tuple[Build, tuple[str, ...]]:
     graphs, staging, cache = engines.graphs_of(bundle), folder / STAGING, folder / TIMING_CACHE
@@ -228,7 +241,7 @@ def _build_all(
     timing_cache = b""
     with contextlib.suppress(OSError):
         timing_cache = read_bytes(cache, 1 << 28)
-    builder = EngineBuilder(trt, options, timing_cache=timing_cache)
+    builder = EngineBuilder(trt, options, timing_cache=timing_cache, gpu=gpu)
     build = dataclasses.replace(planned, engines=ready)
     for done, name in enumerate(missing):
         progress(done, len(missing), name)
@@ -257,22 +270,25 @@ def _build_all(
     return build, tuple(name for name in missing if name not in ready)
 
 
-def _verify(folder: Path, tolerance: float | None, cuda_graphs: bool) -> tuple[float | None, str]:
+def _verify(
+    folder: Path, tolerance: float | None, cuda_graphs: bool, device: str | None
+) -> tuple[float | None, str]:
     """Compare logits of the engines in ``folder`` with PyTorch's, on the bundle's samples.
 
     Return the largest difference, as ``Session.check_parity`` gives it, or None and why the engines
     could not be run here. The record of engines that differ is renamed, so they are not loaded.
     """
     root, tag = folder.parent.parent, folder.name
-    if find_gpu() is None:
+    gpu = ChainOptions(device=device).gpu
+    if find_gpu(gpu) is None:
         return None, "there is no NVIDIA GPU here"
     try:
-        choose_build(open_bundle(root, verify=False), tag)
+        choose_build(open_bundle(root, verify=False), tag, gpu)
     except BackendError as error:  # compiled for another GPU than the one here
         return None, str(error)
     try:
         options = TensorRTOptions(engines=tag, cuda_graphs=cuda_graphs)
-        session = Session.open(root, backend="tensorrt", tensorrt=options)
+        session = Session.open(root, backend="tensorrt", device=device, tensorrt=options)
     except MissingDependency as error:
         return None, str(error)
     try:

@@ -20,6 +20,7 @@ from lgvit_edge.bundle.manifest import GraphSpec
 from lgvit_edge.errors import BuildError, UsageError
 from lgvit_edge.machine.gpu import find_gpu
 from lgvit_edge.machine.tensorrt import TensorRT
+from lgvit_edge.runtime.cuda.driver import on_gpu
 
 Progress = Callable[[str], None]
 _PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION", "FULLY_CONNECTED")
@@ -74,9 +75,9 @@ class EngineBuilder:
     """
 
     def __init__(
-        self, trt: TensorRT, options: BuilderOptions, *, timing_cache: bytes = b""
+        self, trt: TensorRT, options: BuilderOptions, *, timing_cache: bytes = b"", gpu: int = 0
     ) -> None:
-        self._trt, self._options = trt, options
+        self._trt, self._options, self.gpu = trt, options, gpu
         self.timing_cache = timing_cache
         self._capabilities = self._named_capabilities()
 
@@ -159,7 +160,8 @@ class _Job:
                 return
             self.begun = True
         try:
-            self.plan = self._build()
+            with on_gpu(self.owner.gpu):
+                self.plan = self._build()
         except BaseException as error:  # raised by the waiting thread
             # Not for a cancelled job: the traceback would hold TensorRT's objects.
             self.error = None if self.cancelled else error
@@ -277,7 +279,7 @@ class _Job:
 
     def _inspect(self, plan: bytes) -> None:
         """Check the engine's own description, where there is a GPU to load it."""
-        if find_gpu() is None:
+        if find_gpu(self.owner.gpu) is None:
             return
         runtime = self.trt.make("Runtime")
         if self.trt.is_rtx:  # it may be compiled for other GPUs than the one here

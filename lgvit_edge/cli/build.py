@@ -52,6 +52,10 @@ def build(
             help="Check the engines as recorded CUDA graphs, or not.",
         ),
     ] = True,
+    device: Annotated[
+        str | None,
+        Option(help="GPU to compile and check on: cuda, or cuda:1 for the second. Default: cuda."),
+    ] = None,
     force: Annotated[bool, Option(help="Compile all engines, even current ones.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -71,6 +75,7 @@ def build(
             force=force,
             tolerance=tolerance,
             cuda_graphs=cuda_graphs,
+            device=device,
             progress=progress,
             note=note,
         )
@@ -84,7 +89,7 @@ def build(
         }
         print(dumps(record))
     else:
-        print_built(bundle, built)
+        print_built(bundle, built, device)
 
 
 def parse_capabilities(text: str | None) -> tuple[str, ...]:
@@ -92,9 +97,10 @@ def parse_capabilities(text: str | None) -> tuple[str, ...]:
     return () if text is None else tuple(part.strip() for part in text.split(","))
 
 
-def print_built(bundle: Path, built: Built) -> None:
+def print_built(bundle: Path, built: Built, device: str | None = None) -> None:
     """Print which engines of a bundle were compiled, and whether they were run."""
     record, bench = built.build, f"lgvit-edge bench --engines {quote(str(bundle))}"
+    bench += f" --device {device}" if device else ""
     if not built.compiled:
         say(f"{built.folder}: all {len(record.engines)} engines are current; nothing to do")
     else:

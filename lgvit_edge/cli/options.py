@@ -57,7 +57,10 @@ PointName = Annotated[
 Threads = Annotated[
     int | None, Option(help=f"Number of CPU threads ({_THREADED}). Default: one per core.")
 ]
-Device = Annotated[str | None, Option(help=f"Device to run on; {_values('devices')}")]
+Device = Annotated[
+    str | None,
+    Option(help=f"Device to run on, cuda:1 being the second GPU; {_values('devices')}"),
+]
 Backend = Annotated[
     str,
     Option(
@@ -125,7 +128,7 @@ class RunOptions:
         str | None,
         Option(
             help="tensorrt: how the CPU waits for the GPU: spin (lowest latency, occupies a core), "
-            "block or hybrid. Default: hybrid."
+            "block (sleeps) or hybrid (sleeps first, then spins). Default: hybrid."
         ),
     ] = None
     cuda_graphs: Annotated[
@@ -143,6 +146,14 @@ class RunOptions:
             "--no-speculate.",
         ),
     ] = None
+    zero_copy: Annotated[
+        bool | None,
+        Option(
+            "--zero-copy/--no-zero-copy",
+            help="tensorrt: use images and logits where the CPU has them instead of copies. "
+            "Default: --zero-copy where CPU and GPU share memory, as on a Jetson.",
+        ),
+    ] = None
 
     def open(self, engines: Path, policy: str | None, point: str | None) -> Session:
         """Open the session that the options ask for; raises as ``Session.open`` does."""
@@ -151,7 +162,7 @@ class RunOptions:
 
         # Only typed options are passed on, because a backend refuses options it does not take.
         typed = {name: value for name, value in asdict(self).items() if value is not None}
-        names = ("wait", "cuda_graphs", "speculate")
+        names = ("wait", "cuda_graphs", "speculate", "zero_copy")
         tensorrt = {name: typed.pop(name) for name in names if name in typed}
         return Session.open(
             engines,

@@ -29,6 +29,12 @@ def find_gpus() -> list[Gpu]:
     return gpus
 
 
+def no_gpu(index: int) -> str:
+    """Return an error's text: which GPU was asked for, and which there are."""
+    found = ", ".join(f"cuda:{i} ({gpu.name})" for i, gpu in enumerate(find_gpus()))
+    return f"cuda:{index} was asked for, found {found or 'no NVIDIA GPU and driver'}"
+
+
 def find_gpu(index: int = 0) -> Gpu | None:
     """Return the GPU with this index; None without a driver or such a GPU."""
     try:

@@ -6,6 +6,7 @@ Importing this module loads neither a backend nor NumPy.
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
@@ -60,10 +61,13 @@ class TensorRTOptions:
 
     Attributes:
         wait: how to wait for a segment's logits: ``spin`` is fastest and occupies a core, ``block``
-            sleeps, ``hybrid`` spins for 50 microseconds and then sleeps.
+            sleeps until the driver wakes it, ``hybrid`` sleeps for most of the time that the
+            segment usually takes and then spins.
         cuda_graphs: replay recorded segments instead of launching kernel by kernel.
         speculate: start the next segment before the exit decision. That saves the decision's time
             where an image goes on; where it leaves, the GPU's work is wasted.
+        zero_copy: let the engines use images and logits where the CPU has them, instead of copies;
+            None for where CPU and GPU share memory, as on a Jetson.
         binding: ``pycuda`` or ``cuda-python``; None for pycuda where it works.
         engines: tag of the build to run; None for the first that fits this GPU.
     """
@@ -71,6 +75,7 @@ class TensorRTOptions:
     wait: str = "hybrid"
     cuda_graphs: bool = True
     speculate: bool = False
+    zero_copy: bool | None = None
     binding: str | None = None
     engines: str | None = None
 
@@ -96,6 +101,11 @@ class ChainOptions:
             object.__setattr__(self, "threads", whole("threads", self.threads))
         if not isinstance(self.tensorrt, (TensorRTOptions, type(None))):
             raise UsageError(f"tensorrt must be TensorRTOptions(...), found {self.tensorrt!r}")
+
+    @property
+    def gpu(self) -> int:
+        """Index of the GPU that ``device`` names, as in ``cuda:1``; 0 where it names none."""
+        return int((self.device or "").partition(":")[2] or 0)
 
     @property
     def given(self) -> list[str]:
@@ -159,7 +169,7 @@ class Backend:
             it cannot run here and ``MissingDependency`` where a package is missing.
         modules: Python modules, one of which must be installed.
         packages: what installs those, and what goes with them; the first is the usual one.
-        devices: values of ``device`` that it takes.
+        devices: values of ``device`` that it takes; ``cuda:N`` is any number after a colon.
         precisions: values of ``precision`` that it takes.
         options: fields of ``ChainOptions`` that it takes; all others are refused.
         candidates: lists how ``backend="auto"`` may run a bundle; empty where bundle or machine
@@ -178,6 +188,13 @@ class Backend:
     options: frozenset[str] = frozenset()
     candidates: Callable[[Bundle, ChainOptions], list[Candidate]] | None = None
     checks: Callable[[bool, Jetson | None], list[Check]] | None = None
+
+    def takes(self, option: str, value: object) -> bool:
+        """Return whether it takes this value of ``device`` or ``precision``; None is always one."""
+        values = {"device": self.devices, "precision": self.precisions}[option]
+        if isinstance(value, str):
+            value = re.sub(r":[0-9]{1,3}\Z", ":N", value.replace(":N", ":"))
+        return value is None or value in values
 
     @property
     def installed(self) -> bool:

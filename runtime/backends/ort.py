@@ -20,7 +20,7 @@ from lgvit_edge.bundle.directory import Bundle
 from lgvit_edge.bundle.manifest import GraphSpec, TensorSpec
 from lgvit_edge.errors import BackendError, BundleError, UsageError, in_one_line
 from lgvit_edge.machine.cpu import available_cores
-from lgvit_edge.machine.gpu import find_gpu
+from lgvit_edge.machine.gpu import find_gpu, no_gpu
 from lgvit_edge.machine.wheels import extra
 from lgvit_edge.runtime.backends.base import ON_CPU, ON_GPU, Candidate, Chain, ChainOptions, in_turn
 from lgvit_edge.runtime.backends.ort_pool import can_share, join_pool, open_session, refuse_pool
@@ -45,7 +45,7 @@ def open_chain(bundle: Bundle, names: list[str], options: ChainOptions) -> Chain
 
 def candidates(bundle: Bundle, options: ChainOptions) -> list[Candidate]:
     """List ONNX Runtime, on the GPU where it can use one."""
-    gpu = options.device != "cpu" and find_gpu() is not None and has_cuda()
+    gpu = options.device != "cpu" and find_gpu(options.gpu) is not None and has_cuda()
     return [Candidate("onnxruntime", rank=ON_GPU if gpu else ON_CPU)]
 
 
@@ -86,7 +86,9 @@ class OrtChain:
                 f"{self._ort.__version__}; leave it out for private pools, which are slower, or "
                 "run: pip install --upgrade 'lgvit-edge[cpu]'"
             )
-        self._device = _choose_device(device)
+        self._device, self._gpu = _choose_device(device), options.gpu
+        if self._gpu and find_gpu(self._gpu) is None:
+            raise BackendError(no_gpu(self._gpu))
         self._shared = thread_pool == "global"
         if self._shared:
             self._threads = join_pool(self._ort, options.threads)
@@ -99,7 +101,7 @@ class OrtChain:
         try:
             self._sessions = self._load_all(bundle.root)
         except _CudaFails:
-            if device == "cuda":
+            if device is not None:
                 raise BackendError(
                     "ONNX Runtime's CUDA provider does not start here: its CUDA or cuDNN "
                     "libraries, or the driver, are missing or of another version; run: "
@@ -148,7 +150,7 @@ class OrtChain:
         return {
             "backend": "onnxruntime",
             "version": self._ort.__version__,
-            "device": self._device,
+            "device": f"cuda:{self._gpu}" if self._gpu else self._device,
             "threads": self._threads,
             "thread_pool": "global" if self._shared else "private",
         }
@@ -165,7 +167,9 @@ class OrtChain:
             return list(pool.map(lambda g: self._load(root / g.graph.file, g), self._graphs))
 
     def _load(self, path: Path, graph: GraphSpec) -> Any:
-        providers = [_PROVIDERS[d] for d in ("cuda", "cpu") if d in (self._device, "cpu")]
+        providers: list[Any] = [_PROVIDERS["cpu"]]
+        if self._device == "cuda":
+            providers.insert(0, (_PROVIDERS["cuda"], {"device_id": str(self._gpu)}))
         try:
             str(path).encode()
         except UnicodeEncodeError:  # as with LC_ALL=C and a name beyond ASCII
@@ -180,7 +184,7 @@ class OrtChain:
         except Exception as error:  # onnxruntime has no common base class
             reason = in_one_line(error)
             raise BundleError(f"{path} cannot be loaded by ONNX Runtime: {reason}") from None
-        if session.get_providers()[0] != providers[0]:
+        if session.get_providers()[0] != _PROVIDERS[self._device]:
             # ONNX Runtime silently uses the CPU when CUDA's libraries fail; its speed must not be
             # reported as the GPU's.
             raise _CudaFails
@@ -200,7 +204,7 @@ class OrtChain:
         shape = spec.for_batch(self.max_batch)
         if self._device == "cuda" and on_device:
             make = self._ort.OrtValue.ortvalue_from_shape_and_type
-            value = make(list(shape), np.dtype(spec.dtype), "cuda", 0)
+            value = make(list(shape), np.dtype(spec.dtype), "cuda", self._gpu)
             return _Buffer(np.empty((0, *shape[1:]), spec.dtype), value)
         return _Buffer(np.zeros(shape, spec.dtype))
 
@@ -222,9 +226,9 @@ class OrtChain:
         return session, binding, self._logits[index][:batch]
 
     def _bind_tensor(self, bind: Any, spec: TensorSpec, buffer: _Buffer, batch: int) -> None:
-        device = "cpu" if buffer.device_value is None else "cuda"
+        device, index = ("cpu", 0) if buffer.device_value is None else ("cuda", self._gpu)
         shape = list(spec.for_batch(batch))
-        bind(spec.name, device, 0, np.dtype(spec.dtype), shape, buffer.address)
+        bind(spec.name, device, index, np.dtype(spec.dtype), shape, buffer.address)
 
 
 class _CudaFails(Exception):
@@ -239,9 +243,9 @@ def _tensor(port: Any) -> tuple[str, str, tuple[int, ...]]:
 
 
 def _choose_device(device: str | None) -> str:
-    if device == "cuda" and not has_cuda():
+    if device not in (None, "cpu") and not has_cuda():
         raise BackendError(
             "this onnxruntime has no CUDA provider; run: pip uninstall onnxruntime && "
             f"pip install 'lgvit-edge[{extra('gpu')}]'"
         )
-    return device or ("cuda" if has_cuda() else "cpu")
+    return (device or ("cuda" if has_cuda() else "cpu")).partition(":")[0]

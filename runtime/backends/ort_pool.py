@@ -76,7 +76,7 @@ def _refuse_forked() -> None:
 
 
 def open_session(
-    ort: Any, path: str, threads: int, *, shared: bool, providers: list[str]
+    ort: Any, path: str, threads: int, *, shared: bool, providers: list[Any]
 ) -> tuple[Any, bool]:
     """Load a graph into an ONNX Runtime session, with the preferred of ``providers`` first.
 

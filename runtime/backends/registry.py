@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 # What error messages call an option; the others go by their own names.
-_WORDS = {"tensorrt": "TensorRT options (wait, cuda_graphs, speculate)"}
+_WORDS = {"tensorrt": "TensorRT options (wait, cuda_graphs, speculate, zero_copy)"}
 
 
 def register_backend(backend: Backend) -> None:
@@ -65,7 +65,7 @@ def refusal(backend: Backend, options: ChainOptions) -> str | None:
             )
     for name, values in (("device", backend.devices), ("precision", backend.precisions)):
         value = getattr(options, name)
-        if value not in (None, *values):
+        if not backend.takes(name, value):
             return f"{name} must be one of {', '.join(values)}, found {value!r} ({backend.name})"
     return None
 
@@ -128,7 +128,8 @@ _BACKENDS = {
                 Package("pycuda", "pycuda", "run engines"),
                 Package("cuda-bindings", "rtx", "run engines (cuda-python)"),
             ),
-            options=frozenset({"tensorrt"}),
+            devices=("cuda", "cuda:N"),
+            options=frozenset({"tensorrt", "device"}),
             candidates=_later("tensorrt_engine", "candidates"),
             checks=_later("checks", "tensorrt_checks"),
         ),
@@ -141,7 +142,7 @@ _BACKENDS = {
                 Package("onnxruntime", "cpu", "run bundles on the CPU"),
                 Package("onnxruntime-gpu", "gpu", "run bundles on an NVIDIA GPU"),
             ),
-            devices=("cpu", "cuda"),
+            devices=("cpu", "cuda", "cuda:N"),
             options=frozenset({"threads", "thread_pool", "device"}),
             candidates=_later("ort", "candidates"),
             checks=_later("checks", "onnxruntime_checks"),

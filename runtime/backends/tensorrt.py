@@ -2,18 +2,21 @@
 
 The hidden state never leaves the GPU: segment i writes the buffer that segment i + 1 reads, at
 addresses bound once. All contexts share one scratch buffer, because they run one after the other.
-Each segment and batch size has one CUDA graph (the kernels, and the copy of the logits to
-page-locked memory) and its own context, which must not change once the graph is recorded. The host
-waits on an event, never on the device.
+Each segment and batch size has one CUDA graph (the kernels, and the copies of images to the device
+and of logits to page-locked memory) and its own context, which must not change once the graph is
+recorded. Where CPU and GPU share memory there are no copies: kernels read images and write logits
+where the CPU does. A batch is padded to the next of a few sizes, all of which are prepared when the
+chain is opened. The host waits on an event, never on the device.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import time
 import warnings
+from bisect import bisect_left
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,9 +33,8 @@ from lgvit_edge.runtime.backends.tensorrt_engine import (
     choose_build,
     scratch_size,
 )
+from lgvit_edge.runtime.backends.waiting import Waits
 from lgvit_edge.runtime.cuda.bindings import open_cuda
-
-_SPIN_SECONDS = 50e-6  # that a hybrid wait spins before it sleeps; most segments are faster
 
 
 def open_chain(bundle: Bundle, names: list[str], options: ChainOptions) -> Chain:
@@ -44,7 +46,7 @@ class TensorRTChain:
     """Runs a ``Chain`` of segments, each a TensorRT engine."""
 
     def __init__(self, bundle: Bundle, names: list[str], options: ChainOptions) -> None:
-        """Load engines, allocate every buffer and record the graphs of the usual batch sizes.
+        """Load engines, allocate every buffer and record the graphs of every padded batch size.
 
         Raises:
             BackendError: no GPU, no build that runs here, out of memory, or CUDA refuses.
@@ -55,11 +57,16 @@ class TensorRTChain:
         graphs = graphs_of(bundle)
         self._graphs = [graphs[name] for name in names]
         self.max_batch = bundle.manifest.batch[2]
-        folder, self._build, self._trt = choose_build(bundle, self._options.engines)
-        self._cuda = open_cuda(self._options.binding)
+        self._padded_sizes = padded_sizes(self.max_batch)
+        self._gpu = options.gpu
+        folder, self._build, self._trt = choose_build(bundle, self._options.engines, self._gpu)
+        self._cuda = open_cuda(self._options.binding, self._gpu)
+        zero_copy = self._options.zero_copy
+        self._zero_copy = self._cuda.device.integrated if zero_copy is None else zero_copy
         self._closed = False
         self._names = names
-        # By segment and batch size. A recorded graph is None where kernels are launched one by one.
+        # By segment and padded batch size. A recorded graph is None where kernels are launched one
+        # by one.
         self._contexts: dict[tuple[int, int], Any] = {}
         self._recorded: dict[tuple[int, int], Any] = {}
         self._not_recorded: dict[str, str] = {}  # why, by segment
@@ -71,11 +78,14 @@ class TensorRTChain:
             self._allocate()
             self._batch = self._next = self._queued = 0
             self._sizes: list[int] = [0] * len(names)  # the batch each segment was queued with
+            self._queued_at = [0.0] * len(names)
+            self._waits = Waits()
             # Rows of the batch that go on; None for all. Applied when the next segment is queued.
             self._rows: NDArray[np.intp] | None = None
-            for batch in sorted({1, self.max_batch}):
-                self.warm_up(batch)
-            self._loader.save_cache()
+            for size in self._padded_sizes:
+                for index in range(len(names)):
+                    self._prepare(index, size)
+            self._loader.save_cache()  # no other size will be compiled
             if self._not_recorded:
                 warnings.warn(
                     f"{', '.join(self._not_recorded)}: without a CUDA graph, which is slower, "
@@ -86,12 +96,6 @@ class TensorRTChain:
         except BaseException:
             self.close()
             raise
-
-    def warm_up(self, batch: int) -> None:
-        """Run every segment once with this batch size, and record its graph."""
-        self._batch = batch
-        for index in range(len(self._graphs)):
-            self._prepare(index)
 
     def start(self, images: NDArray[Any]) -> None:
         """See ``Chain.start``; a closed chain raises ``BackendError``."""
@@ -108,7 +112,7 @@ class TensorRTChain:
         size, rows = self._sizes[index], self._rows
         if self._options.speculate and index + 1 < len(self._graphs):
             self._queue()
-        self._wait(self._events[index])
+        self._wait(index)
         self._next = index + 1
         logits = self._logits[index][:size]
         return logits if rows is None else logits[rows]
@@ -129,10 +133,12 @@ class TensorRTChain:
             "library": self._trt.library,
             "version": self._trt.version,
             "device": self._cuda.device.name,
+            "gpu": self._gpu,
             "compute_capability": self._cuda.device.compute_capability,
             "driver": self._cuda.device.driver,
             "binding": self._cuda.name,
             "engines": self._build.tag,
+            "zero_copy": self._zero_copy,
             "wait": self._options.wait,
             "cuda_graphs": sum(graph is not None for graph in self._recorded.values()),
             "not_recorded": dict(self._not_recorded),
@@ -147,8 +153,6 @@ class TensorRTChain:
         self._closed = True
         with contextlib.suppress(BackendError):  # a speculated segment may still be running
             self._cuda.synchronize()
-            if self._loader is not None and self._recorded:
-                self._loader.save_cache()  # with what later batch sizes made RTX compile
         self._recorded = {}
         # Contexts are freed before their engines, and both before the memory they use.
         self._contexts = {}
@@ -158,22 +162,34 @@ class TensorRTChain:
 
     def _allocate(self) -> None:
         cuda, batch = self._cuda, self.max_batch
-        first = self._graphs[0].inputs[0]
-        self._image = cuda.pinned(first.for_batch(batch), first.dtype)
-        self._image_address = cuda.allocate(_bytes(first, batch))
+        self._image, self._image_address = self._shared(self._graphs[0].inputs[0])
         hidden = [graph.outputs[0] for graph in self._graphs if len(graph.outputs) == 2]
         size = max((_bytes(spec, batch) for spec in hidden), default=0)
         # Two in turn: a segment reads one and writes the other.
         self._hidden = [cuda.allocate(size) for _ in hidden[:2]]
-        self._logits = [cuda.pinned(g.logits.for_batch(batch), "float32") for g in self._graphs]
-        self._logits_address = [cuda.allocate(_bytes(g.logits, batch)) for g in self._graphs]
+        # Each segment has its own: the next one may run while the CPU reads the last one's.
+        outputs = [self._shared(graph.logits) for graph in self._graphs]
+        self._logits: list[NDArray[np.float32]] = [array for array, _ in outputs]
+        self._logits_address = [address for _, address in outputs]
         blocking = self._options.wait != "spin"
         self._events = [cuda.event(blocking=blocking) for _ in self._graphs]
         self._scratch_size = max(scratch_size(engine) for engine in self._engines)
         self._scratch = cuda.allocate(max(self._scratch_size, 1))
 
-    def _context(self, index: int) -> Any:
-        """Make the context of one segment for ``self._batch`` rows, with shapes and addresses."""
+    def _shared(self, spec: TensorSpec) -> tuple[NDArray[Any], int]:
+        """Allocate a tensor that the CPU sees: its array there, and its address for the engine.
+
+        An image is replaced when segment 0 has ended, which alone reads it; logits are read when
+        their segment has ended, and before it runs again.
+        """
+        shape = spec.for_batch(self.max_batch)
+        if self._zero_copy:
+            return self._cuda.mapped(shape, spec.dtype)
+        array = self._cuda.pinned(shape, spec.dtype)
+        return array, self._cuda.allocate(array.nbytes)
+
+    def _context(self, index: int, size: int) -> Any:
+        """Make the context of one segment for ``size`` rows, with shapes and addresses."""
         assert self._loader is not None  # only ``close`` drops it
         graph, context = self._graphs[index], self._loader.context(self._engines[index])
         attach_scratch(context, self._scratch, self._scratch_size)
@@ -182,9 +198,9 @@ class TensorRTChain:
             # enqueue fails (NvInferRuntime.h, IExecutionContext::setOptimizationProfileAsync).
             if not context.set_optimization_profile_async(0, self._cuda.stream):
                 raise self._refused(index, "does not take its optimization profile")
-        shape = graph.inputs[0].for_batch(self._batch)
+        shape = graph.inputs[0].for_batch(size)
         if self.max_batch > 1 and not context.set_input_shape(graph.inputs[0].name, shape):
-            raise self._refused(index, f"does not take a batch of {self._batch}")
+            raise self._refused(index, f"does not take a batch of {size}")
         source = self._hidden[(index - 1) % 2] if index else self._image_address
         addresses = {graph.inputs[0].name: source, graph.logits.name: self._logits_address[index]}
         if len(graph.outputs) == 2:
@@ -199,27 +215,31 @@ class TensorRTChain:
         index = self._queued
         if self._rows is not None:
             self._compact(index)
-        key = (index, self._batch)
-        if key not in self._recorded:
-            self._prepare(index)
-        graph = self._recorded[key]
+        # Rows beyond the batch hold what earlier images left there. They are computed and never
+        # read: a row's result does not depend on the other rows.
+        size = self._padded(self._batch)
+        self._queued_at[index] = self._waits.clock()
+        graph = self._recorded[index, size]
         if graph is None:
-            self._launch(index)
+            self._launch(index, size)
         else:
             self._cuda.launch(graph)
         self._cuda.record(self._events[index])
         self._sizes[index] = self._batch
         self._queued = index + 1
 
-    def _prepare(self, index: int) -> None:
-        """Run a segment once, which lets TensorRT finish its set-up, then record it."""
-        self._contexts[index, self._batch] = self._context(index)
-        self._launch(index)
-        self._cuda.synchronize()
-        self._recorded[index, self._batch] = self._record(index)
+    def _padded(self, rows: int) -> int:
+        return self._padded_sizes[bisect_left(self._padded_sizes, rows)]
 
-    def _record(self, index: int) -> Any:
-        context = self._contexts[index, self._batch]
+    def _prepare(self, index: int, size: int) -> None:
+        """Run a segment once, which lets TensorRT finish its set-up, then record it."""
+        self._contexts[index, size] = self._context(index, size)
+        self._launch(index, size)
+        self._cuda.synchronize()
+        self._recorded[index, size] = self._record(index, size)
+
+    def _record(self, index: int, size: int) -> Any:
+        context = self._contexts[index, size]
         capturable = getattr(context, "is_stream_capturable", lambda stream: True)
         if not self._options.cuda_graphs or not capturable(self._cuda.stream):
             return None
@@ -228,7 +248,7 @@ class TensorRTChain:
         with _no_collection():
             self._cuda.begin_capture()
             try:
-                self._launch(index)
+                self._launch(index, size)
             except BackendError as error:
                 fault = error
             try:
@@ -241,17 +261,18 @@ class TensorRTChain:
         self._not_recorded[self._names[index]] = str(fault)
         return None
 
-    def _launch(self, index: int) -> None:
-        """Queue one segment kernel by kernel, for ``self._batch`` rows."""
-        graph, batch = self._graphs[index], self._batch
-        context = self._contexts[index, batch]
-        if index == 0:
-            size = _bytes(graph.inputs[0], batch)
-            self._cuda.upload(self._image_address, self._image.ctypes.data, size)
+    def _launch(self, index: int, size: int) -> None:
+        """Queue one segment kernel by kernel, for ``size`` rows."""
+        graph, context = self._graphs[index], self._contexts[index, size]
+        self._cuda.make_current()
+        if index == 0 and not self._zero_copy:
+            image = _bytes(graph.inputs[0], size)
+            self._cuda.upload(self._image_address, self._image.ctypes.data, image)
         if not context.execute_async_v3(self._cuda.stream):
             raise self._refused(index, "does not run")
-        logits = self._logits[index].ctypes.data
-        self._cuda.download(logits, self._logits_address[index], _bytes(graph.logits, batch))
+        if not self._zero_copy:
+            logits = self._logits[index].ctypes.data
+            self._cuda.download(logits, self._logits_address[index], _bytes(graph.logits, size))
 
     def _compact(self, index: int) -> None:
         """Move the rows that go on to the front of segment ``index``'s input, on the device.
@@ -266,23 +287,31 @@ class TensorRTChain:
                 self._cuda.move(address + place * row, address + source * row, row)
         self._batch, self._rows = len(self._rows), None
 
-    def _wait(self, event: Any) -> None:
-        if self._options.wait == "spin":
-            while not self._cuda.done(event):
+    def _wait(self, index: int) -> None:
+        event, cuda = self._events[index], self._cuda
+        if self._options.wait == "block":
+            cuda.wait(event)
+        elif self._options.wait == "spin":
+            while not cuda.done(event):
                 pass
-            return
-        if self._options.wait == "hybrid":
-            deadline = time.perf_counter() + _SPIN_SECONDS
-            while time.perf_counter() < deadline:
-                if self._cuda.done(event):
-                    return
-        self._cuda.wait(event)
+        else:
+            kind = (index, self._padded(self._sizes[index]))
+            done, block = partial(cuda.done, event), partial(cuda.wait, event)
+            self._waits.wait(kind, self._queued_at[index], done, block)
 
     def _refused(self, index: int, what: str) -> BackendError:
         return BackendError(
             f"the engine of {self._names[index]} {what}: {self._trt.reason()}; free memory on the "
             "GPU, or run: lgvit-edge doctor"
         )
+
+
+def padded_sizes(largest: int) -> list[int]:
+    """Return the batch sizes that engines run with: the powers of two, and the largest batch.
+
+    They are few, because each costs every segment a context, a graph and time at the start.
+    """
+    return [*(1 << n for n in range((largest - 1).bit_length())), largest]
 
 
 @contextlib.contextmanager

@@ -14,9 +14,10 @@ from lgvit_edge.bundle.builds import Build
 from lgvit_edge.bundle.directory import ENGINES, Bundle
 from lgvit_edge.bundle.manifest import GraphSpec
 from lgvit_edge.errors import BackendError, BundleError, MissingDependency
-from lgvit_edge.machine.gpu import Gpu, find_gpu
+from lgvit_edge.machine.gpu import Gpu, find_gpu, find_gpus, no_gpu
 from lgvit_edge.machine.tensorrt import TensorRT
 from lgvit_edge.runtime.backends.base import ON_ENGINES, Candidate, ChainOptions
+from lgvit_edge.runtime.cuda.driver import on_gpu
 
 RUNTIME_CACHE = "runtime.cache"
 _MAX_CACHE = 256 << 20
@@ -24,25 +25,29 @@ _MAX_CACHE = 256 << 20
 
 def candidates(bundle: Bundle, options: ChainOptions) -> list[Candidate]:
     """List TensorRT where there are engines and a GPU; warn where no engine fits the GPU."""
-    if not (bundle.root / ENGINES).is_dir() or find_gpu() is None:
+    if not (bundle.root / ENGINES).is_dir() or find_gpu(options.gpu) is None:
         return []
     try:
-        choose_build(bundle)
+        choose_build(bundle, index=options.gpu)
     except (BackendError, BundleError) as error:
         warnings.warn(f"not running on TensorRT, because {error}", stacklevel=4)
         return []
     return [Candidate("tensorrt", rank=ON_ENGINES)]
 
 
-def choose_build(bundle: Bundle, tag: str | None = None) -> tuple[Path, Build, TensorRT]:
-    """Return the build (of this tag) that runs on this GPU, going by the builds' records.
+def choose_build(
+    bundle: Bundle, tag: str | None = None, index: int = 0
+) -> tuple[Path, Build, TensorRT]:
+    """Return the build (of this tag) that runs on GPU ``index``, going by the builds' records.
 
     Raises:
-        BackendError: there is no GPU, or no build fits it.
+        BackendError: there is no such GPU, or no build fits it.
     """
     root = bundle.root
-    gpu = find_gpu()
+    gpu = find_gpu(index)
     if gpu is None:
+        if find_gpus():
+            raise BackendError(no_gpu(index))
         raise BackendError(
             "TensorRT engines need an NVIDIA GPU and its driver, and there is none here "
             "(libcuda.so.1 does not load or finds no GPU); run: lgvit-edge doctor, or use the "
@@ -52,7 +57,7 @@ def choose_build(bundle: Bundle, tag: str | None = None) -> tuple[Path, Build, T
     if not builds:
         which = "engines" if tag is None else f"engines/{tag}"
         raise BackendError(f"{root} has no {which}; run: lgvit-edge build {root}")
-    faults, command = [], f"lgvit-edge build {root}"
+    faults, command = [], f"lgvit-edge build {root}" + (f" --device cuda:{index}" if index else "")
     # TensorRT's engines come before TensorRT-RTX's: they were tuned on this very GPU.
     for folder, build in sorted(builds, key=lambda pair: getattr(pair[1], "library", "")):
         if isinstance(build, BundleError):
@@ -60,9 +65,9 @@ def choose_build(bundle: Bundle, tag: str | None = None) -> tuple[Path, Build, T
             continue
         try:
             trt = TensorRT(build.library)
-            fault = _misfit(bundle, folder, build, trt, gpu)
-            if not trt.runs_on(gpu):
-                command = f"lgvit-edge build {root} --builder tensorrt"
+            fault = _misfit(bundle, folder, build, trt, gpu, index)
+            if not trt.runs_on(gpu) and "--builder" not in command:
+                command += " --builder tensorrt"
         except (BackendError, MissingDependency) as error:  # the library is missing or fails
             fault = str(error)
         if fault is None:
@@ -73,7 +78,9 @@ def choose_build(bundle: Bundle, tag: str | None = None) -> tuple[Path, Build, T
     )
 
 
-def _misfit(bundle: Bundle, folder: Path, build: Build, trt: TensorRT, gpu: Gpu) -> str | None:
+def _misfit(
+    bundle: Bundle, folder: Path, build: Build, trt: TensorRT, gpu: Gpu, index: int
+) -> str | None:
     """Return why a build cannot run here; None where it can."""
     if build.version != trt.version:
         return f"built with {build.library} {build.version}, found {trt.version}"
@@ -89,13 +96,14 @@ def _misfit(bundle: Bundle, folder: Path, build: Build, trt: TensorRT, gpu: Gpu)
     if built_for and capability not in built_for:
         listed = ", ".join(built_for)
         return f"built for compute capability {listed}, this GPU ({gpu.name}) has {capability}"
-    return build.fault(bundle) or _refusal(folder, build, trt, gpu)
+    if (fault := build.fault(bundle)) is not None or not trt.is_rtx:
+        return fault
+    with on_gpu(index):
+        return _refusal(folder, build, trt, gpu)
 
 
 def _refusal(folder: Path, build: Build, trt: TensorRT, gpu: Gpu) -> str | None:
     """Return why TensorRT-RTX refuses the engines, going by the header of one."""
-    if not trt.is_rtx:
-        return None
     runtime = trt.make("Runtime")
     path = folder / build.engines["baseline"].file
     try:

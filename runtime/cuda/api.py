@@ -23,6 +23,7 @@ from lgvit_edge.runtime.cuda.driver import Driver, Refused
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: the default stream of other libraries is not waited for
 _THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may go on using CUDA
 _BLOCKING_SYNC, _DISABLE_TIMING = 1, 2  # CU_EVENT_...
+_DEVICEMAP = 2  # CU_MEMHOSTALLOC_DEVICEMAP
 _MB = 2**20
 
 
@@ -60,6 +61,10 @@ class Cuda(ABC):
             self.close()
             raise
 
+    def make_current(self) -> None:
+        """Make the device the calling thread's, before TensorRT is called."""
+        self._use()
+
     def allocate(self, size: int) -> int:
         """Allocate device memory of ``size`` bytes, aligned to 256; freed by ``close``."""
         self._use()
@@ -70,15 +75,16 @@ class Cuda(ABC):
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """Allocate a zeroed page-locked host array; must not be used after ``close``."""
-        self._use()
-        kind = np.dtype(dtype)
-        size = math.prod(shape) * kind.itemsize
-        try:
-            whole = self._host_memory(max(size, 1))
-        except Refused as error:
-            raise self._explain(error, size, " of page-locked memory") from None
-        whole.fill(0)
-        return whole[:size].view(kind).reshape(shape)
+        return self._host_array(shape, np.dtype(dtype), 0)[0]
+
+    def mapped(self, shape: tuple[int, ...], dtype: DTypeLike) -> tuple[NDArray[Any], int]:
+        """Do what ``pinned`` does; return the array, and its address for kernels, aligned to 256.
+
+        The device reads and writes it in place. The two addresses may differ, and it must use its
+        own (cuda.h, ``cuMemHostGetDevicePointer``).
+        """
+        array, whole = self._host_array(shape, np.dtype(dtype), _DEVICEMAP)
+        return array, self._device_address(whole)
 
     @abstractmethod
     def upload(self, target: int, source: int, size: int) -> None:
@@ -137,6 +143,7 @@ class Cuda(ABC):
         finally:
             call("cuGraphDestroy", graph)
         self._own(call, "cuGraphExecDestroy", runnable)
+        call("cuGraphUpload", runnable, self._handle)  # else the first launch does it
         return runnable
 
     def launch(self, graph: ctypes.c_void_p) -> None:
@@ -183,6 +190,19 @@ class Cuda(ABC):
     def _own(self, free: Callable[..., Any], *arguments: Any) -> None:
         self._owned.callback(free, *arguments)
 
+    def _host_array(
+        self, shape: tuple[int, ...], dtype: np.dtype[Any], flags: int
+    ) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        """Allocate an array; return it, and the bytes it lies in as the binding made them."""
+        self._use()
+        size = math.prod(shape) * dtype.itemsize
+        try:
+            whole = self._host_memory(max(size, 1), flags)
+        except Refused as error:
+            raise self._explain(error, size, " of page-locked memory") from None
+        whole.fill(0)
+        return whole[:size].view(dtype).reshape(shape), whole
+
     def _explain(self, error: Refused, size: int, kind: str) -> BackendError:
         if not error.out_of_memory:
             return error
@@ -211,8 +231,12 @@ class Cuda(ABC):
     def _device_memory(self, size: int) -> int: ...
 
     @abstractmethod
-    def _host_memory(self, size: int) -> NDArray[np.uint8]:
-        """Allocate page-locked memory and return it as an array of bytes."""
+    def _host_memory(self, size: int, flags: int) -> NDArray[np.uint8]:
+        """Allocate page-locked memory (``CU_MEMHOSTALLOC_...``); return it as an array of bytes."""
+
+    @abstractmethod
+    def _device_address(self, memory: NDArray[np.uint8]) -> int:
+        """Return the device's address of what ``_host_memory`` mapped."""
 
     @abstractmethod
     def _make_event(self, flags: int) -> Any: ...

@@ -98,10 +98,13 @@ class CudaPython(Cuda):
         self._own(self._call, "cuMemFree", address)
         return address
 
-    def _host_memory(self, size: int) -> NDArray[np.uint8]:
-        address = int(self._call("cuMemHostAlloc", size, 0))
+    def _host_memory(self, size: int, flags: int) -> NDArray[np.uint8]:
+        address = int(self._call("cuMemHostAlloc", size, flags))
         self._own(self._call, "cuMemFreeHost", address)
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+
+    def _device_address(self, memory: NDArray[np.uint8]) -> int:
+        return int(self._call("cuMemHostGetDevicePointer", memory.ctypes.data, 0))
 
     def _make_event(self, flags: int) -> Any:
         event = self._call("cuEventCreate", flags)

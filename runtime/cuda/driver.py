@@ -3,12 +3,41 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lgvit_edge.errors import BackendError
-from lgvit_edge.machine.gpu import Gpu, find_gpu
+from lgvit_edge.machine.gpu import Gpu, find_gpu, no_gpu
 
 _OUT_OF_MEMORY = 2
+# Handles of primary contexts that ``on_gpu`` retained, by GPU.
+_retained: dict[int, int] = {}
+
+
+@contextmanager
+def on_gpu(index: int) -> Iterator[None]:
+    """Make a GPU the current one of this thread, as ``cudaSetDevice`` does, if it is there.
+
+    TensorRT's builders and runtimes belong to the GPU that is current when they are made, and want
+    it to be current whenever they are called (TensorRT Developer Guide, "How do I use TensorRT on
+    multiple GPUs?"). Like CUDA's own runtime this keeps the GPU's primary context until the process
+    ends: an object may live longer than the block, as in the traceback of an error.
+    """
+    if find_gpu(index) is None:
+        yield
+        return
+    driver = Driver()
+    before = driver.current()
+    if index not in _retained:
+        context = ctypes.c_void_p()
+        driver.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), driver.handle(index))
+        _retained[index] = context.value or 0
+    driver.make_current(_retained[index])
+    try:
+        yield
+    finally:
+        driver.make_current(before)
 
 
 class Refused(BackendError):
@@ -65,9 +94,8 @@ class Driver:
         Raises:
             BackendError: there is no such GPU.
         """
-        count = self._number("cuDeviceGetCount")
-        if not 0 <= index < count:
-            raise BackendError(f"CUDA device {index} was asked for, found {count} (from 0 on)")
+        if not 0 <= index < self._number("cuDeviceGetCount"):
+            raise BackendError(no_gpu(index))
         if (gpu := find_gpu(index)) is not None:
             return gpu
         raise BackendError(

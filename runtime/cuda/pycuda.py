@@ -96,12 +96,17 @@ class PyCuda(Cuda):
         self._own(self._call, memory.free)
         return int(memory)
 
-    def _host_memory(self, size: int) -> NDArray[np.uint8]:
+    def _host_memory(self, size: int, flags: int) -> NDArray[np.uint8]:
+        allocate = self._module.pagelocked_empty
         with self._on_stack():
-            array: NDArray[np.uint8] = self._call(self._module.pagelocked_empty, size, np.uint8)
+            array: NDArray[np.uint8] = self._call(allocate, size, np.uint8, "C", flags)
         # Freed by close, not with the last reference: page-locked memory is scarce.
         self._own(self._call, array.base.free)  # type: ignore[union-attr]
         return array
+
+    def _device_address(self, memory: NDArray[np.uint8]) -> int:
+        with self._on_stack():
+            return int(self._call(memory.base.get_device_pointer))  # type: ignore[union-attr]
 
     def _make_event(self, flags: int) -> Any:
         with self._on_stack():

@@ -3,14 +3,20 @@
  * It is stricter than a fast GPU. Queued work is deferred: it runs, in order, when somebody waits
  * for it or has asked an event a third time, so that results read without waiting are stale. Fresh
  * device memory holds 0xCD and freed memory 0xFF. Every call wants the right context in its
- * thread, and copies want live device memory and page-locked host memory. There are no locks.
+ * thread, and copies want live device memory and page-locked host memory. The device has an address
+ * of its own for mapped host memory, as cuda.h allows, and knows no other. No device reaches the
+ * memory of another one. There are no locks.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <errno.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
 
 typedef int R; /* CUresult */
 typedef uint64_t Address;
@@ -40,16 +46,17 @@ static const struct { R code; const char *name, *text; } ERRORS[] = {
 typedef struct Event Event;
 typedef struct { enum { COPY, CALL, MARK } kind; void *to; const void *from; size_t size;
                  HostFunction call; void *data; } Op;
-typedef struct { Op *ops; size_t count; } Work;
+typedef struct { Op *ops; size_t count; int uploaded; } Work;
 typedef struct { Work queued, captured; size_t done; int capturing, invalid;
-                 void *thread, *context; } Stream;
-struct Event { Stream *stream; size_t upto; int asked; };
-typedef struct Block { struct Block *next; char *start; size_t size; int host, live; } Block;
+                 int64_t busy; void *thread, *context; } Stream;
+struct Event { Stream *stream; size_t upto; int asked, sleeps; int64_t ready; };
+typedef struct Block { struct Block *next; char *start, *mapped; size_t size; int host, live; void *context; } Block;
 enum { DEVICE_BLOCKS, HOST_BLOCKS, STREAMS, EVENTS, GRAPHS, EXECS, CONTEXTS, COUNTS };
 
-static int counts[COUNTS], initialized, gpus, processors = 8, integrated, major, minor, version, fail_code, fail_after;
-static char gpu_name[100], fail_name[64];
+static int counts[COUNTS], copies, late_uploads, initialized, gpus, processors = 8, integrated, major, minor, version, fail_code, fail_after;
+static char gpu_name[100], second_name[100], fail_name[64];
 static size_t total, used;
+static int64_t pace, wake_up; /* nanoseconds; see fake_set_pace */
 static R sticky; /* an error of queued work: every later call reports it, as on a GPU */
 static Block *blocks;
 static char primary[8]; /* one for each device: the address is the context's handle */
@@ -74,8 +81,15 @@ static R enter(const char *name, int wants_context) {
 void fake_reset(void) {
     memset(counts, 0, sizeof counts);
     capture = NULL, initialized = 0, gpus = 1, major = 8, minor = 7, version = 12060, sticky = OK;
-    strcpy(gpu_name, "Fake Orin"), processors = 8, integrated = 0, fail_name[0] = 0, total = (size_t)8 << 30, used = 0;
-    for (; blocks; ) { Block *b = blocks; blocks = b->next; free(b->start); free(b); }
+    strcpy(gpu_name, "Fake Orin"), second_name[0] = 0, processors = 8, integrated = 0, fail_name[0] = 0, total = (size_t)8 << 30, used = 0;
+    copies = late_uploads = 0, pace = wake_up = 0;
+    for (; blocks; ) {
+        Block *b = blocks;
+        blocks = b->next;
+        if (b->mapped) munmap(b->start, b->size), munmap(b->mapped, b->size);
+        else free(b->start);
+        free(b);
+    }
 }
 __attribute__((constructor)) static void start(void) { fake_reset(); }
 void fake_fail(const char *name, int code, int after) {
@@ -84,10 +98,15 @@ void fake_fail(const char *name, int code, int after) {
 void fake_set_device(const char *name, int new_major, int new_minor) {
     snprintf(gpu_name, sizeof gpu_name, "%s", name), major = new_major, minor = new_minor;
 }
+void fake_set_second(const char *name) { snprintf(second_name, sizeof second_name, "%s", name); }
+/* The device that the CUDA runtime, and TensorRT with it, would use in this thread. */
+int fake_current(void) { return depth ? (int)((char *)contexts[depth - 1] - primary) : 0; }
 void fake_set_processors(int count) { processors = count; }
 
 void fake_set_integrated(int value) { integrated = value; }
 void fake_set_driver(int new_version, int new_gpus) { version = new_version, gpus = new_gpus; }
+/* Work before an event takes this long, and who sleeps until then wakes that much later. */
+void fake_set_pace(int work_us, int wake_up_us) { pace = work_us * 1000LL, wake_up = wake_up_us * 1000LL; }
 void fake_set_memory(size_t size) { total = size; }
 void fake_counts(int *out) { memcpy(out, counts, sizeof counts); }
 
@@ -103,7 +122,9 @@ R cuInit(unsigned flags) {
 R cuDriverGetVersion(int *out) { return *out = version, OK; }
 R cuDeviceGetCount(int *out) { return *out = gpus, OK; }
 R cuDeviceGet(int *out, int i) { return i < 0 || i >= gpus ? INVALID_DEVICE : (*out = i, OK); }
-R cuDeviceGetName(char *s, int n, int d) { return (void)d, snprintf(s, n, "%s", gpu_name), OK; }
+R cuDeviceGetName(char *s, int n, int d) {
+    return snprintf(s, n, "%s", d && second_name[0] ? second_name : gpu_name), OK;
+}
 R cuDeviceGetPCIBusId(char *s, int n, int d) {
     return snprintf(s, n, "0000:%02x:00.0", d ? 0x01 : 0x65), OK; /* NVML begins with the other */
 }
@@ -139,13 +160,21 @@ R cuCtxPushCurrent_v2(void *c) { return depth == 16 ? INVALID_VALUE : (contexts[
 R cuCtxPopCurrent_v2(void **c) { return depth ? (*c = contexts[--depth], OK) : INVALID_CONTEXT; }
 
 /* Memory. A freed block stays mapped, so that late work cannot harm the process. */
-static R allocate(size_t size, int host, void **out) {
+static R allocate(size_t size, int host, int mapped, void **out) {
     NOT_CAPTURING();
     if (!size) return INVALID_VALUE;
     size_t rounded = (size + 255) / 256 * 256;
     if (!host && rounded > total - used) return OUT_OF_MEMORY;
     Block *b = malloc(sizeof *b);
-    *b = (Block){blocks, aligned_alloc(256, rounded), rounded, host, 1};
+    *b = (Block){.next = blocks, .size = rounded, .host = host, .live = 1,
+                 .context = contexts[depth - 1]};
+    if (mapped) { /* the same pages at two addresses */
+        int file = memfd_create("mapped", 0);
+        if (ftruncate(file, rounded)) return OUT_OF_MEMORY;
+        b->start = mmap(NULL, rounded, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+        b->mapped = mmap(NULL, rounded, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+        close(file);
+    } else b->start = aligned_alloc(256, rounded);
     blocks = b, *out = memset(b->start, 0xCD, rounded);
     if (!host) used += rounded;
     return counts[host ? HOST_BLOCKS : DEVICE_BLOCKS]++, OK;
@@ -161,15 +190,26 @@ static R release(void *start, int host) {
     return INVALID_VALUE;
 }
 static int holds(const void *start, size_t size, int host) {
-    for (Block *b = blocks; b; b = b->next)
-        if (b->live && b->host == host && (char *)start >= b->start &&
-            (char *)start + size <= b->start + b->size) return 1;
+    for (Block *b = blocks; b; b = b->next) {
+        char *from = b->host && !host ? b->mapped : b->host == host ? b->start : NULL;
+        int there = host || b->context == contexts[depth - 1];
+        if (b->live && from && there && (char *)start >= from &&
+            (char *)start + size <= from + b->size) return 1;
+    }
     return 0;
 }
-R cuMemAlloc_v2(void **out, size_t size) { ENTER(cuMemAlloc, 1); return allocate(size, 0, out); }
+/* For tests: whether kernels can use memory at this address. */
+int fake_reaches(const void *start, size_t size) { return depth && holds(start, size, 0); }
+R cuMemAlloc_v2(void **out, size_t size) { ENTER(cuMemAlloc, 1); return allocate(size, 0, 0, out); }
 R cuMemFree_v2(Address start) { ENTER(cuMemFree, 1); return release((void *)start, 0); }
 R cuMemHostAlloc(void **out, size_t size, int f) {
-    ENTER(cuMemHostAlloc, 1); return (void)f, allocate(size, 1, out);
+    ENTER(cuMemHostAlloc, 1); return allocate(size, 1, f & 2, out);
+}
+R cuMemHostGetDevicePointer_v2(void **out, void *start, unsigned flags) {
+    ENTER(cuMemHostGetDevicePointer, 1);
+    for (Block *b = blocks; b && !flags; b = b->next)
+        if (b->start == start && b->live && b->mapped) return *out = b->mapped, OK;
+    return INVALID_VALUE;
 }
 R cuMemFreeHost(void *start) { ENTER(cuMemFreeHost, 1); return release(start, 1); }
 R cuMemGetInfo_v2(size_t *available, size_t *all) {
@@ -200,7 +240,9 @@ static R run(Stream *s, size_t upto) {
     }
     return sticky;
 }
+int fake_copies(void) { return copies; } /* asked for between host and device */
 static R copy(void *to, int to_host, const void *from, int from_host, size_t size, Stream *s) {
+    copies += to_host != from_host;
     if (!holds(to, size, to_host) || !holds(from, size, from_host)) return INVALID_VALUE;
     return queue(s, (Op){.kind = COPY, .to = to, .from = from, .size = size});
 }
@@ -235,24 +277,33 @@ R cuStreamSynchronize(Stream *s) {
 R cuEventCreate(Event **out, unsigned flags) {
     ENTER(cuEventCreate, 1);
     if (!(flags & 2)) return INVALID_VALUE; /* timing is never wanted: it makes waits slower */
-    return *out = calloc(1, sizeof **out), counts[EVENTS]++, OK;
+    return *out = calloc(1, sizeof **out), (*out)->sleeps = flags & 1, counts[EVENTS]++, OK;
 }
 R cuEventDestroy_v2(Event *e) { ENTER(cuEventDestroy, 1); return free(e), counts[EVENTS]--, OK; }
+static int64_t now_ns(void) {
+    struct timespec t;
+    return clock_gettime(CLOCK_MONOTONIC, &t), t.tv_sec * 1000000000LL + t.tv_nsec;
+}
 R cuEventRecord(Event *e, Stream *s) {
     ENTER(cuEventRecord, 1);
     R r = queue(s, (Op){.kind = MARK});
-    if (!r && !s->capturing) *e = (Event){s, s->queued.count, 0};
-    return r;
+    if (r || s->capturing) return r;
+    if (pace) s->busy = (s->busy > now_ns() ? s->busy : now_ns()) + pace;
+    return *e = (Event){s, s->queued.count, 0, e->sleeps, s->busy}, OK;
 }
 R cuEventQuery(Event *e) {
     ENTER(cuEventQuery, 1);
     NOT_CAPTURING();
     if (!e->stream || e->stream->done >= e->upto) return OK;
+    if (pace) return now_ns() < e->ready ? NOT_READY : run(e->stream, e->upto);
     return ++e->asked < 3 ? NOT_READY : run(e->stream, e->upto);
 }
 R cuEventSynchronize(Event *e) {
     ENTER(cuEventSynchronize, 1);
     NOT_CAPTURING();
+    int64_t until = pace ? e->ready + (e->sleeps ? wake_up : 0) : 0;
+    struct timespec at = {until / 1000000000, until % 1000000000};
+    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &at, NULL) == EINTR) ;
     return e->stream ? run(e->stream, e->upto) : OK;
 }
 
@@ -288,9 +339,16 @@ R cuGraphInstantiateWithFlags(Work **out, Work *graph, unsigned long long flags)
 static R discard(Work *g, int kind) { return free(g->ops), free(g), counts[kind]--, OK; }
 R cuGraphDestroy(Work *g) { ENTER(cuGraphDestroy, 0); return discard(g, GRAPHS); }
 R cuGraphExecDestroy(Work *g) { ENTER(cuGraphExecDestroy, 0); return discard(g, EXECS); }
+R cuGraphUpload(Work *g, Stream *s) {
+    ENTER(cuGraphUpload, 1);
+    NOT_CAPTURING();
+    return s ? (g->uploaded = 1, OK) : INVALID_HANDLE;
+}
+int fake_late_uploads(void) { return late_uploads; } /* launches that had to do it first */
 R cuGraphLaunch(Work *g, Stream *s) {
     ENTER(cuGraphLaunch, 1);
     R r = OK;
+    late_uploads += !g->uploaded, g->uploaded = 1;
     for (size_t i = 0; i < g->count && !r; i++) r = queue(s, g->ops[i]);
     return r;
 }

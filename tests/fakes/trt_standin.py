@@ -3,7 +3,8 @@
 It builds "engines" that name their ONNX file, and executes them through ONNX Runtime on the stream
 of the stand-in CUDA driver, at the addresses the chain bound. Everything it offers is ``Checked``
 against the bindings it was made from, and it refuses what TensorRT refuses: unbound tensors,
-missing or misaligned scratch memory, shapes outside the profile, the default stream.
+missing or misaligned scratch memory, shapes outside the profile, the default stream, and another
+GPU current than the one an object was made on.
 """
 
 from __future__ import annotations
@@ -44,8 +45,10 @@ class StandIn(ModuleType):
         self.capturable = True
         self.silently_float32 = False
         self.off_by = 0.0  # added to every output
+        self.nan_from: int | None = None  # the row from which outputs are NaN
         self.does_not_start = False
         self.built: list[str] = []
+        self.devices: set[int] = set()  # where objects were made
         self.unsupported = False  # this GPU, by RTX's own word
         self.calls: list[str] = []
         self.collecting: list[bool] = []  # whether the garbage collector was on, at each call
@@ -60,10 +63,16 @@ class StandIn(ModuleType):
                     arguments[0].log(self.ILogger.ERROR, "CUDA initialization failure")
                     raise TypeError("pybind11::init(): factory function returned nullptr")
                 check_call(real.__init__, arguments, {})
+                self.devices.add(self.cuda.fake_current())
                 return Checked(real, made(self, *arguments))
 
             return construct
         return getattr(self.real, name)
+
+    def stay(self, device: int) -> None:
+        """Refuse to work for an object of another device than the current one."""
+        found = self.cuda.fake_current()
+        assert found == device, f"an object of cuda:{device}, while cuda:{found} is current"
 
     def checked(self, name: str, made: Any) -> Checked:
         return Checked(getattr(self.real, name), made)
@@ -78,7 +87,7 @@ def install(real: Any, name: str, version: str) -> StandIn:
 
 class _Builder:
     def __init__(self, trt: StandIn, logger: Any) -> None:
-        self.trt, self.logger = trt, logger
+        self.trt, self.logger, self.device = trt, logger, trt.cuda.fake_current()
 
     def create_network(self, flags: int = 0) -> Checked:
         names = self.trt.NetworkDefinitionCreationFlag.__members__
@@ -92,6 +101,7 @@ class _Builder:
         return self.trt.checked("IOptimizationProfile", _Profile())
 
     def build_serialized_network(self, network: Checked, config: Checked) -> bytes | None:
+        self.trt.stay(self.device)
         net, cfg = behaviour(network), behaviour(config)
         monitor = getattr(cfg, "progress_monitor", None)
         if monitor is not None:
@@ -219,9 +229,10 @@ class _Runtime:
     engine_header_size = 64
 
     def __init__(self, trt: StandIn, logger: Any) -> None:
-        self.trt, self.logger = trt, logger
+        self.trt, self.logger, self.device = trt, logger, trt.cuda.fake_current()
 
     def get_engine_validity(self, buffer: bytes) -> tuple[Any, int]:
+        self.trt.stay(self.device)
         bits = self.trt.EngineInvalidityDiagnostics
         if self.trt.unsupported:
             return self.trt.EngineValidity.INVALID, int(bits.UNSUPPORTED_CC)
@@ -230,6 +241,7 @@ class _Runtime:
         return self.trt.EngineValidity.INVALID, int(bits.MALFORMED_ENGINE)
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> Checked | None:
+        self.trt.stay(self.device)
         if not serialized_engine.startswith(b"standin"):
             self.logger.log(self.trt.ILogger.ERROR, "magic tag does not match")
             return None
@@ -241,7 +253,7 @@ class _Engine:
     device_memory_size = device_memory_size_v2 = SCRATCH
 
     def __init__(self, trt: StandIn, plan: dict[str, Any]) -> None:
-        self.trt, self.plan = trt, plan
+        self.trt, self.plan, self.device = trt, plan, trt.cuda.fake_current()
         self.contexts = 0
         how: dict[str, Any] = {"shared": True, "providers": ["CPUExecutionProvider"]}
         threads = join_pool(onnxruntime, None)
@@ -286,9 +298,11 @@ class _Engine:
         return self.trt.checked("IRuntimeConfig", _RuntimeConfig(self.trt))
 
     def create_execution_context(self, how: Any) -> Checked:
-        strategy = behaviour(how).strategy if isinstance(how, Checked) else how
+        config = behaviour(how) if isinstance(how, Checked) else None
+        strategy = how if config is None else config.strategy
         assert strategy.name == "USER_MANAGED", "contexts must share scratch memory"
-        return self.trt.checked("IExecutionContext", _Context(self.trt, self))
+        context = _Context(self.trt, self, None if config is None else config.cache)
+        return self.trt.checked("IExecutionContext", context)
 
 
 class _RuntimeConfig:
@@ -308,7 +322,13 @@ class _RuntimeConfig:
 
 
 class _RuntimeCache:
+    """Holds the names of what was compiled at run time: an engine's kernels for one shape."""
+
     data = b"compiled"
+
+    def compile(self, name: str) -> None:
+        if name.encode() not in self.data.split(b";"):
+            self.data += b";" + name.encode()
 
     def serialize(self) -> bytes:
         return self.data
@@ -319,8 +339,9 @@ class _RuntimeCache:
 
 
 class _Context:
-    def __init__(self, trt: StandIn, engine: _Engine) -> None:
-        self.trt, self.engine = trt, engine
+    def __init__(self, trt: StandIn, engine: _Engine, cache: _RuntimeCache | None = None) -> None:
+        trt.stay(engine.device)
+        self.trt, self.engine, self.cache = trt, engine, cache
         self.addresses: dict[str, int] = {}
         self.shape: tuple[int, ...] | None = None
         self.device_memory = self.generation = 0
@@ -353,6 +374,8 @@ class _Context:
             return False
         self.generation += 1  # what was recorded before is void
         self.shape = tuple(shape)
+        if self.cache is not None:  # with eager specialization
+            self.cache.compile(f"{Path(self.engine.plan['onnx']).stem} {shape[0]}")
         return True
 
     def is_stream_capturable(self, stream: int) -> bool:
@@ -360,6 +383,7 @@ class _Context:
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         engine, stem = self.engine, Path(self.engine.plan["onnx"]).stem
+        self.trt.stay(engine.device)
         self.trt.calls.append(stem)
         self.trt.collecting.append(gc.isenabled())
         assert stream_handle, "the default stream adds a synchronization"
@@ -380,6 +404,8 @@ def _work(
 ) -> Callable[[int | None], None]:
     """What the stream runs: read the input, compute, write the outputs, spoil the scratch.
 
+    Nothing is written where an address is not the device's.
+
     NaN where the context was given another shape since this was recorded, which NVIDIA forbids.
     """
     engine, generation = context.engine, context.generation
@@ -388,10 +414,15 @@ def _work(
         name = engine.inputs[0]
         dtype = np.dtype(NUMPY[engine.types[name]])
         size = int(np.prod(shape)) * dtype.itemsize
+        cuda = engine.trt.cuda
+        if not all(cuda.fake_reaches(ctypes.c_void_p(a), 1) for a in addresses.values()):
+            return
         image = np.frombuffer(ctypes.string_at(addresses[name], size), dtype).reshape(shape)
         results = engine.session.run(engine.outputs, {name: image})
         for output, result in zip(engine.outputs, results, strict=True):
             result += result.dtype.type(engine.trt.off_by)
+            if engine.trt.nan_from is not None:
+                result[engine.trt.nan_from :] = np.nan
             if context.generation != generation:
                 result.fill(np.nan)
             ctypes.memmove(addresses[output], result.tobytes(), result.nbytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -73,6 +74,26 @@ def test_memory(cuda: Cuda) -> None:
     assert counts(FAKE)["pinned"] == 2
 
 
+def test_mapped_memory_has_an_address_on_the_device(cuda: Cuda) -> None:
+    array, address = cuda.mapped((2, 3), np.float32)
+    assert (array.shape, array.dtype, array.any()) == ((2, 3), np.float32, False)
+    assert address not in (0, array.ctypes.data) and address % 256 == 0
+    assert FAKE.fake_reaches(ctypes.c_void_p(address), array.nbytes)
+    assert not FAKE.fake_reaches(ctypes.c_void_p(array.ctypes.data), array.nbytes)
+    other = cuda.allocate(array.nbytes)
+    array[:] = np.arange(6).reshape(2, 3)
+    cuda.move(other, address, array.nbytes)
+    cuda.synchronize()
+    array[:] = 0
+    cuda.move(address, other, array.nbytes)
+    cuda.synchronize()
+    np.testing.assert_array_equal(array, np.arange(6).reshape(2, 3))
+    assert counts(FAKE)["pinned"] == 1
+    fail("cuMemHostAlloc", OUT_OF_MEMORY)
+    with pytest.raises(BackendError, match="cuMemHostAlloc failed: .*of page-locked memory"):
+        cuda.mapped((2, 3), np.float32)
+
+
 def test_copies_are_queued(cuda: Cuda) -> None:
     source, target, queue = roundtrip(cuda)
     source[:] = np.arange(6).reshape(2, 3)
@@ -126,6 +147,7 @@ def test_graph(cuda: Cuda) -> None:
         cuda.synchronize()
         assert (target == value).all()
     assert counts(FAKE)["graphs"] == 0
+    assert FAKE.fake_late_uploads() == 0  # it was on the device before it was launched
 
 
 def test_failed_capture_leaves_the_stream_usable(cuda: Cuda) -> None:
@@ -176,6 +198,8 @@ def test_out_of_memory(cuda: Cuda) -> None:
     [
         ("cuMemAlloc", lambda cuda: cuda.allocate(1)),
         ("cuMemHostAlloc", lambda cuda: cuda.pinned((1,), np.uint8)),
+        ("cuMemHostGetDevicePointer", lambda cuda: cuda.mapped((1,), np.uint8)),
+        ("cuGraphUpload", lambda cuda: captured(cuda, lambda: None)),
         ("cuMemcpyHtoDAsync", lambda cuda: roundtrip(cuda)[2]()),
         ("cuMemcpyDtoDAsync", lambda cuda: roundtrip(cuda)[2]()),
         ("cuMemcpyDtoHAsync", lambda cuda: roundtrip(cuda)[2]()),

@@ -13,7 +13,9 @@ import math
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fake_cuda
@@ -32,6 +34,8 @@ from lgvit_edge.errors import BackendError, BuildError, BundleError, ParityError
 from lgvit_edge.export import BuilderOptions, build_engines
 from lgvit_edge.policies import rules as policy
 from lgvit_edge.runtime import Session, TensorRTOptions
+from lgvit_edge.runtime.backends.tensorrt import padded_sizes
+from lgvit_edge.runtime.cuda import driver
 
 FAKE = fake_cuda.load()
 RTX = os.environ["TRT_MODULE"] == "tensorrt_rtx"
@@ -57,11 +61,17 @@ def fresh() -> Iterator[None]:
     TRT.capturable = True
     TRT.silently_float32 = False
     TRT.off_by = 0.0
+    TRT.nan_from = None
     TRT.does_not_start = TRT.unsupported = False
     TRT.calls.clear()
     TRT.callbacks.clear()
+    TRT.devices.clear()
+    driver._retained.clear()
+    FAKE.cuCtxSetCurrent(None)
     yield
-    assert not any(fake_cuda.counts(FAKE).values()), f"leaked: {fake_cuda.counts(FAKE)}"
+    kept = {"contexts": len(driver._retained)}  # on purpose, until the process ends
+    left = {name: count for name, count in fake_cuda.counts(FAKE).items() if count}
+    assert left == {name: count for name, count in kept.items() if count}, f"leaked: {left}"
 
 
 @pytest.fixture(scope="module")
@@ -113,11 +123,19 @@ def plan(bundle: Path, name: str) -> dict[str, object]:
 # The chain.
 
 
-@pytest.mark.parametrize("name", ["fp32", "fp16", "fixed", "swin"])
+@pytest.mark.parametrize(
+    ("name", "integrated"),
+    [
+        *(("fp32", False), ("fp16", False), ("fixed", False), ("swin", False)),
+        *(("fp16", True), ("fixed", True), ("swin", True)),
+    ],
+)
 @pytest.mark.parametrize(("graphs", "speculate"), WAYS)
 def test_every_exit_equals_onnx_runtime_bit_for_bit(
-    name: str, graphs: bool, speculate: bool, compiled: Path
+    name: str, integrated: bool, graphs: bool, speculate: bool, compiled: Path
 ) -> None:
+    """Where CPU and GPU share memory, as on a Jetson, nothing is copied between them."""
+    FAKE.fake_set_integrated(integrated)
     bundle = compiled / name
     with (
         open_trt(bundle, cuda_graphs=graphs, speculate=speculate) as trt,
@@ -129,14 +147,19 @@ def test_every_exit_equals_onnx_runtime_bit_for_bit(
         images = ort.prepare(frames(1))
         np.testing.assert_array_equal(trt.baseline_logits(images), ort.baseline_logits(images))
         assert (trt.describe()["cuda_graphs"] > 0) is graphs
+        assert trt.describe()["zero_copy"] is (FAKE.fake_copies() == 0) is integrated
+        assert FAKE.fake_late_uploads() == 0
 
 
 @pytest.mark.parametrize(("graphs", "speculate"), WAYS)
-@pytest.mark.parametrize("wait", ["spin", "block", "hybrid"])
+@pytest.mark.parametrize(
+    ("wait", "integrated"), [("spin", False), ("block", True), ("hybrid", False)]
+)
 def test_rows_that_exit_leave_the_batch(
-    graphs: bool, speculate: bool, wait: str, bundle: Path
+    graphs: bool, speculate: bool, wait: str, integrated: bool, bundle: Path
 ) -> None:
     """Thresholds amid the confidences, so that rows leave in every pattern, again and again."""
+    FAKE.fake_set_integrated(integrated)
     with (
         open_trt(bundle, cuda_graphs=graphs, speculate=speculate, wait=wait) as trt,
         Session.open(bundle, backend="onnxruntime") as ort,
@@ -179,30 +202,96 @@ def test_rows_of_a_swin_leave_the_batch_whatever_its_stage(
             assert a.confidence == pytest.approx(b.confidence, abs=1e-5)
 
 
-def test_one_frame_after_the_other_keeps_nothing_of_the_last(bundle: Path) -> None:
+@pytest.mark.parametrize("zero_copy", [False, True])
+@pytest.mark.parametrize("integrated", [False, True])
+def test_one_frame_after_the_other_keeps_nothing_of_the_last(
+    zero_copy: bool, integrated: bool, bundle: Path
+) -> None:
     """Images leave early while the next segment already runs; the next image must not see it."""
+    FAKE.fake_set_integrated(integrated)
     with (
-        open_trt(bundle, speculate=True) as trt,
+        open_trt(bundle, speculate=True, zero_copy=zero_copy) as trt,
         Session.open(bundle, backend="onnxruntime") as ort,
     ):
+        assert trt.describe()["zero_copy"] is (FAKE.fake_copies() == 0) is zero_copy
         for frame in frames(10):
+            images = ort.prepare([frame])
+            np.testing.assert_array_equal(trt.baseline_logits(images), ort.baseline_logits(images))
             for exit in (1, 3, 4, 2):
                 trt.policy = ort.policy = policy.FixedExit(exit)
                 a, b = trt.predict(frame), ort.predict(frame)
                 assert (a.class_index, a.confidence) == (b.class_index, b.confidence)
 
 
-def test_graphs_are_recorded_once_and_replayed(bundle: Path) -> None:
+def test_graphs_are_recorded_when_a_session_opens_and_replayed(bundle: Path) -> None:
+    """Whatever sizes a batch shrinks to, nothing is set up in the middle of a stream."""
     with open_trt(bundle) as session:
-        session.exit_logits(frames(1))
-        before = len(TRT.calls)
-        for _ in range(5):
-            session.exit_logits(frames(1))
-        assert len(TRT.calls) == before, "TensorRT was asked again"
-        session.exit_logits(frames(5))  # a batch size that was not recorded when it opened
-        assert len(TRT.calls) == before + 2 * 4  # run once, recorded once
-        session.exit_logits(frames(5))
-        assert len(TRT.calls) == before + 2 * 4
+        assert session.describe()["cuda_graphs"] == 4 * 4  # segments, sizes: 1, 2, 4, 8
+        assert len(TRT.calls) == 2 * 4 * 4  # run once, recorded once
+        for count in (1, 5, 3, 8, 7, 1, 2, 6, 4):
+            session.exit_logits(frames(count))
+        assert len(TRT.calls) == 2 * 4 * 4, "TensorRT was asked again"
+
+
+def test_rtx_compiles_for_every_size_before_its_cache_is_stored(bundle: Path) -> None:
+    if not RTX:
+        pytest.skip("RTX alone compiles at run time")
+    stored = folder_of(bundle) / "runtime.cache"
+    with open_trt(bundle) as session:
+        compiled = stored.read_bytes()
+        wanted = {f"segment_{i} {n}".encode() for i in range(4) for n in (1, 2, 4, 8)}
+        assert wanted <= set(compiled.split(b";"))
+        session.exit_logits(frames(5) + frames(3))
+        session.exit_logits(frames(3))
+    assert stored.read_bytes() == compiled
+
+
+@once
+@pytest.mark.parametrize(("graphs", "speculate"), WAYS)
+def test_padded_rows_are_never_seen(graphs: bool, speculate: bool, bundle: Path) -> None:
+    """Three images run as four; the fourth row, here NaN, is nobody's."""
+    with open_trt(bundle, cuda_graphs=graphs, speculate=speculate) as session:
+        session.policy = policy.Never()
+        images = frames(3)
+        expected = [session.exit_logits([image])[0] for image in images]
+        TRT.nan_from = 3
+        np.testing.assert_allclose(session.exit_logits(images), expected, atol=2e-3)
+        assert len(session.predict_batch(images)) == 3
+        assert session.baseline_logits(session.prepare(images)).shape == (3, 5)
+        TRT.nan_from = 2
+        with pytest.raises(BackendError, match="not finite"):
+            session.predict_batch(images)
+
+
+@pytest.mark.parametrize(
+    ("largest", "sizes"),
+    [
+        (1, [1]),
+        (2, [1, 2]),
+        (8, [1, 2, 4, 8]),
+        (20, [1, 2, 4, 8, 16, 20]),
+        (1000, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000]),
+    ],
+)
+@once
+def test_padded_sizes(largest: int, sizes: list[int]) -> None:
+    assert padded_sizes(largest) == sizes
+
+
+@once
+def test_a_hybrid_wait_is_neither_late_nor_busy(bundle: Path) -> None:
+    """A segment takes 20 ms here, and who lets the driver wake him comes 200 ms late."""
+    with open_trt(bundle) as session:
+        session.policy = policy.FixedExit(1)
+        (frame,) = frames(1)
+        FAKE.fake_set_pace(20_000, 200_000)
+        latency, busy = [], []
+        for _ in range(20):
+            before = time.thread_time()
+            latency.append(session.predict(frame).network_ms)
+            busy.append((time.thread_time() - before) * 1e3)
+    assert 20 <= np.median(latency[5:]) < 110
+    assert sum(busy[5:]) < 0.5 * sum(latency[5:])
 
 
 def test_speculation_runs_one_segment_ahead(bundle: Path) -> None:
@@ -341,6 +430,76 @@ def test_engines_of_another_gpu(bundle: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.warns(UserWarning, match="not running on TensorRT, because .*this GPU is Thor"):
         session = Session.open(bundle)
     assert session.describe()["backend"] in ("onnxruntime", "openvino")
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("zero_copy", [False, True])
+def test_the_second_gpu(graphs: bool, zero_copy: bool, plain: Path) -> None:
+    """TensorRT's objects are made, and called from any thread, with that GPU current."""
+    FAKE.fake_set_driver(12060, 2)
+    FAKE.fake_set_second(b"Fake Ada")
+    built = build_engines(plain, library=LIBRARY, device="cuda:1", cuda_graphs=graphs)
+    assert built.max_difference is not None and TRT.devices == {1}
+    assert RTX or built.build.gpu == "Fake Ada"
+    assert FAKE.fake_current() == 0  # of the caller's
+    chosen = TensorRTOptions(binding="cuda-python", cuda_graphs=graphs, zero_copy=zero_copy)
+    how = {"backend": "tensorrt", "tensorrt": chosen}
+    with (
+        Session.open(plain, device="cuda:1", **how) as trt,  # type: ignore[arg-type]
+        Session.open(plain, backend="onnxruntime") as ort,
+    ):
+        assert (trt.describe()["device"], trt.describe()["gpu"]) == ("Fake Ada", 1)
+        images = ort.prepare(frames(3))
+        expected = ort.baseline_logits(images)
+        FAKE.cuCtxSetCurrent(None)  # as another library may
+        np.testing.assert_allclose(trt.baseline_logits(images), expected, atol=2e-3)
+        with ThreadPoolExecutor(1) as thread:
+            found = thread.submit(trt.exit_logits, frames(3)).result()
+        np.testing.assert_allclose(found, ort.exit_logits(frames(3)), atol=2e-3)
+    assert TRT.devices == {1}
+    if RTX:
+        return  # its engines are not tied to one GPU
+    with pytest.raises(BackendError, match=r"on Fake Ada .*this GPU is Fake Orin .*build \S+$"):
+        Session.open(plain, **how)  # type: ignore[arg-type]
+    (folder_of(plain) / "build.json").unlink()
+    build_engines(plain, library=LIBRARY)
+    assert TRT.devices == {0, 1}
+    with pytest.raises(BackendError, match=r"this GPU is Fake Ada.* --device cuda:1$"):
+        Session.open(plain, device="cuda:1", **how)  # type: ignore[arg-type]
+
+
+@once
+def test_a_gpu_that_is_not_there(bundle: Path, tmp_path: Path) -> None:
+    image = tmp_path / "x.png"
+    Image.fromarray(frames(1)[0]).save(image)
+    for line in (
+        ("predict", "--engines", bundle, "--backend", "tensorrt", image),
+        ("bench", "--engines", bundle, "--backend", "tensorrt"),
+        ("build", bundle, "--builder", LIBRARY),
+    ):
+        done = CliRunner().invoke(app, [*map(str, line), "--device", "cuda:7"])
+        assert "cuda:7 was asked for, found cuda:0 (Fake Orin)" in str(done.exception)
+        done = CliRunner().invoke(app, [*map(str, line), "--device", "cpu"])
+        assert "device must be one of cuda, cuda:N, found 'cpu'" in str(done.exception)
+
+
+@once
+def test_commands_take_a_gpu(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LGVIT_EDGE_BACKEND", raising=False)
+    FAKE.fake_set_driver(12060, 2)
+    FAKE.fake_set_second(b"Fake Ada")
+    image = tmp_path / "x.png"
+    Image.fromarray(frames(1)[0]).save(image)
+    done = command("build", plain, "--builder", LIBRARY, "--device", "cuda:1")
+    assert "verified on this GPU" in done.stdout
+    assert f"next: lgvit-edge bench --engines {plain} --device cuda:1" in done.stdout
+    command("predict", "--engines", plain, "--device", "cuda:1", image)
+    record = tmp_path / "bench.json"
+    command("bench", "--engines", plain, "--device", "cuda:1", "--rounds", 1, "--json", record)
+    assert json.loads(record.read_text())["env"]["runtime"]["device"] == "Fake Ada"
+    assert TRT.devices == {1}
+    told = json.loads(command("doctor", "--json").stdout)["machine"]["gpus"]
+    assert [gpu.split(",")[0] for gpu in told] == ["cuda:0 Fake Orin", "cuda:1 Fake Ada"]
 
 
 @once
@@ -656,7 +815,10 @@ def test_a_tolerance_that_is_none(plain: Path, tolerance: float) -> None:
 @once
 def test_bench_and_predict(bundle: Path, tmp_path: Path) -> None:
     Image.fromarray(frames(1)[0]).save(tmp_path / "x.png")
-    for options in (("--speculate", "--wait", "spin"), ("--no-cuda-graphs", "--wait", "block")):
+    for options in (
+        ("--speculate", "--wait", "spin", "--zero-copy"),
+        ("--no-cuda-graphs", "--wait", "block"),
+    ):
         done = command(
             *("bench", "--engines", bundle, "--backend", "tensorrt", "--rounds", 2),
             *("--json", tmp_path / "bench.json", *options),
@@ -668,6 +830,7 @@ def test_bench_and_predict(bundle: Path, tmp_path: Path) -> None:
             "--no-cuda-graphs" not in options,
             "--speculate" in options,
         )
+        assert found["zero_copy"] is ("--zero-copy" in options)
     assert "x.png" in command("predict", "--engines", bundle, tmp_path / "x.png").stdout
 
 
