@@ -192,25 +192,29 @@ def _record(
     start: dict[str, Any],
     shares: NDArray[np.float64] | None = None,
 ) -> dict[str, Any]:
-    manifest = session.manifest
     return {
         "env": start | {"runtime": session.describe(), "peak_memory_mb": peak_memory_mb()},
-        "bundle": {
-            "family": manifest.family,
-            "image_size": manifest.image_size,
-            "classes": manifest.num_classes,
-            "blocks": manifest.num_blocks,
-            "precision": manifest.precision,
-            "target": manifest.target,
-            "opset": manifest.opset,
-            "input": manifest.input,
-            "batch": list(manifest.batch),
-            "identity": manifest.identity,
-        },
-        **summarise(samples, manifest, shares),
+        "bundle": described(session.manifest),
+        **summarise(samples, session.manifest, shares),
         "unstable": instability(samples, start["running"], start["cores"]),
         "command": command_line(),
         "raw": raw(samples),
+    }
+
+
+def described(manifest: Manifest) -> dict[str, Any]:
+    """Returns what a record says of the bundle."""
+    return {
+        "family": manifest.family,
+        "image_size": manifest.image_size,
+        "classes": manifest.num_classes,
+        "blocks": manifest.num_blocks,
+        "precision": manifest.precision,
+        "target": manifest.target,
+        "opset": manifest.opset,
+        "input": manifest.input,
+        "batch": list(manifest.batch),
+        "identity": manifest.identity,
     }
 
 

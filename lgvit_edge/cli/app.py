@@ -19,6 +19,7 @@ from lgvit_edge.cli.export import export
 from lgvit_edge.cli.info import info
 from lgvit_edge.cli.options import Command, Commands, exit_status
 from lgvit_edge.cli.predict import predict
+from lgvit_edge.cli.profile import profile
 from lgvit_edge.cli.train import train
 from lgvit_edge.cli.tune import tune
 from lgvit_edge.cli.verify import verify
@@ -56,5 +57,5 @@ def _root(
 
 
 # --help lists the commands in this order, the order of a user's work.
-for command in (train, export, build, tune, bench, compare, predict, verify, info, doctor, demo):
+for command in (train, export, build, tune, bench, profile, compare, predict, verify, info, doctor, demo):
     app.command(cls=Command)(command)
