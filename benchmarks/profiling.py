@@ -38,7 +38,7 @@ class _Graph(NamedTuple):
     plain: NDArray[np.float64]  # [runs], without the profiler
     profiled: NDArray[np.float64]  # [runs]
     layers: list[LayerTime]  # in their order
-    times: NDArray[np.float64]  # [runs, layers]
+    times: NDArray[np.float64]  # [runs, layers], or [1, layers]: means over the runs
 
 
 def measure_layers(
@@ -162,6 +162,7 @@ def _measure(
             for chain in chains:
                 for i in range(_WARM_UP):
                     _run(chain, inputs[i % len(inputs)], len(names))
+            profiled.forget()
             times: tuple[list[list[float]], list[list[float]]] = ([], [])
             for turn, first in enumerate(range(0, runs, _BLOCK)):
                 progress(first)
@@ -172,7 +173,7 @@ def _measure(
             about = {"runtime": plain.describe(), "profiler": profiled.describe()}
         finally:
             plain.close()
-        layers = [graph[_WARM_UP:] for graph in profiled.layer_times()]
+        layers = profiled.layer_times()
     finally:
         profiled.close()
     columns = zip(np.array(times[0]).T, np.array(times[1]).T, layers, names, strict=True)
@@ -189,10 +190,8 @@ def _run(chain: Chain, images: NDArray[Any], graphs: int) -> list[float]:
     return [(end - begin) * 1e3 for begin, end in zip(ends, ends[1:], strict=False)]
 
 
-def _matrix(
-    runs: list[list[LayerTime]], name: str
-) -> tuple[list[LayerTime], NDArray[np.float64]]:
-    """Return the layers of a graph, and their times ``[runs, layers]``.
+def _matrix(runs: list[list[LayerTime]], name: str) -> tuple[list[LayerTime], NDArray[np.float64]]:
+    """Return the layers of a graph, and their times, one row for each of ``runs``.
 
     Raises:
         BackendError: there are none, or not the same in every run.
@@ -237,6 +236,7 @@ def _row(graphs: list[_Graph], macs: int) -> dict[str, Any]:
 def _layers(graph: _Graph) -> dict[str, Any]:
     """Return each layer with the median, and the 10th and 90th percentile, of its times."""
     low, middle, high = np.percentile(graph.times, [10, 50, 90], axis=0)
+    alone = len(graph.times) == 1  # a mean over the runs
     return {
         "layers": [
             {
@@ -245,8 +245,8 @@ def _layers(graph: _Graph) -> dict[str, Any]:
                 "how": layer.how,
                 "block": _place(f"{layer.name} {layer.origin}"),
                 "ms": float(middle[i]),
-                "p10": float(low[i]),
-                "p90": float(high[i]),
+                "p10": None if alone else float(low[i]),
+                "p90": None if alone else float(high[i]),
             }
             for i, layer in enumerate(graph.layers)
         ]

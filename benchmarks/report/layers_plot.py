@@ -32,14 +32,17 @@ def draw(record: dict[str, Any], path: Path, kind: str) -> None:
         colour = {"color": _GREYS[name]} if name in _GREYS else {}
         axes.barh(range(len(rows)), widths, left=left, height=0.7, label=name, **colour)
         left = [a + b for a, b in zip(left, widths, strict=True)]
-    for place, (row, end) in enumerate(zip(rows, left, strict=True)):
-        axes.annotate(_told(row), (end, place), (4, 0), textcoords="offset points", va="center")
     plain = [1e9 * row["ms"] / row["macs"] for row in rows]
-    axes.plot(plain, range(len(rows)), "k|", markersize=16, label="without the profiler")
+    style = {"marker": "|", "color": "black", "linestyle": "none", "markersize": 14}
+    axes.plot(plain, range(len(rows)), label="without the profiler", **style)
     axes.axvline(left[-1], color="0.4", linewidth=0.8, linestyle="--")
     axes.set_yticks(range(len(rows)), [_label(row, record) for row in rows])
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.3 * max(*left, *plain))  # room for the words behind the bars
+    axes.spines[["top", "right"]].set_visible(False)
+    words = axes.secondary_yaxis("right")
+    words.set_yticks(range(len(rows)), [_told(row) for row in rows])
+    words.tick_params(length=0)
+    words.spines["right"].set_visible(False)
     runtime = record["env"]["runtime"]
     axes.set_xlabel("ms for a billion MACs, with the profiler (dashed: the baseline's)")
     axes.set_title(
@@ -70,4 +73,5 @@ def _label(row: dict[str, Any], record: dict[str, Any]) -> str:
 def _told(row: dict[str, Any]) -> str:
     if "segment" not in row:
         return f"{row['ms']:.2f} ms"
-    return f"{row['ms']:.2f} ms: {row['time_share']:.0%} of time, {row['macs_share']:.0%} of MACs"
+    shares = f"{row['time_share']:.1%} of time, {row['macs_share']:.1%} of MACs"
+    return f"{row['ms']:.2f} ms: {shares}"

@@ -57,5 +57,6 @@ def _root(
 
 
 # --help lists the commands in this order, the order of a user's work.
-for command in (train, export, build, tune, bench, profile, compare, predict, verify, info, doctor, demo):
+measuring = (tune, bench, profile, compare)
+for command in (train, export, build, *measuring, predict, verify, info, doctor, demo):
     app.command(cls=Command)(command)

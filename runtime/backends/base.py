@@ -78,10 +78,14 @@ class ProfiledChain(Chain, Protocol):
     ``describe`` names what times them under ``profiler``, such as "ONNX Runtime's profiler".
     """
 
-    def layer_times(self) -> list[list[list[LayerTime]]]:
-        """Return the layers that ran, in their order, by graph and ``step`` since it was opened.
+    def forget(self) -> None:
+        """Leave out what ran so far, to warm up."""
 
-        The chain cannot run any more. Raises ``BackendError`` where the times are not complete.
+    def layer_times(self) -> list[list[list[LayerTime]]]:
+        """Return, of each graph, the layers that ran, in their order, in every ``step``.
+
+        A backend that only adds times up returns them once, as means over the steps. The chain
+        cannot run any more. Raises ``BackendError`` where the times are not complete.
         """
 
 

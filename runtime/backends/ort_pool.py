@@ -113,6 +113,4 @@ def open_session(
             raise
         with _lock:
             _pool_size = None  # the pool was not made
-        return open_session(
-            ort, path, threads, shared=False, providers=providers, profile=profile
-        )
+        return open_session(ort, path, threads, shared=False, providers=providers, profile=profile)

@@ -44,7 +44,7 @@ class ProfiledOrtChain(OrtChain):
         """Do what ``OrtChain`` does, and have the times written to a folder of its own."""
         self._folder = tempfile.TemporaryDirectory(prefix="lgvit-edge-profile-")
         self._profiles = Path(self._folder.name)
-        self._runs = [0] * len(names)
+        self._runs, self._forgotten = [0] * len(names), [0] * len(names)
         try:
             super().__init__(bundle, names, options)
         except BaseException:
@@ -60,10 +60,15 @@ class ProfiledOrtChain(OrtChain):
         """See ``ProfiledChain.describe``."""
         return super().describe() | {"profiler": "ONNX Runtime's profiler"}
 
+    def forget(self) -> None:
+        """See ``ProfiledChain.forget``."""
+        self._forgotten = list(self._runs)
+
     def layer_times(self) -> list[list[list[LayerTime]]]:
         """See ``ProfiledChain.layer_times``."""
         files = [session.end_profiling() for session in self._sessions]
-        return [_read(Path(file), runs) for file, runs in zip(files, self._runs, strict=True)]
+        read = [_read(Path(file), runs) for file, runs in zip(files, self._runs, strict=True)]
+        return [runs[first:] for runs, first in zip(read, self._forgotten, strict=True)]
 
     def close(self) -> None:
         """See ``Chain.close``."""

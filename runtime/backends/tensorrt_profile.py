@@ -61,12 +61,17 @@ class ProfiledTensorRTChain(TensorRTChain):
         """See ``ProfiledChain.describe``."""
         return super().describe() | {"profiler": "TensorRT's profiler and without CUDA graphs"}
 
+    def forget(self) -> None:
+        """See ``ProfiledChain.forget``."""
+        for runs in self._steps:
+            runs.clear()
+
     def layer_times(self) -> list[list[list[LayerTime]]]:
         """See ``ProfiledChain.layer_times``."""
         return self._steps
 
-    def _context(self, index: int) -> Any:
-        context = super()._context(index)
+    def _context(self, index: int, *size: Any) -> Any:
+        context = super()._context(index, *size)
         if self._profiler is None:
             self._profiler = _profiler(self._trt.module, self._reported)
         context.enqueue_emits_profile = False
