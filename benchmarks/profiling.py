@@ -27,9 +27,9 @@ from lgvit_edge.runtime.selection import choose
 
 _WARM_UP = 10
 _BLOCK = 8  # runs in a row with the profiler, then without it
-# Nodes are named for the module they come from: "blocks.5.fc1/...", "tail.classifier/...".
-_BLOCKS = re.compile(r"(?<![\w.])blocks\.(\d+)(?![\w])")
-_HEAD = re.compile(r"(?<![\w.])tail(?![\w])")
+# Nodes are named for the module they come from: "blocks.5.fc1/...", "tail.classifier/..."; in half
+# precision that is inside another: "segment.blocks.5.fc1/...".
+_MODULE = re.compile(r"(?<![\w.])(?:segment\.)?(?:blocks\.(\d+)|tail)(?!\w)")
 
 
 class _Graph(NamedTuple):
@@ -255,10 +255,11 @@ def _layers(graph: _Graph) -> dict[str, Any]:
 
 def _place(names: str) -> str | None:
     """Return the block, or blocks and head, that a layer's names tell; None where they do not."""
-    blocks = sorted({int(number) for number in _BLOCKS.findall(names)})
-    parts = [str(blocks[0]) if len(blocks) == 1 else f"{blocks[0]}-{blocks[-1]}"] if blocks else []
-    parts += ["head"] if _HEAD.search(names) else []
-    return "+".join(parts) or None
+    found = set(_MODULE.findall(names))  # numbers, and "" for the head
+    numbers = sorted(int(number) for number in found - {""})
+    ends = dict.fromkeys([numbers[0], numbers[-1]] if numbers else [])
+    parts = ["-".join(map(str, ends)), "head" if "" in found else ""]
+    return "+".join(filter(None, parts)) or None
 
 
 def _compare(row: dict[str, Any], baseline: dict[str, Any]) -> None:

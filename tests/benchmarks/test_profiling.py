@@ -363,6 +363,8 @@ def test_the_place_of_a_layer_is_not_read_out_of_other_words() -> None:
     for names in ("myblocks.3.x", "blocks.x", "details/y", "blocks.12a", "x.tail", ""):
         assert profiling._place(names) is None
     assert profiling._place("blocks.12.fc2/a blocks.11/b tail.norm/c") == "11-12+head"
+    assert profiling._place("segment.blocks.3.fc1/MatMul_9") == "3"  # half precision
+    assert profiling._place("[ONNX Layer: segment.tail.blocks.0.fc1/x]") == "head"
 
 
 def test_every_backend_of_ours_can_time_layers() -> None:

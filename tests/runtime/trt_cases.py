@@ -692,11 +692,11 @@ def test_layers_are_timed_and_described_by_the_inspector(name: str, compiled: Pa
     layers = record["segments"][1]["layers"]
     assert [layer["ms"] for layer in layers] == [0.25 * (i + 1) for i in range(len(layers))]
     assert {layer["kind"] for layer in layers} == {"gemm", "kgen"}
-    assert {layer["block"] for layer in layers} == {"2", "head"}
+    assert {layer["block"] for layer in layers} == {"2", "head", None}  # None: a cast at the end
     assert layers[3]["how"] == "tactic_3, Row major linear FP16 format"  # of a batch of 1
     joined = "blocks.2.norm1/" in layers[0]["name"]
     assert joined if VERSION.startswith("8.") else layers[0]["name"].startswith("__myl_")
-    assert record["baseline"]["layers"][-1]["block"] == "head"
+    assert {"1", "2", "3", "4"} < {layer["block"] for layer in record["baseline"]["layers"]}
 
 
 def test_layers_that_the_inspector_only_names_are_timed_all_the_same(bundle: Path) -> None:
