@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections import Counter
@@ -21,12 +22,17 @@ from lgvit_edge.images.labelled import content_hash
 from lgvit_edge.images.preprocess import load_rgb, network_input
 from lgvit_edge.machine.environment import environment
 from lgvit_edge.runtime.backends.base import Chain, ChainOptions, LayerTime, ProfiledChain
-from lgvit_edge.runtime.backends.registry import chain_opener, profiled_opener, segment_names
+from lgvit_edge.runtime.backends.registry import (
+    AnyChain,
+    chain_opener,
+    profiled_opener,
+    segment_names,
+)
 from lgvit_edge.runtime.runner import answer
 from lgvit_edge.runtime.selection import choose
 
 _WARM_UP = 10
-_BLOCK = 8  # runs in a row with the profiler, then without it
+_BLOCK = 8  # runs in a row of one chain, before another takes its turn
 # Nodes are named for the module they come from: "blocks.5.fc1/...", "tail.classifier/..."; in half
 # precision that is inside another: "segment.blocks.5.fc1/...".
 _MODULE = re.compile(r"(?<![\w.])(?:segment\.)?(?:blocks\.(\d+)|tail)(?!\w)")
@@ -79,14 +85,8 @@ def measure_layers(
     make_plain = chain_opener(opened, name, options)
     start = environment()
 
-    def measured(names: list[str], done: int) -> tuple[list[_Graph], dict[str, Any]]:
-        def step(count: int) -> None:
-            progress(done + count, 2 * runs)
-
-        return _measure(make_plain, make_profiled, names, inputs, runs, step)
-
-    chain, about = measured(segment_names(opened), 0)
-    (base,), _ = measured(["baseline"], runs)
+    graphs = (segment_names(opened), ["baseline"])
+    (chain, (base,)), about = _measure(make_plain, make_profiled, graphs, inputs, runs, progress)
     baseline = _row([base], manifest.baseline.macs) | _layers(base)
     macs = [segment.spec.macs for segment in manifest.segments]
     whole = _row(chain, sum(macs))
@@ -142,42 +142,52 @@ def _inputs(
 def _measure(
     make_plain: Callable[[list[str]], Chain],
     make_profiled: Callable[[list[str]], ProfiledChain],
-    names: list[str],
+    graphs: Sequence[list[str]],
     inputs: Sequence[NDArray[Any]],
     runs: int,
-    progress: Callable[[int], None],
-) -> tuple[list[_Graph], dict[str, Any]]:
-    """Run some graphs with and without the profiler, in turns of a few images.
+    progress: Progress,
+) -> tuple[list[list[_Graph]], dict[str, Any]]:
+    """Run chains of these graphs, each with and without the profiler, in turns of a few images.
 
-    Returns what was measured of each, and how both chains describe themselves.
-
-    A turn has several, so that the other chain's weights do not push one's own out of the caches
-    before every image.
+    They take turns so that all see the same drift of the machine. A turn has several images, so
+    that the others' weights do not push one's own out of the caches before every image. Returns
+    what was measured of each graph, and how the chains with and without describe themselves.
     """
-    profiled = make_profiled(names)  # first, because it may not be possible
-    try:
-        plain = make_plain(names)
-        try:
-            chains: tuple[Chain, Chain] = (plain, profiled)
-            for chain in chains:
-                for i in range(_WARM_UP):
-                    _run(chain, inputs[i % len(inputs)], len(names))
-            profiled.forget()
-            times: tuple[list[list[float]], list[list[float]]] = ([], [])
-            for turn, first in enumerate(range(0, runs, _BLOCK)):
-                progress(first)
-                for which in (0, 1) if turn % 2 == 0 else (1, 0):
-                    for i in range(first, min(first + _BLOCK, runs)):
-                        ms = _run(chains[which], inputs[i % len(inputs)], len(names))
-                        times[which].append(ms)
-            about = {"runtime": plain.describe(), "profiler": profiled.describe()}
-        finally:
-            plain.close()
-        layers = profiled.layer_times()
-    finally:
-        profiled.close()
-    columns = zip(np.array(times[0]).T, np.array(times[1]).T, layers, names, strict=True)
-    return [_Graph(a, b, *_matrix(rows, name)) for a, b, rows, name in columns], about
+    with contextlib.ExitStack() as stack:
+
+        def kept(chain: AnyChain) -> AnyChain:
+            stack.callback(chain.close)
+            return chain
+
+        profiled = [kept(make_profiled(names)) for names in graphs]  # first: it may be impossible
+        plain = [kept(make_plain(names)) for names in graphs]
+        chains: list[Chain] = [*plain, *profiled]
+        counts = [len(names) for names in (*graphs, *graphs)]
+        for chain, count in zip(chains, counts, strict=True):
+            for i in range(_WARM_UP):
+                _run(chain, inputs[i % len(inputs)], count)
+        for timed in profiled:
+            timed.forget()
+        times: list[list[list[float]]] = [[] for _ in chains]
+        places = range(len(chains))
+        for turn, first in enumerate(range(0, runs, _BLOCK)):
+            progress(first, runs)
+            for place in reversed(places) if turn % 2 else places:
+                for i in range(first, min(first + _BLOCK, runs)):
+                    ms = _run(chains[place], inputs[i % len(inputs)], counts[place])
+                    times[place].append(ms)
+        about = {"runtime": plain[0].describe(), "profiler": profiled[0].describe()}
+        layers = [timed.layer_times() for timed in profiled]
+    measured = [np.array(rows).T for rows in times]
+    return [
+        [
+            _Graph(without, with_, *_matrix(ran, name))
+            for without, with_, ran, name in zip(
+                measured[place], measured[place + len(graphs)], layers[place], names, strict=True
+            )
+        ]
+        for place, names in enumerate(graphs)
+    ], about
 
 
 def _run(chain: Chain, images: NDArray[Any], graphs: int) -> list[float]:
@@ -263,8 +273,10 @@ def _place(names: str) -> str | None:
 
 
 def _compare(row: dict[str, Any], baseline: dict[str, Any]) -> None:
-    """Add how much longer each operator takes than the baseline's for as many MACs, in ms."""
+    """Add how much longer all of it takes than the baseline for as many MACs, in ms."""
     scale = row["macs"] / baseline["macs"]
-    base = {kind["kind"]: kind["ms"] * scale for kind in baseline["kinds"]}
+    base = {kind["kind"]: kind["ms"] for kind in baseline["kinds"]}
     for kind in row["kinds"]:
-        kind["beyond_ms"] = kind["ms"] - base.get(kind["kind"], 0.0)
+        kind["beyond_ms"] = kind["ms"] - base.get(kind["kind"], 0.0) * scale
+    for name in ("profiled", "outside"):
+        row[f"{name}_beyond_ms"] = row[f"{name}_ms"] - baseline[f"{name}_ms"] * scale

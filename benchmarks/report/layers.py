@@ -12,9 +12,10 @@ from lgvit_edge._support.terminal import plain, table
 from lgvit_edge.benchmarks.report.terminal import table_of
 
 _NOTABLE = 1.1  # share of the time, over share of the MACs
+_LONGEST = 160  # characters of a name: where many operators are fused, it lists all of theirs
 _FAINT = 0.001  # share of an operator that is left out
 BETWEEN = "(between layers)"
-_SMALL = 0.01  # of a segment's time: not worth a word
+_SMALL = 0.02  # of a segment's time: not worth a word
 
 
 def part_of(record: dict[str, Any], part: str | None) -> tuple[str, dict[str, Any]]:
@@ -41,7 +42,7 @@ def print_layers(
     console.print(_segments(record))
     for row in record["segments"]:
         if row["time_share"] > _NOTABLE * row["macs_share"]:
-            say(plain(_remark(row), "bold") + plain(_beyond(row)))
+            say(plain(_remark(row), "bold"))
     cost = chain["profiled_ms"] / chain["ms"] - 1
     say(
         plain(
@@ -50,6 +51,9 @@ def print_layers(
             "times are with it"
         )
     )
+    for row in (*record["segments"], chain):
+        if row["profiled_beyond_ms"] > _SMALL * row["profiled_ms"]:
+            say(plain(_beyond(row)))
     name, row = part_of(record, part)
     console.print(_operators(name, row, record["baseline"]))
     console.print(_slowest(record, name, row, top))
@@ -68,14 +72,15 @@ def _remark(row: dict[str, Any]) -> str:
 
 
 def _beyond(row: dict[str, Any]) -> str:
-    """Return the operators that take longer than the baseline's for as many MACs."""
-    longer = sorted(row["kinds"], key=lambda kind: -kind["beyond_ms"])[:3]
-    listed = [
-        f"{kind['kind']} {kind['beyond_ms']:.2f} ms"
-        for kind in longer
-        if kind["beyond_ms"] > _SMALL * row["profiled_ms"]
-    ]
-    return f"; more than the baseline's for as many MACs: {', '.join(listed)}" if listed else ""
+    """Return what takes longer than the baseline's for as many MACs."""
+    parts = [(part["beyond_ms"], part["kind"]) for part in row["kinds"]]
+    parts += [(row["outside_beyond_ms"], BETWEEN)]
+    longest = [f"{kind} {ms:.2f}" for ms, kind in sorted(parts, reverse=True)[:3] if ms >= 0.01]
+    name = f"segment {row['segment']}" if "segment" in row else "the chain"
+    return (
+        f"{name}: {row['profiled_beyond_ms']:.2f} ms more than the baseline for as many MACs: "
+        f"{', '.join(longest)}"
+    )
 
 
 def _segments(record: dict[str, Any]) -> Table:
@@ -146,6 +151,10 @@ def _slowest(record: dict[str, Any], name: str, row: dict[str, Any], top: int) -
             f"{layer['ms']:.3f}",
             f"{layer['ms'] / total:.1%}",
             plain(layer["kind"]),
-            plain(f"{layer['name']}  {layer['how']}".rstrip()),
+            plain(_short(f"{layer['name']}  {layer['how']}".rstrip())),
         )
     return filled
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}\u2026"

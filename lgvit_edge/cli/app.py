@@ -57,6 +57,6 @@ def _root(
 
 
 # --help lists the commands in this order, the order of a user's work.
-measuring = (tune, bench, profile, compare)
-for command in (train, export, build, *measuring, predict, verify, info, doctor, demo):
+_MEASURING = (tune, bench, profile, compare)
+for command in (train, export, build, *_MEASURING, predict, verify, info, doctor, demo):
     app.command(cls=Command)(command)

@@ -1,8 +1,8 @@
 """Times the layers of engines with TensorRT's profiler.
 
-No GPU has run this yet. Segments are launched kernel by kernel, as a profiler cannot see into a
-CUDA graph, and TensorRT waits between layers to time them: the whole takes longer. What each layer
-is comes from the engine inspector, whose layers bear the profiler's names; engines are built with
+No GPU has run this yet. Segments are launched kernel by kernel: in CUDA graphs layers can be timed
+only since CUDA 11.1 (NVIDIA's trtexec, sampleInference.cpp). What each layer is comes from the
+engine inspector, whose layers bear the profiler's names; engines are built with
 ``ProfilingVerbosity.DETAILED``.
 """
 

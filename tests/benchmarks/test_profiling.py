@@ -122,7 +122,11 @@ def test_a_layers_block_is_what_its_names_tell(record: dict[str, Any]) -> None:
 def test_operators_are_held_against_the_baselines_for_as_many_macs(record: dict[str, Any]) -> None:
     row, baseline = record["segments"][1], record["baseline"]
     beyond = {kind["kind"]: kind["beyond_ms"] for kind in row["kinds"]}
-    assert beyond["Norm"] == pytest.approx(1.0 - 0.5 * row["macs"] / baseline["macs"])
+    scale = row["macs"] / baseline["macs"]
+    assert beyond["Norm"] == pytest.approx(1.0 - 0.5 * scale)
+    for name in ("profiled", "outside"):
+        gap = row[f"{name}_ms"] - scale * baseline[f"{name}_ms"]
+        assert row[f"{name}_beyond_ms"] == pytest.approx(gap)
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
@@ -287,15 +291,23 @@ def test_a_segment_that_takes_more_than_its_macs_is_named(record: dict[str, Any]
     from lgvit_edge.benchmarks.report.layers import print_layers
 
     record = copy.deepcopy(record)
-    record["segments"][1] |= {"macs_share": 0.09, "time_share": 0.14, "profiled_ms": 3.0}
+    record["segments"][0]["layers"][0]["name"] = "long" * 1000
+    record["segments"][1] |= {"macs_share": 0.09, "time_share": 0.14}
+    record["segments"][1] |= {"profiled_ms": 3.0, "profiled_beyond_ms": 1.0}
+    record["segments"][1]["outside_beyond_ms"] = 0.002
     for row in (*record["segments"][:1], *record["segments"][2:]):
-        row |= {"macs_share": 0.3, "time_share": 0.28}
+        row |= {"macs_share": 0.3, "time_share": 0.28, "profiled_beyond_ms": -1.0}
     out = StringIO()
     print_layers(record, Console(file=out, width=80))
     said = " ".join(out.getvalue().split())
-    assert "segment 1 has 9.0% of the MACs and takes 14.0% of the time; more than the base" in said
-    assert re.search(r"for as many MACs: (MatMul [\d.]+ ms, )?Norm 0\.\d+ ms", said)
+    assert "segment 1 has 9.0% of the MACs and takes 14.0% of the time" in said
+    more = (
+        r"segment 1: 1\.00 ms more than the baseline for as many MACs: (\w+ [\d.]+, )?Norm 0\.\d+"
+    )
+    assert re.search(more, said)
+    assert said.count("more than the baseline") <= 2  # perhaps the chain too
     assert said.count("of the MACs and takes") == 1
+    assert "\u2026" in said and said.count("long") < 50
 
 
 def test_images_are_taken_in_turn_and_bad_ones_named(
