@@ -200,7 +200,6 @@ def _record(
     clocks: dict[str, Any],
     shares: NDArray[np.float64] | None = None,
 ) -> dict[str, Any]:
-    manifest = session.manifest
     unstable = instability(samples, start["running"], start["cores"])
     after = clock_state(gpu=on_gpu(session))
     if held := throttling(clocks, after):
@@ -208,22 +207,27 @@ def _record(
     return {
         "env": start | {"runtime": session.describe(), "peak_memory_mb": peak_memory_mb()},
         "clocks": {"before": clocks, "after": after},
-        "bundle": {
-            "family": manifest.family,
-            "image_size": manifest.image_size,
-            "classes": manifest.num_classes,
-            "blocks": manifest.num_blocks,
-            "precision": manifest.precision,
-            "target": manifest.target,
-            "opset": manifest.opset,
-            "input": manifest.input,
-            "batch": list(manifest.batch),
-            "identity": manifest.identity,
-        },
-        **summarise(samples, manifest, shares),
+        "bundle": described(session.manifest),
+        **summarise(samples, session.manifest, shares),
         "unstable": unstable,
         "command": command_line(),
         "raw": raw(samples),
+    }
+
+
+def described(manifest: Manifest) -> dict[str, Any]:
+    """Returns what a record says of the bundle."""
+    return {
+        "family": manifest.family,
+        "image_size": manifest.image_size,
+        "classes": manifest.num_classes,
+        "blocks": manifest.num_blocks,
+        "precision": manifest.precision,
+        "target": manifest.target,
+        "opset": manifest.opset,
+        "input": manifest.input,
+        "batch": list(manifest.batch),
+        "identity": manifest.identity,
     }
 
 

@@ -105,10 +105,14 @@ def raw(samples: Sequence[Sample]) -> dict[str, list[Any]]:
 
 def instability(samples: Sequence[Sample], running: int, cores: int) -> list[str]:
     """Returns reasons not to trust these timings, each with a remedy; empty if there are none."""
+    return unsteady(_column(samples, "baseline_network_ms"), running, cores)
+
+
+def unsteady(base: NDArray[np.float64], running: int, cores: int) -> list[str]:
+    """Returns what ``instability`` does, of the baseline's times in the order measured."""
     reasons = []
-    base = _column(samples, "baseline_network_ms")
-    if len(samples) < 30:
-        reasons.append(f"only {len(samples)} samples; measure at least 30")
+    if len(base) < 30:
+        reasons.append(f"only {len(base)} samples; measure at least 30")
     else:
         half = len(base) // 2
         drift = np.median(base[half:]) / np.median(base[:half]) - 1

@@ -350,12 +350,14 @@ def _monitor(module: Any, job: _Job) -> Any:
 def _inner_types(text: str, outer: set[str]) -> list[str]:
     """Return the formats of the tensors between layers, from the inspector's JSON.
 
-    Inputs and outputs are left out, because the engine may convert them. The list is empty where
-    all is one fused layer, or the engine stores no details.
+    Inputs and outputs are left out, because the engine may convert them, and so are formats that
+    are "N/A due to dynamic shapes": those depend on shapes that only a context has. The list is
+    empty where all is one fused layer, or the engine stores no details.
     """
     try:
         layers = json.loads(text).get("Layers", [])
     except (ValueError, AttributeError):
         return []
     outputs = [t for layer in layers if isinstance(layer, dict) for t in layer.get("Outputs", [])]
-    return [str(t.get("Format/Datatype")) for t in outputs if t.get("Name") not in outer]
+    types = [str(t.get("Format/Datatype")) for t in outputs if t.get("Name") not in outer]
+    return [kind for kind in types if not kind.startswith("N/A")]

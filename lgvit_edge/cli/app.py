@@ -20,6 +20,7 @@ from lgvit_edge.cli.export import export
 from lgvit_edge.cli.info import info
 from lgvit_edge.cli.options import Command, Commands, exit_status
 from lgvit_edge.cli.predict import predict
+from lgvit_edge.cli.profile import profile
 from lgvit_edge.cli.train import train
 from lgvit_edge.cli.tune import tune
 from lgvit_edge.cli.verify import verify
@@ -63,6 +64,7 @@ for command in (
     build,
     tune,
     bench,
+    profile,
     compare,
     predict,
     verify,

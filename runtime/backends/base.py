@@ -55,6 +55,41 @@ class Chain(Protocol):
         """Free the backend's memory."""
 
 
+class LayerTime(NamedTuple):
+    """Tells how long one layer took in one run, all in the backend's own words.
+
+    Attributes:
+        name: of the layer; fused ones have the name that the backend gave them.
+        kind: the operator, such as ``MatMul``.
+        ms: its time in milliseconds.
+        how: what computed it, such as a kernel or tactic and a format; empty where not told.
+        origin: names of the graph's nodes in it, where the backend tells them beside its own name.
+    """
+
+    name: str
+    kind: str
+    ms: float
+    how: str = ""
+    origin: str = ""
+
+
+class ProfiledChain(Chain, Protocol):
+    """A chain whose layers are timed one by one, which may make it slower.
+
+    ``describe`` names what times them under ``profiler``, such as "ONNX Runtime's profiler".
+    """
+
+    def forget(self) -> None:
+        """Leave out what ran so far, to warm up."""
+
+    def layer_times(self) -> list[list[list[LayerTime]]]:
+        """Return, of each graph, the layers that ran, in their order, in every ``step``.
+
+        A backend that only adds times up returns them once, as means over the steps. The chain
+        cannot run any more. Raises ``BackendError`` where the times are not complete.
+        """
+
+
 @dataclass(frozen=True)
 class TensorRTOptions:
     """Holds the options of the TensorRT backend.
@@ -176,6 +211,8 @@ class Backend:
             lack something. Called only where a module is installed. By default one, on the CPU.
         checks: lists for ``doctor`` what works here, given whether there is an NVIDIA driver, and
             the Jetson. By default whether a module is installed.
+        open_profiled: makes a chain that times its layers, as ``open_chain`` makes one that does
+            not; None where the backend cannot.
     """
 
     name: str
@@ -188,6 +225,7 @@ class Backend:
     options: frozenset[str] = frozenset()
     candidates: Callable[[Bundle, ChainOptions], list[Candidate]] | None = None
     checks: Callable[[bool, Jetson | None], list[Check]] | None = None
+    open_profiled: Callable[[Bundle, list[str], ChainOptions], ProfiledChain] | None = None
 
     def takes(self, option: str, value: object) -> bool:
         """Return whether it takes this value of ``device`` or ``precision``; None is always one."""

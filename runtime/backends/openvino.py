@@ -67,6 +67,8 @@ def candidates(bundle: Bundle, options: ChainOptions) -> list[Candidate]:
 class OpenVINOChain:
     """Runs a ``Chain`` of segments, each compiled by OpenVINO."""
 
+    _settings: dict[str, Any] = {}  # of OpenVINO, beside those that every chain has
+
     def __init__(
         self,
         root: Path,
@@ -154,6 +156,7 @@ class OpenVINOChain:
             "PERFORMANCE_HINT": "LATENCY",
             # By default, processors with bfloat16 compute float32 graphs in it.
             "INFERENCE_PRECISION_HINT": PRECISIONS[self._precision],
+            **self._settings,
         }
         if self._device == "CPU":
             settings |= {"INFERENCE_NUM_THREADS": self._threads, "NUM_STREAMS": "1"}

@@ -66,6 +66,8 @@ class _Buffer:
 class OrtChain:
     """Runs a ``Chain`` of segments, each in an ONNX Runtime session."""
 
+    _profiles: Path | None = None  # the folder that operators' times are written to
+
     def __init__(self, bundle: Bundle, names: list[str], options: ChainOptions) -> None:
         """Load the graphs of these names; without ``device`` CUDA is used where it works.
 
@@ -179,7 +181,12 @@ class OrtChain:
             ) from None
         try:
             session, self._shared = open_session(
-                self._ort, str(path), self._threads, shared=self._shared, providers=providers
+                self._ort,
+                str(path),
+                self._threads,
+                shared=self._shared,
+                providers=providers,
+                profile=None if self._profiles is None else str(self._profiles / path.stem),
             )
         except Exception as error:  # onnxruntime has no common base class
             reason = in_one_line(error)

@@ -76,18 +76,27 @@ def _refuse_forked() -> None:
 
 
 def open_session(
-    ort: Any, path: str, threads: int, *, shared: bool, providers: list[Any]
+    ort: Any,
+    path: str,
+    threads: int,
+    *,
+    shared: bool,
+    providers: list[Any],
+    profile: str | None = None,
 ) -> tuple[Any, bool]:
     """Load a graph into an ONNX Runtime session, with the preferred of ``providers`` first.
 
     ``shared`` uses the process-wide pool; otherwise a private pool of ``threads`` stops spinning as
     soon as its graph is done. Returns the session, and whether it shares the process-wide pool. It
     does not where the application had started ONNX Runtime without one, or ``ort`` cannot share.
+    With ``profile``, times of all operators are written to a file whose name begins so.
     """
     global _pool_size
     shared = shared and can_share(ort)
     options = ort.SessionOptions()
     options.log_severity_level = 3  # warnings about the machine are not the user's business
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, profile
     if shared:
         options.use_per_session_threads = False
         options.add_session_config_entry("session.use_env_allocators", "1")
@@ -104,4 +113,4 @@ def open_session(
             raise
         with _lock:
             _pool_size = None  # the pool was not made
-        return open_session(ort, path, threads, shared=False, providers=providers)
+        return open_session(ort, path, threads, shared=False, providers=providers, profile=profile)

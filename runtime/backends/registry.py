@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lgvit_edge.errors import BackendError, LGViTEdgeError, UsageError, in_one_line
-from lgvit_edge.runtime.backends.base import Backend, Chain, ChainOptions, Package
+from lgvit_edge.runtime.backends.base import (
+    Backend,
+    Chain,
+    ChainOptions,
+    Package,
+    ProfiledChain,
+)
 
 if TYPE_CHECKING:
     from lgvit_edge.bundle.directory import Bundle
 
+AnyChain = TypeVar("AnyChain", bound=Chain)
 AUTO = "auto"
 # What error messages call an option; the others go by their own names.
 _WORDS = {"tensorrt": "TensorRT options (wait, cuda_graphs, speculate, zero_copy)"}
@@ -79,12 +86,36 @@ def chain_opener(bundle: Bundle, name: str, options: ChainOptions) -> Callable[[
         UsageError: there is no such backend, or it does not take an option.
     """
     backend = backend_of(name)
+    return _opener(bundle, backend, backend.open_chain, options)
+
+
+def profiled_opener(
+    bundle: Bundle, name: str, options: ChainOptions
+) -> Callable[[list[str]], ProfiledChain]:
+    """Do what ``chain_opener`` does, for a chain that times its layers.
+
+    Raises:
+        UsageError: the backend cannot, there is none of this name, or it does not take an option.
+    """
+    backend = backend_of(name)
+    if backend.open_profiled is None:
+        able = " or ".join(repr(b.name) for b in backends() if b.open_profiled is not None)
+        raise UsageError(f"the {name} backend cannot time its layers; use backend {able}")
+    return _opener(bundle, backend, backend.open_profiled, options)
+
+
+def _opener(
+    bundle: Bundle,
+    backend: Backend,
+    make: Callable[[Bundle, list[str], ChainOptions], AnyChain],
+    options: ChainOptions,
+) -> Callable[[list[str]], AnyChain]:
     if (fault := refusal(backend, options)) is not None:
         raise UsageError(fault)
 
-    def open_chain(names: list[str]) -> Chain:
+    def open_chain(names: list[str]) -> AnyChain:
         try:
-            return backend.open_chain(bundle, names, options)
+            return make(bundle, names, options)
         except LGViTEdgeError:
             raise
         except (OSError, RuntimeError, MemoryError, ValueError, LookupError) as error:
@@ -132,6 +163,7 @@ _BACKENDS = {
             options=frozenset({"tensorrt", "device"}),
             candidates=_later("tensorrt_engine", "candidates"),
             checks=_later("checks", "tensorrt_checks"),
+            open_profiled=_later("tensorrt_profile", "open_profiled"),
         ),
         Backend(
             name="onnxruntime",
@@ -146,6 +178,7 @@ _BACKENDS = {
             options=frozenset({"threads", "thread_pool", "device"}),
             candidates=_later("ort", "candidates"),
             checks=_later("checks", "onnxruntime_checks"),
+            open_profiled=_later("ort_profile", "open_profiled"),
         ),
         Backend(
             name="openvino",
@@ -158,6 +191,7 @@ _BACKENDS = {
             options=frozenset({"threads", "device", "precision"}),
             candidates=_later("openvino", "candidates"),
             checks=_later("checks", "openvino_checks"),
+            open_profiled=_later("openvino_profile", "open_profiled"),
         ),
     )
 }

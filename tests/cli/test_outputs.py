@@ -27,6 +27,7 @@ TUNE = "tune --engines bundle --data photos"
 TRAIN = "train --data photos --val photos --backbone start.pt"
 # Where each command begins to work.
 WORK = (
+    "lgvit_edge.benchmarks.measure_layers",
     "lgvit_edge.export.source.model_to_export",
     "lgvit_edge.export.tensorrt.build._build_all",
     "lgvit_edge.runtime.Session.open",
@@ -37,6 +38,8 @@ WORK = (
 FILES = (
     ("bench --engines bundle --json {}", "json"),
     ("bench --engines bundle --report {}", "html"),
+    ("profile --engines bundle --json {}", "json"),
+    ("profile --engines bundle --plot {}", "png"),
     (f"{TUNE} --json {{}}", "json"),
     (f"{TUNE} --plot {{}}", "png"),
     (f"{TUNE} --logits {{}}", "npy"),
@@ -167,7 +170,14 @@ def test_a_bundle_at_a_link_is_replaced_where_the_link_leads(here: Path, bundle:
     assert {p.name for p in here.iterdir()} == {"bundle", "photos", "start.pt", "far", "link"}
 
 
-@pytest.mark.parametrize("line", ["bench --engines bundle --rounds 1", f"{TUNE} --logits x.npy"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "bench --engines bundle --rounds 1",
+        "profile --engines bundle --runs 1",
+        f"{TUNE} --logits x.npy",
+    ],
+)
 def test_a_record_on_standard_output_is_all_there_is(
     line: str, here: Path, monkeypatch: MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

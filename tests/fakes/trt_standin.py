@@ -10,7 +10,9 @@ GPU current than the one an object was made on.
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
+import itertools
 import json
 import sys
 from collections.abc import Callable
@@ -50,6 +52,7 @@ class StandIn(ModuleType):
         self.built: list[str] = []
         self.devices: set[int] = set()  # where objects were made
         self.unsupported = False  # this GPU, by RTX's own word
+        self.reports_layers = self.describes_layers = True
         self.calls: list[str] = []
         self.collecting: list[bool] = []  # whether the garbage collector was on, at each call
         self.callbacks: list[Any] = []  # kept alive for the driver
@@ -285,11 +288,43 @@ class _Engine:
         graph = onnx.load(self.plan["onnx"], load_external_data=False).graph
         half = any(DTYPES.get(weight.data_type) == "HALF" for weight in graph.initializer)
         kind = "FP16" if half and not self.trt.silently_float32 else "FP32"
-        inner = {"Name": "inner", "Format/Datatype": f"Row major linear {kind} format"}
-        outer = {"Name": self.outputs[0], "Format/Datatype": "Row major linear FP16 format"}
-        text = json.dumps({"Layers": [{"Name": "fused", "Outputs": [inner, outer]}]})
-        information = SimpleNamespace(get_engine_information=lambda format: text)
+        information = SimpleNamespace(execution_context=None)
+
+        def text(format: Any) -> str:
+            if not self.trt.describes_layers:  # as without DETAILED (NVIDIA/TensorRT#4020)
+                return json.dumps({"Layers": [name for name, _ in self.layers]})
+            # Formats depend on shapes, which a context tells (developer guide, engine inspector).
+            told = -1 not in self.shapes[self.inputs[0]] or information.execution_context
+            form = f"Row major linear {kind} format" if told else "N/A due to dynamic shapes"
+            inner = {"Name": "inner", "Format/Datatype": form}
+            outer = {"Name": self.outputs[0], "Format/Datatype": "Row major linear FP16 format"}
+            rows = [{"Name": "fused", "Outputs": [inner, outer]}]
+            rows += [row | {"Outputs": [inner]} for _, row in self.layers]
+            return json.dumps({"Layers": rows})
+
+        information.get_engine_information = text
         return self.trt.checked("EngineInspector", information)
+
+    @functools.cached_property
+    def layers(self) -> list[tuple[str, dict[str, str]]]:
+        """Names, and what the inspector says: nodes of one module are fused.
+
+        TensorRT 8 joins their names; later ones make up a name, and list them under Metadata
+        (NVIDIA/TensorRT#4397, #4535).
+        """
+        nodes = onnx.load(self.plan["onnx"], load_external_data=False).graph.node
+        found = []
+        for i, (_, group) in enumerate(itertools.groupby(nodes, lambda n: n.name.split("/")[0])):
+            fused = list(group)
+            product = any(node.op_type in ("MatMul", "Gemm") for node in fused)
+            row = {"LayerType": "gemm" if product else "kgen", "TacticName": f"tactic_{i}"}
+            if self.trt.__version__.startswith("8."):
+                name = " + ".join(node.name for node in fused)
+            else:
+                name = f"__myl_{''.join(node.op_type[:4] for node in fused)}_myl0_{i}"
+                row["Metadata"] = "\x1e".join(f"[ONNX Layer: {node.name}]" for node in fused)
+            found.append((name, {"Name": name} | row))
+        return found
 
     def create_execution_context_without_device_memory(self) -> Checked:
         return self.trt.checked("IExecutionContext", _Context(self.trt, self))
@@ -339,6 +374,8 @@ class _RuntimeCache:
 
 
 class _Context:
+    enqueue_emits_profile, profiler, ran = True, None, False
+
     def __init__(self, trt: StandIn, engine: _Engine, cache: _RuntimeCache | None = None) -> None:
         trt.stay(engine.device)
         self.trt, self.engine, self.cache = trt, engine, cache
@@ -378,6 +415,21 @@ class _Context:
             self.cache.compile(f"{Path(self.engine.plan['onnx']).stem} {shape[0]}")
         return True
 
+    def report_to_profiler(self) -> bool:
+        """It tells of the last enqueue; if that reported, it does nothing (NvInferRuntime.h)."""
+        if self.enqueue_emits_profile:
+            return True
+        if self.profiler is None or not self.ran:
+            return False
+        self._report()
+        return True
+
+    def _report(self) -> None:
+        assert isinstance(self.profiler, self.trt.real.IProfiler)
+        if self.trt.reports_layers:
+            for i, (name, _) in enumerate(self.engine.layers):
+                self.profiler.report_layer_time(name, 0.25 * (i + 1))
+
     def is_stream_capturable(self, stream: int) -> bool:
         return self.trt.capturable
 
@@ -394,6 +446,9 @@ class _Context:
             return False
         if stem == self.trt.refuse_execution:
             return False
+        self.ran = True
+        if self.profiler is not None and self.enqueue_emits_profile:
+            self._report()
         work = CALLBACK(_work(self, dict(self.addresses), self.shape, self.device_memory))
         self.trt.callbacks.append(work)
         return not self.trt.cuda.cuLaunchHostFunc(ctypes.c_void_p(stream_handle), work, None)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import fake_cuda
 import numpy as np
@@ -60,6 +61,7 @@ def fresh() -> Iterator[None]:
     TRT.refuse_execution = TRT.refuse_building = ""
     TRT.capturable = True
     TRT.silently_float32 = False
+    TRT.reports_layers = TRT.describes_layers = True
     TRT.off_by = 0.0
     TRT.nan_from = None
     TRT.does_not_start = TRT.unsupported = False
@@ -369,7 +371,8 @@ def test_an_engine_that_cannot_be_built_is_named(plain: Path) -> None:
     assert TRT.built == ["segment_1", "segment_2", "segment_3", "baseline"]
 
 
-def test_an_engine_that_fell_back_to_float32_is_refused(plain: Path) -> None:
+def test_an_engine_that_fell_back_to_float32_is_refused(tmp_path: Path) -> None:
+    plain = copied("fixed", tmp_path)  # with dynamic shapes the inspector tells no types
     TRT.silently_float32 = True
     with pytest.raises(BuildError, match="half precision was asked for, but no layer"):
         build_engines(plain, library=LIBRARY)
@@ -832,6 +835,50 @@ def test_bench_and_predict(bundle: Path, tmp_path: Path) -> None:
         )
         assert found["zero_copy"] is ("--zero-copy" in options)
     assert "x.png" in command("predict", "--engines", bundle, tmp_path / "x.png").stdout
+
+
+def profiled(bundle: Path, status: int = 0) -> tuple[dict[str, Any], str]:
+    """The record of ``profile``, if there is one, and what was said."""
+    file = bundle.parent / "layers.json"
+    command = ["profile", "--engines", str(bundle), "--backend", "tensorrt", "--runs", "3"]
+    result = CliRunner().invoke(app, [*command, "--json", str(file)])
+    said = " ".join(f"{result.output} {result.exception or ''}".split())
+    assert (result.exit_code != 0) is bool(status), said
+    return json.loads(file.read_text()) if file.exists() else {}, said
+
+
+@pytest.mark.parametrize("name", ["fp16", "fixed"])
+def test_layers_are_timed_and_described_by_the_inspector(name: str, compiled: Path) -> None:
+    record, said = profiled(compiled / name)
+    assert record["env"]["runtime"]["cuda_graphs"] > 0 == record["env"]["profiler"]["cuda_graphs"]
+    assert "with TensorRT's profiler and without CUDA graphs the chain takes" in said
+    layers = record["segments"][1]["layers"]
+    assert [layer["ms"] for layer in layers] == [0.25 * (i + 1) for i in range(len(layers))]
+    assert {layer["kind"] for layer in layers} == {"gemm", "kgen"}
+    assert {layer["block"] for layer in layers} == {"2", "head", None}  # None: a cast at the end
+    assert layers[3]["how"] == "tactic_3, Row major linear FP16 format"  # of a batch of 1
+    joined = "blocks.2.norm1/" in layers[0]["name"]
+    assert joined if VERSION.startswith("8.") else layers[0]["name"].startswith("__myl_")
+    assert {"1", "2", "3", "4"} < {layer["block"] for layer in record["baseline"]["layers"]}
+
+
+def test_layers_that_the_inspector_only_names_are_timed_all_the_same(bundle: Path) -> None:
+    TRT.describes_layers = False
+    record, said = profiled(bundle)
+    layers = record["segments"][0]["layers"]
+    assert {layer["kind"] for layer in layers} == {"not described"} and "not described" in said
+    assert not any(layer["how"] for layer in layers) and layers[0]["ms"] == 0.25
+
+
+@once
+def test_a_profiler_that_is_told_nothing(bundle: Path) -> None:
+    TRT.reports_layers = False
+    assert "reports no layer times of segment_0: " in profiled(bundle, status=1)[1]
+
+
+@once
+def test_a_bundle_without_engines_is_not_profiled(plain: Path) -> None:
+    assert "has no engines; run: lgvit-edge build" in profiled(plain, status=1)[1]
 
 
 @once
