@@ -28,7 +28,7 @@ from lgvit_edge.bundle.directory import (
     check_writable,
     open_bundle,
 )
-from lgvit_edge.bundle.manifest import GraphSpec, Manifest
+from lgvit_edge.bundle.manifest import ACCUMULATION, GraphSpec, Manifest
 from lgvit_edge.errors import (
     BackendError,
     BuildError,
@@ -280,9 +280,10 @@ def _verify(folder: Path, tolerance: float | None, cuda_graphs: bool) -> tuple[f
             return session.check_parity(tolerance), ""
     except ParityError as error:
         finer = ""
-        if engines.read_build(folder).precision != "fp32":
-            finer = " To compute more in float32, export again with --keep-fp32 layernorm,softmax, "
-            finer += "or with --precision fp32."
+        if (precision := engines.read_build(folder).precision) != "fp32":
+            finer = " To compute more in float32, export again with --keep-fp32 layernorm,softmax"
+            finer += ", with --fp32-accumulate" if precision == "fp16" else ""
+            finer += ", or with --precision fp32."
         (folder / BUILD).replace(folder / REJECTED)
         raise ParityError(
             f"{error}. The record is kept as {folder / REJECTED}.{finer} If the accuracy suffices "
@@ -302,7 +303,8 @@ def _task(bundle: Bundle, name: str) -> BuildTask:
     manifest, graph = bundle.manifest, engines.graphs_of(bundle)[name]
     quantized = manifest.quantized(None if name == "baseline" else int(name.rpartition("_")[2]))
     dtype, batch = manifest.hidden_dtype, manifest.batch
-    return BuildTask(bundle.path(graph.graph), graph, dtype, quantized, batch)
+    accumulate = ACCUMULATION in manifest.fp32_islands
+    return BuildTask(bundle.path(graph.graph), graph, dtype, quantized, batch, accumulate)
 
 
 def _current(

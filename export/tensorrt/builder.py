@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +52,8 @@ class BuilderOptions:
 class BuildTask:
     """Describes one graph to compile: the file ``onnx``, with weights beside it, and what it holds.
 
-    ``dtype`` is that of matrix products, those between quantized layers too.
+    ``dtype`` is that of products, those between quantized layers too; that of matrix products is
+    float32 where the graph asks for sums in it.
     """
 
     onnx: Path
@@ -61,6 +61,7 @@ class BuildTask:
     dtype: str
     quantized: bool
     batch: tuple[int, int, int]
+    accumulate: bool = False  # matrix products in float32, between casts
 
 
 class EngineBuilder:
@@ -197,16 +198,19 @@ class _Job:
     def _check_layers(self, network: Any) -> None:
         """Check that products are in the type asked for: a fall-back to float32 is only slower."""
         layers = [network.get_layer(i) for i in range(network.num_layers)]
-        file, dtype = self.task.graph.graph.file, self.task.dtype
+        file = self.task.graph.graph.file
         if self.task.quantized and not any(layer.type.name == "QUANTIZE" for layer in layers):
             raise BuildError(f"{file}: int8 was asked for, nothing is quantized")
-        products = [layer.get_output(0) for layer in layers if layer.type.name in _PRODUCTS]
-        dtypes = Counter(self.trt.dtype(product.dtype) for product in products)
-        if set(dtypes) - {dtype}:
-            raise BuildError(
-                f"{file}: expected products in {dtype}, TensorRT reads {dict(dtypes)}; "
-                "export the bundle again"
-            )
+        for layer in layers:
+            if (kind := layer.type.name) not in _PRODUCTS:
+                continue
+            found = self.trt.dtype(layer.get_output(0).dtype)
+            wide = self.task.accumulate and kind == "MATRIX_MULTIPLY"
+            if found != (dtype := "float32" if wide else self.task.dtype):
+                raise BuildError(
+                    f"{file}: expected products in {dtype}, TensorRT reads {found} in a "
+                    f"{kind}; export the bundle again"
+                )
 
     def _build(self) -> bytes:
         builder, network = self.parse()
@@ -257,10 +261,11 @@ class _Job:
     def _constrain(self, network: Any, config: Any) -> None:
         """Set the precision of TensorRT 8 by flags, with float32 where float16 is too coarse."""
         trt = self.module
-        if self.task.quantized:
+        if self.task.quantized or self.task.accumulate:
+            cure = "with --precision fp16" if self.task.quantized else "without --fp32-accumulate"
             raise BuildError(
-                f"{self.task.onnx.name}: TensorRT {self.trt.version} does not read our int8 "
-                "graphs; export with --precision fp16"
+                f"{self.task.onnx.name}: TensorRT {self.trt.version} chooses types itself, so it "
+                f"does not keep to those of this graph; export {cure}"
             )
         # Lets several contexts, one for each batch size, use one profile, as later versions do.
         config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)

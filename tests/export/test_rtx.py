@@ -80,21 +80,31 @@ def test_every_kind_of_graph_compiles(rtx_bundle: Callable[[str], Path], tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("family", "precision", "batch", "input"),
+    ("family", "precision", "batch", "input", "accumulate"),
     [
-        ("vit", "fp16", (1, 1, 1), "float32"),
-        ("vit", "int8", (1, 2, 4), "uint8"),
-        ("deit", "fp16", (1, 2, 4), "uint8"),
+        ("vit", "fp16", (1, 1, 1), "float32", True),
+        ("vit", "int8", (1, 2, 4), "uint8", False),
+        ("deit", "fp16", (1, 2, 4), "uint8", False),
     ],
 )
 def test_every_precision_and_input_compiles(
-    family: str, precision: str, batch: tuple[int, int, int], input: str, tmp_path: Path
+    family: str,
+    precision: str,
+    batch: tuple[int, int, int],
+    input: str,
+    accumulate: bool,
+    tmp_path: Path,
 ) -> None:
     for i in range(8):
         pixels = np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{i}.png")
     options = ExportOptions(
-        target="rtx", precision=precision, batch=batch, input=input, tolerance=10.0
+        target="rtx",
+        precision=precision,
+        fp32_accumulate=accumulate,
+        batch=batch,
+        input=input,
+        tolerance=10.0,
     )
     model = tiny(family=family, num_blocks=2, exits=(ExitConfig(1, "gah", 2),))
     images = unlabelled_images(tmp_path) if precision == "int8" else []
