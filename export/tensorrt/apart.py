@@ -51,7 +51,8 @@ class Compiled:
     sha256: str
     bytes: int
     seconds: float
-    warnings: tuple[str, ...]
+    findings: tuple[str, ...]  # what we warn of
+    warnings: tuple[str, ...]  # what TensorRT warns of
 
 
 def compile_engine(job: Job, progress: Callable[[str], None]) -> Compiled:
@@ -139,8 +140,8 @@ def _compile(job: Job, progress: Callable[[str], None]) -> Compiled:
     write(job.engine, plan)
     if builder.timing_cache and not trt.is_rtx:
         write(job.timing_cache, builder.timing_cache)
-    warnings = (*builder.warnings, *trt.take_log("WARNING"))
-    return Compiled(hashlib.sha256(plan).hexdigest(), len(plan), seconds, warnings)
+    digest, findings = hashlib.sha256(plan).hexdigest(), tuple(builder.findings)
+    return Compiled(digest, len(plan), seconds, findings, tuple(trt.take_log("WARNING")))
 
 
 def _main() -> None:
@@ -182,4 +183,5 @@ def _portable(error: Exception) -> Exception:
         with contextlib.suppress(Exception):
             pickle.loads(pickle.dumps(error))
             return error
-    return BuildError(f"compiling failed: {in_one_line(error)}")
+    cure = "; close other programs, or add swap space" if isinstance(error, MemoryError) else ""
+    return BuildError(f"compiling failed: {in_one_line(error)}{cure}")

@@ -244,7 +244,8 @@ def _build_all(
         made = compile_engine(job, phase)
         onnx = graphs[name].graph.sha256
         spec = EngineSpec(job.engine.name, made.sha256, onnx, made.bytes, made.seconds)
-        warnings = tuple(dict.fromkeys([*build.warnings, *made.warnings]))
+        said = (*made.findings, *build.warnings, *made.warnings)  # TensorRT may say much
+        warnings = tuple(dict.fromkeys(said))
         build = dataclasses.replace(build, engines=build.engines | {name: spec}, warnings=warnings)
         write_json(staging / BUILD, to_json(build))
     progress(len(missing), len(missing), "")
@@ -304,8 +305,9 @@ def _verify(
     root, tag = folder.parent.parent, folder.name
     if find_gpu() is None:
         return None, "there is no NVIDIA GPU here"
+    opened = open_bundle(root, verify=False)
     try:
-        choose_build(open_bundle(root, verify=False), tag)
+        choose_build(opened, tag)
     except BackendError as error:  # compiled for another GPU than the one here
         return None, str(error)
     try:
@@ -317,20 +319,28 @@ def _verify(
         with session:
             return session.check_parity(tolerance), ""
     except ParityError as error:
-        finer = ""
-        if (precision := build.precision) != "fp32":
-            finer = " To compute more in float32, export again with --keep-fp32 layernorm,softmax"
-            finer += ", with --fp32-accumulate" if precision == "fp16" else ""
-            finer += ", or with --precision fp32."
         with _locked(folder):
             # Not the engines of another build, which may have come meanwhile.
             if engines.read_build(folder) == build:
                 (folder / BUILD).replace(folder / REJECTED)
         raise ParityError(
-            f"{error}. The record is kept as {folder / REJECTED}.{finer} If the accuracy suffices "
-            f"nevertheless: lgvit-edge build {root} --tolerance NUMBER, then measure it: "
-            f"lgvit-edge bench --engines {root} --data DIR"
+            f"{error}. The record is kept as {folder / REJECTED}.{_finer(build, opened.manifest)} "
+            f"If the accuracy suffices nevertheless: lgvit-edge build {root} --tolerance NUMBER, "
+            f"then measure it: lgvit-edge bench --engines {root} --data DIR"
         ) from None
+
+
+def _finer(build: Build, manifest: Manifest) -> str:
+    """Say how to compute more in float32, by what was not done yet."""
+    if build.precision == "fp32":
+        return ""
+    kept = manifest.fp32_islands
+    ways = [] if {"layernorm", "softmax"} <= set(kept) else ["--keep-fp32 layernorm,softmax"]
+    typed = TensorRT(build.library).strongly_typed
+    if build.precision == "fp16" and typed and ACCUMULATION not in kept:
+        ways.append("--fp32-accumulate")
+    listed = f"{' '.join(ways)}, or with " if ways else ""
+    return f" To compute more in float32, export again with {listed}--precision fp32."
 
 
 def _take_back(folder: Path, planned: Build, graphs: dict[str, GraphSpec]) -> None:

@@ -73,7 +73,7 @@ class EngineBuilder:
     """Compiles graphs with one library, and passes its timing cache from one to the next.
 
     The first cache is that of an earlier run with this GPU and version. It is not used for RTX,
-    which would then need a GPU to build. What is noteworthy of engines is added to ``warnings``.
+    which would then need a GPU to build. What is noteworthy of engines is added to ``findings``.
 
     Raises:
         UsageError: RTX does not know a compute capability, or the library is not RTX.
@@ -84,7 +84,7 @@ class EngineBuilder:
     ) -> None:
         self._trt, self._options, self._module = trt, options, trt.module
         self.timing_cache = timing_cache
-        self.warnings: list[str] = []
+        self.findings: list[str] = []
         self._capabilities = self._named_capabilities()
 
     def build(self, task: BuildTask, *, progress: Progress = lambda text: None) -> bytes:
@@ -267,11 +267,12 @@ class EngineBuilder:
         if task.dtype == "float16":
             inspector = engine.create_engine_inspector()
             text = inspector.get_engine_information(self._module.LayerInformationFormat.JSON)
-            self._check_half(file, *_inner_types(text, {spec.name for spec in tensors}))
+            self._check_half(task, *_inner_types(text, {spec.name for spec in tensors}))
 
-    def _check_half(self, file: str, half: int, single: int) -> None:
+    def _check_half(self, task: BuildTask, half: int, single: int) -> None:
         """Judge an engine by how many tensors in it are in half precision, and in float32."""
-        if single and not half:
+        file = task.graph.graph.file
+        if single and not half and not task.accumulate:  # which asks for float32
             raise BuildError(
                 f"{file}: half precision was asked for, but no layer of the engine works in it; "
                 "export with --precision fp32"
@@ -279,12 +280,12 @@ class EngineBuilder:
         if self._trt.strongly_typed:  # then the network's types, which were checked, are kept to
             return
         if not half + single:
-            self.warnings.append(
-                f"{file}: TensorRT does not tell the types inside this engine (one fused layer, or "
-                "a batch that varies), so whether it works in half precision was not checked"
+            self.findings.append(
+                "the types inside an engine are not told where it is one fused layer, or the batch "
+                "varies: whether such engines work in half precision was not checked"
             )
         elif half < _FEW * (half + single):
-            self.warnings.append(
+            self.findings.append(
                 f"{file}: half precision was asked for, but only {half} of the engine's "
                 f"{half + single} tensors are in it"
             )
@@ -311,10 +312,10 @@ class EngineBuilder:
                 raise BackendError(self._trt.reason())
             half, single = run_times(self._trt, task.graph, task.batch[1], [plan, plain])
         except (BackendError, MissingDependency) as error:
-            self.warnings.append(f"{file}: its speed was not compared with float32: {error}")
+            self.findings.append(f"{file}: its speed was not compared with float32: {error}")
             return
         if half > 0.95 * single:
-            self.warnings.append(
+            self.findings.append(
                 f"{file}: half precision is not faster: {half:.2f} ms, in float32 {single:.2f} ms; "
                 "export with --precision fp32, which is more exact, or install JetPack 6.1 or newer"
             )

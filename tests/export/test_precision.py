@@ -15,6 +15,7 @@ from small import swin
 
 from lgvit_edge.bundle.directory import open_bundle
 from lgvit_edge.bundle.manifest import FileSpec, GraphSpec, TensorSpec
+from lgvit_edge.cli.export import _islands
 from lgvit_edge.errors import DataError, ParityError, UsageError
 from lgvit_edge.export import ExportOptions, export_bundle
 from lgvit_edge.export.checks import gate, graph_runner, judge, sample_images
@@ -157,6 +158,17 @@ def test_no_layernorm_depends_on_what_is_not_promised(
     options: dict[str, str], islands: tuple[str, ...]
 ) -> None:
     assert ExportOptions(**options).fp32_islands == islands  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["none,softmax", "", "gelu"])
+def test_what_cannot_be_kept_in_float32(text: str, command: Callable[..., str]) -> None:
+    given = ("--arch", "vit-tiny", "--target", "rtx", "--no-engines", "--keep-fp32", text)
+    assert "must be among layernorm, softmax" in command("export", *given, status=2)
+
+
+def test_nothing_may_be_kept_in_float32() -> None:
+    texts = (None, "none", "layernorm,softmax")
+    assert [_islands(t) for t in texts] == [None, (), ("layernorm", "softmax")]
 
 
 def test_products_are_summed_in_float32(tmp_path: Path, exported_model: LGViT, half: Path) -> None:

@@ -328,8 +328,8 @@ def test_an_engine_that_fell_back_to_float32_is_refused(tmp_path: Path) -> None:
     ("name", "attributes", "warning"),
     [
         ("fixed", {}, ""),
-        ("fixed", {"fused": True}, "segment_0.onnx: TensorRT does not tell the types inside"),
-        ("fp16", {}, "segment_0.onnx: TensorRT does not tell .* a batch that varies"),
+        ("fixed", {"fused": True}, "one fused layer.* was not checked"),
+        ("fp16", {}, "the batch varies: .* was not checked"),
         ("fixed", {"inner": ["FP16"] + ["FP32"] * 19}, "only 1 of the engine's 20 tensors"),
         ("fixed", {"slow_half": True}, r"half precision is not faster: .* ms, in float32 .*6\.1"),
         ("fp32", {}, ""),
@@ -345,7 +345,7 @@ def test_half_precision_that_may_be_float32_is_said(
         setattr(TRT, key, value)
     found = build_engines(copied(name, tmp_path), library=LIBRARY).build.warnings
     assert [text for text in found if warning and re.search(warning, text)] or not warning
-    assert len(found) == (0 if not warning else 1 if "slow" in str(attributes) else 5)
+    assert len(found) == (0 if not warning else 5 if "inner" in attributes else 1)
 
 
 def test_the_speed_that_cannot_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -822,8 +822,10 @@ def test_engines_that_compute_something_else_are_noticed(plain: Path) -> None:
     TRT.off_by = 0.3
     for _ in range(2):  # nobody takes them for current
         cures = "segment 0 diverges from PyTorch on this device.*--keep-fp32.*--tolerance"
-        with pytest.raises(ParityError, match=cures):
+        with pytest.raises(ParityError, match=cures) as rejected:
             build_engines(plain, library=LIBRARY)
+        # TensorRT 8 promises nothing for the casts that it writes.
+        assert ("--fp32-accumulate" in str(rejected.value)) is not VERSION.startswith("8.")
     with pytest.raises(BackendError, match="has no engines"):
         open_trt(plain)
     (folder,) = {path.parent for path in plain.glob("engines/*/build.rejected.json")}
