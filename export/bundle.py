@@ -18,6 +18,7 @@ from lgvit_edge._support.terminal import held_interrupts
 from lgvit_edge.bundle import directory as bundle
 from lgvit_edge.bundle.graphs import check_graph
 from lgvit_edge.bundle.manifest import (
+    ACCUMULATION,
     PRECISIONS,
     SCHEMA_VERSION,
     TARGETS,
@@ -34,6 +35,7 @@ from lgvit_edge.bundle.operators import OPSETS
 from lgvit_edge.bundle.plain_files import size_of
 from lgvit_edge.errors import ExportError, UsageError
 from lgvit_edge.export import int8 as quantize
+from lgvit_edge.export.accumulate import accumulate_in_float32
 from lgvit_edge.export.checks import ChainCheck, compare, gate, reference_logits, sample_images
 from lgvit_edge.export.graph import Part, WeightStore, save, trace
 from lgvit_edge.export.half import ISLANDS, halve
@@ -59,7 +61,9 @@ class ExportOptions:
     Attributes:
         target: what the bundle is for.
         precision: of the graphs; None for the target's usual one.
-        fp32_islands: what stays in float32 inside half-precision graphs, of ``ISLANDS``.
+        fp32_islands: what stays in float32 inside half-precision graphs, of ``ISLANDS``; None for
+            layernorm where TensorRT computes in the graph's types, else for nothing.
+        fp32_accumulate: ask TensorRT to sum matrix products of fp16 graphs in float32.
         input: ``uint8`` NHWC RGB normalised inside segment 0, or ``float32`` NCHW.
         batch: smallest, usual and largest batch; 1, 1, 1 fixes it at one image.
         opset: ONNX operator set; None for the precision's usual one.
@@ -70,7 +74,8 @@ class ExportOptions:
 
     target: str = "cpu"
     precision: str | None = None
-    fp32_islands: tuple[str, ...] = ()
+    fp32_islands: tuple[str, ...] | None = None
+    fp32_accumulate: bool = False
     input: str = "uint8"
     batch: tuple[int, int, int] = (1, 1, 1)
     opset: int | None = None
@@ -87,6 +92,8 @@ class ExportOptions:
             # int8 needs 19, for float16 scales; the TensorRT of an old device reads up to 17.
             old = device is not None and device.opset < 18
             object.__setattr__(self, "opset", 20 if self.precision == "int8" else 17 if old else 18)
+        if self.fp32_islands is None:
+            object.__setattr__(self, "fp32_islands", self._usual_islands(device))
         faults = list(self._faults(device))
         if device is not None and self.opset is not None and not faults:
             unfit = fits(device, opset=self.opset, precision=str(self.precision))
@@ -94,17 +101,28 @@ class ExportOptions:
         if faults:
             raise UsageError("; ".join(faults))
 
+    def _usual_islands(self, device: JetPack | None) -> tuple[str, ...]:
+        # A strongly typed TensorRT promises no float32 inside a LayerNorm of half precision:
+        # "compute precision is typically controlled by casting the input" (NvInfer.h 10.3,
+        # INormalizationLayer::setComputePrecision). TensorRT 8 promises it ("in kFLOAT32 even in
+        # mixed precision mode regardless of any set builder flags"), and there a cast was reported
+        # to turn what is around it into float32 too (NVIDIA/TensorRT#4540).
+        typed = self.target == "rtx" or (device is not None and device.strongly_typed)
+        return ("layernorm",) if typed and self.precision in ("fp16", "int8") else ()
+
     def _faults(self, device: JetPack | None) -> Iterator[str]:
         low, usual, high = self.batch
         if self.target not in TARGETS:
             yield f"target must be one of {', '.join(TARGETS)}: {self.target}"
         if self.precision not in PRECISIONS:
             yield f"precision must be one of {', '.join(PRECISIONS)}: {self.precision}"
-        if set(self.fp32_islands) - set(ISLANDS):
-            islands = ", ".join(self.fp32_islands)
+        if unknown := set(self.fp32_islands or ()) - set(ISLANDS):
+            islands = ", ".join(sorted(unknown))
             yield f"what stays in fp32 must be among {', '.join(ISLANDS)}: {islands}"
         if self.fp32_islands and self.precision == "fp32":
             yield "everything is in fp32 already: --keep-fp32 is for fp16 and int8"
+        if self.fp32_accumulate:
+            yield from self._sums_already(device)
         if self.input not in INPUTS:
             yield f"input must be one of {', '.join(INPUTS)}: {self.input}"
         if not low == 1 <= usual <= high <= 4096:
@@ -123,6 +141,21 @@ class ExportOptions:
             yield f"tolerance must be a positive number: {self.tolerance}"
         if self.jetpack is not None and device is None:
             yield "--jetpack is for --target jetson"
+
+    def _sums_already(self, device: JetPack | None) -> Iterator[str]:
+        """Say why matrix products are not asked to be summed in float32."""
+        what = "--fp32-accumulate is for --precision fp16 with --target rtx or jetson"
+        if self.precision == "fp32":
+            yield f"{what}: fp32 sums in float32 already"
+        elif self.precision == "int8":
+            yield f"{what}: the quantizer's scales must meet the products themselves"
+        elif self.target == "cpu":
+            yield f"{what}: on CPUs half precision is summed in float32 already"
+        elif device is not None and not device.strongly_typed:
+            yield (
+                f"{what}: TensorRT {device.tensorrt[0]} of JetPack {device.name} chooses types "
+                "itself, whatever the graph asks for"
+            )
 
 
 def _find_jetpack(name: str) -> JetPack:
@@ -210,6 +243,7 @@ class _Export:
         self.steps = self.model.config.num_exits + 4  # tracing, segments, baseline, manifest
         assert options.precision is not None and options.opset is not None  # filled in
         self.precision, self.opset = options.precision, options.opset
+        self.islands = options.fp32_islands or ()
         # Of int8 graphs, the float layers are in half precision on GPUs and single on CPUs.
         self.half = self.precision == "fp16"
         self.half = self.half or (self.precision == "int8" and options.target != "cpu")
@@ -294,7 +328,7 @@ class _Export:
         example = example_input(self.model.config, index, input=options.input, batch=size)
         return Part(
             bundle.segment_file(index),
-            halve(segment.module, options.fp32_islands) if self.half else segment.module,
+            halve(segment.module, self.islands) if self.half else segment.module,
             example.half() if self.half and index else example,
             "hidden" if index else "image",
             ("hidden_out", "logits") if segment.exit else ("logits",),
@@ -304,6 +338,8 @@ class _Export:
         config, size = self.model.config, 1 if self.options.batch[2] == 1 else -1
         limits = {number: self.limits[number] for number in blocks if number in self.limits}
         rewrite = (lambda proto: quantize.quantize(proto, limits)) if limits else None
+        if self.options.fp32_accumulate:
+            accumulate_in_float32(model)
         save(model, self.staging / part.file, self.store, rewrite)
         dtype = str(part.example.dtype).removeprefix("torch.")
         inputs = TensorSpec(part.input, dtype, (size, *part.example.shape[1:]))
@@ -359,7 +395,7 @@ class _Export:
                 opset=self.opset,
                 target=options.target,
                 versions={"python": platform.python_version(), **packages},
-                fp32_islands=options.fp32_islands,
+                fp32_islands=self.islands + (ACCUMULATION,) * options.fp32_accumulate,
                 calibration=calibration,
                 agreement=agreed,
                 points={},

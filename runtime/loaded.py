@@ -119,12 +119,20 @@ class LoadedBundle:
     def check_parity(self, tolerance: float | None = None) -> float:
         """Compare segments and baseline with PyTorch's logits in the bundle; return the difference.
 
+        A baseline that was not loaded before is not kept.
+
         Raises:
             ParityError: beyond ``tolerance``, by default the one that the bundle was exported with;
                 names the segment.
         """
         with self._lock:
-            return check_parity(self._bundle, self.chain, self._open_baseline(), tolerance)
+            kept = self._baseline is not None
+            try:
+                return check_parity(self._bundle, self.chain, self._open_baseline(), tolerance)
+            finally:
+                if not kept and self._baseline is not None:
+                    self._baseline.close()
+                    self._baseline = None
 
     def warm_up(self, runs: int = 10) -> float:
         """Run the whole chain a few times, at least once; return its median time in ms.

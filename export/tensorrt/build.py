@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import math
 import shutil
 import time
@@ -15,8 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lgvit_edge._support.files import locked, read_bytes
-from lgvit_edge._support.outputs import write, write_json
+from lgvit_edge._support.files import locked
+from lgvit_edge._support.outputs import write_json
 from lgvit_edge.bundle import builds as engines
 from lgvit_edge.bundle.builds import Build, EngineSpec
 from lgvit_edge.bundle.codec import to_json
@@ -28,7 +27,7 @@ from lgvit_edge.bundle.directory import (
     check_writable,
     open_bundle,
 )
-from lgvit_edge.bundle.manifest import GraphSpec, Manifest
+from lgvit_edge.bundle.manifest import ACCUMULATION, GraphSpec, Manifest
 from lgvit_edge.errors import (
     BackendError,
     BuildError,
@@ -37,6 +36,7 @@ from lgvit_edge.errors import (
     ParityError,
     UsageError,
 )
+from lgvit_edge.export.tensorrt.apart import Job, compile_engine
 from lgvit_edge.export.tensorrt.builder import BuilderOptions, BuildTask, EngineBuilder
 from lgvit_edge.machine import jetson
 from lgvit_edge.machine.gpu import find_gpu, no_gpu
@@ -93,7 +93,8 @@ def build_engines(
         device: the GPU that compiles and checks, as for ``Session.open``: ``cuda:1`` for the
             second; None for the first.
         progress: called with engines done, engines in all, and the present step.
-        note: called at the start with what makes building or running slow on this Jetson.
+        note: called at the start with what building takes, and with what makes building or running
+            slow on this Jetson.
 
     Raises:
         UsageError: an option is invalid, or the bundle is for CPUs.
@@ -142,6 +143,7 @@ def build_engines(
             f"({gpu.compute_capability}); for this GPU add --builder tensorrt"
         )
     options = options or BuilderOptions()
+    EngineBuilder(trt, options)  # takes the options, or says why not
     tuned_on = None if trt.is_rtx else gpu  # RTX engines are not tied to one GPU
     capabilities = (tuned_on.compute_capability,) if tuned_on else options.compute_capabilities
     planned = Build(
@@ -163,22 +165,24 @@ def build_engines(
     folder = opened.root / ENGINES / planned.tag
     graphs = engines.graphs_of(opened)
     compiled: tuple[str, ...] = ()
-    if tolerance is not None and not force:
-        _take_back(folder, planned, graphs)
+    if tolerance is not None and not force and (folder / REJECTED).exists():
+        check_writable(opened.root)
+        with _locked(folder):
+            _take_back(folder, planned, graphs)
     if not force and len(_current(folder, planned, graphs)) == len(graphs):
         build = engines.read_build(folder)
     else:
         check_writable(opened.root)
         with _locked(folder):
             build, compiled = _build_all(
-                opened, folder, planned, trt, options, force, on.gpu, progress
+                opened, folder, planned, options, force, on.gpu, progress, note
             )
     return Built(
         folder,
         build,
         compiled,
         time.perf_counter() - start,
-        *_verify(folder, tolerance, cuda_graphs, device),
+        *_verify(folder, build, tolerance, cuda_graphs, device),
     )
 
 
@@ -221,11 +225,11 @@ def _build_all(
     bundle: Bundle,
     folder: Path,
     planned: Build,
-    trt: TensorRT,
     options: BuilderOptions,
     force: bool,
     gpu: int,
     progress: Progress,
+    note: Callable[[str], None],
 ) -> tuple[Build, tuple[str, ...]]:
     graphs, staging, cache = engines.graphs_of(bundle), folder / STAGING, folder / TIMING_CACHE
     current = {} if force else _current(folder, planned, graphs)
@@ -234,14 +238,11 @@ def _build_all(
     if not ready:
         shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(exist_ok=True)
-    board = jetson.detect()
-    if options.workspace is None and board is not None and board.available_gb is not None:
-        # A quarter of the free memory. Not recorded, because that differs at the next build.
-        options = dataclasses.replace(options, workspace=int(board.available_gb * 1e9) // 4)
-    timing_cache = b""
-    with contextlib.suppress(OSError):
-        timing_cache = read_bytes(cache, 1 << 28)
-    builder = EngineBuilder(trt, options, timing_cache=timing_cache, gpu=gpu)
+    options = _capped(options)
+    if todo := {name: graph for name, graph in missing.items() if name not in ready}:
+        note(_needs(folder, planned, todo, options))
+    # TensorRT 8 chooses types itself: the largest segment shows whether that made it faster.
+    largest = max(list(graphs)[:-1], key=lambda name: graphs[name].macs)
     build = dataclasses.replace(planned, engines=ready)
     for done, name in enumerate(missing):
         progress(done, len(missing), name)
@@ -251,14 +252,15 @@ def _build_all(
         def phase(text: str, done: int = done, name: str = name) -> None:
             progress(done, len(missing), f"{name}: {text.lower()}")
 
-        began = time.perf_counter()
-        plan = builder.build(_task(bundle, name), progress=phase)
-        spec = _write(staging / f"{name}.engine", plan, graphs[name], time.perf_counter() - began)
-        warnings = tuple(dict.fromkeys([*build.warnings, *trt.take_log("WARNING")]))
+        task = dataclasses.replace(_task(bundle, name), timed=name == largest)
+        job = Job(planned.library, options, task, staging / f"{name}.engine", cache, gpu)
+        made = compile_engine(job, phase)
+        onnx = graphs[name].graph.sha256
+        spec = EngineSpec(job.engine.name, made.sha256, onnx, made.bytes, made.seconds)
+        said = (*made.findings, *build.warnings, *made.warnings)  # TensorRT may say much
+        warnings = tuple(dict.fromkeys(said))
         build = dataclasses.replace(build, engines=build.engines | {name: spec}, warnings=warnings)
         write_json(staging / BUILD, to_json(build))
-        if builder.timing_cache and not trt.is_rtx:
-            write(cache, builder.timing_cache)
     progress(len(missing), len(missing), "")
     for spec in build.engines.values():
         (staging / spec.file).replace(folder / spec.file)
@@ -270,8 +272,43 @@ def _build_all(
     return build, tuple(name for name in missing if name not in ready)
 
 
+def _capped(options: BuilderOptions) -> BuilderOptions:
+    """Limit the memory that compiling takes on a Jetson, whose GPU has no memory of its own.
+
+    The limits are not recorded, because what is free differs at the next build.
+    """
+    board = jetson.detect()
+    if board is None or board.available_gb is None:
+        return options
+    free = int(board.available_gb * 1e9)
+    workspace = free // 4 if options.workspace is None else options.workspace
+    return dataclasses.replace(options, workspace=workspace, tactic_memory=free * 3 // 4)
+
+
+def _needs(
+    folder: Path, planned: Build, graphs: dict[str, GraphSpec], options: BuilderOptions
+) -> str:
+    """Say what compiling these graphs will take, as far as it is known."""
+    size = 4 if planned.precision == "fp32" else 2
+    # The graph's weights and the engine's: both are in memory when an engine is done.
+    weights = 2 * size * max(graph.parameters for graph in graphs.values())
+    scratch = ""
+    if options.workspace is not None:
+        scratch = f", and up to {options.workspace / 1e6:.0f} MB of scratch memory (--workspace-mb)"
+    took = ""
+    for name in (BUILD, REJECTED):
+        with contextlib.suppress(BundleError):
+            known = engines.read_build(folder, name).engines
+            if graphs.keys() <= known.keys():
+                took = f"; they took {sum(known[n].seconds for n in graphs):.0f} s before"
+    return (
+        f"compiling {len(graphs)} engines, one after the other: the largest needs at least "
+        f"{weights / 1e6:.1f} MB for its weights, as read and as compiled{scratch}{took}"
+    )
+
+
 def _verify(
-    folder: Path, tolerance: float | None, cuda_graphs: bool, device: str | None
+    folder: Path, build: Build, tolerance: float | None, cuda_graphs: bool, device: str | None
 ) -> tuple[float | None, str]:
     """Compare logits of the engines in ``folder`` with PyTorch's, on the bundle's samples.
 
@@ -282,8 +319,9 @@ def _verify(
     gpu = ChainOptions(device=device).gpu
     if find_gpu(gpu) is None:
         return None, "there is no NVIDIA GPU here"
+    opened = open_bundle(root, verify=False)
     try:
-        choose_build(open_bundle(root, verify=False), tag, gpu)
+        choose_build(opened, tag, gpu)
     except BackendError as error:  # compiled for another GPU than the one here
         return None, str(error)
     try:
@@ -295,16 +333,28 @@ def _verify(
         with session:
             return session.check_parity(tolerance), ""
     except ParityError as error:
-        finer = ""
-        if engines.read_build(folder).precision != "fp32":
-            finer = " To compute more in float32, export again with --keep-fp32 layernorm,softmax, "
-            finer += "or with --precision fp32."
-        (folder / BUILD).replace(folder / REJECTED)
+        with _locked(folder):
+            # Not the engines of another build, which may have come meanwhile.
+            if engines.read_build(folder) == build:
+                (folder / BUILD).replace(folder / REJECTED)
         raise ParityError(
-            f"{error}. The record is kept as {folder / REJECTED}.{finer} If the accuracy suffices "
-            f"nevertheless: lgvit-edge build {root} --tolerance NUMBER, then measure it: "
-            f"lgvit-edge bench --engines {root} --data DIR"
+            f"{error}. The record is kept as {folder / REJECTED}.{_finer(build, opened.manifest)} "
+            f"If the accuracy suffices nevertheless: lgvit-edge build {root} --tolerance NUMBER, "
+            f"then measure it: lgvit-edge bench --engines {root} --data DIR"
         ) from None
+
+
+def _finer(build: Build, manifest: Manifest) -> str:
+    """Say how to compute more in float32, by what was not done yet."""
+    if build.precision == "fp32":
+        return ""
+    kept = manifest.fp32_islands
+    ways = [] if {"layernorm", "softmax"} <= set(kept) else ["--keep-fp32 layernorm,softmax"]
+    typed = TensorRT(build.library).strongly_typed
+    if build.precision == "fp16" and typed and ACCUMULATION not in kept:
+        ways.append("--fp32-accumulate")
+    listed = f"{' '.join(ways)}, or with " if ways else ""
+    return f" To compute more in float32, export again with {listed}--precision fp32."
 
 
 def _take_back(folder: Path, planned: Build, graphs: dict[str, GraphSpec]) -> None:
@@ -318,7 +368,8 @@ def _task(bundle: Bundle, name: str) -> BuildTask:
     manifest, graph = bundle.manifest, engines.graphs_of(bundle)[name]
     quantized = manifest.quantized(None if name == "baseline" else int(name.rpartition("_")[2]))
     dtype, batch = manifest.hidden_dtype, manifest.batch
-    return BuildTask(bundle.path(graph.graph), graph, dtype, quantized, batch)
+    accumulate = ACCUMULATION in manifest.fp32_islands
+    return BuildTask(bundle.path(graph.graph), graph, dtype, quantized, batch, accumulate)
 
 
 def _current(
@@ -337,12 +388,6 @@ def _current(
             engines.read_engine(folder, record, name, graph)
             current[name] = record.engines[name]
     return current
-
-
-def _write(path: Path, plan: bytes, graph: GraphSpec, seconds: float) -> EngineSpec:
-    write(path, plan)
-    digest = hashlib.sha256(plan).hexdigest()
-    return EngineSpec(path.name, digest, graph.graph.sha256, len(plan), round(seconds, 3))
 
 
 @contextlib.contextmanager

@@ -69,11 +69,6 @@ def table(*headers: str, numbers: tuple[str, ...] = ()) -> Table:
     return empty
 
 
-# Set after Ctrl-C where a native library may still be at work when Python ends, as after a second
-# one: what it then calls in Python aborts the process. The command line ends the process itself.
-end_at_once = threading.Event()
-
-
 @contextlib.contextmanager
 def held_interrupts() -> Iterator[Callable[[], None]]:
     """Hold Ctrl-C back until the yielded function is called; a second Ctrl-C acts at once.

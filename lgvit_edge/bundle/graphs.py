@@ -124,7 +124,7 @@ class _Graph:
         self._shapes: dict[str, list[int]] = {}  # of weights
         self._numbers: dict[str, tuple[int, ...]] = {}  # in tensors that may be shapes
         self._expanded = 0  # elements
-        self._dequantized: set[str] = set()
+        self._copied: set[str] = set()  # weights that loading copies, and the copies
 
     def check(self, graph: dict[str, Any]) -> int:
         """Check the graph; return the bytes of weights that it takes from files."""
@@ -244,11 +244,14 @@ class _Graph:
             0 <= n <= _MAX_PAD for n in self._numbers.get(inputs[1], (-1,))
         ):
             raise ValueError(f"expected at most {_MAX_PAD} more on each side")
-        if kind == "DequantizeLinear" and origins[0] == _WEIGHT:
-            if inputs[0] in self._dequantized:  # each copy takes memory while loading
-                raise ValueError(f"expected {inputs[0]!r} to be dequantized once, found it again")
-            self._dequantized.add(inputs[0])
-            return _WEIGHTS
+        if kind in ("Cast", "DequantizeLinear") and origins[0] == _WEIGHT:
+            if inputs[0] in self._copied:  # each copy takes memory while loading
+                raise ValueError(f"expected {inputs[0]!r} to be converted once, found it again")
+            self._copied |= {inputs[0], output}
+            if kind == "DequantizeLinear":
+                return _WEIGHTS
+            self._shapes[output] = self._shapes[inputs[0]]
+            return _WEIGHT  # as good as the weight itself, in another type
         if _SIZES in origins or _IMAGE not in origins:
             raise ValueError(f"expected an input that comes from the image, found {origins}")
         return _IMAGE

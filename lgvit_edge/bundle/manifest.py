@@ -26,6 +26,7 @@ SCHEMA_VERSION = 5
 TARGETS = ("cpu", "jetson", "rtx")
 DTYPES = ("uint8", "float16", "float32")
 PRECISIONS = ("fp32", "fp16", "int8")
+ACCUMULATION = "accumulation"  # among ``fp32_islands``: sums of matrix products
 MAX_BYTES = 16 * 1024 * 1024  # a manifest of 1000 classes has 100 KB
 _MAX_ELEMENTS = 2**31
 _MAX_FILE = 2**34  # the largest ViTs have 8 GB of weights

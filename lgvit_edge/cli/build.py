@@ -114,7 +114,7 @@ def print_built(bundle: Path, built: Built, device: str | None = None) -> None:
             f"{built.seconds:.1f} s with {record.library} {record.version}, {record.precision}"
         )
     for warning in record.warnings[:5]:
-        say(f"{record.library} warns: {warning}")
+        say(f"warning from {record.library}: {warning}")
     if built.max_difference is not None:
         say(
             "verified on this GPU, segments and baseline, against PyTorch's samples: "

@@ -45,10 +45,17 @@ def export(
     keep_fp32: Annotated[
         str | None,
         Option(
-            help="With fp16 and int8: operations that stay in float32: layernorm, softmax or "
-            "layernorm,softmax."
+            help="With fp16 and int8: operations that stay in float32: layernorm, softmax, "
+            "layernorm,softmax or none. Default: layernorm for jetson (from 6.1) and rtx."
         ),
     ] = None,
+    fp32_accumulate: Annotated[
+        bool,
+        Option(
+            "--fp32-accumulate",
+            help="With fp16 for jetson and rtx: ask TensorRT to sum matrix products in float32.",
+        ),
+    ] = False,
     calib: Annotated[
         Path | None, Option(help="For int8: folder of calibration images, similar to the camera's.")
     ] = None,
@@ -121,7 +128,8 @@ def export(
     options = ExportOptions(
         target=target,
         precision=precision,
-        fp32_islands=tuple(keep_fp32.split(",")) if keep_fp32 else (),
+        fp32_islands=_islands(keep_fp32),
+        fp32_accumulate=fp32_accumulate,
         input=input,
         batch=parse_batch(batch),
         opset=opset,
@@ -184,6 +192,12 @@ def export(
     else:
         command = "build" if target == "rtx" else "bench --engines"
         say(f"next: lgvit-edge {command} {quote(str(out))}")
+
+
+def _islands(text: str | None) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    return () if text == "none" else tuple(text.split(","))
 
 
 def _report(out: Path, manifest: Manifest, parameters: int) -> None:

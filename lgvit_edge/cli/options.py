@@ -7,7 +7,6 @@ import errno
 import functools
 import inspect
 import io
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from lgvit_edge._support.finite_json import dumps
 from lgvit_edge._support.outputs import FULL, check_file, check_folder, is_stdout
-from lgvit_edge._support.terminal import console, end_at_once, errors, note, say
+from lgvit_edge._support.terminal import console, errors, note, say
 from lgvit_edge.architecture.heads import head_choices
 from lgvit_edge.errors import LGViTEdgeError, UsageError
 from lgvit_edge.images.spec import INTERPOLATIONS
@@ -297,13 +296,7 @@ def exit_status() -> Iterator[None]:
             _flush()
             raise
     except _Interrupted:
-        try:
-            _fail("interrupted; no half-written file is left behind", 130)
-        finally:
-            if end_at_once.is_set():
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(130)
+        _fail("interrupted; no half-written file is left behind", 130)
     except LGViTEdgeError as error:
         _fail(str(error), 2 if isinstance(error, UsageError) else 1)
     except OSError as error:

@@ -51,6 +51,11 @@ class JetPack:
         return highest_opset(self.tensorrt[0])
 
     @property
+    def strongly_typed(self) -> bool:
+        """Return whether its TensorRT computes in the types of a graph."""
+        return numbers(self.tensorrt[0]) >= (10,)
+
+    @property
     def precisions(self) -> tuple[str, ...]:
         """Return the precisions that its TensorRT can build."""
         return allowed_precisions(self.tensorrt[0])

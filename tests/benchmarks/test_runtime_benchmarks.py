@@ -14,7 +14,7 @@ from small import write_photos
 
 from lgvit_edge.architecture.placement import default_heads
 from lgvit_edge.architecture.published import architecture
-from lgvit_edge.benchmarks.experiments import batches, deadlines, rates, rivals, soak
+from lgvit_edge.benchmarks.experiments import batches, deadlines, precision, rates, rivals, soak
 from lgvit_edge.benchmarks.experiments.if_graph import IfGraph
 from lgvit_edge.benchmarks.experiments.rates import summarise
 from lgvit_edge.benchmarks.trend import slope
@@ -49,6 +49,21 @@ def test_the_rival_graph_leaves_with_the_chains_logits(single: Path) -> None:
         for exit in (1, 3, 4, 2):
             graph(exit)
             np.testing.assert_allclose(graph.logits[0], expected[exit - 1], atol=1e-5)
+
+
+def test_ways_of_half_precision_are_compared(
+    photos: Path, tmp_path: Path, quick_model: LGViT, capsys: Capture
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    save_checkpoint(quick_model, tmp_path / "model.pt")
+    out = tmp_path / "out.json"
+    precision.main(tmp_path / "model.pt", photos, samples=4, rounds=1, json_file=out)
+    assert "--fp32-accumulate" in capsys.readouterr().out
+    found = {row["way"]: row for row in json.loads(out.read_text())["ways"]}
+    none, usual, sums, _ = (found[way] for way in precision.WAYS)
+    assert none["nodes"] < usual["nodes"] < sums["nodes"]
+    assert none["weights_mb"] == usual["weights_mb"] == sums["weights_mb"]
+    assert all(0 < row["max_difference"] < 0.05 for row in found.values())
 
 
 def test_rivals_are_timed_in_turn(

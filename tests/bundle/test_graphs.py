@@ -109,6 +109,17 @@ def many_tokens(model: ModelProto) -> None:
         model.graph.node.append(copy)
 
 
+def cast(*names: str) -> Change:
+    """Cast weights, and what was cast."""
+
+    def change(model: ModelProto) -> None:
+        weight(model, "w", [1.0], "f2")
+        for i, name in reversed(list(enumerate(names))):
+            add(model, "Cast", [name], f"copy {i}", to=1)
+
+    return change
+
+
 def dequantized_twice(model: ModelProto) -> None:
     inputs = [
         weight(model, "q", [1], "i1"),
@@ -263,7 +274,9 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "giant tokens": (grown(2**20, 2**20), r"expected at most 16777216 elements in the whole"),
     "many tokens": (many_tokens, r"expected at most 16777216 elements .* before 25165824"),
     "tokens sized by a file": (sized_by_a_file, "expected an input that comes from the image"),
-    "dequantized twice": (dequantized_twice, "expected 'q' to be dequantized once"),
+    "dequantized twice": (dequantized_twice, "expected 'q' to be converted once"),
+    "cast twice": (cast("w", "w"), "expected 'w' to be converted once"),
+    "cast again": (cast("w", "copy 0"), "expected 'copy 0' to be converted once"),
     "all sizes": (
         lambda m: without(m, "Shape", "end"),
         r"\(Shape\): expected end as INT of 1\.\.1, found none",

@@ -226,24 +226,3 @@ def test_a_command_is_added_from_outside(tmp_path: Path) -> None:
     assert toy("count", "--images", "3").stdout == "3\n"
     refused = toy("count")
     assert (refused.returncode, refused.stderr) == (1, "error: expected images, found none\n")
-
-
-@pytest.mark.parametrize("at_work", [False, True])
-def test_ctrl_c_ends_the_process_where_a_native_library_is_still_at_work(at_work: bool) -> None:
-    """Python's own end, at which handlers run, would let it call into what is gone."""
-    code = """
-import atexit
-from lgvit_edge._support.terminal import end_at_once
-from lgvit_edge.cli.app import app, main
-@app.command()
-def work():
-    if AT_WORK:
-        end_at_once.set()
-    raise KeyboardInterrupt
-atexit.register(print, "Python ends")
-main()
-"""
-    code = code.replace("AT_WORK", str(at_work))
-    done = subprocess.run([sys.executable, "-c", code, "work"], capture_output=True, text=True)
-    assert done.returncode == 130 and "interrupted" in done.stderr
-    assert ("Python ends" in done.stdout) != at_work

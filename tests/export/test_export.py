@@ -490,7 +490,17 @@ def test_differences_are_absolute_or_relative() -> None:
         ({"target": "toaster"}, "target must be one of cpu, jetson, rtx"),
         ({"precision": "fp8"}, "precision must be one of fp32, fp16, int8"),
         ({"fp32_islands": ("softmax",)}, "everything is in fp32 already"),
-        ({"precision": "fp16", "fp32_islands": ("gelu",)}, "must be among layernorm, softmax"),
+        (
+            {"precision": "fp16", "fp32_islands": ("gelu",)},
+            "must be among layernorm, softmax: gelu",
+        ),
+        ({"fp32_accumulate": True}, "for --precision fp16 .* fp32 sums in float32 already"),
+        ({"fp32_accumulate": True, "precision": "fp16"}, "on CPUs half precision is summed in fl"),
+        ({"fp32_accumulate": True, "precision": "int8", "target": "rtx"}, "the quantizer's scales"),
+        (
+            {"fp32_accumulate": True, "target": "jetson", "jetpack": "6.0"},
+            r"TensorRT 8\.6 of JetPack 6\.0 chooses types itself",
+        ),
         ({"input": "float64"}, "input must be one of uint8, float32"),
         ({"batch": (2, 4, 8)}, "batch must be 1:OPT:MAX"),
         ({"batch": (1, 9, 8)}, "batch must be 1:OPT:MAX"),

@@ -15,6 +15,7 @@ from small import swin
 
 from lgvit_edge.bundle.directory import open_bundle
 from lgvit_edge.bundle.manifest import FileSpec, GraphSpec, TensorSpec
+from lgvit_edge.cli.export import _islands
 from lgvit_edge.errors import DataError, ParityError, UsageError
 from lgvit_edge.export import ExportOptions, export_bundle
 from lgvit_edge.export.checks import gate, graph_runner, judge, sample_images
@@ -82,7 +83,10 @@ def test_half_precision_is_in_the_types(half: Path) -> None:
     for name in ("segments/segment_1.onnx", "baseline.onnx"):
         found = graph(half, name)
         assert found.output[-1].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
-        assert {weight.data_type for weight in found.initializer} <= {HALF, onnx.TensorProto.INT64}
+        norms = [n.input for n in found.node if n.op_type == "LayerNormalization"]
+        wide = {name for inputs in norms for name in inputs[1:]}
+        rest = {weight.data_type for weight in found.initializer if weight.name not in wide}
+        assert rest <= {HALF, onnx.TensorProto.INT64}
     assert graph(half, "segments/segment_1.onnx").input[0].type.tensor_type.elem_type == HALF
 
 
@@ -136,6 +140,64 @@ def test_islands_stay_in_float32(tmp_path: Path, quick_model: LGViT) -> None:
             assert types.get(node.output[0], HALF) == HALF
     assert kinds(found).count("Softmax") == 2
     assert open_bundle(tmp_path / "out").manifest.fp32_islands == ("layernorm", "softmax")
+
+
+@pytest.mark.parametrize(
+    ("options", "islands"),
+    [
+        ({"target": "rtx"}, ("layernorm",)),
+        ({"target": "rtx", "precision": "int8"}, ("layernorm",)),
+        ({"target": "jetson"}, ("layernorm",)),
+        ({"target": "jetson", "jetpack": "6.0"}, ()),  # its TensorRT promises float32 by itself
+        ({"target": "rtx", "fp32_islands": ()}, ()),
+        ({"target": "rtx", "precision": "fp32"}, ()),
+        ({"target": "cpu", "precision": "fp16"}, ()),
+    ],
+)
+def test_no_layernorm_depends_on_what_is_not_promised(
+    options: dict[str, str], islands: tuple[str, ...]
+) -> None:
+    assert ExportOptions(**options).fp32_islands == islands  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["none,softmax", "", "gelu"])
+def test_what_cannot_be_kept_in_float32(text: str, command: Callable[..., str]) -> None:
+    given = ("--arch", "vit-tiny", "--target", "rtx", "--no-engines", "--keep-fp32", text)
+    assert "must be among layernorm, softmax" in command("export", *given, status=2)
+
+
+def test_nothing_may_be_kept_in_float32() -> None:
+    texts = (None, "none", "layernorm,softmax")
+    assert [_islands(t) for t in texts] == [None, (), ("layernorm", "softmax")]
+
+
+def test_products_are_summed_in_float32(tmp_path: Path, exported_model: LGViT, half: Path) -> None:
+    """Cast, product, cast back: so NVIDIA asks for it, and TensorRT fuses it."""
+    options = ExportOptions(target="rtx", batch=(1, 4, 8), fp32_accumulate=True)
+    export_bundle(exported_model, tmp_path / "out", options)
+    manifest, usual = (open_bundle(root).manifest for root in (tmp_path / "out", half))
+    assert manifest.fp32_islands == ("layernorm", "accumulation")
+    assert [g.macs for g in manifest.graphs] == [g.macs for g in usual.graphs]
+    seen = set()
+    for spec in manifest.graphs:
+        found = graph(tmp_path / "out", spec.graph.file)
+        makers = {output: node for node in found.node for output in node.output}
+        stored = {weight.name: weight.data_type for weight in found.initializer}
+        for node in found.node:
+            if node.op_type in ("MatMul", "Gemm"):
+                seen.add(node.op_type)
+                assert len(node.input) == 2, "a bias is added after the cast"
+                sources = [makers[name] for name in node.input]
+                assert [(s.op_type, s.attribute[0].i) for s in sources] == [("Cast", 1)] * 2
+                assert {stored.get(s.input[0], HALF) for s in sources} == {HALF}
+                (reader,) = [n for n in found.node if node.output[0] in n.input]
+                assert (reader.op_type, reader.attribute[0].i) == ("Cast", HALF)
+    assert seen == {"MatMul", "Gemm"}
+    sizes = [(r / "segments" / "weights.bin").stat().st_size for r in (tmp_path / "out", half)]
+    assert sizes[0] == sizes[1]
+    frames = list(np.random.default_rng(1).integers(0, 256, (4, 32, 32, 3), np.uint8))
+    with Session.open(tmp_path / "out") as a, Session.open(half) as b:
+        assert np.abs(a.exit_logits(frames) - b.exit_logits(frames)).max() < 0.02
 
 
 def test_frames_for_tensorrt_are_cast_first(half: Path, bundle: Path) -> None:

@@ -9,7 +9,6 @@ import resource
 import runpy
 import shutil
 import signal
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,13 @@ import pytest
 from PIL import Image
 from processes import lgvit_edge as run
 
-from lgvit_edge._support.terminal import end_at_once
 from lgvit_edge.architecture.config import ExitConfig
 from lgvit_edge.bundle.directory import open_bundle
 from lgvit_edge.cli.build import parse_capabilities
 from lgvit_edge.errors import BackendError, BuildError, BundleError, UsageError
 from lgvit_edge.export import BuilderOptions, ExportOptions, build_engines, export_bundle
 from lgvit_edge.export.tensorrt.build import check_graphs
-from lgvit_edge.export.tensorrt.builder import BuildTask, EngineBuilder, _Job
+from lgvit_edge.export.tensorrt.builder import BuildTask, EngineBuilder
 from lgvit_edge.images.labelled import unlabelled_images
 from lgvit_edge.machine.gpu import find_gpu
 from lgvit_edge.machine.tensorrt import TensorRT
@@ -80,21 +78,31 @@ def test_every_kind_of_graph_compiles(rtx_bundle: Callable[[str], Path], tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("family", "precision", "batch", "input"),
+    ("family", "precision", "batch", "input", "accumulate"),
     [
-        ("vit", "fp16", (1, 1, 1), "float32"),
-        ("vit", "int8", (1, 2, 4), "uint8"),
-        ("deit", "fp16", (1, 2, 4), "uint8"),
+        ("vit", "fp16", (1, 1, 1), "float32", True),
+        ("vit", "int8", (1, 2, 4), "uint8", False),
+        ("deit", "fp16", (1, 2, 4), "uint8", False),
     ],
 )
 def test_every_precision_and_input_compiles(
-    family: str, precision: str, batch: tuple[int, int, int], input: str, tmp_path: Path
+    family: str,
+    precision: str,
+    batch: tuple[int, int, int],
+    input: str,
+    accumulate: bool,
+    tmp_path: Path,
 ) -> None:
     for i in range(8):
         pixels = np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{i}.png")
     options = ExportOptions(
-        target="rtx", precision=precision, batch=batch, input=input, tolerance=10.0
+        target="rtx",
+        precision=precision,
+        fp32_accumulate=accumulate,
+        batch=batch,
+        input=input,
+        tolerance=10.0,
     )
     model = tiny(family=family, num_blocks=2, exits=(ExitConfig(1, "gah", 2),))
     images = unlabelled_images(tmp_path) if precision == "int8" else []
@@ -307,47 +315,6 @@ def test_a_full_disk_leaves_what_was_whole(rtx_copy: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
     after = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     assert after == before
-
-
-@pytest.fixture
-def task(rtx: Path) -> BuildTask:
-    """To compile the last segment."""
-    opened = open_bundle(rtx)
-    spec = opened.manifest.segments[-1].spec
-    path, batch = opened.path(spec.graph), opened.manifest.batch
-    return BuildTask(path, spec, dtype="float16", quantized=False, batch=batch)
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux")
-def test_a_compilers_thread_is_gone_when_its_engine_is_there(task: BuildTask) -> None:
-    """What TensorRT logs from a thread that outlives Python would abort the process."""
-    builder = EngineBuilder(TensorRT("tensorrt-rtx"), BuilderOptions())
-    builder.build(task)
-    before = set(os.listdir("/proc/self/task"))
-    builder.build(task)
-    assert set(os.listdir("/proc/self/task")) <= before
-
-
-def test_ctrl_c_while_the_compilers_thread_starts_keeps_it_from_beginning(
-    task: BuildTask, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    compiled: list[object] = []
-    monkeypatch.setattr(_Job, "_build", lambda job: compiled.append(job) or b"")
-    started: list[threading.Timer] = []
-
-    def start(thread: threading.Thread) -> None:
-        """The system starts the thread a moment later, on a busy machine."""
-        started.append(threading.Timer(0.2, thread.run))
-        begin(started[0])
-        raise KeyboardInterrupt
-
-    begin = threading.Thread.start
-    monkeypatch.setattr(threading.Thread, "start", start)
-    with pytest.raises(KeyboardInterrupt):
-        EngineBuilder(TensorRT("tensorrt-rtx"), BuilderOptions()).build(task)
-    started[0].join()
-    end_at_once.clear()  # of the process of these tests
-    assert not compiled
 
 
 def test_ctrl_c_stops_the_compiler_and_leaves_no_part(
