@@ -11,6 +11,7 @@ from typing import Any
 from lgvit_edge._support.optional import try_import
 from lgvit_edge.benchmarks.device.ways import WAYS
 from lgvit_edge.bundle.manifest import Manifest
+from lgvit_edge.runtime.backends.registry import backend_of
 
 _CLI = ["-m", "lgvit_edge"]
 _MEASURE = ["-m", "lgvit_edge.benchmarks.device.measure"]
@@ -65,6 +66,7 @@ def steps(job: Job) -> list[Step]:
         Step("parity", "every segment at every batch size", 180, _measure("parity")),
         Step("bench", "latency, speed-up and energy", 300, _bench, needs="parity"),
         Step("ways", "CUDA graphs, waits, thread pools", 120, _ways, needs="parity"),
+        Step("profile", "times of layers", 120, _profile, needs="parity"),
         Step(
             "soak",
             "memory and latency over minutes",
@@ -98,7 +100,7 @@ def _build(job: Job) -> list[str] | str:
 def _bench(job: Job) -> list[str] | str:
     command = [*_CLI, "bench", *_where(job), "--rounds", str(job.rounds(100))]
     command += ["--json", str(job.file("bench.json"))]
-    if all(not isinstance(try_import(name), ImportError) for name in ("jinja2", "matplotlib")):
+    if _has("jinja2", "matplotlib"):
         command += ["--report", str(job.file("bench.html"))]
     return command
 
@@ -108,6 +110,20 @@ def _ways(job: Job) -> list[str] | str:
     if len(ways) < 2:
         return f"{job.backend} has one way"
     return _measure("ways", rounds=job.rounds(60 / len(ways)))(job)
+
+
+def _profile(job: Job) -> list[str] | str:
+    if backend_of(job.backend).open_profiled is None:
+        return f"{job.backend} cannot tell the times of layers"
+    command = [*_CLI, "profile", *_where(job), "--runs", str(job.rounds(40))]
+    command += ["--json", str(job.file("profile.json"))]
+    if _has("matplotlib"):
+        command += ["--plot", str(job.file("profile.png"))]
+    return command
+
+
+def _has(*modules: str) -> bool:
+    return all(not isinstance(try_import(name), ImportError) for name in modules)
 
 
 def _where(job: Job) -> list[str]:

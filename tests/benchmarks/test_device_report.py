@@ -18,13 +18,14 @@ from lgvit_edge.benchmarks.device.steps import Step
 from lgvit_edge.errors import BackendError, UsageError
 
 QUICK = Options(backend="onnxruntime", soak_minutes=0.01)
-STEPS = ["machine", "build", "parity", "bench", "ways", "soak"]
+STEPS = ["machine", "build", "parity", "bench", "ways", "profile", "soak"]
 Held = Callable[[Path], AbstractContextManager[Callable[[], None]]]
 
 
 def contents(archive: Path) -> dict[str, str]:
     with zipfile.ZipFile(archive) as opened:
-        return {name: opened.read(name).decode() for name in opened.namelist()}
+        names = opened.namelist()
+        return {name: opened.read(name).decode(errors="replace") for name in names}
 
 
 @pytest.mark.slow
