@@ -73,8 +73,8 @@ def main(
         "{way} | {max_difference:.4f} | {mean_difference:.5f} | {other_exit:.2%} | {nodes} | "
         "{graphs_kb:.0f} | {weights_mb:.2f} | {export_s:.1f} | {build_s:.1f} | {engines_mb:.2f}"
     )
-    sizes_of = ("nodes", "graphs (kB)", "weights (MB)")
-    numbers = ("max", "mean", "other exit", *sizes_of, "export (s)", "build (s)", "engines (MB)")
+    sizes_of = ("nodes", "graphs (kB)", "weights (MB)", "export (s)", "build (s)", "engines (MB)")
+    numbers = ("max", "mean", "other exit", *sizes_of)
     console.print(table_of(list(rows.values()), cells, "fp16", numbers=numbers))
     record.write(rounds=rounds, images=len(frames), ways=list(rows.values()), seconds=seconds)
 

@@ -316,7 +316,11 @@ class _Engine:
             inner = [{"Name": f"inner {i}", "Format/Datatype": form} for i, form in names]
             outer = {"Name": self.outputs[0], "Format/Datatype": "Row major linear FP16 format"}
             rows = [{"Name": "fused", "Outputs": [*inner, outer]}]
-            rows += [row | {"Outputs": inner} for _, row in self.layers]
+            # Named as an output, so that the types inside are told once.
+            rows += [
+                row | {"Outputs": [inner[0] | {"Name": self.outputs[0]}] if inner else []}
+                for _, row in self.layers
+            ]
             return json.dumps({"Layers": rows})
 
         information.get_engine_information = text

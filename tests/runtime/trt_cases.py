@@ -448,7 +448,7 @@ def test_the_speed_that_cannot_be_measured(tmp_path: Path, monkeypatch: pytest.M
 
 
 def raising(error: Exception) -> Callable[..., None]:
-    def call(*_: object) -> None:
+    def call(*_: object, **__: object) -> None:
         raise error
 
     return call
@@ -467,15 +467,18 @@ def test_memory_is_shared_on_a_jetson(plain: Path, monkeypatch: pytest.MonkeyPat
 @once
 def test_what_building_takes_is_said_before(plain: Path) -> None:
     said: list[str] = []
-    build_engines(
-        plain, library=LIBRARY, options=BuilderOptions(workspace=64 << 20), note=said.append
-    )
+
+    def note(text: str) -> None:
+        said.extend([text] if text.startswith("compiling") else [])
+
+    options = BuilderOptions(workspace=64 << 20)
+    build_engines(plain, library=LIBRARY, options=options, note=note)
     (first,) = said
     assert re.search(r"compiling 5 engines, .* at least 0\.\d MB .* up to 67 MB of scratch", first)
     assert "before" not in first  # nothing was measured yet
-    build_engines(plain, library=LIBRARY, note=said.append)
+    build_engines(plain, library=LIBRARY, note=note)
     assert len(said) == 2 and re.search(r"they took \d+ s before", said[1])
-    build_engines(plain, library=LIBRARY, note=said.append)
+    build_engines(plain, library=LIBRARY, note=note)
     assert len(said) == 2  # there is nothing to do
 
 
@@ -492,7 +495,7 @@ def test_each_engine_is_compiled_in_a_process_of_its_own(
     assert len(built.compiled) == 5 and not TRT.built
     assert built.max_difference is not None and built.max_difference < 0.05
     assert "segment_1: building engine" in steps
-    assert (built.folder / "timing.cache").read_bytes() == b"....."
+    assert RTX or (built.folder / "timing.cache").read_bytes() == b"....."
 
 
 @once
