@@ -16,7 +16,7 @@ import numpy as np
 from lgvit_edge.benchmarks.measure import (
     Frame,
     Progress,
-    on_gpu,
+    gpu_of,
     random_frames,
     restored_policy,
     run_baseline,
@@ -132,7 +132,7 @@ class EnergyRun:
     def __init__(self, session: Session, *, root: Path = ROOT, seconds: float = 2.0) -> None:
         """Find the meters below ``root``, and measure idle power for ``seconds``."""
         self._session, self._root, self._seconds = session, root, seconds
-        self._gpu = on_gpu(session)
+        self._gpu = gpu_of(session)
         self._meters, self._notes = find_meters(root, gpu=self._gpu)
         self._idle: list[float | None] = []
         if self._meters:

@@ -54,7 +54,7 @@ def measure_images(
     samples: list[Sample] = []
     skipped: list[str] = []
     images_sha256 = content_hash(image.path for image in images)
-    start, clocks = environment(), clock_state(gpu=on_gpu(session))
+    start, clocks = environment(), clock_state(gpu=gpu_of(session))
     for first in range(0, len(images), _BLOCK):
         progress(first, len(images))
         block, decoded = [], []
@@ -107,7 +107,7 @@ def measure_exits(
         raise UsageError(f"expected {exits} shares of 0 or more, one per exit, found {mix}")
     shares = shares / shares.sum()
     frames = [(frame, None) for frame in random_frames(session.manifest, _BLOCK)]
-    start, clocks = environment(), clock_state(gpu=on_gpu(session))
+    start, clocks = environment(), clock_state(gpu=gpu_of(session))
     samples: list[Sample] = []
     with restored_policy(session):
         _warm_up(session, frames[0][0])
@@ -120,9 +120,10 @@ def measure_exits(
     return _record(session, samples, start, clocks, shares) | {"mix": shares.tolist()}
 
 
-def on_gpu(session: Session) -> bool:
-    """Returns whether the session does not run on the processor."""
-    return bool(session.describe()["device"] != "cpu")
+def gpu_of(session: Session) -> int | None:
+    """Returns CUDA's number of the NVIDIA GPU that the session runs on, None for another device."""
+    gpu: int | None = session.describe().get("gpu")
+    return gpu
 
 
 def random_frames(manifest: Manifest, count: int) -> list[Frame]:
@@ -201,7 +202,7 @@ def _record(
     shares: NDArray[np.float64] | None = None,
 ) -> dict[str, Any]:
     unstable = instability(samples, start["running"], start["cores"])
-    after = clock_state(gpu=on_gpu(session))
+    after = clock_state(gpu=gpu_of(session))
     if held := throttling(clocks, after):
         unstable.append(f"throttled ({', '.join(held)}); let the machine cool down, and run again")
     return {

@@ -15,13 +15,13 @@ from lgvit_edge.machine.container import ROOT, read_number, read_system_file
 from lgvit_edge.machine.jetson import gpu_clocks
 
 
-def clock_state(root: Path = ROOT, *, gpu: bool = True) -> dict[str, Any]:
+def clock_state(root: Path = ROOT, *, gpu: int | None = 0) -> dict[str, Any]:
     """Return clocks (MHz), temperatures (°C) and throttling as JSON, as far as they are told.
 
     ``cpu_mhz`` and ``gpu_mhz`` are the lowest and the highest clock of the cores, ``..._limit_mhz``
     the highest that is allowed. ``throttle_events`` counts since the machine was started;
     ``throttled`` names what holds clocks back right now. ``nvidia`` is the driver's account of the
-    GPU, asked for only with ``gpu``.
+    GPU that CUDA counts as ``gpu``.
     """
     cores = sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*"))
     devices = gpu_clocks(root)
@@ -33,7 +33,7 @@ def clock_state(root: Path = ROOT, *, gpu: bool = True) -> dict[str, Any]:
         "temperature_c": _temperatures(root),
         "throttle_events": _events(root, cores),
         "throttled": _alerts(root),
-        "nvidia": found.state() if gpu and (found := nvml.find_gpu()) else None,
+        "nvidia": found.state() if (found := nvml.find_gpu(gpu)) else None,
     }
     return {name: value for name, value in told.items() if value}
 

@@ -68,15 +68,17 @@ class NvidiaGpu:
 
 
 @cache
-def find_gpu() -> NvidiaGpu | None:
-    """Return the GPU that CUDA calls the first; None without one, or without NVML.
+def find_gpu(index: int | None = 0) -> NvidiaGpu | None:
+    """Return the GPU that CUDA counts as ``index``; None without one, without NVML, or for None.
 
     CUDA and NVML count GPUs in different orders, and ``CUDA_VISIBLE_DEVICES`` hides some from CUDA
     alone, so it is found by its place on the bus.
     """
+    if index is None:
+        return None
     device, name = ctypes.c_void_p(), ctypes.create_string_buffer(96)
     try:
-        library, bus = ctypes.CDLL("libnvidia-ml.so.1"), _first_on_bus()
+        library, bus = ctypes.CDLL("libnvidia-ml.so.1"), _on_bus(index)
         if (
             bus is None
             or library.nvmlInit_v2()
@@ -89,13 +91,13 @@ def find_gpu() -> NvidiaGpu | None:
     return NvidiaGpu(name.value.decode(errors="replace"), library, device)
 
 
-def _first_on_bus() -> bytes | None:
-    """Return the bus address of CUDA's first GPU, such as ``00000000:01:00.0``."""
+def _on_bus(index: int) -> bytes | None:
+    """Return the bus address of one of CUDA's GPUs, such as ``00000000:01:00.0``."""
     cuda = ctypes.CDLL("libcuda.so.1")
     device, bus = ctypes.c_int(), ctypes.create_string_buffer(32)
     if (
         cuda.cuInit(0)
-        or cuda.cuDeviceGet(ctypes.byref(device), 0)
+        or cuda.cuDeviceGet(ctypes.byref(device), index)
         or cuda.cuDeviceGetPCIBusId(bus, len(bus), device)
     ):
         return None

@@ -56,14 +56,14 @@ class Meter:
         return after - before
 
 
-def find_meters(root: Path = ROOT, *, gpu: bool = True) -> tuple[list[Meter], list[str]]:
+def find_meters(root: Path = ROOT, *, gpu: int | None = 0) -> tuple[list[Meter], list[str]]:
     """Return the meters of this machine, the most telling first, and why others are missing.
 
-    ``gpu``: whether to ask the NVIDIA driver for the GPU that CUDA calls the first.
+    ``gpu`` is CUDA's number of the NVIDIA GPU, None for none.
     """
     rails = sorted(_rails(root), key=lambda meter: meter.name not in _WHOLE)
     zones, notes = _zones(root)
-    meters = [*rails, *(_gpu() if gpu else ()), *zones]
+    meters = [*rails, *_gpu(gpu), *zones]
     return meters, notes if meters or notes else [_NOTHING]
 
 
@@ -126,9 +126,9 @@ def _zones(root: Path) -> tuple[list[Meter], list[str]]:
     return meters, [_UNREADABLE] if unreadable else []
 
 
-def _gpu() -> Iterator[Meter]:
+def _gpu(index: int | None) -> Iterator[Meter]:
     """Yield the GPU, if its driver tells its power; a Jetson's does not."""
-    if (gpu := nvml.find_gpu()) is None:
+    if (gpu := nvml.find_gpu(index)) is None:
         return
     covers = "the whole graphics card with its memory"
     if gpu.joules() is not None:

@@ -153,6 +153,7 @@ class OrtChain:
             "backend": "onnxruntime",
             "version": self._ort.__version__,
             "device": f"cuda:{self._gpu}" if self._gpu else self._device,
+            **({} if self._device == "cpu" else {"gpu": self._gpu}),
             "threads": self._threads,
             "thread_pool": "global" if self._shared else "private",
         }

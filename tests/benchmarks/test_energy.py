@@ -320,7 +320,7 @@ def test_bench_measures_prints_and_keeps_energy(
     bundle: Path, board: Board, tmp_path: Path, monkeypatch: MonkeyPatch, photos: object
 ) -> None:
     here = energy.find_meters
-    monkeypatch.setattr(energy, "find_meters", lambda root, gpu: here(board.root, gpu=False))
+    monkeypatch.setattr(energy, "find_meters", lambda root, gpu: here(board.root, gpu=None))
     defaults: Any = EnergyRun.__init__.__kwdefaults__
     monkeypatch.setitem(defaults, "seconds", 0.06)
     path = tmp_path / "record.json"

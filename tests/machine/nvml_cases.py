@@ -42,6 +42,12 @@ def test_the_counter_is_that_of_the_card_which_cuda_calls_the_first(tmp_path: Pa
     assert meter.spent(before, meter.joules()) == pytest.approx(2.0)
 
 
+def test_the_second_card_has_a_counter_of_its_own(tmp_path: Path) -> None:
+    names = [find_meters(tmp_path, gpu=index)[0][0].name for index in (0, 1)]
+    assert names[0] == "NVIDIA GeForce RTX 4090" != names[1]
+    assert find_meters(tmp_path, gpu=2)[0] == []
+
+
 def test_cards_before_volta_are_sampled(tmp_path: Path) -> None:
     NVML.fake_nvml(1, 0)
     (meter,), _ = find_meters(tmp_path)
@@ -65,7 +71,7 @@ def test_a_driver_without_a_function_tells_the_rest(monkeypatch: pytest.MonkeyPa
 
 
 def test_clocks_heat_and_what_holds_them_back(tmp_path: Path) -> None:
-    assert clock_state(tmp_path, gpu=False) == {}
+    assert clock_state(tmp_path, gpu=None) == {}
     state = clock_state(tmp_path)
     assert state == {
         "nvidia": {

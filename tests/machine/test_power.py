@@ -121,7 +121,7 @@ THOR = chip(f"{INA}/1-0040/hwmon/hwmon4", {1: ("VDD_GPU", 16000, -24)}) | {
     ids=["agx-orin-jetpack-5", "agx-orin-jetpack-6", "orin-nano", "agx-xavier", "nano", "thor"],
 )
 def test_rails_of_jetsons(tmp_path: Path, files: dict[str, str], watts: dict[str, float]) -> None:
-    meters, notes = find_meters(write(tmp_path, files), gpu=False)
+    meters, notes = find_meters(write(tmp_path, files), gpu=None)
     read = {meter.name: meter.watts() for meter in meters if meter.watts}
     assert read == pytest.approx(watts, abs=1e-3) and list(read) == list(watts)
     assert notes == []
@@ -131,7 +131,7 @@ def test_rails_of_jetsons(tmp_path: Path, files: dict[str, str], watts: dict[str
 
 
 def test_a_rail_that_falls_silent_has_no_power(tmp_path: Path) -> None:
-    (first, *_), _ = find_meters(write(tmp_path, ORIN_NANO), gpu=False)
+    (first, *_), _ = find_meters(write(tmp_path, ORIN_NANO), gpu=None)
     (tmp_path / f"{INA}/1-0040/hwmon/hwmon1/curr1_input").write_text("")
     assert first.watts is not None and first.watts() is None
 
@@ -158,7 +158,7 @@ RAPL = {
 
 
 def test_counters_of_processors_and_where_they_wrap(tmp_path: Path) -> None:
-    meters, notes = find_meters(write(tmp_path, RAPL), gpu=False)
+    meters, notes = find_meters(write(tmp_path, RAPL), gpu=None)
     names = ["package-0", "package-0 dram", "package-1", "package-1 dram", "psys"]
     assert [meter.name for meter in meters] == names and notes == []
     assert "neither memory nor board" in meters[0].covers and "memory" in meters[1].covers
@@ -191,14 +191,14 @@ def test_counters_that_only_root_may_read_are_named(
         return real(path, flags, *more, **others)
 
     monkeypatch.setattr(os, "open", refuse)  # the tests may run as root
-    meters, (note,) = find_meters(tmp_path, gpu=False)
+    meters, (note,) = find_meters(tmp_path, gpu=None)
     assert meters == [] and "only root may read it" in note
     assert "run: sudo chmod a+r /sys/class/powercap/intel-rapl:*/energy_uj" in note
 
 
 def test_a_virtual_machine_tells_nothing(tmp_path: Path) -> None:
-    assert find_meters(tmp_path, gpu=False) == ([], ["this machine tells no power"])
-    assert clock_state(tmp_path, gpu=False) == {}
+    assert find_meters(tmp_path, gpu=None) == ([], ["this machine tells no power"])
+    assert clock_state(tmp_path, gpu=None) == {}
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_a_virtual_machine_tells_nothing(tmp_path: Path) -> None:
 def test_doctor_says_what_can_be_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], said: str
 ) -> None:
-    monkeypatch.setattr(nvml, "find_gpu", lambda: None)
+    monkeypatch.setattr(nvml, "find_gpu", lambda index: None)
     examined = json.loads(json.dumps(examine(write(tmp_path, files))))
     text = io.StringIO()
     print_examination(examined, Console(file=text, width=80))
@@ -244,7 +244,7 @@ ORIN_STATE = {
 
 
 def test_clocks_heat_and_throttling_of_an_orin(tmp_path: Path) -> None:
-    before = clock_state(write(tmp_path, ORIN_STATE), gpu=False)
+    before = clock_state(write(tmp_path, ORIN_STATE), gpu=None)
     assert before == {
         "cpu_mhz": [730, 1510],
         "cpu_limit_mhz": 1510,
@@ -256,7 +256,7 @@ def test_clocks_heat_and_throttling_of_an_orin(tmp_path: Path) -> None:
     assert throttling(before, before) == []
     write(tmp_path, {"sys/class/thermal/cooling_device9/cur_state": "1"})
     write(tmp_path, {"sys/class/hwmon/hwmon3/oc3_event_cnt": "186"})
-    after = clock_state(tmp_path, gpu=False)
+    after = clock_state(tmp_path, gpu=None)
     assert throttling(before, after) == ["oc3 7 times", "gpu-throttle-alert"]
 
 
@@ -266,7 +266,7 @@ def test_throttling_of_an_x86_processor_is_counted_once_per_package(tmp_path: Pa
             folder = f"sys/devices/system/cpu/cpu{cpu}/thermal_throttle"
             files = {f"{folder}/core_throttle_count": str(core)}
             write(tmp_path, files | {f"{folder}/package_throttle_count": str(package)})
-        return clock_state(tmp_path, gpu=False)
+        return clock_state(tmp_path, gpu=None)
 
     before, after = counts(1, 10), counts(1, 14)
     assert before["throttle_events"] == {"processor core": 2, "processor package": 10}
