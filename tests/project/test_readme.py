@@ -8,7 +8,9 @@ import io
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -54,6 +56,8 @@ def desk(
     frame = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
     Image.fromarray(frame).save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
+    camera = SimpleNamespace(read=lambda: (True, frame))  # this machine has none
+    monkeypatch.setitem(sys.modules, "cv2", SimpleNamespace(VideoCapture=lambda number: camera))
     given: dict[str, object] = {"frame": frame, "log": io.StringIO(), "json": json}
     return given | dict.fromkeys(("frames", "gate", "yard"), [frame] * 3)
 
@@ -91,7 +95,7 @@ def commands_in(text: str) -> list[tuple[str, str]]:
     lines = re.findall(r"^ {4}(.*)$", text, re.M)
     lines += [span.replace("\n", " ") for span in re.findall(r"`([^`]+)`", text)]
     code = "\n".join(lines)
-    shown = re.findall(r"lgvit-edge +([a-z]+)(.*)", code)
+    shown = re.findall(r"lgvit-edge +([a-z][a-z-]*)(.*)", code)
     return shown + re.findall(rf"({EXPERIMENTS}\.[a-z_]+)(.*)", code)
 
 
