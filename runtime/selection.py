@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from lgvit_edge._support.cache import bundle_cache, cache_root, keep, key_of, ours
 from lgvit_edge._support.finite_json import dumps, loads
+from lgvit_edge._support.text import tell
 from lgvit_edge.bundle.codec import from_json
 from lgvit_edge.bundle.directory import Bundle, open_bundle
 from lgvit_edge.errors import BackendError, LGViTEdgeError, MissingDependency, UsageError
@@ -75,7 +76,10 @@ def choose(
     best = contenders[0]
     if len(contenders) > 1:
         choice = None if afresh else read_choice(bundle, contenders, options)
-        choice = choice or _measure_elsewhere(bundle, contenders, options)
+        if choice is None:
+            labels = ", ".join(contender.label for contender in contenders)
+            tell(f"measuring which runs {bundle.root} fastest on this machine, once: {labels}")
+            choice = _measure_elsewhere(bundle, contenders, options)
         choice = choice or measure(bundle, contenders, options)
         best = Candidate(choice.backend, choice.precision)
     return best.backend, replace(options, precision=best.precision)

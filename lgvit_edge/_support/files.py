@@ -11,13 +11,12 @@ import errno
 import os
 import platform
 import stat
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from lgvit_edge._support.text import escaped
+from lgvit_edge._support.text import tell
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -107,8 +106,7 @@ def locked(path: Path, *, wait: str | None = None) -> Iterator[None]:
                 if wait is None:
                     raise BlockingIOError(_holder(path)) from None
             if not told:
-                said = escaped(f"waiting for {_holder(path)}, which {wait}")
-                print(said, file=sys.stderr, flush=True)
+                tell(f"waiting for {_holder(path)}, which {wait}")
                 told = True
             time.sleep(0.05)
     except NotImplementedError as error:

@@ -22,12 +22,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lgvit_edge._support.text import tell
 from lgvit_edge.bundle.builds import graphs_of
 from lgvit_edge.bundle.directory import Bundle
 from lgvit_edge.bundle.manifest import TensorSpec
 from lgvit_edge.errors import BackendError
 from lgvit_edge.runtime.backends.base import Chain, ChainOptions, TensorRTOptions
 from lgvit_edge.runtime.backends.tensorrt_engine import (
+    RUNTIME_CACHE,
     EngineLoader,
     attach_scratch,
     choose_build,
@@ -82,6 +84,12 @@ class TensorRTChain:
             self._waits = Waits()
             # Rows of the batch that go on; None for all. Applied when the next segment is queued.
             self._rows: NDArray[np.intp] | None = None
+            if self._loader.compiles:
+                tell(
+                    f"{self._trt.library} compiles {len(names)} engines for "
+                    f"{self._cuda.device.name}, {len(self._padded_sizes)} batch sizes each; later "
+                    f"starts take them from {folder / RUNTIME_CACHE}"
+                )
             for size in self._padded_sizes:
                 for index in range(len(names)):
                     self._prepare(index, size)

@@ -134,6 +134,8 @@ class EngineLoader:
         self._folder, self._build, self._trt = folder, build, trt
         self._runtime = trt.make("Runtime")
         self._cache: Any = None
+        # Whether RTX has yet to compile what engines leave to the GPU that runs them.
+        self.compiles = trt.is_rtx and not (folder / RUNTIME_CACHE).exists()
 
     def load(self, name: str, graph: GraphSpec) -> Any:
         """Deserialize one engine and check its tensors.

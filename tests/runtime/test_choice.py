@@ -45,11 +45,15 @@ def precisions(request: pytest.FixtureRequest, monkeypatch: MonkeyPatch) -> list
 
 
 def test_the_fastest_is_measured_once(
-    bundle: Path, monkeypatch: MonkeyPatch, precisions: list[str]
+    bundle: Path,
+    monkeypatch: MonkeyPatch,
+    precisions: list[str],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     with Session.open(bundle) as session:
         chosen = session.describe()["backend"]
         session.predict(FRAME)
+    assert "measuring which runs" in capsys.readouterr().err  # it takes seconds
     (kept,) = known_choices()
     assert kept.backend == chosen == min(kept.measured, key=lambda n: kept.measured[n]).split()[0]
     assert {"onnxruntime", "openvino fp32"} <= set(kept.measured)
@@ -63,6 +67,7 @@ def test_the_fastest_is_measured_once(
     monkeypatch.setattr(choice, "_measure_elsewhere", again)
     with Session.open(bundle) as session:
         assert session.describe()["backend"] == chosen
+    assert "measuring" not in capsys.readouterr().err
 
 
 def test_measuring_leaves_nothing_in_this_process(bundle: Path) -> None:

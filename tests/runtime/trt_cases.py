@@ -1093,10 +1093,14 @@ def test_the_steps_of_a_device_report(bundle: Path) -> None:
     assert run(request | {"step": "soak", "seconds": 0.2})["images"] >= 24
 
 
-def test_rtx_keeps_what_it_compiled(bundle: Path) -> None:
+def test_rtx_keeps_what_it_compiled(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = folder_of(bundle)
+    (folder / "runtime.cache").unlink(missing_ok=True)
     open_trt(bundle).close()
     assert (folder / "runtime.cache").exists() is RTX
+    assert ("compiles 4 engines for" in capsys.readouterr().err) is RTX  # which takes a while
+    open_trt(bundle).close()
+    assert "compiles" not in capsys.readouterr().err
 
 
 def test_the_record_can_be_read_again(bundle: Path) -> None:
