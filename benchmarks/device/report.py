@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -23,8 +25,9 @@ from lgvit_edge.benchmarks.device.summary import summary
 from lgvit_edge.bundle.directory import open_bundle
 from lgvit_edge.errors import BackendError, UsageError
 from lgvit_edge.machine.gpu import find_gpu
+from lgvit_edge.machine.tensorrt import MODULES
 from lgvit_edge.runtime.backends.base import ChainOptions
-from lgvit_edge.runtime.backends.registry import AUTO, backend_of
+from lgvit_edge.runtime.backends.registry import AUTO, backend_of, refusal
 from lgvit_edge.runtime.selection import choose
 
 _STATE = "steps.json"
@@ -38,7 +41,7 @@ class Options:
         backend: a backend's name, or ``auto``: TensorRT for a bundle for GPUs where there is one,
             else what ``Session.open`` would take.
         device: as for ``Session.open``.
-        minutes: steps that have not begun by then are left out.
+        minutes: for all steps: one that is still running then is ended, and fails.
         soak_minutes: for the last step.
     """
 
@@ -109,11 +112,17 @@ def device_report(
 
 def _backend(engines: Path, options: Options) -> str:
     """Return the backend that all steps run on."""
-    bundle = open_bundle(engines, verify=False)
+    bundle, chain = open_bundle(engines, verify=False), ChainOptions(device=options.device)
     if options.backend != AUTO:
-        return backend_of(options.backend).name
-    chain = ChainOptions(device=options.device)
-    if bundle.manifest.target != "cpu" and find_gpu(chain.gpu) is not None:
+        if (fault := refusal(backend_of(options.backend), chain)) is not None:
+            raise UsageError(fault)
+        return options.backend
+    if (
+        bundle.manifest.target != "cpu"
+        and refusal(backend_of("tensorrt"), chain) is None
+        and find_gpu(chain.gpu) is not None
+        and any(importlib.util.find_spec(module) for module in MODULES.values())
+    ):
         return "tensorrt"  # whose engines the step "build" makes
     return choose(bundle, AUTO, chain)[0]
 
@@ -147,8 +156,8 @@ def _run(
 def _outcome(job: Job, step: Step, left: float) -> Outcome:
     record = job.file(f"{step.name}.json")
     record.unlink(missing_ok=True)
-    if left < 5:
-        return Outcome(step.name, "failed", 0.0, "the time was over")
+    if left < step.least:
+        return Outcome(step.name, "failed", 0.0, "too little time was left")
     if step.needs and not job.file(f"{step.needs}.json").exists():
         return Outcome(step.name, "left out", 0.0, f"the step {step.needs} failed")
     arguments = step.arguments(job)
@@ -163,8 +172,11 @@ def _outcome(job: Job, step: Step, left: float) -> Outcome:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
+            # What it said is there when it is killed, and in UTF-8; a crash tells where.
+            env=os.environ
+            | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", "PYTHONFAULTHANDLER": "1"},
         )
-        limit = min(step.seconds, left)
+        limit = left if step.seconds is None else min(step.seconds, left)
         try:
             code = child.wait(limit)
             why = "" if code == 0 else _why(job, step, code)
@@ -181,7 +193,8 @@ def _outcome(job: Job, step: Step, left: float) -> Outcome:
 def _why(job: Job, step: Step, code: int) -> str:
     """Return the last words of a step that failed."""
     text = job.file(f"{step.name}.txt").read_text(encoding="utf-8", errors="replace")
-    last = text.strip().splitlines()[-1:] or ["it said nothing"]
+    said = text.partition("Fatal Python error")[0]  # where faulthandler begins
+    last = said.strip().splitlines()[-1:] or ["it said nothing"]
     how = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
     return f"{last[0].removeprefix('error: ')[:300]} ({how})"
 
@@ -222,4 +235,21 @@ def _pack(job: Job, outcomes: list[Outcome], out: Path, hidden: dict[str, str]) 
             if path.exists() and name.endswith("png"):
                 archive.write(path, name)
             elif path.exists():
-                archive.writestr(name, without(path.read_text(encoding="utf-8"), hidden))
+                archive.writestr(name, _public(path, hidden))
+
+
+def _public(path: Path, hidden: dict[str, str]) -> str:
+    """Return a file of the report without what is private in it."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if path.suffix != ".json":
+        return without(text, hidden)
+    return json.dumps(_values(json.loads(text), hidden), indent=1)
+
+
+def _values(value: Any, hidden: dict[str, str]) -> Any:
+    """Do what ``without`` does for the texts in JSON; keys are our own."""
+    if isinstance(value, dict):
+        return {key: _values(item, hidden) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_values(item, hidden) for item in value]
+    return without(value, hidden) if isinstance(value, str) else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,8 +11,12 @@ from typing import Any
 
 from lgvit_edge._support.optional import try_import
 from lgvit_edge.benchmarks.device.ways import WAYS
+from lgvit_edge.bundle.directory import open_bundle
 from lgvit_edge.bundle.manifest import Manifest
+from lgvit_edge.errors import BackendError
+from lgvit_edge.runtime.backends.base import ChainOptions
 from lgvit_edge.runtime.backends.registry import backend_of
+from lgvit_edge.runtime.backends.tensorrt_engine import choose_build
 
 _CLI = ["-m", "lgvit_edge"]
 _MEASURE = ["-m", "lgvit_edge.benchmarks.device.measure"]
@@ -27,6 +32,11 @@ class Job:
     device: str | None
     soak_seconds: float
     folder: Path
+
+    @property
+    def gpu(self) -> int:
+        """Number of the GPU that the report is of."""
+        return ChainOptions(device=self.device).gpu
 
     def file(self, name: str) -> Path:
         """Return the path of a file of the report."""
@@ -46,23 +56,25 @@ class Step:
     Attributes:
         name: also of its files in the report, ``NAME.txt`` and ``NAME.json``.
         text: what it does, for people.
-        seconds: it is ended when it took longer.
+        seconds: it is ended when it took longer; None for the time that is left.
         arguments: of Python, given the job; or why it is left out.
         needs: the step without whose record it cannot run.
+        least: seconds that must be left for it to begin.
     """
 
     name: str
     text: str
-    seconds: float
+    seconds: float | None
     arguments: Callable[[Job], list[str] | str]
     needs: str | None = None
+    least: float = 5.0
 
 
 def steps(job: Job) -> list[Step]:
     """Return the steps of a report, in order."""
     return [
         Step("machine", "what is installed and can run here", 60, _measure("machine")),
-        Step("build", "compile engines that are not current", 600, _build),
+        Step("build", "compile engines where none run here", None, _build),
         Step("parity", "every segment at every batch size", 180, _measure("parity")),
         Step("bench", "latency, speed-up and energy", 300, _bench, needs="parity"),
         Step("ways", "CUDA graphs, waits, thread pools", 120, _ways, needs="parity"),
@@ -72,6 +84,7 @@ def steps(job: Job) -> list[Step]:
             "memory and latency over minutes",
             job.soak_seconds + 60,
             _measure("soak", seconds=job.soak_seconds),
+            least=job.soak_seconds + 5,
         ),
     ]
 
@@ -94,6 +107,9 @@ def _measure(step: str, **options: Any) -> Callable[[Job], list[str] | str]:
 def _build(job: Job) -> list[str] | str:
     if job.backend != "tensorrt":
         return f"{job.backend} runs the bundle's graphs as they are"
+    with contextlib.suppress(BackendError):  # engines that were tuned are not compiled anew
+        bundle = open_bundle(job.engines, verify=False)
+        return f"{choose_build(bundle, None, job.gpu)[0].name} runs here"
     return [*_CLI, "build", str(job.engines), *_device(job)]
 
 
@@ -106,20 +122,28 @@ def _bench(job: Job) -> list[str] | str:
 
 
 def _ways(job: Job) -> list[str] | str:
-    ways = WAYS.get(job.backend, {})
-    if len(ways) < 2:
+    if job.backend not in WAYS:
         return f"{job.backend} has one way"
-    return _measure("ways", rounds=job.rounds(60 / len(ways)))(job)
+    # Twice: the default takes its turn with each of the others.
+    return _measure("ways", rounds=job.rounds(30 / len(WAYS[job.backend])))(job)
 
 
 def _profile(job: Job) -> list[str] | str:
     if backend_of(job.backend).open_profiled is None:
         return f"{job.backend} cannot tell the times of layers"
+    if job.backend == "onnxruntime" and _runtime(job)["device"] != "cpu":
+        return "on CUDA, ONNX Runtime's profiler times how long operators take to start"
     command = [*_CLI, "profile", *_where(job), "--runs", str(job.rounds(40))]
     command += ["--json", str(job.file("profile.json"))]
     if _has("matplotlib"):
         command += ["--plot", str(job.file("profile.png"))]
     return command
+
+
+def _runtime(job: Job) -> dict[str, Any]:
+    record = json.loads(job.file("parity.json").read_text(encoding="utf-8"))
+    told: dict[str, Any] = record["runtime"]
+    return told
 
 
 def _has(*modules: str) -> bool:

@@ -87,8 +87,9 @@ def build_engines(
         library: ``tensorrt`` or ``tensorrt-rtx``; None for the one of the bundle's target.
         options: None for the defaults.
         force: compile all engines, even those up to date.
-        tolerance: largest difference of logits from PyTorch's; None for the bundle's. Engines that
-            an earlier call rejected are not compiled again.
+        tolerance: largest difference of logits from PyTorch's, which is recorded with the engines;
+            None for the one recorded, else the bundle's. Engines that an earlier call rejected are
+            not compiled again.
         cuda_graphs: check the engines as recorded CUDA graphs, as sessions run them by default.
         device: the GPU that compiles and checks, as for ``Session.open``: ``cuda:1`` for the
             second; None for the first.
@@ -159,6 +160,7 @@ def build_engines(
         weights_sha256=tuple(file.sha256 for file in opened.manifest.weights),
         workspace=options.workspace,
         optimization_level=options.optimization_level,
+        tolerance=None,
         engines={},
         warnings=(),
     )
@@ -177,13 +179,15 @@ def build_engines(
             build, compiled = _build_all(
                 opened, folder, planned, options, force, on.gpu, progress, note
             )
-    return Built(
-        folder,
-        build,
-        compiled,
-        time.perf_counter() - start,
-        *_verify(folder, build, tolerance, cuda_graphs, device),
-    )
+    accepted = build.tolerance if tolerance is None else tolerance
+    difference, not_run = _verify(folder, build, accepted, cuda_graphs, device)
+    if difference is not None and accepted != build.tolerance:
+        # Without the record the next check would reject them.
+        build = dataclasses.replace(build, tolerance=accepted)
+        with _locked(folder):
+            write_json(folder / BUILD, to_json(build))
+    seconds = time.perf_counter() - start
+    return Built(folder, build, compiled, seconds, difference, not_run)
 
 
 def check_graphs(bundle: str | Path) -> str:
@@ -380,7 +384,7 @@ def _current(
         record = engines.read_build(folder, record_file)
     except BundleError:
         return {}
-    if dataclasses.replace(record, engines={}, warnings=()) != planned:
+    if dataclasses.replace(record, engines={}, warnings=(), tolerance=None) != planned:
         return {}
     current = {}
     for name, graph in graphs.items():

@@ -58,6 +58,8 @@ class Build:
     weights_sha256: tuple[str, ...]  # hashes of the graphs' weight files
     workspace: int | None  # limit of the builder's scratch memory in bytes, if one was set
     optimization_level: int | None  # 0 to 5, if one was set
+    # That somebody accepted for these engines: the difference of logits; None for the bundle's.
+    tolerance: float | None
     engines: dict[str, EngineSpec]  # by graph: ``segment_0``..., ``baseline``
     warnings: tuple[str, ...]
 

@@ -35,7 +35,8 @@ def build(
         int | None,
         Option(
             min=1,
-            help="Largest scratch memory in MB. Default: on a Jetson, a quarter of free memory.",
+            help="Largest scratch memory in MB; another limit compiles all engines anew. Default: "
+            "on a Jetson, a quarter of free memory.",
         ),
     ] = None,
     opt_level: Annotated[

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from shlex import quote
 from typing import Annotated
 
 from typer import Option
@@ -21,19 +20,25 @@ def device_report(
     backend: Backend = "auto",
     device: Device = None,
     minutes: Annotated[
-        float, Option(help="Time it may take; what has not begun by then is left out.")
+        float, Option(help="Time for everything; a step that is running then is ended, and fails.")
     ] = 15.0,
     soak_minutes: Annotated[
-        float, Option(help="Time of the soak, which watches memory and latency.")
+        float,
+        Option(
+            help="Time of the last step, which predicts without a pause and watches memory and "
+            "latency."
+        ),
     ] = 3.0,
 ) -> None:
     """Measure a device from end to end, and pack everything for the people who want its figures.
 
-    Builds engines where needed, checks every segment at every batch size, measures latency, energy
-    and the ways of running, and predicts for some minutes. The archive names no person, machine or
-    folder, and holds no image and no weight. After an interruption the same command goes on.
+    Builds engines where none run here, checks every segment at every batch size, measures latency,
+    energy, layers and the ways of running, and predicts for some minutes. The archive holds no
+    image and no weight; names of persons, machines and folders are replaced where they are known.
+    After an interruption the same command goes on.
     """
     from lgvit_edge.benchmarks.device import Options, device_report
+    from lgvit_edge.benchmarks.measure import command_line
 
     check_outputs({}, {"--out": out}, check=partial(check_file, streams=False))
     options = Options(backend, device, minutes, soak_minutes)
@@ -46,6 +51,5 @@ def device_report(
     say(f"{out}: begin with summary.md in it; look through it before you send it")
     if failed := [outcome.name for outcome in outcomes if outcome.state == "failed"]:
         raise BackendError(
-            f"failed: {', '.join(failed)}; the archive says why. Try these again: lgvit-edge "
-            f"device-report --engines {quote(str(engines))} --out {quote(str(out))}"
+            f"failed: {', '.join(failed)}; the archive says why. Try these again: {command_line()}"
         )

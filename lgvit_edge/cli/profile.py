@@ -20,7 +20,7 @@ def profile(
         Path | None,
         Option(help="Folder of images that the runs take in turn. Default: random images."),
     ] = None,
-    runs: Annotated[int, Option(min=1, max=1000, help="Runs that medians are of.")] = 30,
+    runs: Annotated[int, Option(min=1, max=1000, help="Number of runs to take medians over.")] = 30,
     top: Annotated[int, Option(min=1, help="Number of slowest layers to show.")] = 10,
     segment: Annotated[
         str | None,
@@ -41,7 +41,7 @@ def profile(
         Option(help="Also plot each segment's time by operator (.png, .svg, .pdf)."),
     ] = None,
 ) -> None:
-    """Time every segment layer by layer: which operators keep it from its MACs."""
+    """Time every layer, and compare each segment's share of time with its share of MACs."""
     from lgvit_edge.benchmarks import measure_layers
     from lgvit_edge.benchmarks.report.layers import print_layers
     from lgvit_edge.bundle.directory import open_bundle

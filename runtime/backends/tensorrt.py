@@ -71,7 +71,7 @@ class TensorRTChain:
         # by one.
         self._contexts: dict[tuple[int, int], Any] = {}
         self._recorded: dict[tuple[int, int], Any] = {}
-        self._not_recorded: dict[str, str] = {}  # why, by segment
+        self._not_recorded: dict[str, str] = {}  # why, by segment and padded batch size
         self._engines: list[Any] = []
         self._loader: EngineLoader | None = None
         try:
@@ -96,7 +96,7 @@ class TensorRTChain:
             self._loader.save_cache()  # no other size will be compiled
             if self._not_recorded:
                 warnings.warn(
-                    f"{', '.join(self._not_recorded)}: without a CUDA graph, which is slower, "
+                    f"{'; '.join(self._not_recorded)}: without a CUDA graph, which is slower, "
                     f"because recording failed: {next(iter(self._not_recorded.values()))}; to be "
                     "quiet about it: --no-cuda-graphs, or TensorRTOptions(cuda_graphs=False)",
                     stacklevel=4,
@@ -249,7 +249,11 @@ class TensorRTChain:
     def _record(self, index: int, size: int) -> Any:
         context = self._contexts[index, size]
         capturable = getattr(context, "is_stream_capturable", lambda stream: True)
-        if not self._options.cuda_graphs or not capturable(self._cuda.stream):
+        if not self._options.cuda_graphs:
+            return None
+        kind = f"{self._names[index]}, {size} row{'s' if size > 1 else ''}"
+        if not capturable(self._cuda.stream):
+            self._not_recorded[kind] = f"{self._trt.library} says that it cannot be recorded"
             return None
         fault: BackendError | None = None
         graph = None
@@ -266,7 +270,7 @@ class TensorRTChain:
         if fault is None:
             return graph
         # As NVIDIA's trtexec does (sampleInference.cpp): slower, but it runs.
-        self._not_recorded[self._names[index]] = str(fault)
+        self._not_recorded[kind] = str(fault)
         return None
 
     def _launch(self, index: int, size: int) -> None:

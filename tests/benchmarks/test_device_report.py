@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lgvit_edge.benchmarks.device import Options, device_report, report
-from lgvit_edge.benchmarks.device.private import without
+from lgvit_edge.benchmarks.device.private import secrets, without
 from lgvit_edge.benchmarks.device.steps import Step
 from lgvit_edge.errors import BackendError, UsageError
 
@@ -136,7 +136,7 @@ def test_time_that_is_over_is_said(
     made_of(("fine", 9, "print(1)"))
     options = Options("onnxruntime", minutes=0.01)
     (step,) = device_report(bundle, tmp_path / "r.zip", options)
-    assert (step.state, step.why) == ("failed", "the time was over")
+    assert (step.state, step.why) == ("failed", "too little time was left")
 
 
 def test_two_at_once(bundle: Path, tmp_path: Path, lock_elsewhere: Held) -> None:
@@ -151,6 +151,16 @@ def test_impossible_minutes(bundle: Path, tmp_path: Path, options: Options) -> N
     with pytest.raises(UsageError, match="minutes must be a positive number"):
         device_report(bundle, tmp_path / "r.zip", options)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_known_by_its_whole_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(socket, "gethostname", lambda: "board7.example.org")
+    found = secrets(BUNDLE=Path("out"))
+    text = f"left out: {tmp_path}/out/manifest.json on board7 and board7.example.org"
+    assert without(text, found) == "left out: BUNDLE/manifest.json on MACHINE and MACHINE"
 
 
 @pytest.mark.parametrize(
