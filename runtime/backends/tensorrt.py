@@ -97,7 +97,7 @@ class TensorRTChain:
             if self._not_recorded:
                 warnings.warn(
                     f"{'; '.join(self._not_recorded)}: without a CUDA graph, which is slower, "
-                    f"because recording failed: {next(iter(self._not_recorded.values()))}; to be "
+                    f"because {next(iter(self._not_recorded.values()))}; to be "
                     "quiet about it: --no-cuda-graphs, or TensorRTOptions(cuda_graphs=False)",
                     stacklevel=4,
                 )

@@ -353,6 +353,7 @@ _BUILD = json.dumps(
         "weights_sha256": ["0" * 64],
         "workspace": None,
         "optimization_level": 3,
+        "tolerance": 0.05,
         "engines": {
             "segment_0": {
                 "file": "segment_0.engine",
