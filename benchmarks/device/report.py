@@ -234,7 +234,7 @@ def _pack(job: Job, outcomes: list[Outcome], out: Path, hidden: dict[str, str]) 
             path = job.file(name)
             if path.exists() and name.endswith("png"):
                 archive.write(path, name)
-            elif path.exists():
+            elif path.exists() and path.stat().st_size:
                 archive.writestr(name, _public(path, hidden))
 
 
