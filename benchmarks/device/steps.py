@@ -77,7 +77,13 @@ def steps(job: Job) -> list[Step]:
         Step("build", "compile engines where none run here", None, _build),
         Step("parity", "every segment at every batch size", 180, _measure("parity")),
         Step("bench", "latency, speed-up and energy", 300, _bench, needs="parity"),
-        Step("ways", "CUDA graphs, waits, thread pools", 120, _ways, needs="parity"),
+        Step(
+            "ways",
+            "waits, CUDA graphs, copies, threads against the default",
+            120,
+            _ways,
+            needs="parity",
+        ),
         Step("profile", "times of layers", 120, _profile, needs="parity"),
         Step(
             "soak",

@@ -45,16 +45,20 @@ def available_precisions(device: str | None = None) -> list[str]:
 
 def open_chain(bundle: Bundle, names: list[str], options: ChainOptions) -> Chain:
     """Open a chain of a bundle's graphs; see ``Backend.open_chain``."""
+    cache = bundle_cache(bundle.manifest.identity)
+    return OpenVINOChain(bundle.root, **arguments(bundle, names, options), cache=cache)
+
+
+def arguments(bundle: Bundle, names: list[str], options: ChainOptions) -> dict[str, Any]:
+    """Return what ``OpenVINOChain`` takes beside the folder and the cache."""
     graphs = graphs_of(bundle)
-    return OpenVINOChain(
-        bundle.root,
-        [graphs[name] for name in names],
-        max_batch=bundle.manifest.batch[2],
-        threads=options.threads,
-        device=options.device,
-        precision=options.precision or "fp32",
-        cache=bundle_cache(bundle.manifest.identity),
-    )
+    return {
+        "graphs": [graphs[name] for name in names],
+        "max_batch": bundle.manifest.batch[2],
+        "threads": options.threads,
+        "device": options.device,
+        "precision": options.precision or "fp32",
+    }
 
 
 def candidates(bundle: Bundle, options: ChainOptions) -> list[Candidate]:

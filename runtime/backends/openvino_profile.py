@@ -9,23 +9,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from lgvit_edge.bundle.builds import graphs_of
 from lgvit_edge.bundle.directory import Bundle
 from lgvit_edge.runtime.backends.base import ChainOptions, LayerTime
-from lgvit_edge.runtime.backends.openvino import OpenVINOChain
+from lgvit_edge.runtime.backends.openvino import OpenVINOChain, arguments
 
 
 def open_profiled(bundle: Bundle, names: list[str], options: ChainOptions) -> ProfiledOpenVINOChain:
     """Open a chain that times its layers; see ``Backend.open_profiled``."""
-    graphs = graphs_of(bundle)
-    return ProfiledOpenVINOChain(
-        bundle.root,
-        [graphs[name] for name in names],
-        max_batch=bundle.manifest.batch[2],
-        threads=options.threads,
-        device=options.device,
-        precision=options.precision or "fp32",
-    )
+    return ProfiledOpenVINOChain(bundle.root, **arguments(bundle, names, options))
 
 
 class ProfiledOpenVINOChain(OpenVINOChain):
