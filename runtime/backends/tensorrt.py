@@ -264,7 +264,7 @@ class TensorRTChain:
             except BackendError as error:
                 fault = error
             try:
-                graph = self._cuda.end_capture()
+                graph = self._cuda.runnable(self._cuda.end_capture())
             except BackendError as error:
                 fault = fault or error
         if fault is None:

@@ -12,6 +12,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ _THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may go o
 _BLOCKING_SYNC, _DISABLE_TIMING = 1, 2  # CU_EVENT_...
 _DEVICEMAP = 2  # CU_MEMHOSTALLOC_DEVICEMAP
 _MB = 2**20
+# Our kernels, as text that each driver compiles for its GPU; tools/ptx.py makes it.
+_KERNELS = Path(__file__).with_name("kernels")
 
 
 class Cuda(ABC):
@@ -129,27 +132,60 @@ class Cuda(ABC):
         self._driver.call("cuStreamBeginCapture_v2", self._handle, _THREAD_LOCAL)
 
     def end_capture(self) -> ctypes.c_void_p:
-        """Stop recording and return the graph, for ``launch``.
+        """Stop recording and return what was recorded, for ``runnable``, which must follow.
 
         A failed capture raises ``BackendError`` here, and the stream works again. Call it from the
         thread that called ``begin_capture``.
         """
         self._use()
-        call, graph, runnable = self._driver.call, ctypes.c_void_p(), ctypes.c_void_p()
-        call("cuStreamEndCapture", self._handle, ctypes.byref(graph))
+        graph = ctypes.c_void_p()
+        self._driver.call("cuStreamEndCapture", self._handle, ctypes.byref(graph))
+        return graph
+
+    def runnable(self, graph: ctypes.c_void_p) -> ctypes.c_void_p:
+        """Turn a graph into one for ``launch``; the graph itself is destroyed, also on a failure."""
+        self._use()
+        call, runnable = self._driver.call, ctypes.c_void_p()
         try:
             no_flags = ctypes.c_ulonglong(0)
             call("cuGraphInstantiateWithFlags", ctypes.byref(runnable), graph, no_flags)
         finally:
-            call("cuGraphDestroy", graph)
+            self.discard(graph)
         self._own(call, "cuGraphExecDestroy", runnable)
         call("cuGraphUpload", runnable, self._handle)  # else the first launch does it
         return runnable
+
+    def discard(self, graph: ctypes.c_void_p) -> None:
+        """Destroy a graph that is not made runnable."""
+        self._driver.call("cuGraphDestroy", graph)
 
     def launch(self, graph: ctypes.c_void_p) -> None:
         """Queue a graph on the stream."""
         self._use()
         self._driver.call("cuGraphLaunch", graph, self._handle)
+
+    def kernel(self, file: str, name: str) -> ctypes.c_void_p:
+        """Load one of our own kernels, from ``kernels/<file>.ptx``; the driver compiles it."""
+        self._use()
+        call, module, kernel = self._driver.call, ctypes.c_void_p(), ctypes.c_void_p()
+        text = (_KERNELS / f"{file}.ptx").read_bytes()
+        call("cuModuleLoadData", ctypes.byref(module), ctypes.c_char_p(text))
+        self._own(call, "cuModuleUnload", module)
+        call("cuModuleGetFunction", ctypes.byref(kernel), module, ctypes.c_char_p(name.encode()))
+        return kernel
+
+    def run(
+        self,
+        kernel: ctypes.c_void_p,
+        blocks: tuple[int, int, int],
+        threads: tuple[int, int, int],
+        argument: ctypes.Structure,
+    ) -> None:
+        """Queue a kernel, whose only parameter is the structure ``argument``."""
+        self._use()
+        given = (ctypes.c_void_p * 1)(ctypes.addressof(argument))
+        sizes = map(ctypes.c_uint, (*blocks, *threads, 0))  # no dynamic shared memory
+        self._driver.call("cuLaunchKernel", kernel, *sizes, self._handle, given, None)
 
     @abstractmethod
     def free_memory(self) -> int:
@@ -170,7 +206,7 @@ class Cuda(ABC):
         with suppress(Refused):
             if hasattr(self, "_handle"):  # missing when opening failed
                 with suppress(Refused):  # fails where no capture is running, the usual case
-                    self.end_capture()
+                    self.discard(self.end_capture())
                 self.synchronize()
         self._closed = True
         with suppress(Refused):

@@ -5,7 +5,9 @@
  * device memory holds 0xCD and freed memory 0xFF. Every call wants the right context in its
  * thread, and copies want live device memory and page-locked host memory. The device has an address
  * of its own for mapped host memory, as cuda.h allows, and knows no other. No device reaches the
- * memory of another one. There are no locks.
+ * memory of another one. There are no locks. Kernels come as PTX, which is read for its version, its
+ * target and its names, and run from their source (fake_kernels.cpp). The nodes of a graph that was
+ * made by hand run in the latest order that their dependencies allow.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -23,7 +25,8 @@ typedef uint64_t Address;
 typedef void (*HostFunction)(void *);
 enum { OK, INVALID_VALUE, OUT_OF_MEMORY, NOT_INITIALIZED, NO_DEVICE = 100, INVALID_DEVICE,
        INVALID_CONTEXT = 201, INVALID_HANDLE = 400, ILLEGAL_STATE, NOT_FOUND = 500, NOT_READY = 600,
-       ILLEGAL_ADDRESS = 700, LAUNCH_FAILED = 719, CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED,
+       NO_BINARY = 209, INVALID_PTX = 218, UNSUPPORTED_PTX = 222, ILLEGAL_ADDRESS = 700,
+       LAUNCH_FAILED = 719, NOT_SUPPORTED = 801, CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED,
        CAPTURE_WRONG_THREAD = 908 };
 static const struct { R code; const char *name, *text; } ERRORS[] = {
     {OK, "CUDA_SUCCESS", "no error"},
@@ -35,6 +38,11 @@ static const struct { R code; const char *name, *text; } ERRORS[] = {
     {INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT", "invalid device context"},
     {INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"},
     {ILLEGAL_STATE, "CUDA_ERROR_ILLEGAL_STATE", "the operation cannot be performed now"},
+    {NO_BINARY, "CUDA_ERROR_NO_BINARY_FOR_GPU", "no kernel image is available"},
+    {INVALID_PTX, "CUDA_ERROR_INVALID_PTX", "a PTX JIT compilation failed"},
+    {UNSUPPORTED_PTX, "CUDA_ERROR_UNSUPPORTED_PTX_VERSION", "the provided PTX was compiled with an unsupported toolchain"},
+    {NOT_FOUND, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
+    {NOT_SUPPORTED, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported"},
     {NOT_READY, "CUDA_ERROR_NOT_READY", "device not ready"},
     {ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access"},
     {LAUNCH_FAILED, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"},
@@ -44,16 +52,22 @@ static const struct { R code; const char *name, *text; } ERRORS[] = {
 };
 
 typedef struct Event Event;
-typedef struct { enum { COPY, CALL, MARK } kind; void *to; const void *from; size_t size;
-                 HostFunction call; void *data; } Op;
-typedef struct { Op *ops; size_t count; int uploaded; } Work;
+typedef struct Work Work;
+typedef struct { Work *graph; unsigned value, initial; int used; } Condition;
+typedef struct { enum { COPY, CALL, MARK, KERNEL, CHILD, IF, RESET } kind; void *to; const void *from; size_t size;
+                 HostFunction call; void *data; const char *kernel; unsigned sizes[6];
+                 Work *inner; Condition *condition; uint64_t after; } Op;
+struct Work { Op *ops; size_t count; int uploaded, by_hand; };
+typedef struct { Work *graph; size_t index; } *Node;
+size_t kernel_argument(const char *name);
+void run_kernel(const char *name, const void *argument, const unsigned *sizes);
 typedef struct { Work queued, captured; size_t done; int capturing, invalid;
                  int64_t busy; void *thread, *context; } Stream;
 struct Event { Stream *stream; size_t upto; int asked, sleeps; int64_t ready; };
 typedef struct Block { struct Block *next; char *start, *mapped; size_t size; int host, live; void *context; } Block;
-enum { DEVICE_BLOCKS, HOST_BLOCKS, STREAMS, EVENTS, GRAPHS, EXECS, CONTEXTS, COUNTS };
+enum { DEVICE_BLOCKS, HOST_BLOCKS, STREAMS, EVENTS, GRAPHS, EXECS, CONTEXTS, MODULES, COUNTS };
 
-static int counts[COUNTS], copies, late_uploads, initialized, gpus, processors = 8, integrated, major, minor, version, fail_code, fail_after;
+static int host_nodes, counts[COUNTS], copies, late_uploads, initialized, gpus, processors = 8, integrated, major, minor, version, fail_code, fail_after;
 static char gpu_name[100], second_name[100], fail_name[64];
 static size_t total, used;
 static int64_t pace, wake_up; /* nanoseconds; see fake_set_pace */
@@ -82,7 +96,7 @@ void fake_reset(void) {
     memset(counts, 0, sizeof counts);
     capture = NULL, initialized = 0, gpus = 1, major = 8, minor = 7, version = 12060, sticky = OK;
     strcpy(gpu_name, "Fake Orin"), second_name[0] = 0, processors = 8, integrated = 0, fail_name[0] = 0, total = (size_t)8 << 30, used = 0;
-    copies = late_uploads = 0, pace = wake_up = 0;
+    copies = late_uploads = host_nodes = 0, pace = wake_up = 0;
     for (; blocks; ) {
         Block *b = blocks;
         blocks = b->next;
@@ -228,15 +242,35 @@ static R queue(Stream *s, Op op) {
     if (s->invalid) return CAPTURE_INVALIDATED;
     return append(s->capturing ? &s->captured : &s->queued, op), OK;
 }
+/* Whether a kernel may use every address among its arguments. */
+static int fits(const Op *op) {
+    for (size_t i = 0; i + 8 <= op->size; i += 8) {
+        char *address = *(char **)((char *)op->data + i);
+        for (Block *b = blocks; b; b = b->next)
+            if (address >= b->start && address < b->start + b->size && !holds(address, 1, 0)) return 0;
+    }
+    return 1;
+}
+static void perform(const Op *op) {
+    if (sticky) return;
+    if (op->kind == CALL) op->call(op->data);
+    if (op->kind == RESET) op->condition->value = op->condition->initial;
+    if (op->kind == IF && op->condition->value)
+        for (size_t i = 0; i < op->inner->count; i++) perform(op->inner->ops + i);
+    if (op->kind == KERNEL) {
+        if (fits(op)) run_kernel(op->kernel, op->data, op->sizes);
+        else sticky = ILLEGAL_ADDRESS;
+    }
+    if (op->kind != COPY) return;
+    int valid = (holds(op->to, op->size, 0) || holds(op->to, op->size, 1)) &&
+                (holds(op->from, op->size, 0) || holds(op->from, op->size, 1));
+    if (valid) memmove(op->to, op->from, op->size);
+    else sticky = ILLEGAL_ADDRESS; /* freed before the copy ran */
+}
 static R run(Stream *s, size_t upto) {
     while (s->done < upto) {
         Op op = s->queued.ops[s->done++];
-        if (op.kind == CALL) op.call(op.data);
-        if (op.kind != COPY) continue;
-        int valid = (holds(op.to, op.size, 0) || holds(op.to, op.size, 1)) &&
-                    (holds(op.from, op.size, 0) || holds(op.from, op.size, 1));
-        if (valid) memmove(op.to, op.from, op.size);
-        else sticky = ILLEGAL_ADDRESS; /* freed before the copy ran */
+        perform(&op);
     }
     return sticky;
 }
@@ -329,12 +363,36 @@ R cuStreamEndCapture(Stream *s, Work **out) {
     *out = malloc(sizeof **out), **out = s->captured, s->captured = (Work){0};
     return counts[GRAPHS]++, OK;
 }
+/* Append a graph's work in the order it runs: by hand, what was added last comes first. */
+static R flatten(Work *graph, Work *out, Work *resets) {
+    uint64_t done = 0, all = graph->count == 64 ? ~0ULL : (1ULL << graph->count) - 1;
+    for (size_t step = 0; step < graph->count; step++) {
+        size_t i = step;
+        if (graph->by_hand) {
+            for (i = graph->count; i-- && (done >> i & 1 || graph->ops[i].after & ~done); ) ;
+            if (i >= graph->count) return INVALID_VALUE;
+            done |= 1ULL << i;
+        }
+        Op op = graph->ops[i];
+        R r = OK;
+        if (op.kind == CHILD) r = flatten(op.inner, out, resets);
+        else if (op.kind == IF) {
+            Work *body = calloc(1, sizeof *body);
+            r = flatten(op.inner, body, resets), op.inner = body;
+            append(resets, (Op){.kind = RESET, .condition = op.condition});
+            append(out, op);
+        } else append(out, op);
+        if (r) return r;
+    }
+    return graph->by_hand && done != all ? INVALID_VALUE : OK;
+}
 R cuGraphInstantiateWithFlags(Work **out, Work *graph, unsigned long long flags) {
     ENTER(cuGraphInstantiate, 1);
-    if (flags) return INVALID_VALUE;
-    *out = calloc(1, sizeof **out);
-    for (size_t i = 0; i < graph->count; i++) append(*out, graph->ops[i]);
-    return counts[EXECS]++, OK;
+    Work *made = calloc(1, sizeof *made), rest = {0};
+    R r = flags ? INVALID_VALUE : flatten(graph, &rest, made);
+    if (r) return r;
+    for (size_t i = 0; i < rest.count; i++) append(made, rest.ops[i]);
+    return free(rest.ops), *out = made, counts[EXECS]++, OK;
 }
 static R discard(Work *g, int kind) { return free(g->ops), free(g), counts[kind]--, OK; }
 R cuGraphDestroy(Work *g) { ENTER(cuGraphDestroy, 0); return discard(g, GRAPHS); }
@@ -351,6 +409,117 @@ R cuGraphLaunch(Work *g, Stream *s) {
     late_uploads += !g->uploaded, g->uploaded = 1;
     for (size_t i = 0; i < g->count && !r; i++) r = queue(s, g->ops[i]);
     return r;
+}
+
+/* Graphs made by hand, and conditional nodes (cuda.h, CUgraphNodeParams) */
+typedef struct { int type, reserved0[3];
+    union {
+        long long reserved1[29];
+        struct { const char *function; unsigned sizes[6], shared; void **arguments, **extra, *kernel, *context; } kernel;
+        struct { Work *graph; int ownership; } child;
+        struct { Condition *condition; int type; unsigned size; Work **bodies; void *context; } conditional;
+    };
+    long long reserved2; } NodeParams;
+_Static_assert(sizeof(NodeParams) == 256, "as in cuda.h");
+static const int NODE_TYPES[] = {[COPY] = 1, [CALL] = 0, [MARK] = 7, [KERNEL] = 0, [CHILD] = 4, [IF] = 13};
+void fake_set_host_nodes(int value) { host_nodes = value; } /* what it calls is no kernel */
+
+R cuGraphCreate(Work **out, unsigned flags) {
+    ENTER(cuGraphCreate, 1);
+    if (flags) return INVALID_VALUE;
+    *out = calloc(1, sizeof **out), (*out)->by_hand = 1;
+    return counts[GRAPHS]++, OK;
+}
+R cuGraphConditionalHandleCreate(Condition **out, Work *graph, void *context, unsigned initial, unsigned flags) {
+    ENTER(cuGraphConditionalHandleCreate, 1);
+    if (version < 12040) return NOT_SUPPORTED;
+    if (!graph->by_hand || context != contexts[depth - 1] || flags != 1) return INVALID_VALUE;
+    *out = calloc(1, sizeof **out), **out = (Condition){.graph = graph, .value = 0xCD, .initial = initial};
+    return OK;
+}
+void cudaGraphSetConditional(unsigned long long handle, unsigned value) { ((Condition *)handle)->value = value; }
+static Op kernel_op(const char *function, const unsigned *sizes, void **arguments) {
+    Op op = {.kind = KERNEL, .kernel = function, .size = kernel_argument(function)};
+    memcpy(op.sizes, sizes, sizeof op.sizes);
+    op.data = memcpy(malloc(op.size), arguments[0], op.size);
+    return op;
+}
+R cuGraphAddNode_v2(Node *out, Work *graph, const Node *after, const void *edges, size_t count, NodeParams *p) {
+    ENTER(cuGraphAddNode, 1);
+    int zeros = !(p->reserved0[0] | p->reserved0[1] | p->reserved0[2] | p->reserved2);
+    if (!graph->by_hand || graph->count == 64 || edges || !zeros) return INVALID_VALUE;
+    Op op = {0};
+    if (p->type == 0) {
+        if (p->kernel.shared || p->kernel.extra) return INVALID_VALUE;
+        op = kernel_op(p->kernel.function, p->kernel.sizes, p->kernel.arguments);
+    } else if (p->type == 4) {
+        Work *copy = calloc(1, sizeof *copy); /* it may be destroyed before this graph */
+        for (size_t i = 0; i < p->child.graph->count; i++) {
+            if (p->child.graph->ops[i].kind == IF) return INVALID_VALUE;
+            append(copy, p->child.graph->ops[i]);
+        }
+        if (p->child.ownership) return INVALID_VALUE;
+        copy->by_hand = p->child.graph->by_hand, op = (Op){.kind = CHILD, .inner = copy};
+    } else if (p->type == 13) {
+        Condition *condition = p->conditional.condition;
+        if (condition->graph != graph || condition->used++) return INVALID_VALUE;
+        if (p->conditional.type || p->conditional.size != 1 || p->conditional.context != contexts[depth - 1])
+            return INVALID_VALUE;
+        Work *body = calloc(1, sizeof *body);
+        body->by_hand = 1, op = (Op){.kind = IF, .inner = body, .condition = condition};
+        p->conditional.bodies = calloc(1, sizeof(Work *)), p->conditional.bodies[0] = body;
+    } else return INVALID_VALUE;
+    for (size_t i = 0; i < count; i++) {
+        if (after[i]->graph != graph) return INVALID_VALUE;
+        op.after |= 1ULL << after[i]->index;
+    }
+    append(graph, op);
+    *out = malloc(sizeof **out), (*out)->graph = graph, (*out)->index = graph->count - 1;
+    return OK;
+}
+R cuGraphGetNodes(Work *graph, Node *out, size_t *count) {
+    ENTER(cuGraphGetNodes, 1);
+    for (size_t i = 0; out && i < *count && i < graph->count; i++)
+        out[i] = malloc(sizeof **out), out[i]->graph = graph, out[i]->index = i;
+    return *count = graph->count, OK;
+}
+R cuGraphNodeGetType(Node node, int *out) {
+    ENTER(cuGraphNodeGetType, 1);
+    int kind = node->graph->ops[node->index].kind;
+    return *out = kind == CALL && host_nodes ? 3 : NODE_TYPES[kind], OK;
+}
+
+/* Modules of kernels */
+static int driver_reads(int ptx_major, int ptx_minor) { /* the PTX ISA of a driver: its release notes */
+    int minor = version % 1000 / 10, newest = version >= 13000 ? 90 : version < 12000 ? 78
+        : 80 + (minor < 6 ? minor : minor - 1);
+    return ptx_major * 10 + ptx_minor <= newest;
+}
+R cuModuleLoadData(char **out, const char *ptx) {
+    ENTER(cuModuleLoadData, 1);
+    NOT_CAPTURING();
+    int isa, isa_minor, target;
+    const char *version_line = strstr(ptx, "\n.version "), *target_line = strstr(ptx, "\n.target sm_");
+    if (!version_line || !target_line || !strstr(ptx, "\n.address_size 64")) return INVALID_PTX;
+    sscanf(version_line, "\n.version %d.%d", &isa, &isa_minor), sscanf(target_line, "\n.target sm_%d", &target);
+    if (!driver_reads(isa, isa_minor)) return UNSUPPORTED_PTX;
+    if (target > major * 10 + minor) return NO_BINARY;
+    return *out = strdup(ptx), counts[MODULES]++, OK;
+}
+R cuModuleGetFunction(const char **out, char *module, const char *name) {
+    ENTER(cuModuleGetFunction, 1);
+    char entry[100];
+    snprintf(entry, sizeof entry, ".visible .entry %s(", name);
+    if (!strstr(module, entry) || !kernel_argument(name)) return NOT_FOUND;
+    return *out = strdup(name), OK;
+}
+R cuModuleUnload(char *module) { ENTER(cuModuleUnload, 1); return free(module), counts[MODULES]--, OK; }
+R cuLaunchKernel(const char *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                 unsigned shared, Stream *s, void **arguments, void **extra) {
+    ENTER(cuLaunchKernel, 1);
+    unsigned sizes[] = {gx, gy, gz, bx, by, bz};
+    if (shared || extra || !gx || bx * by * bz > 1024 || bx * by * bz == 0) return INVALID_VALUE;
+    return queue(s, kernel_op(function, sizes, arguments));
 }
 
 /* How NVIDIA's binding finds everything above; newest version first, as the driver does. */

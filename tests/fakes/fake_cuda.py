@@ -24,18 +24,30 @@ from numpy.typing import NDArray
 from lgvit_edge.runtime.cuda.api import Cuda
 
 HERE = Path(__file__).resolve().parent
-COUNTED = ("memory", "pinned", "streams", "events", "graphs", "runnable graphs", "contexts")
+COUNTED = (
+    *("memory", "pinned", "streams", "events", "graphs", "runnable graphs", "contexts", "modules"),
+)
+KERNELS = HERE.parents[1] / "runtime" / "cuda" / "kernels"
 
 
-def build(folder: Path, source: str = "fake_cuda.c", name: str = "libcuda.so.1") -> Path:
-    """Compile a stand-in to ``folder/<name>``; skip without a C compiler."""
-    compiler = next((c for c in ("cc", "gcc", "clang") if shutil.which(c)), None)
-    if compiler is None:
-        pytest.skip("needs a C compiler for the stand-in of the CUDA driver")
-    library = folder / name
-    options = ["-shared", "-fPIC", "-O1", "-Wall", f"-Wl,-soname,{name}"]
-    command = [compiler, *options, "-o", str(library), str(HERE / source), "-ldl"]
-    subprocess.run(command, check=True)
+def build(
+    folder: Path,
+    sources: tuple[str, ...] = ("fake_cuda.c", "fake_kernels.cpp"),
+    name: str = "libcuda.so.1",
+) -> Path:
+    """Compile a stand-in to ``folder/<name>``; skip without a C and a C++ compiler."""
+    compilers = {".c": ("cc", "gcc", "clang"), ".cpp": ("c++", "g++", "clang++")}
+    library, objects = folder / name, []
+    options = ["-fPIC", "-O1", "-Wall", "-I", str(KERNELS)]
+    for source in map(Path, sources):
+        compiler = next(filter(shutil.which, compilers[source.suffix]), None)
+        if compiler is None:
+            pytest.skip(f"needs {compilers[source.suffix][0]}, for the stand-in of {name}")
+        objects.append(str(folder / f"{source.stem}.o"))
+        command = [compiler, *options, "-c", "-o", objects[-1], str(HERE / source)]
+        subprocess.run(command, check=True)
+    link = ["-shared", f"-Wl,-soname,{name}", "-o", str(library), *objects, "-ldl", "-lm"]
+    subprocess.run([compiler, *link], check=True)
     return library
 
 
@@ -87,7 +99,7 @@ def roundtrip(cuda: Cuda) -> tuple[NDArray[Any], NDArray[Any], Callable[[], None
 def captured(cuda: Cuda, queue: Callable[[], None]) -> Any:
     cuda.begin_capture()
     queue()
-    return cuda.end_capture()
+    return cuda.runnable(cuda.end_capture())
 
 
 def in_thread(work: Callable[[], Any]) -> Any:

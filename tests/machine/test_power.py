@@ -291,5 +291,5 @@ def test_a_sensor_that_says_try_again_is_unknown(tmp_path: Path) -> None:
 
 def test_gpu_on_the_stand_ins(tmp_path: Path) -> None:
     library = fake_cuda.build(tmp_path)
-    fake_cuda.build(tmp_path, "fake_nvml.c", "libnvidia-ml.so.1")
+    fake_cuda.build(tmp_path, ("fake_nvml.c",), "libnvidia-ml.so.1")
     fake_cuda.run_cases("machine/nvml_cases.py", library)
