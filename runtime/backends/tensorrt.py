@@ -2,9 +2,8 @@
 
 The hidden state never leaves the GPU: segment i writes the buffer that segment i + 1 reads, at
 addresses bound once. All contexts share one scratch buffer, because they run one after the other.
-Each segment and batch size has one CUDA graph (the kernels, and the copies of images to the device
-and of logits to page-locked memory) and its own context, which must not change once the graph is
-recorded. Where CPU and GPU share memory there are no copies: kernels read images and write logits
+Each segment and batch size has one CUDA graph (the kernels, and the copy of logits to page-locked
+memory) and its own context, which must not change once the graph is recorded. Where CPU and GPU share memory there are no copies: kernels read images and write logits
 where the CPU does. A batch is padded to the next of a few sizes, all of which are prepared when the
 chain is opened. The host waits on an event, never on the device.
 """
@@ -111,6 +110,9 @@ class TensorRTChain:
             raise BackendError("the session is closed; open another one")
         self._batch, self._next, self._queued, self._rows = len(images), 0, 0, None
         np.copyto(self._image[: self._batch], images)
+        if not self._zero_copy:
+            source, size = self._image.ctypes.data, _bytes(self._graphs[0].inputs[0], self._batch)
+            self._cuda.upload(self._image_address, source, size)
 
     def step(self) -> NDArray[np.float32]:
         """See ``Chain.step``."""
@@ -187,8 +189,8 @@ class TensorRTChain:
     def _shared(self, spec: TensorSpec) -> tuple[NDArray[Any], int]:
         """Allocate a tensor that the CPU sees: its array there, and its address for the engine.
 
-        An image is replaced when segment 0 has ended, which alone reads it; logits are read when
-        their segment has ended, and before it runs again.
+        An image is replaced when segment 0 has ended, which alone reads it and comes after its
+        copy; logits are read when their segment has ended, and before it runs again.
         """
         shape = spec.for_batch(self.max_batch)
         if self._zero_copy:
@@ -277,9 +279,6 @@ class TensorRTChain:
         """Queue one segment kernel by kernel, for ``size`` rows."""
         graph, context = self._graphs[index], self._contexts[index, size]
         self._cuda.make_current()
-        if index == 0 and not self._zero_copy:
-            image = _bytes(graph.inputs[0], size)
-            self._cuda.upload(self._image_address, self._image.ctypes.data, image)
         if not context.execute_async_v3(self._cuda.stream):
             raise self._refused(index, "does not run")
         if not self._zero_copy:

@@ -143,7 +143,7 @@ class Cuda(ABC):
         return graph
 
     def runnable(self, graph: ctypes.c_void_p) -> ctypes.c_void_p:
-        """Turn a graph into one for ``launch``; the graph itself is destroyed, also on a failure."""
+        """Turn a graph into one for ``launch``; the graph is destroyed, also on a failure."""
         self._use()
         call, runnable = self._driver.call, ctypes.c_void_p()
         try:
