@@ -140,7 +140,7 @@ class Session(LoadedBundle):
     @policy.setter
     def policy(self, policy: Policy | str) -> None:
         policy = as_policy(policy)
-        policy.start(self._exits)
+        tracker = policy.start(self._exits)
         with self._lock:
             rate = policy if isinstance(policy, TargetRate) else None
             if rate is not None and rate is not self._rate:
@@ -149,6 +149,8 @@ class Session(LoadedBundle):
                 rate.attach(self.manifest, self._walk.clock.exit_ms())
             if self._rate is not None and self._rate is not rate:
                 self._rate.detach()
+            if (follow := getattr(self.chain, "follow", None)) is not None:
+                follow(None if rate is not None else tracker.rule())  # a rate's points vary
             self._policy, self._rate, self._point = policy, rate, None
 
     @property

@@ -66,6 +66,9 @@ def _ways(request: dict[str, Any]) -> dict[str, Any]:
             progress=progress,
         )
     for name, times in ways.items():
+        if "refused" in times:
+            say(f"{name}: not here: {times['refused']}")
+            continue
         pairs = zip(times["ms"], times["default_ms"], strict=True)
         listed = ", ".join(f"{ms:.3f} ({ms / usual:.2f}x)" for ms, usual in pairs)
         say(f"{name}: {listed} ms by exit, median (and against the default, in turn)")

@@ -107,6 +107,9 @@ def _measured(records: dict[str, dict[str, Any]]) -> list[tuple[str, Any]]:
         rows += [] if meters else [("energy", "this machine tells none")]
     if ways := records.get("ways"):
         for name, times in ways["ways"].items():
+            if "refused" in times:
+                rows.append((name, f"not here: {times['refused']}"))
+                continue
             ms, usual = times["ms"][-1], times["default_ms"][-1]
             rows.append((f"all segments, {name}", f"{ms:.3f} ms, by default {usual:.3f}"))
     if soak := records.get("soak"):

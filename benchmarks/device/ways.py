@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lgvit_edge.benchmarks.measure import random_frames
+from lgvit_edge.errors import BackendError
 from lgvit_edge.policies import FixedExit
 from lgvit_edge.runtime import Session, TensorRTOptions
 
@@ -20,6 +21,7 @@ WAYS: dict[str, dict[str, dict[str, Any]]] = {
         "block": {"tensorrt": TensorRTOptions(wait="block")},
         "no CUDA graphs": {"tensorrt": TensorRTOptions(cuda_graphs=False)},
         "speculation": {"tensorrt": TensorRTOptions(speculate=True)},
+        "exits on the device": {"tensorrt": TensorRTOptions(device_exit=True)},
         "zero copy": {"tensorrt": TensorRTOptions(zero_copy=True)},
         "copies": {"tensorrt": TensorRTOptions(zero_copy=False)},
     },
@@ -35,19 +37,28 @@ def compare(
     rounds: int,
     device: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, dict[str, list[float]]]:
+) -> dict[str, dict[str, Any]]:
     """Returns, by way, median times in ms of the chain stopped at each exit, ``[M + 1]``.
 
     ``ms`` is of the way, ``default_ms`` of the default, which took turns with it on the same image.
-    A way that is the default here, as zero copy is on a Jetson, is left out. Two sessions are open
-    at a time. Raises as ``Session.open`` does.
+    A way that does not work here has a reason instead, ``refused``. One that is the default here,
+    as zero copy is on a Jetson, is left out. Two sessions are open at a time. Raises as
+    ``Session.open`` does with the default.
     """
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     with Session.open(engines, backend=backend, device=device) as default:
         for number, (name, arguments) in enumerate(WAYS[backend].items()):
             progress(number, len(WAYS[backend]))
-            with Session.open(engines, backend=backend, device=device, **arguments) as other:
-                if other.describe() != default.describe():
+            try:
+                other = Session.open(engines, backend=backend, device=device, **arguments)
+            except BackendError as error:
+                found[name] = {"refused": str(error)}
+                continue
+            with other:
+                described = other.describe()
+                if refused := described.get("not_on_device"):
+                    found[name] = {"refused": refused}
+                elif described != default.describe():
                     times = _in_turn([default, other], rounds)
                     found[name] = {"ms": times[1], "default_ms": times[0]}
     return found

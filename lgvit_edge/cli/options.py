@@ -145,6 +145,14 @@ class RunOptions:
             "--no-speculate.",
         ),
     ] = None
+    device_exit: Annotated[
+        bool | None,
+        Option(
+            "--device-exit/--no-device-exit",
+            help="tensorrt, experimental: let the GPU decide where an image stops, in one CUDA "
+            "graph of all segments. Default: --no-device-exit.",
+        ),
+    ] = None
     zero_copy: Annotated[
         bool | None,
         Option(
@@ -161,7 +169,7 @@ class RunOptions:
 
         # Only typed options are passed on, because a backend refuses options it does not take.
         typed = {name: value for name, value in asdict(self).items() if value is not None}
-        names = ("wait", "cuda_graphs", "speculate", "zero_copy")
+        names = ("wait", "cuda_graphs", "speculate", "device_exit", "zero_copy")
         tensorrt = {name: typed.pop(name) for name in names if name in typed}
         return Session.open(
             engines,

@@ -4,6 +4,7 @@ from lgvit_edge.policies.base import (
     POLICIES,
     Departures,
     Policy,
+    Rule,
     ThresholdPolicy,
     Tracker,
     register_policy,
@@ -35,6 +36,7 @@ __all__ = [
     "POLICIES",
     "Policy",
     "register_policy",
+    "Rule",
     "ThresholdPolicy",
     "Tracker",
 ]

@@ -24,6 +24,19 @@ PerExit = float | tuple[float, ...]
 _CHUNK = 512  # images replayed together, because logits of many classes take much memory
 
 
+@dataclass(frozen=True)
+class Rule:
+    """Says when to stop where one exit's logits decide: for who decides outside of a ``Tracker``.
+
+    An image stops at an exit whose logits, times ``scales``, measure surer than ``thresholds``.
+    Both have one number for each exit before the final one.
+    """
+
+    measure: Measure
+    thresholds: tuple[float, ...]
+    scales: tuple[float, ...]
+
+
 class Tracker(ABC):
     """Holds a policy's state for the images still in the chain.
 
@@ -44,6 +57,10 @@ class Tracker(ABC):
     def score(self, exit: int, logits: Floats) -> Floats:
         """Returns how sure the exit is of each row, ``[B]``: what ``step`` compares, if any."""
         return self.measure.of(logits)
+
+    def rule(self) -> Rule | None:
+        """Returns what ``step`` does as a rule; None where it depends on more than one exit."""
+        return None
 
     def keep(self, rows: NDArray[np.intp]) -> None:  # noqa: B027 - most policies have no state
         """Drops the state of all rows but these."""
@@ -218,6 +235,14 @@ class ThresholdTracker(Tracker):
         """See ``Tracker.step``."""
         scores, threshold = self.score(exit, logits), self.thresholds[exit - 1]
         return scores < threshold if self._below else scores > threshold
+
+    def rule(self) -> Rule | None:
+        """See ``Tracker.rule``; a subclass that decides otherwise has none, unless it says so."""
+        if type(self) is not ThresholdTracker:
+            return None
+        exits = len(self.thresholds)
+        scales = self._scales[:exits] if self._scales is not None else (1.0,) * exits
+        return Rule(self.measure, self.thresholds, scales)
 
     def score(self, exit: int, logits: Floats) -> Floats:
         """See ``Tracker.score``; computed once per exit."""

@@ -21,6 +21,7 @@ from lgvit_edge.policies.base import (
     Mask,
     PerExit,
     Policy,
+    Rule,
     ThresholdPolicy,
     ThresholdTracker,
     Tracker,
@@ -221,15 +222,20 @@ class FixedExit(Policy):
         """See ``Policy.start``."""
         if self.exit > exits + 1:
             raise UsageError(f"expected an exit in 1..{exits + 1}, found {self.exit}")
-        return _FixedTracker(self.exit)
+        return _FixedTracker(self.exit, exits)
 
 
 _STOP, _GO = np.ones(1, np.bool_), np.zeros(1, np.bool_)
 
 
 class _FixedTracker(Tracker):
-    def __init__(self, exit: int) -> None:
-        self.exit = exit
+    def __init__(self, exit: int, exits: int) -> None:
+        self.exit, self.exits = exit, exits
+
+    def rule(self) -> Rule:
+        # Every probability is above -1, and none above 2.
+        thresholds = tuple(-1.0 if e >= self.exit else 2.0 for e in range(1, self.exits + 1))
+        return Rule(self.measure, thresholds, (1.0,) * self.exits)
 
     def step(self, exit: int, logits: Floats) -> Mask:
         mask = _STOP if exit >= self.exit else _GO
@@ -248,4 +254,4 @@ class Never(Policy):
 
     def start(self, exits: int) -> Tracker:
         """See ``Policy.start``."""
-        return _FixedTracker(exits + 1)
+        return _FixedTracker(exits + 1, exits)

@@ -33,6 +33,9 @@ class Chain(Protocol):
 
     Only logits are returned to the host. Arrays returned by ``step`` are the chain's own buffers:
     read them before the next ``start``.
+
+    A chain that can run ahead may also have ``follow(rule)``: it is told the policy's ``Rule``, or
+    None for a policy without one, whenever a session gets another policy.
     """
 
     @property
@@ -101,6 +104,9 @@ class TensorRTOptions:
         cuda_graphs: replay recorded segments instead of launching kernel by kernel.
         speculate: start the next segment before the exit decision. That saves the decision's time
             where an image goes on; where it leaves, the GPU's work is wasted.
+        device_exit: (experimental) run all segments as one CUDA graph in which the device decides
+            where to stop, while the host reads what it computed. Needs CUDA 12.6 and a bundle for
+            batches of one image; answers are the same.
         zero_copy: let the engines use images and logits where the CPU has them, instead of copies;
             None for where CPU and GPU share memory, as on a Jetson.
         binding: ``pycuda`` or ``cuda-python``; None for pycuda where it works.
@@ -110,14 +116,21 @@ class TensorRTOptions:
     wait: str = "hybrid"
     cuda_graphs: bool = True
     speculate: bool = False
+    device_exit: bool = False
     zero_copy: bool | None = None
     binding: str | None = None
     engines: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse unknown waits."""
+        """Refuse unknown waits, and options that exclude each other."""
         if self.wait not in WAITS:
             raise UsageError(f"wait must be one of {', '.join(WAITS)}, found {self.wait!r}")
+        if self.device_exit and (self.speculate or not self.cuda_graphs):
+            found = "speculate" if self.speculate else "cuda_graphs=False"
+            raise UsageError(
+                "device_exit runs one CUDA graph and leaves nothing to speculate on, found "
+                f"{found} too; leave out one of them"
+            )
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 AnyChain = TypeVar("AnyChain", bound=Chain)
 AUTO = "auto"
 # What error messages call an option; the others go by their own names.
-_WORDS = {"tensorrt": "TensorRT options (wait, cuda_graphs, speculate, zero_copy)"}
+_WORDS = {"tensorrt": "TensorRT options (wait, cuda_graphs, speculate, device_exit, zero_copy)"}
 
 
 def register_backend(backend: Backend) -> None:

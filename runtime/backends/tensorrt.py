@@ -3,9 +3,10 @@
 The hidden state never leaves the GPU: segment i writes the buffer that segment i + 1 reads, at
 addresses bound once. All contexts share one scratch buffer, because they run one after the other.
 Each segment and batch size has one CUDA graph (the kernels, and the copy of logits to page-locked
-memory) and its own context, which must not change once the graph is recorded. Where CPU and GPU share memory there are no copies: kernels read images and write logits
-where the CPU does. A batch is padded to the next of a few sizes, all of which are prepared when the
-chain is opened. The host waits on an event, never on the device.
+memory) and its own context, which must not change once the graph is recorded. Where CPU and GPU
+share memory there are no copies: kernels read images and write logits where the CPU does. A batch
+is padded to the next of a few sizes, all of which are prepared when the chain is opened. The host
+waits on an event, never on the device.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import contextlib
 import gc
 import warnings
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -26,7 +27,9 @@ from lgvit_edge.bundle.builds import graphs_of
 from lgvit_edge.bundle.directory import Bundle
 from lgvit_edge.bundle.manifest import TensorSpec
 from lgvit_edge.errors import BackendError
+from lgvit_edge.policies import Rule
 from lgvit_edge.runtime.backends.base import Chain, ChainOptions, TensorRTOptions
+from lgvit_edge.runtime.backends.device_exit import DeviceExit, check_decisions, check_supported
 from lgvit_edge.runtime.backends.tensorrt_engine import (
     RUNTIME_CACHE,
     EngineLoader,
@@ -36,6 +39,7 @@ from lgvit_edge.runtime.backends.tensorrt_engine import (
 )
 from lgvit_edge.runtime.backends.waiting import Waits
 from lgvit_edge.runtime.cuda.bindings import open_cuda
+from lgvit_edge.runtime.samples import read_samples
 
 
 def open_chain(bundle: Bundle, names: list[str], options: ChainOptions) -> Chain:
@@ -71,6 +75,10 @@ class TensorRTChain:
         self._contexts: dict[tuple[int, int], Any] = {}
         self._recorded: dict[tuple[int, int], Any] = {}
         self._not_recorded: dict[str, str] = {}  # why, by segment and padded batch size
+        self._device: DeviceExit | None = None  # decides by the rule that it follows, if any
+        self._follows = False
+        self._not_on_device = ""  # why the host alone decides, where the device was to
+        self._decided = 0  # segments that the device runs, until it has decided to stop
         self._engines: list[Any] = []
         self._loader: EngineLoader | None = None
         try:
@@ -100,6 +108,9 @@ class TensorRTChain:
                     "quiet about it: --no-cuda-graphs, or TensorRTOptions(cuda_graphs=False)",
                     stacklevel=4,
                 )
+            if self._options.device_exit and len(names) > 1:
+                check_supported(self._cuda.device, self.max_batch)
+                self._open_device_exit(bundle)
         except BaseException:
             self.close()
             raise
@@ -113,10 +124,19 @@ class TensorRTChain:
         if not self._zero_copy:
             source, size = self._image.ctypes.data, _bytes(self._graphs[0].inputs[0], self._batch)
             self._cuda.upload(self._image_address, source, size)
+        self._decided = 0
+        if self._follows:
+            assert self._device is not None
+            self._queued_at = [self._waits.clock()] * len(self._graphs)
+            self._device.launch()
+            self._cuda.record(self._device_event)
+            self._decided = len(self._graphs)
 
     def step(self) -> NDArray[np.float32]:
         """See ``Chain.step``."""
         index = self._next
+        if index < self._decided:
+            return self._told(index)
         if self._queued == index:
             self._queue()
         size, rows = self._sizes[index], self._rows
@@ -136,6 +156,17 @@ class TensorRTChain:
         if len(rows) < (self._batch if pending is None else len(pending)):
             self._rows = rows if pending is None else pending[rows]
 
+    def follow(self, rule: Rule | None) -> None:
+        """Let the device decide by the policy's rule, where it can; None for a policy without one.
+
+        It only runs ahead: whether the next segment is needed is for the caller to say.
+        """
+        if self._device is None:
+            return
+        self._follows = rule is not None and self._device.follow(rule)
+        if not self._follows:
+            self._by_host("the policy decides by more than one exit's confidence or entropy")
+
     def describe(self) -> dict[str, Any]:
         """See ``Chain.describe``."""
         return {
@@ -153,6 +184,8 @@ class TensorRTChain:
             "cuda_graphs": sum(graph is not None for graph in self._recorded.values()),
             "not_recorded": dict(self._not_recorded),
             "speculate": self._options.speculate,
+            "device_exit": self._follows,
+            "not_on_device": "" if self._follows else self._not_on_device,
             "threads": 1,
         }
 
@@ -164,6 +197,7 @@ class TensorRTChain:
         with contextlib.suppress(BackendError):  # a speculated segment may still be running
             self._cuda.synchronize()
         self._recorded = {}
+        self._device, self._follows = None, False
         # Contexts are freed before their engines, and both before the memory they use.
         self._contexts = {}
         self._engines = []
@@ -257,31 +291,32 @@ class TensorRTChain:
         if not capturable(self._cuda.stream):
             self._not_recorded[kind] = f"{self._trt.library} says that it cannot be recorded"
             return None
-        fault: BackendError | None = None
-        graph = None
+        try:
+            return self._cuda.runnable(self._captured(index, size))
+        except BackendError as error:
+            # As NVIDIA's trtexec does (sampleInference.cpp): slower, but it runs.
+            self._not_recorded[kind] = str(error)
+            return None
+
+    def _captured(self, index: int, size: int, *, download: bool = True) -> Any:
+        """Record a segment; return the graph, which is not runnable yet."""
         with _no_collection():
             self._cuda.begin_capture()
             try:
-                self._launch(index, size)
-            except BackendError as error:
-                fault = error
-            try:
-                graph = self._cuda.runnable(self._cuda.end_capture())
-            except BackendError as error:
-                fault = fault or error
-        if fault is None:
-            return graph
-        # As NVIDIA's trtexec does (sampleInference.cpp): slower, but it runs.
-        self._not_recorded[kind] = str(fault)
-        return None
+                self._launch(index, size, download=download)
+            except BackendError:
+                with contextlib.suppress(BackendError):
+                    self._cuda.discard(self._cuda.end_capture())
+                raise
+            return self._cuda.end_capture()
 
-    def _launch(self, index: int, size: int) -> None:
+    def _launch(self, index: int, size: int, *, download: bool = True) -> None:
         """Queue one segment kernel by kernel, for ``size`` rows."""
         graph, context = self._graphs[index], self._contexts[index, size]
         self._cuda.make_current()
         if not context.execute_async_v3(self._cuda.stream):
             raise self._refused(index, "does not run")
-        if not self._zero_copy:
+        if download and not self._zero_copy:
             logits = self._logits[index].ctypes.data
             self._cuda.download(logits, self._logits_address[index], _bytes(graph.logits, size))
 
@@ -299,16 +334,88 @@ class TensorRTChain:
         self._batch, self._rows = len(self._rows), None
 
     def _wait(self, index: int) -> None:
-        event, cuda = self._events[index], self._cuda
+        event, kind = self._events[index], (index, self._padded(self._sizes[index]))
+        self._wait_for(event, kind, partial(self._cuda.done, event))
+
+    def _wait_for(self, event: int, kind: tuple[int, int], done: Callable[[], bool]) -> None:
+        """Wait until ``done``, which the event's end brings about at the latest."""
+        block = partial(self._cuda.wait, event)
         if self._options.wait == "block":
-            cuda.wait(event)
+            block()
         elif self._options.wait == "spin":
-            while not cuda.done(event):
+            while not done():
                 pass
         else:
-            kind = (index, self._padded(self._sizes[index]))
-            done, block = partial(cuda.done, event), partial(cuda.wait, event)
-            self._waits.wait(kind, self._queued_at[index], done, block)
+            self._waits.wait(kind, self._queued_at[kind[0]], done, block)
+
+    def _open_device_exit(self, bundle: Bundle) -> None:
+        """Make the graph of all segments, and compare its decisions with the host's on the samples.
+
+        Whatever goes wrong, the host decides, as without it.
+        """
+        try:
+            if self._not_recorded:
+                raise BackendError(next(iter(self._not_recorded.values())))
+            self._device_event = self._cuda.event(blocking=self._options.wait != "spin")
+            graphs: list[Any] = []
+            try:
+                for index in range(len(self._graphs)):
+                    graphs.append(self._captured(index, 1, download=False))
+                classes = self._graphs[0].logits.shape[-1]
+                self._device = DeviceExit(self._cuda, graphs, self._logits_address, classes)
+            finally:
+                for graph in graphs:
+                    self._cuda.discard(graph)
+            tolerance = bundle.manifest.parity.tolerance
+            check_decisions(self._run_through, read_samples(bundle)[0], tolerance)
+        except BackendError as error:
+            self._device = None
+            self._by_host(str(error))
+        self._follows = False
+
+    def _by_host(self, reason: str) -> None:
+        self._not_on_device = reason
+        warnings.warn(
+            f"the host decides where images stop, not the device, because {reason}; to be quiet "
+            "about it leave out --device-exit, or TensorRTOptions(device_exit=True)",
+            stacklevel=4,
+        )
+
+    def _run_through(
+        self, images: NDArray[Any], rule: Rule | None
+    ) -> tuple[NDArray[np.float32], int]:
+        """Run all segments; return their logits ``[M + 1, C]``, and where the device stopped.
+
+        That is a segment. Without a rule the host runs them.
+        """
+        self._follows = rule is not None
+        if rule is not None:
+            self.follow(rule)
+        self.start(images)
+        logits, stopped = [], -1
+        for index in range(len(self._graphs)):
+            logits.append(self.step()[0].copy())
+            if rule is not None and stopped < 0 and self._decided == index + 1:
+                stopped = index
+        return np.stack(logits), stopped
+
+    def _told(self, index: int) -> NDArray[np.float32]:
+        """Wait for logits of a segment that the device runs in the graph of all."""
+        device = self._device
+        assert device is not None
+        event = self._device_event
+        kind = (index, 0)  # another than when the host launches it
+        self._wait_for(event, kind, lambda: device.told(index) or self._cuda.done(event))
+        if not device.told(index):
+            raise BackendError(
+                f"the graph of all segments ended without the logits of {self._names[index]}; open "
+                "the session without --device-exit, or TensorRTOptions(device_exit=True)"
+            )
+        self._next = index + 1
+        if not device.goes_on(index):
+            self._decided = self._queued = index + 1  # from here on, whoever steps runs it
+        logits: NDArray[np.float32] = device.logits[index]
+        return logits
 
     def _refused(self, index: int, what: str) -> BackendError:
         return BackendError(

@@ -23,7 +23,7 @@ _UNKNOWN = "not described"  # a layer that the inspector does not list
 def open_profiled(bundle: Bundle, names: list[str], options: ChainOptions) -> ProfiledTensorRTChain:
     """Open a chain that times its layers; see ``Backend.open_profiled``."""
     chosen = options.tensorrt or TensorRTOptions()
-    plain = dataclasses.replace(chosen, cuda_graphs=False, speculate=False)
+    plain = dataclasses.replace(chosen, cuda_graphs=False, speculate=False, device_exit=False)
     return ProfiledTensorRTChain(bundle, names, dataclasses.replace(options, tensorrt=plain))
 
 

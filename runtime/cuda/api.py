@@ -20,6 +20,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from lgvit_edge.errors import BackendError
 from lgvit_edge.runtime.cuda.driver import Driver, Refused
+from lgvit_edge.runtime.cuda.graphs import GraphInParts
 
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: the default stream of other libraries is not waited for
 _THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may go on using CUDA
@@ -158,6 +159,11 @@ class Cuda(ABC):
     def discard(self, graph: ctypes.c_void_p) -> None:
         """Destroy a graph that is not made runnable."""
         self._driver.call("cuGraphDestroy", graph)
+
+    def graph_in_parts(self) -> GraphInParts:
+        """Begin a graph that is put together by hand, for ``runnable`` or ``discard``."""
+        self._use()
+        return GraphInParts(self._driver, self._context)
 
     def launch(self, graph: ctypes.c_void_p) -> None:
         """Queue a graph on the stream."""

@@ -67,7 +67,7 @@ struct Event { Stream *stream; size_t upto; int asked, sleeps; int64_t ready; };
 typedef struct Block { struct Block *next; char *start, *mapped; size_t size; int host, live; void *context; } Block;
 enum { DEVICE_BLOCKS, HOST_BLOCKS, STREAMS, EVENTS, GRAPHS, EXECS, CONTEXTS, MODULES, COUNTS };
 
-static int host_nodes, counts[COUNTS], copies, late_uploads, initialized, gpus, processors = 8, integrated, major, minor, version, fail_code, fail_after;
+static int host_nodes, deaf, idle, launches, counts[COUNTS], copies, late_uploads, initialized, gpus, processors = 8, integrated, major, minor, version, fail_code, fail_after;
 static char gpu_name[100], second_name[100], fail_name[64];
 static size_t total, used;
 static int64_t pace, wake_up; /* nanoseconds; see fake_set_pace */
@@ -96,7 +96,7 @@ void fake_reset(void) {
     memset(counts, 0, sizeof counts);
     capture = NULL, initialized = 0, gpus = 1, major = 8, minor = 7, version = 12060, sticky = OK;
     strcpy(gpu_name, "Fake Orin"), second_name[0] = 0, processors = 8, integrated = 0, fail_name[0] = 0, total = (size_t)8 << 30, used = 0;
-    copies = late_uploads = host_nodes = 0, pace = wake_up = 0;
+    copies = late_uploads = host_nodes = deaf = idle = launches = 0, pace = wake_up = 0;
     for (; blocks; ) {
         Block *b = blocks;
         blocks = b->next;
@@ -258,6 +258,7 @@ static void perform(const Op *op) {
     if (op->kind == IF && op->condition->value)
         for (size_t i = 0; i < op->inner->count; i++) perform(op->inner->ops + i);
     if (op->kind == KERNEL) {
+        if (idle) return;
         if (fits(op)) run_kernel(op->kernel, op->data, op->sizes);
         else sticky = ILLEGAL_ADDRESS;
     }
@@ -406,7 +407,7 @@ int fake_late_uploads(void) { return late_uploads; } /* launches that had to do 
 R cuGraphLaunch(Work *g, Stream *s) {
     ENTER(cuGraphLaunch, 1);
     R r = OK;
-    late_uploads += !g->uploaded, g->uploaded = 1;
+    launches++, late_uploads += !g->uploaded, g->uploaded = 1;
     for (size_t i = 0; i < g->count && !r; i++) r = queue(s, g->ops[i]);
     return r;
 }
@@ -422,6 +423,9 @@ typedef struct { int type, reserved0[3];
     long long reserved2; } NodeParams;
 _Static_assert(sizeof(NodeParams) == 256, "as in cuda.h");
 static const int NODE_TYPES[] = {[COPY] = 1, [CALL] = 0, [MARK] = 7, [KERNEL] = 0, [CHILD] = 4, [IF] = 13};
+int fake_launches(void) { return launches; } /* of graphs */
+void fake_set_deaf(int value) { deaf = value; } /* no kernel sets a condition */
+void fake_set_idle(int value) { idle = value; } /* no kernel does anything */
 void fake_set_host_nodes(int value) { host_nodes = value; } /* what it calls is no kernel */
 
 R cuGraphCreate(Work **out, unsigned flags) {
@@ -437,7 +441,9 @@ R cuGraphConditionalHandleCreate(Condition **out, Work *graph, void *context, un
     *out = calloc(1, sizeof **out), **out = (Condition){.graph = graph, .value = 0xCD, .initial = initial};
     return OK;
 }
-void cudaGraphSetConditional(unsigned long long handle, unsigned value) { ((Condition *)handle)->value = value; }
+void cudaGraphSetConditional(unsigned long long handle, unsigned value) {
+    if (!deaf) ((Condition *)handle)->value = value;
+}
 static Op kernel_op(const char *function, const unsigned *sizes, void **arguments) {
     Op op = {.kind = KERNEL, .kernel = function, .size = kernel_argument(function)};
     memcpy(op.sizes, sizes, sizeof op.sizes);
@@ -487,6 +493,10 @@ R cuGraphNodeGetType(Node node, int *out) {
     ENTER(cuGraphNodeGetType, 1);
     int kind = node->graph->ops[node->index].kind;
     return *out = kind == CALL && host_nodes ? 3 : NODE_TYPES[kind], OK;
+}
+R cuGraphChildGraphNodeGetGraph(Node node, Work **out) {
+    ENTER(cuGraphChildGraphNodeGetGraph, 1);
+    return *out = node->graph->ops[node->index].inner, OK;
 }
 
 /* Modules of kernels */

@@ -460,3 +460,27 @@ NAMES += "never, found"
 def test_json_policies_that_are_refused(data: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         from_json(data)
+
+
+@pytest.mark.parametrize("name", sorted(POLICIES))
+def test_a_rule_decides_as_its_policy_does(name: str) -> None:
+    """Exit by exit, in float32; a policy that remembers other exits has none."""
+    policy = parse(POLICIES[name].example)
+    rule = policy.start(3).rule()
+    assert (rule is None) is (name in ("patience", "ensemble", "patient_confidence"))
+    if rule is None:
+        return
+    logits = np.random.default_rng(0).normal(0, 3, (200, 4, 10)).astype(np.float32)
+    exits, _ = policy.replay(logits)
+    for row, exit in zip(logits, exits, strict=True):
+        scaled = row[:3] * np.asarray(rule.scales, np.float32)[:, None]
+        sure = [rule.measure.sureness(number) for number in rule.measure.of(scaled)]
+        limits = [rule.measure.sureness(np.float32(t)) for t in rule.thresholds]
+        stops = [a > b for a, b in zip(sure, limits, strict=True)]
+        assert exit == [*stops, True].index(True) + 1
+
+
+def test_a_rule_has_each_exits_threshold_and_temperature() -> None:
+    rule = Confidence((0.5, 0.6), temperature=(2.0, 4.0)).start(2).rule()
+    assert rule is not None
+    assert (rule.thresholds, rule.scales) == ((0.5, 0.6), (0.5, 0.25))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import re
 import runpy
@@ -11,6 +12,9 @@ from pathlib import Path
 
 import fake_cuda
 import pytest
+
+from lgvit_edge.runtime.backends.device_exit import _Exit
+from lgvit_edge.runtime.cuda import graphs
 
 SOURCES = sorted(fake_cuda.KERNELS.glob("*.cu"))
 TOOL = Path(__file__).parents[2] / "tools" / "ptx.py"
@@ -58,3 +62,56 @@ def test_text_is_assembled_for_every_gpu(source: Path, gpu: int, tmp_path: Path)
     if "is not defined for option" in done.stderr:
         pytest.skip(f"this ptxas does not know sm_{gpu}")
     assert done.returncode == 0, done.stderr
+
+
+def test_arguments_have_the_kernels_size() -> None:
+    (size,) = re.findall(
+        r"decide_exit_param_0\[(\d+)\]\n\)", (fake_cuda.KERNELS / "exit.ptx").read_text()
+    )
+    assert ctypes.sizeof(_Exit) == int(size)
+
+
+def test_structures_are_those_of_nvidias_header(tmp_path: Path) -> None:
+    """What no error would tell: a driver reads whatever lies at its offsets."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("needs nvcc, of the CUDA toolkit")
+    ours = {
+        "CUgraphNodeParams": (graphs.NodeParams, {"type": "type", "kernel": "of"}),
+        "CUDA_KERNEL_NODE_PARAMS_v3": (
+            graphs._KernelParams,
+            {
+                **{"func": "function", "gridDimX": "blocks", "blockDimX": "threads"},
+                **{"sharedMemBytes": "shared", "kernelParams": "arguments", "extra": "extra"},
+                "ctx": "context",
+            },
+        ),
+        "CUDA_CHILD_GRAPH_NODE_PARAMS": (
+            graphs._ChildParams,
+            {"graph": "graph", "ownership": "ownership"},
+        ),
+        "CUDA_CONDITIONAL_NODE_PARAMS": (
+            graphs._ConditionalParams,
+            {name: name for name in ("handle", "type", "size")}
+            | {"phGraph_out": "bodies", "ctx": "context"},
+        ),
+    }
+    lines, expected = [], []
+    for name, (structure, members) in ours.items():
+        lines.append(f"sizeof({name})")
+        expected.append(ctypes.sizeof(structure))
+        for theirs, mine in members.items():
+            lines.append(f"offsetof({name}, {theirs})")
+            expected.append(getattr(structure, mine).offset)
+    names = ("KERNEL", "GRAPH", "CONDITIONAL")
+    lines += [f"CU_GRAPH_NODE_TYPE_{name}" for name in names]
+    lines += ["CU_GRAPH_COND_ASSIGN_DEFAULT", "CU_GRAPH_COND_TYPE_IF"]
+    expected += [graphs._KERNEL, graphs._CHILD, graphs._CONDITIONAL, graphs._DEFAULT_AT_LAUNCH, 0]
+    source = tmp_path / "layout.cu"
+    prints = "".join(f'printf("%zu\\n", (size_t)({line}));' for line in lines)
+    includes = "#include <cuda.h>\n#include <cstddef>\n#include <cstdio>\n"
+    source.write_text(f"{includes}int main() {{ {prints} }}")
+    program = tmp_path / "layout"
+    subprocess.run([nvcc, "-o", str(program), str(source)], check=True, capture_output=True)
+    found = subprocess.run([str(program)], check=True, capture_output=True, text=True)
+    assert list(map(int, found.stdout.split())) == expected

@@ -47,7 +47,8 @@ from lgvit_edge.errors import (
 from lgvit_edge.export import BuilderOptions, build_engines
 from lgvit_edge.export.tensorrt import apart, build
 from lgvit_edge.policies import rules as policy
-from lgvit_edge.runtime import Session, TensorRTOptions
+from lgvit_edge.runtime import Session, TargetRate, TensorRTOptions
+from lgvit_edge.runtime.backends import device_exit
 from lgvit_edge.runtime.backends.tensorrt import padded_sizes
 from lgvit_edge.runtime.cuda import driver
 
@@ -905,6 +906,159 @@ def test_a_bundle_without_engines(plain: Path) -> None:
         open_trt(plain)
 
 
+# Exits that the device decides.
+
+
+def rules(ort: Session, images: list[NDArray[np.uint8]]) -> list[policy.Policy]:
+    """Policies with thresholds amid these images' scores, so that they leave at every exit."""
+    logits = ort.exit_logits(images)[:, :-1]
+    odds = np.exp(logits / 2 - logits.max(-1, keepdims=True) / 2)
+    odds /= odds.sum(-1, keepdims=True)
+    scores = {"confidence": odds.max(-1), "entropy": -(odds * np.log(odds)).sum(-1)}
+    middle = {name: tuple(map(float, np.sort(s, 0)[len(s) // 2])) for name, s in scores.items()}
+    return [
+        policy.Confidence(middle["confidence"], temperature=2.0),
+        policy.Entropy(middle["entropy"], temperature=(2.0,) * len(middle["entropy"])),
+        policy.Never(),
+        *(policy.FixedExit(exit) for exit in (1, 3, 4, 2)),
+    ]
+
+
+@once
+@pytest.mark.parametrize("zero_copy", [False, True])
+@pytest.mark.parametrize("wait", ["spin", "block", "hybrid"])
+def test_the_device_decides_as_the_host_does(wait: str, zero_copy: bool, compiled: Path) -> None:
+    bundle = compiled / "fixed"
+    images = frames(12)
+    with (
+        open_trt(bundle, device_exit=True, wait=wait, zero_copy=zero_copy) as trt,
+        Session.open(bundle, backend="onnxruntime") as ort,
+    ):
+        exits = set()
+        for rule in rules(ort, images):
+            trt.policy = ort.policy = rule
+            assert trt.describe()["device_exit"] is True
+            for image in images:
+                before = FAKE.fake_launches()
+                a, b = trt.predict(image), ort.predict(image)
+                assert (a.exit, a.class_index) == (b.exit, b.class_index)
+                assert a.confidence == b.confidence  # of the same logits, bit for bit
+                assert FAKE.fake_launches() == before + 1  # of all segments
+                exits.add((rule.name, a.exit))
+        assert len(exits) >= 8
+        np.testing.assert_array_equal(trt.exit_logits(images), ort.exit_logits(images))
+
+
+@once
+def test_where_they_differ_the_host_has_the_last_word(compiled: Path) -> None:
+    """As where rounding decides: the device stops too early, or goes on for nothing."""
+    bundle = compiled / "fixed"
+    with (
+        open_trt(bundle, device_exit=True) as trt,
+        Session.open(bundle, backend="onnxruntime") as ort,
+    ):
+        for mine, device in ((3, 1), (1, 4), (4, 2), (2, 2), (4, 1)):
+            trt.policy = ort.policy = policy.FixedExit(mine)
+            trt.chain.follow(policy.FixedExit(device).start(3).rule())  # type: ignore[attr-defined]
+            before = FAKE.fake_launches()
+            for image in frames(3):
+                a, b = trt.predict(image), ort.predict(image)
+                assert (a.exit, a.confidence) == (b.exit, b.confidence)
+            assert FAKE.fake_launches() - before == 3 * (1 + max(0, mine - device))
+
+
+@once
+def test_policies_with_a_memory_are_the_hosts(compiled: Path) -> None:
+    why = "the host decides where images stop.*decides by more than one exit's confidence"
+    bundle = compiled / "fixed"
+    with Session.open(bundle, backend="onnxruntime") as ort:
+        for rule in (policy.Patience(2), policy.Ensemble(0.4), policy.PatientConfidence(0.2, 2)):
+            with pytest.warns(UserWarning, match=why):
+                trt = Session.open(
+                    bundle,
+                    backend="tensorrt",
+                    policy=rule,
+                    tensorrt=TensorRTOptions(device_exit=True, binding="cuda-python"),
+                )
+            ort.policy = rule
+            with trt:
+                for image in frames(5):
+                    a, b = trt.predict(image), ort.predict(image)
+                    assert (a.exit, a.confidence) == (b.exit, b.confidence)
+                assert trt.describe()["device_exit"] is False
+                assert "more than one exit" in trt.describe()["not_on_device"]
+                trt.policy = policy.Confidence(0.3)
+                assert trt.describe()["device_exit"] is True
+                with pytest.warns(UserWarning, match=why):
+                    trt.policy = TargetRate(1e4)
+                trt.predict(frames(1)[0])
+                trt.policy = "never"
+
+
+@once
+def test_a_deadline_ends_what_the_device_would_go_on_with(compiled: Path) -> None:
+    with open_trt(compiled / "fixed", device_exit=True) as trt:
+        trt.policy = policy.Never()
+        trt.warm_up()
+        image = frames(1)[0]
+        assert trt.predict(image, deadline_ms=1e-6).exit == 1
+        assert trt.predict(image).exit == 4
+
+
+@once
+def test_what_exits_on_the_device_need(bundle: Path, compiled: Path) -> None:
+    with pytest.raises(BackendError, match="one image at a time, found batches of up to 8"):
+        open_trt(bundle, device_exit=True)
+    FAKE.fake_set_driver(12040, 1)
+    with pytest.raises(BackendError, match=r"CUDA 12.6 or newer, found 12.4; .*JetPack 6.1"):
+        open_trt(compiled / "fixed", device_exit=True)
+    for wrong in ({"speculate": True}, {"cuda_graphs": False}):
+        with pytest.raises(UsageError, match="leaves nothing to speculate on, found"):
+            TensorRTOptions(device_exit=True, **wrong)
+
+
+@once
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        (lambda: FAKE.fake_set_host_nodes(1), "may hold kernel, .*, found host function"),
+        (lambda: FAKE.fake_fail(b"cuGraphAddNode", 801, 2), "NOT_SUPPORTED"),
+        (lambda: FAKE.fake_fail(b"cuGraphConditionalHandleCreate", 801, 0), "NOT_SUPPORTED"),
+        (lambda: FAKE.fake_fail(b"cuModuleLoadData", 222, 0), "UNSUPPORTED_PTX_VERSION"),
+        (lambda: FAKE.fake_set_deaf(1), "its logits differ by .* from the host's"),
+        (lambda: FAKE.fake_set_idle(1), "ended without the logits of segment_0"),
+    ],
+)
+def test_without_conditional_nodes_the_host_decides(
+    fault: Callable[[], None], why: str, compiled: Path
+) -> None:
+    fault()
+    with pytest.warns(UserWarning, match=f"the host decides where images stop.*{why}"):
+        trt = open_trt(compiled / "fixed", device_exit=True)
+    with trt, Session.open(compiled / "fixed", backend="onnxruntime") as ort:
+        assert trt.describe()["device_exit"] is False and trt.describe()["not_on_device"]
+        images = frames(2)
+        np.testing.assert_array_equal(trt.exit_logits(images), ort.exit_logits(images))
+
+
+@once
+def test_a_device_that_stops_elsewhere_is_found(
+    compiled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow, second = device_exit.DeviceExit.follow, policy.FixedExit(2).start(3).rule()
+    monkeypatch.setattr(device_exit.DeviceExit, "follow", lambda self, _: follow(self, second))
+    with pytest.warns(UserWarning, match="the host decides .* stopped at exit 2, expected 4"):
+        open_trt(compiled / "fixed", device_exit=True).close()
+
+
+@once
+def test_a_graph_that_ends_without_an_answer(compiled: Path) -> None:
+    with open_trt(compiled / "fixed", device_exit=True) as trt:
+        FAKE.fake_set_idle(1)
+        with pytest.raises(BackendError, match="ended without the logits of segment_0; open"):
+            trt.predict(frames(1)[0])
+
+
 # What goes wrong while it runs.
 
 
@@ -1087,14 +1241,17 @@ def test_a_bundle_without_engines_is_not_profiled(plain: Path) -> None:
 
 
 @once
-def test_the_steps_of_a_device_report(bundle: Path) -> None:
+def test_the_steps_of_a_device_report(bundle: Path, compiled: Path) -> None:
     from lgvit_edge.benchmarks.device.measure import run
     from lgvit_edge.benchmarks.device.ways import WAYS as ways_of_running
 
     request = {"engines": str(bundle), "backend": "tensorrt", "device": None, "rounds": 4}
     ways = run(request | {"step": "ways"})["ways"]
     assert set(ways) == set(ways_of_running["tensorrt"]) - {"copies"}  # the default of this card
+    assert "one image at a time" in ways.pop("exits on the device")["refused"]
     assert all(len(row) == 4 and min(row) > 0 for times in ways.values() for row in times.values())
+    single = run(request | {"step": "ways", "engines": str(compiled / "fixed")})["ways"]
+    assert min(single["exits on the device"]["ms"]) > 0
     found = run(request | {"step": "parity"})
     assert found["within"] and found["graphs"][-1] == "baseline"
     assert len(found["differences"]) == len(found["batch_sizes"])
