@@ -42,12 +42,13 @@ def packages_on_disk(root: Path) -> set[str]:
     return found
 
 
-def modules_on_disk(root: Path) -> set[str]:
-    """Every ``.py`` file, as the path it has once installed."""
+def modules_on_disk(root: Path, kinds: tuple[str, ...] = (".py",)) -> set[str]:
+    """Every file with one of these endings, as the path it has once installed."""
     return {
         "/".join([*name.split("."), *path.relative_to(folder).parts])
         for name, folder in trees(root)
-        for path in folder.rglob("*.py")
+        for path in folder.rglob("*.*")
+        if path.suffix in kinds and "results" not in path.parts
     }
 
 
@@ -99,9 +100,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.Path:
 
 def test_the_wheel_ships_every_module(wheel: zipfile.Path) -> None:
     names = set(wheel.root.namelist())
-    shipped = {n for n in modules_on_disk(ROOT) if "/experiments/" not in n}
-    assert {name for name in names if name.endswith(".py")} == shipped
-    assert "lgvit_edge/py.typed" in names
+    kinds = (".py", ".json", ".j2", ".ptx", ".typed")  # of kernels the text, not its source
+    shipped = {n for n in modules_on_disk(ROOT, kinds) if "/experiments/" not in n}
+    assert {name for name in names if ".dist-info/" not in name} == shipped
 
 
 def test_the_wheel_installs_one_top_level_name(wheel: zipfile.Path) -> None:
