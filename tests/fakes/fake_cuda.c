@@ -501,7 +501,7 @@ R cuGraphChildGraphNodeGetGraph(Node node, Work **out) {
 
 /* Modules of kernels */
 static int driver_reads(int ptx_major, int ptx_minor) { /* the PTX ISA of a driver: its release notes */
-    int minor = version % 1000 / 10, newest = version >= 13000 ? 90 : version < 12000 ? 78
+    int minor = version % 1000 / 10, newest = version >= 13000 ? 90 : version < 12000 ? 70 + minor
         : 80 + (minor < 6 ? minor : minor - 1);
     return ptx_major * 10 + ptx_minor <= newest;
 }

@@ -12,10 +12,13 @@ import fake_cuda
 import numpy as np
 import pytest
 from fake_cuda import captured, counts, roundtrip
+from numpy.typing import NDArray
 
 from lgvit_edge.errors import BackendError
 from lgvit_edge.machine.gpu import Gpu, find_gpus
 from lgvit_edge.machine.jetson import detect
+from lgvit_edge.policies.scores import ENTROPY, PROBABILITY, Measure
+from lgvit_edge.runtime.backends import device_exit
 from lgvit_edge.runtime.cuda.api import Cuda
 from lgvit_edge.runtime.cuda.bindings import open_cuda
 
@@ -226,3 +229,105 @@ def test_copy_from_memory_that_is_not_page_locked(cuda: Cuda) -> None:
     address = cuda.allocate(16)
     with pytest.raises(BackendError, match=r"cuMemcpyHtoDAsync failed: .*invalid argument"):
         cuda.upload(address, np.zeros(16, np.uint8).ctypes.data, 16)
+
+
+# Kernels, and graphs with conditions.
+
+
+def decision(
+    cuda: Cuda, values: NDArray[np.float32], rule: tuple[float, float, int]
+) -> tuple[bool, NDArray[np.float32]]:
+    """What ``decide_exit`` does with these logits: whether its branch ran, and its copy of them."""
+    source, target, queue = roundtrip(cuda)
+    source[:], target[:] = 1, 0
+    logits, address = cuda.mapped((len(values),), np.float32)
+    logits[:] = values
+    copy, copy_address = cuda.mapped((len(values),), np.float32)
+    rules, rule_address = cuda.mapped((1,), device_exit._RULE)
+    rules[0] = (*rule, 0)
+    answer, answer_address = cuda.mapped((1,), device_exit._ANSWER)
+    state = cuda.pinned((2,), np.uint32)
+    state_address = cuda.allocate(8)
+    cuda.upload(state_address, state.ctypes.data, 8)
+    exit = device_exit._Exit(
+        **{"logits": address, "copy": copy_address, "rule": rule_address, "state": state_address},
+        **{"answer": answer_address, "classes": len(values), "first": 1},
+    )
+    parts = cuda.graph_in_parts()
+    exit.next = parts.condition()
+    cuda.begin_capture()
+    queue()
+    branch = cuda.end_capture()
+    parts.add_kernel(cuda.kernel("exit", "decide_exit"), (1, 1, 1), (128, 1, 1), exit)
+    parts.add_if(exit.next, branch)
+    cuda.discard(branch)
+    graph = cuda.runnable(parts.graph)
+    for launch in (1, 2):
+        target[:] = 0
+        cuda.launch(graph)
+        assert answer["launch"][0] == launch - 1  # not yet
+        cuda.synchronize()
+        assert answer["launch"][0] == launch
+        assert bool(target.all()) is bool(answer["goes_on"][0])
+    return bool(target.all()), copy
+
+
+@pytest.mark.parametrize("classes", [1, 2, 127, 128, 129, 1000])
+@pytest.mark.parametrize("measure", [PROBABILITY, ENTROPY], ids=lambda measure: measure.name)
+def test_the_kernel_measures_as_the_host_does(cuda: Cuda, classes: int, measure: Measure) -> None:
+    values = np.random.default_rng(classes).normal(0, 4, classes).astype(np.float32)
+    for scale in (1.0, 0.25):
+        number = float(measure.of(values[None] * np.float32(scale))[0])
+        for aside in (-1e-5, 1e-5):
+            rule = (number + aside, scale, int(measure.low_is_sure))
+            goes_on, copy = decision(cuda, values, rule)
+            assert goes_on is ((aside > 0) is not measure.low_is_sure)
+            assert np.array_equal(copy, values)
+
+
+def test_logits_far_apart_give_no_nan(cuda: Cuda) -> None:
+    values = np.array([1e4, -1e4, 0, 9e3], np.float32)
+    assert decision(cuda, values, (0.99, 1.0, 0))[0] is False
+    assert decision(cuda, values, (1e-6, 1.0, 1))[0] is False
+
+
+def test_a_kernel_the_driver_does_not_take(cuda: Cuda) -> None:
+    FAKE.fake_set_device(b"Fake Pascal", 6, 1)
+    with pytest.raises(BackendError, match="cuModuleLoadData failed: .*NO_BINARY_FOR_GPU"):
+        cuda.kernel("exit", "decide_exit")
+    FAKE.fake_set_device(b"Fake Ada", 8, 9)
+    FAKE.fake_set_driver(11070, 1)
+    with pytest.raises(BackendError, match="cuModuleLoadData failed: .*UNSUPPORTED_PTX_VERSION"):
+        cuda.kernel("exit", "decide_exit")
+    FAKE.fake_set_driver(12060, 1)
+    with pytest.raises(BackendError, match="cuModuleGetFunction failed: .*NOT_FOUND"):
+        cuda.kernel("exit", "decide")
+
+
+def test_a_kernel_sees_no_memory_that_is_the_hosts(cuda: Cuda) -> None:
+    logits = cuda.pinned((4,), np.float32)
+    exit = device_exit._Exit(logits=logits.ctypes.data, classes=4)
+    cuda.run(cuda.kernel("exit", "decide_exit"), (1, 1, 1), (128, 1, 1), exit)
+    with pytest.raises(BackendError, match="ILLEGAL_ADDRESS"):
+        cuda.synchronize()
+    FAKE.fake_reset()  # after such a fault nothing can be freed
+
+
+def test_a_branch_may_hold_graphs_of_what_it_may_hold(cuda: Cuda) -> None:
+    source, target, queue = roundtrip(cuda)
+    inner = cuda.graph_in_parts()
+    cuda.begin_capture()
+    queue()
+    copies = cuda.end_capture()
+    inner.add_graph(copies)
+    outer = cuda.graph_in_parts()
+    outer.add_if(outer.condition(), inner.graph)
+    event = cuda.event(blocking=False)
+    cuda.begin_capture()
+    cuda.record(event)
+    with_event = cuda.end_capture()
+    inner.add_graph(with_event)
+    with pytest.raises(BackendError, match="may hold kernel, copy.*, found event record"):
+        outer.add_if(outer.condition(), inner.graph)
+    for graph in (copies, with_event, inner.graph, outer.graph):
+        cuda.discard(graph)
