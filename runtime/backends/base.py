@@ -152,7 +152,7 @@ class ChainOptions:
 
     @property
     def gpu(self) -> int:
-        """Index of the GPU that ``device`` names, as in ``cuda:1``; 0 where it names none."""
+        """Number of the GPU in ``device``, as in ``cuda:1``; 0 where there is none."""
         return int((self.device or "").partition(":")[2] or 0)
 
     @property
@@ -217,7 +217,7 @@ class Backend:
             it cannot run here and ``MissingDependency`` where a package is missing.
         modules: Python modules, one of which must be installed.
         packages: what installs those, and what goes with them; the first is the usual one.
-        devices: values of ``device`` that it takes; ``cuda:N`` is any number after a colon.
+        devices: values of ``device`` that it takes; ``:N`` is any number after the colon.
         precisions: values of ``precision`` that it takes.
         options: fields of ``ChainOptions`` that it takes; all others are refused.
         candidates: lists how ``backend="auto"`` may run a bundle; empty where bundle or machine
