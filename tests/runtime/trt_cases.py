@@ -1272,11 +1272,11 @@ def test_a_bundle_without_engines_is_not_profiled(plain: Path) -> None:
 @once
 def test_the_steps_of_a_device_report(bundle: Path, compiled: Path) -> None:
     from lgvit_edge.benchmarks.device.measure import run
-    from lgvit_edge.benchmarks.device.ways import WAYS as ways_of_running
+    from lgvit_edge.runtime.backends.registry import backend_of
 
     request = {"engines": str(bundle), "backend": "tensorrt", "device": None, "rounds": 4}
     ways = run(request | {"step": "ways"})["ways"]
-    assert set(ways) == set(ways_of_running["tensorrt"]) - {"copies"}  # the default of this card
+    assert set(ways) == set(backend_of("tensorrt").ways) - {"copies"}  # the default of this card
     assert "one image at a time" in ways.pop("exits on the device")["refused"]
     assert all(len(row) == 4 and min(row) > 0 for times in ways.values() for row in times.values())
     single = run(request | {"step": "ways", "engines": str(compiled / "fixed")})["ways"]
