@@ -48,14 +48,18 @@ class Pace:
         return f"about {in_words(left)} left" if left >= 0.5 else ""
 
 
-def paced(works: Sequence[T], sizes: Sequence[float]) -> Iterator[T]:
-    """Yield works one after the other; say every ten seconds on standard error how far they are."""
+def paced(done: str, works: Sequence[T], sizes: Sequence[float]) -> Iterator[T]:
+    """Yield works one after the other, and say on standard error how far they are.
+
+    That is every ten seconds, between two works: "compiled 3 of 16, about 50 s left". ``done`` is
+    the word for it, ``sizes`` are those of the works, as for ``Pace``.
+    """
     pace, said = Pace(sum(sizes)), time.monotonic()
-    for done, (work, size) in enumerate(zip(works, sizes, strict=True)):
+    for count, (work, size) in enumerate(zip(works, sizes, strict=True)):
         pace.begin(size)
         if time.monotonic() - said >= _QUIET:
             said = time.monotonic()
-            tell(", ".join(filter(None, (f"{done} of {len(works)} are done", str(pace)))))
+            tell(", ".join(filter(None, (f"{done} {count} of {len(works)}", str(pace)))))
         yield work
 
 

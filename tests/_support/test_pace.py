@@ -47,16 +47,16 @@ def test_works_are_told_every_ten_seconds(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen = []
-    for work in paced("abcdef", [1.0] * 6):
+    for work in paced("compiled", "abcdef", [1.0] * 6):
         seen.append(work)
         clock[0] += 6
     assert seen == list("abcdef")
     said = capsys.readouterr().err.splitlines()
-    assert said == ["2 of 6 are done, about 30 s left", "4 of 6 are done, about 20 s left"]
+    assert said == ["compiled 2 of 6, about 30 s left", "compiled 4 of 6, about 20 s left"]
 
 
 def test_short_works_are_not_told(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    for _ in paced("abc", [1.0] * 3):
+    for _ in paced("compiled", "abc", [1.0] * 3):
         clock[0] += 3
     assert capsys.readouterr().err == ""
 
