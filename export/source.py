@@ -8,6 +8,7 @@ from shlex import quote
 from lgvit_edge.architecture.placement import plan_exits
 from lgvit_edge.architecture.published import architecture
 from lgvit_edge.errors import MissingDependency, UsageError
+from lgvit_edge.export.tensorrt.build import gpu_index
 from lgvit_edge.export.tensorrt.builder import BuilderOptions, EngineBuilder
 from lgvit_edge.machine.tensorrt import TensorRT
 from lgvit_edge.model import LGViT, block_macs, load_checkpoint
@@ -62,13 +63,15 @@ def model_to_export(
     return LGViT(config.replace(exits=chosen)).eval()
 
 
-def check_builder(out: Path, options: BuilderOptions) -> None:
+def check_builder(out: Path, options: BuilderOptions, device: str | None = None) -> None:
     """Check before the long part of an export that TensorRT-RTX can compile here.
 
     Raises:
         MissingDependency: it is not installed.
-        UsageError: it does not take the options.
+        UsageError: it does not take the options, or ``device`` is no GPU's name.
+        BackendError: there is no such GPU.
     """
+    gpu_index(device)
     try:
         EngineBuilder(TensorRT("tensorrt-rtx"), options)
     except MissingDependency as error:

@@ -31,6 +31,19 @@ from lgvit_edge.runtime.backends.registry import AUTO, backend_of, refusal
 from lgvit_edge.runtime.selection import choose
 
 _STATE = "steps.json"
+_TEMPORARY = "tmp"
+_TICK = 1.0  # seconds
+# Becomes a step that Linux ends with this process, however that ends: a step that went on alone
+# would disturb those of the next call, and write over their records.
+_BOUND = """\
+import ctypes, os, signal, sys
+libc = ctypes.CDLL(None)
+if hasattr(libc, "prctl"):
+    libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != int(sys.argv[1]):  # it has ended already
+        os._exit(1)
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
 
 
 @dataclass(frozen=True)
@@ -143,9 +156,13 @@ def _run(
         if step.name in known:
             outcomes.append(known[step.name])
             continue
-        progress(index, len(every), f"{step.name}: {step.text}")
         left = options.minutes * 60 - (time.monotonic() - begin)
-        outcomes.append(_outcome(job, step, left))
+
+        def tick(index: int = index, step: Step = step) -> None:
+            progress(index, len(every), f"{step.name}: {step.text}")
+
+        tick()
+        outcomes.append(_outcome(job, step, left, tick))
         if outcomes[-1].state == "failed":
             note(f"{step.name} failed: {outcomes[-1].why}")
         write_json(job.file(_STATE), _state(job, options) | {"steps": [*map(asdict, outcomes)]})
@@ -153,7 +170,7 @@ def _run(
     return outcomes
 
 
-def _outcome(job: Job, step: Step, left: float) -> Outcome:
+def _outcome(job: Job, step: Step, left: float, tick: Callable[[], None]) -> Outcome:
     record = job.file(f"{step.name}.json")
     record.unlink(missing_ok=True)
     if left < step.least:
@@ -164,34 +181,53 @@ def _outcome(job: Job, step: Step, left: float) -> Outcome:
     if isinstance(arguments, str):
         return Outcome(step.name, "left out", 0.0, arguments)
     start = time.monotonic()
+    limit = left if step.seconds is None else min(step.seconds, left)
+    code = _run_step(job, step, arguments, start + limit, tick)
+    why = f"took longer than {limit:.0f} s" if code is None else _why(job, step, code)
+    seconds = round(time.monotonic() - start, 1)
+    return Outcome(step.name, "failed" if why else "done", seconds, why)
+
+
+def _run_step(
+    job: Job, step: Step, arguments: list[str], until: float, tick: Callable[[], None]
+) -> int | None:
+    """Run a step, and call ``tick`` every second; return its status, None where it was too slow.
+
+    What it leaves in the folder for temporary files, as one that is killed does, is removed.
+    """
+    temporary = job.file(_TEMPORARY)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
     with job.file(f"{step.name}.txt").open("w", encoding="utf-8") as log:
         # Python looks for modules in the current folder first: this one holds only our files.
         child = subprocess.Popen(
-            [sys.executable, *arguments],
+            [sys.executable, "-I", "-S", "-c", _BOUND, str(os.getpid()), *arguments],
             cwd=job.folder,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             # What it said is there when it is killed, and in UTF-8; a crash tells where.
             env=os.environ
-            | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", "PYTHONFAULTHANDLER": "1"},
+            | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", "PYTHONFAULTHANDLER": "1"}
+            | {"TMPDIR": str(temporary)},
         )
-        limit = left if step.seconds is None else min(step.seconds, left)
         try:
-            code = child.wait(limit)
-            why = "" if code == 0 else _why(job, step, code)
-        except subprocess.TimeoutExpired:
-            why = f"took longer than {limit:.0f} s"
+            while (now := time.monotonic()) < until:
+                tick()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    return child.wait(min(_TICK, until - now))
+            return None
         finally:
             if child.poll() is None:
                 child.kill()
                 child.wait()
-    seconds = round(time.monotonic() - start, 1)
-    return Outcome(step.name, "failed" if why else "done", seconds, why)
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _why(job: Job, step: Step, code: int) -> str:
-    """Return the last words of a step that failed."""
+    """Return the last words of a step that failed; empty where it did not."""
+    if code == 0:
+        return ""
     text = job.file(f"{step.name}.txt").read_text(encoding="utf-8", errors="replace")
     said = text.partition("Fatal Python error")[0]  # where faulthandler begins
     last = said.strip().splitlines()[-1:] or ["it said nothing"]

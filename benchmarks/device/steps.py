@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from lgvit_edge._support.optional import try_import
-from lgvit_edge.benchmarks.device.ways import WAYS
 from lgvit_edge.bundle.directory import open_bundle
 from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.errors import BackendError
 from lgvit_edge.runtime.backends.base import ChainOptions
 from lgvit_edge.runtime.backends.registry import backend_of
-from lgvit_edge.runtime.backends.tensorrt_engine import choose_build
 
 _CLI = ["-m", "lgvit_edge"]
 _MEASURE = ["-m", "lgvit_edge.benchmarks.device.measure"]
@@ -32,11 +30,6 @@ class Job:
     device: str | None
     soak_seconds: float
     folder: Path
-
-    @property
-    def gpu(self) -> int:
-        """Number of the GPU that the report is of."""
-        return ChainOptions(device=self.device).gpu
 
     def file(self, name: str) -> Path:
         """Return the path of a file of the report."""
@@ -111,11 +104,11 @@ def _measure(step: str, **options: Any) -> Callable[[Job], list[str] | str]:
 
 
 def _build(job: Job) -> list[str] | str:
-    if job.backend != "tensorrt":
+    if (engines := backend_of(job.backend).engines) is None:
         return f"{job.backend} runs the bundle's graphs as they are"
     with contextlib.suppress(BackendError):  # engines that were tuned are not compiled anew
         bundle = open_bundle(job.engines, verify=False)
-        return f"{choose_build(bundle, None, job.gpu)[0].name} runs here"
+        return f"{engines(bundle, ChainOptions(device=job.device))} runs here"
     return [*_CLI, "build", str(job.engines), *_device(job)]
 
 
@@ -128,17 +121,18 @@ def _bench(job: Job) -> list[str] | str:
 
 
 def _ways(job: Job) -> list[str] | str:
-    if job.backend not in WAYS:
+    if not (ways := backend_of(job.backend).ways):
         return f"{job.backend} has one way"
     # Twice: the default takes its turn with each of the others.
-    return _measure("ways", rounds=job.rounds(30 / len(WAYS[job.backend])))(job)
+    return _measure("ways", rounds=job.rounds(30 / len(ways)))(job)
 
 
 def _profile(job: Job) -> list[str] | str:
-    if backend_of(job.backend).open_profiled is None:
+    backend = backend_of(job.backend)
+    if backend.open_profiled is None:
         return f"{job.backend} cannot tell the times of layers"
-    if job.backend == "onnxruntime" and _runtime(job)["device"] != "cpu":
-        return "on CUDA, ONNX Runtime's profiler times how long operators take to start"
+    if backend.unprofiled is not None and (why := backend.unprofiled(_runtime(job))) is not None:
+        return why
     command = [*_CLI, "profile", *_where(job), "--runs", str(job.rounds(40))]
     command += ["--json", str(job.file("profile.json"))]
     if _has("matplotlib"):

@@ -11,22 +11,9 @@ from typing import Any
 from lgvit_edge.benchmarks.measure import random_frames
 from lgvit_edge.errors import BackendError
 from lgvit_edge.policies import FixedExit
-from lgvit_edge.runtime import Session, TensorRTOptions
+from lgvit_edge.runtime import Session
+from lgvit_edge.runtime.backends.registry import backend_of
 
-# By backend: what is compared with the default, and the arguments of ``Session.open``. ONNX Runtime
-# has one way: its thread pool belongs to the process.
-WAYS: dict[str, dict[str, dict[str, Any]]] = {
-    "tensorrt": {
-        "spin": {"tensorrt": TensorRTOptions(wait="spin")},
-        "block": {"tensorrt": TensorRTOptions(wait="block")},
-        "no CUDA graphs": {"tensorrt": TensorRTOptions(cuda_graphs=False)},
-        "speculation": {"tensorrt": TensorRTOptions(speculate=True)},
-        "exits on the device": {"tensorrt": TensorRTOptions(device_exit=True)},
-        "zero copy": {"tensorrt": TensorRTOptions(zero_copy=True)},
-        "copies": {"tensorrt": TensorRTOptions(zero_copy=False)},
-    },
-    "openvino": {"one thread": {"threads": 1}},
-}
 _WARM_UP = 5
 
 
@@ -46,9 +33,11 @@ def compare(
     ``Session.open`` does with the default.
     """
     found: dict[str, dict[str, Any]] = {}
+    ways = backend_of(backend).ways
     with Session.open(engines, backend=backend, device=device) as default:
-        for number, (name, arguments) in enumerate(WAYS[backend].items()):
-            progress(number, len(WAYS[backend]))
+        for number, (name, way) in enumerate(ways.items()):
+            progress(number, len(ways))
+            arguments: dict[str, Any] = {option: getattr(way, option) for option in way.given}
             try:
                 other = Session.open(engines, backend=backend, device=device, **arguments)
             except BackendError as error:

@@ -22,6 +22,7 @@ import signal
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +105,12 @@ def cases() -> dict[str, Case]:
             "6",
             _benched,
         ),
+        "device-report": Case(
+            f"device-report {bundle} --backend onnxruntime --soak-minutes {{new}} --out report.zip",
+            "0.01",
+            "0.02",
+            _reported,
+        ),
         "predict": Case("predict --engines bundle {new}/a", "photos", "photos", _cached),
     }
 
@@ -179,6 +186,13 @@ def _benched(folder: Path) -> States:
     if not page.rstrip().endswith("</html>"):
         raise BundleError("the page is cut")
     return {"bench.json": str(record["samples"]), "bench.html": "whole"}
+
+
+def _reported(folder: Path) -> States:
+    with zipfile.ZipFile(folder / "report.zip") as archive:
+        if (broken := archive.testzip()) is not None:
+            raise BundleError(f"{broken} in the archive is cut")
+        return {"report.zip": str(json.loads(archive.read("steps.json"))["soak_minutes"])}
 
 
 def _cached(folder: Path) -> States:
@@ -301,7 +315,7 @@ class Command:
 def undisturbed(name: str, case: Case, runs: Runs, folder: Path) -> Command:
     """Runs a command twice, for the old and for the new outputs, and looks at both."""
     root = runs.fresh(runs.templates)
-    if name in ("build", "tune", "bench", "predict"):
+    if name in ("build", "tune", "bench", "device-report", "predict"):
         gpu = "--target rtx --no-engines --precision fp32 --out rtx"
         how = gpu if name == "build" else "--out bundle"
         runs.finish(shlex.split(f"export --ckpt start.pt {how}"))

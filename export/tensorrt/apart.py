@@ -30,6 +30,7 @@ from lgvit_edge.machine.tensorrt import TensorRT
 from lgvit_edge.runtime.selection import python_running, python_starts_python
 
 _MAX_CACHE = 1 << 28
+_HEARTBEAT = 1.0  # seconds
 _FIRST_TO_END = "500"  # of -1000..1000: the system ends this process before its parent
 
 
@@ -59,7 +60,8 @@ class Compiled:
 def compile_engine(job: Job, progress: Callable[[str], None]) -> Compiled:
     """Compile one engine in another process, or in this one where it cannot start Python.
 
-    ``progress`` is called with the name of TensorRT's present phase.
+    ``progress`` is called with the name of TensorRT's present phase, empty before the first, and
+    again every second, because TensorRT may be silent for minutes: in this process it is then not.
 
     Raises:
         BuildError: the graph is refused, the engine is not what was asked for, or the process was
@@ -108,14 +110,16 @@ def _answer(pipe: Connection, job: Job, progress: Callable[[str], None]) -> Comp
         pipe.send(job)
     except OSError:
         raise EOFError from None
+    phase = ""
     while True:
         try:
-            said: str | Compiled | Exception = pipe.recv()
+            said: str | Compiled | Exception = pipe.recv() if pipe.poll(_HEARTBEAT) else phase
         except OSError:
             raise EOFError from None
         if not isinstance(said, str):
             return said
-        progress(said)
+        phase = said
+        progress(phase)
 
 
 def _death(job: Job, status: int) -> str:

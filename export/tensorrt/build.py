@@ -16,6 +16,7 @@ from pathlib import Path
 
 from lgvit_edge._support.files import locked
 from lgvit_edge._support.outputs import write_json
+from lgvit_edge._support.pace import Pace, in_words
 from lgvit_edge.bundle import builds as engines
 from lgvit_edge.bundle.builds import Build, EngineSpec
 from lgvit_edge.bundle.codec import to_json
@@ -93,9 +94,11 @@ def build_engines(
         cuda_graphs: check the engines as recorded CUDA graphs, as sessions run them by default.
         device: the GPU that compiles and checks, as for ``Session.open``: ``cuda:1`` for the
             second; None for the first.
-        progress: called with engines done, engines in all, and the present step.
-        note: called at the start with what building takes, and with what makes building or running
-            slow on this Jetson.
+        progress: called with engines done, engines in all, and the present step, again every
+            second. TensorRT's phase, and the time left as soon as engines that were compiled tell
+            it, follow a colon.
+        note: called at the start with what building takes, with what makes building or running
+            slow on this Jetson, and before the engines are checked.
 
     Raises:
         UsageError: an option is invalid, or the bundle is for CPUs.
@@ -108,9 +111,7 @@ def build_engines(
     """
     if tolerance is not None and not 0 < tolerance < math.inf:
         raise UsageError(f"the tolerance must be a positive number, found {tolerance}")
-    on = ChainOptions(device=device)
-    if (fault := refusal(backend_of("tensorrt"), on)) is not None:
-        raise UsageError(fault)
+    index = gpu_index(device)
     start = time.perf_counter()
     opened = open_bundle(bundle)
     if opened.manifest.target == "cpu":
@@ -128,9 +129,7 @@ def build_engines(
     if library == "tensorrt":
         _check_board(opened.manifest, note)
     trt = TensorRT(library)
-    gpu = find_gpu(on.gpu)
-    if gpu is None and on.gpu:
-        raise BackendError(no_gpu(on.gpu))
+    gpu = find_gpu(index)
     if not trt.is_rtx and gpu is None:
         raise BackendError(
             "TensorRT compiles on the GPU that will run the engines, and there is no NVIDIA GPU or "
@@ -177,10 +176,10 @@ def build_engines(
         check_writable(opened.root)
         with _locked(folder):
             build, compiled = _build_all(
-                opened, folder, planned, options, force, on.gpu, progress, note
+                opened, folder, planned, options, force, index, progress, note
             )
     accepted = build.tolerance if tolerance is None else tolerance
-    difference, not_run = _verify(folder, build, accepted, cuda_graphs, device)
+    difference, not_run = _verify(folder, build, accepted, cuda_graphs, device, note)
     if difference is not None and accepted != build.tolerance:
         # Without the record the next check would reject them.
         build = dataclasses.replace(build, tolerance=accepted)
@@ -188,6 +187,21 @@ def build_engines(
             write_json(folder / BUILD, to_json(build))
     seconds = time.perf_counter() - start
     return Built(folder, build, compiled, seconds, difference, not_run)
+
+
+def gpu_index(device: str | None) -> int:
+    """Return the number of the GPU that compiles and checks: that of ``device``, else 0.
+
+    Raises:
+        UsageError: ``device`` is no GPU's name.
+        BackendError: it names a further GPU than there are. None at all is enough for RTX.
+    """
+    options = ChainOptions(device=device)
+    if (fault := refusal(backend_of("tensorrt"), options)) is not None:
+        raise UsageError(fault)
+    if options.gpu and find_gpu(options.gpu) is None:
+        raise BackendError(no_gpu(options.gpu))
+    return options.gpu
 
 
 def check_graphs(bundle: str | Path) -> str:
@@ -248,14 +262,20 @@ def _build_all(
     # TensorRT 8 chooses types itself: the largest segment shows whether that made it faster.
     largest = max(list(graphs)[:-1], key=lambda name: graphs[name].macs)
     build = dataclasses.replace(planned, engines=ready)
+    pace = Pace(sum(graph.macs for graph in todo.values()))
+    for known in (_before(folder, planned, todo), {n: spec.seconds for n, spec in ready.items()}):
+        if known:
+            pace.learn(sum(graphs[name].macs for name in known), sum(known.values()))
     for done, name in enumerate(missing):
-        progress(done, len(missing), name)
         if name in ready:
             continue
+        pace.begin(graphs[name].macs)
 
         def phase(text: str, done: int = done, name: str = name) -> None:
-            progress(done, len(missing), f"{name}: {text.lower()}")
+            how = ", ".join(filter(None, (str(pace), text.lower())))
+            progress(done, len(missing), f"{name}: {how}" if how else name)
 
+        phase("")
         task = dataclasses.replace(_task(bundle, name), timed=name == largest)
         job = Job(planned.library, options, task, staging / f"{name}.engine", cache, gpu)
         made = compile_engine(job, phase)
@@ -299,20 +319,36 @@ def _needs(
     scratch = ""
     if options.workspace is not None:
         scratch = f", and up to {options.workspace / 1e6:.0f} MB of scratch memory (--workspace-mb)"
-    took = ""
-    for name in (BUILD, REJECTED):
-        with contextlib.suppress(BundleError):
-            known = engines.read_build(folder, name).engines
-            if graphs.keys() <= known.keys():
-                took = f"; they took {sum(known[n].seconds for n in graphs):.0f} s before"
+    known = sum(_before(folder, planned, graphs).values())
+    took = f"; they took {in_words(known)} before" if known else ""
     return (
         f"compiling {len(graphs)} engines, one after the other: the largest needs at least "
         f"{weights / 1e6:.1f} MB for its weights, as read and as compiled{scratch}{took}"
     )
 
 
+def _before(folder: Path, planned: Build, graphs: dict[str, GraphSpec]) -> dict[str, float]:
+    """Return the seconds that each of these engines took in the last build here, which was alike.
+
+    Empty where there was none. Other graphs of the same name are taken for alike: a model that was
+    trained again. Levels of optimization are not: kernels are tried for minutes, or hardly.
+    """
+    for name in (BUILD, REJECTED):
+        with contextlib.suppress(BundleError):
+            record = engines.read_build(folder, name)
+            alike = record.optimization_level == planned.optimization_level
+            if alike and graphs.keys() <= record.engines.keys():
+                return {name: record.engines[name].seconds for name in graphs}
+    return {}
+
+
 def _verify(
-    folder: Path, build: Build, tolerance: float | None, cuda_graphs: bool, device: str | None
+    folder: Path,
+    build: Build,
+    tolerance: float | None,
+    cuda_graphs: bool,
+    device: str | None,
+    note: Callable[[str], None],
 ) -> tuple[float | None, str]:
     """Compare logits of the engines in ``folder`` with PyTorch's, on the bundle's samples.
 
@@ -328,6 +364,7 @@ def _verify(
         choose_build(opened, tag, gpu)
     except BackendError as error:  # compiled for another GPU than the one here
         return None, str(error)
+    note(f"checking the logits of {len(build.engines)} engines on this GPU")
     try:
         options = TensorRTOptions(engines=tag, cuda_graphs=cuda_graphs)
         session = Session.open(root, backend="tensorrt", device=device, tensorrt=options)
@@ -341,10 +378,11 @@ def _verify(
             # Not the engines of another build, which may have come meanwhile.
             if engines.read_build(folder) == build:
                 (folder / BUILD).replace(folder / REJECTED)
+        on = f" --device {device}" if device else ""
         raise ParityError(
             f"{error}. The record is kept as {folder / REJECTED}.{_finer(build, opened.manifest)} "
-            f"If the accuracy suffices nevertheless: lgvit-edge build {root} --tolerance NUMBER, "
-            f"then measure it: lgvit-edge bench --engines {root} --data DIR"
+            f"If the accuracy suffices nevertheless: lgvit-edge build {root}{on} --tolerance "
+            f"NUMBER, then measure it: lgvit-edge bench --engines {root}{on} --data DIR"
         ) from None
 
 

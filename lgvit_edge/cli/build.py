@@ -23,6 +23,10 @@ Capabilities = Annotated[
         help="RTX: GPU compute capabilities, such as 8.6,8.9. Default: 8.0 and newer.",
     ),
 ]
+BuildDevice = Annotated[
+    str | None,
+    Option(help="GPU to compile and check on: cuda, or cuda:1 for the second. Default: cuda."),
+]
 
 
 def build(
@@ -53,10 +57,7 @@ def build(
             help="Check the engines as recorded CUDA graphs, or not.",
         ),
     ] = True,
-    device: Annotated[
-        str | None,
-        Option(help="GPU to compile and check on: cuda, or cuda:1 for the second. Default: cuda."),
-    ] = None,
+    device: BuildDevice = None,
     force: Annotated[bool, Option(help="Compile all engines, even current ones.")] = False,
     as_json: AsJson = False,
 ) -> None:

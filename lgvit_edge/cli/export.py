@@ -12,7 +12,7 @@ from typer import Option
 
 from lgvit_edge._support.optional import require
 from lgvit_edge._support.terminal import console, note, progress_bar, say, table
-from lgvit_edge.cli.build import Capabilities, parse_capabilities, print_built
+from lgvit_edge.cli.build import BuildDevice, Capabilities, parse_capabilities, print_built
 from lgvit_edge.cli.options import (
     Classes,
     Heads,
@@ -104,6 +104,7 @@ def export(
     use_ema: UseEma = False,
     engines: Annotated[bool, Option(help="With --target rtx: also compile the engines.")] = True,
     capability: Capabilities = None,
+    device: BuildDevice = None,
 ) -> None:
     """Export a trained LGViT as one verified graph per segment; for RTX, also compile engines."""
     require("torch", extra="export")
@@ -120,8 +121,9 @@ def export(
     from lgvit_edge.images.lists import read_names
     from lgvit_edge.machine.memory import peak_memory_mb
 
-    if capability is not None and (target != "rtx" or not engines):
-        raise UsageError("--capability is for --target rtx, where engines are compiled")
+    for option, value in (("--capability", capability), ("--device", device)):
+        if value is not None and (target != "rtx" or not engines):
+            raise UsageError(f"{option} is for --target rtx, where engines are compiled")
     if (data_labels or classes) and data is None:
         raise UsageError("--data-labels and --classes need --data")
     check_outputs({}, {"--out": out}, check=check_place)
@@ -138,7 +140,7 @@ def export(
     )
     builder = BuilderOptions(compute_capabilities=parse_capabilities(capability))
     if target == "rtx" and engines:
-        source.check_builder(out, builder)
+        source.check_builder(out, builder, device)
     model = source.model_to_export(
         ckpt,
         use_ema=use_ema,
@@ -175,10 +177,11 @@ def export(
     _report(out, manifest, sum(p.numel() for p in model.parameters()))
     say(f"took {time.perf_counter() - start:.0f} s, peak memory {peak_memory_mb() / 1e3:.2f} GB")
     if target == "rtx" and engines:
-        say(f"compiling the engines; if interrupted, run: lgvit-edge build {quote(str(out))}")
+        again = f"lgvit-edge build {quote(str(out))}" + (f" --device {device}" if device else "")
+        say(f"compiling the engines; if interrupted, run: {again}")
         with progress_bar("compiling") as progress:
-            built = build_engines(out, options=builder, progress=progress)
-        print_built(out, built)
+            built = build_engines(out, options=builder, device=device, progress=progress, note=note)
+        print_built(out, built, device)
     elif target == "jetson":
         _check_for_jetson(out)
         say(

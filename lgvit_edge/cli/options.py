@@ -21,6 +21,7 @@ from lgvit_edge._support.finite_json import dumps
 from lgvit_edge._support.outputs import FULL, check_file, check_folder, is_stdout
 from lgvit_edge._support.terminal import console, errors, note, say
 from lgvit_edge.architecture.heads import head_choices
+from lgvit_edge.cli.misplaced import misplaced
 from lgvit_edge.errors import LGViTEdgeError, UsageError
 from lgvit_edge.images.spec import INTERPOLATIONS
 from lgvit_edge.runtime.backends.registry import backends
@@ -266,7 +267,10 @@ class _Interrupted(Exception):
 
 
 class Command(TyperCommand):
-    """One command; its help names the policies, which are loaded only when the command is used."""
+    """One command; its help names the policies, which are loaded only when the command is used.
+
+    A bundle that is not where the command takes it is answered with the right line.
+    """
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Return the options, with their help complete."""
@@ -277,6 +281,12 @@ class Command(TyperCommand):
 
                 parameter.help = str(parameter.help).replace(_POLICIES, described())
         return parameters
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse what was typed; raise ``UsageError`` where it names the bundle elsewhere."""
+        if (fault := misplaced(str(self.name), self.params, args)) is not None:
+            raise UsageError(fault)
+        return super().parse_args(ctx, args)
 
 
 class Commands(TyperGroup):

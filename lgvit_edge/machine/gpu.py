@@ -30,9 +30,14 @@ def find_gpus() -> list[Gpu]:
 
 
 def no_gpu(index: int) -> str:
-    """Return an error's text: which GPU was asked for, and which there are."""
+    """Return an error's text: which GPU was asked for, which there are, and what to do."""
     found = ", ".join(f"cuda:{i} ({gpu.name})" for i, gpu in enumerate(find_gpus()))
-    return f"cuda:{index} was asked for, found {found or 'no NVIDIA GPU and driver'}"
+    if found:
+        return f"cuda:{index} was asked for, found {found}; name one that is there"
+    return (
+        f"cuda:{index} was asked for, found no NVIDIA GPU and driver; leave the device out, or "
+        "run: lgvit-edge doctor"
+    )
 
 
 def find_gpu(index: int = 0) -> Gpu | None:

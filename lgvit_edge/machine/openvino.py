@@ -37,3 +37,8 @@ def shared_core() -> Any:
         if process not in _cores:
             _cores[process] = openvino.Core()
         return _cores[process]
+
+
+def devices(core: Any) -> list[str]:
+    """Return the devices that a Core finds, as users write them: ``gpu``, ``gpu:1`` for GPU.1."""
+    return [name.lower().replace(".", ":") for name in core.available_devices]

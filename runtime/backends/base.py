@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from lgvit_edge._support.numbers import whole
@@ -152,7 +152,7 @@ class ChainOptions:
 
     @property
     def gpu(self) -> int:
-        """Index of the GPU that ``device`` names, as in ``cuda:1``; 0 where it names none."""
+        """Number of the GPU in ``device``, as in ``cuda:1``; 0 where there is none."""
         return int((self.device or "").partition(":")[2] or 0)
 
     @property
@@ -217,7 +217,7 @@ class Backend:
             it cannot run here and ``MissingDependency`` where a package is missing.
         modules: Python modules, one of which must be installed.
         packages: what installs those, and what goes with them; the first is the usual one.
-        devices: values of ``device`` that it takes; ``cuda:N`` is any number after a colon.
+        devices: values of ``device`` that it takes; ``:N`` is any number after the colon.
         precisions: values of ``precision`` that it takes.
         options: fields of ``ChainOptions`` that it takes; all others are refused.
         candidates: lists how ``backend="auto"`` may run a bundle; empty where bundle or machine
@@ -226,6 +226,11 @@ class Backend:
             the Jetson. By default whether a module is installed.
         open_profiled: makes a chain that times its layers, as ``open_chain`` makes one that does
             not; None where the backend cannot.
+        unprofiled: tells why a chain that describes itself so cannot time its layers nevertheless;
+            None where it can. By default all can.
+        engines: names the compiled engines that it would run; raises ``BackendError`` where none
+            run here. None where it runs the bundle's graphs as they are.
+        ways: other ways of running, by name, that a device report compares with the default.
     """
 
     name: str
@@ -239,6 +244,9 @@ class Backend:
     candidates: Callable[[Bundle, ChainOptions], list[Candidate]] | None = None
     checks: Callable[[bool, Jetson | None], list[Check]] | None = None
     open_profiled: Callable[[Bundle, list[str], ChainOptions], ProfiledChain] | None = None
+    unprofiled: Callable[[dict[str, Any]], str | None] | None = None
+    engines: Callable[[Bundle, ChainOptions], str] | None = None
+    ways: Mapping[str, ChainOptions] = field(default_factory=dict)
 
     def takes(self, option: str, value: object) -> bool:
         """Return whether it takes this value of ``device`` or ``precision``; None is always one."""

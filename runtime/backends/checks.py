@@ -7,7 +7,7 @@ from lgvit_edge.errors import BackendError, MissingDependency
 from lgvit_edge.machine import wheels
 from lgvit_edge.machine.environment import version_of
 from lgvit_edge.machine.jetson import Jetson
-from lgvit_edge.machine.openvino import shared_core
+from lgvit_edge.machine.openvino import devices, shared_core
 from lgvit_edge.machine.preflight import explain_import_error
 from lgvit_edge.machine.tensorrt import TensorRT
 from lgvit_edge.runtime.backends.base import Check
@@ -26,9 +26,9 @@ def openvino_checks(*_: object) -> list[Check]:
         openvino = require("openvino", extra="openvino")
     except MissingDependency as error:
         return [Check("openvino", False, str(error))]
-    devices = ", ".join(shared_core().available_devices).lower()
+    found = ", ".join(devices(shared_core()))
     number = openvino.__version__.split("-")[0]
-    return [Check("openvino", bool(devices), f"openvino {number} on {devices}")]
+    return [Check("openvino", bool(found), f"openvino {number} on {found}")]
 
 
 def tensorrt_checks(driver: bool, jetson: Jetson | None) -> list[Check]:

@@ -19,9 +19,9 @@ from lgvit_edge._support.optional import require
 from lgvit_edge.bundle.builds import graphs_of
 from lgvit_edge.bundle.directory import Bundle
 from lgvit_edge.bundle.manifest import GraphSpec, TensorSpec
-from lgvit_edge.errors import BackendError, BundleError, UsageError
+from lgvit_edge.errors import BackendError, BundleError
 from lgvit_edge.machine.cpu import available_cores
-from lgvit_edge.machine.openvino import shared_core
+from lgvit_edge.machine.openvino import devices, shared_core
 from lgvit_edge.runtime.backends.base import Candidate, Chain, ChainOptions, in_turn
 
 _birthplace: Birthplace | None = None  # where OpenVINO was first used
@@ -36,7 +36,6 @@ def available_precisions(device: str | None = None) -> list[str]:
     Raises:
         MissingDependency: openvino is not installed.
         BackendError: the device is not there.
-        UsageError: there is no such device.
     """
     core, name = _open_core(device)
     able = core.get_property(name, "OPTIMIZATION_CAPABILITIES")
@@ -92,13 +91,13 @@ class OpenVINOChain:
             MissingDependency: openvino is not installed.
             BackendError: the device is not there, or does not compute in this precision.
             BundleError: a graph cannot be compiled.
-            UsageError: there is no such device.
         """
         core, self._device = _open_core(device)
+        self._told = device or "cpu"
         able = available_precisions(device)
         if precision not in able:
             raise BackendError(
-                f"this {self._device} computes in {', '.join(able)}, not in {precision}; use "
+                f"this {self._told} computes in {', '.join(able)}, not in {precision}; use "
                 "precision='fp32'"
             )
         self._ov, self._precision = require("openvino", extra="openvino"), precision
@@ -144,7 +143,7 @@ class OpenVINOChain:
         return {
             "backend": "openvino",
             "version": self._ov.__version__.split("-")[0],
-            "device": self._device.lower(),
+            "device": self._told,
             "threads": self._threads,
             "precision": self._precision,
         }
@@ -215,9 +214,7 @@ class OpenVINOChain:
 
 
 def _open_core(device: str | None) -> tuple[Any, str]:
-    """Return OpenVINO's core, and its own name of an available device."""
-    if device not in (None, *DEVICES):
-        raise UsageError(f"device must be one of {', '.join(DEVICES)}, found {device!r}")
+    """Return OpenVINO's core, and its own name of an available device: ``GPU.1`` for ``gpu:1``."""
     global _birthplace
     # A thread may have held a lock of OpenVINO's at the fork: this one could wait for ever.
     if _birthplace is not None and _birthplace.left:
@@ -226,14 +223,16 @@ def _open_core(device: str | None) -> tuple[Any, str]:
             f"the other one; {CURE}"
         )
     core, _birthplace = shared_core(), _birthplace or Birthplace()
-    name = DEVICES[device or "cpu"]
-    # Several devices of a kind are called GPU.0, GPU.1.
-    if name not in (available.split(".")[0] for available in core.available_devices):
+    kind, _, number = (device or "cpu").partition(":")
+    wanted, found = f"{kind}:{int(number or 0)}", devices(core)
+    # Several devices of a kind are called GPU.0, GPU.1; one alone is called GPU, and is the first.
+    numbered = [each if ":" in each else f"{each}:0" for each in found]
+    if wanted not in numbered:
         raise BackendError(
-            f"OpenVINO finds no {device} here, only {', '.join(core.available_devices).lower()}; "
-            "install its driver, or use device='cpu'"
+            f"OpenVINO finds no {device} here, only {', '.join(found)}; use one of these, or "
+            "install its driver"
         )
-    return core, name
+    return core, DEVICES[kind] + (f".{int(number)}" if number else "")
 
 
 def _kind(port: Any) -> tuple[str, tuple[int, ...]]:

@@ -88,9 +88,7 @@ class OrtChain:
                 f"{self._ort.__version__}; leave it out for private pools, which are slower, or "
                 "run: pip install --upgrade 'lgvit-edge[cpu]'"
             )
-        self._device, self._gpu = _choose_device(device), options.gpu
-        if self._gpu and find_gpu(self._gpu) is None:
-            raise BackendError(no_gpu(self._gpu))
+        self._device, self._gpu = _choose_device(options), options.gpu
         self._shared = thread_pool == "global"
         if self._shared:
             self._threads = join_pool(self._ort, options.threads)
@@ -250,10 +248,15 @@ def _tensor(port: Any) -> tuple[str, str, tuple[int, ...]]:
     return port.name, kinds.get(port.type, port.type), shape
 
 
-def _choose_device(device: str | None) -> str:
-    if device not in (None, "cpu") and not has_cuda():
-        raise BackendError(
-            "this onnxruntime has no CUDA provider; run: pip uninstall onnxruntime && "
-            f"pip install 'lgvit-edge[{extra('gpu')}]'"
-        )
+def _choose_device(options: ChainOptions) -> str:
+    """Return ``cpu`` or ``cuda``. A GPU that is not there is told first: no package brings it."""
+    device = options.device
+    if device not in (None, "cpu"):
+        if find_gpu(options.gpu) is None:
+            raise BackendError(no_gpu(options.gpu))
+        if not has_cuda():
+            raise BackendError(
+                "this onnxruntime has no CUDA provider; run: pip uninstall onnxruntime && "
+                f"pip install 'lgvit-edge[{extra('gpu')}]'"
+            )
     return (device or ("cuda" if has_cuda() else "cpu")).partition(":")[0]

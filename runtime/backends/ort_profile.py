@@ -26,15 +26,21 @@ def open_profiled(bundle: Bundle, names: list[str], options: ChainOptions) -> Pr
         UsageError: it would run on CUDA.
     """
     chain = ProfiledOrtChain(bundle, names, options)
-    if chain.describe()["device"] != "cpu":
+    if (why := unprofiled(chain.describe())) is not None:
         chain.close()
-        # Kernels are timed only by builds with --enable_cuda_profiling (microsoft/onnxruntime,
-        # pull requests 8406 and 9882), which those on PyPI are not.
-        raise UsageError(
-            "on CUDA, ONNX Runtime's profiler times how long operators take to start, not to run; "
-            "use device 'cpu', or backend 'tensorrt'"
-        )
+        raise UsageError(f"{why}; use device 'cpu', or backend 'tensorrt'")
     return chain
+
+
+def unprofiled(described: dict[str, Any]) -> str | None:
+    """Return why operators on this device cannot be timed; see ``Backend.unprofiled``.
+
+    Kernels are timed only by builds with --enable_cuda_profiling (microsoft/onnxruntime, pull
+    requests 8406 and 9882), which those on PyPI are not.
+    """
+    if described["device"] == "cpu":
+        return None
+    return "on CUDA, ONNX Runtime's profiler times how long operators take to start, not to run"
 
 
 class ProfiledOrtChain(OrtChain):

@@ -16,6 +16,7 @@ from lgvit_edge.runtime.backends.base import (
     ChainOptions,
     Package,
     ProfiledChain,
+    TensorRTOptions,
 )
 
 if TYPE_CHECKING:
@@ -164,6 +165,16 @@ _BACKENDS = {
             candidates=_later("tensorrt_engine", "candidates"),
             checks=_later("checks", "tensorrt_checks"),
             open_profiled=_later("tensorrt_profile", "open_profiled"),
+            engines=_later("tensorrt_engine", "chosen_engines"),
+            ways={
+                "spin": ChainOptions(tensorrt=TensorRTOptions(wait="spin")),
+                "block": ChainOptions(tensorrt=TensorRTOptions(wait="block")),
+                "no CUDA graphs": ChainOptions(tensorrt=TensorRTOptions(cuda_graphs=False)),
+                "speculation": ChainOptions(tensorrt=TensorRTOptions(speculate=True)),
+                "exits on the device": ChainOptions(tensorrt=TensorRTOptions(device_exit=True)),
+                "zero copy": ChainOptions(tensorrt=TensorRTOptions(zero_copy=True)),
+                "copies": ChainOptions(tensorrt=TensorRTOptions(zero_copy=False)),
+            },
         ),
         Backend(
             name="onnxruntime",
@@ -179,6 +190,8 @@ _BACKENDS = {
             candidates=_later("ort", "candidates"),
             checks=_later("checks", "onnxruntime_checks"),
             open_profiled=_later("ort_profile", "open_profiled"),
+            unprofiled=_later("ort_profile", "unprofiled"),
+            # One way of running: its thread pool belongs to the process.
         ),
         Backend(
             name="openvino",
@@ -186,12 +199,13 @@ _BACKENDS = {
             open_chain=_later("openvino", "open_chain"),
             modules=("openvino",),
             packages=(Package("openvino", "openvino", "run bundles"),),
-            devices=("cpu", "gpu", "npu"),
+            devices=("cpu", "gpu", "gpu:N", "npu"),
             precisions=("fp32", "bf16", "fp16"),
             options=frozenset({"threads", "device", "precision"}),
             candidates=_later("openvino", "candidates"),
             checks=_later("checks", "openvino_checks"),
             open_profiled=_later("openvino_profile", "open_profiled"),
+            ways={"one thread": ChainOptions(threads=1)},
         ),
     )
 }

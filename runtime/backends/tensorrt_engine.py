@@ -35,6 +35,11 @@ def candidates(bundle: Bundle, options: ChainOptions) -> list[Candidate]:
     return [Candidate("tensorrt", rank=ON_ENGINES)]
 
 
+def chosen_engines(bundle: Bundle, options: ChainOptions) -> str:
+    """Name the engines that run here; see ``Backend.engines``."""
+    return choose_build(bundle, index=options.gpu)[0].name
+
+
 def choose_build(
     bundle: Bundle, tag: str | None = None, index: int = 0
 ) -> tuple[Path, Build, TensorRT]:

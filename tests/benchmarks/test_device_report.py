@@ -14,12 +14,19 @@ import pytest
 
 from lgvit_edge.benchmarks.device import Options, device_report, report
 from lgvit_edge.benchmarks.device.private import secrets, without
-from lgvit_edge.benchmarks.device.steps import Step
+from lgvit_edge.benchmarks.device.steps import Job, Step, steps
+from lgvit_edge.bundle.directory import open_bundle
 from lgvit_edge.errors import BackendError, UsageError
+from lgvit_edge.runtime import Backend, ChainOptions
+from lgvit_edge.runtime.backends import registry
 
 QUICK = Options(backend="onnxruntime", soak_minutes=0.01)
 STEPS = ["machine", "build", "parity", "bench", "ways", "profile", "soak"]
 Held = Callable[[Path], AbstractContextManager[Callable[[], None]]]
+
+
+def raising(*_: object) -> str:
+    raise BackendError("no engines")
 
 
 def contents(archive: Path) -> dict[str, str]:
@@ -37,8 +44,8 @@ def test_a_report_holds_every_step_and_nothing_private(
     engines = bundle_copy.rename(home / "secret project")
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setattr(socket, "gethostname", lambda: "marias-board")
-    steps = device_report(engines, home / "report.zip", QUICK)
-    assert [(step.name, step.state) for step in steps] == [
+    outcomes = device_report(engines, home / "report.zip", QUICK)
+    assert [(step.name, step.state) for step in outcomes] == [
         (name, "left out" if name in ("build", "ways") else "done") for name in STEPS
     ]
     found = contents(home / "report.zip")
@@ -61,14 +68,14 @@ def test_a_report_holds_every_step_and_nothing_private(
 def made_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Reports are made of these steps: name, seconds, and code; or why it is left out."""
 
-    def steps(*rows: tuple[str, float, str]) -> None:
+    def make(*rows: tuple[str, float, str]) -> None:
         made = [
             Step(name, "", seconds, lambda job, code=code: ["-c", code])
             for name, seconds, code in rows
         ]
         monkeypatch.setattr(report, "steps", lambda job: made)
 
-    return steps
+    return make
 
 
 def test_a_step_that_crashes_or_hangs_ends_alone(
@@ -82,11 +89,11 @@ def test_a_step_that_crashes_or_hangs_ends_alone(
     )
     told: list[str] = []
     out = tmp_path / "report.zip"
-    steps = {s.name: s for s in device_report(bundle, out, QUICK, note=told.append)}
-    assert [step.state for step in steps.values()] == ["failed"] * 3 + ["done"]
-    assert steps["crash"].why == "last words (killed by signal 6)"
-    assert steps["hang"].why.startswith("took longer than")
-    assert steps["fault"].why == "no GPU (exit status 1)"
+    ended = {s.name: s for s in device_report(bundle, out, QUICK, note=told.append)}
+    assert [step.state for step in ended.values()] == ["failed"] * 3 + ["done"]
+    assert ended["crash"].why == "last words (killed by signal 6)"
+    assert ended["hang"].why.startswith("took longer than")
+    assert ended["fault"].why == "no GPU (exit status 1)"
     assert "all is well" in contents(out)["fine.txt"]
     assert "| crash | failed |" in contents(out)["summary.md"]
     assert "tries again what failed" in told[-1] and (tmp_path / "report.zip.steps").is_dir()
@@ -114,9 +121,9 @@ def test_an_interrupted_report_goes_on_where_it_stopped(
     assert log.read_text() == "12" and not out.exists()
     stop.touch()
     told: list[str] = []
-    steps = device_report(bundle, out, QUICK, note=told.append)
+    outcomes = device_report(bundle, out, QUICK, note=told.append)
     assert log.read_text() == "1223"  # one is not run again, two had failed
-    assert [step.state for step in steps] == ["done"] * 3 and "goes on after one" in told[0]
+    assert [step.state for step in outcomes] == ["done"] * 3 and "goes on after one" in told[0]
     assert not (tmp_path / "report.zip.steps").exists()
 
 
@@ -128,6 +135,51 @@ def test_other_options_start_anew(
     told: list[str] = []
     device_report(bundle, tmp_path / "r.zip", Options("onnxruntime"), note=told.append)
     assert not any("goes on" in text for text in told)
+
+
+@pytest.mark.parametrize(
+    ("says", "build", "ways", "profile"),
+    [
+        ({}, "own runs the bundle's graphs as they are", "own has one way", "own cannot tell"),
+        (
+            {
+                "engines": lambda bundle, options: f"for {options.device}",
+                "ways": {"slow": ChainOptions(threads=1)},
+                "open_profiled": lambda *_: None,
+                "unprofiled": lambda described: f"not on {described['device']}",
+            },
+            "for cuda:1 runs here",
+            None,
+            "not on a toy",
+        ),
+        (
+            {"engines": raising, "open_profiled": lambda *_: None, "unprofiled": lambda _: None},
+            None,
+            "own has one way",
+            None,
+        ),
+    ],
+)
+def test_steps_ask_the_backend_what_it_can(
+    says: dict[str, Any],
+    build: str | None,
+    ways: str | None,
+    profile: str | None,
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(registry, "_BACKENDS", dict(registry._BACKENDS))
+    registry.register_backend(Backend("own", "from outside", lambda *_: None, **says))  # type: ignore[arg-type,return-value]
+    record = {"chain_ms": 1.0, "runtime": {"device": "a toy"}}
+    (tmp_path / "parity.json").write_text(json.dumps(record))
+    job = Job(bundle, open_bundle(bundle).manifest, "own", "cuda:1", 1.0, tmp_path)
+    for name, why in (("build", build), ("ways", ways), ("profile", profile)):
+        (found,) = [step.arguments(job) for step in steps(job) if step.name == name]
+        if why is None:  # a command
+            assert isinstance(found, list) and "cuda:1" in " ".join(found)
+        else:
+            assert isinstance(found, str) and found.startswith(why)
 
 
 def test_time_that_is_over_is_said(

@@ -331,7 +331,11 @@ def test_images_are_taken_in_turn_and_bad_ones_named(
         ("--engines {} --segment -1", 2, "--segment must be 0..3 or baseline, found '-1'"),
         ("--engines {} --plot x.gif", 2, "--plot must end in .png, .svg or .pdf, found 'x.gif'"),
         ("--engines {} --backend abacus", 2, "backend must be one of auto, tensorrt, onnxruntime"),
-        ("--engines {} --backend openvino --device cuda", 2, "device must be one of cpu, gpu, npu"),
+        (
+            "--engines {} --backend openvino --device cuda",
+            2,
+            "device must be one of cpu, gpu, gpu:N, npu",
+        ),
         ("--engines {} --backend onnxruntime --precision bf16", 2, "takes no precision"),
         ("--engines {} --threads 0", 2, "threads must be"),
         ("--engines {} --data none", 1, "none"),

@@ -243,9 +243,28 @@ def test_a_wrong_capability_is_refused_before_anything_is_replaced(
     assert len(list((rtx_copy / "engines").glob("*/*.engine"))) == 5
 
 
+def test_the_device_is_looked_at_before_the_export(
+    tmp_path: Path, quick_model: LGViT, command: Command
+) -> None:
+    if find_gpu() is not None:
+        pytest.skip("there is a GPU here")
+    save_checkpoint(quick_model, tmp_path / "model.pt")
+    line = ("export", "--ckpt", tmp_path / "model.pt", "--target", "rtx", "--out", tmp_path / "out")
+    for device, status, text in (
+        ("cpu", 2, "device must be one of cuda, cuda:N, found 'cpu'"),
+        ("cuda:1", 1, "cuda:1 was asked for, found no NVIDIA GPU and driver; leave the device out"),
+    ):
+        assert text in command(*line, "--device", device, status=status)
+        assert not (tmp_path / "out").exists()
+    said = command(*line, "--device", "cuda")  # none is needed to compile
+    assert "engines compiled in" in said and "--device cuda --backend tensorrt" in said
+
+
 def test_options_of_another_target_are_refused(command: Command) -> None:
     for options, text in (
         (("--target", "cpu", "--capability", "8.6"), "--capability is for --target rtx"),
+        (("--target", "cpu", "--device", "cuda"), "--device is for --target rtx"),
+        (("--target", "rtx", "--no-engines", "--device", "cuda"), "--device is for --target rtx"),
         (("--target", "rtx", "--jetpack", "6"), "--jetpack is for --target jetson"),
     ):
         assert text in command("export", "--ckpt", "model.pt", *options, status=2)

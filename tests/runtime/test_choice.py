@@ -119,7 +119,7 @@ def test_options_that_nobody_takes_together_are_refused(bundle: Path) -> None:
     said = str(caught.value)
     assert "the onnxruntime backend takes no precision; leave that out, or use backend" in said
     assert "the openvino backend takes no thread_pool" in said
-    with pytest.raises(UsageError, match="device must be one of cpu, gpu, npu, found 'tpu'"):
+    with pytest.raises(UsageError, match="device must be one of cpu, gpu, gpu:N, npu, found 'tpu'"):
         Session.open(bundle, device="tpu")
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from lgvit_edge.bundle.directory import open_bundle
 from lgvit_edge.errors import BackendError, UsageError
+from lgvit_edge.machine import gpu
 from lgvit_edge.runtime import Session
 from lgvit_edge.runtime.backends import ort
 from lgvit_edge.runtime.backends.base import ChainOptions
@@ -24,7 +25,7 @@ from lgvit_edge.runtime.backends.registry import backend_of, refusal, segment_na
 
 
 @pytest.mark.parametrize(
-    ("backend", "device", "gpu"),
+    ("backend", "device", "number"),
     [
         ("tensorrt", None, 0),
         ("tensorrt", "cuda", 0),
@@ -33,12 +34,13 @@ from lgvit_edge.runtime.backends.registry import backend_of, refusal, segment_na
         ("onnxruntime", "cpu", 0),
         ("onnxruntime", "cuda:1", 1),
         ("openvino", "gpu", 0),
+        ("openvino", "gpu:1", 1),
     ],
 )
-def test_devices_that_backends_take(backend: str, device: str | None, gpu: int) -> None:
+def test_devices_that_backends_take(backend: str, device: str | None, number: int) -> None:
     options = ChainOptions(device=device)
     assert refusal(backend_of(backend), options) is None
-    assert options.gpu == gpu
+    assert options.gpu == number
 
 
 @pytest.mark.parametrize(
@@ -47,8 +49,7 @@ def test_devices_that_backends_take(backend: str, device: str | None, gpu: int) 
         *(("tensorrt", device, "cuda, cuda:N") for device in ("cpu", "gpu", "cuda:", "cuda:N")),
         *(("onnxruntime", d, "cpu, cuda, cuda:N") for d in ("cuda:-1", "cuda:1.5", "cuda:1 ", 1)),
         *(("onnxruntime", device, "cpu, cuda, cuda:N") for device in ("cpu:0", "cuda:1000", "1")),
-        ("openvino", "gpu:1", "cpu, gpu, npu"),
-        ("openvino", "cuda:1", "cpu, gpu, npu"),
+        *(("openvino", d, "cpu, gpu, gpu:N, npu") for d in ("cuda:1", "npu:1", "gpu:", "GPU.1")),
     ],
 )
 def test_other_devices_are_refused(bundle: Path, backend: str, device: Any, known: str) -> None:
@@ -114,8 +115,36 @@ def test_onnxruntime_on_one_of_several_gpus(
         chain.step()
     assert set(made) == {("cuda", index)} and set(bound) == {("cpu", 0), ("cuda", index)}
     assert chain.describe()["device"] == device
-    monkeypatch.setattr(ort, "find_gpu", lambda index=0: None)
-    if index:
-        with pytest.raises(BackendError, match="cuda:1 was asked for, found no NVIDIA GPU"):
-            ort.open_chain(opened, segment_names(opened), ChainOptions(device=device))
     chain.close()
+
+
+@pytest.mark.parametrize(
+    ("gpus", "provider", "device", "text"),
+    [
+        (0, False, "cuda:7", "cuda:7 was asked for, found no NVIDIA GPU and driver; .*doctor"),
+        (0, True, "cuda", "cuda:0 was asked for, found no NVIDIA GPU and driver; .*doctor"),
+        (1, False, "cuda", "no CUDA provider; run: pip .*gpu"),
+        (1, False, "cuda:7", r"cuda:7 was asked for, found cuda:0 \(Card 0\); name one"),
+        (1, True, "cuda:7", r"cuda:7 was asked for, found cuda:0 \(Card 0\); name one"),
+        (2, True, "cuda:7", r"found cuda:0 \(Card 0\), cuda:1 \(Card 1\); name one"),
+    ],
+)
+def test_what_lacks_first_is_told(
+    gpus: int,
+    provider: bool,
+    device: str,
+    text: str,
+    bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No package helps where there is no GPU."""
+    cards = [SimpleNamespace(name=f"Card {i}") for i in range(gpus)]
+
+    def found(index: int = 0) -> Any:
+        return cards[index] if index < gpus else None
+
+    monkeypatch.setattr(gpu, "find_gpu", found)
+    monkeypatch.setattr(ort, "find_gpu", found)
+    monkeypatch.setattr(ort, "has_cuda", lambda: provider)
+    with pytest.raises(BackendError, match=text):
+        Session.open(bundle, backend="onnxruntime", device=device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from lgvit_edge.bundle.directory import open_bundle
 from lgvit_edge.errors import BackendError, BundleError, UsageError
 from lgvit_edge.machine.openvino import shared_core
 from lgvit_edge.runtime import Confidence, Ensemble, FixedExit, Never, Patience, Policy, Session
+from lgvit_edge.runtime.backends import openvino
 from lgvit_edge.runtime.backends.openvino import PRECISIONS, OpenVINOChain, available_precisions
 
 pytest.importorskip("openvino", reason="openvino is not installed")
@@ -72,12 +74,43 @@ def test_threads_are_as_many_as_asked_for(bundle: Path) -> None:
 
 
 def test_a_device_that_is_not_there_is_named(bundle: Path) -> None:
-    with pytest.raises(UsageError, match="device must be one of cpu, gpu, npu, found 'tpu'"):
+    with pytest.raises(UsageError, match="device must be one of cpu, gpu, gpu:N, npu, found 'tpu'"):
         Session.open(bundle, backend="openvino", device="tpu")
     if any(device.startswith("NPU") for device in shared_core().available_devices):
         pytest.skip("this machine has an NPU")
     with pytest.raises(BackendError, match="OpenVINO finds no npu here, only .*cpu"):
         Session.open(bundle, backend="openvino", device="npu")
+
+
+@pytest.mark.parametrize(
+    ("device", "found", "name"),
+    [
+        (None, ["CPU", "GPU"], "CPU"),
+        ("gpu", ["CPU", "GPU.0", "GPU.1"], "GPU"),
+        ("gpu:1", ["CPU", "GPU.0", "GPU.1"], "GPU.1"),
+        ("gpu:0", ["CPU", "GPU"], "GPU.0"),
+        ("gpu:1", ["CPU", "GPU"], None),
+        ("gpu:10", ["CPU", "GPU.0", "GPU.1"], None),
+    ],
+)
+def test_the_second_gpu(
+    device: str | None, found: list[str], name: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No machine with two was there to try it: what OpenVINO would be asked for."""
+    asked = []
+
+    def told(name: str, _: str) -> list[str]:
+        asked.append(name)
+        return ["FP32"]
+
+    core = SimpleNamespace(available_devices=found, get_property=told)
+    monkeypatch.setattr(openvino, "shared_core", lambda: core)
+    if name is None:
+        listed = ", ".join(found).lower().replace(".", ":")
+        with pytest.raises(BackendError, match=f"finds no {device} here, only {listed}; use one"):
+            available_precisions(device)
+    else:
+        assert available_precisions(device) == ["fp32"] and asked == [name]
 
 
 def test_a_graph_that_is_none(bundle_copy: Path) -> None:

@@ -495,8 +495,37 @@ def test_each_engine_is_compiled_in_a_process_of_its_own(
     built = build_engines(plain, library=LIBRARY, progress=lambda *step: steps.append(step[2]))
     assert len(built.compiled) == 5 and not TRT.built
     assert built.max_difference is not None and built.max_difference < 0.05
-    assert "segment_1: building engine" in steps
+    assert "segment_0: building engine" in steps  # nothing was measured yet
+    assert any(re.fullmatch(r"segment_1: about \d+ s left, building engine", s) for s in steps)
     assert RTX or (built.folder / "timing.cache").read_bytes() == b"....."
+
+
+@once
+def test_time_goes_on_while_tensorrt_says_nothing(
+    plain: Path, elsewhere: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(apart, "python_starts_python", lambda: False)
+        patch.setattr(TRT, "builds_for", 0.3)
+        build_engines(plain, library=LIBRARY)
+    elsewhere(builds_for=2.5)
+    steps: list[str] = []
+
+    def progress(done: int, total: int, text: str) -> None:
+        steps.append(text)
+        if text.startswith("segment_1"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_engines(plain, library=LIBRARY, force=True, progress=progress)
+    silent = [step for step in steps if step.endswith("building engine")]
+    assert len(silent) >= 3  # begun, and after each second
+    assert re.match(r"segment_0: about \d+ s left$", steps[0])  # as the build before took
+    steps.clear()
+    level = BuilderOptions(optimization_level=5)
+    with pytest.raises(KeyboardInterrupt):
+        build_engines(plain, library=LIBRARY, options=level, progress=progress)
+    assert steps[0] == "segment_0"  # which is no measure for another level
 
 
 @once
@@ -1243,11 +1272,11 @@ def test_a_bundle_without_engines_is_not_profiled(plain: Path) -> None:
 @once
 def test_the_steps_of_a_device_report(bundle: Path, compiled: Path) -> None:
     from lgvit_edge.benchmarks.device.measure import run
-    from lgvit_edge.benchmarks.device.ways import WAYS as ways_of_running
+    from lgvit_edge.runtime.backends.registry import backend_of
 
     request = {"engines": str(bundle), "backend": "tensorrt", "device": None, "rounds": 4}
     ways = run(request | {"step": "ways"})["ways"]
-    assert set(ways) == set(ways_of_running["tensorrt"]) - {"copies"}  # the default of this card
+    assert set(ways) == set(backend_of("tensorrt").ways) - {"copies"}  # the default of this card
     assert "one image at a time" in ways.pop("exits on the device")["refused"]
     assert all(len(row) == 4 and min(row) > 0 for times in ways.values() for row in times.values())
     single = run(request | {"step": "ways", "engines": str(compiled / "fixed")})["ways"]
