@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lgvit_edge._support.pace import paced
 from lgvit_edge._support.text import tell
 from lgvit_edge.bundle.builds import graphs_of
 from lgvit_edge.bundle.directory import Bundle
@@ -97,9 +98,10 @@ class TensorRTChain:
                     f"{self._cuda.device.name}, {len(self._padded_sizes)} batch sizes each; later "
                     f"starts take them from {folder / RUNTIME_CACHE}"
                 )
-            for size in self._padded_sizes:
-                for index in range(len(names)):
-                    self._prepare(index, size)
+            works = [(index, size) for size in self._padded_sizes for index in range(len(names))]
+            macs = [self._graphs[index].macs for index, _ in works]
+            for index, size in paced("compiled", works, macs) if self._loader.compiles else works:
+                self._prepare(index, size)
             self._loader.save_cache()  # no other size will be compiled
             if self._not_recorded:
                 warnings.warn(
