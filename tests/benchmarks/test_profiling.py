@@ -142,8 +142,10 @@ def test_a_backends_own_layers(bundle: Path, backend: str) -> None:
             assert low is high is None or low <= layer["ms"] <= high
         inside = sum(kind["ms"] for kind in row["kinds"]) + row["outside_ms"]
         assert inside == pytest.approx(row["profiled_ms"], rel=0.5)
-    for number, row in enumerate(record["segments"], 1):  # each has one block
-        assert {str(number), "head"} <= {layer["block"] for layer in row["layers"]}
+    blocks = [{layer["block"] for layer in row["layers"]} for row in record["segments"]]
+    assert all(str(number) in found for number, found in enumerate(blocks, 1))  # each has one
+    # OpenVINO tells whole microseconds, and a quick processor's classifier may take none.
+    assert any("head" in found for found in blocks)
     assert {f"{n}" for n in range(1, 5)} <= {x["block"] for x in record["baseline"]["layers"]}
     assert record["env"]["runtime"]["backend"] == backend
     assert "unstable" in record and record["bundle"]["blocks"] == 4
