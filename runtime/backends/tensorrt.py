@@ -6,7 +6,8 @@ Each segment and batch size has one CUDA graph (the kernels, and the copy of log
 memory) and its own context, which must not change once the graph is recorded. Where CPU and GPU
 share memory there are no copies: kernels read images and write logits where the CPU does. A batch
 is padded to the next of a few sizes, all of which are prepared when the chain is opened. The host
-waits on an event, never on the device.
+waits on an event, never on the device. Images that are on the device are resized there, straight
+into segment 0's input.
 """
 
 from __future__ import annotations

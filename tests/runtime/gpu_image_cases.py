@@ -47,15 +47,18 @@ PHOTOS = Path(os.environ.get("LGVIT_EDGE_DATA", ""), "data", "imagenet-1k-sample
 RNG = np.random.default_rng(0)
 
 
+def with_engines(name: str, folder: Path) -> Path:
+    shutil.copytree(BUNDLES / name / "out", folder / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(apart, "python_starts_python", lambda: False)
+        build_engines(folder / name, library="tensorrt")
+    return folder / name
+
+
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle for batches of 1 to 8, with engines."""
-    folder = tmp_path_factory.mktemp("compiled") / "fp32"
-    shutil.copytree(BUNDLES / "fp32" / "out", folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(apart, "python_starts_python", lambda: False)
-        build_engines(folder, library="tensorrt")
-    return folder
+    return with_engines("fp32", tmp_path_factory.mktemp("compiled"))
 
 
 @pytest.fixture(autouse=True)
@@ -305,6 +308,20 @@ def test_batches(
             answers = [session.predict_batch(kind) for kind in (some, there, mixed)]
             confidences = [[r.confidence for r in results] for results in answers]
             assert confidences[0] == confidences[1] == confidences[2]
+
+
+@pytest.mark.parametrize("zero_copy", [False, True])
+def test_exits_that_the_device_decides(library: Library, tmp_path: Path, zero_copy: bool) -> None:
+    images = [picture(20 + n, 50 - n, 3) for n in range(6)]
+    bundle = with_engines("fixed", tmp_path)  # for one image at a time
+    with open_trt(bundle, device_exit=True, zero_copy=zero_copy) as session:
+        session.policy = "confidence:0.3"
+        assert session.describe()["device_exit"] is True
+        for image in images:
+            host, there = session.predict(image), session.predict(library.tensor(image))
+            assert (host.exit, host.confidence) == (there.exit, there.confidence)
+            logits = [session.exit_logits([kind]) for kind in (image, library.interface(image))]
+            np.testing.assert_array_equal(*logits)
 
 
 def test_nothing_of_the_picture_passes_through_the_host(session: Session, library: Library) -> None:
