@@ -84,7 +84,6 @@ class Library:
     def __init__(self, device: int = 0) -> None:
         self.cuda: Cuda = open_cuda("cuda-python", device)
         self.device = device
-        self.given = self.deleted = 0
         self.kept: list[Any] = []
 
     def array(self, image: NDArray[Any], stream: int | None = None) -> NDArray[Any]:
@@ -181,6 +180,8 @@ class Tensor:
         self.capsule, self.takes_version = capsule, takes_version
         self.streams: list[int | None] = []
         self.alive = 0  # of the tensors that it gave away
+        self.was_read: Callable[[], bool] | None = None
+        self.deleted: list[bool] = []  # whether it had been read
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return self.told, self.library.device
@@ -216,6 +217,8 @@ class Tensor:
         def delete(address: int) -> None:
             assert address == ctypes.addressof(made)
             self.alive -= 1
+            if self.was_read is not None:
+                self.deleted.append(self.was_read())
             array.fill(0)  # its next owner writes
 
         deleter = trt_standin.CALLBACK(delete)
@@ -449,9 +452,13 @@ def test_a_tensor_is_given_back_whatever_fails(session: Session, library: Librar
         session.predict_batch([good, bad := library.tensor(image)])
     assert (good.alive, bad.alive) == (0, 0)
     TRT.refuse_execution = "segment_0"
-    with open_trt_plain(session) as other, pytest.raises(BackendError, match="does not run"):
-        other.predict(good := library.tensor(picture(40, 50, 3)))
-    assert good.alive == 0
+    with open_trt_plain(session) as other:
+        chain: Any = other.chain
+        good = library.tensor(picture(40, 50, 3))
+        good.was_read = lambda: chain._cuda.done(chain._resizer._read)
+        with pytest.raises(BackendError, match="does not run"):
+            other.predict(good)
+    assert good.alive == 0 and good.deleted == [True]
     TRT.refuse_execution = ""
     FAKE.fake_fail(b"cuLaunchKernel", 719, 0)
     with pytest.raises(BackendError, match="cuLaunchKernel failed"):
@@ -570,7 +577,7 @@ def raising(library: Library) -> Any:
     return Broken()
 
 
-TOO_LARGE = {"shape": (4000, 50, 3)}
+FAR = 2**40  # beyond whatever else there is
 REFUSED = {
     "floats": (
         made(picture(40, 50, 3).astype(np.float32), code=2),
@@ -585,8 +592,11 @@ REFUSED = {
     "freed": (freed, "no memory of CUDA's .*: it was freed.* or a NumPy array"),
     "of the host": (of_the_host, "no memory of CUDA's .*ordinary memory of the host"),
     "page-locked": (page_locked, "page-locked memory .*; pass a NumPy array, or"),
-    "too large": (told(**TOO_LARGE, strides=None), "no memory of CUDA's .*smaller than it says"),
-    "before its start": (told(strides=(-150, 3, 1)), "no memory of CUDA's"),
+    "too large": (
+        told(shape=(FAR, 50, 3), strides=None),
+        "no memory of CUDA's .*smaller than it says",
+    ),
+    "before its start": (told(strides=(-FAR, 3, 1)), "no memory of CUDA's"),
     "nowhere": (told(data=(0, False)), "lies at 0x0, which is no memory"),
     "closed": (told(data=None), "cannot be read: TypeError"),
     "stream 0": (told(stream=0), "the stream 0 .* 0 is ambiguous"),
