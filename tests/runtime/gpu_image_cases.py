@@ -158,6 +158,9 @@ name_of_capsule = ctypes.PYFUNCTYPE(ctypes.c_char_p, ctypes.py_object)(
 )
 
 
+DELETER = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
 class Tensor:
     """An array with ``__dlpack__``, which orders the streams itself, as the standard wants."""
 
@@ -221,7 +224,7 @@ class Tensor:
                 self.deleted.append(self.was_read())
             array.fill(0)  # its next owner writes
 
-        deleter = trt_standin.CALLBACK(delete)
+        deleter = DELETER(delete)
         made.deleter = ctypes.cast(deleter, ctypes.c_void_p).value if self.deletes else None
         self.library.kept += [made, shape, strides, deleter]
         self.alive += 1
