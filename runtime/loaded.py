@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +13,13 @@ from lgvit_edge._support.numbers import whole
 from lgvit_edge.bundle.directory import Bundle
 from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.errors import BackendError, ParityError, UsageError
-from lgvit_edge.images.preprocess import ImageLike, network_input, several
+from lgvit_edge.images.arrays import is_array, on_gpu
+from lgvit_edge.images.preprocess import ImageLike, check_color, network_input, several
 from lgvit_edge.machine.memory import return_freed
 from lgvit_edge.policies.scores import difference
-from lgvit_edge.runtime.backends.base import Chain
+from lgvit_edge.runtime.backends.base import Chain, GpuChain, GpuImages
 from lgvit_edge.runtime.backends.registry import segment_names
-from lgvit_edge.runtime.runner import Walk, answer, step
+from lgvit_edge.runtime.runner import Walk, answer, begin, step
 from lgvit_edge.runtime.samples import read_samples
 
 
@@ -35,6 +36,7 @@ class LoadedBundle:
     def __init__(self, bundle: Bundle, open_chain: Callable[[list[str]], Chain]) -> None:
         self._bundle, self._open_chain = bundle, open_chain
         self.chain = open_chain(segment_names(bundle))
+        self._on_gpu = isinstance(self.chain, GpuChain)
         self._walk = Walk(self.chain, bundle.manifest)
         self._exits = len(bundle.manifest.segments) - 1
         self._baseline: Chain | None = None
@@ -56,8 +58,9 @@ class LoadedBundle:
         """Resize and normalise images into network input, as the manifest says.
 
         Takes images and color as ``Session.predict`` does; one array ``[B, H, W, C]`` will do.
-        Returns ``[B, H, W, 3] uint8``, or ``[B, 3, H, W] float32`` where the bundle says so, which
-        shares no memory with the images: a camera may fill its array again.
+        Returns ``[B, H, W, 3] uint8``, or ``[B, 3, H, W] float32`` where the bundle says so, on the
+        host, which shares no memory with the images: a camera may fill its array again. Images on
+        the GPU are resized there, while no other thread predicts.
 
         Raises:
             DataError: an image is of another type or shape, or there is none.
@@ -65,8 +68,12 @@ class LoadedBundle:
         """
         images = several(images)
         ready = self._input(images, color)
-        shared = len(images) == 1 and isinstance(images[0], np.ndarray)  # more were stacked
-        return ready.copy() if shared and np.may_share_memory(ready, images[0]) else ready
+        if isinstance(ready, GpuImages):
+            return self._to_host(ready)
+        if len(images) > 1 or not is_array(images[0]):  # more were stacked
+            return ready
+        whose = images[0] if isinstance(images[0], np.ndarray) else ready
+        return ready.copy() if np.may_share_memory(ready, whose) else ready
 
     def exit_logits(
         self, images: Sequence[ImageLike], *, color: str = "rgb"
@@ -85,9 +92,12 @@ class LoadedBundle:
             ready = self._input(images[first : first + self.max_batch], color)
             with self._lock:
                 self._check_open()
-                self.chain.start(ready)
-                for exit in range(self._exits + 1):
-                    logits[first : first + len(ready), exit] = answer(self.chain, exit + 1)
+                try:
+                    begin(self.chain, ready)
+                    for exit in range(self._exits + 1):
+                        logits[first : first + len(ready), exit] = answer(self.chain, exit + 1)
+                finally:
+                    self._give_back(ready)
         return logits
 
     def timed_exits(self, images: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -178,10 +188,28 @@ class LoadedBundle:
             "the bundle's folder"
         )
 
-    def _input(self, images: Sequence[ImageLike], color: str) -> NDArray[Any]:
-        """Do what ``prepare`` does; the result may be a view of an image, so use it at once."""
+    def _input(self, images: Sequence[ImageLike], color: str) -> NDArray[Any] | GpuImages:
+        """Do what ``prepare`` does; the result may be a view of an image, so use it at once.
+
+        Images on the GPU are not touched yet, if the chain takes them there.
+        """
+        if self._on_gpu and isinstance(images, (list, tuple)) and any(map(on_gpu, images)):
+            check_color(color)
+            if all(map(on_gpu, images)):
+                return GpuImages(images, color)
+            return np.concatenate([self.prepare([image], color=color) for image in images])
         spec = self.manifest
         return network_input(images, spec.preprocess, spec.image_size, spec.input, color)
+
+    def _to_host(self, images: GpuImages) -> NDArray[Any]:
+        with self._lock:
+            self._check_open()
+            return cast(GpuChain, self.chain).to_host(images)
+
+    def _give_back(self, images: NDArray[Any] | GpuImages) -> None:
+        """Let images on the GPU go, whatever became of them."""
+        if isinstance(images, GpuImages):
+            cast(GpuChain, self.chain).give_back()
 
     def _check_input(self, images: object, most: int) -> None:
         """Refuse what ``prepare`` did not return: backends trust its shape."""

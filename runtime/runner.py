@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +12,21 @@ from numpy.typing import NDArray
 from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.errors import BackendError, LGViTEdgeError, in_one_line
 from lgvit_edge.policies import Confidence, Departures, Policy, Tracker
-from lgvit_edge.runtime.backends.base import Chain
+from lgvit_edge.runtime.backends.base import Chain, GpuChain, GpuImages
 from lgvit_edge.runtime.deadlines import SegmentClock
 from lgvit_edge.runtime.result import Result
 
 _LARGEST = 1e18  # logit, by size
 _LARGEST_SQUARE = _LARGEST**2
 _vdot = np.vdot  # unlike np.dot it does not warn of overflow
+
+
+def begin(chain: Chain, images: NDArray[Any] | GpuImages) -> None:
+    """Start a chain with network input or, if it is a ``GpuChain``, with images on its GPU."""
+    if isinstance(images, np.ndarray):
+        chain.start(images)
+    else:
+        cast(GpuChain, chain).start_on_gpu(images)
 
 
 def step(chain: Chain, exit: int) -> NDArray[np.float32]:
@@ -69,9 +77,13 @@ class Walk:
         self._exits = len(self._blocks) - 1
 
     def run_one(
-        self, images: NDArray[Any], policy: Policy, start: float, deadline_ms: float | None = None
+        self,
+        images: NDArray[Any] | GpuImages,
+        policy: Policy,
+        start: float,
+        deadline_ms: float | None = None,
     ) -> Result:
-        """Classify one image ``[1, ...]``, the usual case on a device.
+        """Classify one image, ``[1, ...]`` or on the GPU, the usual case on a device.
 
         It does what ``Departures`` does, without the bookkeeping of rows, which takes longer than
         the decision itself. Latency and the deadline begin at ``start``, a ``perf_counter()``; no
@@ -79,7 +91,7 @@ class Walk:
         """
         began = mark = time.perf_counter()
         chain, clock, tracker, last = self.chain, self.clock, policy.start(self._exits), self._exits
-        chain.start(images)
+        begin(chain, images)
         logits = tracker.combine(answer(chain, 1))
         exit, stopped = 0, "final"  # exit counts from 0 inside this loop, as segments do
         while exit < last:
@@ -104,13 +116,16 @@ class Walk:
         return result
 
     def run_batch(
-        self, images: NDArray[Any], policy: Policy, starts: Sequence[float]
+        self, images: NDArray[Any] | GpuImages, policy: Policy, starts: Sequence[float]
     ) -> list[Result]:
-        """Classify a batch ``[B, ...]``; images that exit leave it. Each has its own start."""
+        """Classify a batch, ``[B, ...]`` or on the GPU; images that exit leave it.
+
+        Each has its own start.
+        """
         began = time.perf_counter()
         chain, batch = self.chain, Departures(policy, self._exits, len(images))
         results: list[Result | None] = [None] * len(images)
-        chain.start(images)
+        begin(chain, images)
         while True:
             left = batch.see(answer(chain, batch.exit + 1))
             stopped = "final" if left.exit > self._exits else "policy"

@@ -19,7 +19,7 @@ from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.errors import BundleError, UsageError
 from lgvit_edge.images.preprocess import ImageLike, check_color, check_several, several
 from lgvit_edge.policies import Policy, as_policy, from_json
-from lgvit_edge.runtime.backends.base import Chain, ChainOptions, TensorRTOptions
+from lgvit_edge.runtime.backends.base import Chain, ChainOptions, GpuImages, TensorRTOptions
 from lgvit_edge.runtime.backends.registry import chain_opener
 from lgvit_edge.runtime.loaded import LoadedBundle
 from lgvit_edge.runtime.reading import Item, Readers, StreamError
@@ -181,6 +181,10 @@ class Session(LoadedBundle):
         Args:
             image: ``uint8`` array ``[H, W, 3]``; ``[H, W]`` or ``[H, W, 1]``, grey; ``[H, W, 4]``,
                 whose transparency is dropped, as of files; the path of a file; or a Pillow image.
+                Arrays are NumPy's or, with ``__dlpack__``, of PyTorch or another library. The
+                tensorrt backend also takes those in the memory of its GPU, with ``__dlpack__`` or
+                ``__cuda_array_interface__``: they are resized there, and have been read when this
+                returns.
             color: of arrays, whether channels come as ``rgb`` or, as in OpenCV, ``bgr``.
             deadline_ms: from this call to the answer: no segment is begun that is likely to end
                 later, at the segments' present speed (``deadlines.MISS``). Exit 1 always answers,
@@ -188,7 +192,8 @@ class Session(LoadedBundle):
                 warms the session up, unless that was done.
 
         Raises:
-            DataError: the image is of another type or shape, or cannot be read.
+            DataError: the image is of another type or shape, is not where the backend can read it,
+                or cannot be read.
             UsageError: the deadline is not a positive number, or there is no such color.
             BackendError: a logit is NaN or infinite, or the session is closed.
         """
@@ -394,7 +399,7 @@ class Session(LoadedBundle):
 
     def _run(
         self,
-        images: NDArray[Any],
+        images: NDArray[Any] | GpuImages,
         starts: Sequence[float],
         deadline_ms: float | None = None,
         prepare_ms: float = 0.0,
@@ -406,10 +411,14 @@ class Session(LoadedBundle):
             count, rate = len(images), self._rate
             if deadline_ms is not None and not self._walk.clock.calibrated:
                 self.warm_up()
-            if count == 1:
-                results = [self._walk.run_one(images, self._policy, starts[0], deadline_ms)]
-            else:
-                results = self._walk.run_batch(images, self._policy, starts)
+            try:
+                if count == 1:
+                    results = [self._walk.run_one(images, self._policy, starts[0], deadline_ms)]
+                else:
+                    results = self._walk.run_batch(images, self._policy, starts)
+            finally:
+                if type(images) is not np.ndarray:
+                    self._give_back(images)
             if rate is not None:
                 network = max(result.network_ms for result in results) / count
                 pace = rate.pace

@@ -13,15 +13,30 @@ from numpy.typing import NDArray
 
 from lgvit_edge.errors import DataError, UsageError
 from lgvit_edge.images import pixels
+from lgvit_edge.images.arrays import (
+    CudaArray,
+    DLPackArray,
+    elsewhere,
+    host_array,
+    is_array,
+    on_gpu,
+)
 from lgvit_edge.images.spec import Preprocess
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# What ``as_rgb`` takes: an array, the path of a file, a Pillow image.
-ImageLike: TypeAlias = Union["NDArray[np.uint8]", str, "os.PathLike[str]", "Image"]
+# What a session takes: an array of NumPy or another library, the path of a file, a Pillow image.
+# On the GPU, arrays are for the tensorrt backend; ``as_rgb`` takes the others.
+ImageLike: TypeAlias = Union[
+    "NDArray[np.uint8]", str, "os.PathLike[str]", "Image", DLPackArray, CudaArray
+]
 
 COLORS = ("rgb", "bgr")
+_EXPECTED = (
+    "an image must be a uint8 array [H, W, 3], [H, W, 4], [H, W] or [H, W, 1], the path of a file, "
+    "or a Pillow image"
+)
 
 
 def load_rgb(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
@@ -43,8 +58,9 @@ def as_rgb(image: ImageLike, color: str = "rgb") -> NDArray[np.uint8]:
 
     Args:
         image: ``uint8`` array ``[H, W, 3]``, ``[H, W, 4]`` (transparency is dropped, as of files),
-            ``[H, W]`` or ``[H, W, 1]`` (grey, repeated); the path of a file; or a Pillow image,
-            which is read as its file would be.
+            ``[H, W]`` or ``[H, W, 1]`` (grey, repeated), of NumPy or, with ``__dlpack__``, of
+            another library, on the host; the path of a file; or a Pillow image, which is read as
+            its file would be.
         color: order of an array's channels: ``rgb``, or ``bgr`` as in OpenCV.
 
     Raises:
@@ -54,26 +70,44 @@ def as_rgb(image: ImageLike, color: str = "rgb") -> NDArray[np.uint8]:
     check_color(color)
     if isinstance(image, np.ndarray):
         if image.dtype == np.uint8 and image.size:
-            channels = image.shape[2] if image.ndim == 3 else 1 if image.ndim == 2 else 0
+            channels = channels_of(image.shape)
             if channels == 3:
                 return image if color == "rgb" else image[..., ::-1]
             if channels == 4:
                 return image[..., :3] if color == "rgb" else image[..., 2::-1]
             if channels == 1:
                 return np.broadcast_to(image.reshape(*image.shape[:2], 1), (*image.shape[:2], 3))
-        kind = f"{image.dtype} {list(image.shape)}"
-        if image.dtype != np.uint8:
-            kind += "; scale its values to 0..255, then convert it with .astype(np.uint8)"
-    elif isinstance(image, (str, os.PathLike)):
+        raise refusal(str(image.dtype), image.shape)
+    if isinstance(image, (str, os.PathLike)):
         return load_rgb(image)
-    elif _is_pillow(image):
+    if _is_pillow(image):
         return pixels.of_pillow(image)
-    else:
-        kind = type(image).__name__
-    raise DataError(
-        "an image must be a uint8 array [H, W, 3], [H, W, 4], [H, W] or [H, W, 1], the path of a "
-        f"file, or a Pillow image; found {kind}"
-    )
+    if on_gpu(image):
+        raise elsewhere(image)
+    if is_array(image):
+        return as_rgb(host_array(image), color)
+    raise DataError(f"{_EXPECTED}; found {type(image).__name__}")
+
+
+def channels_of(shape: Sequence[int]) -> int:
+    """Return how many channels an image of this shape has; 0 if it is none."""
+    channels = shape[2] if len(shape) == 3 else 1 if len(shape) == 2 else 0
+    return channels if channels in (1, 3, 4) else 0
+
+
+def refusal(dtype: str, shape: Sequence[int]) -> DataError:
+    """Return the error to raise for an array that is no image."""
+    found = f"{dtype} {list(shape)}"
+    if dtype != "uint8":
+        found += (
+            "; scale its values to 0..255, then convert it with .astype(np.uint8), in PyTorch "
+            ".to(torch.uint8)"
+        )
+    elif len(shape) == 3 and shape[0] in (1, 3, 4) and 0 not in shape:
+        found += (
+            "; move its channels to the end with .transpose(1, 2, 0), in PyTorch .permute(1, 2, 0)"
+        )
+    return DataError(f"{_EXPECTED}; found {found}")
 
 
 def check_color(color: str) -> None:
@@ -105,21 +139,28 @@ def resize_crop(frame: NDArray[np.uint8], spec: Preprocess, size: int) -> NDArra
         return frame
     from PIL import Image
 
+    image = Image.fromarray(np.ascontiguousarray(frame))
+    resampling = Image.Resampling[spec.interpolation.upper()]
+    box = crop_box(height, width, spec, size)
+    return np.asarray(image.resize((size, size), resampling, box=box))
+
+
+def crop_box(
+    height: int, width: int, spec: Preprocess, size: int
+) -> tuple[float, float, float, float]:
+    """Return what of an image becomes the crop: left, top, right and bottom, in its pixels."""
     short = min(height, width)
     # Both sides become whole pixels, as in torchvision and timm.
     out_h, out_w = spec.resize * height // short, spec.resize * width // short
     if spec.squash:
         out_h = out_w = spec.resize
     top, left = round((out_h - size) / 2), round((out_w - size) / 2)
-    box = (
+    return (
         left * width / out_w,
         top * height / out_h,
         (left + size) * width / out_w,
         (top + size) * height / out_h,
     )
-    image = Image.fromarray(np.ascontiguousarray(frame))
-    resampling = Image.Resampling[spec.interpolation.upper()]
-    return np.asarray(image.resize((size, size), resampling, box=box))
 
 
 def network_input(
@@ -168,10 +209,11 @@ def check_several(images: object) -> None:
         DataError: ``images`` is a single image, a dict, or nothing that could be read one by one.
     """
     single = isinstance(images, (str, bytes, os.PathLike, Mapping)) or _is_pillow(images)
-    if isinstance(images, np.ndarray):
-        single = images.ndim != 4
+    shape = getattr(images, "shape", None) if is_array(images) else None
+    if shape is not None:
+        single = len(shape) != 4
     if single or not (isinstance(images, Iterable) or hasattr(images, "__getitem__")):
-        kind = f"an array {list(images.shape)}" if isinstance(images, np.ndarray) else repr(images)
+        kind = repr(images) if shape is None else f"an array {list(shape)}"
         raise DataError(f"expected several images, such as [image], found {kind:.100}")
 
 

@@ -9,7 +9,7 @@ import importlib.util
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from lgvit_edge._support.numbers import whole
 from lgvit_edge.errors import UsageError
@@ -56,6 +56,35 @@ class Chain(Protocol):
 
     def close(self) -> None:
         """Free the backend's memory."""
+
+
+@dataclass(frozen=True)
+class GpuImages:
+    """Images of any size in the memory of a GPU, and the order of their channels."""
+
+    images: Sequence[Any]
+    color: str
+
+    def __len__(self) -> int:
+        """Return how many they are."""
+        return len(self.images)
+
+
+@runtime_checkable
+class GpuChain(Chain, Protocol):
+    """A chain that also takes images in the memory of its GPU, and resizes them there."""
+
+    def start_on_gpu(self, images: GpuImages) -> None:
+        """Do what ``start`` does; the images must stay as they are until ``give_back``.
+
+        Raises ``DataError`` where one is no image, or is not on this GPU.
+        """
+
+    def give_back(self) -> None:
+        """Let the images of ``start_on_gpu`` go, once they have been read; it may have failed."""
+
+    def to_host(self, images: GpuImages) -> NDArray[Any]:
+        """Return what ``start`` would take of the images; raises as ``start_on_gpu`` does."""
 
 
 class LayerTime(NamedTuple):

@@ -6,7 +6,8 @@ Each segment and batch size has one CUDA graph (the kernels, and the copy of log
 memory) and its own context, which must not change once the graph is recorded. Where CPU and GPU
 share memory there are no copies: kernels read images and write logits where the CPU does. A batch
 is padded to the next of a few sizes, all of which are prepared when the chain is opened. The host
-waits on an event, never on the device.
+waits on an event, never on the device. Images that are on the device are resized there, straight
+into segment 0's input.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from lgvit_edge.bundle.directory import Bundle
 from lgvit_edge.bundle.manifest import TensorSpec
 from lgvit_edge.errors import BackendError
 from lgvit_edge.policies import Rule
-from lgvit_edge.runtime.backends.base import Chain, ChainOptions, TensorRTOptions
+from lgvit_edge.runtime.backends.base import Chain, ChainOptions, GpuImages, TensorRTOptions
 from lgvit_edge.runtime.backends.device_exit import DeviceExit, check_decisions, check_supported
 from lgvit_edge.runtime.backends.tensorrt_engine import (
     RUNTIME_CACHE,
@@ -40,6 +41,7 @@ from lgvit_edge.runtime.backends.tensorrt_engine import (
 )
 from lgvit_edge.runtime.backends.waiting import Waits
 from lgvit_edge.runtime.cuda.bindings import open_cuda
+from lgvit_edge.runtime.cuda.resize import Resizer
 from lgvit_edge.runtime.samples import read_samples
 
 
@@ -69,6 +71,8 @@ class TensorRTChain:
         self._cuda = open_cuda(self._options.binding, self._gpu)
         zero_copy = self._options.zero_copy
         self._zero_copy = self._cuda.device.integrated if zero_copy is None else zero_copy
+        spec = bundle.manifest
+        self._resizer = Resizer(self._cuda, self._gpu, spec.preprocess, spec.image_size, spec.input)
         self._closed = False
         self._names = names
         # By segment and padded batch size. A recorded graph is None where kernels are launched one
@@ -119,20 +123,26 @@ class TensorRTChain:
 
     def start(self, images: NDArray[Any]) -> None:
         """See ``Chain.start``; a closed chain raises ``BackendError``."""
-        if self._closed:
-            raise BackendError("the session is closed; open another one")
-        self._batch, self._next, self._queued, self._rows = len(images), 0, 0, None
+        self._begin(len(images))
         np.copyto(self._image[: self._batch], images)
         if not self._zero_copy:
             source, size = self._image.ctypes.data, _bytes(self._graphs[0].inputs[0], self._batch)
             self._cuda.upload(self._image_address, source, size)
-        self._decided = 0
-        if self._follows:
-            assert self._device is not None
-            self._queued_at = [self._waits.clock()] * len(self._graphs)
-            self._device.launch()
-            self._cuda.record(self._device_event)
-            self._decided = len(self._graphs)
+        self._run_ahead()
+
+    def start_on_gpu(self, images: GpuImages) -> None:
+        """See ``GpuChain.start_on_gpu``; a closed chain raises ``BackendError``."""
+        self._begin(len(images))
+        self._resizer.start(images.images, images.color, self._image_address)
+        self._run_ahead()
+
+    def give_back(self) -> None:
+        """See ``GpuChain.give_back``."""
+        self._resizer.give_back()
+
+    def to_host(self, images: GpuImages) -> NDArray[Any]:
+        """See ``GpuChain.to_host``."""
+        return self._resizer.to_host(images.images, images.color)
 
     def step(self) -> NDArray[np.float32]:
         """See ``Chain.step``."""
@@ -205,6 +215,21 @@ class TensorRTChain:
         self._engines = []
         self._loader = None
         self._cuda.close()
+
+    def _begin(self, batch: int) -> None:
+        if self._closed:
+            raise BackendError("the session is closed; open another one")
+        self._batch, self._next, self._queued, self._rows = batch, 0, 0, None
+        self._decided = 0
+
+    def _run_ahead(self) -> None:
+        """Queue all segments, if the device decides between them."""
+        if self._follows:
+            assert self._device is not None
+            self._queued_at = [self._waits.clock()] * len(self._graphs)
+            self._device.launch()
+            self._cuda.record(self._device_event)
+            self._decided = len(self._graphs)
 
     def _allocate(self) -> None:
         cuda, batch = self._cuda, self.max_batch

@@ -26,6 +26,8 @@ NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: the default stream of other librarie
 _THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may go on using CUDA
 _BLOCKING_SYNC, _DISABLE_TIMING = 1, 2  # CU_EVENT_...
 _DEVICEMAP = 2  # CU_MEMHOSTALLOC_DEVICEMAP
+# CU_POINTER_ATTRIBUTE_..., and CU_MEMORYTYPE_HOST
+_MEMORY_TYPE, _DEVICE_POINTER, _DEVICE_ORDINAL, _HOST = 2, 3, 9, 1
 _MB = 2**20
 # Our kernels, as text that each driver compiles for its GPU; tools/ptx.py makes it.
 _KERNELS = Path(__file__).with_name("kernels")
@@ -53,6 +55,7 @@ class Cuda(ABC):
         self.device = driver.device(index)
         self._owned = ExitStack()
         self._events: dict[int, Any] = {}
+        self._others: ctypes.c_void_p | None = None  # the event that ``follow`` records
         self._previous = driver.current()
         self._thread = threading.get_ident()
         self._closed = False
@@ -126,6 +129,50 @@ class Cuda(ABC):
     @abstractmethod
     def synchronize(self) -> None:
         """Wait for the whole stream."""
+
+    def follow(self, stream: int) -> None:
+        """Let what is queued from now on wait for what is on another stream of the device now.
+
+        ``stream`` is its handle; 1 is the legacy default stream and 2 the thread's own.
+        """
+        self._use()
+        call = self._driver.call
+        if self._others is None:
+            event = ctypes.c_void_p()
+            call("cuEventCreate", ctypes.byref(event), _DISABLE_TIMING)
+            self._own(call, "cuEventDestroy_v2", event)
+            self._others = event
+        call("cuEventRecord", self._others, ctypes.c_void_p(stream))
+        call("cuStreamWaitEvent", self._handle, self._others, 0)
+
+    def wait_for_all(self) -> None:
+        """Wait for every stream of the device's primary context, whoever made it."""
+        self._use()
+        self._driver.call("cuCtxSynchronize")
+
+    def home(self, address: int) -> int | None:
+        """Return the index of the GPU that an address is memory of; None for page-locked memory.
+
+        Raises ``Refused`` where the driver does not know the address.
+        """
+        self._use()
+        kind, gpu = ctypes.c_uint(), ctypes.c_int()
+        self._ask_pointer(kind, _MEMORY_TYPE, address)
+        if kind.value == _HOST:
+            return None
+        self._ask_pointer(gpu, _DEVICE_ORDINAL, address)
+        return gpu.value
+
+    def reach(self, address: int) -> int:
+        """Return where kernels find what is at an address; ``Refused`` where they cannot."""
+        self._use()
+        found = ctypes.c_uint64()
+        self._ask_pointer(found, _DEVICE_POINTER, address)
+        return found.value
+
+    def _ask_pointer(self, answer: Any, attribute: int, address: int) -> None:
+        pointer = ctypes.c_uint64(address)
+        self._driver.call("cuPointerGetAttribute", ctypes.byref(answer), attribute, pointer)
 
     def begin_capture(self) -> None:
         """Record what is queued from now on instead of running it (thread-local mode)."""

@@ -5,7 +5,8 @@
  * device memory holds 0xCD and freed memory 0xFF. Every call wants the right context in its
  * thread, and copies want live device memory and page-locked host memory. The device has an address
  * of its own for mapped host memory, as cuda.h allows, and knows no other. No device reaches the
- * memory of another one. There are no locks. Kernels come as PTX, which is read for its version, its
+ * memory of another one. There are no locks. What a stream waits for on another one runs when its turn
+ * comes. Kernels come as PTX, which is read for its version, its
  * target and its names, and run from their source (fake_kernels.cpp). The nodes of a graph that was
  * made by hand run in the latest order that their dependencies allow.
  */
@@ -54,15 +55,15 @@ static const struct { R code; const char *name, *text; } ERRORS[] = {
 typedef struct Event Event;
 typedef struct Work Work;
 typedef struct { Work *graph; unsigned value, initial; int used; } Condition;
-typedef struct { enum { COPY, CALL, MARK, KERNEL, CHILD, IF, RESET } kind; void *to; const void *from; size_t size;
+typedef struct { enum { COPY, CALL, MARK, KERNEL, CHILD, IF, RESET, WAIT } kind; void *to; const void *from; size_t size;
                  HostFunction call; void *data; const char *kernel; unsigned sizes[6];
                  Work *inner; Condition *condition; uint64_t after; } Op;
 struct Work { Op *ops; size_t count; int uploaded, by_hand; };
 typedef struct { Work *graph; size_t index; } *Node;
 size_t kernel_argument(const char *name);
 void run_kernel(const char *name, const void *argument, const unsigned *sizes);
-typedef struct { Work queued, captured; size_t done; int capturing, invalid;
-                 int64_t busy; void *thread, *context; } Stream;
+typedef struct Stream { Work queued, captured; size_t done; int capturing, invalid;
+                        int64_t busy; void *thread, *context; struct Stream *next; } Stream;
 struct Event { Stream *stream; size_t upto; int asked, sleeps; int64_t ready; };
 typedef struct Block { struct Block *next; char *start, *mapped; size_t size; int host, live; void *context; } Block;
 enum { DEVICE_BLOCKS, HOST_BLOCKS, STREAMS, EVENTS, GRAPHS, EXECS, CONTEXTS, MODULES, COUNTS };
@@ -71,6 +72,7 @@ static int host_nodes, deaf, idle, launches, counts[COUNTS], copies, late_upload
 static char gpu_name[100], second_name[100], fail_name[64];
 static size_t total, used;
 static int64_t pace, wake_up; /* nanoseconds; see fake_set_pace */
+static Stream *streams, defaults[2]; /* all that were made; the legacy default and the thread's own */
 static R sticky; /* an error of queued work: every later call reports it, as on a GPU */
 static Block *blocks;
 static char primary[8]; /* one for each device: the address is the context's handle */
@@ -97,6 +99,7 @@ void fake_reset(void) {
     capture = NULL, initialized = 0, gpus = 1, major = 8, minor = 7, version = 12060, sticky = OK;
     strcpy(gpu_name, "Fake Orin"), second_name[0] = 0, processors = 8, integrated = 0, fail_name[0] = 0, total = (size_t)8 << 30, used = 0;
     copies = late_uploads = host_nodes = deaf = idle = launches = 0, pace = wake_up = 0;
+    streams = NULL, memset(defaults, 0, sizeof defaults);
     for (; blocks; ) {
         Block *b = blocks;
         blocks = b->next;
@@ -226,6 +229,21 @@ R cuMemHostGetDevicePointer_v2(void **out, void *start, unsigned flags) {
     return INVALID_VALUE;
 }
 R cuMemFreeHost(void *start) { ENTER(cuMemFreeHost, 1); return release(start, 1); }
+/* Memory that is freed, or ordinary, is known to nobody. */
+R cuPointerGetAttribute(void *out, int attribute, Address address) {
+    ENTER(cuPointerGetAttribute, 1);
+    char *at = (char *)address;
+    for (Block *b = blocks; b; b = b->next) {
+        int mapped = b->mapped && at >= b->mapped && at < b->mapped + b->size;
+        if (!b->live || !(mapped || (at >= b->start && at < b->start + b->size))) continue;
+        if (attribute == 2) return *(unsigned *)out = b->host ? 1 : 2, OK;
+        if (attribute == 9) return *(int *)out = (char *)b->context - primary, OK;
+        if (b->host && !mapped) at = b->mapped ? b->mapped + (at - b->start) : NULL;
+        int there = at && b->context == contexts[depth - 1];
+        return attribute == 3 && there ? (*(char **)out = at, OK) : INVALID_VALUE;
+    }
+    return INVALID_VALUE;
+}
 R cuMemGetInfo_v2(size_t *available, size_t *all) {
     ENTER(cuMemGetInfo, 1);
     return *available = total - used, *all = total, OK;
@@ -236,9 +254,11 @@ static void append(Work *work, Op op) {
     work->ops = realloc(work->ops, (work->count + 1) * sizeof op);
     work->ops[work->count++] = op;
 }
+static Stream *named(Stream *s) { return s == (Stream *)1 || s == (Stream *)2 ? &defaults[s == (Stream *)2] : s; }
 static R queue(Stream *s, Op op) {
-    if (!s) return INVALID_HANDLE; /* the default stream is never used */
-    if (s->context != contexts[depth - 1]) return INVALID_CONTEXT;
+    if (!s) return INVALID_HANDLE; /* by this name the default stream is never used */
+    s = named(s);
+    if (s->context && s->context != contexts[depth - 1]) return INVALID_CONTEXT;
     if (s->invalid) return CAPTURE_INVALIDATED;
     return append(s->capturing ? &s->captured : &s->queued, op), OK;
 }
@@ -251,8 +271,10 @@ static int fits(const Op *op) {
     }
     return 1;
 }
+static R run(Stream *s, size_t upto);
 static void perform(const Op *op) {
     if (sticky) return;
+    if (op->kind == WAIT) run(op->data, op->size);
     if (op->kind == CALL) op->call(op->data);
     if (op->kind == RESET) op->condition->value = op->condition->initial;
     if (op->kind == IF && op->condition->value)
@@ -295,19 +317,29 @@ R cuStreamCreate(Stream **out, unsigned flags) {
     ENTER(cuStreamCreate, 1);
     if (flags != 1) return INVALID_VALUE; /* only non-blocking streams are wanted */
     *out = calloc(1, sizeof **out), (*out)->context = contexts[depth - 1];
+    (*out)->next = streams, streams = *out;
     return counts[STREAMS]++, OK;
 }
 R cuStreamDestroy_v2(Stream *s) {
     ENTER(cuStreamDestroy, 1);
     run(s, s->queued.count);
     if (capture == s) capture = NULL;
-    free(s->queued.ops), free(s->captured.ops), free(s);
+    free(s->queued.ops), free(s->captured.ops); /* the rest stays, for who waits for it */
+    s->queued = s->captured = (Work){0}, s->done = SIZE_MAX, s->context = primary + 8;
     return counts[STREAMS]--, OK;
 }
 R cuStreamSynchronize(Stream *s) {
     ENTER(cuStreamSynchronize, 1);
     if (s->capturing) return s->invalid = 1, CAPTURE_UNSUPPORTED;
     return run(s, s->queued.count);
+}
+R cuCtxSynchronize(void) {
+    ENTER(cuCtxSynchronize, 1);
+    NOT_CAPTURING();
+    for (size_t i = 0; i < 2; i++) run(defaults + i, defaults[i].queued.count);
+    for (Stream *s = streams; s; s = s->next)
+        if (s->context == contexts[depth - 1]) run(s, s->queued.count);
+    return sticky;
 }
 R cuEventCreate(Event **out, unsigned flags) {
     ENTER(cuEventCreate, 1);
@@ -321,10 +353,16 @@ static int64_t now_ns(void) {
 }
 R cuEventRecord(Event *e, Stream *s) {
     ENTER(cuEventRecord, 1);
+    if (s) s = named(s);
     R r = queue(s, (Op){.kind = MARK});
     if (r || s->capturing) return r;
     if (pace) s->busy = (s->busy > now_ns() ? s->busy : now_ns()) + pace;
     return *e = (Event){s, s->queued.count, 0, e->sleeps, s->busy}, OK;
+}
+R cuStreamWaitEvent(Stream *s, Event *e, unsigned flags) {
+    ENTER(cuStreamWaitEvent, 1);
+    if (flags || !e->stream) return INVALID_VALUE;
+    return e->stream->done >= e->upto ? OK : queue(s, (Op){.kind = WAIT, .data = e->stream, .size = e->upto});
 }
 R cuEventQuery(Event *e) {
     ENTER(cuEventQuery, 1);

@@ -17,11 +17,13 @@ static void __syncthreads();
 #define __threadfence_system()
 
 #include "exit.cu"
+#include "resize.cu"
 
 template <class T, void (*F)(T)> static void call(const void *argument) { F(*(const T *)argument); }
 /* Every kernel takes one structure. */
 static const struct { const char *name; size_t size; void (*run)(const void *); } KERNELS[] = {
     {"decide_exit", sizeof(Exit), call<Exit, decide_exit>},
+    {"resize_image", sizeof(Resize), call<Resize, resize_image>},
 };
 enum { MOST = 1024, STACK = 1 << 16 };
 static ucontext_t scheduler, threads[MOST];

@@ -215,6 +215,8 @@ def test_out_of_memory(cuda: Cuda) -> None:
         ("cuGraphLaunch", lambda cuda: cuda.launch(captured(cuda, lambda: None))),
         ("cuMemGetInfo", lambda cuda: cuda.free_memory()),
         ("cuCtxSetCurrent", lambda cuda: cuda.synchronize()),
+        ("cuCtxSynchronize", lambda cuda: cuda.wait_for_all()),
+        ("cuStreamWaitEvent", lambda cuda: cuda.follow(1)),
     ],
 )
 def test_refusal_names_the_call(cuda: Cuda, name: str, use: Callable[[Cuda], Any]) -> None:
@@ -223,6 +225,52 @@ def test_refusal_names_the_call(cuda: Cuda, name: str, use: Callable[[Cuda], Any
         use(cuda)
     assert "--batch" not in str(caught.value)
     fail("", 0)
+
+
+@pytest.mark.parametrize("way", ["handle", "legacy default", "thread's default", "all"])
+def test_following_another_stream(cuda: Cuda, way: str) -> None:
+    """What it was asked for before is there; what it is asked for later is not waited for."""
+    other = open_cuda(BINDING)
+    stream = {"legacy default": 1, "thread's default": 2}.get(way, other.stream)
+    source, target = cuda.pinned((1,), np.uint8), cuda.pinned((1,), np.uint8)
+    memory = cuda.allocate(1)
+
+    def send(value: int) -> None:
+        source[0] = value
+        addresses = ctypes.c_void_p(memory), ctypes.c_void_p(source.ctypes.data)
+        code = FAKE.cuMemcpyHtoDAsync_v2(*addresses, ctypes.c_size_t(1), ctypes.c_void_p(stream))
+        assert code == 0
+
+    for value in (1, 2):
+        send(value)
+        if way == "all":
+            cuda.wait_for_all()
+        else:
+            cuda.follow(stream)
+        cuda.download(target.ctypes.data, memory, 1)
+        cuda.synchronize()
+        assert target[0] == value
+    send(3)
+    cuda.download(target.ctypes.data, memory, 1)
+    cuda.synchronize()
+    assert target[0] == 2
+    other.close()
+
+
+def test_whose_memory_an_address_is(cuda: Cuda) -> None:
+    FAKE.fake_set_driver(12060, 2)
+    memory, second = cuda.allocate(16), open_cuda(BINDING, 1)
+    theirs = second.allocate(16)
+    array, address = cuda.mapped((16,), np.uint8)
+    plain = cuda.pinned((16,), np.uint8).ctypes.data
+    assert [cuda.home(a) for a in (memory, memory + 15, theirs)] == [0, 0, 1]
+    assert [cuda.home(a) for a in (address, array.ctypes.data, plain)] == [None] * 3
+    assert cuda.reach(memory + 3) == memory + 3
+    assert cuda.reach(array.ctypes.data + 3) == cuda.reach(address + 3) == address + 3
+    for use, wrong in ((cuda.reach, theirs), (cuda.reach, plain), (cuda.home, id(cuda))):
+        with pytest.raises(BackendError, match="cuPointerGetAttribute failed: .*invalid argument"):
+            use(wrong)
+    second.close()
 
 
 def test_copy_from_memory_that_is_not_page_locked(cuda: Cuda) -> None:

@@ -50,18 +50,35 @@ def bundles(rtx_bundle: Callable[[str], Path]) -> Path:
     return {rtx_bundle(name).parents[1] for name in ("fp32", "fp16", "fixed", "swin")}.pop()
 
 
-def run_cases(driver: Path, bundles: Path, folder: Path, *binding: str, **more: str) -> None:
+def run_cases(
+    driver: Path,
+    bundles: Path,
+    folder: Path,
+    *binding: str,
+    file: str = "runtime/trt_cases.py",
+    **more: str,
+) -> None:
     """``binding`` is its package, the module it stands for, and its version."""
     pytest.importorskip("cuda.bindings.driver", reason="cuda-python is not installed")
     names = ("TRT_NEWEST", "TRT_BUNDLES", "TRT_BINDINGS", "TRT_MODULE", "TRT_VERSION")
     variables = dict(zip(names, (VERSIONS[-1], str(bundles), *binding), strict=True)) | more
     library = Path(shutil.copy(driver, folder))
-    fake_cuda.run_cases("runtime/trt_cases.py", library, **variables)
+    fake_cuda.run_cases(file, library, **variables)
 
 
 @pytest.mark.trt
 @pytest.mark.parametrize("version", VERSIONS)
 def test_tensorrt_on_stand_ins(version: str, driver: Path, bundles: Path, tmp_path: Path) -> None:
+    run_version(version, driver, bundles, tmp_path, "runtime/trt_cases.py")
+
+
+@pytest.mark.trt
+def test_images_on_the_gpu_on_stand_ins(driver: Path, bundles: Path, tmp_path: Path) -> None:
+    """They never reach TensorRT's own calls, which differ by version."""
+    run_version("10.3.0", driver, bundles, tmp_path, "runtime/gpu_image_cases.py")
+
+
+def run_version(version: str, driver: Path, bundles: Path, tmp_path: Path, file: str) -> None:
     wheels = list(WHEELS.glob(f"*-{version}-*.whl"))
     if not wheels:
         pytest.skip(f"NVIDIA's bindings {version} are not in {WHEELS}; run: make dev")
@@ -69,7 +86,7 @@ def test_tensorrt_on_stand_ins(version: str, driver: Path, bundles: Path, tmp_pa
         wheel.extractall(tmp_path)
     empty_libraries(tmp_path, version.split(".")[0])
     binding = ("tensorrt_bindings", "tensorrt", version)
-    run_cases(driver, bundles, tmp_path, *binding, TRT_FOLDER=str(tmp_path))
+    run_cases(driver, bundles, tmp_path, *binding, file=file, TRT_FOLDER=str(tmp_path))
 
 
 @pytest.mark.trt
