@@ -17,6 +17,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from lgvit_edge._support.optional import require
 from lgvit_edge._support.terminal import console, say
 from lgvit_edge.architecture.placement import plan_exits
 from lgvit_edge.architecture.published import architecture
@@ -30,6 +31,7 @@ from lgvit_edge.model.backbones.classifier import TokenClassifier
 from lgvit_edge.model.randomised import randomised
 from lgvit_edge.policies.scores import difference
 from lgvit_edge.runtime import Session
+from lgvit_edge.runtime.backends.ort_pool import join_pool
 
 _TURN = 2  # frames in a row, after one that brings its weights into the caches
 _WAYS = ("whole", "shipped")
@@ -49,6 +51,7 @@ def main(
 ) -> None:
     """Times baseline and whole chain with the last block whole, and as it is shipped."""
     record, rows = Record(json_file), []
+    join_pool(require("onnxruntime", extra="cpu"), threads)  # the export's checks would size it
     for name in arch:
         config = architecture(name)
         model = randomised(LGViT(config.replace(exits=plan_exits(exits, block_macs(config)))))

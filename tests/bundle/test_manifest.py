@@ -110,7 +110,7 @@ def test_unknown_schema_versions_are_refused(data: Data, version: object) -> Non
 
 def test_a_manifest_without_a_version(data: Data) -> None:
     with pytest.raises(BundleError, match="manifest.schema_version: expected a whole number"):
-        loads(data | {"schema_version": 5.0})
+        loads(data | {"schema_version": 6.0})
     del data["schema_version"]
     for value in (data, {}, [], "manifest", None, 3):
         with pytest.raises(BundleError, match="schema version 6, found None"):
@@ -282,6 +282,7 @@ FIT = "each segment's hidden output must be the next one's input"
         (lambda d: d["baseline"].update(macs=0), "macs and parameters must be counts"),
         (lambda d: d["baseline"].update(parameters=-1), "macs and parameters must be counts"),
         (lambda d: d.update(labels=["a"]), "expected 5 labels, found 1"),
+        (lambda d: d.update(published_macs=0), "published_macs must be a count, found 0"),
         (lambda d: d.update(input="int8"), "input must be uint8 or float32: 'int8'"),
         (lambda d: d.update(target="tpu"), "target must be one of .*: 'tpu'"),
         (lambda d: d.update(batch=[2, 1, 4]), BATCH),

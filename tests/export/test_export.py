@@ -99,6 +99,24 @@ def test_graphs_keep_whole_operators_and_no_traces_of_our_disk(bundle: Path) -> 
     assert b"lgvit_edge" not in (bundle / "baseline.onnx").read_bytes()
 
 
+@pytest.mark.parametrize("file", ["baseline.onnx", "segments/segment_3.onnx"])
+def test_the_last_blocks_mlp_sees_the_class_token_alone(bundle: Path, file: str) -> None:
+    model = onnx.shape_inference.infer_shapes(onnx.load(bundle / file))
+    tokens = {
+        value.name: value.type.tensor_type.shape.dim[1].dim_value
+        for value in model.graph.value_info
+        if len(value.type.tensor_type.shape.dim) == 3
+    }
+    mlps = {
+        node.name.split(".fc1")[0]: tokens[node.output[0]]
+        for node in model.graph.node
+        if ".fc1/MatMul" in node.name
+    }
+    expected = dict.fromkeys([f"blocks.{number}" for number in (1, 2, 3, 4)], 17)
+    assert mlps == {k: v for k, v in expected.items() if k in mlps} | {"blocks.4": 1}
+    assert len(mlps) == (4 if file == "baseline.onnx" else 1)
+
+
 def test_gelu_becomes_one_operator_from_opset_20(tmp_path: Path, quick_model: LGViT) -> None:
     export_bundle(quick_model, tmp_path / "out", ExportOptions(opset=20))
     model = onnx.load(tmp_path / "out" / "baseline.onnx", load_external_data=False)
