@@ -70,6 +70,7 @@ def summarise(
             "latency_ms": percentiles(base, weights),
             "network_ms": percentiles(base_network, weights),
             "macs": manifest.baseline.macs,
+            "published_macs": manifest.published_macs,
         },
         "latency_ms": percentiles(chain, weights),
         "network_ms": percentiles(network, weights),

@@ -300,7 +300,7 @@ class _Export:
         self.progress("manifest", self.steps - 1, self.steps)
         np.savez(self.staging / bundle.PARITY, images=images, logits=expected)
         parity = Parity(bundle.describe(self.staging, bundle.PARITY), check.tolerance, tuple(gaps))
-        return self._manifest(segments, baseline, parity, agreed)
+        return self._manifest(segments, baseline, costs.published, parity, agreed)
 
     def _calibrate(self) -> dict[int, quantize.Limits]:
         spec, size = self.model.config.preprocess, self.model.config.image_size
@@ -367,6 +367,7 @@ class _Export:
         self,
         segments: list[SegmentSpec],
         whole: GraphSpec,
+        published_macs: int,
         parity: Parity,
         agreed: Agreement | None,
     ) -> Manifest:
@@ -388,6 +389,7 @@ class _Export:
                 preprocess=config.preprocess,
                 segments=tuple(segments),
                 baseline=whole,
+                published_macs=published_macs,
                 weights=(bundle.describe(self.staging, bundle.WEIGHTS),),
                 parity=parity,
                 policy=options.policy.to_json(),

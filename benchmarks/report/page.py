@@ -13,6 +13,7 @@ from lgvit_edge.architecture.families import FAMILIES
 from lgvit_edge.benchmarks.report import plots
 from lgvit_edge.benchmarks.report.gallery import Gallery
 from lgvit_edge.benchmarks.report.terminal import what_was_measured
+from lgvit_edge.bundle.inspection import both_counts
 from lgvit_edge.bundle.manifest import Manifest
 
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
@@ -110,7 +111,10 @@ def _tiles(record: dict[str, Any]) -> list[tuple[str, str]]:
     ms, base_ms = (part["latency_ms"]["mean"] for part in (record, record["baseline"]))
     tiles = [
         (f"{wall:.2f}x", f"faster than without exits (95 %: {low:.2f} to {high:.2f})"),
-        (f"{speedup['macs']:.2f}x", "fewer multiply-accumulates (MACs)"),
+        (
+            f"{speedup['macs']:.2f}x",
+            f"fewer multiply-accumulates (MACs); {both_counts(record['baseline'])}",
+        ),
         (f"{record['efficiency']:.3f}", "efficiency: time saved for MACs saved"),
         (f"{ms:.2f} ms", f"per image on average; {base_ms:.2f} ms without exits"),
     ]

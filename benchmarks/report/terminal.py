@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lgvit_edge._support.terminal import plain, table
+from lgvit_edge.bundle.inspection import both_counts
 
 
 def table_of(
@@ -62,6 +63,7 @@ def print_report(record: dict[str, Any], console: Console) -> None:
         f"[bold]efficiency {record['efficiency']:.3f}[/] (network alone "
         f"{record['network_efficiency']:.3f})"
     )
+    say(both_counts(base))
     say(
         f"throughput {record['throughput_per_s']:.1f} images/s, peak memory "
         f"{record['env']['peak_memory_mb']:.0f} MB (chain and baseline together)"

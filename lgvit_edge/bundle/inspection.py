@@ -44,9 +44,19 @@ def inspect_bundle(path: Path) -> dict[str, Any]:
         "bytes": sum(p.stat().st_size for p in path.rglob("*") if p.is_file()),
         **take("versions", "fp32_islands", "calibration", "agreement"),
         "engines": [_engines(folder, build, bundle) for folder, build in find_builds(path)],
-        "baseline": {"macs": manifest.baseline.macs, "parameters": manifest.baseline.parameters},
+        "baseline": {
+            "macs": manifest.baseline.macs,
+            "published_macs": manifest.published_macs,
+            "parameters": manifest.baseline.parameters,
+        },
         "segments": with_totals(rows, manifest.baseline.macs),
     }
+
+
+def both_counts(baseline: dict[str, Any]) -> str:
+    """Return a sentence with the baseline's ``macs`` and ``published_macs``."""
+    exported, published = baseline["macs"] / 1e6, baseline["published_macs"] / 1e6
+    return f"baseline: {exported:,.1f} M MACs as exported, {published:,.1f} M as published"
 
 
 def with_totals(rows: list[dict[str, Any]], baseline_macs: int) -> list[dict[str, Any]]:

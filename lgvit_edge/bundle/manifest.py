@@ -21,8 +21,8 @@ from lgvit_edge.images.spec import Preprocess
 
 # History: 1 - first version. 2 - half and int8 precision: islands, calibration, agreement.
 # 3 - preprocessing may squash images, which version 2 never does. 4 - operating points, MACs of
-# heads, temperatures in policies. 5 - sizes of files.
-SCHEMA_VERSION = 5
+# heads, temperatures in policies. 5 - sizes of files. 6 - published MACs.
+SCHEMA_VERSION = 6
 TARGETS = ("cpu", "jetson", "rtx")
 DTYPES = ("uint8", "float16", "float32")
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -160,6 +160,7 @@ class Manifest:
     preprocess: Preprocess
     segments: tuple[SegmentSpec, ...]  # i ends in exit i + 1, the last in the final classifier
     baseline: GraphSpec
+    published_macs: int  # of the baseline with every block whole, as its authors count
     weights: tuple[FileSpec, ...]
     parity: Parity
     policy: dict[str, Any]  # the default, as ``Policy.to_json`` writes it
@@ -183,6 +184,8 @@ class Manifest:
     def _faults(self) -> Iterator[str]:
         low, usual, high = self.batch
         labels, classes = len(self.labels), self.num_classes
+        if self.published_macs < 1:
+            yield f"published_macs must be a count, found {self.published_macs}"
         if self.input not in ("uint8", "float32"):
             yield f"input must be uint8 or float32: {self.input!r}"
         if self.target not in TARGETS:

@@ -78,6 +78,8 @@ def inspect(path: Path, source: SourceOptions, check: CheckOptions) -> dict[str,
 
 def print_info(about: dict[str, Any], console: Console) -> None:
     """Print what ``inspect`` returns as text and tables."""
+    from lgvit_edge.bundle.inspection import both_counts
+
     base = about["baseline"]
     lines = [
         f" ({about['kind']}): {about['family']}, {about['blocks']} blocks, {about['exits']} exits, "
@@ -90,6 +92,7 @@ def print_info(about: dict[str, Any], console: Console) -> None:
             f"{about['input']}, batch {batch}, {about['bytes'] / 1e6:.1f} MB, "
             f"max |difference| from PyTorch {about['parity']:.2g}"
         )
+        lines.append(both_counts(base))
         if about["calibration"]:
             blocks = ", ".join(map(str, about["calibration"]["blocks"]))
             lines.append(f"int8 in the MLPs of blocks {blocks}")
@@ -102,9 +105,9 @@ def print_info(about: dict[str, Any], console: Console) -> None:
     if about["kind"] == "checkpoint":
         console.print(
             f"patches of {about['patch_size']} x {about['patch_size']} pixels, {_shape(about)}; "
-            f"{base['macs'] / 1e9:.2f} G MACs without exits, "
-            f"{base['macs_without_attention_products'] / 1e9:.2f} G if attention's two products "
-            "are left out, as the paper does",
+            f"{base['published_macs'] / 1e9:.2f} G MACs without exits as published, "
+            f"{base['published_macs_without_attention_products'] / 1e9:.2f} G if attention's two "
+            f"products are left out, as the paper does; {base['macs'] / 1e9:.2f} G as exported",
             highlight=False,
             soft_wrap=True,
         )

@@ -74,7 +74,8 @@ def described(model: LGViT, path: str | Path) -> dict[str, Any]:
         "preprocess": dataclasses.asdict(config.preprocess),
         "baseline": {
             "macs": costs.baseline,
-            "macs_without_attention_products": costs.baseline_without_products,
+            "published_macs": costs.published,
+            "published_macs_without_attention_products": costs.published_without_products,
             "parameters": count_parameters(model.backbone),
         },
         "segments": with_totals(rows, costs.baseline),

@@ -35,7 +35,10 @@ def count_macs(module: nn.Module, example: torch.Tensor, *, attention: bool = Tr
 
 
 def block_macs(config: LGViTConfig) -> list[int]:
-    """Returns the MACs of each of the L blocks, patch merging at the start of a stage included."""
+    """Returns the MACs of each of the L blocks, patch merging at the start of a stage included.
+
+    All are whole; what is exported computes less of a last block that is read at few tokens.
+    """
     counted: dict[object, int] = {}
     macs = []
     for number, sizes in enumerate(config.blocks, 1):
@@ -54,8 +57,9 @@ class ModelCosts:
 
     segments: tuple[int, ...]  # of segments 0..M, their heads included
     heads: tuple[int, ...]  # of the M heads alone; the final classifier is the baseline's too
-    baseline: int  # of the backbone without exits
-    baseline_without_products: int  # without attention's two products, as in the paper
+    baseline: int  # of the backbone without exits, as it is exported
+    published: int  # of the same with every block whole, as its authors count
+    published_without_products: int  # without attention's two products, as in the paper
 
 
 def model_costs(model: LGViT) -> ModelCosts:
@@ -66,10 +70,11 @@ def model_costs(model: LGViT) -> ModelCosts:
         if segment.exit is not None:
             hidden = torch.zeros(1, *config.hidden_shape(segment.exit.block))
             heads.append(count_macs(segment.module.get_submodule("tail"), hidden))
-    whole, image = baseline(model), example_input(config, None)
+    image = example_input(config, None, input="float32")
     return ModelCosts(
         tuple(segments),
         tuple(heads),
-        count_macs(whole, image),
-        count_macs(whole, image, attention=False),
+        count_macs(baseline(model, input="float32"), image),
+        count_macs(model.backbone, image),
+        count_macs(model.backbone, image, attention=False),
     )

@@ -1,7 +1,8 @@
 """Cuts a trained LGViT into the modules that are exported: the segments and the baseline.
 
-Segments share the trained sub-modules. Only exit heads (see ``heads``), windowed attention and the
-patch embedding are replaced, by cheaper forms that compute the same. The model is not changed.
+Segments share the trained sub-modules. Only exit heads (see ``heads``), windowed attention, the
+patch embedding and a last block that is read at its first tokens alone (see ``first_tokens``) are
+replaced, by cheaper forms that compute the same. The model is not changed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch.nn import functional
 
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
 from lgvit_edge.errors import ConfigError
+from lgvit_edge.model.backbones.first_tokens import deployed_block, tokens_read
 from lgvit_edge.model.heads import ExitHead
 from lgvit_edge.model.lgvit import LGViT
 
@@ -56,7 +58,8 @@ def cut(model: LGViT, *, input: str = "uint8", cast_first: bool = False) -> list
         last = exit.block if exit else model.config.num_blocks
         embedding = None if index else _embedding(model, input, cast_first)
         tail = head.deployed() if isinstance(head, ExitHead) else head
-        module = _SegmentModule(embedding, _deployed(model, first, last), tail, exit is None).eval()
+        blocks = _deployed(model, first, last, final=exit is None)
+        module = _SegmentModule(embedding, blocks, tail, exit is None).eval()
         trained = [*model.backbone.blocks[first - 1 : last], head]
         trained += [] if index else [model.backbone.embedding]
         parameters = sum(count_parameters(part) for part in trained)
@@ -67,7 +70,7 @@ def cut(model: LGViT, *, input: str = "uint8", cast_first: bool = False) -> list
 
 def baseline(model: LGViT, *, input: str = "uint8", cast_first: bool = False) -> nn.Module:
     """Returns the backbone without exits, ``image -> logits [B, C]``; arguments as for ``cut``."""
-    blocks = _deployed(model, 1, model.config.num_blocks)
+    blocks = _deployed(model, 1, model.config.num_blocks, final=True)
     embedding = _embedding(model, input, cast_first)
     return _SegmentModule(embedding, blocks, model.backbone.final, True).eval()
 
@@ -89,11 +92,21 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _deployed(model: LGViT, first: int, last: int) -> nn.ModuleDict:
-    """Blocks ``first`` to ``last``, 1-based and inclusive, by number."""
-    blocks = enumerate(model.backbone.blocks, 1)
-    chosen = {str(i): block.deployed() for i, block in blocks if first <= i <= last}  # type: ignore[operator]
-    return nn.ModuleDict(chosen)
+def _deployed(model: LGViT, first: int, last: int, *, final: bool) -> nn.ModuleDict:
+    """Blocks ``first`` to ``last``, 1-based and inclusive, by number.
+
+    ``final`` says that only the final classifier reads the last one. An exit's last block stays
+    whole whatever its head reads: the next segment reads all tokens.
+    """
+    backbone = model.backbone
+    read = tokens_read(backbone.final) if final else 0
+    return nn.ModuleDict(
+        {
+            str(number): deployed_block(block, read if number == last else 0)
+            for number, block in enumerate(backbone.blocks, 1)
+            if first <= number <= last
+        }
+    )
 
 
 class _SegmentModule(nn.Module):

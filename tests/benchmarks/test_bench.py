@@ -13,11 +13,13 @@ from rich.console import Console
 from small import write_photos
 
 from lgvit_edge.benchmarks import measure_exits, measure_images, print_report
-from lgvit_edge.benchmarks.experiments import overhead
+from lgvit_edge.benchmarks.experiments import last_block, overhead
 from lgvit_edge.benchmarks.record import Sample, instability, percentiles, summarise
 from lgvit_edge.bundle.directory import open_bundle
 from lgvit_edge.errors import DataError, UsageError
+from lgvit_edge.export import export_bundle
 from lgvit_edge.images.labelled import LabelledImage, find_images
+from lgvit_edge.model import LGViT
 from lgvit_edge.policies import Confidence
 from lgvit_edge.runtime import Session
 
@@ -140,6 +142,11 @@ def test_report_shows_the_figures_and_the_doubts(bundle: Path, images: list[Labe
     assert f"efficiency {record['efficiency']:.3f}" in text
     assert f"baseline {record['baseline_accuracy']:.2%}" in text
     assert "unstable: only 5 samples" in text
+    with Session.open(bundle) as session:
+        shipped, published = session.manifest.baseline.macs, session.manifest.published_macs
+    exported = f"baseline: {shipped / 1e6:,.1f} M MACs as exported"
+    assert f"{exported}, {published / 1e6:,.1f} M as published" in text
+    assert record["baseline"]["published_macs"] == published > record["baseline"]["macs"] == shipped
 
 
 def test_overhead_takes_float32_bundles(rtx_bundle: Callable[[str], Path]) -> None:
@@ -154,3 +161,30 @@ def test_overhead_of_cutting_is_measured(bundle: Path) -> None:
     assert [row["exit"] for row in record["exits"]] == [1, 2, 3, 4]
     assert all(row["overhead"] > 0 for row in record["exits"])
     assert record["whole"]["macs_ratio"] > 1
+
+
+def test_a_whole_last_block_is_measured_beside_the_shipped_one(
+    quick_model: LGViT, bundle: Path, tmp_path: Path
+) -> None:
+    ways = {"whole": tmp_path / "whole", "shipped": tmp_path / "shipped"}
+    export_bundle(last_block.whole(quick_model), ways["whole"])
+    export_bundle(quick_model, ways["shipped"])
+    assert open_bundle(ways["shipped"]).manifest.baseline.macs < quick_macs(ways["whole"])
+    assert open_bundle(ways["shipped"]).manifest.published_macs == quick_macs(ways["whole"])
+    with Session.open(bundle) as session:
+        threads = session.describe()["threads"]  # of all sessions in this process
+    rows = last_block.measure(ways, "onnxruntime", 4, threads)
+    assert [row["graph"] for row in rows] == ["baseline", "chain"]
+    for row in rows:
+        assert 0 < row["macs"] < 1 and row["difference"] < 1e-5
+        assert np.shape(row["raw_ms"]) == np.shape(row["raw_cpu_ms"]) == (2, 4)
+        assert row["p25"] <= row["time"] <= row["p75"]
+
+
+def quick_macs(bundle: Path) -> int:
+    return open_bundle(bundle).manifest.baseline.macs
+
+
+def test_a_last_block_that_is_whole_anyway_is_not_measured(swin_model: LGViT) -> None:
+    with pytest.raises(UsageError, match="whole as it is: expected a model that reads its token"):
+        last_block.whole(swin_model)

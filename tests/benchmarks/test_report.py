@@ -112,6 +112,8 @@ def test_the_figures_are_the_records(page: Path, run: Run) -> None:
         f"{record['speedup']['wall_clock']:.2f}x",
         f"{record['efficiency']:.3f}",
         f"{record['latency_ms']['mean']:.2f} ms",
+        f"{record['baseline']['macs'] / 1e6:,.1f} M MACs as exported",
+        f"{record['baseline']['published_macs'] / 1e6:,.1f} M as published",
         record["command"],
         "ViT 32 with 3 exits, fp32",
         "≤ 2 % (95 % sure)",

@@ -50,6 +50,7 @@ MANIFEST = Manifest(
         SegmentSpec(graph(segment(2), HIDDEN, LOGITS, macs=3), 4, 4, "final"),
     ),
     baseline=graph("baseline.onnx", IMAGE, LOGITS),
+    published_macs=110,
     weights=(FileSpec("segments/weights.bin", HASH, 9),),
     parity=Parity(FileSpec("parity.npz", HASH, 9), 1e-4, (1e-6, 2e-6, 3e-6)),
     policy={"name": "confidence", "threshold": 0.8},
@@ -99,20 +100,20 @@ def test_numbers_are_finite(number: str) -> None:
         from_json(Parity, to_json(parity), where="parity", error=BundleError)
 
 
-@pytest.mark.parametrize("version", [None, 0, 1, 3, 4, 99, "2", [1], {"v": 1}, -1])
+@pytest.mark.parametrize("version", [None, 0, 1, 3, 5, 99, "2", [1], {"v": 1}, -1])
 def test_unknown_schema_versions_are_refused(data: Data, version: object) -> None:
     data["schema_version"] = version
     data["from the future"] = True  # an unknown version is the first thing to say
-    with pytest.raises(BundleError, match="expected schema version 5, found .*pip insta"):
+    with pytest.raises(BundleError, match="expected schema version 6, found .*pip insta"):
         loads(data)
 
 
 def test_a_manifest_without_a_version(data: Data) -> None:
     with pytest.raises(BundleError, match="manifest.schema_version: expected a whole number"):
-        loads(data | {"schema_version": 5.0})
+        loads(data | {"schema_version": 6.0})
     del data["schema_version"]
     for value in (data, {}, [], "manifest", None, 3):
-        with pytest.raises(BundleError, match="schema version 5, found None"):
+        with pytest.raises(BundleError, match="schema version 6, found None"):
             loads(value)
 
 
@@ -281,6 +282,7 @@ FIT = "each segment's hidden output must be the next one's input"
         (lambda d: d["baseline"].update(macs=0), "macs and parameters must be counts"),
         (lambda d: d["baseline"].update(parameters=-1), "macs and parameters must be counts"),
         (lambda d: d.update(labels=["a"]), "expected 5 labels, found 1"),
+        (lambda d: d.update(published_macs=0), "published_macs must be a count, found 0"),
         (lambda d: d.update(input="int8"), "input must be uint8 or float32: 'int8'"),
         (lambda d: d.update(target="tpu"), "target must be one of .*: 'tpu'"),
         (lambda d: d.update(batch=[2, 1, 4]), BATCH),

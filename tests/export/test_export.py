@@ -43,6 +43,7 @@ from lgvit_edge.model import (
     count_parameters,
     cut,
     example_input,
+    model_costs,
     save_checkpoint,
 )
 from lgvit_edge.model.randomised import randomised
@@ -82,7 +83,8 @@ def test_manifest_describes_the_graphs(bundle: Path, exported_model: LGViT) -> N
     config = exported_model.config
     pixels = 16 * 3 * config.patch_size**2 * config.hidden_size
     classifier = config.hidden_size * config.num_classes
-    assert manifest.baseline.macs == sum(block_macs(config)) + pixels + classifier
+    assert manifest.published_macs == sum(block_macs(config)) + pixels + classifier
+    assert manifest.baseline.macs == model_costs(exported_model).baseline < manifest.published_macs
     for segment in manifest.segments:
         graph = onnx.load(bundle / segment.spec.graph.file, load_external_data=False).graph
         assert [t.name for t in graph.input] == [t.name for t in segment.spec.inputs]
@@ -95,6 +97,24 @@ def test_graphs_keep_whole_operators_and_no_traces_of_our_disk(bundle: Path) -> 
     assert kinds.count("LayerNormalization") == 4 * 2 + 1
     assert kinds.count("Softmax") == 4
     assert b"lgvit_edge" not in (bundle / "baseline.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("file", ["baseline.onnx", "segments/segment_3.onnx"])
+def test_the_last_blocks_mlp_sees_the_class_token_alone(bundle: Path, file: str) -> None:
+    model = onnx.shape_inference.infer_shapes(onnx.load(bundle / file))
+    tokens = {
+        value.name: value.type.tensor_type.shape.dim[1].dim_value
+        for value in model.graph.value_info
+        if len(value.type.tensor_type.shape.dim) == 3
+    }
+    mlps = {
+        node.name.split(".fc1")[0]: tokens[node.output[0]]
+        for node in model.graph.node
+        if ".fc1/MatMul" in node.name
+    }
+    expected = dict.fromkeys([f"blocks.{number}" for number in (1, 2, 3, 4)], 17)
+    assert mlps == {k: v for k, v in expected.items() if k in mlps} | {"blocks.4": 1}
+    assert len(mlps) == (4 if file == "baseline.onnx" else 1)
 
 
 def test_gelu_becomes_one_operator_from_opset_20(tmp_path: Path, quick_model: LGViT) -> None:

@@ -137,7 +137,10 @@ def test_a_family_from_outside_takes_every_kind_of_head(toys: Any, tmp_path: Pat
     same_on_onnxruntime(model, tmp_path / "out")
     costs = model_costs(model)
     assert sum(costs.segments) == costs.baseline + sum(costs.heads)
-    assert "mixer, 6 blocks, 5 exits" in info(tmp_path / "out")
+    said = info(tmp_path / "out")
+    assert "mixer, 6 blocks, 5 exits" in said
+    exported, published = costs.baseline / 1e6, costs.published / 1e6
+    assert f"baseline: {exported:,.1f} M MACs as exported, {published:,.1f} M as published" in said
     with pytest.raises(ConfigError, match="a mixer takes images of 32 only, found 64"):
         model.resized(64)
 

@@ -16,7 +16,8 @@ from lgvit_edge.model.backbones.embedding import PatchEmbedding
 class Parts(Protocol):
     """What a family's module provides.
 
-    A block has a method ``deployed``, which returns the block as it is exported.
+    A block has a method ``deployed``, which returns the block as it is exported. A last block that
+    is ``Block`` itself, before ``TokenClassifier`` itself, is computed for the tokens read alone.
     """
 
     def Embedding(self, config: LGViTConfig) -> PatchEmbedding:

@@ -29,6 +29,15 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).reshape(-1, tokens, heads * dim)
 
 
+def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """Returns a linear layer with these weights."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    layer.weight = nn.Parameter(weight)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias)
+    return layer
+
+
 class QuickGELU(nn.Module):
     """Computes ``x * sigmoid(1.702 x)``, OpenAI's approximation of GELU."""
 
@@ -112,6 +121,19 @@ class Attention(nn.Module):
             if module is not None
         }
         return attention
+
+
+def per_head(weight: Tensor, heads: int) -> Tensor:
+    """Returns each head's projection of a row, ``[D, D] -> [heads, D, D / heads]``."""
+    dim = len(weight)
+    return weight.reshape(heads, dim // heads, dim).transpose(1, 2).contiguous()
+
+
+def after_value(attention: Attention) -> nn.Linear:
+    """Returns the output projection with the value's bias folded in, as weights add up to 1."""
+    proj = attention.proj
+    bias: Tensor | None = attention.value.bias
+    return proj if bias is None else linear(proj.weight, proj.bias + proj.weight @ bias)
 
 
 class Block(nn.Module):

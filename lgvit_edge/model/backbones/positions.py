@@ -85,9 +85,10 @@ class Rotation(nn.Module):
         """Returns queries or keys, turned, in their shape ``[B, heads, T, width]``."""
         return turned(x, *self.tables(x))
 
-    def deployed(self) -> nn.Module:
-        """Returns a module that computes the same, with its tables as constants."""
-        return _DeployedRotation(*self.tables(torch.zeros(())))
+    def deployed(self, first: int | None = None) -> nn.Module:
+        """Returns a module that does so with constant tables, for the ``first`` tokens or all."""
+        cosines, sines = self.tables(torch.zeros(()))
+        return _DeployedRotation(cosines[:first], sines[:first])
 
 
 class _DeployedRotation(nn.Module):

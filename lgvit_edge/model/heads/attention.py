@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
-from lgvit_edge.model.backbones.block import Attention
-from lgvit_edge.model.heads.base import ExitHead, Names, body_head, linear
+from lgvit_edge.model.backbones.block import Attention, after_value, linear, per_head
+from lgvit_edge.model.heads.base import ExitHead, Names, body_head
 
 
 class _SelfAttention(Attention):
@@ -62,19 +62,6 @@ class MeanAttention(nn.Module):
         heads = (weights @ x)[:, :, None] @ self.values  # [B, heads, 1, D / heads]
         mean: Tensor = self.proj(heads.reshape(-1, 1, dim))
         return mean
-
-
-def per_head(weight: Tensor, heads: int) -> Tensor:
-    """Returns each head's projection of a row, ``[D, D] -> [heads, D, D / heads]``."""
-    dim = len(weight)
-    return weight.reshape(heads, dim // heads, dim).transpose(1, 2).contiguous()
-
-
-def after_value(attention: Attention) -> nn.Linear:
-    """Returns the output projection with the value's bias folded in, as weights add up to 1."""
-    proj = attention.proj
-    bias: Tensor | None = attention.value.bias
-    return proj if bias is None else linear(proj.weight, proj.bias + proj.weight @ bias)
 
 
 def head(config: LGViTConfig, exit: ExitConfig) -> ExitHead:

@@ -192,15 +192,6 @@ def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return scale, norm.bias - mean * scale
 
 
-def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """Returns a linear layer with these weights."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    layer.weight = nn.Parameter(weight)
-    if bias is not None:
-        layer.bias = nn.Parameter(bias)
-    return layer
-
-
 def as_image(tokens: Tensor, grid: int) -> Tensor:
     """Returns tokens as an image, ``[B, grid^2, D] -> [B, D, grid, grid]``."""
     image: Tensor = tokens.transpose(1, 2).unflatten(2, (grid, grid))

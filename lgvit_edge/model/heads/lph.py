@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
+from lgvit_edge.model.backbones.block import linear
 from lgvit_edge.model.heads import ExitHead, Names
-from lgvit_edge.model.heads.base import affine, as_image, body_head, linear, mean_row
+from lgvit_edge.model.heads.base import affine, as_image, body_head, mean_row
 
 
 class _LocalPerception(nn.Module):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from lgvit_edge.benchmarks.experiments import published
 from lgvit_edge.benchmarks.experiments.published import filled
 from lgvit_edge.errors import CheckpointError
-from lgvit_edge.model import LGViT, load_backbone
+from lgvit_edge.model import LGViT, baseline, load_backbone
 from lgvit_edge.model.checkpoints.swinv2 import coordinates
 from lgvit_edge.model.checkpoints.timm import Hints, tabled, timm_config
 from lgvit_edge.model.checkpoints.timm_names import structure
@@ -39,9 +39,10 @@ def agree(ours: LGViT, theirs: torch.nn.Module, size: int = 32) -> None:
     pixels = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = theirs.eval()(pixels)
-        found = ours(pixels)
+        found, exported = ours(pixels), baseline(ours, input="float32")(pixels)
     assert expected.std() > 0.05  # images and classes differ
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(exported, expected, atol=1e-5, rtol=1e-5)
 
 
 FORMS: dict[str, dict[str, Any]] = {

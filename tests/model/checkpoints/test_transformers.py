@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lgvit_edge.architecture.families import FAMILIES
 from lgvit_edge.errors import CheckpointError
-from lgvit_edge.model import load_backbone
+from lgvit_edge.model import baseline, load_backbone
 from lgvit_edge.model.checkpoints.huggingface_images import CLIP, IMAGENET
 from lgvit_edge.model.checkpoints.huggingface_vits import FORMS, completed
 
@@ -135,7 +135,9 @@ def check(folder: Path, model: Any, size: int | None = None, **options: Any) -> 
     about = getattr(model.config, "vision_config", model.config)
     pixels = foreign.random_pixels(size or about.image_size)
     resized = loaded.resized(size) if size else loaded
-    eq.assert_reproduced(resized(pixels), logits(model, pixels, **options))
+    expected = logits(model, pixels, **options)
+    eq.assert_reproduced(resized(pixels), expected)
+    eq.assert_reproduced(baseline(resized, input="float32")(pixels), expected)
 
 
 @pytest.mark.parametrize("form", ["as saved", "names in memory", "shards"])
@@ -198,7 +200,8 @@ def test_a_model_without_a_classifier_gets_one(tmp_path: Path, kind: str) -> Non
         tower = getattr(model, "vision_model", model)
         options = {"noise": torch.arange(49.0).expand(len(pixels), -1)} if kind == "mae" else {}
         expected = tower(pixel_values=pixels, **options)
-    eq.assert_reproduced(ours(pixels), read(kind, expected, tower))
+    for form in (ours, baseline(ours, input="float32")):
+        eq.assert_reproduced(form(pixels), read(kind, expected, tower))
 
 
 def read(kind: str, output: Any, model: Any) -> Tensor:
