@@ -20,7 +20,8 @@ Capabilities = Annotated[
     str | None,
     Option(
         "--capability",
-        help="RTX: GPU compute capabilities, such as 8.6,8.9. Default: 8.0 and newer.",
+        help="RTX: compute capabilities of the GPUs to compile for, such as 8.6,8.9. Default: 8.0 "
+        "and newer.",
     ),
 ]
 BuildDevice = Annotated[
@@ -44,17 +45,23 @@ def build(
         ),
     ] = None,
     opt_level: Annotated[
-        int | None, Option(min=0, max=5, help="0 compiles fastest, 5 runs fastest.")
+        int | None,
+        Option(
+            min=0,
+            max=5,
+            help="How hard TensorRT looks for fast kernels: 0 compiles fastest, 5 runs fastest. "
+            "Default: TensorRT's own.",
+        ),
     ] = None,
     tolerance: Annotated[
         float | None,
-        Option(help="Largest difference of logits from PyTorch's. Default: the bundle's."),
+        Option(help="Largest allowed difference from PyTorch's logits. Default: the bundle's."),
     ] = None,
     cuda_graphs: Annotated[
         bool,
         Option(
             "--cuda-graphs/--no-cuda-graphs",
-            help="Check the engines as recorded CUDA graphs, or not.",
+            help="Check the engines as sessions run them by default: replayed as CUDA graphs.",
         ),
     ] = True,
     device: BuildDevice = None,

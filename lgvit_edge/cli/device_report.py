@@ -20,22 +20,22 @@ def device_report(
     backend: Backend = "auto",
     device: Device = None,
     minutes: Annotated[
-        float, Option(help="Time for everything; a step that is running then is ended, and fails.")
+        float, Option(help="Minutes for all steps; the one that runs at their end is stopped.")
     ] = 15.0,
     soak_minutes: Annotated[
         float,
         Option(
-            help="Time of the last step, which predicts without a pause and watches memory and "
+            help="Minutes of the last step, which predicts without a pause and watches memory and "
             "latency."
         ),
     ] = 3.0,
 ) -> None:
-    """Measure a device from end to end, and pack everything for the people who want its figures.
+    """Measure this device from end to end, and pack the figures into one archive to send.
 
-    Builds engines where none run here, checks every segment at every batch size, measures latency,
+    Builds engines if none run here, checks every segment at every batch size, measures latency,
     energy, layers and the ways of running, and predicts for some minutes. The archive holds no
     image and no weight; names of persons, machines and folders are replaced where they are known.
-    After an interruption the same command goes on.
+    If it is interrupted, the same command goes on from there.
     """
     from lgvit_edge.benchmarks.device import Options, device_report
     from lgvit_edge.benchmarks.measure import command_line

@@ -1,8 +1,8 @@
-"""The weights with which Pillow resizes, for whatever else has to give the same pixels.
+"""The weights with which Pillow resizes, so that other code can give the same pixels.
 
-Pillow resizes along one axis, rounds to 8 bits, and resizes along the other. Each pixel is a sum of
-neighbours, whose weights are whole numbers of 1 / 2**22 (src/libImaging/Resample.c; for
-``nearest``, ImagingScaleAffine in Geometry.c).
+Pillow resizes along one axis, rounds to 8 bits, and resizes along the other. Each pixel is a
+weighted sum of its neighbours. Weights are integers, in units of 1 / 2**22
+(src/libImaging/Resample.c; for ``nearest``, ImagingScaleAffine in Geometry.c).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lgvit_edge.images.spec import Preprocess
 
 _ONE = 1 << 22
 _Array = NDArray[np.float64]
-# NumPy's own may differ from the C library's, which Pillow calls, in the last bit.
+# Pillow calls the C library's, from which NumPy's own may differ in the last bit.
 _sin, _cos = (np.vectorize(f, otypes=[np.float64]) for f in (math.sin, math.cos))
 _SUPPORT = {"box": 0.5, "bilinear": 1.0, "hamming": 1.0, "bicubic": 2.0, "lanczos": 3.0}
 
@@ -30,11 +30,11 @@ class Weights(NamedTuple):
     """Tells how Pillow computes a crop of ``size`` from an image.
 
     Attributes:
-        columns: ``[2 + most, size] int32``: of each column of the crop where its source begins, how
-            many columns that has, and their weights, of which 2**22 make a whole; those beyond the
-            number are 0.
-        rows: the same of rows.
-        rows_first: whether the rows are summed first, and then the columns.
+        columns: ``[2 + most, size] int32``, for each column of the crop: the first column of the
+            image that it is computed from, how many columns those are (at most ``most``), and
+            their weights, then zeros. Weights add up to 2**22, to rounding.
+        rows: the same for each row.
+        rows_first: whether rows are summed first, and then columns.
     """
 
     columns: NDArray[np.int32]
@@ -73,22 +73,23 @@ def _along(frame: NDArray[np.uint8], weights: NDArray[np.int32], axis: int) -> N
     return np.moveaxis(sums.clip(0, 255).astype(np.uint8), 0, axis)
 
 
-# Of which images the rows come first (height, width, size): read in Pillow 10.3 to 12.1, 12.2
-# and 12.3, and 13.0. Its release notes tell nothing of it.
+# Whether the rows come first, given height, width and size. Pillow's source has three rules: of
+# 10.3 to 12.1, of 12.2 and 12.3, and of 13.0. Its release notes do not mention them.
 _RULES: tuple[Callable[[int, int, int], bool], ...] = (
     lambda height, width, size: False,
     lambda height, width, size: height > 100 * width and height > size,
     lambda height, width, size: 0 < height - size > 2 * (width - size),
 )
-_TRIED = ((32, 20), (33, 20), (200, 2), (201, 2), (9, 64))  # about where they part, for a size of 8
+# Heights and widths about where the rules differ, for a size of 8.
+_TRIED = ((32, 20), (33, 20), (200, 2), (201, 2), (9, 64))
 
 
 @lru_cache
 def _rows_first() -> Callable[[int, int, int], bool]:
-    """Return this Pillow's rule, which is found by trying.
+    """Return the rule of the Pillow installed here, found by resizing a few images.
 
     Raises:
-        DataError: it has another one, or other weights.
+        DataError: it has none of the rules, or other weights.
     """
     import PIL
 
@@ -104,7 +105,7 @@ def _rows_first() -> Callable[[int, int, int], bool]:
 
 
 def _orders(height: int, width: int) -> list[bool]:
-    """Return what ``rows_first`` may be for Pillow's result of such an image, of two kinds."""
+    """Return the values of ``rows_first`` that give Pillow's pixels for random images."""
     from PIL import Image
 
     frame = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
@@ -127,7 +128,7 @@ def _axis(length: int, start: float, end: float, size: int, kind: str) -> NDArra
     if kind == "nearest":
         # Pillow steps from pixel to pixel, and so its rounding errors add up.
         places = np.cumsum([begin + scale * 0.5, *[scale] * (size - 1)]).astype(np.int64)
-        inside = places < length  # beyond, the result is black
+        inside = places < length  # outside the result is black
         return np.stack([places * inside, inside, inside * _ONE]).astype(np.int32)
     stretch = max(scale, 1.0)
     reach = _SUPPORT[kind] * stretch
@@ -137,7 +138,7 @@ def _axis(length: int, start: float, end: float, size: int, kind: str) -> NDArra
     steps = np.arange(counts.max())[:, None]
     weights = _FILTERS[kind]((steps + first - centers + 0.5) * (1.0 / stretch))
     weights[steps >= counts] = 0
-    total = np.cumsum(weights, axis=0)[-1]  # one after the other: another order rounds otherwise
+    total = np.cumsum(weights, axis=0)[-1]  # in Pillow's order: another one rounds otherwise
     weights /= np.where(total == 0, 1, total)
     whole = np.trunc(weights * _ONE + np.where(weights < 0, -0.5, 0.5))
     return np.concatenate([first[None], counts[None], whole]).astype(np.int32)

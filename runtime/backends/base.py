@@ -135,7 +135,7 @@ class TensorRTOptions:
             where an image goes on; where it leaves, the GPU's work is wasted.
         device_exit: (experimental) run all segments as one CUDA graph in which the device decides
             where to stop, while the host reads what it computed. Needs CUDA 12.6 and a bundle for
-            batches of one image; answers are the same.
+            batches of one image. Answers are the same, but a deadline does not stop the device.
         zero_copy: let the engines use images and logits where the CPU has them, instead of copies;
             None for where CPU and GPU share memory, as on a Jetson.
         binding: ``pycuda`` or ``cuda-python``; None for pycuda where it works.

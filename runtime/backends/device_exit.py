@@ -2,10 +2,12 @@
 
 Experimental: no GPU has run this. The graph is flat: segment 0, its decision, a conditional node
 with segment 1, its decision, a conditional node with segment 2, and so on. A decision is a kernel
-(``cuda/kernels/exit.cu``) that compares the exit's logits with thresholds. The host launches the
-graph once and reads each exit's logits as soon as they are there, while the device goes on. It
-decides for itself: the device only saves it the time in which it would have sat idle. Where the
-two differ, because rounding decided, the host's word stands, and it runs what was not run.
+(``cuda/kernels/exit.cu``) that compares one exit's logits with the threshold. The host launches the
+graph once, and reads each exit's logits as soon as they are there, while the device goes on.
+
+The host decides too, and its word stands. The device's decision only keeps the device from waiting
+for the host's. Rounding may let the two differ. If the device stopped too early, the host launches
+the next segment; if it went on, nobody reads what it computes.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from lgvit_edge.policies.scores import ENTROPY, PROBABILITY, difference
 from lgvit_edge.runtime.cuda.api import Cuda
 
 _OLDEST_CUDA = (12, 6)  # see ``cuda.graphs``
-_NEAR = 1e-3  # scores this near to a threshold may round either way
+_NEAR = 1e-3  # a score this near to a threshold may be rounded to either side of it
 _ONE, _THREADS = (1, 1, 1), (128, 1, 1)
 _RULE = np.dtype([("threshold", "f4"), ("scale", "f4"), ("low_is_sure", "i4"), ("unused", "i4")])
 _ANSWER = np.dtype([("launch", "u4"), ("goes_on", "u4")])
@@ -56,8 +58,9 @@ def check_decisions(
 ) -> None:
     """Compare the device's logits and decisions with the host's, image by image.
 
-    ``run`` takes one image and a rule, or None for the host, and returns all logits, and where the
-    device stopped. The rules never stop, or stop about half of the images.
+    ``run`` takes one image, and a rule for the device, or None to run it without the device's
+    decisions. It returns all logits ``[M + 1, C]``, and the segment at which the device stopped. Of
+    the rules tried, one never stops, one always does, and two do at about half of the exits.
 
     Raises:
         BackendError: they differ by more than ``tolerance``, or it stopped elsewhere.
@@ -66,7 +69,7 @@ def check_decisions(
     expected = np.stack([run(row, None)[0] for row in rows])
     exits = expected.shape[1] - 1
     plain = (1.0,) * exits
-    rules = [Rule(PROBABILITY, (2.0,) * exits, plain)]
+    rules = [Rule(PROBABILITY, (bound,) * exits, plain) for bound in (2.0, -1.0)]
     for measure in (PROBABILITY, ENTROPY):
         scores = measure.of(expected[:, :exits].reshape(-1, expected.shape[-1]))
         rules.append(Rule(measure, (_between(scores),) * exits, plain))
@@ -86,10 +89,10 @@ def check_decisions(
 
 
 def _between(scores: NDArray[np.float32]) -> float:
-    """Return a number far from all scores, with about as many above as below it."""
+    """Return the middle of the widest gap amid the scores; a single score is returned itself."""
     ordered = np.sort(scores)
     middle = ordered[len(ordered) // 4 : 3 * len(ordered) // 4 + 1]
-    widest = int(np.argmax(np.diff(middle)))
+    widest = int(np.argmax([*np.diff(middle), 0]))
     return float(middle[widest : widest + 2].mean())
 
 
@@ -104,12 +107,12 @@ class _Exit(ctypes.Structure):
 
 
 class DeviceExit:
-    """Launches the graph of all segments and tells what the device computed and decided.
+    """Launches the graph of all segments, and reads what the device computed and decided.
 
     Segments are numbered from 0.
 
     Attributes:
-        logits: of each segment, ``[M + 1, 1, C] float32``, once ``told``.
+        logits: ``[M + 1, 1, C] float32``; those of a segment are there once it is ``told``.
     """
 
     def __init__(
@@ -119,7 +122,7 @@ class DeviceExit:
 
         Args:
             cuda: the device.
-            segments: a recorded graph of each segment; they are not kept.
+            segments: a recorded graph of each segment; they are copied.
             logits: the address of each segment's logits on the device.
             classes: how many logits there are.
 
@@ -147,7 +150,7 @@ class DeviceExit:
             for i in range(count)
         ]
         cuda.upload(state, nothing.ctypes.data, nothing.nbytes)
-        # The driver may load a kernel when it first runs. In this state it does nothing.
+        # The driver may load a kernel when it first runs. The state is 0, so it does nothing.
         cuda.run(kernel, _ONE, _THREADS, exits[-1])
         cuda.synchronize()
         parts = cuda.graph_in_parts()
@@ -167,7 +170,7 @@ class DeviceExit:
         self._launches = 0
 
     def follow(self, rule: Rule) -> bool:
-        """Let the device decide by this rule; return whether it computes what that compares."""
+        """Let the device decide by this rule; return False where it cannot compute the measure."""
         if rule.measure not in (PROBABILITY, ENTROPY):
             return False
         low = rule.measure == ENTROPY
@@ -176,15 +179,24 @@ class DeviceExit:
         return True
 
     def launch(self) -> None:
-        """Queue all segments; the number of an earlier launch marks what it told as old."""
-        self._launches = (self._launches + 1) & 0xFFFFFFFF  # as the device counts
-        self._cuda.launch(self._graph)
+        """Queue all segments.
+
+        Host and device count launches, each for itself. An answer with another number is old.
+        """
+        # Counted first: if this is interrupted, an old answer must not have the new number.
+        self._launches += 1
+        try:
+            self._cuda.launch(self._graph)
+        except BackendError:
+            self._launches -= 1  # nothing was queued, so the device counts none either
+            raise
 
     def told(self, segment: int) -> bool:
-        """Return whether the device has told of a segment since the last launch."""
-        # Logits were written before this number. The host reads them later than any processor
-        # would reorder its loads, because Python runs hundreds of instructions between.
-        return bool(self._launch[segment] == self._launches)
+        """Return whether the device has written a segment's answer since the last launch."""
+        # The device writes the logits, then the answer, then this number. The host reads the number
+        # first. A processor may load ahead of time, but by fewer instructions than Python runs
+        # between the two reads.
+        return bool(self._launch[segment] == self._launches & 0xFFFFFFFF)  # 32 bits on the device
 
     def goes_on(self, segment: int) -> bool:
         """Return whether the device runs the next segment, once ``told``."""

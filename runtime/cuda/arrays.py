@@ -1,8 +1,9 @@
 """Borrows images that other libraries hold in the GPU's memory.
 
-``__dlpack__`` comes first where an array has it: its library makes our stream wait for its own, and
-keeps the memory until we give it back (https://dmlc.github.io/dlpack/latest/python_spec.html). The
-CUDA Array Interface names a stream, from version 3 on; the caller keeps the memory
+An array may offer one of two protocols, or both; ``__dlpack__`` is preferred. With it, the array's
+library makes our stream wait for the library's stream, and keeps the memory until we give it back
+(https://dmlc.github.io/dlpack/latest/python_spec.html). The CUDA Array Interface only names a
+stream, from version 3 on, and our stream waits for that; the caller keeps the memory
 (https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html).
 """
 
@@ -23,7 +24,7 @@ from lgvit_edge.runtime.cuda.driver import Refused
 
 @dataclass(frozen=True)
 class GpuImage:
-    """Describes an image that kernels can read until ``give_back`` is called, which must be once.
+    """Describes an image that kernels can read until ``give_back``, to be called exactly once.
 
     Attributes:
         address: of its first pixel, for kernels.
@@ -44,7 +45,7 @@ class GpuImage:
 
 @dataclass
 class _View:
-    """What an array says of itself, strides in bytes."""
+    """Holds what an array says of itself; strides are in bytes."""
 
     address: int
     dtype: str
@@ -56,18 +57,17 @@ class _View:
 def borrow(cuda: Cuda, gpu: int, image: Any, color: str) -> GpuImage:
     """Borrow a ``uint8`` image ``[H, W, 3]``, ``[H, W, 4]``, ``[H, W, 1]`` or ``[H, W]``.
 
-    Its strides may be any, as of a decoder's surface.
-
-    What is queued on ``cuda`` from now on comes after all that its library has queued on it.
+    Strides may be any. Work that is queued on ``cuda`` after this call runs after the work that the
+    image's library has queued to write it.
 
     Args:
-        cuda: device ``gpu``, and the stream that will read the image.
-        gpu: its index.
-        image: what ``images.arrays.on_gpu`` says to be there.
+        cuda: the device, and the stream that will read the image.
+        gpu: index of the device.
+        image: an array for which ``images.arrays.on_gpu`` is true.
         color: order of the channels: ``rgb``, or ``bgr``.
 
     Raises:
-        DataError: it is no such image, not on this GPU, or says of itself what cannot be.
+        DataError: it is no such image, not on this GPU, or describes itself wrongly.
         UsageError: ``color`` is neither order.
     """
     check_color(color)
@@ -82,7 +82,7 @@ def borrow(cuda: Cuda, gpu: int, image: Any, color: str) -> GpuImage:
 
 def _image(cuda: Cuda, gpu: int, name: str, view: _View, color: str) -> GpuImage:
     channels = channels_of(view.shape)
-    if view.dtype != "uint8" or not channels or 0 in view.shape:
+    if view.dtype != "uint8" or not channels or min(view.shape) < 1:
         raise refusal(view.dtype, view.shape)
     ends = [(n - 1) * step for n, step in zip(view.shape, view.strides, strict=True)]
     first = view.address + sum(min(end, 0) for end in ends)
@@ -156,8 +156,8 @@ def _by_interface(cuda: Cuda, gpu: int, image: Any) -> _View:
 
 def _follow(cuda: Cuda, name: str, version: int, stream: object) -> None:
     if version == 2:
-        # "Prior versions of the CUDA Array Interface made no statement about synchronization": what
-        # it was written on is not known.
+        # "Prior versions of the CUDA Array Interface made no statement about synchronization": the
+        # stream that writes it is unknown.
         cuda.wait_for_all()
     elif stream is not None:
         if not isinstance(stream, int) or stream < 1:
@@ -198,7 +198,7 @@ class _Versioned(ctypes.Structure):
     )
 
 
-# What a capsule is called, and is once it is taken: CPython keeps the names' addresses.
+# A capsule's name before and after it is taken. They live here because CPython does not copy them.
 _KINDS = (
     (b"dltensor_versioned", b"used_dltensor_versioned", _Versioned),
     (b"dltensor", b"used_dltensor", _Managed),

@@ -13,8 +13,8 @@ from lgvit_edge.runtime.cuda.driver import Driver
 
 _KERNEL, _CHILD, _CONDITIONAL = 0, 4, 13  # CU_GRAPH_NODE_TYPE_...
 _DEFAULT_AT_LAUNCH = 1  # CU_GRAPH_COND_ASSIGN_DEFAULT
-# What a conditional node may hold, besides child graphs of the same (cuda.h,
-# CUDA_CONDITIONAL_NODE_PARAMS).
+# Kinds of nodes that a conditional node may hold, besides child graphs of such nodes (cuda.h,
+# CUDA_CONDITIONAL_NODE_PARAMS), and names of others.
 _ALLOWED = {_KERNEL: "kernel", 1: "copy", 2: "memset", 5: "empty"}
 _OTHERS = {3: "host function", 6: "event wait", 7: "event record", 10: "allocation", 11: "free"}
 
@@ -84,7 +84,7 @@ class GraphInParts:
         self._last: dict[int | None, _Handle] = {}  # each graph's last node
 
     def condition(self) -> int:
-        """Make a condition for one ``add_if``: false at every launch, until a kernel sets it."""
+        """Make the condition of one ``add_if``; every launch begins with it false."""
         handle = ctypes.c_ulonglong()
         initial, flags = ctypes.c_uint(0), ctypes.c_uint(_DEFAULT_AT_LAUNCH)
         self._call(
@@ -113,7 +113,7 @@ class GraphInParts:
         self._add_child(self.graph, graph)
 
     def add_if(self, condition: int, graph: _Handle) -> None:
-        """Add a copy of a graph, which runs where a kernel before it has set the condition."""
+        """Add a copy of a graph; it runs only if a kernel of this launch has set the condition."""
         self._check_kinds(graph)
         params = NodeParams(type=_CONDITIONAL)
         params.of.conditional = _ConditionalParams(handle=condition, size=1, context=self._context)
@@ -123,7 +123,7 @@ class GraphInParts:
     def _check_kinds(self, graph: _Handle) -> None:
         """Refuse a graph with nodes that no conditional node may hold.
 
-        The driver would only call it an invalid argument, when all is put together.
+        The driver itself would only speak of an invalid argument, and later.
         """
         count = ctypes.c_size_t()
         self._call("cuGraphGetNodes", graph, None, ctypes.byref(count))

@@ -38,7 +38,7 @@ class _Resize(ctypes.Structure):
 
 
 class _Place(NamedTuple):
-    """Device memory for weights."""
+    """Device memory for weights, ``size`` bytes."""
 
     address: int
     size: int
@@ -56,7 +56,7 @@ class Resizer:
     """Resizes images in the memory of a GPU; nothing is allocated or compiled before the first."""
 
     def __init__(self, cuda: Cuda, gpu: int, spec: Preprocess, size: int, dtype: str) -> None:
-        """Resize for a network's input, as ``network_input`` does with the same arguments."""
+        """Resize on device ``gpu``, as ``network_input`` does on the host, given the same."""
         self._cuda, self._gpu = cuda, gpu
         self._spec, self._size, self._dtype = spec, size, np.dtype(dtype)
         self._shape = (size, size, 3) if dtype == "uint8" else (3, size, size)
@@ -66,9 +66,9 @@ class Resizer:
         self._held: list[GpuImage] = []
 
     def start(self, images: Sequence[Any], color: str, target: int) -> None:
-        """Queue the resizing of images, one after the other, to the device's address ``target``.
+        """Queue a kernel for each image; results lie one after the other from address ``target``.
 
-        They must not be changed or freed before ``give_back``.
+        Images must not be changed or freed before ``give_back``.
 
         Raises:
             DataError: one of them is no image of this GPU.
@@ -86,10 +86,9 @@ class Resizer:
     def give_back(self) -> None:
         """Wait until the images have been read, and give them back; never raises.
 
-        A library gives memory to its next array once it has it back, and its own streams do not
-        wait for ours. A caller's array may be overwritten when ``predict`` returns. Usually an exit
-        has been waited for by then, which came later on the stream, so there is nothing left to
-        wait for.
+        Without the wait, a library could give the memory to its next array, or the caller could
+        overwrite it, while our kernel still reads. Usually there is nothing left to wait for: the
+        host has waited for an exit, which is behind the kernels on the stream.
         """
         if not self._held:
             return
@@ -132,7 +131,8 @@ class Resizer:
         self._bytes = self._output.nbytes
         self._values = None
         if self._dtype != np.uint8:
-            # All there is, so that the kernel need not compute, nor round, as NumPy does.
+            # What each of the 256 levels becomes. The kernel looks it up: its own arithmetic might
+            # round otherwise than NumPy's.
             every = np.repeat(np.arange(256, dtype=np.uint8), 3).reshape(1, 1, 256, 3)
             values = to_float(every, self._spec)
             self._values = cuda.allocate(values.nbytes)
@@ -152,7 +152,7 @@ class Resizer:
         self._cuda.run(self._kernel, (blocks[0], blocks[1], 1), _THREADS, argument)
 
     def _weights_for(self, height: int, width: int) -> _Weights:
-        """Return the weights for a size; the least recently used ones make room."""
+        """Return the weights for a size; new ones replace those not used for longest."""
         known = self._weights.get((height, width))
         if known is not None:
             self._weights.move_to_end((height, width))
@@ -163,7 +163,8 @@ class Resizer:
         if len(self._weights) == _SIZES:
             place = self._weights.popitem(last=False)[1].place
         if place is None or place.size < size:
-            # Memory is freed when the session is closed: doubling keeps it below twice the largest.
+            # The smaller place stays allocated until the session is closed. Powers of two keep the
+            # sum of such places below the size of the new one.
             room = 1 << (size - 1).bit_length()
             place = _Place(self._cuda.allocate(room), room)
         self._send(np.concatenate([columns, rows]), place.address)
@@ -174,7 +175,7 @@ class Resizer:
     def _send(self, values: NDArray[Any], address: int) -> None:
         """Queue a copy of values to the device; kernels queued before it still see the old ones."""
         cuda, size = self._cuda, values.nbytes
-        cuda.synchronize()  # the last copy from here may be waiting
+        cuda.synchronize()  # an earlier copy may still read the staging memory
         if self._staging.nbytes < size:
             self._staging = cuda.pinned((1 << (size - 1).bit_length(),), np.uint8)
         self._staging[:size] = values.ravel().view(np.uint8)

@@ -177,10 +177,12 @@ class Tensor:
         deletes: bool = True,
         takes_version: bool = True,
         capsule: object = None,
+        shape: tuple[int, ...] | None = None,  # told in the place of its own
     ) -> None:
         self.library, self.array, self.kind, self.told = library, array, kind, told
         self.versions, self.packed, self.code, self.deletes = versions, packed, code, deletes
         self.capsule, self.takes_version = capsule, takes_version
+        self.shape = array.shape if shape is None else shape
         self.streams: list[int | None] = []
         self.alive = 0  # of the tensors that it gave away
         self.was_read: Callable[[], bool] | None = None
@@ -209,7 +211,7 @@ class Tensor:
         tensor.byte_offset = 8
         tensor.device = (self.kind, self.library.device)
         tensor.ndim, tensor.dtype = array.ndim, (self.code, 8 * array.itemsize, 1, 0)
-        shape = sizes(*array.shape)
+        shape = sizes(*self.shape)
         strides = sizes(*(step // array.itemsize for step in array.strides))
         tensor.shape = ctypes.cast(shape, ctypes.POINTER(ctypes.c_int64))
         if not self.packed:
@@ -609,6 +611,10 @@ REFUSED = {
     "masked": (told(mask=1), "is masked, expected an image without holes"),
     "strides": (told(strides=(3, 1)), r"cannot be read: ValueError: shape \[40, 50, 3\]"),
     "negative": (told(shape=(-1, 50, 3)), "cannot be read: ValueError"),
+    "negative, by DLPack": (
+        made(picture(40, 50, 3), shape=(-1, 50, 3)),
+        r"found uint8 \[-1, 50, 3\]$",
+    ),
     "incomplete": (told(shape="left out"), "cannot be read: KeyError: 'shape'"),
     "no dict": (lambda library: Interface(3), "cannot be read: TypeError"),
     "taken before": (made(picture(40, 50, 3), capsule=3), "gave no DLPack tensor"),

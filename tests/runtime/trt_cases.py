@@ -46,6 +46,7 @@ from lgvit_edge.errors import (
 )
 from lgvit_edge.export import BuilderOptions, build_engines
 from lgvit_edge.export.tensorrt import apart, build
+from lgvit_edge.policies import Rule
 from lgvit_edge.policies import rules as policy
 from lgvit_edge.runtime import Session, TargetRate, TensorRTOptions
 from lgvit_edge.runtime.backends import device_exit
@@ -1078,6 +1079,48 @@ def test_a_device_that_stops_elsewhere_is_found(
     monkeypatch.setattr(device_exit.DeviceExit, "follow", lambda self, _: follow(self, second))
     with pytest.warns(UserWarning, match="the host decides .* stopped at exit 2, expected 4"):
         open_trt(compiled / "fixed", device_exit=True).close()
+
+
+@once
+def test_a_device_that_never_stops_is_found_where_scores_are_alike() -> None:
+    """As those of random weights with many classes: no threshold parts them safely."""
+    images = np.linspace(0, 1e-6, 6, dtype=np.float32)[:, None]
+
+    def run(image: NDArray[Any], _: Rule | None) -> tuple[NDArray[np.float32], int]:
+        return np.outer(np.arange(3), [image[0, 0], 0, 0, 0]).astype(np.float32), 2
+
+    with pytest.raises(BackendError, match="stopped at exit 3, expected 1"):
+        device_exit.check_decisions(run, images, 1e-4)
+
+
+@once
+def test_one_sample_and_one_early_exit_are_enough() -> None:
+    """A single score leaves no room for a threshold between scores."""
+    logits = np.array([[1, 0], [2, 0]], np.float32)
+    rules: list[Rule | None] = []
+
+    def run(_: NDArray[Any], rule: Rule | None) -> tuple[NDArray[np.float32], int]:
+        rules.append(rule)
+        score = None if rule is None else rule.measure.sureness(rule.measure.of(logits[:1])[0])
+        stops = rule is not None and score > rule.measure.sureness(rule.thresholds[0])
+        return logits, 0 if stops else 1
+
+    device_exit.check_decisions(run, np.zeros((1, 1), np.float32), 1e-4)
+    assert len(rules) == 5
+
+
+@once
+def test_a_refused_launch_spoils_no_later_one(compiled: Path) -> None:
+    with open_trt(compiled / "fixed", device_exit=True) as trt:
+        trt.policy = policy.FixedExit(2)
+        image = frames(1)[0]
+        before = trt.predict(image)
+        FAKE.fake_fail(b"cuGraphLaunch", 2, 0)
+        with pytest.raises(BackendError, match="cuGraphLaunch failed"):
+            trt.predict(frames(2)[1])
+        FAKE.fake_fail(b"", 0, 0)
+        after = trt.predict(image)
+        assert (after.exit, after.confidence) == (before.exit, before.confidence)
 
 
 @once

@@ -1,19 +1,19 @@
 /* Decides on the device whether an image stops at an exit.
  *
- * One block of 128 threads, in a CUDA graph behind the segment that gave the logits. If the image
- * goes on, it sets the condition of the node that holds the next segment. The host reads logits and
- * decision from memory that both see, and has the last word.
+ * One block of 128 threads runs in a CUDA graph, behind the segment that gave the logits. If the
+ * image goes on, the kernel sets the condition of the node that holds the next segment. The host
+ * reads logits and decision from memory that both see, and has the last word.
  */
 #define THREADS 128
 
 /* CUDA's device runtime has this function; the driver finds it when it loads the kernel. */
 extern "C" __device__ void cudaGraphSetConditional(unsigned long long handle, unsigned value);
 
-/* What all exits of a chain read; the host may write it at any time. */
+/* How one exit decides. The host may write it at any time, also while the kernel runs. */
 struct Rule {
     float threshold;
-    float scale;     /* of the logits: 1 / temperature */
-    int low_is_sure; /* whether the number compared is the entropy; otherwise the confidence */
+    float scale;     /* logits are multiplied by it: 1 / temperature */
+    int low_is_sure; /* whether the entropy is compared, and not the confidence */
     int unused;
 };
 
@@ -28,12 +28,13 @@ struct Exit {
     float *copy;                  /* [classes], where the host reads them */
     const volatile struct Rule *rule;
     volatile struct Answer *answer;
-    unsigned *state;              /* on the device: number of the launch, whether the image goes on */
+    unsigned *state;              /* [2] on the device: number of the launch; whether it goes on */
     unsigned long long next;      /* condition of the node with the next segment */
-    int classes, first, last;     /* last: the final classifier, where every image stops */
+    int classes;
+    int first, last;              /* whether it is exit 1; the final classifier: all stop there */
 };
 
-/* Reduce one number of each thread, in shared memory, and give every thread the result. */
+/* Return to every thread the sum, or the largest, of one number from each. */
 static __device__ float together(float *shared, float mine, int thread, int largest)
 {
     shared[thread] = mine;

@@ -1,28 +1,28 @@
 /* Resizes and crops an image on the device, and writes it as the network wants it.
  *
- * The result is Pillow's, bit for bit: it resizes along one axis into 8 bits, and then along the
- * other, with weights of 22 bits after the point. A thread computes one pixel of the result, and
- * for it anew what Pillow keeps in between: each of those is needed for few pixels, and so there is
- * nothing to store, and one launch.
+ * The result is Pillow's, bit for bit. Pillow resizes along one axis, rounds to 8 bits, and resizes
+ * along the other; weights are in units of 1 / 2**22. A thread computes one pixel of the result. It
+ * computes the pixels in between anew instead of storing them: few results need the same one.
  */
 #define BITS 22
-#define HALF (1 << (BITS - 1)) /* rounds */
+#define HALF (1 << (BITS - 1)) /* added to a sum, so that the shift rounds */
 
-/* An axis of the source. */
+/* An axis: rows or columns. */
 struct Axis {
-    /* [2 + most, size]: of each place in the result where its source begins, how many pixels that
-     * has, and their weights. */
+    /* [2 + most, size], for each place in the result: the first place in the source, how many there
+     * are, and their weights. */
     const int *weights;
-    long long step; /* bytes from one of the source to the next */
+    long long step; /* bytes from one place in the source to the next */
 };
 
 struct Resize {
     const unsigned char *source; /* first pixel */
     void *target;                /* [size, size, 3] of 8 bits, or [3, size, size] float */
-    const float *values; /* [3, 256], of each channel's values; null for a target of 8 bits */
-    struct Axis first, second;  /* in Pillow's order */
+    const float *values; /* [3, 256], what each level becomes; null for a target of 8 bits */
+    struct Axis first, second;  /* in the order in which Pillow resizes */
     long long red, green, blue; /* bytes from a pixel's start */
-    int size, rows_first;       /* whether the first axis is that of rows */
+    int size;                   /* of both sides of the result */
+    int rows_first;             /* whether the first axis is that of rows */
 };
 
 static __device__ int rounded(int sum)
