@@ -225,7 +225,7 @@ def test_training_from_disk_learns_what_it_does_from_memory(tmp_path: Path, mode
     def run(name: str, **options: object) -> LGViT:
         config = FAST.replace(cache="features" not in options)
         options |= {"out": tmp_path / f"{name}.pt", "console": Console(file=said, width=200)}
-        return train(model, images(), None, config, stages=(2,), **options)
+        return train(model, images(), None, config.replace(order="frozen"), **options)
 
     memory = run("memory")
     for _ in range(2):
