@@ -18,7 +18,7 @@ from rich.console import Console
 from lgvit_edge._support.optional import require
 from lgvit_edge._support.outputs import write_json
 from lgvit_edge._support.terminal import errors, say
-from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
+from lgvit_edge.architecture.config import MAX_SIZE, ExitConfig, LGViTConfig
 from lgvit_edge.architecture.placement import plan_exits
 from lgvit_edge.errors import ConfigError, TrainingError, UsageError
 from lgvit_edge.model import LGViT, block_macs, save_checkpoint
@@ -62,7 +62,7 @@ def pass_sizes(text: str, config: LGViTConfig) -> tuple[int, ...]:
     except ValueError:
         numbers = []
     pixels = [number * fine if 0 < number <= 1 else number for number in numbers]
-    whole = [round(side) for side in pixels if abs(side - round(side)) < 1e-6 and side >= 1]
+    whole = [round(p) for p in pixels if 1 <= p <= MAX_SIZE and abs(p - round(p)) < 1e-6]
     if len(whole) < max(2, len(pixels)):
         found = "" if len(pixels) < 2 else f" ({', '.join(f'{side:g}' for side in pixels)} pixels)"
         raise UsageError(

@@ -99,9 +99,7 @@ def calibrated(
                 "file": file.name,
                 "exits": [exit.block for exit in model.config.exits],
                 "last_exit": last,  # of the chain, from 1
-                "macs": costs.macs[
-                    last - 1
-                ],  # of an image that it answers, from the first pass on
+                "macs": costs.macs[last - 1],  # of an image that it answers, from the first pass on
                 "accuracy": half(own, 1).accuracies,
             }
         )

@@ -282,8 +282,13 @@ class Turns:
     def steps(self, epoch: int, first: int) -> Iterator[Step]:
         """Yields a step of each stage in turn; ``first`` counts the steps of all."""
         runs = [stage.steps(epoch, first // len(self.stages)) for stage in self.stages]
-        for steps in itertools.zip_longest(*runs):
-            yield from filter(None, steps)
+        while runs:
+            for run in tuple(runs):
+                # Computed when it is its turn: with the weights that the step before left.
+                if (step := next(run, None)) is None:
+                    runs.remove(run)
+                else:
+                    yield step
 
 
 def _joined(parts: Iterable[dict[nn.Parameter, T]]) -> dict[nn.Parameter, T]:

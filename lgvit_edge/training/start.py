@@ -319,7 +319,9 @@ def _exits(
             return config.exits
         text = ",".join(str(exit.block) for exit in config.exits)
     macs = block_macs(config)
-    return plan_exits(text or default, macs, heads=heads or "lgvit", family=config.family)
+    return plan_exits(
+        default if text is None else text, macs, heads=heads or "lgvit", family=config.family
+    )
 
 
 def attach_exits(
