@@ -103,6 +103,7 @@ def train_passes(
     shared: bool = False,
     out: str | Path,
     features: str | Path | None = None,
+    answers: str | Path | None = None,
     resume: bool = True,
     console: Console | None = None,
 ) -> Passes:
@@ -124,7 +125,9 @@ def train_passes(
         shared: trains one set of weights for all passes, in turns; what depends on the image size
             (positions), and the exit heads, are each pass's own.
         out: ``model.pt`` names ``model-112.pt`` and so on.
-        features: a folder that keeps the teacher's answers and what stage 2 stores.
+        features: a folder that keeps what stage 2 stores, and the teacher's answers.
+        answers: another folder for those answers, for trainings whose stages 2 have little in
+            common.
         resume: continue an interrupted training.
         console: where progress goes; default: standard error.
 
@@ -147,7 +150,8 @@ def train_passes(
             check_place(file, features)
             check_room(file, begin)
     work = out.with_name(out.name + ".passes")
-    job = _Job(config, train_set, features, work, resume, console)
+    kept = (features or work) / "teacher" if answers is None else Path(answers)
+    job = _Job(config, train_set, features, kept, work, resume, console)
     models = job.shared(begins, files, out) if shared else job.apart(begins, files)
     record = None
     if val_set is not None and team.leads:
@@ -293,6 +297,7 @@ class _Job:
     config: TrainingConfig
     images: ImageFolder
     features: Path | None
+    answers: Path  # of the teacher
     work: Path  # a folder for the time of the call
     resume: bool
     console: Console
@@ -353,8 +358,7 @@ class _Job:
     def _teacher(self, fine: LGViT) -> Teacher | None:
         if not self.config.gamma:
             return None
-        folder = (self.features or self.work) / "teacher"
-        return Teacher(fine.with_exits([]), self._at(fine), folder)
+        return Teacher(fine.with_exits([]), self._at(fine), self.answers)
 
     def _trainee(self, begin: LGViT, file: Path, teacher: Teacher | None) -> Trainee:
         size, folder = begin.config.image_size, None

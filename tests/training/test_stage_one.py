@@ -90,7 +90,7 @@ def test_a_step_is_as_long_as_the_layers_rate() -> None:
         ("backbone.blocks.0.norm2.bias", 0.1 / 8),
         ("backbone.blocks.2.norm2.bias", 0.1 / 2),
         ("backbone.final.norm.bias", 0.1),
-        ("heads.0.classifier.bias", 0.2),  # stage 2's, where none is given
+        ("heads.0.classifier.linears.0.bias", 0.2),  # stage 2's, where none is given
     ):
         after = dict(model.named_parameters())[name].detach()
         torch.testing.assert_close(
