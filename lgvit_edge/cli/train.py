@@ -130,7 +130,7 @@ def train(
 ) -> None:
     """Train an LGViT from a backbone and a folder of images."""
     require("torch", extra="train")
-    from lgvit_edge.training.start import train_from_folder
+    from lgvit_edge.training import train_from_folder
     from lgvit_edge.training.team import join
 
     options: StartOptions = {
@@ -184,7 +184,7 @@ def _passes(
     options: StartOptions,
 ) -> str:
     """Train passes; return the options of export that take them."""
-    from lgvit_edge.training.passes import passes_from_folder
+    from lgvit_edge.training import passes_from_folder
 
     trained = passes_from_folder(
         data,

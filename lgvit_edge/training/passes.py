@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
@@ -19,23 +19,20 @@ from lgvit_edge._support.optional import require
 from lgvit_edge._support.outputs import write_json
 from lgvit_edge._support.terminal import errors, say
 from lgvit_edge.architecture.config import MAX_SIZE, ExitConfig, LGViTConfig
-from lgvit_edge.architecture.placement import plan_exits
 from lgvit_edge.errors import ConfigError, TrainingError, UsageError
-from lgvit_edge.model import LGViT, block_macs, save_checkpoint
+from lgvit_edge.model import LGViT, save_checkpoint
 from lgvit_edge.training import report
 from lgvit_edge.training.checks import check_place, check_room
 from lgvit_edge.training.data.datasets import ImageFolder
-from lgvit_edge.training.loop import Trainee, train_together
+from lgvit_edge.training.loop import train_together
 from lgvit_edge.training.points import calibrated, shown
 from lgvit_edge.training.resume import resume_path
+from lgvit_edge.training.run import Trainee
 from lgvit_edge.training.schemes import ORDERS
 from lgvit_edge.training.settings import TrainingConfig
-from lgvit_edge.training.start import StartOptions, attach_exits, start_from_folder
+from lgvit_edge.training.start import attach_exits
 from lgvit_edge.training.teacher import Teacher
 from lgvit_edge.training.team import join
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 @dataclass(frozen=True)
@@ -180,80 +177,8 @@ def train_passes(
     return Passes(tuple(models), files, record)
 
 
-def passes_from_folder(
-    data: str | Path,
-    *,
-    sizes: str,
-    out: str | Path,
-    exits: str | None = None,
-    shared: bool = False,
-    config: TrainingConfig | None = None,
-    features: str | Path | None = None,
-    resume: bool = True,
-    console: Console | None = None,
-    **options: Unpack[StartOptions],
-) -> Passes:
-    """Trains passes on a folder of images, as ``train_passes`` does.
-
-    Args:
-        data: one sub-folder per class; or ``train/`` and maybe ``val/`` that hold those.
-        sizes: as ``pass_sizes`` reads them.
-        out: ``model.pt`` names ``model-112.pt`` and so on.
-        exits: for each pass as ``plan_exits`` reads them, such as ``none/6,9``, or once for all;
-            default: none, and for the last pass those of the checkpoint.
-        shared: one set of weights for all passes.
-        config: settings.
-        features: a folder that keeps the teacher's answers and what stage 2 stores.
-        resume: continue an interrupted training.
-        console: where progress goes; default: standard error.
-        **options: as ``start_from_folder`` takes them, all but exits.
-
-    Raises:
-        As ``train_from_folder`` and ``train_passes`` do.
-    """
-    config = config or TrainingConfig()
-    team = join(config.device)
-    console = (console or errors) if team.leads else Console(quiet=True)
-    typed = ["none"] if exits is None else exits.split("/")
-    last = None if exits is None else typed[-1]
-    start = start_from_folder(
-        data, config=config, console=console, exits=last, default_exits="none", **options
-    )
-    wanted = pass_sizes(sizes, start.model.config)
-    if len(typed) not in (1, len(wanted)):
-        raise UsageError(
-            f"--exits: expected those of one pass for all, or of {len(wanted)} passes with / "
-            f"between them, such as none/6,9; found {exits!r}"
-        )
-    coarse = (typed * len(wanted) if len(typed) == 1 else typed)[: len(wanted) - 1]
-    plans = [
-        _placed(start.model, size, text, options.get("heads"))
-        for size, text in zip(wanted, coarse, strict=False)
-    ]
-    return train_passes(
-        start.model,
-        start.images,
-        start.val,
-        config,
-        sizes=wanted,
-        exits=plans,
-        shared=shared,
-        out=out,
-        features=features,
-        resume=resume,
-        console=console,
-    )
-
-
-def _placed(model: LGViT, size: int, text: str, heads: str | None) -> tuple[ExitConfig, ...]:
-    with _named(size):
-        config = model.resized(size).config.replace(exits=())
-        macs = block_macs(config)
-        return plan_exits(text, macs, heads=heads or "lgvit", family=config.family)
-
-
 @contextlib.contextmanager
-def _named(size: int) -> Iterator[None]:
+def naming(size: int) -> Iterator[None]:
     """Names the pass in the message of a configuration that does not fit."""
     try:
         yield
@@ -271,7 +196,7 @@ def planned(
     """
     coarse = []
     for size, own in zip(sizes[:-1], exits, strict=True):
-        with _named(size):
+        with naming(size):
             coarse.append(attach_exits(model.resized(size), own, seed=seed))
     return [*coarse, model]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import torch
 from rich.console import Console
 
-from lgvit_edge._support.terminal import errors, say
+from lgvit_edge._support.terminal import say
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
 from lgvit_edge.architecture.placement import plan_exits
 from lgvit_edge.architecture.published import architecture, architectures
@@ -22,15 +22,11 @@ from lgvit_edge.model import LGViT, block_macs, load_model
 from lgvit_edge.model.checkpoints.containers import Note, note_in_log
 from lgvit_edge.model.checkpoints.hub import on_hub
 from lgvit_edge.model.checkpoints.timm_names import published
-from lgvit_edge.training.checks import check_place
 from lgvit_edge.training.data.datasets import ImageFolder
-from lgvit_edge.training.loop import train
 from lgvit_edge.training.settings import TrainingConfig
-from lgvit_edge.training.teacher import Teacher
-from lgvit_edge.training.team import join
 
 if TYPE_CHECKING:
-    from typing_extensions import Required, Unpack
+    from typing_extensions import Required
 
 DEFAULT_EXITS = "uniform:8"
 
@@ -57,79 +53,6 @@ class Start:
     images: ImageFolder
     val: ImageFolder | None
     knows: bool  # whether its final classifier knows the classes of the images already
-
-
-def train_from_folder(
-    data: str | Path,
-    *,
-    out: str | Path,
-    config: TrainingConfig | None = None,
-    features: str | Path | None = None,
-    exits: str | None = None,
-    teacher: str | Path | None = None,
-    resume: bool = True,
-    console: Console | None = None,
-    **options: Unpack[StartOptions],
-) -> LGViT:
-    """Trains an LGViT on a folder of images.
-
-    Args:
-        data: one sub-folder per class; or ``train/`` and maybe ``val/`` that hold those.
-        out: ``.pt`` or ``.safetensors``.
-        config: settings of the training.
-        features: a folder that stores the frozen blocks' outputs, see ``train``.
-        exits: as ``plan_exits`` reads them; default: those of the checkpoint, else 8 uniform.
-        teacher: a checkpoint whose answers stage 1 imitates; ``start`` is the model as it begins.
-        resume: continue from ``<out>.resume`` when it is there.
-        console: where progress goes; default: standard error.
-        **options: as ``start_from_folder`` takes them.
-
-    Raises:
-        UsageError: the arguments are not valid, or contradict the checkpoint.
-        DataError: the images cannot be used.
-        CheckpointError: the weights cannot be used.
-        TrainingError: training cannot go on.
-    """
-    config = config or TrainingConfig()
-    team = join(config.device)
-    console = (console or errors) if team.leads else Console(quiet=True)
-    if team.leads:
-        check_place(Path(out), None if features is None else Path(features))
-    start = start_from_folder(data, config=config, console=console, exits=exits, **options)
-    return train(
-        start.model,
-        start.images,
-        start.val,
-        config,
-        out=out,
-        features=features,
-        teacher=None if teacher is None else load_teacher(teacher, start, console),
-        resume=resume,
-        console=console,
-    )
-
-
-def load_teacher(teacher: str | Path, start: Start, console: Console) -> Teacher:
-    """Returns the teacher in a checkpoint, or for ``start`` the model as it begins.
-
-    Raises:
-        UsageError: the model that begins knows nothing to teach.
-        CheckpointError: the checkpoint cannot be used.
-    """
-    if str(teacher) == "start":
-        if not start.knows:
-            raise UsageError(
-                "--teacher start: the classifier starts afresh and has nothing to teach; expected "
-                "a checkpoint that knows the classes"
-            )
-        model = start.model
-    else:
-        model = load_model(Path(teacher), note=partial(say, to=console))
-    if not model.config.labels:
-        taken = numbered(start.images.classes)
-        say(f"the teacher has no class names: its classes are taken to be {taken}", console)
-    images = start.images.at(model.config.image_size, model.config.preprocess)
-    return Teacher(model.with_exits([]), images)
 
 
 def start_from_folder(

@@ -22,8 +22,8 @@ from lgvit_edge.errors import ConfigError, DataError, TrainingError, UsageError
 from lgvit_edge.model import load_checkpoint, save_checkpoint
 from lgvit_edge.policies import Confidence, from_json, parse
 from lgvit_edge.policies.evaluate import ExitCosts, Images
-from lgvit_edge.training import ImageFolder, TrainingConfig, pass_sizes
-from lgvit_edge.training.passes import Passes, passes_from_folder, planned, tie
+from lgvit_edge.training import ImageFolder, TrainingConfig, pass_sizes, passes_from_folder
+from lgvit_edge.training.passes import Passes, planned, tie
 from lgvit_edge.training.points import calibrated, chained, fastest, shown
 from lgvit_edge.training.report import exit_costs
 from lgvit_edge.training.start import attach_exits, seeded

@@ -21,7 +21,7 @@ from rich.console import Console
 from small import vit, write_stripes
 
 from lgvit_edge.architecture.config import ExitConfig
-from lgvit_edge.errors import DataError, TrainingError, UsageError
+from lgvit_edge.errors import ConfigError, DataError, TrainingError, UsageError
 from lgvit_edge.images.spec import Preprocess
 from lgvit_edge.model import LGViT, load_checkpoint, save_checkpoint
 from lgvit_edge.training import (
@@ -400,10 +400,15 @@ def test_stage_two_needs_the_same_classes_and_a_backbone(
     for given, message in (
         ({"config": FROZEN}, "of 3 classes, but the images have 4.*--order joint"),
         ({"config": FROZEN, "backbone": "vit-tiny"}, "stage 2 freezes the backbone.*--weights"),
+        (
+            {"config": SETTINGS.replace(order="mixed"), "backbone": "vit-tiny"},
+            "stage 2 freezes the backbone.*--order joint",
+        ),
+        ({"exits": ""}, "exits must be .* found ''"),
         ({"backbone": "vit-teeny"}, "expected a checkpoint's path, hf:.*one of vit-tiny"),
         (deit, "is no deit-tiny: expected hidden_size 192, found 16"),
     ):
-        with pytest.raises(UsageError, match=message):
+        with pytest.raises((UsageError, ConfigError), match=message):
             start(folder, **given)
 
 

@@ -393,7 +393,7 @@ def test_an_interrupted_training_goes_on_from_its_commit(
     settings = ("--exits", 1, "--heads", "mlp", "--epochs", 1, "--batch-size", 4, "--workers", 0)
     asked = ("train", "--data", data, "--out", out, "--device", "cpu", *settings, "--backbone")
     with monkeypatch.context() as patched:
-        patched.setattr("lgvit_edge.training.loop.save_checkpoint", interrupt)
+        patched.setattr("lgvit_edge.training.run.save_checkpoint", interrupt)
         assert f"{PINNED}: files are taken" in command(*asked, NAME, status=130)
     cached(offline, repository(seed=1), LATER)  # main has moved
     moved = command(*asked, NAME, status=1)
