@@ -91,7 +91,7 @@ def load_teacher(teacher: str | Path, start: Start, console: Console) -> Teacher
             )
         model = start.model
     else:
-        model = load_model(Path(teacher), note=partial(say, to=console))
+        model = load_model(teacher, note=partial(say, to=console))
     if not model.config.labels:
         taken = numbered(start.images.classes)
         say(f"the teacher has no class names: its classes are taken to be {taken}", console)
@@ -133,6 +133,8 @@ def passes_from_folder(
     config = config or TrainingConfig()
     team = join(config.device)
     console = (console or errors) if team.leads else Console(quiet=True)
+    if team.leads:
+        check_place(Path(out), None if features is None else Path(features))
     typed = ["none"] if exits is None else exits.split("/")
     last = None if exits is None else typed[-1]
     start = start_from_folder(

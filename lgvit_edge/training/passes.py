@@ -296,5 +296,5 @@ class _Job:
 
     def _train(self, trainees: Sequence[Trainee], order: str | None, out: Path) -> list[LGViT]:
         assert order is not None  # a pass that is trained has stages
-        config, how = self.config.replace(order=order), {"resume": self.resume}
-        return train_together(trainees, config, out=out, console=self.console, **how)
+        config = self.config.replace(order=order)
+        return train_together(trainees, config, out=out, resume=self.resume, console=self.console)

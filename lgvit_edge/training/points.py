@@ -35,13 +35,14 @@ def chained(models: Sequence[LGViT], images: Sequence[Images]) -> tuple[Images, 
         counts = ", ".join(str(len(other)) for other in images)
         raise DataError(f"expected the same images in every pass, found {counts}")
     blocks, macs = list[int](), list[int]()
-    for costs in map(exit_costs, models):
+    for own in map(exit_costs, models):
         before = (blocks[-1], macs[-1]) if macs else (0, 0)
-        blocks += [before[0] + block for block in costs.blocks]
-        macs += [before[1] + cost for cost in costs.macs]
+        blocks += [before[0] + block for block in own.blocks]
+        macs += [before[1] + cost for cost in own.macs]
     baseline = exit_costs(models[-1]).baseline_macs
     logits = np.concatenate([one.logits for one in images], axis=1)
-    return Images(logits, labels), ExitCosts(tuple(blocks), tuple(macs), baseline)
+    costs = ExitCosts(blocks=tuple(blocks), macs=tuple(macs), baseline_macs=baseline)
+    return Images(logits, labels), costs
 
 
 def half(images: Images, odd: int) -> Images:

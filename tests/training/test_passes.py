@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from processes import training
 from pytest import MonkeyPatch
 from rich.console import Console
 from small import swin, vit, write_stripes
@@ -279,6 +281,30 @@ def test_interrupted_it_ends_as_undisturbed(
     assert left == {"m-16.pt", "m-32.pt", *(f"{log}.{kind}" for log in logs for kind in kinds)}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("options", ["", "--shared"])
+def test_kill_9_in_a_coarse_pass(options: str, folder: Path) -> None:
+    given = "--passes 8,16 --exits none --order whole --epochs 4 --batch-size 8 --workers 1 "
+    whole = training(folder, f"{given} {options} --out whole.pt")
+    told, _ = whole.communicate(timeout=300)
+    assert whole.returncode == 0, told
+    process = training(folder, f"{given} {options} --out m.pt")
+    log = folder / ("m.log.csv" if options else "m-8.log.csv")
+    while process.poll() is None and not log.exists():
+        time.sleep(0.01)
+    process.kill()
+    told, _ = process.communicate(timeout=300)
+    assert process.returncode == -9, told
+    process = training(folder, f"{given} {options} --out m.pt")
+    told, _ = process.communicate(timeout=300)
+    assert process.returncode == 0 and "continuing after epoch" in told, told
+    for size in (8, 16):
+        assert same(*(load_checkpoint(folder / f"{name}-{size}.pt") for name in ("whole", "m")))
+    records = [json.loads((folder / f"{name}.passes.json").read_text()) for name in ("whole", "m")]
+    assert records[0]["points"] == records[1]["points"]
+    assert not [path.name for path in folder.iterdir() if path.suffix in (".resume", ".passes")]
+
+
 def test_other_settings_are_not_continued(begin: Begin) -> None:
     for shared in (False, True):
         with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
@@ -333,7 +359,10 @@ def test_one_chain_through_all_passes() -> None:
 
 def test_the_fastest_that_loses_little_enough() -> None:
     logits = np.concatenate([COARSE, LAST], axis=1)
-    images, costs = Images(logits, LABELS), ExitCosts((3, 6), (25, 125), 100)
+    images, costs = (
+        Images(logits, LABELS),
+        ExitCosts(blocks=(3, 6), macs=(25, 125), baseline_macs=100),
+    )
     policies = [Confidence(0.0), Confidence(0.9), Confidence(0.999)]
     # The first answers all at once and half of them wrongly, the last one nothing.
     assert fastest(policies, images, costs, drop=0.0) == Confidence(0.9)
