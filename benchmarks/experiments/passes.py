@@ -101,7 +101,6 @@ def main(
         layer_decay=layer_decay,
         gamma=gamma,
         min_crop=0.25,
-        views=epochs,  # the same copies with and without a teacher
         precision=precision,
         workers=workers,
         cache=True,

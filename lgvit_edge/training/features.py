@@ -69,9 +69,13 @@ def hidden_states(model: LGViT, batch: Batch, config: TrainingConfig) -> HiddenS
     return HiddenStates(exits, states[-1], teacher, batch.labels)
 
 
-def view_keys(seed: int, views: int) -> list[Key | None]:
-    """Returns the random key of each copy that repeats; None is the image as at inference."""
-    return [(seed, 0, view) for view in range(views)] or [None]
+def view_keys(seed: int, views: int, stage: int = 2) -> list[Key | None]:
+    """Returns the random key of each copy that repeats; None is the image as at inference.
+
+    Stage 1's copies are those that its first epochs would see anyway. Stage 2's are others: a
+    backbone knows what it was trained on.
+    """
+    return [(seed, 1 if stage == 1 else 0, view) for view in range(views)] or [None]
 
 
 class StoredStates(Protocol):
@@ -159,19 +163,21 @@ class FeatureStore:
 
         The backbone is frozen from here on. Outputs of ``blocks`` are stored beside those that the
         model's exits read, for other trainings. Without ``hidden`` only the final classifier's
-        answers are.
+        answers are, on the copies of stage 1.
 
         Raises:
             TrainingError: the folder holds features of another backbone or of other images, or
                 not those of all blocks.
         """
         self.folder, self.model, self.batches = Path(folder), model, batches
-        self.config, self.keys = config, view_keys(config.seed, config.cache_views)
+        self.config = config
+        self.keys = view_keys(config.seed, config.cache_views, 2 if hidden else 1)
         self.images = len(batches.dataset)
         self.device = next(model.parameters()).device
         shape = model.config
         exits = [*(exit.block for exit in shape.exits), shape.num_blocks]
         self.blocks = exits if hidden else []
+        self._hidden = hidden
         self._stored, self._sums = self._read_index({*self.blocks, *blocks})
         self._rows = len(self.keys) * self.images
         kinds: dict[str, Any] = {f"block_{b}": ("<f2", shape.hidden_shape(b)) for b in self._stored}
@@ -191,6 +197,7 @@ class FeatureStore:
             "image size": shape.image_size,
             "precision": config.precision,
             "views": views,
+            "stage": None if self._hidden else 1,
             # Views differ by these; images as at inference do not.
             "augmentation": [config.seed, config.min_crop, config.flip] if views else None,
         }

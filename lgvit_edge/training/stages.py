@@ -87,7 +87,7 @@ class StageOne:
         self.model, self.config, self.batches, self.teacher = model, config, batches, teacher
         self.scheme, self.sources = SCHEMES[config.scheme], (batches,)
         self.aligners = nn.ModuleDict()
-        self._views = view_keys(config.seed, config.views) if config.views else []
+        self._views = view_keys(config.seed, config.views, 1) if config.views else []
 
     def parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
         """Returns all of the model's parameters."""

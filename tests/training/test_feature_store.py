@@ -130,6 +130,13 @@ def test_features_of_something_else_are_refused(opened: Open, model: LGViT, tmp_
             opened()
 
 
+def test_features_of_stage_two_are_no_answers_for_stage_one(model: LGViT, tmp_path: Path) -> None:
+    config = TrainingConfig(cache=True, cache_views=1, seed=3)
+    FeatureStore(tmp_path / "f", model, batches(), config).fill()
+    with pytest.raises(TrainingError, match="features of another stage"):
+        FeatureStore(tmp_path / "f", model, batches(), config, hidden=False)
+
+
 def test_views_of_another_augmentation_are_refused(model: LGViT, tmp_path: Path) -> None:
     for views, refused in ((0, ()), (1, ("augmentation",))):
         folder = tmp_path / str(views)
