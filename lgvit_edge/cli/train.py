@@ -90,7 +90,8 @@ def train(
         str | None,
         Option(
             help="Exit positions: uniform:M, shallow:M, middle:M, deep:M, or blocks such as 4,6,8. "
-            "Default: uniform:8. With --passes: for each, such as none/6,9. Default: none."
+            "With --passes also for each of them, such as none/6,9. Default: uniform:8; with "
+            "--passes none."
         ),
     ] = None,
     heads: Heads = None,
