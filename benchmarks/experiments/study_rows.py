@@ -122,7 +122,8 @@ class Study:
         """
         checkpoint = self.out / f"{case.training}.pt"
         rate = RATES.get(case.heads, RATE)
-        config = self.config.replace(scheme=case.learned_by, kl=case.kl, lr=(rate, rate))
+        how = {"scheme": case.learned_by, "kl": case.kl, "lr": (rate, rate), "order": "frozen"}
+        config = self.config.replace(**how)
         settings = self.out / f"{case.training}.json"
         if checkpoint.is_file():
             then = json.loads(settings.read_text()) if settings.is_file() else None
@@ -135,7 +136,7 @@ class Study:
         say(f"training {case.training}")
         write_json(settings, config.identity())
         model, folder = self._fresh(case), self.out / "features"
-        return train(model, self.train, None, config, stages=(2,), out=checkpoint, features=folder)
+        return train(model, self.train, None, config, out=checkpoint, features=folder)
 
     def _fresh(self, case: Case) -> LGViT:
         config = self.backbone.config

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
@@ -16,6 +16,9 @@ from lgvit_edge._support.terminal import console, say
 from lgvit_edge.cli.options import Classes, Heads, ImageSize, SourceOptions, with_options
 from lgvit_edge.errors import UsageError
 from lgvit_edge.training.settings import Setting, TrainingConfig, settings
+
+if TYPE_CHECKING:
+    from lgvit_edge.training.start import StartOptions
 
 
 def _option(name: str, about: Setting, default: Any) -> inspect.Parameter:
@@ -87,19 +90,38 @@ def train(
         str | None,
         Option(
             help="Exit positions: uniform:M, shallow:M, middle:M, deep:M, or blocks such as 4,6,8. "
-            "Default: uniform:8."
+            "With --passes also for each of them, such as none/6,9. Default: uniform:8; with "
+            "--passes none."
         ),
     ] = None,
     heads: Heads = None,
     image_size: ImageSize = None,
-    stage: Annotated[
-        str, Option(help="Stage: 1 (whole model), 2 (exits, backbone frozen) or both.")
-    ] = "both",
+    passes: Annotated[
+        str | None,
+        Option(
+            metavar="SIZES",
+            help="Train passes, networks for several image sizes that answer in turn: sizes such "
+            "as 112,224, or shares of the backbone's such as 0.5,1. --out m.pt names m-112.pt and "
+            "m-224.pt.",
+        ),
+    ] = None,
+    shared: Annotated[
+        bool,
+        Option("--shared", help="With --passes: one set of weights for all, trained in turns."),
+    ] = False,
+    teacher: Annotated[
+        str | None,
+        Option(
+            metavar="PATH|start",
+            help="Checkpoint whose answers stage 1 imitates, or start: the model as it begins. "
+            "--gamma is their share of the loss.",
+        ),
+    ] = None,
     cache_features: Annotated[
         Path | None,
         Option(
             help="Stage 2: run the frozen blocks once and keep their outputs in this folder, for "
-            "this training and later ones."
+            "this training and later ones. With --passes: the teacher's answers as well."
         ),
     ] = None,
     resume: Annotated[bool, Option(help="Continue an interrupted run.")] = True,
@@ -109,30 +131,78 @@ def train(
 ) -> None:
     """Train an LGViT from a backbone and a folder of images."""
     require("torch", extra="train")
-    from lgvit_edge.training.start import train_from_folder
+    from lgvit_edge.training import train_from_folder
     from lgvit_edge.training.team import join
 
-    train_from_folder(
+    options: StartOptions = {
+        "backbone": backbone,
+        "weights": weights,
+        "use_ema": source.use_ema,
+        "heads": heads,
+        "image_size": image_size,
+        "val": _val(val),
+        "classes": classes,
+        "num_heads": source.num_heads,
+        "preprocess": source.preprocess(),
+    }
+    if passes is None:
+        if shared:
+            raise UsageError("--shared is for several passes: add --passes, such as 112,224")
+        train_from_folder(
+            data,
+            out=out,
+            config=config,
+            features=cache_features,
+            teacher=teacher,
+            resume=resume,
+            console=console,
+            exits=exits,
+            **options,
+        )
+        following = f"--ckpt {quote(str(out))}"
+    else:
+        if teacher is not None:
+            raise UsageError(
+                "--teacher is for a training without --passes, in which the last pass teaches the "
+                "others; leave it out"
+            )
+        following = _passes(
+            *(data, out, config, cache_features, resume), passes, exits, shared, options
+        )
+    if join(config.device).leads:
+        say(f"next: lgvit-edge export {following} --target cpu --out out/")
+
+
+def _passes(
+    data: Path,
+    out: Path,
+    config: TrainingConfig,
+    features: Path | None,
+    resume: bool,
+    sizes: str,
+    exits: str | None,
+    shared: bool,
+    options: StartOptions,
+) -> str:
+    """Train passes; return the options of export that take them."""
+    from lgvit_edge.training import passes_from_folder
+
+    trained = passes_from_folder(
         data,
-        backbone=backbone,
-        out=out,
-        weights=weights,
-        use_ema=source.use_ema,
+        sizes=sizes,
         exits=exits,
-        heads=heads,
-        image_size=image_size,
-        stage=stage,
-        val=_val(val),
-        classes=classes,
+        shared=shared,
+        out=out,
         config=config,
-        features=cache_features,
+        features=features,
         resume=resume,
         console=console,
-        num_heads=source.num_heads,
-        preprocess=source.preprocess(),
+        **options,
     )
-    if join(config.device).leads:
-        say(f"next: lgvit-edge export --ckpt {quote(str(out))} --target cpu --out out/")
+    typed = [f"--ckpt {quote(str(file))}" for file in trained.files]
+    if trained.record is not None:
+        typed.append(f"--policy {trained.record['points'][0]['typed']}")
+    return " ".join(typed)
 
 
 def _val(text: str | None) -> str | float | None:

@@ -88,24 +88,38 @@ def check_team(team: Team, config: TrainingConfig, images: int, *, shared: bool)
         )
 
 
+def check_stages(models: Sequence[LGViT], features: Path | None, config: TrainingConfig) -> None:
+    """Checks that the stages have something to train, and one folder of features is enough.
+
+    Raises:
+        UsageError: no model has exits for stage 2, or its backbone changes between two runs of it.
+    """
+    if 2 in config.stages and not any(model.config.exits for model in models):
+        raise UsageError(
+            "stage 2 trains exit heads: expected exits, found none; to train the model without "
+            "exits: --order whole"
+        )
+    if features is not None and config.stages.count(2) > 1:
+        raise UsageError(
+            f"--order {config.order} runs stage 2 on two backbones, and --cache-features keeps the "
+            "features of one: use --cache"
+        )
+
+
 def check_task(
     model: LGViT,
     train_set: Dataset,
     val_set: Dataset | None,
     config: TrainingConfig,
-    stages: tuple[int, ...],
 ) -> None:
     """Checks that a model, images and settings go together.
 
     Raises:
-        UsageError: the stages do not exist, or there is nothing that they would train.
+        UsageError: the exits would not learn to answer.
         DataError: classes or sizes differ, or not one training image can be read.
     """
-    if stages not in ((1,), (2,), (1, 2)):
-        raise UsageError(f"stages must be (1,), (2,) or (1, 2), found {stages}")
-    if 2 in stages and not model.config.exits:
-        raise UsageError("stage 2 trains exit heads: expected exits, found none")
-    eq13 = 2 in stages and SCHEMES[config.scheme].features and config.prediction_exits == "paper"
+    by_features = 2 in config.stages and SCHEMES[config.scheme].features
+    eq13 = model.config.exits and by_features and config.prediction_exits == "paper"
     if eq13 and not last_of_each(model.config.exits):
         kinds = ", ".join(sorted({exit.head for exit in model.config.exits}))
         raise UsageError(

@@ -1,8 +1,8 @@
-"""Outputs of the frozen backbone that stage 2 trains on: per batch, in memory, or on disk.
+"""Outputs of a frozen backbone that others learn from: per batch, in memory, or on disk.
 
-On disk is one file of float16 per block, memory-mapped, filled chunk by chunk. After every chunk
-its checksums are written: an interrupted run continues there, and a damaged chunk is computed
-again.
+Stage 2 reads the hidden states after the exits' blocks, the pupils of a teacher its answers. On
+disk is one file of float16 per block, memory-mapped, filled chunk by chunk. After every chunk its
+checksums are written: an interrupted run continues there, and a damaged chunk is computed again.
 """
 
 from __future__ import annotations
@@ -69,10 +69,13 @@ def hidden_states(model: LGViT, batch: Batch, config: TrainingConfig) -> HiddenS
     return HiddenStates(exits, states[-1], teacher, batch.labels)
 
 
-def view_keys(config: TrainingConfig) -> list[Key | None]:
-    """Returns the random key of each cached copy; None is the image as at inference."""
-    views = range(config.cache_views)
-    return [(config.seed, 0, view) for view in views] if views else [None]
+def view_keys(seed: int, views: int, stage: int = 2) -> list[Key | None]:
+    """Returns the random key of each copy that repeats; None is the image as at inference.
+
+    Stage 1's copies are those that its first epochs would see anyway. Stage 2's are others: a
+    backbone knows what it was trained on.
+    """
+    return [(seed, 1 if stage == 1 else 0, view) for view in range(views)] or [None]
 
 
 class StoredStates(Protocol):
@@ -99,7 +102,7 @@ class HiddenCache:
         Raises:
             TrainingError: the states would not fit into half of this machine's memory.
         """
-        keys, shape = view_keys(config), model.config
+        keys, shape = view_keys(config.seed, config.cache_views), model.config
         images, memory = len(batches.dataset) * len(keys), memory_bytes()
         blocks = [*(exit.block for exit in shape.exits), shape.num_blocks]
         needed = 2 * images * sum(math.prod(shape.hidden_shape(block)) for block in blocks)
@@ -141,7 +144,10 @@ class HiddenCache:
 
 
 class FeatureStore:
-    """Hidden states of all images, stored in a folder; ``HiddenCache`` holds them in memory."""
+    """Hidden states and answers of all images, stored in a folder.
+
+    ``HiddenCache`` holds them in memory.
+    """
 
     def __init__(
         self,
@@ -151,22 +157,27 @@ class FeatureStore:
         config: TrainingConfig,
         *,
         blocks: Sequence[int] = (),
+        hidden: bool = True,
     ) -> None:
         """Read the folder's index; nothing is computed or written yet.
 
         The backbone is frozen from here on. Outputs of ``blocks`` are stored beside those that the
-        model's exits read, for other trainings.
+        model's exits read, for other trainings. Without ``hidden`` only the final classifier's
+        answers are, on the copies of stage 1.
 
         Raises:
             TrainingError: the folder holds features of another backbone or of other images, or
                 not those of all blocks.
         """
         self.folder, self.model, self.batches = Path(folder), model, batches
-        self.config, self.keys = config, view_keys(config)
+        self.config = config
+        self.keys = view_keys(config.seed, config.cache_views, 2 if hidden else 1)
         self.images = len(batches.dataset)
         self.device = next(model.parameters()).device
         shape = model.config
-        self.blocks = [*(exit.block for exit in shape.exits), shape.num_blocks]
+        exits = [*(exit.block for exit in shape.exits), shape.num_blocks]
+        self.blocks = exits if hidden else []
+        self._hidden = hidden
         self._stored, self._sums = self._read_index({*self.blocks, *blocks})
         self._rows = len(self.keys) * self.images
         kinds: dict[str, Any] = {f"block_{b}": ("<f2", shape.hidden_shape(b)) for b in self._stored}
@@ -186,6 +197,7 @@ class FeatureStore:
             "image size": shape.image_size,
             "precision": config.precision,
             "views": views,
+            "stage": None if self._hidden else 1,
             # Views differ by these; images as at inference do not.
             "augmentation": [config.seed, config.min_crop, config.flip] if views else None,
         }
@@ -326,6 +338,14 @@ class FeatureStore:
         """Yields the first view of every image, in order."""
         for images in self._valid(0).split(batch_size):
             yield self._states(images, 0)
+
+    def answers(self, images: Tensor, view: int) -> Tensor:
+        """Returns the final classifier's logits ``[k, C] float32`` of images, by place ``[k]``.
+
+        ``view`` is that of ``keys``.
+        """
+        stored = torch.from_numpy(self._arrays["teacher"])
+        return stored.index_select(0, images + self.images * view).to(self.device)
 
     def _valid(self, first: int) -> Tensor:
         """Returns the images that could be read, of the view that begins at a row."""

@@ -1,4 +1,7 @@
-"""AdamW with the usual recipe of ViTs: warm-up, cosine, no decay on norms, biases, embeddings."""
+"""AdamW with the usual recipe of ViTs: warm-up, cosine, no decay on norms, biases, embeddings.
+
+Learning rates may differ from layer to layer, as BEiT (2106.08254) and MAE fine-tune them.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from lgvit_edge.model import LGViT
 
 _EMBEDDINGS = ("embedding.prefix", "embedding.position", "attention.table")
 Total = Callable[[Tensor], Tensor]
@@ -23,6 +28,24 @@ def learning_rate(step: int, steps: int, *, peak: float, warmup: float) -> float
     if step < rising:
         return peak * (step + 1) / (rising + 1)
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
+
+
+def layer_peaks(
+    model: LGViT, *, lr: float, head_lr: float, decay: float
+) -> dict[nn.Parameter, float]:
+    """Returns the peak learning rate of each parameter, which falls by layer towards the input.
+
+    The final norm and classifier have ``lr``, block b of L has ``lr * decay ** (L + 1 - b)``, and
+    the embedding ``lr * decay ** (L + 1)``. Exit heads have ``head_lr``, wherever they are.
+    """
+    last, peaks = model.config.num_blocks + 1, {}
+    for name, parameter in model.backbone.named_parameters():
+        part, _, rest = name.partition(".")
+        layer = {"embedding": 0, "final": last}.get(part)
+        if layer is None:
+            layer = 1 + int(rest.partition(".")[0])  # blocks.0 is block 1
+        peaks[parameter] = lr * decay ** (last - layer)
+    return peaks | dict.fromkeys(model.heads.parameters(), head_lr)
 
 
 class AdamW(torch.optim.AdamW):
@@ -64,19 +87,23 @@ def adamw(
     weight_decay: float,
     clip: float = 0.0,
     scales: Mapping[nn.Parameter, Tensor] | None = None,
+    peaks: Mapping[nn.Parameter, float] | None = None,
 ) -> AdamW:
-    """Returns the optimizer; the caller sets its learning rate before every step.
+    """Returns the optimizer; the caller sets the learning rate of its groups before every step.
 
     Only weights of two or more dimensions that are no embedding decay. ``clip`` is the largest norm
     of all gradients together; 0 leaves them alone. ``scales`` are those of ``input_scales``.
+    ``peaks`` are the highest learning rates; a group holds its own as ``peak``.
     """
-    named, scales, groups = list(parameters), scales or {}, list[dict[str, Any]]()
-    for flat, decay in ((False, weight_decay), (True, 0.0)):
-        group = [p for name, p in named if (p.ndim < 2 or name.endswith(_EMBEDDINGS)) is flat]
-        if group:
-            own_scales = [scales.get(parameter) for parameter in group]
-            groups.append({"params": group, "weight_decay": decay, "scales": own_scales})
-    return AdamW(groups, clip=clip)
+    scales, groups = scales or {}, dict[tuple[bool, float | None], dict[str, Any]]()
+    for name, parameter in parameters:
+        flat = parameter.ndim < 2 or name.endswith(_EMBEDDINGS)
+        peak = None if peaks is None else peaks[parameter]
+        new = {"params": [], "scales": [], "weight_decay": 0.0 if flat else weight_decay}
+        group = groups.setdefault((flat, peak), {**new, "peak": peak})
+        group["params"].append(parameter)
+        group["scales"].append(scales.get(parameter))
+    return AdamW([groups[key] for key in sorted(groups, key=lambda key: key[0])], clip=clip)
 
 
 @torch.no_grad()

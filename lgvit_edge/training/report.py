@@ -147,8 +147,10 @@ def exit_costs(model: LGViT) -> ExitCosts:
 
 def measure(
     model: LGViT, dataset: Dataset, out: Path, console: Console, config: TrainingConfig
-) -> None:
+) -> Images:
     """Prints the accuracy of every exit and writes ``<out>.eval.json`` and ``.eval.png``.
+
+    Returns the logits of every exit, as ``all_logits`` does.
 
     Raises:
         DataError: not one image could be read.
@@ -184,6 +186,7 @@ def measure(
     lines, base = by_label(evaluation["policies"]), images.baseline_accuracy
     picture = partial(draw, lines, baseline=base, title=title)
     _draw("accuracy against speed-up", picture, target, console)
+    return images
 
 
 def picture_of(history: Sequence[Row], log: Path, console: Console) -> None:

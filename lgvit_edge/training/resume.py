@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,9 @@ from lgvit_edge.training.data.datasets import Dataset
 from lgvit_edge.training.report import Row
 from lgvit_edge.training.settings import TrainingConfig
 
-_VERSION = 2  # 1: fingerprint, stage, epoch, step, model, aligners, optimizer. 2: history
+# 1: fingerprint, stage, epoch, step, model, aligners, optimizer. 2: history. 3: place for stage,
+# and a list of models.
+_VERSION = 3
 _OURS = {"format": "lgvit-edge-resume", "version": _VERSION}
 
 
@@ -30,16 +31,16 @@ class Progress:
     """The state of a training after an epoch, from which it can continue.
 
     No random generator's state is stored: every random choice follows from seed, stage, epoch and
-    image. Of model, aligners and optimizer it holds the state dicts.
+    image. Of models, aligners and optimizer it holds the state dicts.
     """
 
-    stage: int
+    place: int  # of the stage in the order, from 0
     epoch: int  # epochs done in this stage
     step: int  # steps done in this stage, which is the schedule's position
     model: dict[str, Tensor]
     aligners: dict[str, Tensor]
     optimizer: dict[str, Any]
-    history: list[Row]  # of both stages
+    history: list[Row]  # of all stages
 
 
 def resume_path(out: Path) -> Path:
@@ -48,15 +49,15 @@ def resume_path(out: Path) -> Path:
 
 
 def fingerprint(
-    model: LGViT, dataset: Dataset, config: TrainingConfig, stages: Sequence[int]
+    model: LGViT, dataset: Dataset, config: TrainingConfig, teacher: LGViT | None = None
 ) -> dict[str, str]:
     """Returns what must be the same for a training to continue, name by name."""
     values = {
-        "stages": list(stages),
         **config.identity(),
         **{f"model.{name}": value for name, value in to_json(model.config).items()},
         "training images": dataset.fingerprint(),
         "starting weights": weights_hash(model),
+        "teacher": teacher and weights_hash(teacher),
     }
     return {name: repr(value) for name, value in values.items()}
 
@@ -105,7 +106,7 @@ def read_progress(path: Path, identity: dict[str, str]) -> Progress | None:
     then, now = content["fingerprint"], identity
     changes = [
         f"{k} (other contents)"
-        if k in ("training images", "starting weights")
+        if k.endswith(("training images", "starting weights", "teacher"))
         else f"{k} (then {_brief(then.get(k))}, now {_brief(now.get(k))})"
         for k in sorted(then.keys() | now.keys())
         if then.get(k) != now.get(k)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lgvit_edge.bundle.codec import to_json
 from lgvit_edge.errors import UsageError
-from lgvit_edge.training.schemes import SCHEMES
+from lgvit_edge.training.schemes import ORDERS, SCHEMES
 
 if TYPE_CHECKING:
     import torch
@@ -65,13 +65,29 @@ _speed = partial(_setting, panel="Images and speed")
 class TrainingConfig:
     """Settings of both stages; pairs hold stage 1's value, then stage 2's."""
 
+    order: str = _setting(
+        "joint",
+        "Stages to run: 1 trains the whole model, 2 the exits of a frozen backbone",
+        choices=lambda: {order.name: order.help for order in ORDERS.values()},
+    )
     epochs: tuple[int, int] = _setting(
-        (50, 50), "Passes over the training images", "at least 1", lambda n: n >= 1
+        (50, 50), "Number of times that every training image is seen", "at least 1", lambda n: n >= 1
     )
     lr: tuple[float, float] = _optimiser(
         (5e-5, 5e-5),
         f"Peak learning rate, {_AUTHORS}; for few images and epochs try 1e-4,4e-3",
         *_POSITIVE,
+    )
+    head_lr: float = _optimiser(
+        0.0,
+        "Stage 1: peak learning rate of exit heads, whose updates are scaled; 0 takes stage 2's",
+        *_NOT_NEGATIVE,
+    )
+    layer_decay: float = _optimiser(
+        1.0,
+        "Stage 1: factor on the learning rate from each block to the one before it, such as 0.75",
+        "in 0..1, above 0",
+        lambda x: 0 < x <= 1,
     )
     batch_size: int = _optimiser(
         64,
@@ -96,7 +112,7 @@ class TrainingConfig:
     )
     gamma: float = _distillation(
         0.3,
-        f"Share of the loss that imitates the final classifier (KL in Eq. 14), {_AUTHORS}",
+        f"Share of the loss that imitates final classifier or teacher (KL in Eq. 14), {_AUTHORS}",
         "in 0..1",
         lambda x: 0 <= x <= 1,
     )
@@ -133,6 +149,12 @@ class TrainingConfig:
         "mean",
         "How F^T F of Eq. 11 is summed over tokens, whose number differs between exits",
         choices=lambda: {"mean": "divided by their number", "sum": "as in the paper"},
+    )
+    views: int = _speed(
+        0,
+        "Stage 1: augmented copies of each image, taken in turn; 0 makes a new one every epoch. A "
+        "teacher answers each copy once",
+        *_NOT_NEGATIVE,
     )
     cache: bool = _speed(
         False, "Stage 2: run the frozen blocks once and hold their outputs in memory (float16)"
@@ -182,6 +204,11 @@ class TrainingConfig:
     def replace(self, **changes: Any) -> TrainingConfig:
         """Returns a copy with some fields changed, validated again."""
         return dataclasses.replace(self, **changes)
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """The stages to run, in order."""
+        return ORDERS[self.order].stages
 
     @property
     def imitation(self) -> dict[str, Any]:

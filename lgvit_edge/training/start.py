@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from rich.console import Console
 
-from lgvit_edge._support.terminal import errors, say
+from lgvit_edge._support.terminal import say
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
 from lgvit_edge.architecture.placement import plan_exits
 from lgvit_edge.architecture.published import architecture, architectures
@@ -22,56 +22,73 @@ from lgvit_edge.model import LGViT, block_macs, load_model
 from lgvit_edge.model.checkpoints.containers import Note, note_in_log
 from lgvit_edge.model.checkpoints.hub import on_hub
 from lgvit_edge.model.checkpoints.timm_names import published
-from lgvit_edge.training.checks import check_place
 from lgvit_edge.training.data.datasets import ImageFolder
-from lgvit_edge.training.loop import train
 from lgvit_edge.training.settings import TrainingConfig
-from lgvit_edge.training.team import join
 
-STAGES = {"1": (1,), "2": (2,), "both": (1, 2)}
+if TYPE_CHECKING:
+    from typing_extensions import Required
+
 DEFAULT_EXITS = "uniform:8"
 
 
-def train_from_folder(
+class StartOptions(TypedDict, total=False):
+    """How ``start_from_folder`` makes the model and finds the images, but for exits."""
+
+    backbone: Required[str]
+    weights: str | Path | None
+    use_ema: bool
+    heads: str | None
+    image_size: int | None
+    val: str | Path | float | None
+    classes: str | Path | None
+    num_heads: int | None
+    preprocess: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a training begins with."""
+
+    model: LGViT
+    images: ImageFolder
+    val: ImageFolder | None
+    knows: bool  # whether its final classifier knows the classes of the images already
+
+
+def start_from_folder(
     data: str | Path,
     *,
     backbone: str,
-    out: str | Path,
+    config: TrainingConfig,
+    console: Console,
     weights: str | Path | None = None,
     use_ema: bool = False,
     exits: str | None = None,
+    default_exits: str = DEFAULT_EXITS,
     heads: str | None = None,
     image_size: int | None = None,
-    stage: str = "both",
     val: str | Path | float | None = None,
     classes: str | Path | None = None,
-    config: TrainingConfig | None = None,
-    features: str | Path | None = None,
-    resume: bool = True,
-    console: Console | None = None,
     num_heads: int | None = None,
     preprocess: Mapping[str, Any] | None = None,
-) -> LGViT:
-    """Trains an LGViT on a folder of images.
+) -> Start:
+    """Returns the model to train and its images; nothing is trained or written.
 
     Args:
         data: one sub-folder per class; or ``train/`` and maybe ``val/`` that hold those.
         backbone: an architecture, the path of a checkpoint, or ``hf:owner/name``, on the hub.
-        out: ``.pt`` or ``.safetensors``.
+        config: settings of the training.
+        console: where remarks go.
         weights: a checkpoint for the architecture; None starts at random.
         use_ema: where such a checkpoint also holds the moving average of its weights, take that.
-        exits: as ``plan_exits`` reads them; default: those of the checkpoint, else 8 uniform.
+        exits: as ``plan_exits`` reads them; default: those of the checkpoint, else the next.
+        default_exits: the exits of a checkpoint that has none.
         heads: kind of the exit heads, as ``default_heads`` reads it; default: ``lgvit``.
         image_size: image size in pixels, if different from the backbone's.
-        stage: ``1``, ``2`` or ``both``.
         val: one sub-folder per class; or the share 0..1 of the training images that is set aside;
             default: ``data/val`` where ``data/train`` is used.
         classes: a file with the folder name of each class, or ``sorted``, as ``class_order`` takes
             it; default: by name where the model has class names.
-        config: settings of the training.
-        features: a folder that stores the frozen blocks' outputs, see ``train``.
-        resume: continue from ``<out>.resume`` when it is there.
-        console: where progress goes; default: standard error.
         num_heads: attention heads of weights that do not tell theirs.
         preprocess: settings other than the checkpoint's, see ``Preprocess.changed``.
 
@@ -79,22 +96,16 @@ def train_from_folder(
         UsageError: the arguments are not valid, or contradict the checkpoint.
         DataError: the images cannot be used.
         CheckpointError: the weights cannot be used.
-        TrainingError: training cannot go on.
     """
-    config = config or TrainingConfig()
-    team = join(config.device)
-    console = (console or errors) if team.leads else Console(quiet=True)
-    if stage not in STAGES:
-        raise UsageError(f"--stage must be one of {', '.join(STAGES)}, found {stage!r}")
-    if team.leads:
-        check_place(Path(out), None if features is None else Path(features))
     train_folder, val_folder = _folders(Path(data), val)
     folders = class_names(train_folder)
     random_start = weights is None and not is_checkpoint(backbone)
-    if random_start and stage == "2":
+    # The final classifier then stays as it is, or teaches first.
+    frozen = config.stages[0] == 2
+    if random_start and frozen:
         raise UsageError(
             "stage 2 freezes the backbone, so it needs a trained one: expected --weights or a "
-            "checkpoint as --backbone; or train it with --stage both"
+            "checkpoint as --backbone; or train it with --order joint"
         )
     if random_start and num_heads is not None:
         raise UsageError(
@@ -111,7 +122,7 @@ def train_from_folder(
         None if weights is None else Path(weights),
         num_classes=len(folders),
         seed=config.seed,
-        trains_classifier=stage != "2",
+        trains_classifier=not frozen,
         num_heads=num_heads,
         use_ema=use_ema,
         note=partial(say, to=console),
@@ -124,8 +135,8 @@ def train_from_folder(
         say(f"no --weights: {backbone} starts from random weights (seed {config.seed})", console)
     if image_size is not None and image_size != start.config.image_size:
         start = start.resized(image_size)
-    wanted = _exits(start.config, exits, heads)
-    task = _task(start.config, folders, stage, classes, random_start, console)
+    wanted = _exits(start.config, exits, heads, default_exits)
+    task = _task(start.config, folders, frozen, classes, random_start, console)
     model = _prepare(start, wanted, task, config.seed)
     size, spec = model.config.image_size, model.config.preprocess
     read = partial(ImageFolder, size=size, preprocess=spec, classes=task.folders, names=task.names)
@@ -140,17 +151,13 @@ def train_from_folder(
         val_set = read(val_folder)
         for text in val_set.left_out:
             say(text, console)
-    return train(
-        model,
-        train_set,
-        val_set,
-        config,
-        stages=STAGES[stage],
-        out=out,
-        features=features,
-        resume=resume,
-        console=console,
-    )
+    else:
+        say(
+            "no validation images, so accuracy is not measured; add --val DIR or --val 0.1",
+            console,
+        )
+    knows = task.kept and not random_start
+    return Start(model, train_set, val_set, knows)
 
 
 def _folders(data: Path, val: str | Path | float | None) -> tuple[Path, Path | None]:
@@ -176,7 +183,7 @@ class _Task:
 def _task(
     config: LGViTConfig,
     folders: Sequence[str],
-    stage: str,
+    frozen: bool,
     classes: str | Path | None,
     random_start: bool,
     console: Console,
@@ -184,13 +191,13 @@ def _task(
     """Return the classes of the images, in the order of the checkpoint's where they are its own."""
     count, labels = len(folders), config.labels
     same_count = config.num_classes == count
-    if stage == "2" and not same_count:
+    if frozen and not same_count:
         raise UsageError(
             f"stage 2 keeps the final classifier of {config.num_classes} classes, but the images "
-            f"have {count}; give images of those classes, or train a new classifier: --stage both"
+            f"have {count}; give images of those classes, or train a new classifier: --order joint"
         )
     known = classes is not None or not labels or names_agree(folders, labels)
-    if stage != "2" and (random_start or not same_count or not known):
+    if not frozen and (random_start or not same_count or not known):
         if not random_start:
             differ = (
                 f"the checkpoint has {config.num_classes} classes, the images {count}"
@@ -206,9 +213,9 @@ def _task(
     try:
         found = class_order(folders, labels, count, classes)
     except DataError as error:
-        if classes is not None or stage != "2":
+        if classes is not None or not frozen:
             raise
-        raise DataError(f"{error}; or train a new classifier: --stage both") from None
+        raise DataError(f"{error}; or train a new classifier: --order joint") from None
     if found.told is not None:
         say(found.told, console)
     elif list(found.names) != sorted(folders):
@@ -227,13 +234,17 @@ def _prepare(start: LGViT, wanted: tuple[ExitConfig, ...], task: _Task, seed: in
     )
 
 
-def _exits(config: LGViTConfig, text: str | None, heads: str | None) -> tuple[ExitConfig, ...]:
+def _exits(
+    config: LGViTConfig, text: str | None, heads: str | None, default: str
+) -> tuple[ExitConfig, ...]:
     if text is None and config.exits:
         if heads is None:
             return config.exits
         text = ",".join(str(exit.block) for exit in config.exits)
     macs = block_macs(config)
-    return plan_exits(text or DEFAULT_EXITS, macs, heads=heads or "lgvit", family=config.family)
+    return plan_exits(
+        default if text is None else text, macs, heads=heads or "lgvit", family=config.family
+    )
 
 
 def attach_exits(

@@ -15,7 +15,7 @@ import numpy as np
 
 from lgvit_edge._support.optional import require
 from lgvit_edge.policies import POLICIES, Confidence, Never, Policy, ThresholdPolicy
-from lgvit_edge.tuning.calibration import temperatures
+from lgvit_edge.policies.calibration import temperatures
 from lgvit_edge.tuning.front import front
 from lgvit_edge.tuning.shapes import Curve, Scorer, Shape
 

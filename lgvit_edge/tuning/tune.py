@@ -13,8 +13,8 @@ from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.bundle.points import Guarantee, OperatingPoint
 from lgvit_edge.errors import DataError, TuningError, UsageError
 from lgvit_edge.policies import Policy
+from lgvit_edge.policies.calibration import calibration_errors, temperatures
 from lgvit_edge.policies.evaluate import Images, Outcome, evaluate
-from lgvit_edge.tuning.calibration import calibration_errors, temperatures
 from lgvit_edge.tuning.certify import certified, images_needed
 from lgvit_edge.tuning.costs import Costs
 from lgvit_edge.tuning.front import Line

@@ -60,9 +60,9 @@ def options_in(said: str) -> set[str]:
         (("export", "--ckpt", "{ckpt}", "--data", "{photos}"), 1, {"--classes"}),
         (("tune", "--engines", "{out}", "--data", "{photos}"), 1, {"--classes"}),
         (
-            ("train", "--backbone", "{ckpt}", "--data", "{photos}", "--stage", "2"),
+            ("train", "--backbone", "{ckpt}", "--data", "{photos}", "--order", "frozen"),
             1,
-            {"--classes", "--stage"},
+            {"--classes", "--order"},
         ),
         (("tune", "--engines", "{out}", "--data", "{flat}"), 1, {"--labels"}),
         (

@@ -39,6 +39,7 @@ SPEC = Preprocess(resize=32)
 STILL = TrainingConfig(
     epochs=(1, 1), lr=(1e-9, 1e-9), batch_size=6, workers=0, device="cpu", prediction_exits="all"
 )
+FROZEN = STILL.replace(order="frozen")
 Trained = Callable[..., tuple[LGViT, str]]
 
 
@@ -82,7 +83,7 @@ def trained(tmp_path: Path, right: LGViT) -> Trained:
         save_checkpoint(right, tmp_path / "start.pt")
         console = Console(file=io.StringIO(), width=200)
         out = tmp_path / "m.pt"
-        options = {"backbone": tmp_path / "start.pt", "out": out, "config": STILL, "stage": "2"}
+        options = {"backbone": tmp_path / "start.pt", "out": out, "config": FROZEN}
         options |= {"val": data, "console": console}
         options["backbone"] = str(options["backbone"])
         model = train_from_folder(data, **options | given)
@@ -121,7 +122,7 @@ def test_stage_two_keeps_a_model_right(
 def test_stage_two_asks_where_names_do_not_agree(trained: Trained, tmp_path: Path) -> None:
     wordnet = ("n3", "n1", "n2")
     with pytest.raises(
-        DataError, match=r"3 of 3 folders are none .*\(wolf, ant, fox\).*--classes FILE.*--stage"
+        DataError, match=r"3 of 3 folders are none .*\(wolf, ant, fox\).*--classes FILE.*--order"
     ):
         trained(wordnet, NAMES)
     (tmp_path / "order.txt").write_text("\n".join(wordnet))
@@ -145,13 +146,14 @@ def test_validation_images_go_by_the_same_order(trained: Trained, tmp_path: Path
     assert accuracy(tmp_path) == 1
 
 
-@pytest.mark.parametrize("stage", ["1", "both"])
+@pytest.mark.parametrize("order", ["whole", "joint"])
 def test_other_classes_start_afresh_and_the_same_stay(
-    trained: Trained, tmp_path: Path, right: LGViT, stage: str
+    trained: Trained, tmp_path: Path, right: LGViT, order: str
 ) -> None:
-    model, told = trained(NAMES, NAMES, stage=stage)
+    config = STILL.replace(order=order)
+    model, told = trained(NAMES, NAMES, config=config)
     assert accuracy(tmp_path) == 1 and model.config.labels == NAMES
-    model, told = trained(NAMES, ("cat", "dog", "eel"), stage=stage, resume=False)
+    model, told = trained(NAMES, ("cat", "dog", "eel"), config=config, resume=False)
     assert model.config.labels == tuple(sorted(NAMES))
     assert "(class 0 = cat, class 1 = dog, class 2 = eel) are called otherwise" in told
     assert "the classifiers start afresh" in told
@@ -161,7 +163,7 @@ def test_other_classes_start_afresh_and_the_same_stay(
     assert not torch.allclose(old, new, atol=1e-3)
     # The user knows that they are the same.
     (tmp_path / "order.txt").write_text("\n".join(NAMES))
-    options = {"stage": stage, "classes": tmp_path / "order.txt", "resume": False}
+    options = {"config": config, "classes": tmp_path / "order.txt", "resume": False}
     model, told = trained(NAMES, ("cat", "dog", "eel"), **options)
     assert accuracy(tmp_path) == 1 and model.config.labels == ("cat", "dog", "eel")
     assert "afresh" not in told
@@ -171,8 +173,12 @@ def test_fresh_classes_are_in_the_order_of_numbers(tmp_path: Path) -> None:
     data = folders(tmp_path / "data", ("10", "9", "1"))
     save_checkpoint(seeded(TINY.replace(num_classes=5), 0), tmp_path / "start.pt")
     console = Console(file=io.StringIO())
-    options: dict[str, Any] = {"out": tmp_path / "m.pt", "config": STILL, "console": console}
-    model = train_from_folder(data, backbone=str(tmp_path / "start.pt"), stage="1", **options)
+    options: dict[str, Any] = {
+        "out": tmp_path / "m.pt",
+        "config": STILL.replace(order="whole"),
+        "console": console,
+    }
+    model = train_from_folder(data, backbone=str(tmp_path / "start.pt"), **options)
     assert model.config.labels == ("1", "9", "10")
 
 

@@ -130,6 +130,13 @@ def test_features_of_something_else_are_refused(opened: Open, model: LGViT, tmp_
             opened()
 
 
+def test_features_of_stage_two_are_no_answers_for_stage_one(model: LGViT, tmp_path: Path) -> None:
+    config = TrainingConfig(cache=True, cache_views=1, seed=3)
+    FeatureStore(tmp_path / "f", model, batches(), config).fill()
+    with pytest.raises(TrainingError, match="features of another stage"):
+        FeatureStore(tmp_path / "f", model, batches(), config, hidden=False)
+
+
 def test_views_of_another_augmentation_are_refused(model: LGViT, tmp_path: Path) -> None:
     for views, refused in ((0, ()), (1, ("augmentation",))):
         folder = tmp_path / str(views)
@@ -225,7 +232,7 @@ def test_training_from_disk_learns_what_it_does_from_memory(tmp_path: Path, mode
     def run(name: str, **options: object) -> LGViT:
         config = FAST.replace(cache="features" not in options)
         options |= {"out": tmp_path / f"{name}.pt", "console": Console(file=said, width=200)}
-        return train(model, images(), None, config, stages=(2,), **options)
+        return train(model, images(), None, config.replace(order="frozen"), **options)
 
     memory = run("memory")
     for _ in range(2):

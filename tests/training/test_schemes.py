@@ -92,7 +92,7 @@ def batch() -> Batch:
 class Once:
     """Epochs of one batch."""
 
-    def shuffled(self, key: object) -> list[Batch]:
+    def shuffled(self, key: object, view: object = None) -> list[Batch]:
         return [batch()]
 
 
@@ -189,7 +189,8 @@ def test_a_scheme_from_outside_trains(folder: Path) -> None:
         console=Console(file=io.StringIO()),
     )
     states = start.state_dict(), model.state_dict()
-    moved = {n for n in states[0] if not torch.equal(*(state[n] for state in states))}
+    # Scaled updates of nothing leave rounding.
+    moved = {n for n in states[0] if not torch.allclose(*(state[n] for state in states), atol=1e-7)}
     assert any(name.startswith("heads.1.") for name in moved)
     assert not any(name.startswith("heads.0.") and name.endswith("weight") for name in moved)
 

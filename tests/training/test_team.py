@@ -54,6 +54,25 @@ def test_two_processes_learn_what_one_learns(folder: Path) -> None:
     torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-3)
 
 
+def test_two_processes_train_passes_as_one_does(folder: Path) -> None:
+    options = "--passes 8,16 --shared --exits none --order whole --epochs 2 --batch-size 5 "
+    options += "--workers 0 --val data --out {0}.pt"
+    running = {
+        name: training(folder, options.format(name), *launcher, CUDA_VISIBLE_DEVICES="")
+        for name, launcher in (("one", []), ("two", LAUNCH))
+    }
+    said = {name: process.communicate(timeout=300)[0] for name, process in running.items()}
+    assert [process.returncode for process in running.values()] == [0, 0], said
+    assert said["two"].count("wrote two-8.pt") == said["two"].count("next: ") == 1, said["two"]
+    pixels = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        one, two = (load_model(folder / f"{name}-8.pt").exit_logits(pixels) for name in running)
+    torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-3)
+    left = {path.name for path in folder.iterdir() if path.name.startswith("two")}
+    files = {f"two-{size}.{kind}" for size in (8, 16) for kind in ("pt", "eval.json", "eval.png")}
+    assert left == files | {"two.log.csv", "two.log.png", "two.passes.json"}
+
+
 # Five rows, one of them an outlier, shared unevenly; everything against one process.
 SHARED = """
 import copy, sys

@@ -21,7 +21,7 @@ from rich.console import Console
 from small import vit, write_stripes
 
 from lgvit_edge.architecture.config import ExitConfig
-from lgvit_edge.errors import DataError, TrainingError, UsageError
+from lgvit_edge.errors import ConfigError, DataError, TrainingError, UsageError
 from lgvit_edge.images.spec import Preprocess
 from lgvit_edge.model import LGViT, load_checkpoint, save_checkpoint
 from lgvit_edge.training import (
@@ -44,6 +44,7 @@ TINY = vit(num_blocks=4, exits=EXITS)
 SETTINGS = TrainingConfig(
     epochs=(2, 2), lr=(3e-3, 3e-3), batch_size=8, warmup=0.1, workers=0, device="cpu"
 )
+FROZEN = SETTINGS.replace(order="frozen")
 
 
 def stripes(count: int = 24) -> ArrayDataset:
@@ -114,14 +115,15 @@ def test_both_stages_learn_and_leave_a_checkpoint(tmp_path: Path) -> None:
 
 def test_stage_two_keeps_the_backbone(tmp_path: Path) -> None:
     start = seeded(TINY, 0)
-    model = begin(tmp_path / "m.pt", model=start, stages=(2,))
+    model = begin(tmp_path / "m.pt", model=start, config=FROZEN)
     before, after = start.backbone.state_dict(), model.backbone.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert not same_weights(start, model)
 
 
 @pytest.mark.parametrize("cache", [False, True])
-@pytest.mark.parametrize("after", [24 + 5, 2 * 24 + 3, 3 * 24 + 9])
+# Stage 1 reads a batch of 8 for its scales; then come epochs of 24.
+@pytest.mark.parametrize("after", [8 + 24 + 5, 8 + 2 * 24 + 3, 8 + 3 * 24 + 9])
 def test_resumed_is_bit_identical(tmp_path: Path, after: int, cache: bool) -> None:
     settings = SETTINGS.replace(cache=cache, cache_views=2 if cache else 0)
     whole = begin(tmp_path / "whole.pt", config=settings)
@@ -149,12 +151,12 @@ def test_interrupted_in_the_first_epoch_leaves_nothing(tmp_path: Path) -> None:
 def test_another_training_is_not_continued(tmp_path: Path) -> None:
     out, smaller = tmp_path / "m.pt", SETTINGS.replace(batch_size=4)
     with pytest.raises(KeyboardInterrupt):
-        begin(out, train_set=Interrupting(stripes(), 30))
+        begin(out, train_set=Interrupting(stripes(), 38))
     for given, message in (
         ({"config": smaller}, r"batch_size \(then 8, now 4\).*rm '"),
         ({"train_set": stripes(27)}, "training images"),
         ({"model": seeded(TINY, 1)}, "starting weights"),
-        ({"stages": (1,)}, r"stages \(then \[1, 2\], now \[1\]\)"),
+        ({"config": SETTINGS.replace(order="whole")}, r"order \(then 'joint', now 'whole'\)"),
     ):
         with pytest.raises(TrainingError, match=message):
             begin(out, **given)
@@ -248,7 +250,11 @@ def test_model_and_data_must_agree(tmp_path: Path) -> None:
         ({"model": four}, DataError, "expected 4 classes as the model has, found 3"),
         ({"train_set": small_set}, DataError, r"images \[32, 32, 3\], found \[16, 16, 3\]"),
         ({"model": seeded(vit(), 0)}, UsageError, "expected exits, found none"),
-        ({"stages": (2, 1)}, UsageError, "stages must be"),
+        (
+            {"config": SETTINGS.replace(order="mixed"), "features": tmp_path},
+            UsageError,
+            "use --cache",
+        ),
     ):
         with pytest.raises(error, match=message):
             begin(tmp_path / "m.pt", **given)
@@ -265,8 +271,8 @@ def test_exits_that_would_learn_no_answers_are_refused(tmp_path: Path) -> None:
         begin(out, model=seeded(mlp, 0), config=paper)
     assert not list(tmp_path.iterdir())
     # Other schemes do not ask for Eq. 13, nor does stage 1.
-    for settings, stages in ((paper.replace(scheme="normal"), (2,)), (paper, (1,))):
-        begin(out, model=seeded(mlp, 0), config=settings, stages=stages)
+    for given in ({"scheme": "normal", "order": "frozen"}, {"order": "whole"}):
+        begin(out, model=seeded(mlp, 0), config=paper.replace(**given))
 
 
 @pytest.mark.parametrize("name", ["draw", "draw_log"])
@@ -291,7 +297,7 @@ def test_ctrl_c_while_drawing_costs_no_model(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    given, out = {"val_set": stripes(), "stages": (2,)}, tmp_path / "m.pt"
+    given, out = {"val_set": stripes(), "config": FROZEN}, tmp_path / "m.pt"
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(f"lgvit_edge.training.report.{name}", interrupted)
         begin(out, **given)
@@ -392,13 +398,17 @@ def test_stage_two_needs_the_same_classes_and_a_backbone(
     Image.new("RGB", (32, 32)).save(_new(folder / "class9") / "a.jpg")
     deit: dict[str, Any] = {"backbone": "deit-tiny", "weights": tmp_path / "start.pt"}
     for given, message in (
-        ({"stage": "2"}, "of 3 classes, but the images have 4.*--stage both"),
-        ({"stage": "2", "backbone": "vit-tiny"}, "stage 2 freezes the backbone.*--weights"),
-        ({"stage": "3", "backbone": "vit-tiny"}, "--stage must be one of 1, 2, both"),
+        ({"config": FROZEN}, "of 3 classes, but the images have 4.*--order joint"),
+        ({"config": FROZEN, "backbone": "vit-tiny"}, "stage 2 freezes the backbone.*--weights"),
+        (
+            {"config": SETTINGS.replace(order="mixed"), "backbone": "vit-tiny"},
+            "stage 2 freezes the backbone.*--order joint",
+        ),
+        ({"exits": ""}, "exits must be .* found ''"),
         ({"backbone": "vit-teeny"}, "expected a checkpoint's path, hf:.*one of vit-tiny"),
         (deit, "is no deit-tiny: expected hidden_size 192, found 16"),
     ):
-        with pytest.raises(UsageError, match=message):
+        with pytest.raises((UsageError, ConfigError), match=message):
             start(folder, **given)
 
 
@@ -407,8 +417,8 @@ def test_of_a_checkpoint_with_an_average_one_is_trained(
 ) -> None:
     states = [foreign.timm_state(seed) for seed in (1, 2)]
     torch.save({"model": states[0], "model_ema": states[1]}, tmp_path / "timm.pth")
-    given: dict[str, Any] = {"backbone": str(tmp_path / "timm.pth"), "exits": "1", "stage": "2"}
-    given["num_heads"] = 1
+    given: dict[str, Any] = {"backbone": str(tmp_path / "timm.pth"), "exits": "1"}
+    given |= {"config": FROZEN, "num_heads": 1}
     for i, use_ema in enumerate((False, True)):
         console = quiet()
         model = start(folder, console, use_ema=use_ema, **given, resume=False)

@@ -43,6 +43,7 @@ SWIN = vit(
 SWINV2 = SWIN.replace(family="swinv2")
 VIT, DEIT = vit(), vit(family="deit", prefix_tokens=2, classifiers=2)
 FAST = TrainingConfig(epochs=(1, 1), lr=(3e-3, 3e-3), batch_size=4, workers=0, device="cpu")
+FROZEN = FAST.replace(order="frozen")
 
 
 @pytest.fixture
@@ -117,7 +118,7 @@ def test_stage_two_changes_only_a_swins_heads(folder: Path, saved: Save) -> None
     """Its exits' features differ in shape: heads of one kind in two stages, and of both kinds."""
     for cache in (False, True):
         backbone = saved(SWIN)
-        model = trained(folder, backbone, stage="2", config=FAST.replace(cache=cache))
+        model = trained(folder, backbone, config=FROZEN.replace(cache=cache))
         assert model.config.exits == SWIN.exits  # the checkpoint's own
         assert changed(load_checkpoint(backbone), model) == {"heads.0", "heads.1"}
     data = ImageFolder(folder, size=32, preprocess=SPEC)
@@ -148,12 +149,14 @@ def test_no_decay_on_a_swins_bias_tables_and_scales() -> None:
 
 
 def test_other_heads_stand_where_the_checkpoint_has_its_exits(folder: Path, saved: Save) -> None:
-    model = trained(folder, saved(SWIN), heads="conv", stage="2")
+    model = trained(folder, saved(SWIN), heads="conv", config=FROZEN)
     assert model.config.exits == (ExitConfig(2, "conv"), ExitConfig(3, "conv"))
 
 
 def test_another_image_size_moves_the_positions(folder: Path, saved: Save) -> None:
-    model = trained(folder, saved(VIT), exits="middle:2", image_size=48, stage="1")
+    model = trained(
+        folder, saved(VIT), exits="middle:2", image_size=48, config=FAST.replace(order="whole")
+    )
     assert [exit.block for exit in model.config.exits] == [2, 3]
     assert (model.config.image_size, model.config.preprocess.resize) == (48, 48)
     assert model.backbone.embedding.position.shape == (1, 1 + 6 * 6, 16)  # type: ignore
@@ -161,7 +164,7 @@ def test_another_image_size_moves_the_positions(folder: Path, saved: Save) -> No
 
 
 def test_another_image_size_keeps_a_swins_windows(folder: Path, saved: Save) -> None:
-    model = trained(folder, saved(SWIN), image_size=48, stage="2")
+    model = trained(folder, saved(SWIN), image_size=48, config=FROZEN)
     assert [(b.grid, b.window) for b in model.config.blocks[1:3]] == [(12, 4), (6, 4)]
     assert changed(load_checkpoint(saved(SWIN)), model) == {"heads.0", "heads.1"}
 

@@ -25,9 +25,9 @@ from lgvit_edge.policies import (
     ThresholdPolicy,
     from_json,
 )
+from lgvit_edge.policies.calibration import calibration_errors, temperatures
 from lgvit_edge.policies.evaluate import ExitCosts, Images, Outcome, evaluate
 from lgvit_edge.tuning import Goal, TuneOptions, tune
-from lgvit_edge.tuning.calibration import calibration_errors, temperatures
 from lgvit_edge.tuning.costs import Costs
 from lgvit_edge.tuning.front import Line, front
 from lgvit_edge.tuning.prune import prune

@@ -83,7 +83,7 @@ def backbone(
             raise CheckpointError(
                 f"{path} has no classifier: expected classifier.weight, as transformers' "
                 "...ForImageClassification have it; to train one, run: lgvit-edge train --backbone "
-                f"{path} --stage both"
+                f"{path} --order joint"
             )
         fresh = classes
     saved_config = huggingface_config(raw, state, fresh)

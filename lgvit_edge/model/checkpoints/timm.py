@@ -139,7 +139,7 @@ def timm_config(state: State, hints: Hints, note: Note = note_in_log) -> LGViTCo
     if missing == [head_name(state)]:
         raise CheckpointError(
             "the weights have no classifier, and stage 2 trains none; run: lgvit-edge train "
-            "--stage both"
+            "--order joint"
         )
     if missing:
         raise CheckpointError(

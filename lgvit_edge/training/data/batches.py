@@ -69,9 +69,12 @@ class Batches:
         """The number of batches per epoch."""
         return len(_bounds(len(self.dataset), self._sampler.batch_size, self.team.size))
 
-    def shuffled(self, key: Key) -> Iterator[Batch]:
-        """Yields one epoch of augmented images in random order, both decided by ``key``."""
-        return self._run(_permutation(len(self.dataset), key), key, self.team)
+    def shuffled(self, key: Key, *, view: Key | None = None) -> Iterator[Batch]:
+        """Yields one epoch of augmented images in random order, both decided by ``key``.
+
+        ``view`` decides the augmentation alone, where one repeats: ``ordered`` gives the same.
+        """
+        return self._run(_permutation(len(self.dataset), key), view or key, self.team)
 
     def ordered(self, key: Key | None = None, indices: Indices | None = None) -> Iterator[Batch]:
         """Yields all images, or those of ``indices``, in order: augmented as ``key`` decides.

@@ -124,6 +124,12 @@ class ImageFolder:
             aside[own[: min(max(round(share * len(own)), 1), len(own) - 1)]] = True
         return self._part(~aside), self._part(aside)
 
+    def at(self, size: int, preprocess: Preprocess) -> ImageFolder:
+        """Returns the same images for a network of another input size; crops are the same."""
+        other = copy.copy(self)
+        other.size, other.preprocess = size, preprocess
+        return other
+
     def _part(self, chosen: NDArray[np.bool_]) -> ImageFolder:
         part = copy.copy(self)
         part.paths = list(itertools.compress(self.paths, chosen))

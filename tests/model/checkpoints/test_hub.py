@@ -393,7 +393,7 @@ def test_an_interrupted_training_goes_on_from_its_commit(
     settings = ("--exits", 1, "--heads", "mlp", "--epochs", 1, "--batch-size", 4, "--workers", 0)
     asked = ("train", "--data", data, "--out", out, "--device", "cpu", *settings, "--backbone")
     with monkeypatch.context() as patched:
-        patched.setattr("lgvit_edge.training.loop.save_checkpoint", interrupt)
+        patched.setattr("lgvit_edge.training.run.save_checkpoint", interrupt)
         assert f"{PINNED}: files are taken" in command(*asked, NAME, status=130)
     cached(offline, repository(seed=1), LATER)  # main has moved
     moved = command(*asked, NAME, status=1)
@@ -421,7 +421,7 @@ def test_stage_2_starts_from_the_hub(
     cached(offline, repository())
     data = write_photos(tmp_path / "data", ("0", "1", "2"), 2)
     settings = ("--epochs", 1, "--batch-size", 2, "--workers", 0, "--device", "cpu")
-    asked = ("train", "--data", data, "--out", tmp_path / "m.pt", "--stage", 2, "--exits", 1)
+    asked = ("train", "--data", data, "--out", tmp_path / "m.pt", "--order", "frozen", "--exits", 1)
     command(*asked, *settings, "--heads", "mlp", "--prediction-exits", "all", "--backbone", NAME)
     command("export", "--ckpt", NAME, status=1)
     command("info", "hf:someone", status=2)

@@ -520,7 +520,7 @@ def test_weights_without_a_classifier_get_one(timm: Any, tmp_path: Path, pooling
     arguments = SIZES | dict(num_classes=0, global_pool=pooling)
     theirs = filled(timm.models.vision_transformer.VisionTransformer(**arguments))
     folder = written(tmp_path / "timm", theirs, arguments)
-    with pytest.raises(CheckpointError, match="no classifier, .* run: lgvit-edge train --stage b"):
+    with pytest.raises(CheckpointError, match="no classifier, .* run: lgvit-edge train --order j"):
         load_backbone(folder)
     notes: list[str] = []
     ours = load_backbone(folder, classes=3, note=notes.append)

@@ -1,0 +1,346 @@
+"""Trains passes in several ways, and says what each way gives over several seeds.
+
+``python -m lgvit_edge.benchmarks.experiments.passes --data DIR --weights vit_tiny.pth --out DIR``
+trains a coarse pass of a trained backbone with and without its teacher, with weights of its own
+and shared ones, with exits inside, at several sizes, and three passes. Thresholds are chosen on one
+half of the validation images and reported on the other. It writes ``passes.json``, ``passes.md``,
+``passes.csv`` and ``passes.png``. Trainings that are done are not repeated, and one that was
+interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from lgvit_edge._support import finite_json
+from lgvit_edge._support.files import MAX_TEXT, read_bytes
+from lgvit_edge._support.outputs import replacing, write, write_json
+from lgvit_edge._support.terminal import errors, say
+from lgvit_edge.architecture.placement import plan_exits
+from lgvit_edge.benchmarks.experiments.frame import run_command
+from lgvit_edge.benchmarks.experiments.study_rows import Measured, choose, settings
+from lgvit_edge.benchmarks.measure import command_line
+from lgvit_edge.cli.options import check_outputs
+from lgvit_edge.errors import UsageError
+from lgvit_edge.images.labelled import evenly
+from lgvit_edge.machine.environment import environment
+from lgvit_edge.model import LGViT, block_macs, load_model
+from lgvit_edge.policies.evaluate import Images
+from lgvit_edge.policies.picture import draw
+from lgvit_edge.training import TrainingConfig
+from lgvit_edge.training.data.datasets import ImageFolder
+from lgvit_edge.training.passes import pass_path, pass_sizes, train_passes
+from lgvit_edge.training.points import chained
+from lgvit_edge.training.report import all_logits
+from lgvit_edge.training.start import start_from_folder
+
+SPEED_UPS = (1.6, 2.0, 2.3)  # in MACs: the most accurate of at least this
+DROPS = (0.0, 0.005, 0.01, 0.02)  # of accuracy, 0..1: the fastest that loses at most this
+POLICIES = ("confidence", "ensemble")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train passes, apart from the seed."""
+
+    name: str
+    sizes: str = "0.5,1"  # as ``pass_sizes`` reads them
+    teacher: bool = True
+    shared: bool = False
+    exits: str = "none"  # of the coarse passes, as ``plan_exits`` reads them
+
+
+ARMS = (
+    Arm("teacher"),
+    Arm("no teacher", teacher=False),
+    Arm("shared weights", shared=True),
+    Arm("shared, no teacher", shared=True, teacher=False),
+    Arm("exits inside", exits="uniform:2"),
+    Arm("three passes", sizes="0.357142857143,0.5,1"),  # 80, 112 and 224
+    Arm("smaller", sizes="0.357142857143,1"),
+    Arm("larger", sizes="0.714285714286,1"),  # 160
+)
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="Folder with train/ and val/, images by class.")],
+    out: Annotated[Path, typer.Option(help="Folder for results, checkpoints and answers.")],
+    weights: Annotated[Path | None, typer.Option(help="Checkpoint of a trained backbone.")] = None,
+    backbone: Annotated[str, typer.Option(help="Architecture, or a checkpoint.")] = "vit-tiny",
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of stage 1.")] = 3,
+    heads_epochs: Annotated[int, typer.Option(min=1, help="Epochs of stage 2.")] = 3,
+    lr: Annotated[str, typer.Option(help="Learning rates of stage 1 and 2.")] = "5e-5,4e-3",
+    layer_decay: Annotated[float, typer.Option(help="As of train.")] = 1.0,
+    gamma: Annotated[float, typer.Option(help="The teacher's share of the loss.")] = 0.3,
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
+    only: Annotated[str, typer.Option(help="Names of arms, separated by commas; or all.")] = "all",
+    images: Annotated[int | None, typer.Option(help="Training images. Default: all.")] = None,
+    val_images: Annotated[int | None, typer.Option(help="Validation images.")] = None,
+    precision: Annotated[str, typer.Option(help="Matrix products in fp32 or bf16.")] = "bf16",
+    workers: Annotated[int, typer.Option(help="Processes that decode images.")] = 1,
+) -> None:
+    """Trains passes in several ways and over several seeds; writes tables and curves."""
+    check_outputs({}, {"--out": out})
+    chosen = _chosen(only)
+    rates = tuple(float(part) for part in lr.split(","))
+    if len(rates) != 2:
+        raise UsageError(f"--lr: expected two rates, found {lr!r}")
+    config = TrainingConfig(
+        order="frozen",
+        epochs=(epochs, heads_epochs),
+        lr=rates,
+        layer_decay=layer_decay,
+        gamma=gamma,
+        min_crop=0.25,
+        precision=precision,
+        workers=workers,
+        cache=True,
+        cache_views=1,
+    )
+    start = start_from_folder(
+        data,
+        backbone=backbone,
+        weights=weights,
+        config=config,
+        console=errors,
+        exits="none",
+    )
+    if start.val is None or not start.knows:
+        raise UsageError(
+            f"expected val/ beside train/ in {data}, and a backbone that knows its classes"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    study = Study(start.model, _some(start.images, images), _some(start.val, val_images), out)
+    numbers = [int(part) for part in seeds.split(",")]
+    runs: dict[str, list[Measured]] = {arm.name: [] for arm in chosen}
+    for seed in numbers:  # a seed after the other: all arms have some result early
+        for arm in chosen:
+            runs[arm.name].append(study.measured(arm, config.replace(seed=seed)))
+            record = {
+                "conditions": {
+                    "training": config.identity(),
+                    "seeds": numbers,
+                    "training_images": len(study.images),
+                    "choosing": (len(study.val) + 1) // 2,
+                    "reporting": len(study.val) // 2,
+                },
+                "arms": [asdict(a) | summary(runs[a.name]) for a in chosen if runs[a.name]],
+                "env": environment(),
+                "command": command_line(),
+            }
+            _write(record, out)
+    say(f"wrote {out / 'passes.json'}, passes.md, passes.csv, passes.png")
+
+
+def _chosen(only: str) -> list[Arm]:
+    names = [arm.name for arm in ARMS] if only == "all" else only.split(",")
+    if unknown := set(names) - {arm.name for arm in ARMS}:
+        known = ", ".join(arm.name for arm in ARMS)
+        raise UsageError(f"--only: expected some of {known}; found {unknown.pop()!r}")
+    return [arm for arm in ARMS if arm.name in names]
+
+
+def _some(folder: ImageFolder, count: int | None) -> ImageFolder:
+    """Returns a part of the images, spread evenly."""
+    places = list(evenly(range(len(folder)), count))
+    part = copy.copy(folder)
+    part.paths, part.labels = [folder.paths[i] for i in places], folder.labels[places]
+    return part
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all trainings share."""
+
+    model: LGViT  # the last pass, which stays as it is
+    images: ImageFolder
+    val: ImageFolder  # one half chooses, the other reports
+    out: Path
+
+    def measured(self, arm: Arm, config: TrainingConfig) -> Measured:
+        """Returns the logits of an arm's chain on the validation images, trained if need be.
+
+        Raises:
+            UsageError: results of other settings are there.
+        """
+        name = f"{arm.name.replace(',', '').replace(' ', '-')}-{config.seed}"
+        config = config if arm.teacher else config.replace(gamma=0.0)
+        identity = {
+            **config.identity(),
+            **asdict(arm),
+            "images": self.images.fingerprint(),
+            "val": self.val.fingerprint(),
+        }
+        described, stored = self.out / f"{name}.json", self.out / f"{name}.npz"
+        if described.is_file():
+            then = finite_json.loads(read_bytes(described, MAX_TEXT))
+            if then != identity:
+                raise UsageError(
+                    f"{described} is of other settings; give another folder: --out, or: "
+                    f"rm '{described}' '{stored}'"
+                )
+        write_json(described, identity)
+        sizes = pass_sizes(arm.sizes, self.model.config)
+        if not stored.is_file():
+            say(f"training {name}")
+            self._train(arm, config, name, sizes)
+        files = [pass_path(self.out / f"{name}.pt", size) for size in sizes]
+        models = [load_model(file) for file in files]
+        with np.load(stored) as arrays:
+            own = [Images(arrays[f"logits_{size}"], arrays["labels"]) for size in sizes]
+        return Measured(*chained(models, own))
+
+    def _train(self, arm: Arm, config: TrainingConfig, name: str, sizes: Sequence[int]) -> None:
+        """Trains an arm and stores the logits of each of its passes."""
+        family, exits = self.model.config.family, []
+        for size in sizes[:-1]:
+            macs = block_macs(self.model.resized(size).config)
+            exits.append(plan_exits(arm.exits, macs, family=family))
+        passes = train_passes(
+            self.model,
+            self.images,
+            None,
+            config,
+            sizes=sizes,
+            exits=exits,
+            shared=arm.shared,
+            out=self.out / f"{name}.pt",
+            # The teacher is the same for all arms of a seed.
+            answers=self.out / f"answers-{config.seed}",
+        )
+        arrays: dict[str, Any] = {}
+        for model, size in zip(passes.models, sizes, strict=True):
+            val = self.val.at(size, model.config.preprocess)
+            found = all_logits(model, val, 100, workers=config.workers)
+            arrays |= {f"logits_{size}": found.logits, "labels": found.labels}
+        with replacing(self.out / f"{name}.npz") as partial, partial.open("wb") as file:
+            np.savez(file, **arrays)
+
+
+def summary(runs: Sequence[Measured]) -> dict[str, Any]:
+    """Returns an arm's points and curves over its seeds, from the reporting images."""
+    halves = [(run.half(0), run.half(1)) for run in runs]
+    goals = [{"speed_up": value} for value in SPEED_UPS] + [{"drop": value} for value in DROPS]
+    points = [
+        {"policy": policy, **goal, **_point(policy, goal, halves)}
+        for policy in POLICIES
+        for goal in goals
+    ]
+    accuracies = np.array([reporting.images.accuracies for _, reporting in halves])
+    return {
+        "macs": list(runs[0].costs.macs),
+        "baseline_macs": runs[0].costs.baseline_macs,
+        "exit_accuracies": accuracies.mean(axis=0).tolist(),
+        "by_seed": accuracies.tolist(),
+        "points": points,
+        "curve": _curve(POLICIES[0], [reporting for _, reporting in halves]),
+    }
+
+
+def _point(
+    policy: str, goal: dict[str, float], halves: Sequence[tuple[Measured, Measured]]
+) -> dict[str, Any]:
+    """Returns mean and standard error over seeds; None where a seed does not reach the goal."""
+    found = []
+    for choosing, reporting in halves:
+        best = choose(policy, choosing, **goal)
+        if best is None:
+            return {"accuracy": None}
+        outcome = reporting.gives(best)
+        found.append((outcome, outcome.accuracy - reporting.images.baseline_accuracy))
+    values = {
+        "accuracy": [outcome.accuracy for outcome, _ in found],
+        "change": [change for _, change in found],
+        "macs_speedup": [outcome.macs_speedup for outcome, _ in found],
+    }
+    point: dict[str, Any] = {"chosen": [outcome.policy.to_json() for outcome, _ in found]}
+    for name, each in values.items():
+        error = statistics.stdev(each) / len(each) ** 0.5 if len(each) > 1 else None
+        point |= {name: statistics.fmean(each), f"{name}_error": error, f"{name}_by_seed": each}
+    return point
+
+
+def _curve(policy: str, reporting: Sequence[Measured]) -> list[dict[str, float]]:
+    """Returns the mean over seeds of every setting's accuracy and speed-up."""
+    rows = []
+    for setting in settings(policy, reporting[0].images.exits):
+        outcomes = [one.gives(setting) for one in reporting]
+        rows.append(
+            {
+                "accuracy": statistics.fmean(outcome.accuracy for outcome in outcomes),
+                "macs_speedup": statistics.fmean(outcome.macs_speedup for outcome in outcomes),
+            }
+        )
+    return rows
+
+
+def _write(record: dict[str, Any], out: Path) -> None:
+    write_json(out / "passes.json", record)
+    write(out / "passes.md", table(record))
+    columns = ("arm", "policy", "speed_up", "drop", "seed", "accuracy", "change", "macs_speedup")
+    with replacing(out / "passes.csv") as partial, partial.open("w", newline="") as file:
+        rows = csv.DictWriter(file, columns, lineterminator="\n")
+        rows.writeheader()
+        rows.writerows(raw(record))
+    base = record["arms"][0]["exit_accuracies"][-1]
+    draw(
+        {arm["name"]: arm["curve"] for arm in record["arms"]},
+        out / "passes.png",
+        baseline=base,
+        title=f"{record['conditions']['reporting']} held-out images",
+        limits=((0.9, 3.5), (100 * base - 5, 100 * base + 2)),
+    )
+
+
+def raw(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns a row for every arm, policy, goal and seed that reached it."""
+    rows = []
+    for arm in record["arms"]:
+        for point in arm["points"]:
+            goal = {key: point[key] for key in ("policy", "speed_up", "drop") if key in point}
+            if point["accuracy"] is None:
+                continue
+            for place, accuracy in enumerate(point["accuracy_by_seed"]):
+                each = {k: point[f"{k}_by_seed"][place] for k in ("change", "macs_speedup")}
+                seed = record["conditions"]["seeds"][place]
+                rows.append(
+                    {"arm": arm["name"], **goal, "seed": seed, "accuracy": accuracy, **each}
+                )
+    return rows
+
+
+def table(record: dict[str, Any]) -> str:
+    """Returns the arms as Markdown: change of accuracy against the last pass, and speed-up."""
+    lines = ["| arm | policy | goal | change, points | MACs x |", "|---|---|---|---|---|"]
+    for arm in record["arms"]:
+        for point in arm["points"]:
+            goal = (
+                f">= {point['speed_up']}x"
+                if "speed_up" in point
+                else f"losing <= {100 * point['drop']:g} points"
+            )
+            cells = ["not reached", "-"]
+            if point["accuracy"] is not None:
+                cells = [
+                    f"{100 * point['change']:+.2f}" + _error(point["change_error"], 100),
+                    f"{point['macs_speedup']:.2f}" + _error(point["macs_speedup_error"], 1),
+                ]
+            lines.append(f"| {arm['name']} | {point['policy']} | {goal} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _error(value: float | None, scale: float) -> str:
+    return "" if value is None else f" +- {scale * value:.2f}"
+
+
+if __name__ == "__main__":
+    run_command(main)
