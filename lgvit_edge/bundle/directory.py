@@ -337,5 +337,5 @@ def _may_replace(root: Path) -> bool:
     except (OSError, ValueError):
         return False
     ours = isinstance(record, dict) and {"schema_version", "baseline"} <= record.keys()
-    ours = ours and bool({"passes", "segments"} & record.keys())  # segments, before version 6
+    ours = ours and bool({"passes", "segments"} & record.keys())  # segments, before version 7
     return ours and names <= {MANIFEST, "segments", ENGINES, BASELINE, PARITY}

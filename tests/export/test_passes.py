@@ -194,16 +194,16 @@ def test_logits_that_are_not_finite_in_any_pass(tmp_path: Path, exported_model: 
 def test_a_bundle_of_the_old_form_is_refused_and_replaced(
     bundle_copy: Path, quick_model: LGViT
 ) -> None:
-    """Version 5 had the fields of a pass at the top."""
+    """Version 6 had the fields of a pass at the top."""
     path = bundle_copy / "manifest.json"
     old = json.loads(path.read_text())
     (only,) = old.pop("passes")
-    path.write_text(json.dumps(old | only | {"schema_version": 5}))
-    message = "expected schema version 6, found 5; export the bundle again"
+    path.write_text(json.dumps(old | only | {"schema_version": 6}))
+    message = "expected schema version 7, found 6; export the bundle again"
     with pytest.raises(BundleError, match=message):
         Session.open(bundle_copy)
     export_bundle(quick_model, bundle_copy)
-    assert open_bundle(bundle_copy).manifest.schema_version == 6
+    assert open_bundle(bundle_copy).manifest.schema_version == 7
 
 
 def test_commands_show_passes(
