@@ -27,7 +27,7 @@ _CONDITIONS = {
     "device": ("env", "runtime", "device"),
     "threads": ("env", "runtime", "threads"),
     "precision": ("bundle", "precision"),
-    "image size": ("bundle", "image_size"),
+    "image size of the baseline": ("bundle", "image_size"),
     "classes": ("bundle", "classes"),
     "samples": ("samples",),
     "images": ("images_sha256",),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge.benchmarks.record import Sample, instability, raw, summarise
+from lgvit_edge.bundle.inspection import pass_records
 from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.errors import DataError, UsageError
 from lgvit_edge.images.labelled import LabelledImage, content_hash
@@ -127,8 +127,8 @@ def gpu_of(session: Session) -> int | None:
 
 
 def random_frames(manifest: Manifest, count: int) -> list[Frame]:
-    """Returns seeded random frames in the size of the model's images, ``[side, side, 3] uint8``."""
-    rng, side = np.random.default_rng(0), manifest.image_size
+    """Returns seeded random frames in the size of the last pass, ``[side, side, 3] uint8``."""
+    rng, side = np.random.default_rng(0), manifest.passes[-1].image_size
     return [rng.integers(0, 256, (side, side, 3), np.uint8) for _ in range(count)]
 
 
@@ -164,12 +164,8 @@ def _measure(
 
 def run_baseline(session: Session, frame: Frame) -> tuple[int, float, float]:
     """Returns the baseline's class, and the milliseconds from frame to class and of the network."""
-    start = time.perf_counter()
-    images = session.prepare([frame])
-    began = time.perf_counter()
-    guess = int(session.baseline_logits(images)[0].argmax())
-    end = time.perf_counter()
-    return guess, (end - start) * 1e3, (end - began) * 1e3
+    logits, total, network = session.timed_baseline(frame)
+    return int(logits.argmax()), total, network
 
 
 def _warm_up(session: Session, frame: Frame) -> None:
@@ -219,10 +215,9 @@ def _record(
 def described(manifest: Manifest) -> dict[str, Any]:
     """Returns what a record says of the bundle."""
     return {
-        "family": manifest.family,
-        "image_size": manifest.image_size,
+        "passes": pass_records(manifest),  # the baseline is the last one's network
+        "image_size": manifest.passes[-1].image_size,
         "classes": manifest.num_classes,
-        "blocks": manifest.num_blocks,
         "precision": manifest.precision,
         "target": manifest.target,
         "opset": manifest.opset,

@@ -18,8 +18,9 @@ from lgvit_edge.benchmarks.record import unsteady
 from lgvit_edge.bundle.directory import open_bundle
 from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.errors import BackendError, DataError
+from lgvit_edge.images.inputs import Inputs
 from lgvit_edge.images.labelled import content_hash
-from lgvit_edge.images.preprocess import load_rgb, network_input
+from lgvit_edge.images.preprocess import load_rgb
 from lgvit_edge.machine.environment import environment
 from lgvit_edge.runtime.backends.base import Chain, ChainOptions, LayerTime, ProfiledChain
 from lgvit_edge.runtime.backends.registry import (
@@ -28,11 +29,12 @@ from lgvit_edge.runtime.backends.registry import (
     profiled_opener,
     segment_names,
 )
-from lgvit_edge.runtime.runner import answer
+from lgvit_edge.runtime.runner import every_exit, finite
 from lgvit_edge.runtime.selection import choose
 
 _WARM_UP = 10
 _BLOCK = 8  # runs in a row of one chain, before another takes its turn
+Begins = Sequence[Sequence[int | None]]  # of each chain, as ``every_exit`` takes it
 # Nodes are named for the module they come from: "blocks.5.fc1/...", "tail.classifier/..."; in half
 # precision that is inside another: "segment.blocks.5.fc1/...".
 _MODULE = re.compile(r"(?<![\w.])(?:segment\.)?(?:blocks\.(\d+)|tail)(?!\w)")
@@ -86,7 +88,10 @@ def measure_layers(
     start = environment()
 
     graphs = (segment_names(opened), ["baseline"])
-    (chain, (base,)), about = _measure(make_plain, make_profiled, graphs, inputs, runs, progress)
+    begins: Begins = (manifest.begins, (-1,))  # the baseline takes what the last pass takes
+    (chain, (base,)), about = _measure(
+        make_plain, make_profiled, graphs, begins, inputs, runs, progress
+    )
     baseline = _row([base], manifest.baseline.macs) | _layers(base)
     macs = [segment.spec.macs for segment in manifest.segments]
     whole = _row(chain, sum(macs))
@@ -94,6 +99,7 @@ def measure_layers(
     segments = [
         {
             "segment": i,
+            "pass_number": manifest.pass_numbers[i],
             "first_block": segment.first_block,
             "last_block": segment.last_block,
             "head": segment.head,
@@ -123,8 +129,8 @@ def measure_layers(
 
 def _inputs(
     manifest: Manifest, images: Sequence[Path] | None, runs: int
-) -> tuple[list[NDArray[Any]], list[str]]:
-    """Return prepared inputs ``[1, ...]``, and the files that cannot be decoded."""
+) -> tuple[list[Inputs], list[str]]:
+    """Return prepared images one by one, and the files that cannot be decoded."""
     frames, skipped = [], []
     if images is None:
         frames = random_frames(manifest, min(runs, _BLOCK))
@@ -135,15 +141,16 @@ def _inputs(
             skipped.append(str(path))
     if not frames:
         raise DataError(f"none of {len(skipped)} images could be decoded, such as {skipped[0]}")
-    size, dtype = manifest.image_size, manifest.input
-    return [network_input([f], manifest.preprocess, size, dtype) for f in frames], skipped
+    # Resized before the runs: what is timed are graphs.
+    return [Inputs.prepare([f], manifest.views).resized() for f in frames], skipped
 
 
 def _measure(
     make_plain: Callable[[list[str]], Chain],
     make_profiled: Callable[[list[str]], ProfiledChain],
     graphs: Sequence[list[str]],
-    inputs: Sequence[NDArray[Any]],
+    begins: Begins,
+    inputs: Sequence[Inputs],
     runs: int,
     progress: Progress,
 ) -> tuple[list[list[_Graph]], dict[str, Any]]:
@@ -162,10 +169,10 @@ def _measure(
         profiled = [kept(make_profiled(names)) for names in graphs]  # first: it may be impossible
         plain = [kept(make_plain(names)) for names in graphs]
         chains: list[Chain] = [*plain, *profiled]
-        counts = [len(names) for names in (*graphs, *graphs)]
-        for chain, count in zip(chains, counts, strict=True):
+        begins = (*begins, *begins)
+        for chain, own in zip(chains, begins, strict=True):
             for i in range(_WARM_UP):
-                _run(chain, inputs[i % len(inputs)], count)
+                _run(chain, inputs[i % len(inputs)], own)
         for timed in profiled:
             timed.forget()
         times: list[list[list[float]]] = [[] for _ in chains]
@@ -174,7 +181,7 @@ def _measure(
             progress(first, runs)
             for place in reversed(places) if turn % 2 else places:
                 for i in range(first, min(first + _BLOCK, runs)):
-                    ms = _run(chains[place], inputs[i % len(inputs)], counts[place])
+                    ms = _run(chains[place], inputs[i % len(inputs)], begins[place])
                     times[place].append(ms)
         about = {"runtime": plain[0].describe(), "profiler": profiled[0].describe()}
         layers = [timed.layer_times() for timed in profiled]
@@ -190,12 +197,11 @@ def _measure(
     ], about
 
 
-def _run(chain: Chain, images: NDArray[Any], graphs: int) -> list[float]:
+def _run(chain: Chain, images: Inputs, begins: Sequence[int | None]) -> list[float]:
     """Run one image through all graphs; return the ms of each."""
     ends = [time.perf_counter()]
-    chain.start(images)
-    for exit in range(1, graphs + 1):
-        answer(chain, exit)
+    for exit, logits in enumerate(every_exit(chain, images, begins), 1):
+        finite(logits, exit)
         ends.append(time.perf_counter())
     return [(end - begin) * 1e3 for begin, end in zip(ends, ends[1:], strict=False)]
 

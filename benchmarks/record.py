@@ -139,6 +139,7 @@ def _exit(index: int, samples: Sequence[Sample], manifest: Manifest) -> dict[str
     macs = manifest.cumulative_macs(index)
     row: dict[str, Any] = {
         "index": index,
+        "pass_number": manifest.pass_numbers[index - 1],
         "block": segment.last_block,
         "head": segment.head,
         "count": len(leavers),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import platform
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from lgvit_edge._support.optional import require
 from lgvit_edge._support.terminal import held_interrupts
+from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.bundle import directory as bundle
 from lgvit_edge.bundle.graphs import check_graph
 from lgvit_edge.bundle.manifest import (
@@ -28,6 +30,7 @@ from lgvit_edge.bundle.manifest import (
     GraphSpec,
     Manifest,
     Parity,
+    PassSpec,
     SegmentSpec,
     TensorSpec,
 )
@@ -39,14 +42,16 @@ from lgvit_edge.export.accumulate import accumulate_in_float32
 from lgvit_edge.export.checks import ChainCheck, compare, gate, reference_logits, sample_images
 from lgvit_edge.export.graph import Part, WeightStore, save, trace
 from lgvit_edge.export.half import ISLANDS, halve
+from lgvit_edge.export.passes import check_passes
 from lgvit_edge.images.labelled import LabelledImage, content_hash, evenly
 from lgvit_edge.images.preprocess import load_rgb, network_input
 from lgvit_edge.machine.environment import version_of
 from lgvit_edge.machine.jetson import JETPACKS, JetPack
 from lgvit_edge.machine.preflight import fits
-from lgvit_edge.model import LGViT, Segment, count_parameters, cut, model_costs
+from lgvit_edge.model import LGViT, ModelCosts, Segment, count_parameters, cut
 from lgvit_edge.model.segments import INPUTS, example_input
 from lgvit_edge.policies import Confidence, Policy
+from lgvit_edge.runtime.samples import images_name
 
 _FEWEST = 8  # calibration images needed
 _BATCH = 16  # calibration images at a time
@@ -168,7 +173,7 @@ def _find_jetpack(name: str) -> JetPack:
 
 
 def export_bundle(
-    model: LGViT,
+    models: LGViT | Sequence[LGViT],
     out: str | Path,
     options: ExportOptions | None = None,
     *,
@@ -182,7 +187,8 @@ def export_bundle(
         export_bundle(load_checkpoint("model.pt"), "out/", ExportOptions(target="cpu"))
 
     Args:
-        model: with at least one exit.
+        models: a model with at least one exit; or the network of each pass, with exits or without,
+            in the order that they run: each needs more MACs than the one before.
         out: the bundle's directory; an older bundle there is replaced at the very end.
         options: None for the defaults.
         images: on which decisions are compared with float32 first; see ``agreement``.
@@ -190,7 +196,8 @@ def export_bundle(
         progress: called with the name of the step, steps done and steps in all.
 
     Raises:
-        UsageError: the model has no exits, or the policy does not fit them.
+        UsageError: a single model has no exits, the passes do not fit together, or the policy does
+            not fit the exits.
         ExportError: a graph cannot be exported, the directory cannot be written, or the model's
             logits are not finite.
         ParityError: a graph disagrees with PyTorch, or decides differently on ``images``; names the
@@ -199,9 +206,9 @@ def export_bundle(
         MissingDependency: a package of the ``export`` or ``cpu`` extra is missing.
     """
     options = options or ExportOptions()
-    if not model.config.exits:
-        raise UsageError("the model has no exits; run: lgvit-edge train to add and train them")
-    options.policy.start(model.config.num_exits)
+    models = [models] if isinstance(models, LGViT) else list(models)
+    costs = check_passes(models)
+    options.policy.start(sum(model.config.num_exits + 1 for model in models) - 1)
     if (options.precision == "int8") != bool(calibration):
         raise UsageError(
             "int8 scales are computed from images: add --calib DIR with some like the camera's"
@@ -220,7 +227,8 @@ def export_bundle(
             check()
             progress(text, done, total)
 
-        manifest = _Export(model.eval(), staging, options, images, calibration, step).run()
+        ready = [model.eval() for model in models]
+        manifest = _Export(ready, costs, staging, options, images, calibration, step).run()
         check()
         bundle.finish(staging, manifest)
     return manifest
@@ -230,7 +238,8 @@ def export_bundle(
 class _Export:
     """One export: its options, its staging folder and what it has computed so far."""
 
-    model: LGViT
+    models: list[LGViT]
+    costs: list[ModelCosts]  # of each model
     staging: Path
     options: ExportOptions
     images: Sequence[LabelledImage]
@@ -240,107 +249,144 @@ class _Export:
     def __post_init__(self) -> None:
         options = self.options
         self.store = WeightStore(self.staging / bundle.WEIGHTS)
-        self.steps = self.model.config.num_exits + 4  # tracing, segments, baseline, manifest
+        # Tracing and segments of each pass, then the baseline and the manifest.
+        self.steps = sum(model.config.num_exits + 2 for model in self.models) + 2
+        self.done = 0
         assert options.precision is not None and options.opset is not None  # filled in
         self.precision, self.opset = options.precision, options.opset
         self.islands = options.fp32_islands or ()
         # Of int8 graphs, the float layers are in half precision on GPUs and single on CPUs.
         self.half = self.precision == "fp16"
         self.half = self.half or (self.precision == "int8" and options.target != "cpu")
-        self.limits: dict[int, quantize.Limits] = {}
+        self.limits: list[dict[int, quantize.Limits]] = [{} for _ in self.models]
+        self.gaps: list[float] = []  # of each segment so far
 
     def run(self) -> Manifest:
-        options, config = self.options, self.model.config
+        options = self.options
         if self.precision == "int8":
-            self.limits = self._calibrate()
-        images, pixels = sample_images(config, options.input)
-        expected = reference_logits(self.model, pixels)
+            self._calibrate()
+        samples = [sample_images(model.config, options.input) for model in self.models]
+        expected = np.concatenate(
+            [
+                reference_logits(m, pixels)
+                for m, (_, pixels) in zip(self.models, samples, strict=True)
+            ],
+            axis=1,
+        )
         if not np.isfinite(expected).all():
             raise ExportError(
                 "the model's own logits are not finite numbers: expected finite weights that do "
                 "not overflow; train it again, with a lower learning rate"
             )
-        check = ChainCheck(images, expected, self.precision, options.tolerance)
-        costs = model_costs(self.model)
-        gpu = options.target != "cpu"
-        cuts = cut(self.model, input=options.input, cast_first=gpu)
-        self.progress("tracing", 0, self.steps)
-        low, _, high = options.batch
-        parts = [self._part(segment) for segment in cuts]
-        *graphs, chain = trace(parts, opset=self.opset, batch=(low, high))
-        segments, gaps = [], []
-        for segment, part, graph in zip(cuts, parts, graphs, strict=True):
-            index = segment.index
-            self.progress(f"segment {index}", index + 1, self.steps)
-            blocks = range(segment.first_block, segment.last_block + 1)
-            spec = self._save(graph, part, blocks, costs.segments[index], segment.parameters)
-            gaps.append(check.segment(index, self.staging / part.file, spec, segment.module))
-            head_macs = costs.heads[index] if segment.exit else None
-            segments.append(
-                SegmentSpec(spec, segment.first_block, segment.last_block, segment.head, head_macs)
-            )
-        self.progress("baseline", self.steps - 2, self.steps)
-        whole = replace(parts[0], file=bundle.BASELINE, outputs=parts[-1].outputs)
-        parameters = count_parameters(self.model.backbone)
-        blocks = range(1, config.num_blocks + 1)
-        baseline = self._save(chain, whole, blocks, costs.baseline, parameters)
-        check.baseline(self.staging / bundle.BASELINE, baseline, images)
+        check = ChainCheck(expected, self.precision, options.tolerance)
+        passes = []
+        for place, (images, _) in enumerate(samples):
+            check.begin(images)
+            each, whole = self._pass(place, check)
+            passes.append(each)
+        self._step("baseline")
+        final = self.models[-1]
+        blocks = range(1, final.config.num_blocks + 1)
+        parameters = count_parameters(final.backbone)
+        baseline = self._save(*whole, -1, blocks, self.costs[-1].baseline, parameters)
+        check.baseline(self.staging / bundle.BASELINE, baseline, samples[-1][0])
         agreed = None
         if self.images:
             agreed = compare(
-                self.model,
+                self.models,
                 self.staging,
-                [segment.spec for segment in segments],
+                [[segment.spec for segment in each.segments] for each in passes],
                 self.images,
                 input=options.input,
                 policy=options.policy,
                 progress=lambda done, total: self.progress("comparing images", done, total),
             )
             gate(agreed, self.precision)
-        self.progress("manifest", self.steps - 1, self.steps)
-        np.savez(self.staging / bundle.PARITY, images=images, logits=expected)
-        parity = Parity(bundle.describe(self.staging, bundle.PARITY), check.tolerance, tuple(gaps))
-        return self._manifest(segments, baseline, costs.published, parity, agreed)
+        self._step("manifest")
+        arrays = {images_name(place): images for place, (images, _) in enumerate(samples)}
+        arrays["logits"] = expected
+        np.savez(self.staging / bundle.PARITY, **arrays)  # type: ignore[arg-type]
+        described = bundle.describe(self.staging, bundle.PARITY)
+        parity = Parity(described, check.tolerance, tuple(self.gaps))
+        return self._manifest(passes, baseline, self.costs[-1].published, parity, agreed)
 
-    def _calibrate(self) -> dict[int, quantize.Limits]:
-        spec, size = self.model.config.preprocess, self.model.config.image_size
+    def _step(self, text: str) -> None:
+        self.progress(text, self.done, self.steps)
+        self.done += 1
 
-        def batches(largest: int | None = None) -> Iterator[Tensor]:
-            paths = evenly(self.calibration, largest)
-            for first in range(0, len(paths), _BATCH):
-                self.progress("calibrating", first, len(paths))
-                frames = [load_rgb(path) for path in paths[first : first + _BATCH]]
-                yield torch.from_numpy(network_input(frames, spec, size, "float32"))
+    def _pass(self, place: int, check: ChainCheck) -> tuple[PassSpec, tuple[Any, Part]]:
+        """Export one pass; return it, and the graph of its whole network with what to save it as.
 
-        limits = quantize.choose(
-            self.model, quantize.calibrate(self.model, batches()), lambda: batches(_CHOICE)
-        )
-        if not limits:
+        ``place`` is its index.
+        """
+        options, model, costs = self.options, self.models[place], self.costs[place]
+        cuts = cut(model, input=options.input, cast_first=options.target != "cpu")
+        self._step("tracing" if len(self.models) == 1 else f"tracing pass {place + 1}")
+        low, _, high = options.batch
+        parts = [self._part(model, segment) for segment in cuts]
+        *graphs, chain = trace(parts, opset=self.opset, batch=(low, high))
+        segments = []
+        for segment, part, graph in zip(cuts, parts, graphs, strict=True):
+            index, number = segment.index, len(self.gaps)
+            self._step(f"segment {number}")
+            blocks = range(segment.first_block, segment.last_block + 1)
+            macs, parameters = costs.segments[index], segment.parameters
+            spec = self._save(graph, part, place, blocks, macs, parameters)
+            path = self.staging / part.file
+            self.gaps.append(check.segment(number, path, spec, segment.module))
+            head_macs = costs.heads[index] if segment.exit else None
+            segments.append(
+                SegmentSpec(spec, segment.first_block, segment.last_block, segment.head, head_macs)
+            )
+        config = model.config
+        each = PassSpec(config.family, config.image_size, config.preprocess, tuple(segments))
+        whole = replace(parts[0], file=bundle.BASELINE, outputs=parts[-1].outputs)
+        return each, (chain, whole)
+
+    def _calibrate(self) -> None:
+        for place, model in enumerate(self.models):
+            self.limits[place] = quantize.choose(
+                model,
+                quantize.calibrate(model, self._batches(model.config)),
+                functools.partial(self._batches, model.config, _CHOICE),
+            )
+        if not any(self.limits):
             raise ExportError(
                 "no block's MLP can be computed in int8 without moving exit decisions on the "
                 f"{len(self.calibration)} calibration images; use --precision fp16"
             )
-        return limits
 
-    def _part(self, segment: Segment) -> Part:
+    def _batches(self, config: LGViTConfig, largest: int | None = None) -> Iterator[Tensor]:
+        paths = evenly(self.calibration, largest)
+        for first in range(0, len(paths), _BATCH):
+            self.progress("calibrating", first, len(paths))
+            frames = [load_rgb(path) for path in paths[first : first + _BATCH]]
+            pixels = network_input(frames, config.preprocess, config.image_size, "float32")
+            yield torch.from_numpy(pixels)
+
+    def _part(self, model: LGViT, segment: Segment) -> Part:
         options, index = self.options, segment.index
         size = 1 if options.batch[2] == 1 else 2
-        example = example_input(self.model.config, index, input=options.input, batch=size)
+        example = example_input(model.config, index, input=options.input, batch=size)
         return Part(
-            bundle.segment_file(index),
+            bundle.segment_file(len(self.gaps) + index),
             halve(segment.module, self.islands) if self.half else segment.module,
             example.half() if self.half and index else example,
             "hidden" if index else "image",
             ("hidden_out", "logits") if segment.exit else ("logits",),
         )
 
-    def _save(self, model: Any, part: Part, blocks: range, macs: int, parameters: int) -> GraphSpec:
-        config, size = self.model.config, 1 if self.options.batch[2] == 1 else -1
-        limits = {number: self.limits[number] for number in blocks if number in self.limits}
+    def _save(
+        self, graph: Any, part: Part, place: int, blocks: range, macs: int, parameters: int
+    ) -> GraphSpec:
+        """Save a graph of the pass of index ``place``, which has these of its blocks."""
+        config, size = self.models[place].config, 1 if self.options.batch[2] == 1 else -1
+        chosen = self.limits[place]
+        limits = {number: chosen[number] for number in blocks if number in chosen}
         rewrite = (lambda proto: quantize.quantize(proto, limits)) if limits else None
         if self.options.fp32_accumulate:
-            accumulate_in_float32(model)
-        save(model, self.staging / part.file, self.store, rewrite)
+            accumulate_in_float32(graph)
+        save(graph, self.staging / part.file, self.store, rewrite)
         dtype = str(part.example.dtype).removeprefix("torch.")
         inputs = TensorSpec(part.input, dtype, (size, *part.example.shape[1:]))
         outputs = [TensorSpec("logits", "float32", (size, config.num_classes))]
@@ -365,29 +411,27 @@ class _Export:
 
     def _manifest(
         self,
-        segments: list[SegmentSpec],
+        passes: list[PassSpec],
         whole: GraphSpec,
         published_macs: int,
         parity: Parity,
         agreed: Agreement | None,
     ) -> Manifest:
-        options, config = self.options, self.model.config
+        options = self.options
         calibration = None
         if self.calibration:
-            sha256, blocks = content_hash(self.calibration), tuple(self.limits)
+            sha256 = content_hash(self.calibration)
+            blocks = tuple(tuple(limits) for limits in self.limits)
             calibration = Calibration(len(self.calibration), sha256, quantize.METHOD, blocks)
         names = ("lgvit-edge", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
         packages = {name: number for name in names if (number := version_of(name)) is not None}
         try:
             return Manifest(
                 schema_version=SCHEMA_VERSION,
-                family=config.family,
-                image_size=config.image_size,
-                labels=config.labels,
+                labels=self.models[0].config.labels,
                 input=options.input,
                 batch=options.batch,
-                preprocess=config.preprocess,
-                segments=tuple(segments),
+                passes=tuple(passes),
                 baseline=whole,
                 published_macs=published_macs,
                 weights=(bundle.describe(self.staging, bundle.WEIGHTS),),

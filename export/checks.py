@@ -62,7 +62,7 @@ def sample_images(config: LGViTConfig, input: str) -> tuple[NDArray[Any], Tensor
 
 
 class ChainCheck:
-    """Compares exported segments with PyTorch's, one after the other.
+    """Compares exported segments with PyTorch's, one after the other, pass by pass.
 
     Each graph is run twice: on the input of PyTorch's own segment, so that the error names the
     first graph that diverges, and on the output of the graph before it, as a chain does. That
@@ -73,17 +73,15 @@ class ChainCheck:
     """
 
     def __init__(
-        self,
-        images: NDArray[Any],
-        expected: NDArray[np.float32],
-        precision: str,
-        tolerance: float | None,
+        self, expected: NDArray[np.float32], precision: str, tolerance: float | None
     ) -> None:
-        # The input of segment 0, and ``exit_logits`` [n, M + 1, C] of it.
+        # ``exit_logits`` of all passes, [n, M + 1, C].
         self._expected, self._slack = expected, _HIDDEN_SLACK[precision]
         self.tolerance = tolerance or TOLERANCE[precision]
-        self._torch = torch.from_numpy(images)
-        self._chain = images
+
+    def begin(self, images: NDArray[Any]) -> None:
+        """Begin a pass with its network input."""
+        self._torch, self._chain = torch.from_numpy(images), images
 
     def segment(self, index: int, path: Path, graph: GraphSpec, module: nn.Module) -> float:
         """Check segment ``index``, return the largest difference in its logits, and move on."""
@@ -147,37 +145,40 @@ def reference_logits(model: LGViT, pixels: Tensor) -> NDArray[np.float32]:
 
 
 def compare(
-    model: LGViT,
+    models: Sequence[LGViT],
     root: Path,
-    graphs: list[GraphSpec],
+    graphs: Sequence[Sequence[GraphSpec]],
     images: Sequence[LabelledImage],
     *,
     input: str,
     policy: Policy,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Agreement:
-    """Run every image through the float32 model and the exported chain, and compare decisions.
+    """Run every image through the float32 models and the exported chain, and compare decisions.
 
-    ``graphs`` are the segments under ``root``, in order; ``input`` and ``policy`` are the bundle's.
+    ``models`` and the segments under ``root``, ``graphs``, are those of each pass, in order;
+    ``input`` and ``policy`` are the bundle's.
 
     Raises:
         DataError: an image cannot be read.
     """
-    spec, size = model.config.preprocess, model.config.image_size
-    runners = [graph_runner(root / graph.graph.file, graph) for graph in graphs]
+    runners = [[graph_runner(root / g.graph.file, g) for g in own] for own in graphs]
     expected, exported = [], []
     for first in range(0, len(images), _CHUNK):
         progress(first, len(images))
         frames = [load_rgb(image.path) for image in images[first : first + _CHUNK]]
-        pixels = network_input(frames, spec, size, "uint8")
-        normalised = to_float(pixels, spec)
-        expected.append(reference_logits(model, torch.from_numpy(normalised)))
-        hidden: NDArray[Any] = pixels if input == "uint8" else normalised
-        logits = []
-        for run in runners:
-            *rest, answer = run(hidden)
-            logits.append(answer)
-            hidden = rest[0] if rest else hidden
+        wanted, logits = [], []
+        for model, runs in zip(models, runners, strict=True):
+            spec, size = model.config.preprocess, model.config.image_size
+            pixels = network_input(frames, spec, size, "uint8")
+            normalised = to_float(pixels, spec)
+            wanted.append(reference_logits(model, torch.from_numpy(normalised)))
+            hidden: NDArray[Any] = pixels if input == "uint8" else normalised
+            for run in runs:
+                *rest, answer = run(hidden)
+                logits.append(answer)
+                hidden = rest[0] if rest else hidden
+        expected.append(np.concatenate(wanted, axis=1))
         exported.append(np.stack(logits, axis=1))
     return judge(np.concatenate(expected), np.concatenate(exported), images, policy)
 

@@ -1,7 +1,8 @@
-"""Gathers what an export needs: the model, and a compiler for its engines."""
+"""Gathers what an export needs: the models, and a compiler for their engines."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
 
@@ -11,52 +12,84 @@ from lgvit_edge.errors import MissingDependency, UsageError
 from lgvit_edge.export.tensorrt.build import gpu_index
 from lgvit_edge.export.tensorrt.builder import BuilderOptions, EngineBuilder
 from lgvit_edge.machine.tensorrt import TensorRT
-from lgvit_edge.model import LGViT, block_macs, load_checkpoint
+from lgvit_edge.model import LGViT, block_macs, load_checkpoint, load_model
 from lgvit_edge.model.checkpoints.containers import Note, note_in_log
 
+NO_EXITS = "none"  # of a pass whose own classifier is its only exit
 
-def model_to_export(
-    checkpoint: str | Path | None = None,
+
+def models_to_export(
+    checkpoints: Sequence[str | Path] = (),
     *,
     use_ema: bool = False,
-    arch: str | None = None,
-    exits: str | None = None,
+    archs: Sequence[str] = (),
+    exits: Sequence[str] = (),
     heads: str | None = None,
-    image_size: int | None = None,
+    image_sizes: Sequence[int] = (),
     note: Note = note_in_log,
-) -> LGViT:
-    """Return a trained model, or one with random weights for timing; in eval mode.
+) -> list[LGViT]:
+    """Return the network of each pass, trained, or with random weights for timing; in eval mode.
 
     Args:
-        checkpoint: as ``load_checkpoint`` reads it.
-        use_ema: of a checkpoint, as ``load_checkpoint`` takes it.
-        arch: instead of it, one of ``architectures()``.
-        exits: for a checkpoint, those of its exits to keep (default all); for an architecture, as
-            ``plan_exits`` reads them (default 8 uniform ones).
-        heads: of an architecture, as ``default_heads`` reads it.
-        image_size: side of the network's input in pixels, where it is not the model's.
+        checkpoints: each as ``load_checkpoint`` reads it; of several, also as ``load_backbone``
+            does.
+        use_ema: of checkpoints, as ``load_checkpoint`` takes it.
+        archs: instead of them, some of ``architectures()``.
+        exits: for each pass; of a checkpoint, those of its exits to keep (default all), of an
+            architecture, as ``plan_exits`` reads them (default 8 uniform ones). Of several passes,
+            one may have ``none``.
+        heads: of architectures, as ``default_heads`` reads it.
+        image_sizes: for each pass, the side of its input in pixels; default the model's.
         note: as ``load_checkpoint`` takes it.
 
     Raises:
-        UsageError: neither or both of ``checkpoint`` and ``arch``, or what is for the other one.
-        CheckpointError: the checkpoint cannot be used.
+        UsageError: neither or both of ``checkpoints`` and ``archs``, what is for the other one, or
+            not as many ``exits`` or ``image_sizes`` as passes.
+        CheckpointError: a checkpoint cannot be used.
         ConfigError: exits, heads or sizes do not fit the model.
     """
-    if (checkpoint is None) == (arch is None):
+    if bool(checkpoints) == bool(archs):
         raise UsageError("expected --ckpt MODEL, or --arch NAME for random weights")
-    if checkpoint is not None:
-        if heads is not None:
-            raise UsageError("--heads is for --arch: a checkpoint has its heads")
-        model = load_checkpoint(checkpoint, use_ema=use_ema, note=note)
-        if image_size is not None and image_size != model.config.image_size:
-            model = model.resized(image_size)
-        if exits is None:
-            return model
-        chosen = plan_exits(exits, block_macs(model.config))
-        return model.with_exits([exit.block for exit in chosen])
-    if use_ema:
+    sources = checkpoints or archs
+    count, option = len(sources), "--ckpt" if checkpoints else "--arch"
+    if checkpoints and heads is not None:
+        raise UsageError("--heads is for --arch: a checkpoint has its heads")
+    if archs and use_ema:
         raise UsageError("--use-ema is for --ckpt: an architecture has random weights")
-    config = architecture(str(arch), image_size=image_size or 224)
+    for name, given in (("--exits", exits), ("--image-size", image_sizes)):
+        if len(given) not in (0, count):
+            raise UsageError(
+                f"expected {name} once for each {option}, {count} in all, found {len(given)}"
+            )
+    if count == 1 and list(exits) == [NO_EXITS]:
+        raise UsageError("--exits none is for one of several passes: a single one needs an exit")
+    models = []
+    for i, source in enumerate(sources):
+        chosen = exits[i] if exits else None
+        size = image_sizes[i] if image_sizes else None
+        if checkpoints:
+            read = load_checkpoint if count == 1 else load_model
+            models.append(_trained(read(source, use_ema=use_ema, note=note), chosen, size))
+        else:
+            models.append(_random(str(source), chosen, heads, size))
+    return models
+
+
+def _trained(model: LGViT, exits: str | None, image_size: int | None) -> LGViT:
+    if image_size is not None and image_size != model.config.image_size:
+        model = model.resized(image_size)
+    if exits is None:
+        return model
+    if exits == NO_EXITS:
+        return model.with_exits([])
+    chosen = plan_exits(exits, block_macs(model.config))
+    return model.with_exits([exit.block for exit in chosen])
+
+
+def _random(arch: str, exits: str | None, heads: str | None, image_size: int | None) -> LGViT:
+    config = architecture(arch, image_size=image_size or 224)
+    if exits == NO_EXITS:
+        return LGViT(config).eval()
     chosen = plan_exits(
         exits or "uniform:8", block_macs(config), heads=heads or "lgvit", family=config.family
     )

@@ -20,10 +20,15 @@ class SegmentClock:
     are covered although few images reach them. ``spread`` is how far single times lie above that.
     It follows the 99.5th percentile: a longer time raises it by 5 %, a shorter one lowers it 200
     times less.
+
+    A later pass begins with resizing the image again. That takes no longer where segments do, but
+    where frames are larger, so it is estimated by itself: as the longest of late.
     """
 
     def __init__(self) -> None:
         self._base: list[float] = []
+        self._starts: list[float] = []
+        self._usual_starts = np.zeros(0)
         self.load = self.spread = 1.0
 
     @property
@@ -31,14 +36,19 @@ class SegmentClock:
         """Whether ``calibrate`` has been called."""
         return bool(self._base)
 
-    def calibrate(self, times: NDArray[np.float64]) -> None:
-        """Set the medians from measured times, ``[runs, M + 1]`` in ms."""
-        self._base = [max(float(ms), 1e-6) for ms in np.median(times, axis=0)]
+    def calibrate(self, times: NDArray[np.float64], starts: NDArray[np.float64]) -> None:
+        """Set the medians from measured times, ``[runs, M + 1]`` in ms.
+
+        ``starts`` is the part of each in which a later pass was begun, likewise.
+        """
+        self._base = [max(float(ms), 1e-6) for ms in np.median(times - starts, axis=0)]
+        self._usual_starts = np.median(starts, axis=0)
+        self._starts = starts.max(axis=0).tolist()
         self.load, self.spread = 1.0, 1.5
 
     def exit_ms(self) -> NDArray[np.float64]:
         """Return the calibrated time from the input to each exit, ``[M + 1]`` in ms."""
-        return np.cumsum(self._base)
+        return np.cumsum(self._base + self._usual_starts)
 
     def add(self, segment: int, ms: float) -> None:
         """Record how long a segment took, its exit decision included."""
@@ -51,6 +61,12 @@ class SegmentClock:
             self.spread = max(1.0, self.spread * (1 - _STEP * MISS))
         self.load += (ratio - self.load) * _MEMORY
 
+    def add_start(self, segment: int, ms: float) -> None:
+        """Record how long it took to begin the pass whose first segment this is."""
+        if self._starts:
+            before = self._starts[segment]
+            self._starts[segment] = max(ms, before + (ms - before) * _STEP)
+
     def longest(self, segment: int) -> float:
         """Return the time in ms that a segment exceeds only once in 200 runs."""
-        return self._base[segment] * self.load * self.spread
+        return self._base[segment] * self.load * self.spread + self._starts[segment]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, cast
 
@@ -13,13 +14,15 @@ from lgvit_edge._support.numbers import whole
 from lgvit_edge.bundle.directory import Bundle
 from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.errors import BackendError, ParityError, UsageError
-from lgvit_edge.images.arrays import is_array, on_gpu
-from lgvit_edge.images.preprocess import ImageLike, check_color, network_input, several
+from lgvit_edge.images.arrays import on_gpu
+from lgvit_edge.images.inputs import Inputs
+from lgvit_edge.images.preprocess import ImageLike, check_color, several
+from lgvit_edge.images.spec import View
 from lgvit_edge.machine.memory import return_freed
 from lgvit_edge.policies.scores import difference
 from lgvit_edge.runtime.backends.base import Chain, GpuChain, GpuImages
 from lgvit_edge.runtime.backends.registry import segment_names
-from lgvit_edge.runtime.runner import Walk, answer, begin, step
+from lgvit_edge.runtime.runner import Walk, answer, every_exit, finite, step
 from lgvit_edge.runtime.samples import read_samples
 
 
@@ -41,8 +44,7 @@ class LoadedBundle:
         self._exits = len(bundle.manifest.segments) - 1
         self._baseline: Chain | None = None
         self._lock, self._closed = OwnLock(), False
-        wanted = bundle.manifest.segments[0].spec.inputs[0]
-        self._shape, self._dtype = wanted.shape[1:], np.dtype(wanted.dtype)
+        self._views = bundle.manifest.views
 
     @property
     def manifest(self) -> Manifest:
@@ -54,26 +56,28 @@ class LoadedBundle:
         """Largest batch that runs at once."""
         return self.chain.max_batch
 
-    def prepare(self, images: Sequence[ImageLike], *, color: str = "rgb") -> NDArray[Any]:
-        """Resize and normalise images into network input, as the manifest says.
+    def prepare(self, images: Sequence[ImageLike], *, color: str = "rgb") -> Inputs:
+        """Turn images into what ``run`` and the like take, as the manifest says.
 
         Takes images and color as ``Session.predict`` does; one array ``[B, H, W, C]`` will do.
-        Returns ``[B, H, W, 3] uint8``, or ``[B, 3, H, W] float32`` where the bundle says so, on the
-        host, which shares no memory with the images: a camera may fill its array again. Images on
-        the GPU are resized there, while no other thread predicts.
+        Images are resized for the first pass here; where there are other passes, they are kept for
+        them. The result shares no memory with the images: a camera may fill its array again. Images
+        on the GPU are resized there, for every pass at once, while no other thread predicts.
 
         Raises:
             DataError: an image is of another type or shape, or there is none.
             UsageError: there is no such color.
         """
         images = several(images)
-        ready = self._input(images, color)
-        if isinstance(ready, GpuImages):
-            return self._to_host(ready)
-        if len(images) > 1 or not is_array(images[0]):  # more were stacked
-            return ready
-        whose = images[0] if isinstance(images[0], np.ndarray) else ready
-        return ready.copy() if np.may_share_memory(ready, whose) else ready
+        if not self._any_on_gpu(images):
+            return Inputs.prepare(images, self._views, color, own=True)
+        check_color(color)
+        return Inputs.join(
+            self._from_gpu(GpuImages([image], color))
+            if on_gpu(image)
+            else Inputs.prepare([image], self._views, color, own=True)
+            for image in images
+        )
 
     def exit_logits(
         self, images: Sequence[ImageLike], *, color: str = "rgb"
@@ -93,17 +97,18 @@ class LoadedBundle:
             with self._lock:
                 self._check_open()
                 try:
-                    begin(self.chain, ready)
-                    for exit in range(self._exits + 1):
-                        logits[first : first + len(ready), exit] = answer(self.chain, exit + 1)
+                    every = every_exit(self.chain, ready, self.manifest.begins)
+                    for exit, found in enumerate(every):
+                        logits[first : first + len(ready), exit] = finite(found, exit + 1)
                 finally:
                     self._give_back(ready)
         return logits
 
-    def timed_exits(self, images: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    def timed_exits(self, images: Inputs) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Run all segments on one prepared image and time each, its exit decision included.
 
-        Decisions are computed but never stop the image. Returns a copy of the logits,
+        So is what begins a later pass, where the image is resized again. Decisions are computed but
+        never stop the image. Returns a copy of the logits,
         ``[M + 1, C] float32``, and the times, ``[M + 1]`` in ms.
 
         Raises:
@@ -112,10 +117,12 @@ class LoadedBundle:
         self._check_input(images, 1)
         with self._lock:
             self._check_open()
-            return self._walk.timed(images)
+            return self._walk.timed(images)[:2]
 
-    def baseline_logits(self, images: NDArray[Any]) -> NDArray[np.float32]:
-        """Return a copy of the baseline's logits on prepared input, ``[B, C] float32``.
+    def baseline_logits(self, images: Inputs) -> NDArray[np.float32]:
+        """Return a copy of the baseline's logits on prepared images, ``[B, C] float32``.
+
+        Where there are several passes, it resizes the images for the last; see ``timed_baseline``.
 
         Raises:
             UsageError: ``images`` is not what ``prepare`` returns, or more than the largest batch.
@@ -123,8 +130,25 @@ class LoadedBundle:
         self._check_input(images, self.max_batch)
         with self._lock:
             baseline = self._open_baseline()
-            baseline.start(images)
+            baseline.start(images.of(-1))
             return answer(baseline, self._exits + 1).copy()
+
+    def timed_baseline(
+        self, image: ImageLike, *, color: str = "rgb"
+    ) -> tuple[NDArray[np.float32], float, float]:
+        """Run the baseline on one image, as an application without exits would, and time it.
+
+        Returns a copy of the logits, ``[C] float32``, the ms from image to logits, resizing
+        included, and those of the network alone. Takes an image and raises as ``Session.predict``.
+        """
+        start = time.perf_counter()
+        images = self._input([image], color, first=-1)
+        if isinstance(images, GpuImages):  # the baseline takes them from the host
+            images = self.prepare([image], color=color)
+        began = time.perf_counter()
+        logits = self.baseline_logits(images)[0]
+        end = time.perf_counter()
+        return logits, (end - start) * 1e3, (end - began) * 1e3
 
     def check_parity(self, tolerance: float | None = None) -> float:
         """Compare segments and baseline with PyTorch's logits in the bundle; return the difference.
@@ -153,13 +177,17 @@ class LoadedBundle:
             UsageError: ``runs`` is not a whole number of at least 1.
         """
         runs = whole("runs", runs)
-        side = self.manifest.image_size
-        frame = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
-        images = self.prepare([frame])
+        # As cameras give: later passes resize it again, in the time that is measured.
+        frame = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
         with self._lock:
-            self._check_open()
-            times = np.stack([self._walk.timed(images)[1] for _ in range(runs + 2)])[2:]
-            self._walk.clock.calibrate(times)
+            return self._calibrate(self.prepare([frame]), runs)
+
+    def _calibrate(self, images: Inputs, runs: int = 10) -> float:
+        """Do what ``warm_up`` does, with one image and under the lock."""
+        self._check_open()
+        measured = [self._walk.timed(images)[1:] for _ in range(runs + 2)][2:]
+        times, starts = map(np.stack, zip(*measured, strict=True))
+        self._walk.clock.calibrate(times, starts)
         return float(np.median(times.sum(axis=1)))
 
     def describe(self) -> dict[str, Any]:
@@ -188,39 +216,46 @@ class LoadedBundle:
             "the bundle's folder"
         )
 
-    def _input(self, images: Sequence[ImageLike], color: str) -> NDArray[Any] | GpuImages:
+    def _input(self, images: Sequence[ImageLike], color: str, first: int = 0) -> Inputs | GpuImages:
         """Do what ``prepare`` does; the result may be a view of an image, so use it at once.
 
-        Images on the GPU are not touched yet, if the chain takes them there.
+        ``first`` is the index of the pass that images are resized for here. Images on the GPU are
+        not touched yet, if the chain takes them there.
         """
-        if self._on_gpu and isinstance(images, (list, tuple)) and any(map(on_gpu, images)):
-            check_color(color)
-            if all(map(on_gpu, images)):
-                return GpuImages(images, color)
-            return np.concatenate([self.prepare([image], color=color) for image in images])
-        spec = self.manifest
-        return network_input(images, spec.preprocess, spec.image_size, spec.input, color)
+        if not self._any_on_gpu(images):
+            return Inputs.prepare(images, self._views, color, first=first)
+        if not all(map(on_gpu, images)):
+            return self.prepare(images, color=color)
+        check_color(color)
+        return GpuImages(images, color)
 
-    def _to_host(self, images: GpuImages) -> NDArray[Any]:
+    def _any_on_gpu(self, images: Sequence[ImageLike]) -> bool:
+        """Return whether the chain takes some of the images where they are, on its GPU."""
+        return self._on_gpu and isinstance(images, (list, tuple)) and any(map(on_gpu, images))
+
+    def _from_gpu(self, images: GpuImages) -> Inputs:
         with self._lock:
             self._check_open()
-            return cast(GpuChain, self.chain).to_host(images)
+            return Inputs(self._views, cast(GpuChain, self.chain).to_host(images))
 
-    def _give_back(self, images: NDArray[Any] | GpuImages) -> None:
+    def _give_back(self, images: Inputs | GpuImages) -> None:
         """Let images on the GPU go, whatever became of them."""
         if isinstance(images, GpuImages):
             cast(GpuChain, self.chain).give_back()
 
     def _check_input(self, images: object, most: int) -> None:
-        """Refuse what ``prepare`` did not return: backends trust its shape."""
-        shape, dtype = self._shape, self._dtype
+        """Refuse what ``prepare`` did not return, or not for this bundle: backends trust it."""
         found = type(images).__name__
-        if isinstance(images, np.ndarray):
-            if images.dtype == dtype and images.shape[1:] == shape and 0 < len(images) <= most:
+        if isinstance(images, Inputs):
+            if images.views == self._views and 0 < len(images) <= most:
                 return
-            found = f"{images.dtype} {list(images.shape)}"
-        sizes = ", ".join(map(str, ["1" if most == 1 else f"1..{most}", *shape]))
-        raise UsageError(f"expected what session.prepare returns, {dtype} [{sizes}]; found {found}")
+            found = f"{len(images)} of {_described(images.views)}"
+            found += ", for another bundle" if images.views != self._views else ""
+        count = "1 image" if most == 1 else f"1..{most} images"
+        raise UsageError(
+            f"expected what session.prepare returns, {count} of {_described(self._views)}; found "
+            f"{found}"
+        )
 
     def _open_baseline(self) -> Chain:
         self._check_open()
@@ -231,6 +266,10 @@ class LoadedBundle:
     def _check_open(self) -> None:
         if self._closed:
             raise BackendError("the session is closed; open another one")
+
+
+def _described(views: Sequence[View]) -> str:
+    return ", ".join(f"{view.size} px {view.dtype}" for view in views)
 
 
 def check_parity(
@@ -250,21 +289,21 @@ def check_parity(
     images, expected = read_samples(bundle)
     gaps = [0.0]
 
-    def check(who: str, running: Chain, exit: int, wanted: NDArray[np.float32]) -> None:
-        gaps.append(difference(step(running, exit), wanted))
+    def check(who: str, logits: NDArray[np.float32], wanted: NDArray[np.float32]) -> None:
+        gaps.append(difference(logits, wanted))
         if not gaps[-1] <= tolerance:
             raise ParityError(
                 f"{who} diverges from PyTorch on this device: max |difference| "
                 f"{gaps[-1]:.3g}, tolerance {tolerance:g}; do not run it here"
             )
 
+    begins = bundle.manifest.begins
     for size in sorted({1, chain.max_batch}):
         for first in range(0, len(images), size):
             rows = slice(first, first + size)
-            chain.start(images[rows])
-            for index in range(len(bundle.manifest.segments)):
-                check(f"segment {index}", chain, index + 1, expected[rows, index])
+            for index, logits in enumerate(every_exit(chain, images[rows], begins)):
+                check(f"segment {index}", logits, expected[rows, index])
             if baseline is not None:
-                baseline.start(images[rows])
-                check("the baseline", baseline, len(bundle.manifest.segments), expected[rows, -1])
+                baseline.start(images[rows].of(-1))
+                check("the baseline", step(baseline, len(begins)), expected[rows, -1])
     return max(gaps)

@@ -7,11 +7,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-from numpy.typing import NDArray
 
 from lgvit_edge.errors import StalledError
+from lgvit_edge.images.inputs import Inputs
 from lgvit_edge.images.preprocess import ImageLike
 
 _POLL = 0.1  # seconds after which a waiting consumer may look after other things
@@ -36,14 +34,14 @@ class StreamError:
 
 @dataclass
 class Item:
-    """One message of a source: a prepared image ``[1, ...]``, an error, or the end.
+    """One message of a source: one prepared image, an error, or the end.
 
     ``start`` is the ``time.perf_counter()`` at which the source delivered the image, ``dropped``
     how many images of the source were dropped since its last message.
     """
 
     source: str
-    images: NDArray[Any] | None = None
+    images: Inputs | None = None
     start: float = 0.0
     error: StreamError | None = None
     ended: bool = False
@@ -72,7 +70,7 @@ class Readers:
     def __init__(
         self,
         sources: Mapping[str, Iterable[ImageLike]],
-        prepare: Callable[[ImageLike], NDArray[Any]],
+        prepare: Callable[[ImageLike], Inputs],
         *,
         ahead: int,
         drop_oldest: bool,
@@ -83,7 +81,7 @@ class Readers:
 
         Args:
             sources: images by the name of their source.
-            prepare: turns one image into network input ``[1, ...]``, in memory of its own, as the
+            prepare: turns one image into input for the session, in memory of its own, as the
                 source may fill its array again.
             ahead: images of a source that may wait in its line.
             drop_oldest: whether then the first of the line is dropped; otherwise the source waits.

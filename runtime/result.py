@@ -50,8 +50,9 @@ class Result:
             ``Never`` compare no such number: the largest probability. The final classifier has no
             threshold: the same number of its logits, divided by a temperature where one holds for
             all exits.
-        exit: exit taken, 1..M + 1; M + 1 is the final classifier.
-        block: block after which that exit lies.
+        exit: exit taken, 1..M + 1, counted through all passes; M + 1 is the final classifier.
+        block: block after which that exit lies, in its pass.
+        pass_number: the pass that answered, from 1.
         latency_ms: from decoded frame to label; in a batch, until this image's exit.
         network_ms: the part of it spent in the chain and the policy.
         stopped: what stopped it: ``policy``, ``final`` (no exit did), or ``deadline``.
@@ -65,6 +66,7 @@ class Result:
     confidence: float
     exit: int
     block: int
+    pass_number: int
     latency_ms: float
     network_ms: float
     stopped: str = "policy"

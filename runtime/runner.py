@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Iterator, Sequence
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.errors import BackendError, LGViTEdgeError, in_one_line
+from lgvit_edge.images.inputs import Inputs
 from lgvit_edge.policies import Confidence, Departures, Policy, Tracker
 from lgvit_edge.runtime.backends.base import Chain, GpuChain, GpuImages
 from lgvit_edge.runtime.deadlines import SegmentClock
@@ -21,12 +22,21 @@ _LARGEST_SQUARE = _LARGEST**2
 _vdot = np.vdot  # unlike np.dot it does not warn of overflow
 
 
-def begin(chain: Chain, images: NDArray[Any] | GpuImages) -> None:
-    """Start a chain with network input or, if it is a ``GpuChain``, with images on its GPU."""
-    if isinstance(images, np.ndarray):
-        chain.start(images)
+def begin(
+    chain: Chain,
+    images: Inputs | GpuImages,
+    index: int = 0,
+    segment: int = 0,
+    rows: NDArray[np.intp] | None = None,
+) -> None:
+    """Begin the pass of this index, at its first segment, with all images or with these rows.
+
+    A ``GpuChain`` also takes images on its GPU.
+    """
+    if isinstance(images, Inputs):
+        chain.start(images.of(index, rows), segment)
     else:
-        cast(GpuChain, chain).start_on_gpu(images)
+        cast(GpuChain, chain).start_on_gpu(images if rows is None else images.at(rows), segment)
 
 
 def step(chain: Chain, exit: int) -> NDArray[np.float32]:
@@ -52,7 +62,11 @@ def answer(chain: Chain, exit: int) -> NDArray[np.float32]:
     Raises:
         BackendError: a logit is NaN, infinite or beyond 1e18; names the exit.
     """
-    logits = step(chain, exit)
+    return finite(step(chain, exit), exit)
+
+
+def finite(logits: NDArray[np.float32], exit: int) -> NDArray[np.float32]:
+    """Return an exit's logits if they can be computed with; raises as ``answer``."""
     # Policies add logits, and divide them by as little as 0.01: up to here that cannot overflow.
     # One row is let through by its sum of squares, which is the quickest to compute and NaN or
     # large if any logit is. A batch would wake the threads of BLAS.
@@ -67,23 +81,38 @@ def answer(chain: Chain, exit: int) -> NDArray[np.float32]:
     )
 
 
+def every_exit(
+    chain: Chain, images: Inputs | GpuImages, begins: Sequence[int | None]
+) -> Iterator[NDArray[np.float32]]:
+    """Run all segments of all passes, and yield the logits of every exit, ``[B, C]``.
+
+    ``begins`` is that of the manifest. Raises as ``step``.
+    """
+    for segment, begun in enumerate(begins):
+        if begun is not None:
+            begin(chain, images, begun, segment)
+        yield step(chain, segment + 1)
+
+
 class Walk:
     """Runs a chain's segments on images and stops each image at its exit."""
 
     def __init__(self, chain: Chain, manifest: Manifest) -> None:
         self.chain, self.clock = chain, SegmentClock()
         self._blocks = [segment.last_block for segment in manifest.segments]
+        self._passes = manifest.pass_numbers
+        self._begins = manifest.begins
         self._labels = manifest.labels
         self._exits = len(self._blocks) - 1
 
     def run_one(
         self,
-        images: NDArray[Any] | GpuImages,
+        images: Inputs | GpuImages,
         policy: Policy,
         start: float,
         deadline_ms: float | None = None,
     ) -> Result:
-        """Classify one image, ``[1, ...]`` or on the GPU, the usual case on a device.
+        """Classify one image, the usual case on a device.
 
         It does what ``Departures`` does, without the bookkeeping of rows, which takes longer than
         the decision itself. Latency and the deadline begin at ``start``, a ``perf_counter()``; no
@@ -91,6 +120,7 @@ class Walk:
         """
         began = mark = time.perf_counter()
         chain, clock, tracker, last = self.chain, self.clock, policy.start(self._exits), self._exits
+        begins = self._begins
         begin(chain, images)
         logits = tracker.combine(answer(chain, 1))
         exit, stopped = 0, "final"  # exit counts from 0 inside this loop, as segments do
@@ -108,6 +138,11 @@ class Walk:
                 stopped = "deadline"
                 break
             exit += 1
+            if (begun := begins[exit]) is not None:
+                begin(chain, images, begun, exit)
+                now = time.perf_counter()
+                clock.add_start(exit, (now - mark) * 1e3)
+                mark = now
             logits = tracker.combine(answer(chain, exit + 1))
         index, score = int(logits[0].argmax()), float(tracker.score(exit + 1, logits)[0])
         result = self._result(tracker, index, score, exit + 1, start, began, stopped, deadline_ms)
@@ -116,12 +151,9 @@ class Walk:
         return result
 
     def run_batch(
-        self, images: NDArray[Any] | GpuImages, policy: Policy, starts: Sequence[float]
+        self, images: Inputs | GpuImages, policy: Policy, starts: Sequence[float]
     ) -> list[Result]:
-        """Classify a batch, ``[B, ...]`` or on the GPU; images that exit leave it.
-
-        Each has its own start.
-        """
+        """Classify a batch; images that exit leave it. Each has its own start."""
         began = time.perf_counter()
         chain, batch = self.chain, Departures(policy, self._exits, len(images))
         results: list[Result | None] = [None] * len(images)
@@ -135,21 +167,33 @@ class Walk:
                 )
             if not len(batch.rows):
                 return [result for result in results if result is not None]
-            chain.keep(left.going)
+            if (begun := self._begins[left.exit]) is not None:
+                begin(chain, images, begun, left.exit, batch.rows)
+            else:
+                chain.keep(left.going)
 
-    def timed(self, images: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """Run all segments on one image and time each; see ``Session.timed_exits``."""
+    def timed(
+        self, images: Inputs
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64]]:
+        """Run all segments on one image and time each; see ``Session.timed_exits``.
+
+        The third result is the part of each segment's time in which a later pass was begun: the
+        image resized again and handed over, ``[M + 1]`` in ms; 0 for other segments.
+        """
         # Decisions are computed as in ``run_one``, to be timed, but stop nothing.
         chain, tracker = self.chain, Confidence(1.0).start(self._exits)
-        logits, ends = [], [time.perf_counter()]
-        chain.start(images)
-        for exit in range(1, self._exits + 2):
-            exit_logits = answer(chain, exit)
-            if exit <= self._exits:
-                tracker.step(exit, exit_logits)
+        logits, ends, starts = [], [time.perf_counter()], np.zeros(self._exits + 1)
+        for segment, begun in enumerate(self._begins):
+            if begun is not None:
+                begin(chain, images, begun, segment)
+                if segment:
+                    starts[segment] = (time.perf_counter() - ends[-1]) * 1e3
+            exit_logits = answer(chain, segment + 1)
+            if segment < self._exits:
+                tracker.step(segment + 1, exit_logits)
             ends.append(time.perf_counter())
             logits.append(exit_logits[0].copy())
-        return np.stack(logits), np.diff(ends) * 1e3
+        return np.stack(logits), np.diff(ends) * 1e3, starts
 
     def _result(
         self,
@@ -171,6 +215,7 @@ class Walk:
             confidence=score,
             exit=exit,
             block=self._blocks[exit - 1],
+            pass_number=self._passes[exit - 1],
             latency_ms=latency,
             network_ms=(now - began) * 1e3,
             stopped=stopped,

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lgvit_edge._support.cache import bundle_cache, cache_root, keep, key_of, ours
 from lgvit_edge._support.finite_json import dumps, loads
@@ -20,6 +19,7 @@ from lgvit_edge._support.text import tell
 from lgvit_edge.bundle.codec import from_json
 from lgvit_edge.bundle.directory import Bundle, open_bundle
 from lgvit_edge.errors import BackendError, LGViTEdgeError, MissingDependency, UsageError
+from lgvit_edge.images.inputs import Inputs
 from lgvit_edge.machine.cpu import available_cores, cpu_name
 from lgvit_edge.machine.environment import version_of
 from lgvit_edge.runtime.backends.base import Candidate, Chain, ChainOptions
@@ -33,6 +33,7 @@ from lgvit_edge.runtime.backends.registry import (
     ships,
 )
 from lgvit_edge.runtime.loaded import check_parity
+from lgvit_edge.runtime.runner import every_exit
 from lgvit_edge.runtime.samples import read_samples
 
 OVERRIDE = "LGVIT_EDGE_BACKEND"
@@ -237,13 +238,9 @@ def known_choices() -> list[Choice]:
     return sorted(filter(None, stored), key=lambda choice: choice.date, reverse=True)
 
 
-def _mean_exit_ms(chain: Chain, image: NDArray[np.uint8 | np.float32], bundle: Bundle) -> float:
+def _mean_exit_ms(chain: Chain, image: Inputs, bundle: Bundle) -> float:
     start = time.perf_counter()
-    chain.start(image)
-    ends = []
-    for _ in bundle.manifest.segments:
-        chain.step()
-        ends.append(time.perf_counter() - start)
+    ends = [time.perf_counter() - start for _ in every_exit(chain, image, bundle.manifest.begins)]
     return sum(ends) / len(ends) * 1e3
 
 

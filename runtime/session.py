@@ -8,15 +8,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from lgvit_edge._support.numbers import real, whole
 from lgvit_edge.bundle.directory import Bundle, open_bundle
 from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.errors import BundleError, UsageError
+from lgvit_edge.images.inputs import Inputs
 from lgvit_edge.images.preprocess import ImageLike, check_color, check_several, several
 from lgvit_edge.policies import Policy, as_policy, from_json
 from lgvit_edge.runtime.backends.base import Chain, ChainOptions, GpuImages, TensorRTOptions
@@ -45,7 +42,7 @@ class Session(LoadedBundle):
     ) -> None:
         """Wrap an opened bundle; use ``Session.open`` instead."""
         super().__init__(bundle, open_chain)
-        self._recorder = Recorder(self._exits + 1)
+        self._recorder = Recorder(bundle.manifest.pass_numbers)
         self._rate: TargetRate | None = None
         self._point: str | None = None
         self.hooks: list[Callable[[Result], None]] = []
@@ -343,7 +340,7 @@ class Session(LoadedBundle):
 
         def run(items: list[Item]) -> list[Result]:
             return self._run(
-                np.concatenate([item.images for item in items if item.images is not None]),
+                Inputs.join(item.images for item in items if item.images is not None),
                 [item.start for item in items],
                 deadline_ms,
                 streams=[item.source for item in items],
@@ -361,14 +358,14 @@ class Session(LoadedBundle):
 
     def run(
         self,
-        images: NDArray[Any],
+        images: Inputs,
         *,
         starts: Sequence[float] | None = None,
         deadline_ms: float | None = None,
         prepare_ms: float = 0.0,
         streams: Sequence[str] | None = None,
     ) -> list[Result]:
-        """Classify input that ``prepare`` returned, at most the largest batch.
+        """Classify images that ``prepare`` returned, at most the largest batch.
 
         Args:
             images: what ``prepare`` returns.
@@ -399,7 +396,7 @@ class Session(LoadedBundle):
 
     def _run(
         self,
-        images: NDArray[Any] | GpuImages,
+        images: Inputs | GpuImages,
         starts: Sequence[float],
         deadline_ms: float | None = None,
         prepare_ms: float = 0.0,
@@ -408,16 +405,19 @@ class Session(LoadedBundle):
         """Do what ``run`` does, with arguments that are known to fit."""
         with self._lock:
             self._check_open()
-            count, rate = len(images), self._rate
+            count, rate = len(starts), self._rate
             if deadline_ms is not None and not self._walk.clock.calibrated:
-                self.warm_up()
+                if isinstance(images, Inputs):
+                    self._calibrate(images)
+                else:
+                    self.warm_up()
             try:
                 if count == 1:
                     results = [self._walk.run_one(images, self._policy, starts[0], deadline_ms)]
                 else:
                     results = self._walk.run_batch(images, self._policy, starts)
             finally:
-                if type(images) is not np.ndarray:
+                if type(images) is not Inputs:
                     self._give_back(images)
             if rate is not None:
                 network = max(result.network_ms for result in results) / count

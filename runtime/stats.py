@@ -17,9 +17,9 @@ from lgvit_edge.runtime.result import Result
 WINDOW = 1024  # images
 QUANTILES = (50, 90, 95, 99)
 _LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")  # two _ are Prometheus' own
-_OWN_LABELS = ("stream", "exit", "by", "quantile")
+_OWN_LABELS = ("stream", "exit", "pass", "by", "quantile")
 _METRICS = {
-    "images_total": ("counter", "Images answered, by exit."),
+    "images_total": ("counter", "Images answered, by exit and its pass."),
     "stopped_total": ("counter", "Images answered, by what stopped them."),
     "late_total": ("counter", "Answers after their deadline."),
     "dropped_total": ("counter", "Images of live sources that newer ones replaced."),
@@ -37,7 +37,8 @@ class StreamStatistics:
 
     Attributes:
         images: answered since the session was opened.
-        exits: of these, how many left at exit 1..M + 1.
+        exits: of these, how many left at exit 1..M + 1, counted through all passes.
+        pass_numbers: the pass of each exit, from 1.
         stopped: of these, how many ended by ``policy``, ``final`` and ``deadline``.
         late: answers that came after their deadline.
         dropped: images of a live source that a newer one replaced (``drop_oldest``).
@@ -52,6 +53,7 @@ class StreamStatistics:
 
     images: int
     exits: tuple[int, ...]
+    pass_numbers: tuple[int, ...]
     stopped: dict[str, int]
     late: int
     dropped: int
@@ -61,15 +63,27 @@ class StreamStatistics:
     latency_ms: dict[str, float]
     network_ms: dict[str, float]
 
+    @property
+    def passes(self) -> tuple[int, ...]:
+        """How many of the images each pass answered."""
+        counts = [0] * self.pass_numbers[-1]
+        for number, count in zip(self.pass_numbers, self.exits, strict=True):
+            counts[number - 1] += count
+        return tuple(counts)
+
     def to_json(self) -> dict[str, Any]:
         """Return the counts as plain types, ready for JSON."""
-        return {**vars(self), "exits": list(self.exits)}
+        lists = {name: list(getattr(self, name)) for name in ("exits", "pass_numbers", "passes")}
+        return {**vars(self), **lists}
 
     def samples(self) -> dict[str, list[tuple[str, str, Any]]]:
         """Return what Prometheus reads of each metric: suffix, last label, value."""
         quantiles = {name: ms / 1e3 for name, ms in self.latency_ms.items() if name != "mean"}
         return {
-            "images_total": [("", f',exit="{i}"', count) for i, count in enumerate(self.exits, 1)],
+            "images_total": [
+                ("", f',exit="{i}",pass="{self.pass_numbers[i - 1]}"', count)
+                for i, count in enumerate(self.exits, 1)
+            ],
             "stopped_total": [("", f',by="{by}"', count) for by, count in self.stopped.items()],
             "late_total": [("", "", self.late)],
             "dropped_total": [("", "", self.dropped)],
@@ -137,14 +151,14 @@ class Statistics(StreamStatistics):
 class Recorder:
     """Adds up a session's results by stream, at about a microsecond each."""
 
-    def __init__(self, exits: int) -> None:
-        self._opened, self._exits = time.monotonic(), exits
+    def __init__(self, pass_numbers: tuple[int, ...]) -> None:
+        self._opened, self._passes = time.monotonic(), pass_numbers
         self._tallies: dict[str, _Tally] = {}
         self.begin("")
 
     def begin(self, stream: str) -> _Tally:
         """Count a stream from now on, if it is not counted yet."""
-        return self._tallies.setdefault(stream, _Tally(self._exits))
+        return self._tallies.setdefault(stream, _Tally(self._passes))
 
     def add(self, result: Result, stream: str = "") -> None:
         """Count one image."""
@@ -163,7 +177,7 @@ class Recorder:
 
     def snapshot(self) -> Statistics:
         """Return the statistics so far."""
-        whole = _Tally(self._exits)
+        whole = _Tally(self._passes)
         whole.times = deque()  # as long as all windows together
         for tally in self._tallies.values():
             whole.join(tally)
@@ -179,8 +193,8 @@ class Recorder:
 class _Tally:
     """What one stream has done so far."""
 
-    def __init__(self, exits: int) -> None:
-        self.exits = [0] * exits
+    def __init__(self, pass_numbers: tuple[int, ...]) -> None:
+        self.exits, self.pass_numbers = [0] * len(pass_numbers), pass_numbers
         self.stopped = {"policy": 0, "final": 0, "deadline": 0}
         self.late = self.dropped = self.errors = 0
         self.latency_ms = 0.0
@@ -202,6 +216,7 @@ class _Tally:
         return {
             "images": sum(self.exits),
             "exits": tuple(self.exits),
+            "pass_numbers": self.pass_numbers,
             "stopped": dict(self.stopped),
             "late": self.late,
             "dropped": self.dropped,

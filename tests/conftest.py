@@ -187,16 +187,18 @@ def rtx_bundle(
 ) -> Callable[[str], Path]:
     """For TensorRT, no engines yet; do not change them.
 
-    ``fp32``, ``fp16`` (batches 1 to 8), ``fixed`` (fp16, 1), ``swin`` (fp32, 1 to 8).
+    ``fp32``, ``fp16`` (batches 1 to 8), ``fixed`` (fp16, 1), ``swin`` (fp32, 1 to 8), ``two``
+    (passes, fp32, 1 to 8).
     """
 
     def bundle(name: str) -> Path:
         if name == "swin":
             return Path(request.getfixturevalue("swin_bundle"))
-        precision = "fp32" if name == "fp32" else "fp16"
+        precision = "fp32" if name in ("fp32", "two") else "fp16"
         batch = (1, 1, 1) if name == "fixed" else (1, 4, 8)
         options = ExportOptions(target="rtx", precision=precision, batch=batch)
-        return made_once(name, lambda out: export_bundle(exported_model, out, options))
+        models = request.getfixturevalue("pass_models") if name == "two" else exported_model
+        return made_once(name, lambda out: export_bundle(models, out, options))
 
     return bundle
 
@@ -206,6 +208,37 @@ def bundle(made_once: Callable[..., Path], exported_model: LGViT) -> Path:
     """A bundle with batches 1 to 4; do not change it, take ``bundle_copy``."""
     options = ExportOptions(batch=(1, 2, 4))
     return made_once("bundle", lambda out: export_bundle(exported_model, out, options))
+
+
+@pytest.fixture(scope="session")
+def pass_models() -> list[LGViT]:
+    """The passes of ``passes_bundle``: 16 px with exits 1 to 3, 32 px with exit 4 and the final."""
+    tiny = make_tiny_config()
+    coarse = tiny.replace(
+        image_size=16,
+        num_blocks=3,
+        exits=(ExitConfig(1, "lph", 3), ExitConfig(2, "mlp")),
+        preprocess=Preprocess(resize=18, mean=(0.4, 0.5, 0.6)),
+    )
+    fine = tiny.replace(exits=(ExitConfig(2, "gah", 2),), preprocess=Preprocess(resize=36))
+    return [random_model(coarse, 1), random_model(fine, 2)]
+
+
+@pytest.fixture(scope="session")
+def passes_bundle(made_once: Callable[..., Path], pass_models: list[LGViT]) -> Path:
+    """A bundle of two passes with batches 1 to 4; do not change it."""
+    options = ExportOptions(batch=(1, 2, 4))
+    return made_once("passes", lambda out: export_bundle(pass_models, out, options))
+
+
+@pytest.fixture(scope="session")
+def apart(made_once: Callable[..., Path], pass_models: list[LGViT]) -> list[Path]:
+    """Each pass of ``passes_bundle`` as a bundle of its own; do not change them."""
+    options = ExportOptions(batch=(1, 2, 4))
+    return [
+        made_once(name, lambda out, model=model: export_bundle(model, out, options))
+        for name, model in zip(("coarse", "fine"), pass_models, strict=True)
+    ]
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from lgvit_edge.bundle.directory import Bundle
 from lgvit_edge.policies.scores import difference
 from lgvit_edge.runtime import Session
 from lgvit_edge.runtime.backends.registry import segment_names
-from lgvit_edge.runtime.runner import step
+from lgvit_edge.runtime.runner import every_exit
 from lgvit_edge.runtime.samples import read_samples
 
 
@@ -29,12 +29,11 @@ def parity(session: Session, bundle: Bundle) -> dict[str, Any]:
     for size in sizes:
         gaps = []
         for first in range(0, len(images), size):
-            rows = [(first + i) % len(images) for i in range(size)]
-            session.chain.start(images[rows])
-            exits = range(expected.shape[1])
-            found = [step(session.chain, exit + 1).copy() for exit in exits]
+            rows = np.arange(first, first + size) % len(images)
+            every = every_exit(session.chain, images[rows], bundle.manifest.begins)
+            found = [logits.copy() for logits in every]
             found.append(session.baseline_logits(images[rows]))
-            wanted = [expected[rows, exit] for exit in (*exits, -1)]
+            wanted = [expected[rows, exit] for exit in (*range(expected.shape[1]), -1)]
             gaps.append([difference(a, b) for a, b in zip(found, wanted, strict=True)])
         differences.append(np.max(gaps, axis=0).tolist())  # NaN stays NaN
     chain_ms = session.warm_up()

@@ -8,6 +8,7 @@ from typing import Any
 
 from lgvit_edge._support.text import escaped
 from lgvit_edge.benchmarks.device.steps import Job
+from lgvit_edge.bundle.manifest import PassSpec
 
 _UNKNOWN = "-"
 
@@ -21,7 +22,7 @@ def summary(job: Job, outcomes: Sequence[dict[str, Any]]) -> str:
         *_measured(records),
     ]
     lines = [
-        f"# {job.manifest.family} on {rows[0][1]}",
+        f"# {', '.join(dict.fromkeys(p.family for p in job.manifest.passes))} on {rows[0][1]}",
         "",
         "| | |",
         "|---|---|",
@@ -61,15 +62,25 @@ def _machine(record: dict[str, Any]) -> list[tuple[str, Any]]:
 
 def _model(job: Job) -> list[tuple[str, Any]]:
     manifest = job.manifest
-    exits = ", ".join(str(segment.last_block) for segment in manifest.segments[:-1])
-    return [
+    several = len(manifest.passes) > 1
+    rows = [
         (
-            "model",
-            f"{manifest.num_blocks} blocks, image {manifest.image_size}, {manifest.num_classes} "
-            f"classes, exits after blocks {exits}",
-        ),
+            manifest.pass_title(number) if several else "model",
+            f"{each.family}, {each.num_blocks} blocks, image {each.image_size}, "
+            f"{manifest.num_classes} classes, {_exits(each, number == len(manifest.passes))}",
+        )
+        for number, each in enumerate(manifest.passes, 1)
+    ]
+    return [
+        *rows,
         ("export", f"{manifest.precision}, batch {manifest.batch}, opset {manifest.opset}"),
     ]
+
+
+def _exits(each: PassSpec, last: bool) -> str:
+    after = [segment.last_block for segment in each.segments]
+    blocks = ", ".join(map(str, after[:-1] if last else after))
+    return f"exits after blocks {blocks}" if blocks else "no exits"
 
 
 def _measured(records: dict[str, dict[str, Any]]) -> list[tuple[str, Any]]:

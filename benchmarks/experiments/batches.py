@@ -15,7 +15,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from numpy.typing import NDArray
 
 from lgvit_edge import policies
 from lgvit_edge._support.terminal import console, progress_bar
@@ -23,9 +22,11 @@ from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, choose_ima
 from lgvit_edge.benchmarks.report.terminal import table_of
 from lgvit_edge.cli.options import Backend, Engines, parse_numbers
 from lgvit_edge.errors import UsageError
+from lgvit_edge.images.inputs import Inputs
 from lgvit_edge.images.preprocess import load_rgb
 from lgvit_edge.policies import Departures, Policy
 from lgvit_edge.runtime import Session
+from lgvit_edge.runtime.runner import every_exit
 
 
 def main(
@@ -69,11 +70,11 @@ def main(
 
 
 def _compare(
-    session: Session, policy: Policy, images: NDArray[Any], size: int, rounds: int
+    session: Session, policy: Policy, images: Inputs, size: int, rounds: int
 ) -> dict[str, Any]:
     session.policy = policy
     batches = [images[first : first + size] for first in range(0, len(images), size)]
-    sides: dict[str, Callable[[NDArray[Any]], Any]] = {
+    sides: dict[str, Callable[[Inputs], Any]] = {
         "chain": lambda batch: [result.exit for result in session.run(batch)],
         "staying": lambda batch: _all_stay(session, policy, batch),
         "baseline": lambda batch: session.baseline_logits(batch).argmax(axis=1).tolist(),
@@ -108,13 +109,14 @@ def _compare(
     }
 
 
-def _all_stay(session: Session, policy: Policy, images: NDArray[Any]) -> list[int]:
+def _all_stay(session: Session, policy: Policy, images: Inputs) -> list[int]:
     """Runs every segment on all rows until the last row has left; returns the exits."""
-    batch = Departures(policy, len(session.manifest.segments) - 1, len(images))
+    begins = session.manifest.begins
+    batch = Departures(policy, len(begins) - 1, len(images))
     exits = np.empty(len(images), np.intp)
-    session.chain.start(images)
+    every = every_exit(session.chain, images, begins)
     while len(batch.rows):
-        left = batch.see(session.chain.step()[batch.rows])
+        left = batch.see(next(every)[batch.rows])
         exits[left.rows] = left.exit
     return exits.tolist()
 

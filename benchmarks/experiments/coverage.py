@@ -143,7 +143,8 @@ def _openvino(out: Path) -> float:
     bundle, options = open_bundle(out), {"INFERENCE_PRECISION_HINT": "f32"}
     graphs = [bundle.path(segment.spec.graph) for segment in bundle.manifest.segments]
     chain = [shared_core().compile_model(graph, "CPU", options) for graph in graphs]
-    pairs = list(zip(*read_samples(bundle), strict=True))
+    images, logits = read_samples(bundle)
+    pairs = list(zip(images.of(0), logits, strict=True))
     worst = 0.0
     for image, expected in pairs:
         hidden: Any = image[None]

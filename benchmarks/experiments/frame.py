@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
-from numpy.typing import NDArray
 
 from lgvit_edge._support.outputs import write_json
 from lgvit_edge._support.terminal import note, say
 from lgvit_edge.benchmarks.measure import command_line
-from lgvit_edge.bundle.manifest import Manifest
+from lgvit_edge.bundle.manifest import Manifest, PassSpec
 from lgvit_edge.cli.options import Command, Commands, check_outputs, exit_status
+from lgvit_edge.errors import UsageError
+from lgvit_edge.images.inputs import Inputs
 from lgvit_edge.images.labelled import LabelledImage, evenly, find_images
 from lgvit_edge.machine.cpu import load_average
 from lgvit_edge.machine.environment import environment
@@ -40,7 +40,18 @@ def choose_images(data: Path, manifest: Manifest, count: int) -> Sequence[Labell
     return evenly(images, count)
 
 
-def chain_to(session: Session, images: NDArray[np.uint8]) -> Callable[[int], object]:
+def only_pass(manifest: Manifest) -> PassSpec:
+    """Returns the pass of a bundle that has one.
+
+    Raises:
+        UsageError: it has several.
+    """
+    if len(manifest.passes) > 1:
+        raise UsageError(f"expected a bundle of one pass, found one of {len(manifest.passes)}")
+    return manifest.passes[0]
+
+
+def chain_to(session: Session, images: Inputs) -> Callable[[int], object]:
     """Returns a function that runs the chain on prepared images up to an exit, 1-based."""
 
     def run(exit: int) -> object:

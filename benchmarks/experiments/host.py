@@ -61,7 +61,7 @@ def decision_cost(engines: Path, policy: Policy, *, classes: int = 1000) -> floa
     logits = np.random.default_rng(0).normal(size=(1, classes)).astype(np.float32)
     bundle = dataclasses.replace(bundle, manifest=manifest)
     session = Session(bundle, policy, lambda names: _ScriptedChain(logits))
-    side = manifest.image_size
+    side = manifest.passes[0].image_size
     image = session.prepare([np.zeros((side, side, 3), np.uint8)])
     times = []
     for _ in range(2000):
@@ -79,7 +79,7 @@ class _ScriptedChain:
     def __init__(self, logits: NDArray[np.float32]) -> None:
         self._logits = logits
 
-    def start(self, images: NDArray[Any]) -> None: ...
+    def start(self, images: NDArray[Any], segment: int = 0) -> None: ...
 
     def step(self) -> NDArray[np.float32]:
         return self._logits

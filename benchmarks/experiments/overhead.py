@@ -20,7 +20,13 @@ from numpy.typing import NDArray
 
 from lgvit_edge._support.optional import require
 from lgvit_edge._support.terminal import console
-from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, chain_to, run_command
+from lgvit_edge.benchmarks.experiments.frame import (
+    JsonFile,
+    Record,
+    chain_to,
+    only_pass,
+    run_command,
+)
 from lgvit_edge.benchmarks.experiments.if_graph import BoundGraph, prefixed, save_like
 from lgvit_edge.benchmarks.measure import random_frames
 from lgvit_edge.benchmarks.report.terminal import table_of
@@ -62,11 +68,12 @@ def main(
 def measure(session: Session, bundle: Bundle, rounds: int, threads: int) -> dict[str, Any]:
     """Returns median times, and quartiles of the ratio chain / one graph over paired rounds."""
     manifest = session.manifest
+    only_pass(manifest)
     images = session.prepare(random_frames(manifest, 1))
     exits = range(1, len(manifest.segments) + 1)
     with tempfile.TemporaryDirectory(dir=bundle.root.absolute().parent) as folder:
         graphs = [_one_graph(bundle, m, Path(folder)) for m in exits]
-        runs = [_runner(path, images, threads) for path in graphs]
+        runs = [_runner(path, images.of(0), threads) for path in graphs]
     chains = [functools.partial(chain_to(session, images), exit) for exit in exits]
     times = [_interleaved(pair, rounds) for pair in zip(chains, runs, strict=True)]
     whole = _interleaved((chains[-1], lambda: session.baseline_logits(images)), rounds)

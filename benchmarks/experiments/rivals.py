@@ -25,7 +25,13 @@ from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.architecture.heads import head_choices
 from lgvit_edge.architecture.placement import default_heads
 from lgvit_edge.architecture.published import architecture
-from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, chain_to, run_command
+from lgvit_edge.benchmarks.experiments.frame import (
+    JsonFile,
+    Record,
+    chain_to,
+    only_pass,
+    run_command,
+)
 from lgvit_edge.benchmarks.experiments.if_graph import IfGraph
 from lgvit_edge.benchmarks.measure import random_frames
 from lgvit_edge.benchmarks.report.terminal import table_of
@@ -62,26 +68,29 @@ def main(
     """Times every way at every exit, in turn."""
     record, threads = Record(json_file), available_cores()
     bundle = open_bundle(engines)
+    only_pass(bundle.manifest)
     exits = len(bundle.manifest.segments)
     shares = np.array(parse_numbers(mix), np.float64)
     if len(shares) != exits or bundle.manifest.batch[2] != 1:
         raise UsageError(f"expected a bundle of batch 1 and {exits} shares, found {len(shares)}")
     torch.set_num_threads(threads)
-    images = np.stack(random_frames(bundle.manifest, 1))
+    frames = random_frames(bundle.manifest, 1)
+    images = np.stack(frames)
     with (
         Session.open(engines, backend="onnxruntime", device="cpu") as ours,
         Session.open(engines, backend="openvino", device="cpu", precision="fp32") as vino,
         tempfile.TemporaryDirectory(dir=bundle.root.absolute().parent) as folder,
     ):
+        prepared = ours.prepare(frames)
         sides: dict[str, Run] = {
-            "chain, ONNX Runtime": chain_to(ours, images),
-            "chain, OpenVINO": chain_to(vino, images),
+            "chain, ONNX Runtime": chain_to(ours, prepared),
+            "chain, OpenVINO": chain_to(vino, prepared),
             "If graph, ONNX Runtime": IfGraph(bundle, Path(folder), images, threads),
             "PyTorch eager": eager(model_of(bundle, arch, ckpt), images),
         }
         baselines: dict[str, Run] = {
-            "ONNX Runtime": lambda _: ours.baseline_logits(images),
-            "OpenVINO": lambda _: vino.baseline_logits(images),
+            "ONNX Runtime": lambda _: ours.baseline_logits(prepared),
+            "OpenVINO": lambda _: vino.baseline_logits(prepared),
         }
         with progress_bar("in turn") as progress:
             times = _in_turn(sides, baselines, exits, rounds, progress)
@@ -150,7 +159,8 @@ def _with_exits(arch: str, bundle: Bundle) -> LGViTConfig:
     """Returns the architecture with the bundle's exits, heads in their default sizes."""
     manifest = bundle.manifest
     *early, _ = manifest.segments
-    config = architecture(arch, num_classes=manifest.num_classes, image_size=manifest.image_size)
+    size = only_pass(manifest).image_size
+    config = architecture(arch, num_classes=manifest.num_classes, image_size=size)
     blocks = [segment.last_block for segment in early]
     for heads in head_choices():
         exits = default_heads(blocks, heads=heads, family=config.family)

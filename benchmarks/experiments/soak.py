@@ -68,7 +68,7 @@ def run(session: Session, engines: Path, images: int) -> NDArray[np.float64]:
     The result is allocated at the start, so that nothing here grows.
     """
     rng = np.random.default_rng(0)
-    side = session.manifest.image_size
+    side = session.manifest.passes[0].image_size
     frames = [
         rng.integers(0, 256, (side + 8 * (i % 5), side + 16 * (i % 3), 3), np.uint8)
         for i in range(64)

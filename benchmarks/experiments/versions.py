@@ -27,7 +27,7 @@ frame = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
 start = time.perf_counter()
 session = Session.open(sys.argv[1], backend="onnxruntime", policy=FixedExit(1))
 opened = time.perf_counter()
-size = session.manifest.image_size
+size = session.manifest.passes[0].image_size
 frame = np.ascontiguousarray(frame[:size, :size])  # little to resize
 session.warm_up()
 whole = []

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lgvit_edge._support.terminal import plain, table
-from lgvit_edge.benchmarks.report.terminal import table_of
+from lgvit_edge.benchmarks.report.terminal import passes_of, table_of
 
 _NOTABLE = 1.1  # share of the time, over share of the MACs
 _LONGEST = 160  # characters of a name: where many operators are fused, it lists all of theirs
@@ -89,11 +89,15 @@ def _segments(record: dict[str, Any]) -> Table:
     ]
     rows += [record["chain"] | {"segment": "chain"}, record["baseline"] | {"segment": "baseline"}]
     derived = [{"millions": r["macs"] / 1e6, "rate": r["macs"] / r["ms"] / 1e6} for r in rows]
+    passes = passes_of(record) or {}
+    named = [{"title": passes.get(row.get("pass_number"))} for row in rows]
     return table_of(
-        [row | more for row, more in zip(rows, derived, strict=True)],
-        "{segment} | {blocks} | {head} | {millions:,.0f} | {macs_share:.1%} | {time_share:.1%} | "
+        [row | more | name for row, more, name in zip(rows, derived, named, strict=True)],
+        "{segment} | "
+        + ("{title} | " if passes else "")
+        + "{blocks} | {head} | {millions:,.0f} | {macs_share:.1%} | {time_share:.1%} | "
         "{ms:.3f} | {profiled_ms:.3f} | {rate:.1f}",
-        *("segment", "blocks", "head"),
+        *("segment", *(("pass",) if passes else ()), "blocks", "head"),
         numbers=("MACs (M)", "of MACs", "of time", "ms", "profiled", "GMAC/s"),
         blank="",
     )

@@ -12,7 +12,7 @@ from lgvit_edge._support.text import escaped
 from lgvit_edge.architecture.families import FAMILIES
 from lgvit_edge.benchmarks.report import plots
 from lgvit_edge.benchmarks.report.gallery import Gallery
-from lgvit_edge.benchmarks.report.terminal import what_was_measured
+from lgvit_edge.benchmarks.report.terminal import passes_of, what_was_measured
 from lgvit_edge.bundle.inspection import both_counts
 from lgvit_edge.bundle.manifest import Manifest
 
@@ -63,6 +63,7 @@ def write_page(
         mistakes=gallery.mistakes() if gallery else [],
         gallery=gallery.exits() if gallery else [],
         energy=_energy(record),
+        passes=passes_of(record),
         conditions=_conditions(record),
         percent=_percent,
         ms=lambda part, key: "-" if part is None else f"{part[key]:.2f}",
@@ -74,11 +75,12 @@ def write_page(
 def _title(manifest: Manifest) -> str:
     exits = len(manifest.segments) - 1
     # A device that opens a bundle need not have the family; then its name is printed.
-    family = FAMILIES.get(manifest.family)
-    return (
-        f"{family.label if family else manifest.family} {manifest.image_size} with {exits} exits, "
-        f"{manifest.precision}: what early exits give"
-    )
+    labels = [
+        FAMILIES[p.family].label if p.family in FAMILIES else p.family for p in manifest.passes
+    ]
+    sizes = [each.image_size for each in manifest.passes]
+    networks = ", then ".join(f"{label} {size}" for label, size in zip(labels, sizes, strict=True))
+    return f"{networks} with {exits} exits, {manifest.precision}: what early exits give"
 
 
 def _subtitle(record: dict[str, Any]) -> str:
@@ -161,7 +163,11 @@ def _points(record: dict[str, Any], manifest: Manifest) -> list[dict[str, str]]:
 
 
 def _conditions(record: dict[str, Any]) -> list[tuple[str, str]]:
-    env, bundle = record["env"], record["bundle"]
+    env, bundle = record["env"], dict(record["bundle"])
+    bundle["passes"] = [
+        f"{each['family']} {each['image_size']}, {each['blocks']} blocks"
+        for each in bundle["passes"]
+    ]
     nested = {k: v for k, v in env.items() if isinstance(v, dict)} | {"bundle": bundle}
     rows = [(k.replace("_", " "), str(v)) for k, v in env.items() if k not in nested]
     for name, values in nested.items():

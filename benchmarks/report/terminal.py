@@ -86,19 +86,30 @@ def print_report(record: dict[str, Any], console: Console) -> None:
         console.print(plain(f"unstable: {reason}", "yellow"), soft_wrap=True)
 
 
+def passes_of(record: dict[str, Any]) -> dict[int, str] | None:
+    """Returns how the passes of a record's bundle are called, by number; None for a single one."""
+    passes = record["bundle"]["passes"]
+    return {each["number"]: each["title"] for each in passes} if len(passes) > 1 else None
+
+
 def _exits(record: dict[str, Any]) -> Table:
     labelled = record["accuracy"] is not None
     accuracy = ("accuracy",) if labelled else ()
+    passes = passes_of(record) or {}
     rest = ("p50 (ms)", "MACs (M)", "MACs x", "wall x", "efficiency")
     return table_of(
         [
-            row | (row["latency_ms"] or {}) | {"millions": row["macs"] / 1e6}
+            row
+            | (row["latency_ms"] or {})
+            | {"millions": row["macs"] / 1e6, "title": passes.get(row["pass_number"])}
             for row in record["exits"]
         ],
-        "{index} | {block} | {head} | {share:.1%} | "
+        "{index} | "
+        + ("{title} | " if passes else "")
+        + "{block} | {head} | {share:.1%} | "
         + ("{accuracy:.1%} | " if labelled else "")
         + "{p50:.2f} | {millions:,.0f} | {macs_speedup:.2f} | {wall_clock:.2f} | {efficiency:.3f}",
-        *("exit", "block", "head"),
+        *("exit", *(("pass",) if passes else ()), "block", "head"),
         numbers=("share", *accuracy, *rest),
     )
 

@@ -3,9 +3,9 @@
 | file | what |
 |---|---|
 | manifest.json | written last: a directory without it is not a bundle |
-| segments/segment_I.onnx | one graph per segment |
+| segments/segment_I.onnx | one graph per segment, numbered through all passes |
 | segments/weights.bin | every weight once, shared by all graphs |
-| baseline.onnx | the backbone without exits |
+| baseline.onnx | the last pass's network without exits |
 | parity.npz | sample inputs and the logits PyTorch gave at every exit |
 | engines/TAG/build.json | what the engines beside it were compiled from and for |
 | engines/TAG/segment_I.engine, baseline.engine | plain TensorRT plans |
@@ -146,8 +146,10 @@ def _check_hash(bundle: Bundle, spec: FileSpec) -> None:
 def _check_graphs(bundle: Bundle) -> None:
     """Refuse graphs that no export writes, before a backend reads them."""
     manifest, taken = bundle.manifest, 0
-    # Equal weights are stored once and loaded several times: zeros of a model that was not trained.
-    most = 2 * sum(spec.bytes for spec in manifest.weights) + _EQUAL_WEIGHTS
+    # Equal weights are stored once and loaded several times: zeros of a model that was not trained,
+    # and those that passes share.
+    times = 1 + len(manifest.passes)
+    most = times * sum(spec.bytes for spec in manifest.weights) + _EQUAL_WEIGHTS
     for graph in manifest.graphs:
         path = bundle.path(graph.graph)
         try:
@@ -334,5 +336,6 @@ def _may_replace(root: Path) -> bool:
         record = finite_json.loads(read_bytes(root / MANIFEST, MAX_BYTES))
     except (OSError, ValueError):
         return False
-    ours = isinstance(record, dict) and {"schema_version", "segments", "baseline"} <= record.keys()
+    ours = isinstance(record, dict) and {"schema_version", "baseline"} <= record.keys()
+    ours = ours and bool({"passes", "segments"} & record.keys())  # segments, before version 7
     return ours and names <= {MANIFEST, "segments", ENGINES, BASELINE, PARITY}

@@ -8,6 +8,7 @@ from typing import Any
 from lgvit_edge.bundle.builds import Build, find_builds, graphs_of, read_engine
 from lgvit_edge.bundle.codec import to_json
 from lgvit_edge.bundle.directory import Bundle, open_bundle
+from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.errors import BundleError
 
 
@@ -23,6 +24,7 @@ def inspect_bundle(path: Path) -> dict[str, Any]:
     rows = [
         {
             "index": index,
+            "pass_number": number,
             "first_block": segment.first_block,
             "last_block": segment.last_block,
             "head": segment.head,
@@ -30,13 +32,14 @@ def inspect_bundle(path: Path) -> dict[str, Any]:
             "parameters": segment.spec.parameters,
             **({} if segment.head_macs is None else {"head_macs": segment.head_macs}),
         }
-        for index, segment in enumerate(manifest.segments)
+        for index, (segment, number) in enumerate(
+            zip(manifest.segments, manifest.pass_numbers, strict=True)
+        )
     ]
     return {
         "kind": "bundle",
         "path": str(path),
-        **take("family", "image_size"),
-        "blocks": manifest.num_blocks,
+        "passes": pass_records(manifest),
         "exits": len(manifest.segments) - 1,
         "classes": manifest.num_classes,
         **take("target", "precision", "opset", "input", "batch", "policy", "points"),
@@ -51,6 +54,21 @@ def inspect_bundle(path: Path) -> dict[str, Any]:
         },
         "segments": with_totals(rows, manifest.baseline.macs),
     }
+
+
+def pass_records(manifest: Manifest) -> list[dict[str, Any]]:
+    """Return what records say of each pass."""
+    return [
+        {
+            "number": number,
+            "title": manifest.pass_title(number),
+            "family": each.family,
+            "image_size": each.image_size,
+            "blocks": each.num_blocks,
+            "macs": sum(segment.spec.macs for segment in each.segments),
+        }
+        for number, each in enumerate(manifest.passes, 1)
+    ]
 
 
 def both_counts(baseline: dict[str, Any]) -> str:

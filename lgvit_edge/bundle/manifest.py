@@ -12,17 +12,18 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from lgvit_edge.bundle.codec import loads, to_json
 from lgvit_edge.bundle.points import OperatingPoint, check_name
 from lgvit_edge.errors import BundleError
-from lgvit_edge.images.spec import Preprocess
+from lgvit_edge.images.spec import Preprocess, View
 
 # History: 1 - first version. 2 - half and int8 precision: islands, calibration, agreement.
 # 3 - preprocessing may squash images, which version 2 never does. 4 - operating points, MACs of
-# heads, temperatures in policies. 5 - sizes of files. 6 - published MACs.
-SCHEMA_VERSION = 6
+# heads, temperatures in policies. 5 - sizes of files. 6 - published MACs. 7 - passes.
+SCHEMA_VERSION = 7
 TARGETS = ("cpu", "jetson", "rtx")
 DTYPES = ("uint8", "float16", "float32")
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -101,6 +102,11 @@ class GraphSpec:
         """Return the classifier's output tensor."""
         return self.outputs[-1]
 
+    @property
+    def hidden(self) -> TensorSpec | None:
+        """Return the output that the next segment reads; None where a network ends."""
+        return self.outputs[0] if len(self.outputs) == 2 else None
+
 
 @dataclass(frozen=True)
 class SegmentSpec:
@@ -110,15 +116,58 @@ class SegmentSpec:
     first_block: int
     last_block: int
     head: str  # a kind of ``HEAD_KINDS``, or ``final``
-    # The head's share of the MACs; None in the last, whose classifier is also the baseline's.
+    # The head's share of the MACs; None where the network ends: its own classifier is no head.
     head_macs: int | None = None
+
+
+@dataclass(frozen=True)
+class PassSpec:
+    """One pass over the image: a network with an input size of its own, cut into segments."""
+
+    family: str
+    image_size: int  # side of the network's input, in pixels
+    preprocess: Preprocess
+    segments: tuple[SegmentSpec, ...]  # the last ends in the network's own classifier
+
+    def __post_init__(self) -> None:
+        if faults := list(self._faults()):
+            raise ValueError("; ".join(faults))
+
+    def _faults(self) -> Iterator[str]:
+        if not self.segments:
+            yield "expected at least one segment"
+            return
+        ends = [0, *(segment.last_block for segment in self.segments)]
+        pairs = zip(self.segments, ends, strict=False)
+        if not all(s.first_block == end + 1 <= s.last_block for s, end in pairs):
+            yield "segments must cover blocks 1, 2, ... without gaps"
+        if not self._chained():
+            yield "each segment's hidden output must be the next one's input, and the last has none"
+        if not 1 <= self.image_size <= self.preprocess.resize:
+            yield "image_size must fit resize"
+
+    def _chained(self) -> bool:
+        for segment, following in zip(self.segments, (*self.segments[1:], None), strict=True):
+            hidden = segment.spec.hidden
+            if following is None or hidden is None:
+                return following is None and hidden is None
+            read = following.spec.inputs[0]
+            if (hidden.dtype, hidden.shape) != (read.dtype, read.shape):
+                return False
+        return True
+
+    @property
+    def num_blocks(self) -> int:
+        """Return the number of the network's blocks, L."""
+        return self.segments[-1].last_block
 
 
 @dataclass(frozen=True)
 class Parity:
     """The largest difference between ONNX Runtime and PyTorch at export."""
 
-    samples: FileSpec  # ``images``, and ``logits`` [n, M + 1, C] float32 that PyTorch gave
+    # ``images_1``... of each pass, and ``logits`` [n, M + 1, C] float32 that PyTorch gave
+    samples: FileSpec
     tolerance: float  # of logits: absolute, or relative for logits above 1
     max_difference: tuple[float, ...]  # the largest measured, per segment, in the same measure
 
@@ -130,7 +179,7 @@ class Calibration:
     images: int  # how many there were
     sha256: str  # over the content of the image files, in order
     method: str  # rule that computes scales from the observed values
-    blocks: tuple[int, ...]  # those whose MLPs are quantized, 1-based
+    blocks: tuple[tuple[int, ...], ...]  # of each pass those whose MLPs are quantized, 1-based
 
 
 @dataclass(frozen=True)
@@ -152,14 +201,11 @@ class Manifest:
     """The content of a bundle's ``manifest.json``."""
 
     schema_version: int
-    family: str
-    image_size: int  # side of the network's input, in pixels
     labels: tuple[str, ...]  # class names, or empty
-    input: str  # ``uint8`` NHWC RGB, normalised inside segment 0; or ``float32`` NCHW, normalised
+    input: str  # ``uint8`` NHWC RGB, normalised inside the graph; or ``float32`` NCHW, normalised
     batch: tuple[int, int, int]  # smallest, usual and largest
-    preprocess: Preprocess
-    segments: tuple[SegmentSpec, ...]  # i ends in exit i + 1, the last in the final classifier
-    baseline: GraphSpec
+    passes: tuple[PassSpec, ...]  # in the order that they run, the last the most accurate
+    baseline: GraphSpec  # the last pass's network without exits
     published_macs: int  # of the baseline with every block whole, as its authors count
     weights: tuple[FileSpec, ...]
     parity: Parity
@@ -174,6 +220,8 @@ class Manifest:
     points: dict[str, OperatingPoint]  # from tuning, by name
 
     def __post_init__(self) -> None:
+        if not self.passes:
+            raise ValueError("expected at least one pass")
         for name, point in self.points.items():
             check_name(name)
             if len(point.shares) != len(self.segments):
@@ -194,49 +242,66 @@ class Manifest:
             yield f"precision must be one of {PRECISIONS}: {self.precision!r}"
         if not 1 == low <= usual <= high <= 4096:
             yield f"batch must be MIN <= OPT <= MAX, MIN 1: {self.batch}"
-        if not 1 <= len(self.segments) <= 1000:
+        if len(self.segments) > 1000:
             yield "expected 1 to 1000 segments"
         if len({graph.logits.shape[1:] for graph in self.graphs}) > 1:
             yield "segments and baseline must have the same classes"
         if len(self.parity.max_difference) != len(self.segments):
             yield "parity must have one max_difference per segment"
+        if self.calibration is not None and len(self.calibration.blocks) != len(self.passes):
+            yield "calibration must list blocks of each pass"
         size = 1 if high == 1 else -1
         if any(t.shape[0] != size for g in self.graphs for t in (*g.inputs, *g.outputs)):
             yield f"tensors must have {'a fixed' if high == 1 else 'a free'} batch"
         if not self._fed():
-            yield "segment 0 and the baseline must take images as the manifest says"
-        if not self._counted():
-            yield "segments must cover blocks 1, 2, ... without gaps"
-        if not self._chained():
-            yield "each segment's hidden output must be the next one's input"
+            yield "each pass and the baseline must take images as the manifest says"
+        if self.baseline.hidden is not None:
+            yield "the baseline has no hidden output"
         names = [spec.file for spec in self.files()]
         if len(set(names)) < len(names):
             yield "each file must be listed once"
         if labels not in (0, classes):
             yield f"expected {classes} labels, found {labels}"
-        if not 1 <= self.image_size <= self.preprocess.resize:
-            yield "image_size must fit resize"
 
     def _fed(self) -> bool:
-        side = self.image_size
-        image = {"uint8": (side, side, 3), "float32": (3, side, side)}.get(self.input)
-        first = [graph.inputs[0] for graph in (self.graphs[0], self.baseline)]
-        return all((tensor.dtype, tensor.shape[1:]) == (self.input, image) for tensor in first)
+        fed = [(each.image_size, each.segments[0].spec) for each in self.passes]
+        fed.append((self.passes[-1].image_size, self.baseline))
+        for side, graph in fed:
+            image = {"uint8": (side, side, 3), "float32": (3, side, side)}.get(self.input)
+            if (graph.inputs[0].dtype, graph.inputs[0].shape[1:]) != (self.input, image):
+                return False
+        return True
 
-    def _counted(self) -> bool:
-        ends = [0, *(segment.last_block for segment in self.segments)]
-        pairs = zip(self.segments, ends, strict=False)
-        return all(s.first_block == end + 1 <= s.last_block for s, end in pairs)
+    @cached_property
+    def segments(self) -> tuple[SegmentSpec, ...]:
+        """Return the segments of all passes in their order: segment i ends in exit i + 1."""
+        return tuple(segment for each in self.passes for segment in each.segments)
 
-    def _chained(self) -> bool:
-        specs = self.graphs[:-1]
-        follows = all(
-            len(a.outputs) == 2
-            and (a.outputs[0].dtype, a.outputs[0].shape) == (b.inputs[0].dtype, b.inputs[0].shape)
-            for a, b in zip(specs, specs[1:], strict=False)
+    @cached_property
+    def begins(self) -> tuple[int | None, ...]:
+        """Return, for each segment, the index of the pass that it begins; None where it does not.
+
+        A segment that begins a pass takes images, any other the hidden state of the one before.
+        """
+        return tuple(
+            None if place else index
+            for index, each in enumerate(self.passes)
+            for place in range(len(each.segments))
         )
-        starts = bool(specs) and specs[0].inputs[0].shape[1:] == self.baseline.inputs[0].shape[1:]
-        return follows and starts and len(specs[-1].outputs) == 1
+
+    @cached_property
+    def pass_numbers(self) -> tuple[int, ...]:
+        """Return the number of the pass of each exit, from 1, the final classifier's last."""
+        return tuple(n for n, each in enumerate(self.passes, 1) for _ in each.segments)
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """Return how each pass sees an image."""
+        return tuple(View(each.preprocess, each.image_size, self.input) for each in self.passes)
+
+    def pass_title(self, number: int) -> str:
+        """Return what people read of a pass, numbered from 1, such as ``pass 1 (112 px)``."""
+        return f"pass {number} ({self.passes[number - 1].image_size} px)"
 
     @property
     def graphs(self) -> list[GraphSpec]:
@@ -246,30 +311,32 @@ class Manifest:
     @property
     def hidden_dtype(self) -> str:
         """Return the type of the hidden state and of the arithmetic between quantized layers."""
-        outputs = self.segments[0].spec.outputs
-        return outputs[0].dtype if len(outputs) == 2 else "float32"
+        half = self.precision == "fp16" or (self.precision == "int8" and self.target != "cpu")
+        hidden = (segment.spec.hidden for segment in self.segments)
+        return next((spec.dtype for spec in hidden if spec), "float16" if half else "float32")
 
     @property
     def num_classes(self) -> int:
         """Return the number of classes, C."""
         return self.baseline.logits.shape[-1]
 
-    @property
-    def num_blocks(self) -> int:
-        """Return the number of blocks, L."""
-        return self.segments[-1].last_block
-
     def quantized(self, segment: int | None) -> bool:
         """Return whether a segment (None: the baseline) computes anything in int8."""
-        blocks = set(self.calibration.blocks) if self.calibration else set()
+        if self.calibration is None:
+            return False
         if segment is None:
-            return bool(blocks)
+            return bool(self.calibration.blocks[-1])
         spec = self.segments[segment]
-        return not blocks.isdisjoint(range(spec.first_block, spec.last_block + 1))
+        blocks = self.calibration.blocks[self.pass_numbers[segment] - 1]
+        return not set(blocks).isdisjoint(range(spec.first_block, spec.last_block + 1))
 
     def cumulative_macs(self, exit: int) -> int:
-        """Return the MACs of an image that leaves at ``exit`` (1..M + 1)."""
+        """Return the MACs of an image that leaves at ``exit`` (1..M + 1), all passes together."""
         return sum(segment.spec.macs for segment in self.segments[:exit])
+
+    def cumulative_blocks(self, exit: int) -> int:
+        """Return the blocks that an image goes through that leaves at ``exit``, in all passes."""
+        return sum(s.last_block - s.first_block + 1 for s in self.segments[:exit])
 
     def files(self) -> list[FileSpec]:
         """Return every file that the manifest lists with its hash and size."""
@@ -278,7 +345,8 @@ class Manifest:
     @property
     def identity(self) -> str:
         """Return a hash of graphs and preprocessing, independent of policy and operating points."""
-        parts = [to_json(self.files()), to_json(self.preprocess), self.input, self.image_size]
+        sizes = [[each.image_size, to_json(each.preprocess)] for each in self.passes]
+        parts = [to_json(self.files()), self.input, sizes]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def dumps(self) -> str:

@@ -16,7 +16,6 @@ from lgvit_edge.cli.build import BuildDevice, Capabilities, parse_capabilities, 
 from lgvit_edge.cli.options import (
     Classes,
     Heads,
-    ImageSize,
     Labels,
     UseEma,
     check_outputs,
@@ -31,8 +30,12 @@ if TYPE_CHECKING:
 
 def export(
     ckpt: Annotated[
-        Path | None,
-        Option(help="Checkpoint: .pt, .safetensors, or a folder of the LGViT authors' code."),
+        list[Path] | None,
+        Option(
+            help="Checkpoint: .pt, .safetensors, or a folder of the LGViT authors' code. Given "
+            "several times, one for each pass over the image, from coarse to fine; then also a "
+            "plain backbone, of Hugging Face or timm."
+        ),
     ] = None,
     target: Annotated[str, Option(help="Kind of device: cpu, jetson or rtx.")] = "cpu",
     out: Annotated[Path, Option(help="Bundle folder to write.")] = Path("out"),
@@ -89,24 +92,39 @@ def export(
         Path | None, Option(help="File of class names, one per line, in class order.")
     ] = None,
     arch: Annotated[
-        str | None,
-        Option(help="Instead of --ckpt: an architecture with random weights, for timing."),
+        list[str] | None,
+        Option(
+            help="Instead of --ckpt: an architecture with random weights, for timing; for several "
+            "passes, several times."
+        ),
     ] = None,
     exits: Annotated[
-        str | None,
+        list[str] | None,
         Option(
             help="Blocks whose exits are exported, such as 4,8; with --arch also uniform:M, "
-            "shallow:M, middle:M or deep:M. Default: all; with --arch uniform:8."
+            "shallow:M, middle:M or deep:M. Default: all; with --arch uniform:8. Of several "
+            "passes, once for each, and none for its own classifier alone."
         ),
     ] = None,
     heads: Heads = None,
-    image_size: ImageSize = None,
+    image_size: Annotated[
+        list[int] | None,
+        Option(
+            min=1,
+            help="Image size in pixels, if different from the model's; position embeddings are "
+            "interpolated. Of several passes, once for each.",
+        ),
+    ] = None,
     use_ema: UseEma = False,
     engines: Annotated[bool, Option(help="With --target rtx: also compile the engines.")] = True,
     capability: Capabilities = None,
     device: BuildDevice = None,
 ) -> None:
-    """Export a trained LGViT as one verified graph per segment; for RTX, also compile engines."""
+    """Export a trained LGViT as one verified graph per segment; for RTX, also compile engines.
+
+    Several networks become the passes of one bundle: each begins from the image again, at its own
+    size, and the first confident exit of any answers.
+    """
     require("torch", extra="export")
     from lgvit_edge import policies
     from lgvit_edge.bundle.directory import check_place
@@ -141,25 +159,32 @@ def export(
     builder = BuilderOptions(compute_capabilities=parse_capabilities(capability))
     if target == "rtx" and engines:
         source.check_builder(out, builder, device)
-    model = source.model_to_export(
-        ckpt,
+    models = source.models_to_export(
+        ckpt or (),
         use_ema=use_ema,
-        arch=arch,
-        exits=exits,
+        archs=arch or (),
+        exits=exits or (),
         heads=heads,
-        image_size=image_size,
+        image_sizes=image_size or (),
         note=note,
     )
-    if arch is not None:
-        say(f"{arch} with random weights: for timing only, its answers are random", style="yellow")
+    if arch:
+        names = " and ".join(dict.fromkeys(arch))
+        say(f"{names} with random weights: for timing only, answers are random", style="yellow")
     if labels is not None:
-        names = read_names(labels, model.config.num_classes, "class names")
-        model.config = model.config.replace(labels=names)
+        listed_names = read_names(labels, models[0].config.num_classes, "class names")
+        for model in models:
+            if model.config.num_classes == len(listed_names):  # else the export says so
+                model.config = model.config.replace(labels=listed_names)
+    config = models[0].config
+    if len(models) > 1 and not arch and not any(model.config.labels for model in models):
+        note(
+            "no pass names its classes, so that they are the same in the same order was not "
+            "checked; to name them: --labels FILE"
+        )
     compared: Sequence[LabelledImage] = ()
     if data is not None:
-        compared = readable(
-            labelled_images(model.config, data, data_labels, classes, samples), note
-        )
+        compared = readable(labelled_images(config, data, data_labels, classes, samples), note)
     calibration: Sequence[LabelledImage] = ()
     if calib is not None:
         listed = [LabelledImage(path, None) for path in unlabelled_images(calib, note)]
@@ -167,14 +192,14 @@ def export(
     start = time.perf_counter()
     with progress_bar("exporting") as progress:
         manifest = export_bundle(
-            model,
+            models,
             out,
             options,
             images=compared,
             calibration=[image.path for image in calibration],
             progress=lambda text, done, total: progress(done, total, text),
         )
-    _report(out, manifest, sum(p.numel() for p in model.parameters()))
+    _report(out, manifest, sum(p.numel() for model in models for p in model.parameters()))
     say(f"took {time.perf_counter() - start:.0f} s, peak memory {peak_memory_mb() / 1e3:.2f} GB")
     if target == "rtx" and engines:
         again = f"lgvit-edge build {quote(str(out))}" + (f" --device {device}" if device else "")
@@ -206,8 +231,11 @@ def _islands(text: str | None) -> tuple[str, ...] | None:
 def _report(out: Path, manifest: Manifest, parameters: int) -> None:
     size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
     worst = max(manifest.parity.max_difference)
+    titles = [manifest.pass_title(number) for number in sorted(set(manifest.pass_numbers))]
+    passes = f"{' and '.join(titles)}, " if len(titles) > 1 else ""
     say(
-        f"{out}: {len(manifest.segments)} segments and the baseline, opset {manifest.opset}, "
+        f"{out}: {passes}{len(manifest.segments)} segments and the baseline, opset "
+        f"{manifest.opset}, "
         f"{manifest.precision}, {size / 1e6:.1f} MB ({size / (4 * parameters):.2f}x the weights "
         "in float32)\n"
         f"verified against PyTorch: max |difference| {worst:.2g}, "

@@ -81,10 +81,21 @@ def print_info(about: dict[str, Any], console: Console) -> None:
     from lgvit_edge.bundle.inspection import both_counts
 
     base = about["baseline"]
-    lines = [
-        f" ({about['kind']}): {about['family']}, {about['blocks']} blocks, {about['exits']} exits, "
-        f"{about['classes']} classes, images of {about['image_size']} x {about['image_size']}"
+    passes = about.get("passes", [about])  # a checkpoint is one network
+    several = len(passes) > 1
+    counts = f"{about['exits']} exits, {about['classes']} classes"
+    sized = [
+        (
+            f"{each['family']}, {each['blocks']} blocks",
+            f"images of {each['image_size']} x {each['image_size']}",
+        )
+        for each in passes
     ]
+    network, size = sized[0]
+    what = f"{len(passes)} passes, {counts}" if several else f"{network}, {counts}, {size}"
+    lines = [f" ({about['kind']}): {what}"]
+    if several:
+        lines += [f"pass {n}: {', '.join(pair)}" for n, pair in enumerate(sized, 1)]
     if about["kind"] == "bundle":
         batch = ":".join(map(str, about["batch"])) if about["batch"][2] > 1 else "1"
         lines.append(
@@ -94,8 +105,10 @@ def print_info(about: dict[str, Any], console: Console) -> None:
         )
         lines.append(both_counts(base))
         if about["calibration"]:
-            blocks = ", ".join(map(str, about["calibration"]["blocks"]))
-            lines.append(f"int8 in the MLPs of blocks {blocks}")
+            for number, blocks in enumerate(about["calibration"]["blocks"], 1):
+                where = f", pass {number}" if several else ""
+                listed = ", ".join(map(str, blocks)) or "none"
+                lines.append(f"int8 in the MLPs of blocks {listed}{where}")
         if agreement := about["agreement"]:
             lines.append(
                 f"on {agreement['images']} images: {agreement['same_exit']:.2%} leave where they "
@@ -123,7 +136,7 @@ def print_info(about: dict[str, Any], console: Console) -> None:
             f"engines/{engines['tag']}: {engines['count']} engines, "
             f"{engines['bytes'] / 1e6:.1f} MB{state}"
         )
-    console.print(_segments(about))
+    console.print(_segments(about, passes))
     if about.get("points"):
         console.print(_points(about["points"]))
     if "check" in about:
@@ -166,29 +179,29 @@ def _preprocess(about: dict[str, Any]) -> str:
     return f"images: {spec.described(about['image_size'])}; the classifier reads {about['pooling']}"
 
 
-def _segments(about: dict[str, Any]) -> Table:
-    base, rows = about["baseline"], about["segments"]
-    split = all("head_macs" in row for row in rows[:-1])
-    costs = ("MACs (M)", "+ head") if split else ("MACs (M)",)
-    grid = table("exit", "blocks", "head", numbers=(*costs, "total", "speed-up", "params (M)"))
+def _segments(about: dict[str, Any], passes: list[dict[str, Any]]) -> Table:
+    base, rows, several = about["baseline"], about["segments"], len(passes) > 1
+    columns = ("exit", *(("pass",) if several else ()), "blocks", "head")
+    grid = table(*columns, numbers=("MACs (M)", "+ head", "total", "speed-up", "params (M)"))
     for row in rows:
-        last = row is rows[-1]
+        last, head = row is rows[-1], row.get("head_macs")
         size = f" {HEAD_KINDS[row['head']].size}={row['size']}" if row.get("size") else ""
-        head = row.get("head_macs", 0)
-        parts = [row["macs"] - head, None if last else head] if split else [row["macs"]]
         grid.add_row(
             "final" if last else str(row["index"] + 1),
+            *([passes[row["pass_number"] - 1]["title"]] if several else []),
             f"{row['first_block']}-{row['last_block']}",
             plain("" if last else row["head"] + size),
-            *("" if part is None else f"{part / 1e6:,.1f}" for part in parts),
+            f"{(row['macs'] - (head or 0)) / 1e6:,.1f}",
+            "" if head is None else f"{head / 1e6:,.1f}",
             f"{row['cumulative_macs'] / 1e6:,.1f}",
             f"{row['macs_speedup']:.2f}x",
             f"{row['parameters'] / 1e6:,.2f}",
         )
     grid.add_section()
     macs, parameters = f"{base['macs'] / 1e6:,.1f}", f"{base['parameters'] / 1e6:,.2f}"
-    blank = [""] * (len(costs) - 1)
-    grid.add_row("none", f"1-{about['blocks']}", "", macs, *blank, macs, "1.00x", parameters)
+    where = [passes[-1]["title"]] if several else []
+    blocks = f"1-{passes[-1]['blocks']}"
+    grid.add_row("none", *where, blocks, "", macs, "", macs, "1.00x", parameters)
     return grid
 
 

@@ -38,6 +38,7 @@ def predict(
     results: list[tuple[Path, Path, Result]] = []
     failures: list[str] = []
     with run.open(engines, policy, point) as session:
+        manifest = session.manifest
         for file, name in files:
             try:
                 frame = load_rgb(file)
@@ -51,13 +52,16 @@ def predict(
         rows = [{"image": str(file), **result.to_json()} for file, _, result in results]
         print(dumps(rows))
     elif results:
-        answers = table("image", "label", numbers=("confidence", "exit", "block", "latency (ms)"))
+        several = len(manifest.passes) > 1
+        columns = ("exit", *(("pass",) if several else ()), "block", "latency (ms)")
+        answers = table("image", "label", numbers=("confidence", *columns))
         for _, name, result in results:
             answers.add_row(
                 plain(str(name)),
                 plain(result.label),
                 result.confidence_text,
                 str(result.exit),
+                *([manifest.pass_title(result.pass_number)] if several else []),
                 str(result.block),
                 f"{result.latency_ms:.2f}",
             )

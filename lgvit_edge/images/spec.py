@@ -1,11 +1,11 @@
-"""The preprocessing settings that a model's configuration and a bundle's manifest share."""
+"""What a model's configuration and a bundle's manifest say of a network's input."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from lgvit_edge.errors import ConfigError
 
@@ -58,6 +58,17 @@ class Preprocess:
             fields["resize"] = int(size / crop_pct)
         typed = {name: value for name, value in fields.items() if value is not None}
         return dataclasses.replace(self, **typed)
+
+
+class View(NamedTuple):
+    """Says how one pass sees an image: its preprocessing, its side in pixels and its dtype.
+
+    ``uint8`` is ``[B, size, size, 3]`` RGB, ``float32`` is ``[B, 3, size, size]``, normalised.
+    """
+
+    preprocess: Preprocess
+    size: int
+    dtype: str
 
 
 def usual_resize(size: int) -> int:

@@ -57,7 +57,8 @@ class Images:
 class ExitCosts:
     """Holds the costs of an image by the exit it takes, and through the baseline."""
 
-    blocks: tuple[int, ...]  # number it goes through, ``[M + 1]``; the last is L
+    blocks: tuple[int, ...]  # number it goes through, of all passes, ``[M + 1]``
+    baseline_blocks: int  # L of the model without exits
     macs: tuple[int, ...]  # multiply-accumulates, heads included, ``[M + 1]``
     baseline_macs: int  # of the model without exits
     ms: tuple[float, ...] = ()  # milliseconds, ``[M + 1]``; empty where nothing was timed
@@ -68,18 +69,26 @@ class ExitCosts:
         cls, manifest: Manifest, ms: Sequence[float] = (), baseline_ms: float = math.nan
     ) -> ExitCosts:
         """Returns a bundle's costs in blocks and MACs, with measured times."""
-        segments = manifest.segments
-        blocks = tuple(segment.last_block for segment in segments)
-        macs = tuple(manifest.cumulative_macs(e + 1) for e in range(len(segments)))
-        return cls(blocks, macs, manifest.baseline.macs, tuple(map(float, ms)), baseline_ms)
+        exits = range(1, len(manifest.segments) + 1)
+        return cls(
+            tuple(map(manifest.cumulative_blocks, exits)),
+            manifest.passes[-1].num_blocks,
+            tuple(map(manifest.cumulative_macs, exits)),
+            manifest.baseline.macs,
+            tuple(map(float, ms)),
+            baseline_ms,
+        )
 
     def mean_macs(self, shares: ArrayLike) -> float:
         """Returns mean MACs per image, given the share of images at each exit, ``[M + 1]``."""
         return float(np.dot(shares, self.macs))
 
     def layers_speedup(self, shares: ArrayLike) -> float:
-        """Returns the speed-up in blocks (Eq. 17): L over the mean number of blocks per image."""
-        return float(self.blocks[-1] / np.dot(shares, self.blocks))
+        """Returns the speed-up in blocks (Eq. 17): L over the mean number of blocks per image.
+
+        It counts blocks of all passes alike, whatever they cost.
+        """
+        return float(self.baseline_blocks / np.dot(shares, self.blocks))
 
     def mean_ms(self, shares: ArrayLike) -> float:
         """Returns mean milliseconds per image, given the shares; NaN where nothing was timed."""

@@ -142,7 +142,7 @@ def exit_costs(model: LGViT) -> ExitCosts:
     """Returns the cost of an image by the exit it takes; nothing is timed."""
     costs = model_costs(model)
     blocks = (*(exit.block for exit in model.config.exits), model.config.num_blocks)
-    return ExitCosts(blocks, tuple(accumulate(costs.segments)), costs.baseline)
+    return ExitCosts(blocks, blocks[-1], tuple(accumulate(costs.segments)), costs.baseline)
 
 
 def measure(

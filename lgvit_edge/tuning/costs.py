@@ -22,15 +22,18 @@ class Costs:
     segment_ms: tuple[float, ...]  # of segments 0..M, each with the decision at its end
     baseline_ms: float  # from decoded frame to label, the preparation included
     segment_macs: tuple[int, ...]  # of segments 0..M
-    head_macs: tuple[int, ...] | None  # the heads' part, ``[M]``; None where the bundle has none
+    head_macs: tuple[int | None, ...]  # the heads' part, ``[M]``; None where a pass ends
     baseline_macs: int  # of the model without exits
-    blocks: tuple[int, ...]  # the block before each of the M exits, then L
+    blocks: tuple[int, ...]  # number that an image goes through, of all passes, ``[M + 1]``
+    baseline_blocks: int  # of the model without exits
 
     @cached_property
     def by_exit(self) -> ExitCosts:
         """The total costs of an image by the exit it takes."""
         macs, ms = tuple(accumulate(self.segment_macs)), tuple(self.ms.tolist())
-        return ExitCosts(self.blocks, macs, self.baseline_macs, ms, self.baseline_ms)
+        return ExitCosts(
+            self.blocks, self.baseline_blocks, macs, self.baseline_macs, ms, self.baseline_ms
+        )
 
     @property
     def ms(self) -> Floats:
@@ -38,32 +41,34 @@ class Costs:
         return self.prepare_ms + np.cumsum(self.segment_ms)
 
     @property
-    def head_ms(self) -> Floats | None:
-        """Estimated milliseconds of each head, ``[M]``; None where the bundle has no MACs of heads.
+    def head_ms(self) -> Floats:
+        """Estimated milliseconds of each head, ``[M]``; 0 where a pass ends, which has no head.
 
         A head inside a graph cannot be timed. So the time that the whole chain takes beyond the
-        baseline is divided among the heads by their MACs.
+        baseline is divided among the heads by their MACs. Of several passes only the last one's
+        network was timed without exits: there a head's share of its segment's time is that of MACs.
         """
-        if self.head_macs is None:
-            return None
+        weights = np.array([macs or 0 for macs in self.head_macs], np.float64)
+        if None in self.head_macs:
+            segments = zip(self.segment_ms, self.segment_macs, weights, strict=False)
+            return np.array([ms * head / macs for ms, macs, head in segments])
         extra_ms = max(0.0, sum(self.segment_ms) + self.prepare_ms - self.baseline_ms)
-        weights = np.array(self.head_macs, np.float64)
         return np.asarray(extra_ms * weights / max(weights.sum(), 1.0))
 
     def without(self, exits: list[int]) -> Costs:
         """Returns the costs of a chain exported without these exits, 1-based.
 
         Raises:
-            ValueError: the MACs of heads are not known.
+            ValueError: a pass ends in one of them.
         """
-        heads = self.head_ms
-        if heads is None or self.head_macs is None:
-            raise ValueError("the bundle does not say what its heads cost")
+        heads, head_macs = self.head_ms, [macs or 0 for macs in self.head_macs]
+        if ends := [exit for exit in exits if self.head_macs[exit - 1] is None]:
+            raise ValueError(f"a pass ends in exit {ends[0]}: it cannot be left out")
         ms, macs = [0.0], [0]
         for i, (time, work) in enumerate(zip(self.segment_ms, self.segment_macs, strict=True)):
             if i + 1 in exits:  # its blocks join the next segment, its head is gone
                 ms[-1] += time - float(heads[i])
-                macs[-1] += work - self.head_macs[i]
+                macs[-1] += work - head_macs[i]
             else:
                 ms[-1] += time
                 macs[-1] += work

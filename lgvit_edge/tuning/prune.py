@@ -24,7 +24,7 @@ class Pruning:
     kept: list[int]  # 1-based
     dropped: list[int]  # exits that cost more than they save
     gain: float  # speed-up over all exits at equal accuracy, on the report's images; 1 is none
-    blocks: list[int]  # the block before each exit to keep
+    blocks: list[list[int]]  # of each pass, the block before each exit to keep
 
 
 def prune(
@@ -38,19 +38,18 @@ def prune(
     """Finds the exits whose removal makes the chain faster at equal accuracy.
 
     The tuning images decide, those of the report tell the gain. Chains are compared at the losses
-    of accuracy in ``drops``, 0..1, with thresholds of this shape. The answer is None where every
-    exit pays, or the bundle does not say what its heads cost.
+    of accuracy in ``drops``, 0..1, with thresholds of this shape. An exit that ends a pass stays:
+    it costs nothing beyond the pass. The answer is None where every exit pays.
     """
-    if costs.head_ms is None:
-        return None
-
     latency = partial(_latency, tuning, costs, shape, drops)
     exits = range(1, tuning.exits + 1)
+    removable = [e for e in exits if costs.head_macs[e - 1] is not None]
+    most = min(len(removable), tuning.exits - 1)
     # Exits are removed one by one, down to a single one; the fastest of these chains is chosen.
     steps: list[tuple[float, list[int]]] = [(latency(tuning, []), [])]
-    while len(steps) < tuning.exits:
+    while len(steps) <= most:
         before = steps[-1][1]
-        candidates = [sorted([*before, e]) for e in exits if e not in before]
+        candidates = [sorted([*before, e]) for e in removable if e not in before]
         steps.append(min((latency(tuning, d), d) for d in candidates))
     dropped = min(steps)[1]
     if not dropped:
@@ -59,7 +58,12 @@ def prune(
     whole, fewer = latency(report, []), latency(report, dropped)
     if fewer > whole * (1 - _WORTH):  # the gain on the tuning images was chance
         return None
-    blocks = [manifest.segments[e - 1].last_block for e in kept]
+    blocks: list[list[int]] = [[] for _ in manifest.passes]
+    for exit in kept:
+        if exit in removable:
+            blocks[manifest.pass_numbers[exit - 1] - 1].append(
+                manifest.segments[exit - 1].last_block
+            )
     return Pruning(kept, dropped, whole / fewer, blocks)
 
 

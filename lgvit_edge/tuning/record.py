@@ -80,15 +80,15 @@ class Recording:
         for times in (rows["prepare_ms"], rows["segment_ms"], base):
             if not len(times) or not (np.isfinite(times) & (times >= 0)).all():
                 raise DataError(_spoilt(self.path, "times that are not positive numbers"))
-        heads = tuple(s.head_macs for s in manifest.segments[:-1] if s.head_macs is not None)
         return Costs(
             float(rows["prepare_ms"].mean(dtype=np.float64)),
             tuple(rows["segment_ms"].mean(axis=0, dtype=np.float64).tolist()),
             float(base.mean(dtype=np.float64)),
             tuple(segment.spec.macs for segment in manifest.segments),
-            heads if len(heads) == len(manifest.segments) - 1 else None,
+            tuple(segment.head_macs for segment in manifest.segments[:-1]),
             manifest.baseline.macs,
-            tuple(segment.last_block for segment in manifest.segments),
+            tuple(map(manifest.cumulative_blocks, range(1, len(manifest.segments) + 1))),
+            manifest.passes[-1].num_blocks,
         )
 
 

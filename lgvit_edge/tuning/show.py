@@ -121,25 +121,31 @@ def _calibration(say: Say, tuned: Tuned) -> None:
 
 
 def _exits(say: Say, tuned: Tuned, manifest: Manifest, bundle: Path) -> None:
-    heads = tuned.costs.head_ms
     pruned = tuned.pruning
-    if heads is None:
-        say(
-            "exits that never pay: unknown, because an earlier version wrote the bundle; export it "
-            "again to see them"
+    if pruned is None:
+        return
+    chosen = [",".join(map(str, blocks)) or "none" for blocks in pruned.blocks]
+    dropped = ", ".join(f"{e} ({_place(manifest, e)})" for e in pruned.dropped)
+    home = bundle.absolute()
+    out = home.with_name("-".join([home.name, *chosen]).replace(",", "-"))
+    source = f"--ckpt model.pt --exits {chosen[0]}"
+    if len(manifest.passes) > 1:
+        source = " ".join(
+            f"--ckpt pass-{n}.pt --image-size {each.image_size} --exits {exits}"
+            for n, (each, exits) in enumerate(zip(manifest.passes, chosen, strict=True), 1)
         )
-    elif pruned is not None:
-        exits = ",".join(map(str, pruned.blocks))
-        dropped = ", ".join(
-            f"{e} (block {manifest.segments[e - 1].last_block})" for e in pruned.dropped
-        )
-        out = bundle.absolute().with_name(f"{bundle.absolute().name}-{exits.replace(',', '-')}")
-        say(
-            f"exits that never pay: {dropped}; without them the chain is {pruned.gain:.3f}x as "
-            "fast at equal accuracy (estimated from MACs). Leave them out and tune again:\n"
-            f"lgvit-edge export --ckpt model.pt --exits {exits} --target {manifest.target} "
-            f"--precision {manifest.precision} --input {manifest.input} --out {quote(out.name)}"
-        )
+    say(
+        f"exits that never pay: {dropped}; without them the chain is {pruned.gain:.3f}x as "
+        "fast at equal accuracy (estimated from MACs). Leave them out and tune again:\n"
+        f"lgvit-edge export {source} --target {manifest.target} "
+        f"--precision {manifest.precision} --input {manifest.input} --out {quote(out.name)}"
+    )
+
+
+def _place(manifest: Manifest, exit: int) -> str:
+    block = f"block {manifest.segments[exit - 1].last_block}"
+    several = len(manifest.passes) > 1
+    return f"{manifest.pass_title(manifest.pass_numbers[exit - 1])}, {block}" if several else block
 
 
 def draw(tuned: Tuned, path: Path, kind: str) -> None:

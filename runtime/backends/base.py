@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lgvit_edge.bundle.directory import Bundle
-    from lgvit_edge.bundle.manifest import TensorSpec
+    from lgvit_edge.bundle.manifest import GraphSpec, TensorSpec
     from lgvit_edge.machine.jetson import Jetson
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ class Chain(Protocol):
     """Runs segments one after the other on one batch.
 
     Only logits are returned to the host. Arrays returned by ``step`` are the chain's own buffers:
-    read them before the next ``start``.
+    read them before the next ``start`` of segment 0.
 
     A chain that can run ahead may also have ``follow(rule)``: it is told the policy's ``Rule``, or
     None for a policy without one, whenever a session gets another policy.
@@ -42,8 +42,12 @@ class Chain(Protocol):
     def max_batch(self) -> int:
         """The largest batch that ``start`` takes."""
 
-    def start(self, images: NDArray[Any]) -> None:
-        """Begin with network inputs ``[B, ...]``, B <= ``max_batch``."""
+    def start(self, images: NDArray[Any], segment: int = 0) -> None:
+        """Begin with network inputs ``[B, ...]``, B <= ``max_batch``, at the start of a pass.
+
+        ``segment`` is the segment that begins the pass; those of the pass before it need not have
+        run. The rows are those that go on, so no ``keep`` comes before.
+        """
 
     def step(self) -> NDArray[np.float32]:
         """Run the next segment and return its logits ``[B, C]``."""
@@ -69,12 +73,16 @@ class GpuImages:
         """Return how many they are."""
         return len(self.images)
 
+    def at(self, rows: NDArray[np.intp]) -> GpuImages:
+        """Return those at these places."""
+        return GpuImages([self.images[row] for row in rows], self.color)
+
 
 @runtime_checkable
 class GpuChain(Chain, Protocol):
     """A chain that also takes images in the memory of its GPU, and resizes them there."""
 
-    def start_on_gpu(self, images: GpuImages) -> None:
+    def start_on_gpu(self, images: GpuImages, segment: int = 0) -> None:
         """Do what ``start`` does; the images must stay as they are until ``give_back``.
 
         Raises ``DataError`` where one is no image, or is not on this GPU.
@@ -83,8 +91,8 @@ class GpuChain(Chain, Protocol):
     def give_back(self) -> None:
         """Let the images of ``start_on_gpu`` go, once they have been read; it may have failed."""
 
-    def to_host(self, images: GpuImages) -> NDArray[Any]:
-        """Return what ``start`` would take of the images; raises as ``start_on_gpu`` does."""
+    def to_host(self, images: GpuImages) -> list[NDArray[Any]]:
+        """Return what ``start`` would take of them in each pass; raises as ``start_on_gpu``."""
 
 
 class LayerTime(NamedTuple):
@@ -190,13 +198,24 @@ class ChainOptions:
         return [option for option, value in vars(self).items() if value is not None]
 
 
-def in_turn(hidden: Sequence[TensorSpec], make: Callable[[TensorSpec], T]) -> list[T]:
-    """Make a buffer for each hidden state, or take that of the last but one where shapes allow."""
+def input_buffers(
+    graphs: Sequence[GraphSpec],
+    make_image: Callable[[TensorSpec], T],
+    make_hidden: Callable[[TensorSpec], T],
+) -> list[T]:
+    """Make the buffer that each graph reads: images where a pass begins, else a hidden state.
+
+    A hidden state takes the buffer of the last but one where shapes allow.
+    """
     buffers: list[T] = []
-    for i, spec in enumerate(hidden):
-        before = hidden[i - 2] if i >= 2 else None
-        same = before is not None and (before.dtype, before.shape) == (spec.dtype, spec.shape)
-        buffers.append(buffers[i - 2] if same else make(spec))
+    for i, graph in enumerate(graphs):
+        spec, before = graph.inputs[0], graphs[i - 2].inputs[0] if i >= 2 else None
+        if i == 0 or graphs[i - 1].hidden is None:
+            buffers.append(make_image(spec))
+        elif before is not None and (before.dtype, before.shape) == (spec.dtype, spec.shape):
+            buffers.append(buffers[i - 2])
+        else:
+            buffers.append(make_hidden(spec))
     return buffers
 
 

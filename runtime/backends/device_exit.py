@@ -32,11 +32,12 @@ _RULE = np.dtype([("threshold", "f4"), ("scale", "f4"), ("low_is_sure", "i4"), (
 _ANSWER = np.dtype([("launch", "u4"), ("goes_on", "u4")])
 
 
-def check_supported(device: Gpu, max_batch: int) -> None:
+def check_supported(device: Gpu, max_batch: int, passes: int) -> None:
     """Refuse what can never work here.
 
     Raises:
-        BackendError: the driver is too old, or batches may vary.
+        BackendError: the driver is too old, batches may vary, or there are several passes, of
+            which the host resizes the images.
     """
     without = "or open the session without --device-exit, or TensorRTOptions(device_exit=True)"
     if tuple(map(int, device.driver.split("."))) < _OLDEST_CUDA:
@@ -48,6 +49,11 @@ def check_supported(device: Gpu, max_batch: int) -> None:
         raise BackendError(
             "exits on the device are for bundles of one image at a time, found batches of up to "
             f"{max_batch}; export with --batch 1, {without}"
+        )
+    if passes > 1:
+        raise BackendError(
+            f"exits on the device are for bundles of one pass, found {passes} passes; export one "
+            f"network, {without}"
         )
 
 

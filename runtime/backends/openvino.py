@@ -22,7 +22,7 @@ from lgvit_edge.bundle.manifest import GraphSpec, TensorSpec
 from lgvit_edge.errors import BackendError, BundleError
 from lgvit_edge.machine.cpu import available_cores
 from lgvit_edge.machine.openvino import devices, shared_core
-from lgvit_edge.runtime.backends.base import Candidate, Chain, ChainOptions, in_turn
+from lgvit_edge.runtime.backends.base import Candidate, Chain, ChainOptions, input_buffers
 
 _birthplace: Birthplace | None = None  # where OpenVINO was first used
 DEVICES = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
@@ -115,10 +115,10 @@ class OpenVINOChain:
         self._bound = [0] * len(graphs)
         self._batch = self._next = 0
 
-    def start(self, images: NDArray[Any]) -> None:
+    def start(self, images: NDArray[Any], segment: int = 0) -> None:
         """See ``Chain.start``."""
-        self._next, self._batch = 0, len(images)
-        np.copyto(self._buffers[0][: self._batch], images)
+        self._next, self._batch = segment, len(images)
+        np.copyto(self._buffers[segment][: self._batch], images)
 
     def step(self) -> NDArray[np.float32]:
         """See ``Chain.step``."""
@@ -194,16 +194,15 @@ class OpenVINOChain:
         def zeros(spec: TensorSpec) -> NDArray[Any]:
             return np.zeros(spec.for_batch(self.max_batch), spec.dtype)
 
-        hidden = [graph.outputs[0] for graph in self._graphs[:-1]]
-        self._buffers = [zeros(self._graphs[0].inputs[0]), *in_turn(hidden, zeros)]
+        self._buffers = input_buffers(self._graphs, zeros, zeros)
         self._logits = [zeros(graph.logits) for graph in self._graphs]
 
     def _bind(self, index: int, batch: int) -> None:
-        request, last = self._requests[index], len(self._graphs[index].outputs) - 1
+        request = self._requests[index]
         tensors = self._tensors.get((index, batch))
         if tensors is None:
             arrays = [self._buffers[index], self._logits[index]]
-            if last:
+            if self._graphs[index].hidden is not None:
                 arrays.insert(1, self._buffers[index + 1])
             tensors = [self._ov.Tensor(array[:batch], shared_memory=True) for array in arrays]
             self._tensors[index, batch] = tensors

@@ -6,6 +6,7 @@ binding on first use; one segment's output address is the next one's input.
 
 from __future__ import annotations
 
+import functools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,14 @@ from lgvit_edge.errors import BackendError, BundleError, UsageError, in_one_line
 from lgvit_edge.machine.cpu import available_cores
 from lgvit_edge.machine.gpu import find_gpu, no_gpu
 from lgvit_edge.machine.wheels import extra
-from lgvit_edge.runtime.backends.base import ON_CPU, ON_GPU, Candidate, Chain, ChainOptions, in_turn
+from lgvit_edge.runtime.backends.base import (
+    ON_CPU,
+    ON_GPU,
+    Candidate,
+    Chain,
+    ChainOptions,
+    input_buffers,
+)
 from lgvit_edge.runtime.backends.ort_pool import can_share, join_pool, open_session, refuse_pool
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -115,11 +123,11 @@ class OrtChain:
         self._plan: list[tuple[Any, Any, NDArray[np.float32]] | None] = []
         self._batch = self._next = 0
 
-    def start(self, images: NDArray[Any]) -> None:
+    def start(self, images: NDArray[Any], segment: int = 0) -> None:
         """See ``Chain.start``."""
-        self._next = 0
+        self._next = segment
         self._resize(len(images))
-        np.copyto(self._buffers[0].array[: self._batch], images)
+        np.copyto(self._buffers[segment].array[: self._batch], images)
 
     def step(self) -> NDArray[np.float32]:
         """See ``Chain.step``."""
@@ -201,9 +209,8 @@ class OrtChain:
         return session
 
     def _allocate(self) -> None:
-        hidden = [graph.outputs[0] for graph in self._graphs[:-1]]
-        image = self._buffer(self._graphs[0].inputs[0], on_device=False)
-        self._buffers = [image, *in_turn(hidden, self._buffer)]
+        image = functools.partial(self._buffer, on_device=False)
+        self._buffers = input_buffers(self._graphs, image, self._buffer)
         self._logits = [self._buffer(g.logits, on_device=False).array for g in self._graphs]
 
     def _buffer(self, spec: TensorSpec, *, on_device: bool = True) -> _Buffer:
@@ -224,9 +231,9 @@ class OrtChain:
         binding = session.io_binding()
         source = self._buffers[index]
         self._bind_tensor(binding.bind_input, graph.inputs[0], source, batch)
-        if len(graph.outputs) == 2:
+        if graph.hidden is not None:
             target = self._buffers[index + 1]
-            self._bind_tensor(binding.bind_output, graph.outputs[0], target, batch)
+            self._bind_tensor(binding.bind_output, graph.hidden, target, batch)
         logits = _Buffer(self._logits[index])
         self._bind_tensor(binding.bind_output, graph.logits, logits, batch)
         return session, binding, self._logits[index][:batch]

@@ -7,7 +7,7 @@ memory) and its own context, which must not change once the graph is recorded. W
 share memory there are no copies: kernels read images and write logits where the CPU does. A batch
 is padded to the next of a few sizes, all of which are prepared when the chain is opened. The host
 waits on an event, never on the device. Images that are on the device are resized there, straight
-into segment 0's input.
+into a pass's input.
 """
 
 from __future__ import annotations
@@ -71,8 +71,18 @@ class TensorRTChain:
         self._cuda = open_cuda(self._options.binding, self._gpu)
         zero_copy = self._options.zero_copy
         self._zero_copy = self._cuda.device.integrated if zero_copy is None else zero_copy
-        spec = bundle.manifest
-        self._resizer = Resizer(self._cuda, self._gpu, spec.preprocess, spec.image_size, spec.input)
+        manifest = bundle.manifest
+        views = {
+            f"segment_{i}": manifest.views[b]
+            for i, b in enumerate(manifest.begins)
+            if b is not None
+        }
+        views["baseline"] = manifest.views[-1]
+        self._resizers = {  # by the segment that begins a pass
+            index: Resizer(self._cuda, self._gpu, *views[name])
+            for index, name in enumerate(names)
+            if name in views
+        }
         self._closed = False
         self._names = names
         # By segment and padded batch size. A recorded graph is None where kernels are launched one
@@ -115,34 +125,37 @@ class TensorRTChain:
                     stacklevel=4,
                 )
             if self._options.device_exit and len(names) > 1:
-                check_supported(self._cuda.device, self.max_batch)
+                check_supported(self._cuda.device, self.max_batch, len(self._images))
                 self._open_device_exit(bundle)
         except BaseException:
             self.close()
             raise
 
-    def start(self, images: NDArray[Any]) -> None:
+    def start(self, images: NDArray[Any], segment: int = 0) -> None:
         """See ``Chain.start``; a closed chain raises ``BackendError``."""
-        self._begin(len(images))
-        np.copyto(self._image[: self._batch], images)
+        self._begin(len(images), segment)
+        image, address = self._images[segment]
+        np.copyto(image[: self._batch], images)
         if not self._zero_copy:
-            source, size = self._image.ctypes.data, _bytes(self._graphs[0].inputs[0], self._batch)
-            self._cuda.upload(self._image_address, source, size)
+            size = _bytes(self._graphs[segment].inputs[0], self._batch)
+            self._cuda.upload(address, image.ctypes.data, size)
         self._run_ahead()
 
-    def start_on_gpu(self, images: GpuImages) -> None:
+    def start_on_gpu(self, images: GpuImages, segment: int = 0) -> None:
         """See ``GpuChain.start_on_gpu``; a closed chain raises ``BackendError``."""
-        self._begin(len(images))
-        self._resizer.start(images.images, images.color, self._image_address)
+        self._begin(len(images), segment)
+        self._resizers[segment].start(images.images, images.color, self._images[segment][1])
         self._run_ahead()
 
     def give_back(self) -> None:
         """See ``GpuChain.give_back``."""
-        self._resizer.give_back()
+        for resizer in self._resizers.values():
+            resizer.give_back()
 
-    def to_host(self, images: GpuImages) -> NDArray[Any]:
+    def to_host(self, images: GpuImages) -> list[NDArray[Any]]:
         """See ``GpuChain.to_host``."""
-        return self._resizer.to_host(images.images, images.color)
+        resizers = self._resizers.values()
+        return [resizer.to_host(images.images, images.color) for resizer in resizers]
 
     def step(self) -> NDArray[np.float32]:
         """See ``Chain.step``."""
@@ -152,7 +165,8 @@ class TensorRTChain:
         if self._queued == index:
             self._queue()
         size, rows = self._sizes[index], self._rows
-        if self._options.speculate and index + 1 < len(self._graphs):
+        # Never beyond the end of a pass: the next one's image is not there yet.
+        if self._options.speculate and self._graphs[index].hidden is not None:
             self._queue()
         self._wait(index)
         self._next = index + 1
@@ -216,10 +230,11 @@ class TensorRTChain:
         self._loader = None
         self._cuda.close()
 
-    def _begin(self, batch: int) -> None:
+    def _begin(self, batch: int, segment: int) -> None:
         if self._closed:
             raise BackendError("the session is closed; open another one")
-        self._batch, self._next, self._queued, self._rows = batch, 0, 0, None
+        self._batch, self._rows = batch, None
+        self._next = self._queued = segment
         self._decided = 0
 
     def _run_ahead(self) -> None:
@@ -233,11 +248,16 @@ class TensorRTChain:
 
     def _allocate(self) -> None:
         cuda, batch = self._cuda, self.max_batch
-        self._image, self._image_address = self._shared(self._graphs[0].inputs[0])
-        hidden = [graph.outputs[0] for graph in self._graphs if len(graph.outputs) == 2]
-        size = max((_bytes(spec, batch) for spec in hidden), default=0)
-        # Two in turn: a segment reads one and writes the other.
-        self._hidden = [cuda.allocate(size) for _ in hidden[:2]]
+        # By the segment that begins a pass: its images, and their address.
+        self._images = {
+            index: self._shared(graph.inputs[0])
+            for index, graph in enumerate(self._graphs)
+            if index == 0 or self._graphs[index - 1].hidden is None
+        }
+        hidden = {i: graph.hidden for i, graph in enumerate(self._graphs) if graph.hidden}
+        size = max((_bytes(spec, batch) for spec in hidden.values()), default=0)
+        # Two in turn, of all passes: a segment reads one and writes the other.
+        self._hidden = {turn: cuda.allocate(size) for turn in sorted({i % 2 for i in hidden})}
         # Each segment has its own: the next one may run while the CPU reads the last one's.
         outputs = [self._shared(graph.logits) for graph in self._graphs]
         self._logits: list[NDArray[np.float32]] = [array for array, _ in outputs]
@@ -250,7 +270,7 @@ class TensorRTChain:
     def _shared(self, spec: TensorSpec) -> tuple[NDArray[Any], int]:
         """Allocate a tensor that the CPU sees: its array there, and its address for the engine.
 
-        An image is replaced when segment 0 has ended, which alone reads it and comes after its
+        An image is replaced when the segment has ended that alone reads it and comes after its
         copy; logits are read when their segment has ended, and before it runs again.
         """
         shape = spec.for_batch(self.max_batch)
@@ -272,10 +292,11 @@ class TensorRTChain:
         shape = graph.inputs[0].for_batch(size)
         if self.max_batch > 1 and not context.set_input_shape(graph.inputs[0].name, shape):
             raise self._refused(index, f"does not take a batch of {size}")
-        source = self._hidden[(index - 1) % 2] if index else self._image_address
+        begins = index in self._images
+        source = self._images[index][1] if begins else self._hidden[(index - 1) % 2]
         addresses = {graph.inputs[0].name: source, graph.logits.name: self._logits_address[index]}
-        if len(graph.outputs) == 2:
-            addresses[graph.outputs[0].name] = self._hidden[index % 2]
+        if graph.hidden is not None:
+            addresses[graph.hidden.name] = self._hidden[index % 2]
         for name, address in addresses.items():
             if not context.set_tensor_address(name, address):
                 raise self._refused(index, f"does not take an address for {name!r}")
@@ -394,7 +415,7 @@ class TensorRTChain:
                 for graph in graphs:
                     self._cuda.discard(graph)
             tolerance = bundle.manifest.parity.tolerance
-            check_decisions(self._run_through, read_samples(bundle)[0], tolerance)
+            check_decisions(self._run_through, read_samples(bundle)[0].of(0), tolerance)
         except BackendError as error:
             self._device = None
             self._by_host(str(error))

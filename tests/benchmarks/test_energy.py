@@ -41,7 +41,7 @@ class Board:
 
     def __init__(self, root: Path) -> None:
         self.root, self.spent, self.order = root, 29_000_000, ""
-        self.manifest = SimpleNamespace(segments=[None] * 4, image_size=8)
+        self.manifest = SimpleNamespace(segments=[None] * 4, passes=[SimpleNamespace(image_size=8)])
         self.policy: Any = FixedExit(2)
         self.point = None
         for name, text in {
@@ -73,13 +73,10 @@ class Board:
         self.order += "c" * (not self.order.endswith("c"))
         return SimpleNamespace(exit=self.policy.exit)
 
-    def prepare(self, frames: Any) -> Any:
-        return frames
-
-    def baseline_logits(self, images: Any) -> Any:
+    def timed_baseline(self, frame: Any) -> Any:
         self.spend(60000, 4000)
         self.order += "b" * (not self.order.endswith("b"))
-        return np.zeros((1, 3))
+        return np.zeros(3), 2.0, 1.0
 
     def run(self, seconds: float = 0.2) -> EnergyRun:
         session: Any = self

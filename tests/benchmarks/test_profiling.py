@@ -38,7 +38,7 @@ class Scripted:
         self.max_batch = self.inner.max_batch
         self.keep, self.close = self.inner.keep, self.inner.close
 
-    def start(self, images: NDArray[Any]) -> None:
+    def start(self, images: NDArray[Any], segment: int = 0) -> None:
         self.next = 0
         self.inner.start(images)
 
@@ -148,7 +148,7 @@ def test_a_backends_own_layers(bundle: Path, backend: str) -> None:
     assert any("head" in found for found in blocks)
     assert {f"{n}" for n in range(1, 5)} <= {x["block"] for x in record["baseline"]["layers"]}
     assert record["env"]["runtime"]["backend"] == backend
-    assert "unstable" in record and record["bundle"]["blocks"] == 4
+    assert "unstable" in record and record["bundle"]["passes"][0]["blocks"] == 4
     # Names are those of the graph's nodes, or made from them.
     assert any(layer["name"].startswith("blocks.2.") for layer in row_of(record, 1))
     assert set(Path(tempfile.gettempdir()).glob("lgvit-edge-profile-*")) <= before

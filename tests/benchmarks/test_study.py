@@ -33,7 +33,7 @@ def logits_of(answers: list[list[tuple[int, float]]]) -> np.ndarray:
 
 def measured(answers: list[list[tuple[int, float]]], labels: list[int]) -> Measured:
     """One exit, half-way; its head costs nothing."""
-    costs = ExitCosts(blocks=(6, 12), macs=(50, 100), baseline_macs=100)
+    costs = ExitCosts(blocks=(6, 12), baseline_blocks=12, macs=(50, 100), baseline_macs=100)
     return Measured(Images(logits_of(answers), np.array(labels)), costs)
 
 

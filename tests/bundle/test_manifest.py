@@ -16,10 +16,12 @@ from pytest import MonkeyPatch
 from lgvit_edge.bundle.codec import from_json, to_json
 from lgvit_edge.bundle.manifest import (
     SCHEMA_VERSION,
+    Calibration,
     FileSpec,
     GraphSpec,
     Manifest,
     Parity,
+    PassSpec,
     SegmentSpec,
     TensorSpec,
 )
@@ -40,15 +42,15 @@ segment = "segments/segment_{}.onnx".format
 IMAGE = TensorSpec("image", "uint8", (-1, 32, 32, 3))
 HIDDEN, HIDDEN_OUT = (TensorSpec(n, "float32", (-1, 17, 32)) for n in ("hidden", "hidden_out"))
 LOGITS = TensorSpec("logits", "float32", (-1, 5))
+SEGMENTS = (
+    SegmentSpec(graph(segment(0), IMAGE, HIDDEN_OUT, LOGITS, macs=100), 1, 2, "lph"),
+    SegmentSpec(graph(segment(1), HIDDEN, HIDDEN_OUT, LOGITS, macs=20), 3, 3, "gah"),
+    SegmentSpec(graph(segment(2), HIDDEN, LOGITS, macs=3), 4, 4, "final"),
+)
 MANIFEST = Manifest(
-    **dict(schema_version=SCHEMA_VERSION, family="vit", image_size=32, input="uint8"),
+    **dict(schema_version=SCHEMA_VERSION, input="uint8"),
     **dict(labels=("a", "b", "c", "d", "é"), batch=(1, 2, 4)),
-    preprocess=Preprocess(resize=36),
-    segments=(
-        SegmentSpec(graph(segment(0), IMAGE, HIDDEN_OUT, LOGITS, macs=100), 1, 2, "lph"),
-        SegmentSpec(graph(segment(1), HIDDEN, HIDDEN_OUT, LOGITS, macs=20), 3, 3, "gah"),
-        SegmentSpec(graph(segment(2), HIDDEN, LOGITS, macs=3), 4, 4, "final"),
-    ),
+    passes=(PassSpec("vit", 32, Preprocess(resize=36), SEGMENTS),),
     baseline=graph("baseline.onnx", IMAGE, LOGITS),
     published_macs=110,
     weights=(FileSpec("segments/weights.bin", HASH, 9),),
@@ -57,6 +59,25 @@ MANIFEST = Manifest(
     versions={"lgvit-edge": "0.1.0"},
     **dict(precision="fp32", opset=18, target="cpu", fp32_islands=()),
     **dict(calibration=None, agreement=None, points={}),
+)
+
+
+# Sixteen pixels and three blocks with one exit, then MANIFEST's network.
+SMALL = TensorSpec("image", "uint8", (-1, 16, 16, 3))
+NARROW, NARROW_OUT = (TensorSpec(n, "float32", (-1, 5, 8)) for n in ("hidden", "hidden_out"))
+COARSE = PassSpec(
+    "deit",
+    16,
+    Preprocess(resize=18),
+    (
+        SegmentSpec(graph("segments/a.onnx", SMALL, NARROW_OUT, LOGITS, macs=7), 1, 2, "mlp", 2),
+        SegmentSpec(graph("segments/b.onnx", NARROW, LOGITS, macs=2), 3, 3, "final"),
+    ),
+)
+TWO = dataclasses.replace(
+    MANIFEST,
+    passes=(COARSE, *MANIFEST.passes),
+    parity=dataclasses.replace(MANIFEST.parity, max_difference=(0.0,) * 5),
 )
 
 
@@ -78,12 +99,54 @@ def test_round_trip() -> None:
 
 
 def test_what_it_says_about_the_chain() -> None:
-    assert (MANIFEST.num_classes, MANIFEST.num_blocks) == (5, 4)
+    assert (MANIFEST.num_classes, MANIFEST.passes[0].num_blocks) == (5, 4)
+    assert (MANIFEST.begins, MANIFEST.pass_numbers) == ((0, None, None), (1, 1, 1))
     assert [MANIFEST.cumulative_macs(exit) for exit in (1, 2, 3)] == [100, 120, 123]
     others = ("baseline.onnx", "segments/weights.bin", "parity.npz")
     assert [spec.file for spec in MANIFEST.files()] == [*map(segment, range(3)), *others]
     assert HIDDEN.for_batch(3) == (3, 17, 32)
     assert MANIFEST.segments[0].spec.logits == LOGITS
+
+
+def test_exits_macs_and_blocks_are_counted_through_all_passes() -> None:
+    assert Manifest.loads(TWO.dumps()) == TWO
+    assert [segment.last_block for segment in TWO.segments] == [2, 3, 2, 3, 4]
+    assert (TWO.begins, TWO.pass_numbers) == ((0, None, 1, None, None), (1, 1, 2, 2, 2))
+    assert [TWO.cumulative_macs(exit) for exit in range(1, 6)] == [7, 9, 109, 129, 132]
+    assert [TWO.cumulative_blocks(exit) for exit in range(1, 6)] == [2, 3, 5, 6, 7]
+    assert [TWO.pass_title(n) for n in (1, 2)] == ["pass 1 (16 px)", "pass 2 (32 px)"]
+    assert [(view.size, view.dtype) for view in TWO.views] == [(16, "uint8"), (32, "uint8")]
+    assert TWO.identity != MANIFEST.identity
+
+
+def test_int8_blocks_are_counted_in_their_own_pass() -> None:
+    blocks = ((3,), (1,))
+    some = dataclasses.replace(TWO, calibration=Calibration(8, HASH, "max", blocks))
+    assert [some.quantized(i) for i in range(5)] == [False, True, True, False, False]
+    assert some.quantized(None)
+    with pytest.raises(ValueError, match="calibration must list blocks of each pass"):
+        dataclasses.replace(TWO, calibration=Calibration(8, HASH, "max", blocks[:1]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["passes"].reverse(), "each pass and the baseline must take images as"),
+        (lambda d: d["passes"][0].update(image_size=17), "each pass and the baseline must take"),
+        (lambda d: d["passes"][0].update(image_size=19), r"passes\[0\]: image_size must fit"),
+        (lambda d: d["passes"][0].update(segments=[]), r"passes\[0\]: expected at least one seg"),
+        (lambda d: d["passes"][0]["segments"].pop(), r"passes\[0\]: each segment's hidden"),
+        (lambda d: d["passes"][1]["segments"].pop(0), r"passes\[1\]: segments must cover blocks"),
+        (lambda d: d["passes"].append(d["passes"][1]), "each file must be listed once"),
+        (lambda d: d["passes"].pop(0), "parity must have one max_difference per segment"),
+        (lambda d: d["passes"].clear(), "expected at least one pass"),
+    ],
+)
+def test_passes_that_do_not_fit_together(change: Callable[[Data], object], message: str) -> None:
+    data = json.loads(TWO.dumps())
+    change(data)
+    with pytest.raises(BundleError, match=message):
+        loads(data)
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
@@ -100,20 +163,20 @@ def test_numbers_are_finite(number: str) -> None:
         from_json(Parity, to_json(parity), where="parity", error=BundleError)
 
 
-@pytest.mark.parametrize("version", [None, 0, 1, 3, 5, 99, "2", [1], {"v": 1}, -1])
+@pytest.mark.parametrize("version", [None, 0, 1, 5, 6, 99, "2", [1], {"v": 1}, -1])
 def test_unknown_schema_versions_are_refused(data: Data, version: object) -> None:
     data["schema_version"] = version
     data["from the future"] = True  # an unknown version is the first thing to say
-    with pytest.raises(BundleError, match="expected schema version 6, found .*pip insta"):
+    with pytest.raises(BundleError, match="expected schema version 7, found .*pip insta"):
         loads(data)
 
 
 def test_a_manifest_without_a_version(data: Data) -> None:
     with pytest.raises(BundleError, match="manifest.schema_version: expected a whole number"):
-        loads(data | {"schema_version": 6.0})
+        loads(data | {"schema_version": 7.0})
     del data["schema_version"]
     for value in (data, {}, [], "manifest", None, 3):
-        with pytest.raises(BundleError, match="schema version 6, found None"):
+        with pytest.raises(BundleError, match="schema version 7, found None"):
             loads(value)
 
 
@@ -144,7 +207,7 @@ def test_names_that_could_leave_the_bundle(data: Data, name: str) -> None:
     with pytest.raises(ValueError, match="must be relative and stay in the bundle"):
         FileSpec(name, HASH, 9)
     for path in (
-        *(("segments", 1, "spec", "graph"), ("baseline", "graph")),
+        *(("passes", 0, "segments", 1, "spec", "graph"), ("baseline", "graph")),
         *(("weights", 0), ("parity", "samples")),
     ):
         hostile = changed(data, (*path, "file"), name)
@@ -174,8 +237,9 @@ def test_a_file_that_is_listed_twice(data: Data) -> None:
 def test_all_faults_are_reported_together(data: Data) -> None:
     del data["opset"]
     data |= dict(evil=1, labels="abcde", batch=[1, 4])
-    data["segments"][0]["spec"]["graph"]["command"] = "rm"
-    data["segments"][1]["first_block"] = "3"
+    segments = data["passes"][0]["segments"]
+    segments[0]["spec"]["graph"]["command"] = "rm"
+    segments[1]["first_block"] = "3"
     data["baseline"]["macs"] = 1.5
     data["versions"]["torch"] = 2.13
     with pytest.raises(BundleError) as caught:
@@ -184,8 +248,8 @@ def test_all_faults_are_reported_together(data: Data) -> None:
         *("manifest: unknown key 'evil'", "manifest: missing key 'opset'"),
         "manifest.labels: expected a list, found 'abcde'",
         "manifest.batch: expected a list of 3, found [1, 4]",
-        "manifest.segments[0].spec.graph: unknown key 'command'",
-        "manifest.segments[1].first_block: expected a whole number, found '3'",
+        "manifest.passes[0].segments[0].spec.graph: unknown key 'command'",
+        "manifest.passes[0].segments[1].first_block: expected a whole number, found '3'",
         "manifest.baseline.macs: expected a whole number, found 1.5",
         "manifest.versions.torch: expected a string, found 2.13",
     }
@@ -222,7 +286,7 @@ POISON: list[Any] = [
 def test_any_value_anywhere_is_taken_or_refused(data: Data) -> None:
     """Nothing but our own error, whatever stands where, and refusals name their place."""
     for path in leaves(data):
-        if path[:2] in (("segments", 0), ("segments", 2)):
+        if path[:4] in (("passes", 0, "segments", 0), ("passes", 0, "segments", 2)):
             continue  # as segment 1
         for poison in POISON:
             try:
@@ -235,18 +299,26 @@ def test_every_missing_key_is_named(data: Data) -> None:
     for path in leaves(data):
         if isinstance(path[-1], int) or path[0] in ("versions", "schema_version"):
             continue
-        if (path[0] == "preprocess" and len(path) == 2) or path[-1] in ("points", "head_macs"):
+        if path[-2:-1] == ("preprocess",) or path[-1] in ("points", "head_macs"):
             continue  # those have defaults
         with pytest.raises(BundleError, match=f"missing key '{path[-1]}'"):
             loads(changed(data, path, GONE))
 
 
+def cut(data: Data) -> list[Any]:
+    return data["passes"][0]["segments"]  # type: ignore[no-any-return]
+
+
 def taken(data: Data, segment: int) -> Data:
-    return data["segments"][segment]["spec"]["inputs"][0]  # type: ignore[no-any-return]
+    return cut(data)[segment]["spec"]["inputs"][0]  # type: ignore[no-any-return]
 
 
 def made(data: Data, segment: int) -> Data:
-    return data["segments"][segment]["spec"]["outputs"][0]  # type: ignore[no-any-return]
+    return cut(data)[segment]["spec"]["outputs"][0]  # type: ignore[no-any-return]
+
+
+def sizes(data: Data) -> Data:
+    return data["passes"][0]["preprocess"]  # type: ignore[no-any-return]
 
 
 def whole(data: Data) -> Data:
@@ -266,13 +338,13 @@ FIT = "each segment's hidden output must be the next one's input"
         (lambda d: taken(d, 1).update(shape=[-1, 18, 32]), FIT),
         (lambda d: taken(d, 1).update(dtype="float16"), FIT),
         (lambda d: made(d, 0).update(shape=[-1, 17, 31]), FIT),
-        (lambda d: taken(d, 0).update(shape=[-1, 64, 64, 3]), FIT),
-        (lambda d: d["segments"].pop(), FIT),  # the last still hands a hidden state on
-        (lambda d: d["segments"].pop(1) and d["segments"].pop(0), FIT),
-        (lambda d: d["segments"].append(d["segments"][2]), FIT),
-        (lambda d: d["segments"].reverse(), FIT),
-        (lambda d: d.update(segments=[]), "expected 1 to 1000 segments"),
-        (lambda d: d.update(segments=d["segments"] * 400), "expected 1 to 1000 segments"),
+        (lambda d: taken(d, 0).update(shape=[-1, 64, 64, 3]), "must take images as the manifest"),
+        (lambda d: cut(d).pop(), FIT),  # the last still hands a hidden state on
+        (lambda d: cut(d).pop(1) and cut(d).pop(0), "segments must cover blocks"),
+        (lambda d: cut(d).append(cut(d)[2]), FIT),
+        (lambda d: cut(d).reverse(), FIT),
+        (lambda d: d["passes"][0].update(segments=[]), "expected at least one segment"),
+        (lambda d: d.update(passes=d["passes"] * 334), "expected 1 to 1000 segments"),
         (lambda d: made(d, 2).update(shape=[-1, 6]), SAME),
         (lambda d: whole(d).update(shape=[-1, 6]), f"{SAME}; .*expected 6 labels, found 5"),
         (lambda d: whole(d).update(dtype="float16"), f"manifest.baseline: {FLOAT}"),
@@ -288,10 +360,10 @@ FIT = "each segment's hidden output must be the next one's input"
         (lambda d: d.update(batch=[2, 1, 4]), BATCH),
         (lambda d: d.update(batch=[0, 1, 1]), "batch must be MIN"),
         (lambda d: d.update(batch=[1, 1, 10**6]), "batch must be MIN"),
-        (lambda d: d.update(image_size=40), "image_size must fit resize"),
-        (lambda d: d.update(image_size=0), "image_size must fit resize"),
-        (lambda d: d["preprocess"].update(resize=0), r"manifest.preprocess: resize must be 1\.\."),
-        (lambda d: d["preprocess"].update(interpolation="x"), "interpolation must be one of"),
+        (lambda d: d["passes"][0].update(image_size=40), "image_size must fit resize"),
+        (lambda d: d["passes"][0].update(image_size=0), "image_size must fit resize"),
+        (lambda d: sizes(d).update(resize=0), r"passes\[0\].preprocess: resize must be 1\.\."),
+        (lambda d: sizes(d).update(interpolation="x"), "interpolation must be one of"),
     ],
 )
 def test_manifests_that_contradict_themselves(
@@ -346,7 +418,7 @@ def test_operating_points_are_kept_and_change_nothing_that_is_computed(data: Dat
     assert again.points["balanced"] == POINT
     assert again.points["balanced"].wall_clock_speedup == 1.5
     assert again.identity == plain.identity
-    data["preprocess"]["mean"] = [0.1, 0.1, 0.1]
+    sizes(data)["mean"] = [0.1, 0.1, 0.1]
     assert loads(data).identity != plain.identity
 
 

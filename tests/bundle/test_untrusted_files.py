@@ -135,8 +135,11 @@ SAMPLES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "nothing": (lambda path: path.write_bytes(b""), "BadZipFile"),
     "no logits": (with_arrays(logits=lambda a: None), "KeyError"),
     "pickles": (with_arrays(logits=lambda a: np.array([{}, {}])), "allow_pickle=False"),
-    "no images": (with_arrays(images=lambda a: a[:0], logits=lambda a: a[:0]), "expected images"),
-    "other images": (with_arrays(images=lambda a: a[:, :-1]), "expected images of uint8"),
+    "no images": (
+        with_arrays(images_1=lambda a: a[:0], logits=lambda a: a[:0]),
+        "expected images_1",
+    ),
+    "other images": (with_arrays(images_1=lambda a: a[:, :-1]), "expected images_1 of uint8"),
     "fewer": (with_arrays(logits=lambda a: a[:-1]), "as many logits as images"),
     "float64": (with_arrays(logits=lambda a: a.astype("f8")), "expected logits of float32"),
     "NaN": (with_arrays(logits=lambda a: a * np.nan), "expected finite logits"),

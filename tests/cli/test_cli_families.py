@@ -156,8 +156,8 @@ def test_infos_numbers_fit_together(shown: Shown) -> None:
         assert 0.9 * published < base["macs"] + block_macs(config)[-1] < 1.1 * published
 
 
-def test_info_of_backbones_that_others_published(tmp_path: Path) -> None:
-    """They have no exits yet: one segment, the final classifier."""
+def published(tmp_path: Path) -> Path:
+    """A plain ViT as Hugging Face saves it."""
     state = foreign.huggingface_state("vit", tokens=1, classifiers=foreign.ONE, depth=2).state
     config = {
         "architectures": ["ViTForImageClassification"],
@@ -170,7 +170,12 @@ def test_info_of_backbones_that_others_published(tmp_path: Path) -> None:
         "patch_size": foreign.PATCH,
         "num_labels": foreign.CLASSES,
     }
-    folder = foreign.write_directory(tmp_path / "hf", config, state, "model.safetensors")
+    return Path(foreign.write_directory(tmp_path / "hf", config, state, "model.safetensors"))
+
+
+def test_info_of_backbones_that_others_published(tmp_path: Path) -> None:
+    """They have no exits yet: one segment, the final classifier."""
+    folder = published(tmp_path)
     make = foreign.Maker(seed=9)
     make.normal("cls_token", 1, 1, 64)
     make.normal("pos_embed", 1, 10, 64)
@@ -201,21 +206,30 @@ def test_info_of_backbones_that_others_published(tmp_path: Path) -> None:
 
 
 class Chosen(Exception):
-    """Instead of an export: the model that would have been exported."""
+    """Instead of an export: the models that would have been exported."""
 
 
 @pytest.fixture
-def chosen(monkeypatch: pytest.MonkeyPatch) -> Callable[..., LGViT]:
+def chosen(several: Callable[..., list[LGViT]]) -> Callable[..., LGViT]:
     def choose(*arguments: object) -> LGViT:
-        def stop(model: LGViT, out: Path, options: ExportOptions, **_: Any) -> None:
-            raise Chosen(model)
+        (model,) = several(*arguments)
+        return model
+
+    return choose
+
+
+@pytest.fixture
+def several(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[LGViT]]:
+    def choose(*arguments: object) -> list[LGViT]:
+        def stop(models: list[LGViT], out: Path, options: ExportOptions, **_: Any) -> None:
+            raise Chosen(models)
 
         monkeypatch.setattr(lgvit_edge.export, "export_bundle", stop)
         with pytest.raises(Chosen) as caught:
             command("export", *arguments)
-        model = caught.value.args[0]
-        assert isinstance(model, LGViT) and not model.training
-        return model
+        models: list[LGViT] = caught.value.args[0]
+        assert all(isinstance(m, LGViT) and not m.training for m in models)
+        return models
 
     return choose
 
@@ -262,6 +276,40 @@ def test_export_of_a_checkpoint_at_another_size(
     assert same.config == CONFIGS["deit"]
 
 
+def test_export_of_passes_takes_exits_and_sizes_of_each(
+    several: Callable[..., list[LGViT]], saved: Callable[[str], Path]
+) -> None:
+    """The same checkpoint at two sizes, without exits and with one of its own."""
+    passes = (*("--ckpt", saved("vit")) * 2, "--image-size", 32, "--image-size", 64)
+    coarse, fine = several(*passes, "--exits", "none", "--exits", 3)
+    assert [m.config.image_size for m in (coarse, fine)] == [32, 64]
+    assert (coarse.config.exits, fine.config.exits) == ((), (HEADS[1],))
+    assert torch.equal(coarse.backbone.blocks[0].fc1.weight, fine.backbone.blocks[0].fc1.weight)  # type: ignore[union-attr]
+    whole = several("--ckpt", saved("vit"), "--ckpt", saved("deit"))
+    assert [len(model.config.exits) for model in whole] == [2, 2]
+    timed = several(*("--arch", "vit-tiny") * 2, *("--image-size", 64, "--image-size", 128))
+    assert [m.config.image_size for m in timed] == [64, 128] and timed[0].config.num_exits == 8
+
+
+def test_passes_may_be_plain_backbones(
+    several: Callable[..., list[LGViT]], saved: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = published(tmp_path)
+    plain, ours = several("--ckpt", folder, "--ckpt", saved("vit"))
+    assert plain.config.exits == () and ours.config.exits == HEADS
+    with pytest.raises(CheckpointError, match="is not an LGViT checkpoint.*lgvit-edge train"):
+        command("export", "--ckpt", folder)  # alone it has no exits
+
+
+def test_names_given_for_all_passes_are_those_of_each(
+    several: Callable[..., list[LGViT]], saved: Callable[[str], Path], tmp_path: Path
+) -> None:
+    passes = ("--ckpt", saved("vit"), "--ckpt", saved("deit"))
+    (tmp_path / "names.txt").write_text("oak\nelm\nash\n")
+    for model in several(*passes, "--labels", tmp_path / "names.txt"):
+        assert model.config.labels == ("oak", "elm", "ash")
+
+
 def test_export_refuses_what_cannot_be_meant(saved: Callable[[str], Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     for arguments, error, message in (
@@ -289,6 +337,31 @@ def test_export_refuses_what_cannot_be_meant(saved: Callable[[str], Path], tmp_p
             ("--arch", "vit-tiny", "--heads", "linear", "--exits", "4,8"),
             ConfigError,
             "heads must be one of lgvit, mlp, conv, attention, encoder, found 'linear'",
+        ),
+        (
+            (*("--ckpt", saved("vit")) * 2, "--image-size", 32),
+            UsageError,
+            "expected --image-size once for each --ckpt, 2 in all, found 1",
+        ),
+        (
+            (*("--ckpt", saved("vit")) * 2, *("--exits", "2") * 3),
+            UsageError,
+            "expected --exits once for each --ckpt, 2 in all, found 3",
+        ),
+        (
+            (*("--arch", "vit-tiny") * 2, *("--image-size", 64, "--image-size", 60)),
+            ConfigError,
+            "image_size 60 is not a multiple of patch_size 16",
+        ),
+        (
+            ("--ckpt", saved("vit"), "--exits", "none"),
+            UsageError,
+            "--exits none is for one of several passes",
+        ),
+        (
+            ("--ckpt", saved("vit"), "--arch", "vit-tiny"),
+            UsageError,
+            "expected --ckpt MODEL, or --arch NAME",
         ),
         (
             ("--arch", "vit-tiny", "--exits", "everywhere"),

@@ -28,7 +28,7 @@ TRAIN = "train --data photos --val photos --backbone start.pt"
 # Where each command begins to work.
 WORK = (
     "lgvit_edge.benchmarks.measure_layers",
-    "lgvit_edge.export.source.model_to_export",
+    "lgvit_edge.export.source.models_to_export",
     "lgvit_edge.export.tensorrt.build._build_all",
     "lgvit_edge.runtime.Session.open",
     "lgvit_edge.benchmarks.device.report.steps",

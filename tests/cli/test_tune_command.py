@@ -408,7 +408,8 @@ def test_a_bundle_that_cannot_be_tuned(
     graph = dataclasses.replace(manifest.baseline.graph, file="whole.onnx")
     shutil.copy(bundle_copy / "baseline.onnx", bundle_copy / "whole.onnx")
     only = (SegmentSpec(dataclasses.replace(manifest.baseline, graph=graph), 1, 4, "final"),)
-    whole = dataclasses.replace(manifest, segments=only, parity=parity)
+    passes = (dataclasses.replace(manifest.passes[0], segments=only),)
+    whole = dataclasses.replace(manifest, passes=passes, parity=parity)
     (bundle_copy / "manifest.json").write_text(whole.dumps())
     said = command("tune", "--engines", bundle_copy, "--data", photos, status=2)
     assert f"{bundle_copy} has no exits: there is nothing to tune" in said
@@ -472,8 +473,9 @@ def test_points_are_added_to_the_bundle_they_are_of(tuned: Tuned, bundle_copy: P
     manifest = open_bundle(bundle_copy).manifest
     assert manifest.points == {"mine": points["accurate"], "other": points["fast"]}
     # An export whose images are resized otherwise.
-    preprocess = dataclasses.replace(manifest.preprocess, resize=64)
-    again = dataclasses.replace(manifest, preprocess=preprocess)
+    preprocess = dataclasses.replace(manifest.passes[0].preprocess, resize=64)
+    passes = (dataclasses.replace(manifest.passes[0], preprocess=preprocess),)
+    again = dataclasses.replace(manifest, passes=passes)
     (bundle_copy / "manifest.json").write_text(again.dumps())
     with pytest.raises(BundleError, match="was exported again meanwhile: .* run tune again"):
         add_points(bundle_copy, identity, points)

@@ -35,7 +35,7 @@ from lgvit_edge.errors import BundleError, ExportError, ParityError, UsageError
 from lgvit_edge.export import ExportOptions, export_bundle
 from lgvit_edge.export import bundle as exporter
 from lgvit_edge.export.graph import Part, WeightStore, trace
-from lgvit_edge.export.source import model_to_export
+from lgvit_edge.export.source import models_to_export
 from lgvit_edge.model import (
     LGViT,
     baseline,
@@ -61,7 +61,8 @@ def test_every_exit_matches_pytorch(bundle: Path, exported_model: LGViT) -> None
         expected = exported_model.exit_logits(pixels).numpy()
     with Session.open(bundle) as session:
         assert np.abs(session.exit_logits(list(frames)) - expected).max() < 1e-4
-        assert np.abs(session.baseline_logits(frames[:1]) - expected[:1, -1]).max() < 1e-4
+        first = session.prepare(frames[:1])
+        assert np.abs(session.baseline_logits(first) - expected[:1, -1]).max() < 1e-4
 
 
 def test_float_input_gives_the_same_answers(tmp_path: Path, quick_model: LGViT) -> None:
@@ -71,7 +72,7 @@ def test_float_input_gives_the_same_answers(tmp_path: Path, quick_model: LGViT) 
         pixels = torch.from_numpy(frame[None]).permute(0, 3, 1, 2) / 127.5 - 1
         expected = quick_model.exit_logits(pixels).numpy()
     with Session.open(tmp_path / "out") as session:
-        assert session.prepare([frame]).dtype == np.float32
+        assert session.prepare([frame]).of(0).dtype == np.float32
         assert np.abs(session.exit_logits([frame]) - expected).max() < 1e-4
 
 
@@ -317,8 +318,9 @@ add_points(bundle, open_bundle(bundle).manifest.identity, {})
 def test_points_found_for_a_bundle_are_not_written_into_the_next_one(bundle_copy: Path) -> None:
     """They wait for their turn, and by then the bundle is another."""
     manifest = open_bundle(bundle_copy).manifest
-    preprocess = dataclasses.replace(manifest.preprocess, mean=(0.1, 0.2, 0.3))
-    other = dataclasses.replace(manifest, preprocess=preprocess)
+    preprocess = dataclasses.replace(manifest.passes[0].preprocess, mean=(0.1, 0.2, 0.3))
+    passes = (dataclasses.replace(manifest.passes[0], preprocess=preprocess),)
+    other = dataclasses.replace(manifest, passes=passes)
     refused: list[BundleError] = []
 
     def add() -> None:
@@ -557,7 +559,7 @@ def test_a_policy_with_too_many_thresholds_is_refused(
 
 def test_parity_samples_are_what_pytorch_said(bundle: Path) -> None:
     with np.load(bundle / "parity.npz") as samples, Session.open(bundle) as session:
-        found = session.exit_logits(list(samples["images"]))
+        found = session.exit_logits(list(samples["images_1"]))
         assert np.abs(found - samples["logits"]).max() < 1e-4
     recorded = json.loads((bundle / "manifest.json").read_text())["parity"]
     assert len(recorded["max_difference"]) == 4 and max(recorded["max_difference"]) < 1e-4
@@ -583,15 +585,19 @@ def test_what_is_exported_is_a_checkpoint_or_an_architecture(
     tmp_path: Path, exported_model: LGViT
 ) -> None:
     save_checkpoint(exported_model, tmp_path / "model.pt")
-    assert model_to_export(tmp_path / "model.pt").config == exported_model.config
-    fewer = model_to_export(tmp_path / "model.pt", exits="1,3", image_size=64).config
+    path = tmp_path / "model.pt"
+    (model,) = models_to_export([path])
+    assert model.config == exported_model.config
+    (model,) = models_to_export([path], exits=["1,3"], image_sizes=[64])
+    fewer = model.config
     assert [exit.block for exit in fewer.exits] == [1, 3] and fewer.image_size == 64
-    timed = model_to_export(arch="vit-tiny", exits="4,8", heads="mlp", image_size=64).config
+    (model,) = models_to_export(archs=["vit-tiny"], exits=["4,8"], heads="mlp", image_sizes=[64])
+    timed = model.config
     assert [exit.head for exit in timed.exits] == ["mlp", "mlp"] and timed.image_size == 64
-    for given in ({}, {"arch": "vit-tiny", "checkpoint": tmp_path / "model.pt"}):
+    for given in ({}, {"archs": ["vit-tiny"], "checkpoints": [path]}):
         with pytest.raises(UsageError, match="expected --ckpt MODEL, or --arch NAME"):
-            model_to_export(**given)  # type: ignore[arg-type]
+            models_to_export(**given)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="a checkpoint has its heads"):
-        model_to_export(tmp_path / "model.pt", heads="mlp")
+        models_to_export([path], heads="mlp")
     with pytest.raises(UsageError, match="--use-ema is for --ckpt: an architecture has random wei"):
-        model_to_export(arch="vit-tiny", use_ema=True)
+        models_to_export(archs=["vit-tiny"], use_ema=True)

@@ -217,7 +217,7 @@ def test_frames_for_tensorrt_are_cast_first(half: Path, bundle: Path) -> None:
 def test_only_mlps_are_quantized(int8: Path) -> None:
     manifest = open_bundle(int8).manifest
     assert manifest.calibration is not None
-    blocks = manifest.calibration.blocks
+    (blocks,) = manifest.calibration.blocks
     assert blocks and manifest.hidden_dtype == "float16"
     found = graph(int8, "baseline.onnx")
     assert kinds(found).count("QuantizeLinear") == 2 * len(blocks)  # one per product's input

@@ -73,8 +73,11 @@ def check_engines(bundle: Path) -> None:
     assert check_graphs(bundle) == built.build.version
 
 
-def test_every_kind_of_graph_compiles(rtx_bundle: Callable[[str], Path], tmp_path: Path) -> None:
-    check_engines(Path(shutil.copytree(rtx_bundle("fp32"), tmp_path / "out")))
+@pytest.mark.parametrize("name", ["fp32", "two"])
+def test_every_kind_of_graph_compiles(
+    rtx_bundle: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    check_engines(Path(shutil.copytree(rtx_bundle(name), tmp_path / "out")))
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def confidences(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def test_the_manifest_has_every_segments_own_shape(swin_bundle: Path) -> None:
     manifest = open_bundle(swin_bundle).manifest
-    assert (manifest.family, manifest.num_blocks) == ("swin", 5)
+    assert (manifest.passes[0].family, manifest.passes[0].num_blocks) == ("swin", 5)
     assert [(s.head, s.first_block, s.last_block) for s in manifest.segments] == [
         ("lph", 1, 2),
         ("gah", 3, 3),  # opens with a patch merging
@@ -173,11 +173,13 @@ def test_int8_inside_half_precision(tmp_path: Path, swin_model: LGViT) -> None:
     manifest = export_bundle(
         swin_model.with_exits([2]), tmp_path / "out", options, calibration=images
     )
-    assert manifest.calibration is not None and manifest.calibration.blocks
+    assert manifest.calibration is not None
+    (blocks,) = manifest.calibration.blocks
+    assert blocks
     assert manifest.segments[1].spec.inputs[0] == TensorSpec("hidden", "float16", (1, 256, 8))
     graph = onnx.load(tmp_path / "out" / "baseline.onnx", load_external_data=False).graph
     kinds = [node.op_type for node in graph.node]
-    assert kinds.count("QuantizeLinear") == 2 * len(manifest.calibration.blocks)
+    assert kinds.count("QuantizeLinear") == 2 * len(blocks)
     with Session.open(tmp_path / "out", backend="onnxruntime") as session:
         assert np.isfinite(session.exit_logits(list(frames(2)))).all()
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")

@@ -107,7 +107,7 @@ def _a_manifest(root: Path, work: Path) -> Try:
 
     def read(content: bytes) -> None:
         manifest = Manifest.loads(content)
-        manifest.files(), manifest.identity, manifest.num_blocks
+        manifest.files(), manifest.identity, manifest.begins
         exits = range(1, len(manifest.segments) + 1)
         assert all(manifest.cumulative_macs(exit) >= 0 for exit in exits)
         assert Manifest.loads(manifest.dumps()) == manifest

@@ -96,7 +96,7 @@ def added() -> Iterator[None]:
 
 
 NEW = [Margin(1.5), Margin((0.5, 1.0, 2.0)), Even(2)]
-COSTS = Costs(0.5, (1.0, 1.0, 1.0, 1.0), 4.0, (1, 1, 1, 1), (0, 0, 0), 4, (1, 2, 3, 4))
+COSTS = Costs(0.5, (1.0, 1.0, 1.0, 1.0), 4.0, (1, 1, 1, 1), (0, 0, 0), 4, (1, 2, 3, 4), 4)
 
 
 views = functools.partial(recordings.views, noise=(1.0,) * 4)  # shifts and scales tell nothing

@@ -31,7 +31,7 @@ LABELS = np.array([0, 0, 0, 0])
 EXIT = np.array([[5, 0], [0.1, 0], [0, 5], [0, 0.1]])
 FINAL = np.array([[5, 0], [5, 0], [5, 0], [0, 5]])
 IMAGES = Images(np.stack([EXIT, FINAL], axis=1).astype(np.float32), LABELS)
-COSTS = ExitCosts(blocks=(1, 4), macs=(30, 120), baseline_macs=100)
+COSTS = ExitCosts(blocks=(1, 4), baseline_blocks=4, macs=(30, 120), baseline_macs=100)
 
 
 def test_points_by_hand() -> None:
@@ -55,7 +55,7 @@ def test_an_outcome_by_hand() -> None:
     sure, unsure = [5.0, 0.0], [0.1, 0.0]
     exits = [[sure, sure], [sure, [0.0, 5.0]], [unsure, sure], [sure, [0.0, 5.0]]]
     images = Images(np.array(exits, np.float32), np.array([0, 1, 0, 0]))
-    costs = ExitCosts((1, 4), (10, 40), 39, (1.5, 4.5), 4.0)
+    costs = ExitCosts((1, 4), 4, (10, 40), 39, (1.5, 4.5), 4.0)
     found = evaluate(Confidence(0.8), images, costs)
     assert (found.accuracy, images.baseline_accuracy, found.errors) == (0.75, 0.75, 1)
     assert found.drop_error == pytest.approx(np.std([0, 1, 0, -1]) / np.sqrt(4))
@@ -94,7 +94,7 @@ def test_an_oracle_is_never_worse_than_any_exit() -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(50, 4, 3)).astype(np.float32)
     labels = rng.integers(0, 3, 50)
-    many = summary(Images(logits, labels), ExitCosts((1, 2, 3, 4), (3, 5, 7, 9), 8))
+    many = summary(Images(logits, labels), ExitCosts((1, 2, 3, 4), 4, (3, 5, 7, 9), 8))
     assert many["oracle"]["accuracy"] >= max(many["accuracy"])
     best = max(p["accuracy"] for points in many["policies"].values() for p in points)
     assert many["oracle"]["accuracy"] >= best

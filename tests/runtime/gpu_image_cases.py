@@ -29,7 +29,7 @@ from lgvit_edge.export.tensorrt import apart
 from lgvit_edge.images import weights
 from lgvit_edge.images.preprocess import load_rgb, network_input
 from lgvit_edge.images.spec import INTERPOLATIONS, Preprocess
-from lgvit_edge.runtime import Session, TensorRTOptions
+from lgvit_edge.runtime import Confidence, Session, TensorRTOptions
 from lgvit_edge.runtime.cuda import driver
 from lgvit_edge.runtime.cuda.api import Cuda
 from lgvit_edge.runtime.cuda.bindings import open_cuda
@@ -45,6 +45,11 @@ TRT = trt_standin.install(
 BUNDLES = Path(os.environ["TRT_BUNDLES"])
 PHOTOS = Path(os.environ.get("LGVIT_EDGE_DATA", ""), "data", "imagenet-1k-samples")
 RNG = np.random.default_rng(0)
+
+
+def pixels(session: Session, images: list[Any], **options: Any) -> NDArray[Any]:
+    """What the first pass takes of prepared images."""
+    return session.prepare(images, **options).of(0)
 
 
 def with_engines(name: str, folder: Path) -> Path:
@@ -290,8 +295,8 @@ def test_a_picture_on_the_gpu_is_what_it_is_on_the_host(
     there = getattr(library, way)
     wanted = session.exit_logits([image], color=color)
     np.testing.assert_array_equal(session.exit_logits([there(image)], color=color), wanted)
-    prepared = session.prepare([there(image)], color=color)
-    np.testing.assert_array_equal(prepared, session.prepare([image], color=color))
+    found = pixels(session, [there(image)], color=color)
+    np.testing.assert_array_equal(found, pixels(session, [image], color=color))
     a, b = session.predict(there(image), color=color), session.predict(image, color=color)
     assert (a.class_index, a.exit, a.confidence) == (b.class_index, b.exit, b.confidence)
 
@@ -316,6 +321,43 @@ def test_batches(
             answers = [session.predict_batch(kind) for kind in (some, there, mixed)]
             confidences = [[r.confidence for r in results] for results in answers]
             assert confidences[0] == confidences[1] == confidences[2]
+
+
+@pytest.mark.parametrize("zero_copy", [False, True])
+@pytest.mark.parametrize("speculate", [False, True])
+def test_each_pass_resizes_pictures_on_the_gpu(
+    library: Library, tmp_path: Path, zero_copy: bool, speculate: bool
+) -> None:
+    """At its own size, when it begins, and only those that go on."""
+    images = [picture(20 + n, 50 - n, 3) for n in range(12)]
+    there = [library.interface(image) for image in images]
+    with open_trt(
+        with_engines("two", tmp_path), zero_copy=zero_copy, speculate=speculate
+    ) as session:
+        wanted = session.exit_logits(images)
+        np.testing.assert_array_equal(session.exit_logits(there), wanted)
+        mixed = [h if n % 3 else t for n, (h, t) in enumerate(zip(images, there, strict=True))]
+        np.testing.assert_array_equal(session.exit_logits(mixed), wanted)
+        for exit in (1, 5, 3, 4):
+            session.policy = f"fixed:{exit}"
+            a, b = session.predict(there[0]), session.predict(images[0])
+            assert (a.exit, a.class_index, a.confidence) == (exit, b.class_index, b.confidence)
+        scores = np.exp(wanted[:, :-1])
+        middle = np.sort(scores.max(-1) / scores.sum(-1), axis=0)[7]
+        session.policy = Confidence(tuple(map(float, middle)))
+        answers = [session.predict_batch(kind) for kind in (images, there, mixed)]
+        answers.append(list(session.stream(mixed)))
+        assert {result.pass_number for result in answers[0]} == {1, 2}
+        told = [[(r.exit, r.class_index) for r in results] for results in answers]
+        assert told[0] == told[1] == told[2] == told[3]
+        ready = session.prepare(there)
+        np.testing.assert_array_equal(ready.of(1), session.prepare(images).of(1))
+        base = session.timed_baseline(there[0])[0]
+        np.testing.assert_array_equal(base, session.timed_baseline(images[0])[0])
+        session.policy = "never"
+        lent = library.tensor(images[0])  # until both passes have read it
+        assert session.predict(lent).confidence == session.predict(images[0]).confidence
+        assert lent.alive == 0
 
 
 @pytest.mark.parametrize("zero_copy", [False, True])
@@ -397,9 +439,9 @@ def test_without_a_stream_nothing_is_waited_for(session: Session, library: Libra
     image = picture(40, 50, 3)
     for left in (None, "left out"):
         there = library.interface(image, stream=left)
-        assert (session.prepare([there]) == 0xCD).all()
+        assert (pixels(session, [there]) == 0xCD).all()
         library.cuda.synchronize()
-        np.testing.assert_array_equal(session.prepare([there]), session.prepare([image]))
+        np.testing.assert_array_equal(pixels(session, [there]), pixels(session, [image]))
 
 
 def test_version_2_tells_no_stream_so_all_are_waited_for(
@@ -407,14 +449,14 @@ def test_version_2_tells_no_stream_so_all_are_waited_for(
 ) -> None:
     image = picture(40, 50, 3)
     there = library.interface(image, version=2, stream="left out")
-    np.testing.assert_array_equal(session.prepare([there]), session.prepare([image]))
+    np.testing.assert_array_equal(pixels(session, [there]), pixels(session, [image]))
 
 
 def test_without_strides_an_array_has_no_gaps(session: Session, library: Library) -> None:
     image = picture(40, 50, 3)
     for strides in (None, "left out"):
         there = library.interface(image, strides=strides)
-        np.testing.assert_array_equal(session.prepare([there]), session.prepare([image]))
+        np.testing.assert_array_equal(pixels(session, [there]), pixels(session, [image]))
 
 
 # What is borrowed
@@ -443,7 +485,7 @@ def test_tensors_are_given_back_when_they_were_read(
     tensors = [library.tensor(image, **options) for _ in range(3)]
     assert [r.confidence for r in session.predict_batch(tensors)] == [wanted] * 3
     assert [tensor.alive for tensor in tensors] == [0, 0, 0]
-    session.prepare([tensor := library.tensor(image)])
+    pixels(session, [tensor := library.tensor(image)])
     assert tensor.alive == 0
 
 
@@ -460,7 +502,7 @@ def test_a_tensor_is_given_back_whatever_fails(session: Session, library: Librar
     with open_trt_plain(session) as other:
         chain: Any = other.chain
         good = library.tensor(picture(40, 50, 3))
-        good.was_read = lambda: chain._cuda.done(chain._resizer._read)
+        good.was_read = lambda: chain._cuda.done(chain._resizers[0]._read)
         with pytest.raises(BackendError, match="does not run"):
             other.predict(good)
     assert good.alive == 0 and good.deleted == [True]
@@ -528,7 +570,7 @@ def test_a_closed_session_says_so(compiled: Path, library: Library) -> None:
     session = open_trt(compiled)
     session.close()
     there = library.tensor(picture(40, 50, 3))
-    for use in (session.predict, lambda image: session.prepare([image])):
+    for use in (session.predict, lambda image: pixels(session, [image])):
         with pytest.raises(BackendError, match="the session is closed"):
             use(there)
     assert there.alive == 0 and there.streams == []
@@ -665,8 +707,8 @@ def test_another_gpu(compiled: Path, library: Library, way: str) -> None:
             session.predict(there if way == "tensor" else told(stream=None)(library))
         assert getattr(there, "streams", []) == []
         second = Library(1)
-        found = session.prepare([getattr(second, way)(image)])
-        np.testing.assert_array_equal(found, session.prepare([image]))
+        found = pixels(session, [getattr(second, way)(image)])
+        np.testing.assert_array_equal(found, pixels(session, [image]))
         second.cuda.close()
 
 
@@ -677,7 +719,7 @@ def test_mapped_memory_of_the_host_is_taken(session: Session, library: Library) 
     array[...] = image
     for place in (address, array.ctypes.data):
         there = library.interface(image, data=(place, False))
-        np.testing.assert_array_equal(session.prepare([there]), session.prepare([image]))
+        np.testing.assert_array_equal(pixels(session, [there]), pixels(session, [image]))
 
 
 def test_an_older_gpu_says_what_it_lacks(compiled: Path, library: Library) -> None:
@@ -705,7 +747,7 @@ def test_tensors_on_the_host(session: Session) -> None:
     """Beside those on the GPU; see ``test_foreign_arrays.py``."""
     image = picture(40, 50, 3)
     np.testing.assert_array_equal(
-        session.prepare([torch.from_numpy(image)]), session.prepare([image])
+        pixels(session, [torch.from_numpy(image)]), pixels(session, [image])
     )
 
 

@@ -43,8 +43,8 @@ class Borrowed:
     def max_batch(self) -> int:
         return int(self.inner.max_batch)
 
-    def start(self, images: NDArray[Any]) -> None:
-        self.inner.start(images)
+    def start(self, images: NDArray[Any], segment: int = 0) -> None:
+        self.inner.start(images, segment)
 
     def step(self) -> NDArray[np.float32]:
         logits: NDArray[np.float32] = self.inner.step()

@@ -55,8 +55,8 @@ class TimedChain:
     def __init__(self) -> None:
         self.load, self.next, self.rows = 1.0, 0, 1
 
-    def start(self, images: NDArray[Any]) -> None:
-        self.next, self.rows = 0, len(images)
+    def start(self, images: NDArray[Any], segment: int = 0) -> None:
+        self.next, self.rows = segment, len(images)
 
     def step(self) -> NDArray[np.float32]:
         CLOCK.now += SEGMENT_MS[self.next] * self.load * self.rows / 1e3
@@ -174,7 +174,7 @@ def test_the_clock_is_exceeded_as_often_as_it_says() -> None:
     """On times with a heavy tail, whose level doubles half-way."""
     rng = np.random.default_rng(0)
     clock = SegmentClock()
-    clock.calibrate(np.tile([4.0, 2.0, 2.0], (5, 1)))
+    clock.calibrate(np.tile([4.0, 2.0, 2.0], (5, 1)), np.zeros((5, 3)))
     missed = []
     for frame in range(8000):
         level = 1.0 if frame < 4000 else 2.0

@@ -30,10 +30,10 @@ POLICIES: list[Policy] = [
     *(Ensemble(1.0, 1.0), FixedExit(4), Never()),
 ]
 WAYS: dict[str, Callable[[Session, NDArray[Any]], object]] = {
-    "predict": lambda session, images: session.run(images[:1]),
-    "deadline": lambda session, images: session.run(images[:1], deadline_ms=1e6),
-    "predict_batch": lambda session, images: session.run(images),
-    "timed_exits": lambda session, images: session.timed_exits(images[:1]),
+    "predict": lambda session, images: session.run(session.prepare(images[:1])),
+    "deadline": lambda session, images: session.run(session.prepare(images[:1]), deadline_ms=1e6),
+    "predict_batch": lambda session, images: session.run(session.prepare(images)),
+    "timed_exits": lambda session, images: session.timed_exits(session.prepare(images[:1])),
     "exit_logits": lambda session, images: session.exit_logits(list(images)),
 }
 
@@ -47,8 +47,8 @@ class Scripted:
         self.bad, self.value = exit, value
         self.exit = self.size = 0
 
-    def start(self, images: NDArray[Any]) -> None:
-        self.exit, self.size = 0, len(images)
+    def start(self, images: NDArray[Any], segment: int = 0) -> None:
+        self.exit, self.size = segment, len(images)
 
     def step(self) -> NDArray[np.float32]:
         self.exit += 1
@@ -76,7 +76,7 @@ def opened(bundle: Path) -> Bundle:
 
 
 def images(bundle: Bundle) -> NDArray[np.uint8]:
-    side = bundle.manifest.image_size
+    side = bundle.manifest.passes[0].image_size
     return np.zeros((3, side, side, 3), np.uint8)
 
 
@@ -86,7 +86,7 @@ def test_a_logit_that_is_not_finite_is_no_answer(opened: Bundle, way: str, value
     for policy in POLICIES:
         for exit in (1, 3, 4):
             with Session(opened, policy, lambda names, e=exit: Scripted(e, value)) as session:  # type: ignore[misc]
-                session._walk.clock.calibrate(np.ones((3, 4)))
+                session._walk.clock.calibrate(np.ones((3, 4)), np.zeros((3, 4)))
                 with pytest.raises(BackendError, match=f"exit {exit} gave .*not finite.*fp32"):
                     WAYS[way](session, images(opened))
                 assert session.stats.images == 0
@@ -97,7 +97,7 @@ def test_a_logit_that_is_not_finite_is_no_answer(opened: Bundle, way: str, value
 def test_large_logits_are_answers(opened: Bundle, way: str, value: float) -> None:
     for policy in POLICIES:
         with Session(opened, policy, lambda names: Scripted(3, value)) as session:
-            session._walk.clock.calibrate(np.ones((3, 4)))
+            session._walk.clock.calibrate(np.ones((3, 4)), np.zeros((3, 4)))
             results = WAYS[way](session, images(opened))
             if way.startswith("p"):
                 assert all(np.isfinite(r.confidence) for r in results)  # type: ignore[attr-defined]
@@ -106,7 +106,7 @@ def test_large_logits_are_answers(opened: Bundle, way: str, value: float) -> Non
 def test_the_baseline_is_named_too(opened: Bundle) -> None:
     with Session(opened, Never(), lambda names: Scripted(1, np.nan)) as session:
         with pytest.raises(BackendError, match="exit 4 gave"):
-            session.baseline_logits(images(opened))
+            session.baseline_logits(session.prepare(images(opened)))
 
 
 @pytest.mark.parametrize("error", [RuntimeError("Slice"), MemoryError(), OSError("x"), KeyError(1)])
@@ -114,7 +114,7 @@ def test_the_baseline_is_named_too(opened: Bundle) -> None:
 def test_what_a_library_raises_while_it_runs(opened: Bundle, way: str, error: Exception) -> None:
     """A damaged graph may open, and fail at its first image."""
     with Session(opened, Never(), lambda names: Scripted(2, error)) as session:
-        session._walk.clock.calibrate(np.ones((3, 4)))
+        session._walk.clock.calibrate(np.ones((3, 4)), np.zeros((3, 4)))
         with pytest.raises(
             BackendError, match=f"exit 2 cannot run .{type(error).__name__}.*--batch"
         ):

@@ -201,7 +201,8 @@ def test_an_application_that_was_first_keeps_its_sessions(bundle: Path) -> None:
         "from lgvit_edge.runtime import Session;"
         f"s = Session.open({str(bundle)!r});"
         "x = np.zeros((1, 32, 32, 3), np.uint8);"
-        "assert np.allclose(own.run(None, {'image': x})[0], s.baseline_logits(x), atol=1e-4)"
+        "answer = s.baseline_logits(s.prepare(x));"
+        "assert np.allclose(own.run(None, {'image': x})[0], answer, atol=1e-4)"
     )
     python(code)
 
@@ -294,17 +295,20 @@ def _edit(bundle: Path, change: Any) -> None:
 
 
 def shrink(manifest: dict[str, Any]) -> None:
-    manifest["segments"][0]["spec"]["outputs"][0]["shape"][1] = 9
-    manifest["segments"][1]["spec"]["inputs"][0]["shape"][1] = 9
+    manifest["passes"][0]["segments"][0]["spec"]["outputs"][0]["shape"][1] = 9
+    manifest["passes"][0]["segments"][1]["spec"]["inputs"][0]["shape"][1] = 9
 
 
 LIES: dict[str, tuple[Any, str]] = {
-    "version": (lambda m: m.update(schema_version=99), "schema version 6, found 99"),
+    "version": (lambda m: m.update(schema_version=99), "schema version 7, found 99"),
     "path": (
         lambda m: m["baseline"]["graph"].update(file="../parity.npz"),
         "must be relative and stay in the bundle",
     ),
-    "name": (lambda m: m["segments"][0]["spec"]["inputs"][0].update(name="x"), "expected input"),
+    "name": (
+        lambda m: m["passes"][0]["segments"][0]["spec"]["inputs"][0].update(name="x"),
+        "expected input",
+    ),
     "shapes": (shrink, "expected output"),
     "batch": (lambda m: m.update(batch=[1, 1, 1]), "must have a fixed batch"),
     "policy": (
@@ -344,7 +348,7 @@ def test_graphs_and_weights_that_cannot_be_loaded_are_refused(bundle_copy: Path)
     def refused(content: bytes, message: str) -> None:
         path.write_bytes(content)
         new = {"sha256": sha256(path), "bytes": len(content)}
-        _edit(bundle_copy, lambda m: m["segments"][0]["spec"]["graph"].update(new))
+        _edit(bundle_copy, lambda m: m["passes"][0]["segments"][0]["spec"]["graph"].update(new))
         with pytest.raises(BundleError, match=message):
             Session.open(bundle_copy)
 

@@ -217,7 +217,7 @@ def test_what_is_prepared_stays_when_the_camera_fills_its_array_again(
     image = np.full(shape, 50, np.uint8)
     ready = session.prepare(image if len(shape) == 4 else [image], color=color)
     image[:] = 200
-    assert (ready == 50).all()
+    assert (ready.of(0) == 50).all()
 
 
 def test_statistics_count_what_happened(session: Session) -> None:
@@ -238,7 +238,7 @@ def test_statistics_count_what_happened(session: Session) -> None:
 
 def test_statistics_are_of_the_last_images(session: Session) -> None:
     result = session.predict(frames(1)[0])
-    recorder = Recorder(4)
+    recorder = Recorder((1, 1, 1, 1))
     for _ in range(WINDOW + 5):
         recorder.add(result)
     assert (recorder.snapshot().images, recorder.snapshot().window) == (WINDOW + 5, WINDOW)

@@ -32,7 +32,7 @@ class Chain:
         self.started, self.rows = threading.Event(), 1
         self.before: Callable[[], object] = lambda: None
 
-    def start(self, images: NDArray[Any]) -> None:
+    def start(self, images: NDArray[Any], segment: int = 0) -> None:
         self.started.set()
         self.before()
         self.seen.append(images[:, 0, 0, 0].tolist())
@@ -354,8 +354,8 @@ def test_a_source_is_counted_before_its_first_image(session: Session) -> None:
     """A counter that begins at 0 shows its first increase."""
     session.streams({"gate": film(1)})
     text = session.stats.prometheus()
-    assert 'lgvit_edge_images_total{stream="gate",exit="4"} 0' in text
-    assert 'lgvit_edge_images_total{stream="",exit="1"} 0' in text
+    assert 'lgvit_edge_images_total{stream="gate",exit="4",pass="1"} 0' in text
+    assert 'lgvit_edge_images_total{stream="",exit="1",pass="1"} 0' in text
 
 
 def test_prometheus_reads_each_stream(session: Session) -> None:
@@ -366,12 +366,12 @@ def test_prometheus_reads_each_stream(session: Session) -> None:
     text.encode()  # as a page is sent
     shown = r'site="harbour",stream="the \"north\"\ngate \\ ?"'
     for line in (
-        f'images_total{{{shown},exit="1"}} 2',
+        f'images_total{{{shown},exit="1",pass="1"}} 2',
         f"late_total{{{shown}}} 0",
         f"dropped_total{{{shown}}} 0",
         f"errors_total{{{shown}}} 0",
         f"latency_seconds_count{{{shown}}} 2",
-        'images_total{site="harbour",stream="",exit="1"} 1',
+        'images_total{site="harbour",stream="",exit="1",pass="1"} 1',
     ):
         assert f"lgvit_edge_{line}" in text.splitlines()
     samples: dict[str, set[str]] = {}

@@ -47,7 +47,8 @@ def empty_libraries(folder: Path, major: str) -> None:
 @pytest.fixture(scope="module")
 def bundles(rtx_bundle: Callable[[str], Path]) -> Path:
     """The folder with all of them: each name's ``out``."""
-    return {rtx_bundle(name).parents[1] for name in ("fp32", "fp16", "fixed", "swin")}.pop()
+    names = ("fp32", "fp16", "fixed", "swin", "two")
+    return {rtx_bundle(name).parents[1] for name in names}.pop()
 
 
 def run_cases(

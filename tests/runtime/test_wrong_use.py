@@ -15,6 +15,8 @@ from small import frames
 
 from lgvit_edge.bundle.directory import open_bundle
 from lgvit_edge.errors import DataError, LGViTEdgeError, UsageError
+from lgvit_edge.images.inputs import Inputs
+from lgvit_edge.images.spec import Preprocess, View
 from lgvit_edge.runtime import ChainOptions, Confidence, Never, Session, TargetRate
 
 IMAGE = np.zeros((32, 32, 3), np.uint8)
@@ -22,7 +24,13 @@ NAN, INF = float("nan"), float("inf")
 NO_POLICY = r"expected a policy, such as Confidence\(0.8\) or 'confidence:0.8'; found"
 NO_DEADLINE = "deadline_ms must be a positive number, found"
 NO_IMAGES = r"expected several images, such as \[image\], found"
-NO_INPUT = r"expected what session.prepare returns, uint8 \[1\.\.4, 32, 32, 3\]; found"
+NO_INPUT = r"expected what session.prepare returns, 1\.\.4 images of 32 px uint8; found"
+VIEW = View(Preprocess(resize=32), 32, "uint8")
+OTHERS = {
+    "16 px uint8": [VIEW._replace(size=16)],
+    "32 px float32": [VIEW._replace(dtype="float32")],
+    "32 px uint8, 32 px uint8": [VIEW, VIEW],
+}
 WHOLE = "must be a whole number of at least 1, found"
 
 
@@ -138,16 +146,36 @@ ALL = [
     *[
         (call(name, ready), UsageError, NO_INPUT)
         for name in ("run", "baseline_logits")
-        for ready in (None, [IMAGE], IMAGE, IMAGE[None, :1, :1], IMAGE[None].astype("f4"))
+        for ready in (None, [IMAGE], IMAGE, IMAGE[None])
     ],
-    (call("run", IMAGE[None].repeat(5, 0)), UsageError, NO_INPUT),
-    (call("run", IMAGE[None][:0]), UsageError, NO_INPUT),
-    (call("timed_exits", IMAGE[None].repeat(2, 0)), UsageError, r"uint8 \[1, 32, 32, 3\]; found"),
-    (call("run", IMAGE[None], starts=[]), UsageError, "expected 1 starts, one per image, found 0"),
-    (call("run", IMAGE[None], streams=["a", "b"]), UsageError, "expected 1 streams, .* found 2"),
     *[
         (
-            call("run", IMAGE[None], streams=[name]),
+            call("run", Inputs.prepare([IMAGE], tuple(views))),
+            UsageError,
+            f"{NO_INPUT} 1 of {found}, for another bundle$",
+        )
+        for found, views in OTHERS.items()
+    ],
+    (lambda s: s.run(s.prepare([IMAGE] * 5)), UsageError, f"{NO_INPUT} 5 of 32 px"),
+    (lambda s: s.run(s.prepare([IMAGE])[:0]), UsageError, f"{NO_INPUT} 0 of 32 px"),
+    (
+        lambda s: s.timed_exits(s.prepare([IMAGE] * 2)),
+        UsageError,
+        "returns, 1 image of 32 px uint8; found 2 of 32 px",
+    ),
+    (
+        lambda s: s.run(s.prepare([IMAGE]), starts=[]),
+        UsageError,
+        "expected 1 starts, one per image, found 0",
+    ),
+    (
+        lambda s: s.run(s.prepare([IMAGE]), streams=["a", "b"]),
+        UsageError,
+        "expected 1 streams, .* found 2",
+    ),
+    *[
+        (
+            lambda s, name=name: s.run(s.prepare([IMAGE]), streams=[name]),
             UsageError,
             "a stream's name must be text, found",
         )

@@ -57,7 +57,7 @@ FAKE = fake_cuda.load()
 RTX = os.environ["TRT_MODULE"] == "tensorrt_rtx"
 LIBRARY = "tensorrt-rtx" if RTX else "tensorrt"
 VERSION = os.environ["TRT_VERSION"]
-BUNDLES = Path(os.environ["TRT_BUNDLES"])  # fp32, fp16 and swin, batches 1 to 8; fixed: batch 1
+BUNDLES = Path(os.environ["TRT_BUNDLES"])  # fp32, fp16, swin, two: batches 1 to 8; fixed: 1
 sys.path.insert(0, os.environ.get("TRT_FOLDER", ""))
 TRT = trt_standin.install(
     importlib.import_module(os.environ["TRT_BINDINGS"]), os.environ["TRT_MODULE"], VERSION
@@ -118,7 +118,7 @@ def fresh() -> Iterator[None]:
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Bundles with engines; do not change them, take ``bundle``."""
     root = tmp_path_factory.mktemp("compiled")
-    for name in ("fp32", "fp16", "fixed", "swin"):
+    for name in ("fp32", "fp16", "fixed", "swin", "two"):
         build_engines(copied(name, root), library=LIBRARY)
     return root
 
@@ -240,6 +240,41 @@ def test_rows_of_a_swin_leave_the_batch_whatever_its_stage(
         for a, b in pairs:
             assert (a.exit, a.class_index) == (b.exit, b.class_index)
             assert a.confidence == pytest.approx(b.confidence, abs=1e-5)
+
+
+@pytest.mark.parametrize("integrated", [False, True])
+@pytest.mark.parametrize(("graphs", "speculate"), WAYS)
+def test_passes_equal_onnx_runtime_bit_for_bit(
+    integrated: bool, graphs: bool, speculate: bool, compiled: Path
+) -> None:
+    """Two networks, three and two exits: images leave in each, one by one and from batches."""
+    FAKE.fake_set_integrated(integrated)
+    with (
+        open_trt(compiled / "two", cuda_graphs=graphs, speculate=speculate) as trt,
+        Session.open(compiled / "two", backend="onnxruntime") as ort,
+    ):
+        assert ort.manifest.begins == (0, None, None, 1, None)
+        for count in (1, 3, 8):
+            images = frames(count)
+            np.testing.assert_array_equal(trt.exit_logits(images), ort.exit_logits(images))
+        ready = ort.prepare(frames(2))
+        np.testing.assert_array_equal(trt.baseline_logits(ready), ort.baseline_logits(ready))
+        for frame in frames(3):
+            for exit in (1, 5, 3, 4, 2, 3, 5):
+                trt.policy = ort.policy = policy.FixedExit(exit)
+                a, b = trt.predict(frame), ort.predict(frame)
+                assert (a.class_index, a.confidence) == (b.class_index, b.confidence)
+                assert (a.exit, a.pass_number) == (exit, 1 if exit <= 3 else 2)
+        images = frames(8) + frames(3)
+        logits = np.exp(ort.exit_logits(images))
+        confidences = np.sort((logits.max(-1) / logits.sum(-1))[:, :-1], axis=0)
+        trt.policy = ort.policy = policy.Confidence(tuple(map(float, confidences[-4])))
+        pairs = list(zip(trt.predict_batch(images), ort.predict_batch(images), strict=True))
+        assert {a.pass_number for a, _ in pairs} == {1, 2}
+        for a, b in pairs:
+            assert (a.exit, a.class_index) == (b.exit, b.class_index)
+            assert a.confidence == pytest.approx(b.confidence, abs=1e-5)
+        assert FAKE.fake_late_uploads() == 0
 
 
 @pytest.mark.parametrize("zero_copy", [False, True])

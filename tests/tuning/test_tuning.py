@@ -36,7 +36,7 @@ from lgvit_edge.tuning.search import SWEEP, search
 from lgvit_edge.tuning.shapes import Scorer, Shape
 
 # Beyond the baseline: 0.5 + 7 - 6 = 1.5 ms, of which heads take 2, 3 and 5 tenths.
-COSTS = Costs(0.5, (1.0, 2.0, 3.0, 1.0), 6.0, (10, 20, 30, 10), (2, 3, 5), 60, (1, 2, 3, 4))
+COSTS = Costs(0.5, (1.0, 2.0, 3.0, 1.0), 6.0, (10, 20, 30, 10), (2, 3, 5), 60, (1, 2, 3, 4), 4)
 FEW = TuneOptions(trials=2)
 
 
@@ -47,12 +47,13 @@ def manifest(bundle: Path) -> Manifest:
 
 def test_costs_add_up_and_heads_share_what_the_chain_takes_beyond_the_baseline() -> None:
     assert COSTS.ms.tolist() == [1.5, 3.5, 6.5, 7.5]
-    assert COSTS.by_exit == ExitCosts((1, 2, 3, 4), (10, 30, 60, 70), 60, (1.5, 3.5, 6.5, 7.5), 6.0)
+    times = (1.5, 3.5, 6.5, 7.5)
+    assert COSTS.by_exit == ExitCosts((1, 2, 3, 4), 4, (10, 30, 60, 70), 60, times, 6.0)
     assert COSTS.head_ms == pytest.approx([0.3, 0.45, 0.75])
     quick = dataclasses.replace(COSTS, baseline_ms=8.0)
-    assert quick.head_ms is not None and quick.head_ms.tolist() == [0, 0, 0]
+    assert quick.head_ms.tolist() == [0, 0, 0]
     free = dataclasses.replace(COSTS, head_macs=(0, 0, 0)).head_ms
-    assert free is not None and free.tolist() == [0, 0, 0]
+    assert free.tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -77,16 +78,15 @@ def test_without_exits_blocks_stay_and_heads_go(
     assert fewer.head_ms == pytest.approx(kept)  # those that stay cost what they did
 
 
-def test_heads_of_unknown_macs_have_no_cost(manifest: Manifest) -> None:
-    unknown = dataclasses.replace(COSTS, head_macs=None)
-    assert unknown.head_ms is None
-    with pytest.raises(ValueError, match="does not say what its heads cost"):
-        unknown.without([1])
-    images = views(50, 0)
-    assert prune(images, images, unknown, SWEEP, manifest, [0.01]) is None
-    first = dataclasses.replace(manifest.segments[0], head_macs=None)
-    old = dataclasses.replace(manifest, segments=(first, *manifest.segments[1:]))
-    assert recorded(images).costs(old).head_macs is None
+def test_where_a_pass_ends_there_is_no_head_to_leave_out() -> None:
+    """Two passes: exits 1 and 2 in the first, which ends in exit 2; exit 3 in the second."""
+    passes = dataclasses.replace(COSTS, head_macs=(2, None, 6))
+    assert passes.head_ms == pytest.approx([1.0 * 2 / 10, 0.0, 3.0 * 6 / 30])
+    fewer = passes.without([1, 3])
+    assert fewer.segment_ms == pytest.approx((2.8, 3.4))
+    assert (fewer.segment_macs, fewer.head_macs) == ((28, 34), (None,))
+    with pytest.raises(ValueError, match="a pass ends in exit 2"):
+        passes.without([2])
 
 
 def test_recorded_times_are_means_of_what_was_measured(manifest: Manifest) -> None:
@@ -219,7 +219,7 @@ def test_a_search_beats_one_threshold_on_images_it_has_not_seen(manifest: Manife
         assert given == evaluate(given.policy, other, found.costs.by_exit)
 
 
-DEAR = Costs(0.5, (1.0, 3.0, 1.0, 1.0), 4.0, (10, 30, 10, 10), (1, 48, 1), 40, (1, 2, 3, 4))
+DEAR = Costs(0.5, (1.0, 3.0, 1.0, 1.0), 4.0, (10, 30, 10, 10), (1, 48, 1), 40, (1, 2, 3, 4), 4)
 
 
 def test_an_exit_of_noise_with_a_dear_head_is_dropped(manifest: Manifest) -> None:
@@ -228,8 +228,23 @@ def test_an_exit_of_noise_with_a_dear_head_is_dropped(manifest: Manifest) -> Non
     for shape in (SWEEP, Shape(Confidence(temperature=(1.0, 9.0, 1.0))), Shape(Entropy())):
         found = prune(tuning, report, DEAR, shape, manifest, [0.01, 0.02])
         assert found is not None
-        assert (found.dropped, found.kept, found.blocks) == ([2], [1, 3], [1, 3])
+        assert (found.dropped, found.kept, found.blocks) == ([2], [1, 3], [[1, 3]])
         assert found.gain > 1.2
+
+
+def test_of_passes_a_head_may_go_and_an_end_of_a_pass_stays(passes_bundle: Path) -> None:
+    """Exit 3 ends the first pass. It is noise, as exit 2 is, and stays; heads go."""
+    manifest = open_bundle(passes_bundle).manifest
+    noise = (1.2, 50.0, 60.0, 0.8, 0.5)
+    tuning, report = views(800, 7, noise), views(800, 8, noise)
+    ms, macs = (1.0, 4.0, 1.0, 3.0, 1.0), (10, 40, 10, 30, 10)
+    costs = Costs(0.5, ms, 5.0, macs, (1, 38, None, 1), 40, (1, 2, 3, 5, 7), 4)
+    found = prune(tuning, report, costs, SWEEP, manifest, [0.01, 0.02])
+    assert found is not None
+    assert (found.dropped, found.kept) == ([2, 4], [1, 3])
+    assert found.blocks == [[1], []]
+    only_ends = dataclasses.replace(costs, head_macs=(None,) * 4)
+    assert prune(tuning, report, only_ends, SWEEP, manifest, [0.01]) is None
 
 
 def test_what_helps_on_the_tuning_images_alone_is_chance(manifest: Manifest) -> None:
@@ -347,7 +362,8 @@ def test_what_cannot_be_tuned_on(manifest: Manifest) -> None:
     parity = dataclasses.replace(manifest.parity, max_difference=(0.0,))
     graph = dataclasses.replace(manifest.baseline.graph, file="whole.onnx")
     only = (SegmentSpec(dataclasses.replace(manifest.baseline, graph=graph), 1, 4, "final"),)
-    whole = dataclasses.replace(manifest, segments=only, parity=parity)
+    passes = (dataclasses.replace(manifest.passes[0], segments=only),)
+    whole = dataclasses.replace(manifest, passes=passes, parity=parity)
     with pytest.raises(UsageError, match="this bundle has no exits: there is nothing to tune"):
         tune(recorded(views(60, 16)), whole, FEW)
 

@@ -27,7 +27,7 @@ from torch import nn
 
 from lgvit_edge.cli.app import main
 from lgvit_edge.errors import CheckpointError
-from lgvit_edge.export import model_to_export
+from lgvit_edge.export import models_to_export
 from lgvit_edge.model import LGViT, load_checkpoint, load_model, save_checkpoint
 
 State = dict[str, torch.Tensor]
@@ -384,8 +384,8 @@ def test_the_authors_folders_too(tmp_path: Path) -> None:
     folder = foreign.write_directory(tmp_path / "wrapped", config, content)
     for use_ema, expected in ((False, plain), (True, mean)):
         said: list[str] = []
-        for function in (load_checkpoint, model_to_export):
-            model = function(folder, use_ema=use_ema, note=said.append)
+        first = load_checkpoint(folder, use_ema=use_ema, note=said.append)
+        for model in (first, *models_to_export([folder], use_ema=use_ema, note=said.append)):
             assert_same(model, expected.state_dict())
         took = ["--use-ema takes" in text for text in said if "preprocessor_config" not in text]
         assert took == [not use_ema] * 2
