@@ -1,9 +1,9 @@
 """Measures what one bundle of passes costs against a session of its own for each network.
 
-``python -m lgvit_edge.benchmarks.experiments.passes_cost --engines out/ --shares 60,40`` takes a bundle
-whose passes have no exits inside, so that segment i is the whole network of pass i + 1. Frames are
-answered in each pass in turn: by the chain, and by networks opened one by one, which resize the
-frame as often. Memory and opening times are those of new processes.
+``python -m lgvit_edge.benchmarks.experiments.passes_cost --engines out/ --shares 60,40`` takes a
+bundle whose passes have no exits inside, so that segment i is the whole network of pass i + 1.
+Frames are answered in each pass in turn: by the chain, and by networks opened one by one, which
+resize the frame as often. Memory and opening times are those of new processes.
 """
 
 from __future__ import annotations

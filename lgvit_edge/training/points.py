@@ -39,9 +39,9 @@ def chained(models: Sequence[LGViT], images: Sequence[Images]) -> tuple[Images, 
         before = (blocks[-1], macs[-1]) if macs else (0, 0)
         blocks += [before[0] + block for block in own.blocks]
         macs += [before[1] + cost for cost in own.macs]
-    baseline = exit_costs(models[-1]).baseline_macs
+    fine = exit_costs(models[-1])
     logits = np.concatenate([one.logits for one in images], axis=1)
-    costs = ExitCosts(blocks=tuple(blocks), macs=tuple(macs), baseline_macs=baseline)
+    costs = ExitCosts(tuple(blocks), fine.baseline_blocks, tuple(macs), fine.baseline_macs)
     return Images(logits, labels), costs
 
 

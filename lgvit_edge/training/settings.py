@@ -71,7 +71,10 @@ class TrainingConfig:
         choices=lambda: {order.name: order.help for order in ORDERS.values()},
     )
     epochs: tuple[int, int] = _setting(
-        (50, 50), "Number of times that every training image is seen", "at least 1", lambda n: n >= 1
+        (50, 50),
+        "Number of times that every training image is seen",
+        "at least 1",
+        lambda n: n >= 1,
     )
     lr: tuple[float, float] = _optimiser(
         (5e-5, 5e-5),

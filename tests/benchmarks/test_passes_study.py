@@ -19,7 +19,7 @@ from lgvit_edge.model import save_checkpoint
 from lgvit_edge.policies.evaluate import ExitCosts, Images
 from lgvit_edge.training.start import seeded
 
-COSTS = ExitCosts(blocks=(3, 6), macs=(25, 125), baseline_macs=100)
+COSTS = ExitCosts((3, 6), 3, macs=(25, 125), baseline_macs=100)
 
 
 def measured(coarse: list[tuple[int, float]], copies: int = 2) -> Measured:

@@ -361,7 +361,7 @@ def test_the_fastest_that_loses_little_enough() -> None:
     logits = np.concatenate([COARSE, LAST], axis=1)
     images, costs = (
         Images(logits, LABELS),
-        ExitCosts(blocks=(3, 6), macs=(25, 125), baseline_macs=100),
+        ExitCosts((3, 6), 3, macs=(25, 125), baseline_macs=100),
     )
     policies = [Confidence(0.0), Confidence(0.9), Confidence(0.999)]
     # The first answers all at once and half of them wrongly, the last one nothing.
