@@ -56,13 +56,17 @@ class LoadedBundle:
         """Largest batch that runs at once."""
         return self.chain.max_batch
 
-    def prepare(self, images: Sequence[ImageLike], *, color: str = "rgb") -> Inputs:
+    def prepare(
+        self, images: Sequence[ImageLike], *, color: str = "rgb", own: bool = True
+    ) -> Inputs:
         """Turn images into what ``run`` and the like take, as the manifest says.
 
         Takes images and color as ``Session.predict`` does; one array ``[B, H, W, C]`` will do.
         Images are resized for the first pass here; where there are other passes, they are kept for
-        them. The result shares no memory with the images: a camera may fill its array again. Images
-        on the GPU are resized there, for every pass at once, while no other thread predicts.
+        them. The result shares no memory with the images: a camera may fill its array again. With
+        ``own=False`` nothing is copied for that, as in ``predict``, and the images must not change
+        while it is used. Images on the GPU are resized there, for every pass at once, while no
+        other thread predicts.
 
         Raises:
             DataError: an image is of another type or shape, or there is none.
@@ -70,12 +74,12 @@ class LoadedBundle:
         """
         images = several(images)
         if not self._any_on_gpu(images):
-            return Inputs.prepare(images, self._views, color, own=True)
+            return Inputs.prepare(images, self._views, color, own=own)
         check_color(color)
         return Inputs.join(
             self._from_gpu(GpuImages([image], color))
             if on_gpu(image)
-            else Inputs.prepare([image], self._views, color, own=True)
+            else Inputs.prepare([image], self._views, color, own=own)
             for image in images
         )
 

@@ -43,7 +43,7 @@ def survey(
     logits, times, labels = [], [], []
     for done, (frame, label) in enumerate(_frames(session, chosen)):
         progress(done, steps)
-        exit_logits, ms = session.timed_exits(session.prepare([frame]))
+        exit_logits, ms = session.timed_exits(session.prepare([frame], own=False))
         times.append(ms)
         if label is not None:
             logits.append(exit_logits)

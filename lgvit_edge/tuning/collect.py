@@ -90,7 +90,7 @@ def device_of(session: Session) -> str:
 
 def _chain(session: Session, frame: NDArray[np.uint8]) -> dict[str, Any]:
     start = time.perf_counter()
-    images = session.prepare([frame])
+    images = session.prepare([frame], own=False)
     prepared = time.perf_counter()
     logits, segments = session.timed_exits(images)
     prepare_ms = (prepared - start) * 1e3

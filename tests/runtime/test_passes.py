@@ -174,6 +174,9 @@ def test_later_passes_see_the_frame_as_it_was(
     ready = session.prepare([image], color=color)
     several = session.prepare([image, image], color=color)
     base = session.baseline_logits(ready)
+    np.testing.assert_array_equal(
+        session.timed_exits(session.prepare([image], color=color, own=False))[0], expected[0]
+    )
     image[:] = 0
     np.testing.assert_array_equal(session.timed_exits(ready)[0], expected[0])
     np.testing.assert_array_equal(session.timed_exits(several[1:])[0], expected[0])
