@@ -197,6 +197,10 @@ class DeviceExit:
             self._launches -= 1  # nothing was queued, so the device counts none either
             raise
 
+    def recount(self) -> None:
+        """Take the number of launches from the device, once it has run all of them."""
+        self._launches = int(self._launch[0])  # every launch decides about the first exit
+
     def told(self, segment: int) -> bool:
         """Return whether the device has written a segment's answer since the last launch."""
         # The device writes the logits, then the answer, then this number. The host reads the number

@@ -455,6 +455,7 @@ class TensorRTChain:
         kind = (index, 0)  # another than when the host launches it
         self._wait_for(event, kind, lambda: device.told(index) or self._cuda.done(event))
         if not device.told(index):
+            device.recount()
             raise BackendError(
                 f"the graph of all segments ended without the logits of {self._names[index]}; open "
                 "the session without --device-exit, or TensorRTOptions(device_exit=True)"

@@ -117,6 +117,7 @@ def fresh() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Bundles with engines; do not change them, take ``bundle``."""
+    FAKE.fake_reset()  # no other test's GPU
     root = tmp_path_factory.mktemp("compiled")
     for name in ("fp32", "fp16", "fixed", "swin", "two"):
         build_engines(copied(name, root), library=LIBRARY)
@@ -1166,6 +1167,23 @@ def test_a_graph_that_ends_without_an_answer(compiled: Path) -> None:
             trt.predict(frames(1)[0])
 
 
+@once
+def test_an_interrupted_launch_costs_one_image(
+    compiled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted by the host and not by the device."""
+    with open_trt(compiled / "fixed", device_exit=True) as trt:
+        expected = trt.predict(frames(1)[0])
+        with monkeypatch.context() as patch:
+            patch.setattr(trt.chain._cuda, "launch", lambda graph: 1 / 0)  # type: ignore[attr-defined]
+            with pytest.raises(ZeroDivisionError):
+                trt.predict(frames(1)[0])
+        with pytest.raises(BackendError, match="ended without the logits"):
+            trt.predict(frames(1)[0])
+        again = trt.predict(frames(1)[0])
+        assert (again.exit, again.confidence) == (expected.exit, expected.confidence)
+
+
 # What goes wrong while it runs.
 
 
@@ -1177,7 +1195,7 @@ def test_a_false_return_from_execution(bundle: Path) -> None:
 
 def test_a_failed_recording_costs_time_alone(bundle: Path) -> None:
     with open_trt(bundle) as session:
-        images = session.prepare(frames(1))
+        images = frames(1)
         expected = session.exit_logits(images)
     FAKE.fake_fail(b"cuStreamEndCapture", 901, 0)
     slower = r"segment_0, 1 row; .*segment_3, 8 rows: without a CUDA graph, .*901.*--no-cuda"
