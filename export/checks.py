@@ -29,11 +29,13 @@ from lgvit_edge.policies.scores import confidence, difference
 from lgvit_edge.runtime.backends.ort_pool import join_pool, open_session
 
 SAMPLES = 5
-TOLERANCE = {"fp32": 1e-4, "fp16": 5e-2, "int8": 4.0}  # on logits
+# On logits. Float32 itself: logits of a fine-tuned ViT-Tiny in PyTorch were 7e-5 from those in
+# float64, and in ONNX Runtime up to 1.2e-4 from PyTorch's.
+TOLERANCE = {"fp32": 5e-4, "fp16": 5e-2, "int8": 4.0}
 # After 8 blocks of a trained ViT-Tiny, PyTorch's own float32 differs from float64 by 6e-4 in the
 # hidden state and 1e-5 in the logits after it: rounding, which the norms reduce again. In int8
 # hidden states are not compared: a trained ViT's few large channels react to small changes.
-_HIDDEN_SLACK = {"fp32": 10.0, "fp16": 1.0, "int8": float("inf")}
+_HIDDEN_SLACK = {"fp32": 2.0, "fp16": 1.0, "int8": float("inf")}
 # By precision, as shares: top-1 that may be lost, and images that may leave at another exit.
 ALLOWED = {"fp32": (0.0005, 0.001), "fp16": (0.002, 0.01), "int8": (0.01, 0.03)}
 _CURE = {
@@ -112,7 +114,8 @@ class ChainCheck:
         if not gap <= tolerance:
             raise ParityError(
                 f"{who} diverges from PyTorch in {tensor!r}: max |difference| {gap:.3g}, "
-                f"tolerance {tolerance:g}; nothing was written"
+                f"tolerance {tolerance:g}; nothing was written. If its answers are right all the "
+                "same (--data DIR compares them), take more with --tolerance"
             )
         return gap
 

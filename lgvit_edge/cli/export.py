@@ -52,6 +52,13 @@ def export(
             "layernorm,softmax or none. Default: layernorm for jetson (from 6.1) and rtx."
         ),
     ] = None,
+    tolerance: Annotated[
+        float | None,
+        Option(
+            help="Largest allowed difference of logits from PyTorch's; the bundle keeps it. "
+            "Default: 5e-4 for fp32, 5e-2 for fp16, 4 for int8."
+        ),
+    ] = None,
     fp32_accumulate: Annotated[
         bool,
         Option(
@@ -150,6 +157,7 @@ def export(
         precision=precision,
         fp32_islands=_islands(keep_fp32),
         fp32_accumulate=fp32_accumulate,
+        tolerance=tolerance,
         input=input,
         batch=parse_batch(batch),
         opset=opset,

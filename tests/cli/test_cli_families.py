@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 
 import lgvit_edge.export
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
+from lgvit_edge.bundle.directory import open_bundle
 from lgvit_edge.cli.app import app
-from lgvit_edge.errors import CheckpointError, ConfigError, UsageError
+from lgvit_edge.errors import CheckpointError, ConfigError, ParityError, UsageError
 from lgvit_edge.export import ExportOptions
 from lgvit_edge.images.spec import Preprocess
 from lgvit_edge.model import LGViT, block_macs, save_checkpoint
@@ -372,3 +373,13 @@ def test_export_refuses_what_cannot_be_meant(saved: Callable[[str], Path], tmp_p
         with pytest.raises(error, match=message):
             command("export", *arguments, "--out", out)
     assert not out.exists()
+
+
+def test_a_difference_that_somebody_accepts(saved: Callable[[str], Path], tmp_path: Path) -> None:
+    """It is kept, so that a device is held against the same."""
+    out = tmp_path / "out"
+    with pytest.raises(ParityError, match="tolerance 1e-12; nothing was written.*--tolerance"):
+        command("export", "--ckpt", saved("vit"), "--out", out, "--tolerance", 1e-12)
+    assert not out.exists()
+    command("export", "--ckpt", saved("vit"), "--out", out, "--tolerance", 0.02)
+    assert open_bundle(out).manifest.parity.tolerance == 0.02
