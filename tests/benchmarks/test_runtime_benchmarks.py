@@ -45,7 +45,7 @@ def test_the_rival_graph_leaves_with_the_chains_logits(single: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
     with tempfile.TemporaryDirectory() as folder, Session.open(single) as session:
         graph = IfGraph(bundle, Path(folder), images, session.describe()["threads"])
-        expected = session.timed_exits(images)[0]
+        expected = session.timed_exits(session.prepare(list(images)))[0]
         for exit in (1, 3, 4, 2):
             graph(exit)
             np.testing.assert_allclose(graph.logits[0], expected[exit - 1], atol=1e-5)

@@ -47,7 +47,8 @@ def test_a_worker_that_is_lost_ends_the_run(tmp_path: Path, bad: str) -> None:
     )
     assert status == 1, said
     assert "crashed while running 'test_0.py::test_bad'" in said, said
-    assert said.count("node down") == 1, said  # and was not run again
+    # Once; or twice where xdist has given the file to the other worker before it gives up.
+    assert said.count("node down") in (1, 2), said
     assert "INTERNALERROR" not in said
     assert ("in test_bad" in said) == (bad == HANGS)  # where it hung
 

@@ -476,7 +476,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "no classifier": (
         without("head."),
-        "the weights have no classifier, and stage 2 trains none; run: lgvit-edge train --st",
+        "the weights have no classifier, and stage 2 trains none; "
+        "run: lgvit-edge train --order joint",
     ),
     "a classifier beside": (
         under("backbone.", without("head.")) | {"fc.weight": torch.zeros(CLASSES, D)},
