@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from lgvit_edge._support.files import locked
 from lgvit_edge._support.optional import require
 from lgvit_edge._support.outputs import check_file, check_folder, followed
 from lgvit_edge.errors import DataError, TrainingError, UsageError
@@ -44,6 +46,28 @@ def check_place(out: Path, features: Path | None = None) -> None:
             check_folder(features)
     except OSError as error:
         raise TrainingError(str(error.strerror)) from None
+
+
+@contextlib.contextmanager
+def alone(out: Path, features: Path | None, team: Team) -> Iterator[None]:
+    """Does what ``check_place`` does, and keeps other trainings away from the same files.
+
+    Raises:
+        TrainingError: another one writes them. Others as ``check_place`` raises them.
+    """
+    with contextlib.ExitStack() as stack:
+        if team.leads:
+            check_place(out, features)
+            try:
+                stack.enter_context(locked(out.with_name(f".{out.name}.lock")))
+            except BlockingIOError as holder:
+                raise TrainingError(
+                    f"another training ({holder}) writes {out}: wait for it, or name another file "
+                    "with --out"
+                ) from None
+            except OSError as error:
+                raise TrainingError(f"cannot write {out}: {error.strerror or error}") from None
+        yield
 
 
 def check_room(out: Path, model: LGViT) -> None:

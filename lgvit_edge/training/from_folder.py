@@ -14,7 +14,7 @@ from lgvit_edge.architecture.placement import plan_exits
 from lgvit_edge.errors import UsageError
 from lgvit_edge.images.classes import numbered
 from lgvit_edge.model import LGViT, block_macs, load_model
-from lgvit_edge.training.checks import check_place
+from lgvit_edge.training.checks import alone
 from lgvit_edge.training.loop import train
 from lgvit_edge.training.passes import Passes, naming, pass_sizes, train_passes
 from lgvit_edge.training.settings import TrainingConfig
@@ -60,20 +60,19 @@ def train_from_folder(
     config = config or TrainingConfig()
     team = join(config.device)
     console = (console or errors) if team.leads else Console(quiet=True)
-    if team.leads:
-        check_place(Path(out), None if features is None else Path(features))
-    start = start_from_folder(data, config=config, console=console, exits=exits, **options)
-    return train(
-        start.model,
-        start.images,
-        start.val,
-        config,
-        out=out,
-        features=features,
-        teacher=None if teacher is None else load_teacher(teacher, start, console),
-        resume=resume,
-        console=console,
-    )
+    with alone(Path(out), None if features is None else Path(features), team):
+        start = start_from_folder(data, config=config, console=console, exits=exits, **options)
+        return train(
+            start.model,
+            start.images,
+            start.val,
+            config,
+            out=out,
+            features=features,
+            teacher=None if teacher is None else load_teacher(teacher, start, console),
+            resume=resume,
+            console=console,
+        )
 
 
 def load_teacher(teacher: str | Path, start: Start, console: Console) -> Teacher:
@@ -133,37 +132,36 @@ def passes_from_folder(
     config = config or TrainingConfig()
     team = join(config.device)
     console = (console or errors) if team.leads else Console(quiet=True)
-    if team.leads:
-        check_place(Path(out), None if features is None else Path(features))
-    typed = ["none"] if exits is None else exits.split("/")
-    last = None if exits is None else typed[-1]
-    start = start_from_folder(
-        data, config=config, console=console, exits=last, default_exits="none", **options
-    )
-    wanted = pass_sizes(sizes, start.model.config)
-    if len(typed) not in (1, len(wanted)):
-        raise UsageError(
-            f"--exits: expected those of one pass for all, or of {len(wanted)} passes with / "
-            f"between them, such as none/6,9; found {exits!r}"
+    with alone(Path(out), None if features is None else Path(features), team):
+        typed = ["none"] if exits is None else exits.split("/")
+        last = None if exits is None else typed[-1]
+        start = start_from_folder(
+            data, config=config, console=console, exits=last, default_exits="none", **options
         )
-    coarse = (typed * len(wanted) if len(typed) == 1 else typed)[: len(wanted) - 1]
-    plans = [
-        _placed(start.model, size, text, options.get("heads"))
-        for size, text in zip(wanted, coarse, strict=False)
-    ]
-    return train_passes(
-        start.model,
-        start.images,
-        start.val,
-        config,
-        sizes=wanted,
-        exits=plans,
-        shared=shared,
-        out=out,
-        features=features,
-        resume=resume,
-        console=console,
-    )
+        wanted = pass_sizes(sizes, start.model.config)
+        if len(typed) not in (1, len(wanted)):
+            raise UsageError(
+                f"--exits: expected those of one pass for all, or of {len(wanted)} passes with / "
+                f"between them, such as none/6,9; found {exits!r}"
+            )
+        coarse = (typed * len(wanted) if len(typed) == 1 else typed)[: len(wanted) - 1]
+        plans = [
+            _placed(start.model, size, text, options.get("heads"))
+            for size, text in zip(wanted, coarse, strict=False)
+        ]
+        return train_passes(
+            start.model,
+            start.images,
+            start.val,
+            config,
+            sizes=wanted,
+            exits=plans,
+            shared=shared,
+            out=out,
+            features=features,
+            resume=resume,
+            console=console,
+        )
 
 
 def _placed(model: LGViT, size: int, text: str, heads: str | None) -> tuple[ExitConfig, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from rich.console import Console
 from small import swin, vit, write_stripes
 from typer.testing import CliRunner
 
+from lgvit_edge._support.files import locked
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
 from lgvit_edge.cli.app import app
 from lgvit_edge.errors import ConfigError, DataError, TrainingError, UsageError
@@ -458,3 +460,21 @@ def test_passes_that_do_not_pay_are_told() -> None:
         console = quiet()
         shown(calibrated(models, measured, [Path("m-16.pt"), Path("m-32.pt")]), console)
         assert ("these passes do not pay" in said(console)) != pays
+
+
+@pytest.mark.parametrize("passes", [(), ("--passes", "0.5,1")], ids=["one", "passes"])
+def test_two_trainings_do_not_write_the_same_file(
+    passes: tuple[str, ...], begin: Begin, tmp_path: Path
+) -> None:
+    out = tmp_path / "m.pt"
+    arguments = (
+        *("train", "--data", tmp_path / "images", "--backbone", tmp_path / "start.pt"),
+        *("--out", out, "--epochs", 1, "--batch-size", 4, "--workers", 0, "--order", "whole"),
+    )
+    before = set(tmp_path.iterdir())
+    with locked(tmp_path / ".m.pt.lock"):
+        done = CliRunner().invoke(app, [*map(str, arguments), *passes])
+        assert done.exit_code == 1
+        error = str(done.exception or done.output)
+        assert re.search(r"another training \(process \d+.*writes .*m\.pt: wait for it", error)
+    assert set(tmp_path.iterdir()) == before
