@@ -134,9 +134,11 @@ def test_a_backends_own_layers(bundle: Path, backend: str) -> None:
     pytest.importorskip(backend)
     before = set(Path(tempfile.gettempdir()).glob("lgvit-edge-profile-*"))
     record = measure_layers(bundle, backend=backend, runs=2)
+    every: set[str] = set()
     for row in (*record["segments"], record["baseline"]):
         kinds = {layer["kind"] for layer in row["layers"]}
-        assert kinds & {"MatMul", "Gemm", "FullyConnected"} and kinds & {"Conv", "Softmax", "MVN"}
+        assert kinds & {"MatMul", "Gemm", "FullyConnected"}
+        every |= kinds
         for layer in row["layers"]:
             low, high = layer["p10"], layer["p90"]
             assert low is high is None or low <= layer["ms"] <= high
@@ -144,8 +146,9 @@ def test_a_backends_own_layers(bundle: Path, backend: str) -> None:
         assert inside == pytest.approx(row["profiled_ms"], rel=0.5)
     blocks = [{layer["block"] for layer in row["layers"]} for row in record["segments"]]
     assert all(str(number) in found for number, found in enumerate(blocks, 1))  # each has one
-    # OpenVINO tells whole microseconds, and a quick processor's classifier may take none.
+    # OpenVINO tells whole microseconds, and on a quick processor a small layer may take none.
     assert any("head" in found for found in blocks)
+    assert every & {"Conv", "Softmax", "MVN"}
     assert {f"{n}" for n in range(1, 5)} <= {x["block"] for x in record["baseline"]["layers"]}
     assert record["env"]["runtime"]["backend"] == backend
     assert "unstable" in record and record["bundle"]["passes"][0]["blocks"] == 4
