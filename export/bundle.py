@@ -39,7 +39,7 @@ from lgvit_edge.bundle.plain_files import size_of
 from lgvit_edge.errors import ExportError, UsageError
 from lgvit_edge.export import int8 as quantize
 from lgvit_edge.export.accumulate import accumulate_in_float32
-from lgvit_edge.export.checks import ChainCheck, compare, gate, reference_logits, sample_images
+from lgvit_edge.export.checks import ChainCheck, compare, exact_logits, gate, sample_images
 from lgvit_edge.export.graph import Part, WeightStore, save, trace
 from lgvit_edge.export.half import ISLANDS, halve
 from lgvit_edge.export.passes import check_passes
@@ -267,10 +267,7 @@ class _Export:
             self._calibrate()
         samples = [sample_images(model.config, options.input) for model in self.models]
         expected = np.concatenate(
-            [
-                reference_logits(m, pixels)
-                for m, (_, pixels) in zip(self.models, samples, strict=True)
-            ],
+            [exact_logits(m, pixels) for m, (_, pixels) in zip(self.models, samples, strict=True)],
             axis=1,
         )
         if not np.isfinite(expected).all():

@@ -7,6 +7,7 @@ the same answers, because thresholds are compared with confidences.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,13 +30,11 @@ from lgvit_edge.policies.scores import confidence, difference
 from lgvit_edge.runtime.backends.ort_pool import join_pool, open_session
 
 SAMPLES = 5
-# On logits. Float32 itself: logits of a fine-tuned ViT-Tiny in PyTorch were 7e-5 from those in
-# float64, and in ONNX Runtime up to 1.2e-4 from PyTorch's.
-TOLERANCE = {"fp32": 5e-4, "fp16": 5e-2, "int8": 4.0}
+TOLERANCE = {"fp32": 1e-4, "fp16": 5e-2, "int8": 4.0}  # on logits
 # After 8 blocks of a trained ViT-Tiny, PyTorch's own float32 differs from float64 by 6e-4 in the
 # hidden state and 1e-5 in the logits after it: rounding, which the norms reduce again. In int8
 # hidden states are not compared: a trained ViT's few large channels react to small changes.
-_HIDDEN_SLACK = {"fp32": 2.0, "fp16": 1.0, "int8": float("inf")}
+_HIDDEN_SLACK = {"fp32": 10.0, "fp16": 1.0, "int8": float("inf")}
 # By precision, as shares: top-1 that may be lost, and images that may leave at another exit.
 ALLOWED = {"fp32": (0.0005, 0.001), "fp16": (0.002, 0.01), "int8": (0.01, 0.03)}
 _CURE = {
@@ -68,7 +67,8 @@ class ChainCheck:
 
     Each graph is run twice: on the input of PyTorch's own segment, so that the error names the
     first graph that diverges, and on the output of the graph before it, as a chain does. That
-    chain's logits are compared with ``LGViT.exit_logits``, which folds nothing into the weights.
+    chain's logits are compared with ``LGViT.exit_logits`` in float64, which folds nothing into the
+    weights.
 
     Raises:
         ParityError: beyond the tolerance; names the segment and the tensor.
@@ -143,8 +143,17 @@ def graph_runner(path: Path, graph: GraphSpec) -> Callable[[NDArray[Any]], list[
 def reference_logits(model: LGViT, pixels: Tensor) -> NDArray[np.float32]:
     """Return PyTorch's logits at every exit, ``[n, M + 1, C] float32``."""
     with torch.no_grad():
-        logits: NDArray[np.float32] = model.exit_logits(pixels).numpy()
+        logits: NDArray[np.float32] = model.exit_logits(pixels).float().numpy()
     return logits
+
+
+def exact_logits(model: LGViT, pixels: Tensor) -> NDArray[np.float32]:
+    """Return what ``reference_logits`` returns, computed in float64.
+
+    In float32 PyTorch's own rounding would count as the graphs' error: in a fine-tuned ViT-Tiny it
+    was 7e-5, nearly the whole tolerance.
+    """
+    return reference_logits(copy.deepcopy(model).double(), pixels.double())
 
 
 def compare(

@@ -56,7 +56,7 @@ def export(
         float | None,
         Option(
             help="Largest allowed difference of logits from PyTorch's; the bundle keeps it. "
-            "Default: 5e-4 for fp32, 5e-2 for fp16, 4 for int8."
+            "Default: 1e-4 for fp32, 5e-2 for fp16, 4 for int8."
         ),
     ] = None,
     fp32_accumulate: Annotated[

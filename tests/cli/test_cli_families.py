@@ -378,7 +378,7 @@ def test_export_refuses_what_cannot_be_meant(saved: Callable[[str], Path], tmp_p
 def test_a_difference_that_somebody_accepts(saved: Callable[[str], Path], tmp_path: Path) -> None:
     """It is kept, so that a device is held against the same."""
     out = tmp_path / "out"
-    with pytest.raises(ParityError, match="tolerance 2e-12; nothing was .*--tolerance"):
+    with pytest.raises(ParityError, match="nothing was written.*--tolerance"):
         command("export", "--ckpt", saved("vit"), "--out", out, "--tolerance", 1e-12)
     assert not out.exists()
     command("export", "--ckpt", saved("vit"), "--out", out, "--tolerance", 0.02)
