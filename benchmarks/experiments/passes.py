@@ -158,10 +158,31 @@ def _some(folder: ImageFolder, count: int | None) -> ImageFolder:
 
 
 @dataclass(frozen=True)
+class Training:
+    """What is trained in one call: one coarse pass, or all passes where they share weights."""
+
+    sizes: tuple[int, ...]  # coarse first; the last is the last pass's
+    teacher: bool
+    shared: bool
+    exits: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of its files."""
+        kept = self.sizes if self.shared else self.sizes[:-1]
+        parts = ["shared"] if self.shared else []
+        parts += [str(size) for size in kept]
+        parts += ["taught"] if self.teacher else []
+        parts += [] if self.exits == "none" else [self.exits.replace(":", "")]
+        return "-".join([*parts, str(self.seed)])
+
+
+@dataclass(frozen=True)
 class Study:
     """What all trainings share."""
 
-    model: LGViT  # the last pass, which stays as it is
+    model: LGViT  # the last pass, which stays as it is unless weights are shared
     images: ImageFolder
     val: ImageFolder  # one half chooses, the other reports
     out: Path
@@ -172,58 +193,85 @@ class Study:
         Raises:
             UsageError: results of other settings are there.
         """
-        name = f"{arm.name.replace(',', '').replace(' ', '-')}-{config.seed}"
-        config = config if arm.teacher else config.replace(gamma=0.0)
+        sizes = pass_sizes(arm.sizes, self.model.config)
+        how = (arm.teacher, arm.shared, arm.exits, config.seed)
+        if arm.shared:
+            return Measured(*chained(*self._trained(Training(sizes, *how), config)))
+        models, own = list[LGViT](), list[Images]()
+        for size in sizes[:-1]:  # what arms have in common is trained once
+            found = self._trained(Training((size, sizes[-1]), *how), config)
+            models, own = models + found[0], own + found[1]
+        return Measured(*chained([*models, self.model], [*own, self._fine(config)]))
+
+    def _trained(
+        self, training: Training, config: TrainingConfig
+    ) -> tuple[list[LGViT], list[Images]]:
+        """Returns the models that a training gives, and their logits."""
+        config = config if training.teacher else config.replace(gamma=0.0)
         identity = {
             **config.identity(),
-            **asdict(arm),
+            **finite_json.loads(finite_json.dumps(asdict(training))),
             "images": self.images.fingerprint(),
             "val": self.val.fingerprint(),
         }
-        described, stored = self.out / f"{name}.json", self.out / f"{name}.npz"
-        if described.is_file():
-            then = finite_json.loads(read_bytes(described, MAX_TEXT))
-            if then != identity:
-                raise UsageError(
-                    f"{described} is of other settings; give another folder: --out, or: "
-                    f"rm '{described}' '{stored}'"
-                )
+        described = self.out / f"{training.name}.json"
+        self._check(described, identity)
         write_json(described, identity)
-        sizes = pass_sizes(arm.sizes, self.model.config)
-        if not stored.is_file():
-            say(f"training {name}")
-            self._train(arm, config, name, sizes)
-        files = [pass_path(self.out / f"{name}.pt", size) for size in sizes]
+        checkpoint = self.out / f"{training.name}.pt"
+        sizes = training.sizes if training.shared else training.sizes[:-1]
+        files = [pass_path(checkpoint, size) for size in sizes]
+        if not all(file.is_file() for file in files):
+            say(f"training {training.name}")
+            self._train(training, config, checkpoint)
         models = [load_model(file) for file in files]
-        with np.load(stored) as arrays:
-            own = [Images(arrays[f"logits_{size}"], arrays["labels"]) for size in sizes]
-        return Measured(*chained(models, own))
+        answers = [
+            self._answers(model, file.with_suffix(".npz"), config)
+            for model, file in zip(models, files, strict=True)
+        ]
+        return models, answers
 
-    def _train(self, arm: Arm, config: TrainingConfig, name: str, sizes: Sequence[int]) -> None:
-        """Trains an arm and stores the logits of each of its passes."""
+    def _fine(self, config: TrainingConfig) -> Images:
+        """Returns the logits of the last pass as it is."""
+        described = self.out / "fine.json"
+        identity = {"val": self.val.fingerprint()}
+        self._check(described, identity)
+        write_json(described, identity)
+        return self._answers(self.model, self.out / "fine.npz", config)
+
+    def _check(self, described: Path, identity: dict[str, Any]) -> None:
+        if described.is_file() and (finite_json.loads(read_bytes(described, MAX_TEXT)) != identity):
+            raise UsageError(
+                f"{described} is of other settings; give another folder: --out, or: "
+                f"rm '{described.with_suffix('')}'*"
+            )
+
+    def _train(self, training: Training, config: TrainingConfig, checkpoint: Path) -> None:
         family, exits = self.model.config.family, []
-        for size in sizes[:-1]:
+        for size in training.sizes[:-1]:
             macs = block_macs(self.model.resized(size).config)
-            exits.append(plan_exits(arm.exits, macs, family=family))
-        passes = train_passes(
+            exits.append(plan_exits(training.exits, macs, family=family))
+        train_passes(
             self.model,
             self.images,
             None,
             config,
-            sizes=sizes,
+            sizes=training.sizes,
             exits=exits,
-            shared=arm.shared,
-            out=self.out / f"{name}.pt",
-            # The teacher is the same for all arms of a seed.
+            shared=training.shared,
+            out=checkpoint,
+            # The teacher is the same for all trainings of a seed.
             answers=self.out / f"answers-{config.seed}",
         )
-        arrays: dict[str, Any] = {}
-        for model, size in zip(passes.models, sizes, strict=True):
-            val = self.val.at(size, model.config.preprocess)
+
+    def _answers(self, model: LGViT, stored: Path, config: TrainingConfig) -> Images:
+        """Returns a model's logits on the validation images, computed unless they are stored."""
+        if not stored.is_file():
+            val = self.val.at(model.config.image_size, model.config.preprocess)
             found = all_logits(model, val, 100, workers=config.workers)
-            arrays |= {f"logits_{size}": found.logits, "labels": found.labels}
-        with replacing(self.out / f"{name}.npz") as partial, partial.open("wb") as file:
-            np.savez(file, **arrays)
+            with replacing(stored) as partial, partial.open("wb") as file:
+                np.savez(file, logits=found.logits, labels=found.labels)
+        with np.load(stored) as arrays:
+            return Images(arrays["logits"], arrays["labels"])
 
 
 def summary(runs: Sequence[Measured]) -> dict[str, Any]:
