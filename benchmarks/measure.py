@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from lgvit_edge.benchmarks.record import Sample, instability, raw, summarise
 from lgvit_edge.bundle.inspection import pass_records
 from lgvit_edge.bundle.manifest import Manifest
+from lgvit_edge.bundle.plain_models import better
 from lgvit_edge.errors import DataError, UsageError
 from lgvit_edge.images.labelled import LabelledImage, content_hash
 from lgvit_edge.images.preprocess import load_rgb
 from lgvit_edge.machine.clocks import clock_state, throttling
-from lgvit_edge.machine.environment import environment
+from lgvit_edge.machine.environment import device_of, environment
 from lgvit_edge.machine.memory import peak_memory_mb
 from lgvit_edge.policies import FixedExit
 from lgvit_edge.runtime import Result, Session
@@ -197,6 +198,7 @@ def _record(
     clocks: dict[str, Any],
     shares: NDArray[np.float64] | None = None,
 ) -> dict[str, Any]:
+    figures = summarise(samples, session.manifest, shares)
     unstable = instability(samples, start["running"], start["cores"])
     after = clock_state(gpu=gpu_of(session))
     if held := throttling(clocks, after):
@@ -205,11 +207,24 @@ def _record(
         "env": start | {"runtime": session.describe(), "peak_memory_mb": peak_memory_mb()},
         "clocks": {"before": clocks, "after": after},
         "bundle": described(session.manifest),
-        **summarise(samples, session.manifest, shares),
+        **figures,
         "unstable": unstable,
+        "plain_models": _better(session, figures),
         "command": command_line(),
         "raw": raw(samples),
     }
+
+
+def _better(session: Session, figures: dict[str, Any]) -> list[str]:
+    """Return what people should know of plain models that the bundle was compared with."""
+    if figures["accuracy"] is None:
+        return []
+    return better(
+        session.manifest.plain_models,
+        change=figures["accuracy"] - figures["baseline_accuracy"],
+        time_share=1 / figures["speedup"]["wall_clock"],
+        device=device_of(session.describe()),
+    )
 
 
 def described(manifest: Manifest) -> dict[str, Any]:

@@ -196,7 +196,7 @@ def export_bundle(
         progress: called with the name of the step, steps done and steps in all.
 
     Raises:
-        UsageError: a single model has no exits, the passes do not fit together, or the policy does
+        UsageError: there are no models, the passes do not fit together, or the policy does
             not fit the exits.
         ExportError: a graph cannot be exported, the directory cannot be written, or the model's
             logits are not finite.
@@ -442,6 +442,7 @@ class _Export:
                 calibration=calibration,
                 agreement=agreed,
                 points={},
+                plain_models={},
             )
         except ValueError as error:
             raise ExportError(f"the bundle does not fit together: {error}") from None

@@ -15,12 +15,10 @@ def check_passes(models: Sequence[LGViT]) -> list[ModelCosts]:
     """Check that models in eval mode can be the passes of one bundle; return what each costs.
 
     Raises:
-        UsageError: a single one has no exits, their classes differ, or the MACs do not grow.
+        UsageError: there are none, their classes differ, or the MACs do not grow.
     """
     if not models:
         raise UsageError("expected at least one model")
-    if len(models) == 1 and not models[0].config.exits:
-        raise UsageError("the model has no exits; run: lgvit-edge train to add and train them")
     first, costs = models[0].config, [model_costs(model) for model in models]
     for number in range(2, len(models) + 1):
         before, model = models[number - 2], models[number - 1]

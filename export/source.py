@@ -15,7 +15,7 @@ from lgvit_edge.machine.tensorrt import TensorRT
 from lgvit_edge.model import LGViT, block_macs, load_checkpoint, load_model
 from lgvit_edge.model.checkpoints.containers import Note, note_in_log
 
-NO_EXITS = "none"  # of a pass whose own classifier is its only exit
+NO_EXITS = "none"  # of a pass, or a plain model, whose own classifier is its only exit
 
 
 def models_to_export(
@@ -31,20 +31,20 @@ def models_to_export(
     """Return the network of each pass, trained, or with random weights for timing; in eval mode.
 
     Args:
-        checkpoints: each as ``load_checkpoint`` reads it; of several, also as ``load_backbone``
-            does.
+        checkpoints: each as ``load_checkpoint`` reads it; of several, and without exits, also as
+            ``load_backbone`` does.
         use_ema: of checkpoints, as ``load_checkpoint`` takes it.
         archs: instead of them, some of ``architectures()``.
         exits: for each pass; of a checkpoint, those of its exits to keep (default all), of an
-            architecture, as ``plan_exits`` reads them (default 8 uniform ones). Of several passes,
-            one may have ``none``.
+            architecture, as ``plan_exits`` reads them (default 8 uniform ones), or ``none``.
         heads: of architectures, as ``default_heads`` reads it.
         image_sizes: for each pass, the side of its input in pixels; default the model's.
         note: as ``load_checkpoint`` takes it.
 
     Raises:
         UsageError: neither or both of ``checkpoints`` and ``archs``, what is for the other one, or
-            not as many ``exits`` or ``image_sizes`` as passes.
+            not as many ``exits`` or ``image_sizes`` as passes; a single model has no exits and
+            ``none`` was not asked for.
         CheckpointError: a checkpoint cannot be used.
         ConfigError: exits, heads or sizes do not fit the model.
     """
@@ -61,17 +61,21 @@ def models_to_export(
             raise UsageError(
                 f"expected {name} once for each {option}, {count} in all, found {len(given)}"
             )
-    if count == 1 and list(exits) == [NO_EXITS]:
-        raise UsageError("--exits none is for one of several passes: a single one needs an exit")
+    plain = list(exits) == [NO_EXITS]
     models = []
     for i, source in enumerate(sources):
         chosen = exits[i] if exits else None
         size = image_sizes[i] if image_sizes else None
         if checkpoints:
-            read = load_checkpoint if count == 1 else load_model
+            read = load_checkpoint if count == 1 and not plain else load_model
             models.append(_trained(read(source, use_ema=use_ema, note=note), chosen, size))
         else:
             models.append(_random(str(source), chosen, heads, size))
+    if count == 1 and not plain and not models[0].config.exits:
+        raise UsageError(
+            f"{sources[0]} has no exits; run: lgvit-edge train to add and train them, or export it "
+            "as a plain model to compare with: --exits none"
+        )
     return models
 
 

@@ -82,6 +82,8 @@ def print_report(record: dict[str, Any], console: Console) -> None:
     if skipped := record.get("skipped"):
         left_out = f"images that cannot be read were skipped: {len(skipped)}, such as {skipped[0]}"
         console.print(plain(left_out, "yellow"), soft_wrap=True)
+    for text in record["plain_models"]:
+        console.print(plain(text, "yellow"), soft_wrap=True)
     for reason in record["unstable"]:
         console.print(plain(f"unstable: {reason}", "yellow"), soft_wrap=True)
 

@@ -19,7 +19,7 @@ import dataclasses
 import fnmatch
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from lgvit_edge._support.outputs import PARTIAL, check_folder, followed, leftove
 from lgvit_edge.bundle.graphs import check_graph
 from lgvit_edge.bundle.manifest import MAX_BYTES, FileSpec, GraphSpec, Manifest
 from lgvit_edge.bundle.plain_files import sha256, size_of
+from lgvit_edge.bundle.plain_models import PlainModel
 from lgvit_edge.bundle.points import OperatingPoint
 from lgvit_edge.errors import BackendError, BundleError, ExportError, UsageError, in_one_line
 
@@ -253,10 +254,16 @@ def check_writable(root: Path) -> None:
         ) from None
 
 
-def add_points(root: Path, identity: str, points: dict[str, OperatingPoint]) -> None:
-    """Add operating points to a bundle's manifest by name; points of other names stay.
+def add_to_manifest(
+    root: Path,
+    identity: str,
+    points: Mapping[str, OperatingPoint] | None = None,
+    *,
+    plain_models: Mapping[str, PlainModel] | None = None,
+) -> None:
+    """Add operating points, and plain models compared, by name; those of other names stay.
 
-    ``identity`` is that of the manifest that the points were tuned on.
+    ``identity`` is that of the manifest that they were measured with.
 
     Raises:
         BundleError: the bundle was exported again meanwhile, or cannot be written.
@@ -267,10 +274,12 @@ def add_points(root: Path, identity: str, points: dict[str, OperatingPoint]) -> 
             manifest = open_bundle(root, verify=False).manifest
             if manifest.identity != identity:
                 raise BundleError(
-                    f"{root} was exported again meanwhile: the points are not its own; run tune "
-                    "again"
+                    f"{root} was exported again meanwhile: the figures are not its own; run the "
+                    "command again"
                 )
-            finish(root, dataclasses.replace(manifest, points=manifest.points | points))
+            both = manifest.plain_models | dict(plain_models or {})
+            new = manifest.points | dict(points or {})
+            finish(root, dataclasses.replace(manifest, points=new, plain_models=both))
     except OSError as error:
         raise BundleError(f"cannot write {root / MANIFEST}: {error.strerror or error}") from None
 

@@ -16,14 +16,16 @@ from functools import cached_property
 from typing import Any
 
 from lgvit_edge.bundle.codec import loads, to_json
+from lgvit_edge.bundle.plain_models import PlainModel
 from lgvit_edge.bundle.points import OperatingPoint, check_name
 from lgvit_edge.errors import BundleError
 from lgvit_edge.images.spec import Preprocess, View
 
 # History: 1 - first version. 2 - half and int8 precision: islands, calibration, agreement.
 # 3 - preprocessing may squash images, which version 2 never does. 4 - operating points, MACs of
-# heads, temperatures in policies. 5 - sizes of files. 6 - published MACs. 7 - passes.
-SCHEMA_VERSION = 7
+# heads, temperatures in policies. 5 - sizes of files. 6 - published MACs. 7 - passes. 8 - plain
+# models that a bundle was compared with.
+SCHEMA_VERSION = 8
 TARGETS = ("cpu", "jetson", "rtx")
 DTYPES = ("uint8", "float16", "float32")
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -218,6 +220,7 @@ class Manifest:
     calibration: Calibration | None
     agreement: Agreement | None  # if the export compared decisions on real images
     points: dict[str, OperatingPoint]  # from tuning, by name
+    plain_models: dict[str, PlainModel]  # that it was compared with, by name
 
     def __post_init__(self) -> None:
         if not self.passes:
@@ -226,6 +229,9 @@ class Manifest:
             check_name(name)
             if len(point.shares) != len(self.segments):
                 raise ValueError(f"point {name!r} must have one share per exit and the final one")
+        for name in self.plain_models:
+            if not (0 < len(name) <= 200 and name.isprintable()):
+                raise ValueError(f"a plain model's name must be a short line, found {name[:80]!r}")
         if faults := list(self._faults()):
             raise ValueError("; ".join(faults))
 

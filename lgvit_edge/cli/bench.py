@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
-from lgvit_edge._support.outputs import write_json
-from lgvit_edge._support.terminal import console, progress_bar, say
+from lgvit_edge._support.outputs import replacing, write_json
+from lgvit_edge._support.terminal import console, note, progress_bar, say
+from lgvit_edge._support.text import escaped
 from lgvit_edge.cli.options import (
     Classes,
-    Engines,
     Labels,
     PointName,
     PolicyText,
     RunOptions,
     Samples,
     check_outputs,
+    check_picture,
     labelled_images,
     parse_numbers,
     with_options,
 )
-from lgvit_edge.errors import UsageError
+from lgvit_edge.errors import BundleError, UsageError
+
+if TYPE_CHECKING:
+    from lgvit_edge.images.labelled import LabelledImage
 
 
 @with_options
 def bench(
-    engines: Engines,
+    engines: Annotated[
+        list[Path],
+        Option(
+            help="Bundle folder that `lgvit-edge export` wrote. Given several times, all are "
+            "measured in turn, at the thresholds that one half of --data chooses."
+        ),
+    ],
     data: Annotated[
         Path | None,
         Option(
@@ -51,11 +63,29 @@ def bench(
         Path | None, Option("--json", help="Also write the record to this file.")
     ] = None,
     report: Annotated[Path | None, Option(help="Also write an HTML report to this file.")] = None,
+    plot: Annotated[
+        Path | None,
+        Option(help="Of several bundles: plot accuracy over time (.png, .svg, .pdf)."),
+    ] = None,
     energy: Annotated[
         bool, Option(help="Measure energy after latency, where the machine tells it.")
     ] = True,
 ) -> None:
-    """Measure latency, energy, MACs and accuracy; chain and baseline take turns in one run."""
+    """Measure latency, energy, MACs and accuracy; chain and baseline take turns in one run.
+
+    Of several bundles, plain models included, say which one is the fastest at its accuracy.
+    """
+    if len(engines) > 1:
+        only = {"--policy": policy, "--point": point, "--mix": mix, "--report": report}
+        if given := [option for option, value in only.items() if value is not None]:
+            raise UsageError(f"{given[0]} is for one bundle, found {len(engines)}")
+        if data is None:
+            raise UsageError("several bundles are compared on labelled images: add --data DIR")
+        _bench_several(engines, data, labels, classes, samples, run, json_file, plot)
+        return
+    (bundle,) = engines
+    if plot is not None:
+        raise UsageError("--plot is for several bundles; for one: --report FILE.html")
     from lgvit_edge.benchmarks import measure_exits, measure_images, print_report
     from lgvit_edge.benchmarks.energy import EnergyRun
     from lgvit_edge.benchmarks.report.gallery import Gallery
@@ -69,7 +99,7 @@ def bench(
         raise UsageError("--mix is for runs without --data, where exits are forced")
     if report is not None:
         check_report()
-    with run.open(engines, policy, point) as session, progress_bar("measuring") as progress:
+    with run.open(bundle, policy, point) as session, progress_bar("measuring") as progress:
         manifest, images, gallery = session.manifest, None, None
         shares = parse_numbers(mix)
         if data is not None:
@@ -93,3 +123,66 @@ def bench(
     if report is not None:
         write_page(report, record, manifest, gallery)
         say(f"page: {report}")
+
+
+def _bench_several(
+    engines: list[Path],
+    data: Path,
+    labels: Path | None,
+    classes: str | None,
+    samples: int | None,
+    run: RunOptions,
+    json_file: Path | None,
+    plot: Path | None,
+) -> None:
+    from lgvit_edge.benchmarks.contenders import measure_contenders, plain_models
+    from lgvit_edge.benchmarks.report.contenders import draw_contenders, print_contenders
+    from lgvit_edge.bundle.directory import add_to_manifest
+
+    check_picture(plot)
+    check_outputs({"--json": json_file, "--plot": plot})
+    names = _names(engines)
+    with contextlib.ExitStack() as stack:
+        sessions = {
+            name: stack.enter_context(run.open(bundle, None, None))
+            for name, bundle in names.items()
+        }
+        listed: dict[object, Sequence[LabelledImage]] = {}  # with the same classes, once
+        images = {}
+        for name, session in sessions.items():
+            manifest = session.manifest
+            known = manifest.labels, manifest.num_classes
+            if known not in listed:
+                listed[known] = labelled_images(manifest, data, labels, classes, samples)
+            images[name] = listed[known]
+        with progress_bar("measuring") as progress:
+            record = measure_contenders(sessions, images, progress=progress)
+        compared = plain_models(record, sessions)
+        identities = {name: session.manifest.identity for name, session in sessions.items()}
+    print_contenders(record, console)
+    if json_file is not None:
+        write_json(json_file, record)
+        say(f"record: {json_file}")
+    if plot is not None:
+        with replacing(plot) as partial:
+            draw_contenders(record, partial, plot.suffix[1:])
+        say(f"picture: {plot}")
+    for name, models in compared.items():  # so that ``tune`` and ``bench`` can warn
+        try:
+            add_to_manifest(names[name], identities[name], plain_models=models)
+        except BundleError as error:
+            note(f"the comparison is not kept in {names[name]}: {error}")
+
+
+def _names(engines: list[Path]) -> dict[str, Path]:
+    """Return the bundles by the names of their folders, or by their paths where these are equal."""
+    folders = [bundle.absolute().name for bundle in engines]
+    texts = [
+        folder if folders.count(folder) == 1 else str(bundle)
+        for folder, bundle in zip(folders, engines, strict=True)
+    ]
+    lines = (" ".join(escaped(text).split())[-100:] for text in texts)
+    names = dict(zip(lines, engines, strict=True))
+    if len(names) < len(engines):
+        raise UsageError(f"expected different bundles, found {', '.join(texts)}")
+    return names

@@ -109,8 +109,8 @@ def export(
         list[str] | None,
         Option(
             help="Blocks whose exits are exported, such as 4,8; with --arch also uniform:M, "
-            "shallow:M, middle:M or deep:M. Default: all; with --arch uniform:8. Of several "
-            "passes, once for each, and none for its own classifier alone."
+            "shallow:M, middle:M or deep:M; none: its own classifier alone, to compare with. "
+            "Default: all; with --arch uniform:8. Of several passes, once for each."
         ),
     ] = None,
     heads: Heads = None,

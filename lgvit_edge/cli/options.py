@@ -18,6 +18,7 @@ from typer import Option
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from lgvit_edge._support.finite_json import dumps
+from lgvit_edge._support.optional import require
 from lgvit_edge._support.outputs import FULL, check_file, check_folder, is_stdout
 from lgvit_edge._support.terminal import console, errors, note, say
 from lgvit_edge.architecture.heads import head_choices
@@ -358,6 +359,19 @@ def check_outputs(
             except OSError as error:
                 raise UsageError(f"{option}: {error.strerror}") from None
     console.stderr |= any(file is not None and is_stdout(file) for file in files.values())
+
+
+def check_picture(plot: Path | None) -> None:
+    """Raise before long work if a picture cannot be drawn.
+
+    Raises:
+        UsageError: it is no kind of file that can be drawn.
+        MissingDependency: matplotlib is not installed.
+    """
+    if plot is not None:
+        if plot.suffix not in (".png", ".svg", ".pdf"):
+            raise UsageError(f"--plot must end in .png, .svg or .pdf, found {plot.name!r}")
+        require("matplotlib", extra="report")
 
 
 def parse_batch(text: str) -> tuple[int, int, int]:

@@ -7,10 +7,17 @@ from typing import Annotated
 
 from typer import Option
 
-from lgvit_edge._support.optional import require
 from lgvit_edge._support.outputs import replacing, write_json
 from lgvit_edge._support.terminal import console, note, progress_bar, say
-from lgvit_edge.cli.options import Backend, Device, Engines, Precision, Threads, check_outputs
+from lgvit_edge.cli.options import (
+    Backend,
+    Device,
+    Engines,
+    Precision,
+    Threads,
+    check_outputs,
+    check_picture,
+)
 from lgvit_edge.errors import UsageError
 
 
@@ -48,11 +55,8 @@ def profile(
     from lgvit_edge.images.labelled import evenly, unlabelled_images
     from lgvit_edge.runtime.backends.base import ChainOptions
 
-    if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
-        raise UsageError(f"--plot must end in .png, .svg or .pdf, found {plot.name!r}")
+    check_picture(plot)
     check_outputs({"--json": json_file, "--plot": plot})
-    if plot is not None:
-        require("matplotlib", extra="report")
     count = len(open_bundle(engines, verify=False).manifest.segments)
     if segment is not None and segment not in ("baseline", *map(str, range(count))):
         raise UsageError(f"--segment must be 0..{count - 1} or baseline, found {segment!r}")

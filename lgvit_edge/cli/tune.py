@@ -23,6 +23,7 @@ from lgvit_edge.cli.options import (
     Samples,
     Threads,
     check_outputs,
+    check_picture,
     labelled_images,
 )
 from lgvit_edge.errors import DataError, UsageError
@@ -100,7 +101,7 @@ def tune(
     Times are measured on this machine, so run it on the device. Without a goal, the points fast,
     balanced and accurate are stored.
     """
-    from lgvit_edge.bundle.directory import add_points, check_writable, open_bundle
+    from lgvit_edge.bundle.directory import add_to_manifest, check_writable, open_bundle
     from lgvit_edge.tuning import Goal, TuneOptions
     from lgvit_edge.tuning import tune as search
     from lgvit_edge.tuning.record import read
@@ -124,11 +125,8 @@ def tune(
     given = ((data, labels), (report_data, report_labels))
     if classes and all(folder is None or listed is not None for folder, listed in given):
         raise UsageError("--classes needs --data or --report-data with one sub-folder per class")
-    if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
-        raise UsageError(f"--plot must end in .png, .svg or .pdf, found {plot.name!r}")
     require("optuna", extra="tune")  # before the long work
-    if plot is not None:
-        require("matplotlib", extra="report")
+    check_picture(plot)
     bundle = open_bundle(engines)
     if len(bundle.manifest.segments) < 2:
         raise UsageError(f"{engines} has no exits: there is nothing to tune")
@@ -170,7 +168,7 @@ def tune(
         raise UsageError("--report-data holds the same images as --data")
     with progress_bar("searching") as progress:
         result = search(recording, bundle.manifest, options, report=report, progress=progress)
-    add_points(engines, bundle.manifest.identity, result.points)
+    add_to_manifest(engines, bundle.manifest.identity, result.points)
     print_tuned(result, engines, bundle.manifest, console)
     if json_file is not None:
         write_json(json_file, to_record(result))

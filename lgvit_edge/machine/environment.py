@@ -37,6 +37,12 @@ def environment() -> dict[str, Any]:
     return described
 
 
+def device_of(runtime: dict[str, Any]) -> str:
+    """Return, of what ``Session.describe`` tells, the device that times are measured on."""
+    device = runtime["device"] if runtime["device"] != "cpu" else cpu.cpu_name()
+    return f"{device}, {runtime['backend']} {runtime['version']}, {runtime['threads']} threads"
+
+
 def packages() -> dict[str, str]:
     """Return the installed versions of lgvit-edge and of the packages its extras require.
 

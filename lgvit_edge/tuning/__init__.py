@@ -1,7 +1,7 @@
 """Searches operating points on the device at hand, and certifies their error."""
 
-from lgvit_edge.tuning.collect import collect, device_of
+from lgvit_edge.tuning.collect import collect
 from lgvit_edge.tuning.goals import Goal
 from lgvit_edge.tuning.tune import Tuned, TuneOptions, tune
 
-__all__ = ["Goal", "TuneOptions", "Tuned", "collect", "device_of", "tune"]
+__all__ = ["Goal", "TuneOptions", "Tuned", "collect", "tune"]

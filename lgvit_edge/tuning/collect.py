@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lgvit_edge.errors import DataError
 from lgvit_edge.images.labelled import LabelledImage, content_hash
 from lgvit_edge.images.preprocess import load_rgb
-from lgvit_edge.machine.cpu import cpu_name
+from lgvit_edge.machine.environment import device_of
 from lgvit_edge.runtime import Session
 from lgvit_edge.tuning.record import DONE, UNREADABLE, Recording, recording
 
@@ -48,7 +48,8 @@ def collect(
             "class, or a label file with lines FILE CLASS"
         )
     images_sha256 = content_hash(image.path for image in images)
-    with recording(path, session.manifest, labels, images_sha256, device_of(session)) as stored:
+    device = device_of(session.describe())
+    with recording(path, session.manifest, labels, images_sha256, device) as stored:
         rows, todo = stored.rows, stored.missing
         every = max(1, len(images) // _BASELINE_IMAGES)
         blocks = 0
@@ -79,13 +80,6 @@ def collect(
                 f"none of {len(images)} images could be decoded, such as {images[0].path}"
             )
         return stored
-
-
-def device_of(session: Session) -> str:
-    """Describes the device that times are measured on: processor or GPU, backend, threads."""
-    runtime: dict[str, Any] = session.describe()
-    device = runtime["device"] if runtime["device"] != "cpu" else cpu_name()
-    return f"{device}, {runtime['backend']} {runtime['version']}, {runtime['threads']} threads"
 
 
 def _chain(session: Session, frame: NDArray[np.uint8]) -> dict[str, Any]:

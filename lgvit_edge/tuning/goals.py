@@ -10,8 +10,6 @@ from lgvit_edge.policies.evaluate import Outcome
 from lgvit_edge.tuning.costs import Costs
 
 _MARGIN = 1.645  # standard errors: a drop then holds on other images 19 times in 20
-# Points that are chosen without a goal, and the accuracy each may give up.
-USUAL = {"accurate": 0.0, "balanced": 0.01, "fast": 0.03}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from lgvit_edge._support import terminal
 from lgvit_edge._support.optional import require
 from lgvit_edge._support.terminal import plain, table
 from lgvit_edge.bundle.manifest import Manifest
+from lgvit_edge.bundle.plain_models import better
 from lgvit_edge.bundle.points import ASSUMPTION, OperatingPoint
 from lgvit_edge.tuning.front import Line
 from lgvit_edge.tuning.tune import DROPS, Tuned
@@ -61,6 +62,13 @@ def print_tuned(tuned: Tuned, bundle: Path, manifest: Manifest, console: Console
     console.print(rows)
     for name, point in tuned.points.items():
         _doubts(say, name, point, tuned)
+        for text in better(
+            manifest.plain_models,
+            change=point.accuracy - point.baseline_accuracy,
+            time_share=point.latency_ms / point.baseline_latency_ms,
+            device=point.device,
+        ):
+            say(f"{name}: {text}", style="yellow")
     _gain(say, tuned)
     _calibration(say, tuned)
     _exits(say, tuned, manifest, bundle)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lgvit_edge.bundle.manifest import Manifest
-from lgvit_edge.bundle.points import Guarantee, OperatingPoint
+from lgvit_edge.bundle.points import USUAL, Guarantee, OperatingPoint
 from lgvit_edge.errors import DataError, TuningError, UsageError
 from lgvit_edge.policies import Policy
 from lgvit_edge.policies.calibration import calibration_errors, temperatures
@@ -18,7 +18,7 @@ from lgvit_edge.policies.evaluate import Images, Outcome, evaluate
 from lgvit_edge.tuning.certify import certified, images_needed
 from lgvit_edge.tuning.costs import Costs
 from lgvit_edge.tuning.front import Line
-from lgvit_edge.tuning.goals import USUAL, Goal
+from lgvit_edge.tuning.goals import Goal
 from lgvit_edge.tuning.prune import Pruning, prune
 from lgvit_edge.tuning.record import Recording
 from lgvit_edge.tuning.search import SWEEP, Progress, policies_by, search
@@ -34,7 +34,7 @@ class TuneOptions:
     """Sets what tuning looks for, and how long it searches.
 
     Attributes:
-        goal: limit on the loss or the time; an empty one means the three of ``goals.USUAL``.
+        goal: limit on the loss or the time; an empty one means the three of ``points.USUAL``.
         name: of the operating point; None for the goal's name.
         risk: share of images that the chain may get wrong and the baseline right, to be certified;
             None for no certificate.

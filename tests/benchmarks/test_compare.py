@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from lgvit_edge.benchmarks import measure_exits
 from lgvit_edge.benchmarks.compare import compare_records, parse_share, print_comparison
-from lgvit_edge.bundle.directory import add_points, open_bundle
+from lgvit_edge.bundle.directory import add_to_manifest, open_bundle
 from lgvit_edge.cli.app import app
 from lgvit_edge.errors import DataError, UsageError
 from lgvit_edge.runtime import Session
@@ -90,7 +90,7 @@ def test_operating_points_of_bundles(tmp_path: Path, bundle: Path, record: Recor
         name: point(latency_ms=ms, baseline_latency_ms=6.0)
         for name, ms in (("fast", 2.0), ("slow", 3.0))
     }
-    add_points(plain, open_bundle(plain).manifest.identity, points)
+    add_to_manifest(plain, open_bundle(plain).manifest.identity, points)
     rows = compare_records([plain])["rows"]
     assert [row["name"] for row in rows] == ["plain:fast", "plain:slow"]
     assert [row["time"] for row in rows] == [1.0, 1.5]

@@ -23,7 +23,7 @@ from lgvit_edge.benchmarks import measure_exits, measure_images
 from lgvit_edge.benchmarks.report.gallery import Gallery, Picture
 from lgvit_edge.benchmarks.report.page import check_report, write_page
 from lgvit_edge.benchmarks.report.survey import survey
-from lgvit_edge.bundle.directory import add_points, open_bundle
+from lgvit_edge.bundle.directory import add_to_manifest, open_bundle
 from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.bundle.points import Guarantee
 from lgvit_edge.errors import MissingDependency
@@ -65,7 +65,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, bundle: Path, images: list[Lab
     copy = Path(shutil.copytree(bundle, tmp_path_factory.mktemp("tuned") / "out"))
     sure = point(Confidence(0.7), guarantee=Guarantee(0.02, 0.05, 500, 3, "0" * 64))
     points = {"balanced": point(), "certified": sure}
-    add_points(copy, open_bundle(copy).manifest.identity, points)
+    add_to_manifest(copy, open_bundle(copy).manifest.identity, points)
     with Session.open(copy, policy=Confidence(0.4)) as session:
         gallery = Gallery(HOSTILE)
         record = measure_images(session, images, watch=gallery)

@@ -58,7 +58,7 @@ MANIFEST = Manifest(
     policy={"name": "confidence", "threshold": 0.8},
     versions={"lgvit-edge": "0.1.0"},
     **dict(precision="fp32", opset=18, target="cpu", fp32_islands=()),
-    **dict(calibration=None, agreement=None, points={}),
+    **dict(calibration=None, agreement=None, points={}, plain_models={}),
 )
 
 

@@ -312,7 +312,8 @@ def test_names_given_for_all_passes_are_those_of_each(
 
 
 def test_export_refuses_what_cannot_be_meant(saved: Callable[[str], Path], tmp_path: Path) -> None:
-    out = tmp_path / "out"
+    out, plain = tmp_path / "out", tmp_path / "plain.pt"
+    save_checkpoint(LGViT(CONFIGS["vit"].replace(exits=())).eval(), plain)
     for arguments, error, message in (
         (
             ("--ckpt", saved("swin"), "--heads", "mlp"),
@@ -355,9 +356,9 @@ def test_export_refuses_what_cannot_be_meant(saved: Callable[[str], Path], tmp_p
             "image_size 60 is not a multiple of patch_size 16",
         ),
         (
-            ("--ckpt", saved("vit"), "--exits", "none"),
+            ("--ckpt", plain),
             UsageError,
-            "--exits none is for one of several passes",
+            "plain.pt has no exits; run: lgvit-edge train .* as a plain model .*: --exits none",
         ),
         (
             ("--ckpt", saved("vit"), "--arch", "vit-tiny"),

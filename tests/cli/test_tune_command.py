@@ -23,7 +23,7 @@ from processes import lgvit_edge as run
 from pytest import MonkeyPatch
 from small import write_photos
 
-from lgvit_edge.bundle.directory import add_points, open_bundle
+from lgvit_edge.bundle.directory import add_to_manifest, open_bundle
 from lgvit_edge.bundle.manifest import SegmentSpec
 from lgvit_edge.errors import BundleError, DataError, UsageError
 from lgvit_edge.images.labelled import LabelledImage, find_images
@@ -468,8 +468,8 @@ def test_a_full_disk_is_said_before_an_image_is_run(
 
 def test_points_are_added_to_the_bundle_they_are_of(tuned: Tuned, bundle_copy: Path) -> None:
     identity, points = tuned.manifest.identity, tuned.manifest.points
-    add_points(bundle_copy, identity, {"mine": points["fast"]})
-    add_points(bundle_copy, identity, {"mine": points["accurate"], "other": points["fast"]})
+    add_to_manifest(bundle_copy, identity, {"mine": points["fast"]})
+    add_to_manifest(bundle_copy, identity, {"mine": points["accurate"], "other": points["fast"]})
     manifest = open_bundle(bundle_copy).manifest
     assert manifest.points == {"mine": points["accurate"], "other": points["fast"]}
     # An export whose images are resized otherwise.
@@ -477,6 +477,6 @@ def test_points_are_added_to_the_bundle_they_are_of(tuned: Tuned, bundle_copy: P
     passes = (dataclasses.replace(manifest.passes[0], preprocess=preprocess),)
     again = dataclasses.replace(manifest, passes=passes)
     (bundle_copy / "manifest.json").write_text(again.dumps())
-    with pytest.raises(BundleError, match="was exported again meanwhile: .* run tune again"):
-        add_points(bundle_copy, identity, points)
+    with pytest.raises(BundleError, match="was exported again meanwhile: .* run the command again"):
+        add_to_manifest(bundle_copy, identity, points)
     assert open_bundle(bundle_copy).manifest == again

@@ -30,7 +30,7 @@ from small import swin, vit
 from lgvit_edge._support.files import locked
 from lgvit_edge._support.terminal import held_interrupts
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
-from lgvit_edge.bundle.directory import WEIGHTS, add_points, open_bundle, writing
+from lgvit_edge.bundle.directory import WEIGHTS, add_to_manifest, open_bundle, writing
 from lgvit_edge.errors import BundleError, ExportError, ParityError, UsageError
 from lgvit_edge.export import ExportOptions, export_bundle
 from lgvit_edge.export import bundle as exporter
@@ -301,10 +301,10 @@ def test_a_killed_tune_does_not_stand_in_the_way_of_the_next_export(
     script = """
 import os, signal, sys
 from pathlib import Path
-from lgvit_edge.bundle.directory import add_points, open_bundle
+from lgvit_edge.bundle.directory import add_to_manifest, open_bundle
 bundle = Path(sys.argv[1])
 Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-add_points(bundle, open_bundle(bundle).manifest.identity, {})
+add_to_manifest(bundle, open_bundle(bundle).manifest.identity, {})
 """
     killed = subprocess.run([sys.executable, "-c", script, str(bundle_copy)])
     assert killed.returncode == -signal.SIGKILL
@@ -325,7 +325,7 @@ def test_points_found_for_a_bundle_are_not_written_into_the_next_one(bundle_copy
 
     def add() -> None:
         try:
-            add_points(bundle_copy, manifest.identity, {})
+            add_to_manifest(bundle_copy, manifest.identity, {})
         except BundleError as error:
             refused.append(error)
 
@@ -535,10 +535,16 @@ def test_options_that_mean_nothing(options: dict[str, object], text: str) -> Non
         ExportOptions(**options)  # type: ignore[arg-type]
 
 
-def test_a_model_without_exits_is_refused(tmp_path: Path, exported_model: LGViT) -> None:
-    plain = LGViT(exported_model.config.replace(exits=()))
-    with pytest.raises(UsageError, match="has no exits; run: lgvit-edge train"):
-        export_bundle(plain, tmp_path / "out")
+def test_a_plain_model_is_one_segment_that_equals_its_baseline(
+    tmp_path: Path, exported_model: LGViT
+) -> None:
+    manifest = export_bundle(exported_model.with_exits([]), tmp_path / "out")
+    assert [segment.head for segment in manifest.segments] == ["final"]
+    assert manifest.segments[0].spec.macs == manifest.baseline.macs
+    with Session.open(tmp_path / "out", backend="onnxruntime") as session:
+        frame = np.zeros((40, 40, 3), np.uint8)
+        result = session.predict(frame)
+        assert (result.exit, result.class_index) == (1, session.timed_baseline(frame)[0].argmax())
 
 
 def test_a_model_that_overflows_is_refused(tmp_path: Path, exported_model: LGViT) -> None:

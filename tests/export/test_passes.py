@@ -163,7 +163,6 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "third": (lambda m: [small(m), m, m], "passes 2 and 3 are the same network"),
     "none": (lambda m: [], "expected at least one model"),
-    "no exits": (lambda m: [m.with_exits([])], "the model has no exits; run: lgvit-edge train"),
 }
 
 
@@ -194,16 +193,16 @@ def test_logits_that_are_not_finite_in_any_pass(tmp_path: Path, exported_model: 
 def test_a_bundle_of_the_old_form_is_refused_and_replaced(
     bundle_copy: Path, quick_model: LGViT
 ) -> None:
-    """Version 6 had the fields of a pass at the top."""
+    """Version 7 knew no plain models."""
     path = bundle_copy / "manifest.json"
     old = json.loads(path.read_text())
-    (only,) = old.pop("passes")
-    path.write_text(json.dumps(old | only | {"schema_version": 6}))
-    message = "expected schema version 7, found 6; export the bundle again"
+    del old["plain_models"]
+    path.write_text(json.dumps(old | {"schema_version": 7}))
+    message = "expected schema version 8, found 7; export the bundle again"
     with pytest.raises(BundleError, match=message):
         Session.open(bundle_copy)
     export_bundle(quick_model, bundle_copy)
-    assert open_bundle(bundle_copy).manifest.schema_version == 7
+    assert open_bundle(bundle_copy).manifest.schema_version == 8
 
 
 def test_commands_show_passes(

@@ -20,7 +20,7 @@ from lgvit_edge.benchmarks import measure_images
 from lgvit_edge.benchmarks.report.gallery import Gallery
 from lgvit_edge.benchmarks.report.page import write_page
 from lgvit_edge.benchmarks.report.survey import survey
-from lgvit_edge.bundle.directory import add_points, open_bundle
+from lgvit_edge.bundle.directory import add_to_manifest, open_bundle
 from lgvit_edge.errors import TuningError, UsageError
 from lgvit_edge.images.labelled import find_images
 from lgvit_edge.policies import POLICIES, Policy, ThresholdPolicy, Tracker, from_json, parse
@@ -161,7 +161,7 @@ def test_points_may_be_of_it_and_are_written(bundle_copy: Path) -> None:
     images.logits[::2, 0] = 0
     found = tune(recorded(images), manifest, TuneOptions(trials=2)).points
     assert {point.policy["name"] for point in found.values()} == {"even"}
-    add_points(bundle_copy, manifest.identity, found)
+    add_to_manifest(bundle_copy, manifest.identity, found)
     with Session.open(bundle_copy, point="balanced") as session:
         assert isinstance(session.policy, Even)
 

@@ -21,7 +21,7 @@ from typer.core import TyperCommand
 from typer.main import get_command
 
 from lgvit_edge.benchmarks.experiments.figure import draw
-from lgvit_edge.bundle.directory import add_points
+from lgvit_edge.bundle.directory import add_to_manifest
 from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.cli.app import app
 from lgvit_edge.errors import LGViTEdgeError
@@ -51,7 +51,9 @@ def desk(
     out = Path(shutil.copytree(bundle, tmp_path / "out"))
     manifest = Manifest.loads((out / "manifest.json").read_text(encoding="utf-8"))
     names = ("accurate", "balanced", "fast")
-    add_points(out, manifest.identity, dict.fromkeys(names, point(shares=(1.0, 0.0, 0.0, 0.0))))
+    add_to_manifest(
+        out, manifest.identity, dict.fromkeys(names, point(shares=(1.0, 0.0, 0.0, 0.0)))
+    )
     save_checkpoint(exported_model, tmp_path / "model.pt")
     frame = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
     Image.fromarray(frame).save(tmp_path / "photo.jpg")

@@ -300,7 +300,7 @@ def shrink(manifest: dict[str, Any]) -> None:
 
 
 LIES: dict[str, tuple[Any, str]] = {
-    "version": (lambda m: m.update(schema_version=99), "schema version 7, found 99"),
+    "version": (lambda m: m.update(schema_version=99), "schema version 8, found 99"),
     "path": (
         lambda m: m["baseline"]["graph"].update(file="../parity.npz"),
         "must be relative and stay in the bundle",
