@@ -119,7 +119,7 @@ def main(
             f"expected val/ beside train/ in {data}, and a backbone that knows its classes"
         )
     out.mkdir(parents=True, exist_ok=True)
-    study = Study(start.model, _some(start.images, images), _some(start.val, val_images), out)
+    study = Study(start.model, some(start.images, images), some(start.val, val_images), out)
     numbers = [int(part) for part in seeds.split(",")]
     runs: dict[str, list[Measured]] = {arm.name: [] for arm in chosen}
     for seed in numbers:  # a seed after the other: all arms have some result early
@@ -149,7 +149,7 @@ def _chosen(only: str) -> list[Arm]:
     return [arm for arm in ARMS if arm.name in names]
 
 
-def _some(folder: ImageFolder, count: int | None) -> ImageFolder:
+def some(folder: ImageFolder, count: int | None) -> ImageFolder:
     """Returns a part of the images, spread evenly."""
     places = list(evenly(range(len(folder)), count))
     part = copy.copy(folder)

@@ -163,20 +163,20 @@ def test_numbers_are_finite(number: str) -> None:
         from_json(Parity, to_json(parity), where="parity", error=BundleError)
 
 
-@pytest.mark.parametrize("version", [None, 0, 1, 5, 6, 99, "2", [1], {"v": 1}, -1])
+@pytest.mark.parametrize("version", [None, 0, 1, 5, 6, 7, 99, "2", [1], {"v": 1}, -1])
 def test_unknown_schema_versions_are_refused(data: Data, version: object) -> None:
     data["schema_version"] = version
     data["from the future"] = True  # an unknown version is the first thing to say
-    with pytest.raises(BundleError, match="expected schema version 7, found .*pip insta"):
+    with pytest.raises(BundleError, match="expected schema version 8, found .*pip insta"):
         loads(data)
 
 
 def test_a_manifest_without_a_version(data: Data) -> None:
     with pytest.raises(BundleError, match="manifest.schema_version: expected a whole number"):
-        loads(data | {"schema_version": 7.0})
+        loads(data | {"schema_version": 8.0})
     del data["schema_version"]
     for value in (data, {}, [], "manifest", None, 3):
-        with pytest.raises(BundleError, match="schema version 7, found None"):
+        with pytest.raises(BundleError, match="schema version 8, found None"):
             loads(value)
 
 

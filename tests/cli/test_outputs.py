@@ -38,6 +38,7 @@ WORK = (
 FILES = (
     ("bench --engines bundle --json {}", "json"),
     ("bench --engines bundle --report {}", "html"),
+    ("bench --engines bundle --engines bundle --data photos --plot {}", "png"),
     ("profile --engines bundle --json {}", "json"),
     ("profile --engines bundle --plot {}", "png"),
     (f"{TUNE} --json {{}}", "json"),
