@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import csv
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -90,14 +90,12 @@ def main(
 ) -> None:
     """Trains passes in several ways and over several seeds; writes tables and curves."""
     check_outputs({}, {"--out": out})
-    chosen = _chosen(only)
-    rates = tuple(float(part) for part in lr.split(","))
-    if len(rates) != 2:
-        raise UsageError(f"--lr: expected two rates, found {lr!r}")
+    names = chosen(only, [arm.name for arm in ARMS])
+    arms = [arm for arm in ARMS if arm.name in names]
     config = TrainingConfig(
         order="frozen",
         epochs=(epochs, heads_epochs),
-        lr=rates,
+        lr=two_rates(lr),
         layer_decay=layer_decay,
         gamma=gamma,
         min_crop=0.25,
@@ -121,10 +119,12 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     study = Study(start.model, some(start.images, images), some(start.val, val_images), out)
     numbers = [int(part) for part in seeds.split(",")]
-    runs: dict[str, list[Measured]] = {arm.name: [] for arm in chosen}
+    runs: dict[str, list[Measured]] = {arm.name: [] for arm in arms}
+    rows = dict[str, dict[str, Any]]()
     for seed in numbers:  # a seed after the other: all arms have some result early
-        for arm in chosen:
+        for arm in arms:
             runs[arm.name].append(study.measured(arm, config.replace(seed=seed)))
+            rows[arm.name] = asdict(arm) | summary(runs[arm.name])
             record = {
                 "conditions": {
                     "training": config.identity(),
@@ -133,20 +133,33 @@ def main(
                     "choosing": (len(study.val) + 1) // 2,
                     "reporting": len(study.val) // 2,
                 },
-                "arms": [asdict(a) | summary(runs[a.name]) for a in chosen if runs[a.name]],
+                "arms": list(rows.values()),
                 "env": environment(),
                 "command": command_line(),
             }
-            _write(record, out)
+            write_results(record, out, "passes", table(record))
     say(f"wrote {out / 'passes.json'}, passes.md, passes.csv, passes.png")
 
 
-def _chosen(only: str) -> list[Arm]:
-    names = [arm.name for arm in ARMS] if only == "all" else only.split(",")
-    if unknown := set(names) - {arm.name for arm in ARMS}:
-        known = ", ".join(arm.name for arm in ARMS)
-        raise UsageError(f"--only: expected some of {known}; found {unknown.pop()!r}")
-    return [arm for arm in ARMS if arm.name in names]
+def chosen(only: str, names: Sequence[str]) -> list[str]:
+    """Returns the arms that ``--only`` names, in their order.
+
+    Raises:
+        UsageError: it names another.
+    """
+    asked = list(names) if only == "all" else only.split(",")
+    if unknown := set(asked) - set(names):
+        raise UsageError(f"--only: expected some of {', '.join(names)}; found {min(unknown)!r}")
+    return [name for name in names if name in asked]
+
+
+def two_rates(text: str) -> tuple[float, float]:
+    """Returns the two learning rates of ``--lr``; others are a ``UsageError``."""
+    try:
+        first, second = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--lr: expected two rates such as 5e-5,4e-3, found {text!r}") from None
+    return first, second
 
 
 def some(folder: ImageFolder, count: int | None) -> ImageFolder:
@@ -155,6 +168,21 @@ def some(folder: ImageFolder, count: int | None) -> ImageFolder:
     part = copy.copy(folder)
     part.paths, part.labels = [folder.paths[i] for i in places], folder.labels[places]
     return part
+
+
+def same_settings(described: Path, identity: dict[str, Any]) -> None:
+    """Writes what results depend on, and checks that those that are there depend on the same.
+
+    Raises:
+        UsageError: they do not.
+    """
+    identity = finite_json.loads(finite_json.dumps(identity))
+    if described.is_file() and finite_json.loads(read_bytes(described, MAX_TEXT)) != identity:
+        raise UsageError(
+            f"{described} is of other settings; give another folder: --out, or: "
+            f"rm '{described.with_suffix('')}'*"
+        )
+    write_json(described, identity)
 
 
 @dataclass(frozen=True)
@@ -210,13 +238,11 @@ class Study:
         config = config if training.teacher else config.replace(gamma=0.0)
         identity = {
             **config.identity(),
-            **finite_json.loads(finite_json.dumps(asdict(training))),
+            **asdict(training),
             "images": self.images.fingerprint(),
             "val": self.val.fingerprint(),
         }
-        described = self.out / f"{training.name}.json"
-        self._check(described, identity)
-        write_json(described, identity)
+        same_settings(self.out / f"{training.name}.json", identity)
         checkpoint = self.out / f"{training.name}.pt"
         sizes = training.sizes if training.shared else training.sizes[:-1]
         files = [pass_path(checkpoint, size) for size in sizes]
@@ -232,18 +258,8 @@ class Study:
 
     def _fine(self, config: TrainingConfig) -> Images:
         """Returns the logits of the last pass as it is."""
-        described = self.out / "fine.json"
-        identity = {"val": self.val.fingerprint()}
-        self._check(described, identity)
-        write_json(described, identity)
+        same_settings(self.out / "fine.json", {"val": self.val.fingerprint()})
         return self._answers(self.model, self.out / "fine.npz", config)
-
-    def _check(self, described: Path, identity: dict[str, Any]) -> None:
-        if described.is_file() and (finite_json.loads(read_bytes(described, MAX_TEXT)) != identity):
-            raise UsageError(
-                f"{described} is of other settings; give another folder: --out, or: "
-                f"rm '{described.with_suffix('')}'*"
-            )
 
     def _train(self, training: Training, config: TrainingConfig, checkpoint: Path) -> None:
         family, exits = self.model.config.family, []
@@ -265,13 +281,18 @@ class Study:
 
     def _answers(self, model: LGViT, stored: Path, config: TrainingConfig) -> Images:
         """Returns a model's logits on the validation images, computed unless they are stored."""
-        if not stored.is_file():
-            val = self.val.at(model.config.image_size, model.config.preprocess)
-            found = all_logits(model, val, 100, workers=config.workers)
-            with replacing(stored) as partial, partial.open("wb") as file:
-                np.savez(file, logits=found.logits, labels=found.labels)
-        with np.load(stored) as arrays:
-            return Images(arrays["logits"], arrays["labels"])
+        val = self.val.at(model.config.image_size, model.config.preprocess)
+        return kept_answers(stored, lambda: all_logits(model, val, 100, workers=config.workers))
+
+
+def kept_answers(stored: Path, compute: Callable[[], Images]) -> Images:
+    """Returns the logits in a file, which is written where it is missing."""
+    if not stored.is_file():
+        found = compute()
+        with replacing(stored) as partial, partial.open("wb") as file:
+            np.savez(file, logits=found.logits, labels=found.labels)
+    with np.load(stored) as arrays:
+        return Images(arrays["logits"], arrays["labels"])
 
 
 def summary(runs: Sequence[Measured]) -> dict[str, Any]:
@@ -331,18 +352,19 @@ def _curve(policy: str, reporting: Sequence[Measured]) -> list[dict[str, float]]
     return rows
 
 
-def _write(record: dict[str, Any], out: Path) -> None:
-    write_json(out / "passes.json", record)
-    write(out / "passes.md", table(record))
+def write_results(record: dict[str, Any], out: Path, name: str, text: str) -> None:
+    """Writes ``<name>.json``, its ``text`` as Markdown, a row per seed as CSV, and curves."""
+    write_json(out / f"{name}.json", record)
+    write(out / f"{name}.md", text)
     columns = ("arm", "policy", "speed_up", "drop", "seed", "accuracy", "change", "macs_speedup")
-    with replacing(out / "passes.csv") as partial, partial.open("w", newline="") as file:
+    with replacing(out / f"{name}.csv") as partial, partial.open("w", newline="") as file:
         rows = csv.DictWriter(file, columns, lineterminator="\n")
         rows.writeheader()
         rows.writerows(raw(record))
     base = record["arms"][0]["exit_accuracies"][-1]
     draw(
         {arm["name"]: arm["curve"] for arm in record["arms"]},
-        out / "passes.png",
+        out / f"{name}.png",
         baseline=base,
         title=f"{record['conditions']['reporting']} held-out images",
         limits=((0.9, 3.5), (100 * base - 5, 100 * base + 2)),
