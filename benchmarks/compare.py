@@ -147,9 +147,16 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         return [_of_point(path, name, point) for name, point in points.items()]
     try:
         record = finite_json.loads(read_bytes(path, _MAX_BYTES))
+        if isinstance(record, dict) and "rows" in record and "bundles" in record:
+            raise UsageError(
+                f"{path} holds several bundles that bench compared with each other: expected "
+                "records of one bundle each"
+            )
         return [_of_record(path, record)]
     except FileNotFoundError:
         raise DataError(f"no such record or bundle: {path}") from None
+    except UsageError:
+        raise
     except (OSError, ArithmeticError, LookupError, ValueError, TypeError) as error:
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise DataError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from lgvit_edge.benchmarks.measure import (
     restored_policy,
     run_baseline,
 )
-from lgvit_edge.benchmarks.record import percentiles, unsteady
+from lgvit_edge.benchmarks.record import percentiles, ratio_interval, unsteady
 from lgvit_edge.bundle.plain_models import PlainModel
 from lgvit_edge.bundle.points import USUAL
 from lgvit_edge.errors import DataError, UsageError
@@ -35,26 +36,41 @@ from lgvit_edge.runtime import Session
 
 _MOST = 5000  # images whose logits are held in memory
 _TIMED = 400  # images that times are measured on
-_LEAST = 40  # images; with fewer, accuracy moves in steps of 5 points
+_LEAST = 40  # images: in a half of 20, accuracy moves in steps of 5 points
 _BLOCK = 8  # frames run in a row one way, then another way
 _REST = 0.02  # seconds in which the threads of the way before stop spinning
 _STEPS = 60  # number of settings tried of each policy
+_MARGIN = 1.645  # standard errors; beyond them one way is more accurate, 19 times in 20
 Listed = Mapping[str, Sequence[LabelledImage]]
 T = TypeVar("T")
-Known = Mapping[str, tuple[Images, ExitCosts]]  # logits of all exits, and costs, by bundle
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a bundle answers at all its exits."""
+
+    choosing: Images
+    reporting: Images
+    costs: ExitCosts
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to classify an image, with its answers on the reporting images."""
+    """One way to classify an image, with its answers to the reporting images."""
 
     bundle: str
     name: str
     policy: Policy | None  # None: the bundle's model without exits
-    right: NDArray[np.bool_]  # whether each answer is right, ``[n]``
+    classes: NDArray[np.intp]  # ``[n]``
+    labels: NDArray[np.int64]  # ``[n]``
     macs: float  # mean per image
     plain: bool = False  # it does the same work for every image
     baseline_of: tuple[str, ...] = ()  # the bundles whose model without exits it is
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        """Whether each answer is right, ``[n]``."""
+        return np.asarray(self.classes == self.labels)
 
     @property
     def accuracy(self) -> float:
@@ -81,26 +97,28 @@ def measure_contenders(
 
     Returns:
         ``rows``, the fastest first, each with accuracy, MACs and times (from decoded frame to
-        label); ``front`` says that none that is faster is as accurate, and ``against`` holds the
-        fastest plain model that is as accurate, or else the most accurate one.
+        label). ``front`` says that none that is faster is as accurate. ``against`` compares with
+        the fastest plain model that is not clearly less accurate, or else with the most accurate
+        one.
 
     Raises:
         DataError: an image has no class, or too few can be decoded.
         UsageError: the bundles were given other images.
     """
-    listed = _checked(images)
-    start = environment()
+    images = _checked(images)
+    listed = next(iter(images.values()))
+    sha256, start = content_hash(image.path for image in listed), environment()
     gpus = {name: gpu_of(session) for name, session in sessions.items()}
     clocks = {name: clock_state(gpu=gpu) for name, gpu in gpus.items()}
     timed = min(_TIMED, len(listed) // 2)
     steps = len(listed) + timed
-    known, usable = _all_exits(sessions, images, lambda done: progress(done, steps))
+    known, reporting, unreadable = _all_exits(sessions, images, lambda n: progress(n, steps))
     ways = _ways(sessions, known)
-    reporting = [listed[place] for place in usable[1::2]]
-    rest = evenly(reporting, _TIMED)
-    with _policies_restored(sessions):
-        times = _in_turn(sessions, ways, rest, lambda done: progress(steps - timed + done, steps))
-    rows = _rows(ways, times)
+    places = evenly(range(len(reporting)), _TIMED)
+    times, other = _in_turn(
+        *(sessions, ways, [listed[reporting[place]] for place in places], places),
+        lambda n: progress(steps - timed + n, steps),
+    )
     unstable = unsteady(times[0], start["running"], start["cores"])
     for name, gpu in gpus.items():
         if held := throttling(clocks[name], clock_state(gpu=gpu)):
@@ -112,40 +130,17 @@ def measure_contenders(
             for name, session in sessions.items()
         },
         "images": {
-            "choosing": (len(usable) + 1) // 2,
+            "choosing": len(next(iter(known.values())).choosing),
             "reporting": len(reporting),
-            "timed": len(rest),
-            "unreadable": len(listed) - len(usable),
-            "sha256": content_hash(image.path for image in listed),
+            "timed": len(times[0]),
+            "unreadable": unreadable,
+            "sha256": sha256,
         },
-        "rows": rows,
+        "rows": _rows(ways, times),
+        "other_answers": other,  # of the timed runs, than the logits of all exits gave
         "unstable": unstable,
         "command": command_line(),
     }
-
-
-def plain_models(
-    record: dict[str, Any], sessions: Mapping[str, Session]
-) -> dict[str, dict[str, PlainModel]]:
-    """Returns, for each bundle with exits, the plain models that it was compared with, by name."""
-    plain = {title(row): row for row in record["rows"] if row["plain"]}
-    found = {}
-    for name, session in sessions.items():
-        if len(session.manifest.segments) > 1:
-            own = next(row for row in plain.values() if name in row["baseline_of"])
-            found[name] = {
-                title: PlainModel(
-                    accuracy=row["accuracy"],
-                    baseline_accuracy=own["accuracy"],
-                    latency_ms=row["latency_ms"]["mean"],
-                    baseline_latency_ms=own["latency_ms"]["mean"],
-                    images=record["images"]["reporting"],
-                    device=device_of(session.describe()),
-                )
-                for title, row in plain.items()
-                if row is not own
-            }
-    return found
 
 
 def title(row: Mapping[str, Any]) -> str:
@@ -153,8 +148,32 @@ def title(row: Mapping[str, Any]) -> str:
     return f"{row['bundle']}, {row['name']}" if row["name"] else str(row["bundle"])
 
 
-def _checked(images: Listed) -> Sequence[LabelledImage]:
-    """Return the images of the first bundle; all have the same, in the same order."""
+def plain_models(
+    record: dict[str, Any], sessions: Mapping[str, Session]
+) -> dict[str, dict[str, PlainModel]]:
+    """Returns, for each bundle with exits, the plain models that it was compared with, by name."""
+    plain = [row for row in record["rows"] if row["plain"]]
+    found = {}
+    for name, session in sessions.items():
+        if len(session.manifest.segments) > 1:
+            own = next(row for row in plain if name in row["baseline_of"])
+            found[name] = {
+                title(row): PlainModel(
+                    accuracy=row["accuracy"],
+                    baseline_accuracy=own["accuracy"],
+                    latency_ms=row["latency_ms"]["mean"],
+                    baseline_latency_ms=own["latency_ms"]["mean"],
+                    images=record["images"]["reporting"],
+                    device=device_of(session.describe()),
+                )
+                for row in plain
+                if row is not own
+            }
+    return found
+
+
+def _checked(images: Listed) -> Listed:
+    """Return the images that are run, the same for every bundle, in the same order."""
     first, *others = images.values()
     for other in others:
         if [image.path for image in other] != [image.path for image in first]:
@@ -164,7 +183,9 @@ def _checked(images: Listed) -> Sequence[LabelledImage]:
             "images without classes tell nothing about accuracy: expected one sub-folder per "
             "class, or a label file with lines FILE CLASS"
         )
-    return first
+    if len(first) < _LEAST:
+        raise DataError(f"expected at least {_LEAST} images to compare on, found {len(first)}")
+    return {name: evenly(listed, _MOST) for name, listed in images.items()}
 
 
 def _frames(images: Sequence[LabelledImage]) -> Iterator[list[tuple[int, Frame]]]:
@@ -181,10 +202,11 @@ def _frames(images: Sequence[LabelledImage]) -> Iterator[list[tuple[int, Frame]]
 
 def _all_exits(
     sessions: Mapping[str, Session], images: Listed, progress: Callable[[int], None]
-) -> tuple[Known, list[int]]:
+) -> tuple[dict[str, Known], list[int], int]:
     """Run every image through all exits of all bundles, in turn.
 
-    Returns logits, labels and costs of each bundle, and the places of the images that can be read.
+    Returns what each bundle answers, the places of the reporting images, and the number of images
+    that cannot be read.
     """
     logits: dict[str, list[Any]] = {name: [] for name in sessions}
     times: dict[str, list[Any]] = {name: [] for name in sessions}
@@ -193,7 +215,7 @@ def _all_exits(
     for turn, block in enumerate(_frames(listed)):
         progress(turn * _BLOCK)
         usable += [place for place, _ in block]
-        for name in _turned(list(sessions), turn):
+        for name in _shuffled(list(sessions), turn):
             session = sessions[name]
             for _, frame in block:
                 begun = time.perf_counter()
@@ -203,103 +225,133 @@ def _all_exits(
                 logits[name].append(answers)
                 times[name].append(before + np.cumsum(ms))
     if len(usable) < _LEAST:
-        raise DataError(f"expected at least {_LEAST} images that can be read, found {len(usable)}")
-    known: dict[str, tuple[Images, ExitCosts]] = {}
+        raise DataError(
+            f"expected at least {_LEAST} images that can be read, found {len(usable)} of "
+            f"{len(listed)}"
+        )
+    # At random: in the order of the files, neighbours may be of one class or one scene.
+    order = np.random.default_rng(0).permutation(len(usable))
+    halves = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
+    known = {}
     for name, session in sessions.items():
-        labels = np.array([images[name][place].class_index for place in usable])
-        ms = np.mean(times[name], axis=0)
-        costs = ExitCosts.of(session.manifest, ms, float(ms[-1]))
-        known[name] = (Images(np.stack(logits[name]), labels), costs)
-    return known, usable
+        labels = np.array([images[name][place].class_index for place in usable], np.int64)
+        if min(len(np.unique(labels[half])) for half in halves) < 2:
+            raise DataError(
+                "all images of a half are of one class: accuracy on them says nothing about the "
+                "others; expected a sub-folder for each class"
+            )
+        ms = np.median(times[name], axis=0)
+        answers = np.stack(logits.pop(name))
+        choosing, reporting = (Images(answers[half], labels[half]) for half in halves)
+        known[name] = Known(choosing, reporting, ExitCosts.of(session.manifest, ms, ms[-1]))
+    return known, [usable[place] for place in halves[1]], len(listed) - len(usable)
 
 
-def _turned(items: Sequence[T], turn: int) -> list[T]:
-    """Return the items in an order that begins with another one each turn."""
-    place = turn % len(items)
-    return [*items[place:], *items[:place]]
+def _shuffled(items: Sequence[T], turn: int) -> list[T]:
+    """Return the items in an order that belongs to the turn."""
+    return [items[place] for place in np.random.default_rng(turn).permutation(len(items))]
 
 
-def _ways(sessions: Mapping[str, Session], known: Known) -> list[Way]:
+def _ways(sessions: Mapping[str, Session], known: Mapping[str, Known]) -> list[Way]:
     """Return the plain models, each once, then every bundle's chain at the usual thresholds."""
     plain: dict[tuple[Any, ...], Way] = {}
-    for name, session in sessions.items():
-        manifest, (images, costs) = session.manifest, known[name]
-        last = len(manifest.segments)
-        inside: list[tuple[str, Policy | None, int, int]] = [
-            ("without exits" if last > 1 else "", None, last, manifest.baseline.macs)
-        ]
-        if len(manifest.passes) > 1 and len(manifest.passes[0].segments) == 1:
-            inside.append((f"{manifest.pass_title(1)} alone", FixedExit(1), 1, costs.macs[0]))
-        for what, policy, exit, macs in inside:
-            answers = images.logits[:, exit - 1].argmax(axis=-1).tobytes()
-            right = images.right[1::2, exit - 1]
-            # Bundles of the same weights have the same model without exits.
-            kind = (macs, manifest.precision, answers)
-            way = plain.setdefault(kind, Way(name, what, policy, right, macs, plain=True))
-            if policy is None:
-                plain[kind] = replace(way, baseline_of=(*way.baseline_of, name))
-    chains = [way for name, pair in known.items() for way in _chain_ways(name, *pair)]
+    # Bundles of a plain model first: it then has that bundle's name.
+    for name in sorted(sessions, key=lambda name: len(sessions[name].manifest.segments) > 1):
+        for way in _plain_ways(name, sessions[name], known[name]):
+            manifest = sessions[name].manifest
+            runtime = json.dumps(sessions[name].describe(), sort_keys=True, default=str)
+            how = (manifest.precision, manifest.input, manifest.target, runtime)
+            # Of the same weights, run in the same way, one is enough.
+            kind = (way.macs, *how, way.classes.tobytes(), way.labels.tobytes())
+            kept = plain.setdefault(kind, way)
+            owners = dict.fromkeys(kept.baseline_of + way.baseline_of)
+            plain[kind] = replace(kept, baseline_of=tuple(owners))
+    chains = [way for name in sessions for way in _chain_ways(name, known[name])]
     return [*plain.values(), *chains]
 
 
-def _chain_ways(name: str, images: Images, costs: ExitCosts) -> Iterator[Way]:
-    """Yield a chain at the thresholds that one half of the images chooses."""
-    if not images.exits:
+def _plain_ways(name: str, session: Session, known: Known) -> Iterator[Way]:
+    manifest, images = session.manifest, known.reporting
+    answers = images.logits.argmax(axis=-1)
+    if not images.exits:  # the chain is the plain model
+        macs = known.costs.macs[0]
+        yield Way(name, "", FixedExit(1), answers[:, 0], images.labels, macs, True, (name,))
         return
-    choosing, reporting = (Images(images.logits[o::2], images.labels[o::2]) for o in (0, 1))
-    settings = [p for kind in POLICIES.values() for p in kind.settings(images.exits, _STEPS)]
+    macs = known.costs.baseline_macs
+    yield Way(name, "without exits", None, answers[:, -1], images.labels, macs, True, (name,))
+    if len(manifest.passes) > 1 and len(manifest.passes[0].segments) == 1:
+        alone, macs = f"{manifest.pass_title(1)} alone", known.costs.macs[0]
+        yield Way(name, alone, FixedExit(1), answers[:, 0], images.labels, macs, True)
+
+
+def _chain_ways(name: str, known: Known) -> Iterator[Way]:
+    """Yield a chain at the thresholds that one half of the images chooses, each once."""
+    choosing, reporting, costs = known.choosing, known.reporting, known.costs
+    if not choosing.exits:
+        return
+    settings = [p for kind in POLICIES.values() for p in kind.settings(choosing.exits, _STEPS)]
     tried = [evaluate(policy, choosing, costs) for policy in (*settings, Never())]
-    best = max(tried, key=lambda t: (t.accuracy, -t.latency_ms)).policy
-    chosen: dict[str, Policy] = {}
+    chosen: dict[Policy, list[str]] = {}
     for point, drop in USUAL.items():
         least = choosing.baseline_accuracy - drop - 1e-9
         good = [t for t in tried if t.accuracy >= least]
-        chosen[point] = min(good, key=lambda t: t.latency_ms).policy
-    if best not in chosen.values():
-        chosen["most accurate"] = best
-    for what, policy in chosen.items():
-        _, classes = policy.replay(reporting.logits)
-        macs = evaluate(policy, reporting, costs).macs
-        yield Way(name, what, policy, classes == reporting.labels, macs)
-
-
-@contextlib.contextmanager
-def _policies_restored(sessions: Mapping[str, Session]) -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        for session in sessions.values():
-            stack.enter_context(restored_policy(session))
-        yield
+        chosen.setdefault(min(good, key=lambda t: t.latency_ms).policy, []).append(point)
+    best = max(tried, key=lambda t: (t.accuracy, -t.latency_ms)).policy
+    chosen.setdefault(best, []).append("most accurate")
+    for policy, names in chosen.items():
+        exits, classes = policy.replay(reporting.logits)
+        macs = float(np.mean(np.array(costs.macs, np.float64)[exits - 1]))
+        yield Way(name, " = ".join(names), policy, classes, reporting.labels, macs)
 
 
 def _in_turn(
     sessions: Mapping[str, Session],
     ways: Sequence[Way],
     images: Sequence[LabelledImage],
+    places: Sequence[int],
     progress: Callable[[int], None],
-) -> NDArray[np.float64]:
-    """Return the milliseconds of every way on every image that can be read, ``[ways, images]``."""
+) -> tuple[NDArray[np.float64], int]:
+    """Run all ways on the images, which have these places among the reporting ones, in turn.
+
+    Returns milliseconds, ``[ways, images that can be read]``, and how many answers differ from
+    those that the logits of all exits gave.
+    """
     times: list[list[float]] = [[] for _ in ways]
-    for turn, block in enumerate(_frames(images)):
-        progress(turn * _BLOCK)
-        for place in _turned(range(len(ways)), turn):
-            way = ways[place]
-            session = sessions[way.bundle]
-            time.sleep(_REST)
-            frames = [frame for _, frame in block]
-            if way.policy is None:
-                run_baseline(session, frames[0])  # caches, and threads that sleep
-                times[place] += [run_baseline(session, frame)[1] for frame in frames]
-            else:
-                session.policy = way.policy
-                session.predict(frames[0])
-                times[place] += [session.predict(frame).latency_ms for frame in frames]
-    return np.array(times)
+    differing = 0
+    with contextlib.ExitStack() as stack:
+        for session in sessions.values():
+            stack.enter_context(restored_policy(session))
+        for turn, block in enumerate(_frames(images)):
+            progress(turn * _BLOCK)
+            for index in _shuffled(range(len(ways)), turn) if block else ():
+                time.sleep(_REST)
+                run = _runner(sessions[ways[index].bundle], ways[index].policy)
+                run(block[0][1])  # fills caches and wakes threads
+                for place, frame in block:
+                    found, ms = run(frame)
+                    times[index].append(ms)
+                    differing += int(found != ways[index].classes[places[place]])
+    if not times[0]:
+        raise DataError(f"none of {len(images)} images could be read a second time")
+    return np.array(times), differing
+
+
+def _runner(session: Session, policy: Policy | None) -> Callable[[Frame], tuple[int, float]]:
+    """Return what gives class and milliseconds from decoded frame to label."""
+    if policy is None:
+        return lambda frame: run_baseline(session, frame)[:2]
+    session.policy = policy
+
+    def predict(frame: Frame) -> tuple[int, float]:
+        result = session.predict(frame)
+        return result.class_index, result.latency_ms
+
+    return predict
 
 
 def _rows(ways: Sequence[Way], times: NDArray[np.float64]) -> list[dict[str, Any]]:
     """Return all ways with their figures, the fastest first."""
-    means = times.mean(axis=1)
-    order = [int(place) for place in np.argsort(means)]
+    order = [int(place) for place in np.argsort(times.mean(axis=1), kind="stable")]
     plain = [place for place in order if ways[place].plain]
     rows, best = [], -1.0
     for place in order:
@@ -313,11 +365,11 @@ def _rows(ways: Sequence[Way], times: NDArray[np.float64]) -> list[dict[str, Any
                 "baseline_of": list(way.baseline_of),
                 "policy": None if way.policy is None else way.policy.to_json(),
                 "accuracy": accuracy,
-                "accuracy_error": math.sqrt(accuracy * (1 - accuracy) / len(way.right)),
+                "accuracy_error": math.sqrt(accuracy * (1 - accuracy) / len(way.labels)),
                 "macs": way.macs,
                 "latency_ms": percentiles(times[place]),
                 "front": accuracy > best,
-                "against": None if way.plain else _against(place, plain, ways, means),
+                "against": None if way.plain else _against(place, plain, ways, times),
                 "raw_ms": times[place].round(4).tolist(),
             }
         )
@@ -326,18 +378,28 @@ def _rows(ways: Sequence[Way], times: NDArray[np.float64]) -> list[dict[str, Any
 
 
 def _against(
-    place: int, plain: Sequence[int], ways: Sequence[Way], means: NDArray[np.float64]
+    place: int, plain: Sequence[int], ways: Sequence[Way], times: NDArray[np.float64]
 ) -> dict[str, Any]:
-    """Compare a chain with the fastest plain model as accurate, else with the most accurate one."""
-    way = ways[place]
-    rivals = [p for p in plain if ways[p].accuracy >= way.accuracy]
-    rival = rivals[0] if rivals else max(plain, key=lambda p: ways[p].accuracy)
-    change = way.right.astype(np.float64) - ways[rival].right
+    """Compare a chain with the fastest plain model that is not clearly less accurate.
+
+    Where all are, with the most accurate one. ``plain`` holds the fastest first.
+    """
+
+    def change(rival: int) -> tuple[float, float]:
+        each = ways[place].right.astype(np.float64) - ways[rival].right
+        return float(each.mean()), float(each.std() / len(each) ** 0.5)
+
+    as_accurate = [p for p in plain if change(p)[0] <= _MARGIN * change(p)[1]]
+    rival = as_accurate[0] if as_accurate else max(plain, key=lambda p: ways[p].accuracy)
+    gained, error = change(rival)
+    ones = np.ones(times.shape[1])
+    rows = [np.arange(times.shape[1])]
     return {
         "bundle": ways[rival].bundle,
         "name": ways[rival].name,
-        "as_accurate": bool(rivals),
-        "change": float(change.mean()),
-        "change_error": float(change.std() / len(change) ** 0.5),
-        "speedup": float(means[rival] / means[place]),
+        "as_accurate": bool(as_accurate),
+        "change": gained,
+        "change_error": error,
+        "speedup": float(times[rival].mean() / times[place].mean()),
+        "speedup_95": ratio_interval(times[rival], times[place], ones, rows),
     }

@@ -84,7 +84,7 @@ def summarise(
             "layers": costs.layers_speedup(leaving),
             "macs": macs,
             "wall_clock": wall,
-            "wall_clock_95": _ratio_interval(base, chain, weights, strata),
+            "wall_clock_95": ratio_interval(base, chain, weights, strata),
             "network": network_speedup,
         },
         "efficiency": wall / macs,
@@ -169,7 +169,7 @@ def _share(values: Sequence[bool | None]) -> float | None:
     return sum(judged) / len(judged) if judged else None
 
 
-def _ratio_interval(
+def ratio_interval(
     a: NDArray[np.float64],
     b: NDArray[np.float64],
     weights: NDArray[np.float64],

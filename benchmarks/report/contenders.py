@@ -10,7 +10,7 @@ from rich.console import Console
 
 from lgvit_edge._support import terminal
 from lgvit_edge._support.optional import require
-from lgvit_edge._support.terminal import plain
+from lgvit_edge._support.text import escaped
 from lgvit_edge.benchmarks.contenders import title
 from lgvit_edge.benchmarks.report.terminal import table_of
 
@@ -25,16 +25,14 @@ def print_contenders(record: dict[str, Any], console: Console) -> None:
         "cores"
     )
     for name, bundle in record["bundles"].items():
-        runtime = bundle["runtime"]
-        say(
-            f"{name}: {runtime['backend']} {runtime['version']} on {runtime['device']}, "
-            f"{runtime['threads']} threads, {runtime.get('precision', bundle['precision'])}"
-        )
+        say(f"{name}: {_how(bundle)}")
+    if len({_how(bundle) for bundle in record["bundles"].values()}) > 1:
+        say("the bundles are not run in the same way: times differ for that, too", style="yellow")
     rows = [
         row
         | row["latency_ms"]
         | {"what": title(row), "mark": "*" if row["front"] else "", "millions": row["macs"] / 1e6}
-        | {"error": 100 * row["accuracy_error"], "rival": None}
+        | {"error": 100 * row["accuracy_error"]}
         | _compared(row)
         for row in record["rows"]
     ]
@@ -45,8 +43,9 @@ def print_contenders(record: dict[str, Any], console: Console) -> None:
     numbers = ("accuracy", "+-", "mean (ms)", "p99", "MACs (M)", "points", "speed-up")
     console.print(table_of(rows, cells, "", "bundle", "against", numbers=numbers, blank=""))
     say(
-        "*: nothing here is as accurate and faster. Against: the fastest plain model that is at "
-        "least as accurate, or else the most accurate one; points and speed-up are over it"
+        "*: nothing that is faster here is as accurate. Against: the fastest plain model that is "
+        "not clearly less accurate, else the most accurate one; points and speed-up (95 %) are "
+        "over it"
     )
     for name in record["bundles"]:
         chain = [row for row in record["rows"] if row["bundle"] == name and not row["plain"]]
@@ -55,43 +54,61 @@ def print_contenders(record: dict[str, Any], console: Console) -> None:
             say(text, style="" if pays else "yellow")
     if unreadable := counts["unreadable"]:
         say(f"images that cannot be read were left out: {unreadable}", style="yellow")
+    if record["other_answers"]:
+        say(
+            f"{record['other_answers']} answers of the timed runs differ from those that accuracy "
+            "was computed from",
+            style="yellow",
+        )
     for reason in record["unstable"]:
         say(f"unstable: {reason}", style="yellow")
 
 
+def _how(bundle: dict[str, Any]) -> str:
+    """Return how a bundle is run."""
+    runtime = bundle["runtime"]
+    return (
+        f"{runtime['backend']} {runtime['version']} on {runtime['device']}, {runtime['threads']} "
+        f"threads, {runtime.get('precision', bundle['precision'])}"
+    )
+
+
 def verdict(name: str, rows: list[dict[str, Any]]) -> tuple[bool, str]:
-    """Returns whether a bundle pays, and why, given the rows of its chain.
+    """Returns whether a bundle with exits pays, and why, given the rows of its chain.
 
-    It pays where at some point no plain model is both as accurate and as fast.
+    It pays where one of its points is clearly faster than every plain model that is as accurate,
+    or clearly more accurate than all.
     """
-    ahead = [row for row in rows if not row["against"]["as_accurate"] or _speedup(row) > 1]
-    row = max(ahead or rows, key=_speedup)
+    faster = [row for row in rows if row["against"]["speedup_95"][0] > 1]
+    better = [row for row in rows if not row["against"]["as_accurate"]]
+    row = max(faster or better or rows, key=lambda row: float(row["against"]["speedup"]))
     against = row["against"]
-    rival = (
-        f"{title(against)!r}, the {'fastest' if against['as_accurate'] else 'most accurate'} plain "
-        f"model{' that is as accurate' if against['as_accurate'] else ''}"
+    low, high = against["speedup_95"]
+    told = (
+        f"{row['name']!r} is {against['speedup']:.2f}x as fast (95 %: {low:.2f} to {high:.2f}) as "
+        f"{title(against)!r}, the "
+        + ("fastest plain model as accurate" if against["as_accurate"] else "most accurate one")
+        + f", at {100 * against['change']:+.2f} +- {100 * against['change_error']:.2f} points"
     )
-    given = f"{100 * against['change']:+.2f} +- {100 * against['change_error']:.2f} points"
-    if ahead:
-        return True, (
-            f"{name} pays: {row['name']!r} is {_speedup(row):.2f}x as fast as {rival} ({given})"
-        )
-    return False, (
-        f"{name} does not pay: at each of its points a plain model is as accurate and faster; "
-        f"{row['name']!r} is {_speedup(row):.2f}x as fast as {rival} ({given})"
-    )
-
-
-def _speedup(row: dict[str, Any]) -> float:
-    return float(row["against"]["speedup"])
+    if faster:
+        return True, f"{name} pays: {told}"
+    if better:
+        return True, f"{name} is more accurate than any plain model here, and not faster: {told}"
+    if any(row["against"]["speedup_95"][1] >= 1 for row in rows):
+        return False, f"{name} may or may not pay, more images would tell: {told}"
+    return False, f"{name} does not pay: {told}"
 
 
 def _compared(row: dict[str, Any]) -> dict[str, Any]:
     against = row["against"]
     if against is None:
         return {}
-    change = f"{100 * against['change']:+.2f} +- {100 * against['change_error']:.2f}"
-    return {"rival": title(against), "change": change, "faster": f"{against['speedup']:.2f}x"}
+    low, high = against["speedup_95"]
+    return {
+        "rival": title(against),
+        "change": f"{100 * against['change']:+.2f} +- {100 * against['change_error']:.2f}",
+        "faster": f"{against['speedup']:.2f}x ({low:.2f} to {high:.2f})",
+    }
 
 
 def draw_contenders(record: dict[str, Any], path: Path, kind: str) -> None:
@@ -112,7 +129,7 @@ def draw_contenders(record: dict[str, Any], path: Path, kind: str) -> None:
     )
     for row in singles:
         axes.annotate(
-            plain(title(row)).plain,
+            _shown(title(row)),
             (row["latency_ms"]["mean"], 100 * row["accuracy"]),
             xytext=(6, -10),
             textcoords="offset points",
@@ -122,7 +139,7 @@ def draw_contenders(record: dict[str, Any], path: Path, kind: str) -> None:
     for name in record["bundles"]:
         chain = [row for row in record["rows"] if row["bundle"] == name and not row["plain"]]
         if chain:
-            axes.plot(*_line(chain), marker="o", markersize=4, linewidth=1.3, label=name)
+            axes.plot(*_line(chain), marker="o", markersize=4, linewidth=1.3, label=_shown(name))
     axes.set(xlabel="mean time from frame to label (ms)", ylabel="accuracy (%)")
     axes.set_title(
         f"{record['images']['reporting']} images, {record['env']['cpu']}, up and left is better",
@@ -132,6 +149,11 @@ def draw_contenders(record: dict[str, Any], path: Path, kind: str) -> None:
     axes.legend(fontsize=8, loc="lower right")
     axes.grid(alpha=0.3)
     figure.savefig(path, format=kind, dpi=150)
+
+
+def _shown(text: str) -> str:
+    """Return text as matplotlib shows it: no formula, and not hidden for an underscore."""
+    return " " * text.startswith("_") + escaped(text).replace("$", r"\$")
 
 
 def _line(rows: list[dict[str, Any]]) -> tuple[list[float], list[float]]:

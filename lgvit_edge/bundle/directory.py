@@ -261,7 +261,7 @@ def add_to_manifest(
     *,
     plain_models: Mapping[str, PlainModel] | None = None,
 ) -> None:
-    """Add operating points, and plain models compared, by name; those of other names stay.
+    """Add operating points by name, those of other names stay; or replace the plain models.
 
     ``identity`` is that of the manifest that they were measured with.
 
@@ -277,9 +277,9 @@ def add_to_manifest(
                     f"{root} was exported again meanwhile: the figures are not its own; run the "
                     "command again"
                 )
-            both = manifest.plain_models | dict(plain_models or {})
+            plain = manifest.plain_models if plain_models is None else dict(plain_models)
             new = manifest.points | dict(points or {})
-            finish(root, dataclasses.replace(manifest, points=new, plain_models=both))
+            finish(root, dataclasses.replace(manifest, points=new, plain_models=plain))
     except OSError as error:
         raise BundleError(f"cannot write {root / MANIFEST}: {error.strerror or error}") from None
 

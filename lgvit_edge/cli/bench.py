@@ -11,7 +11,6 @@ from typer import Option
 
 from lgvit_edge._support.outputs import replacing, write_json
 from lgvit_edge._support.terminal import console, note, progress_bar, say
-from lgvit_edge._support.text import escaped
 from lgvit_edge.cli.options import (
     Classes,
     Labels,
@@ -25,7 +24,7 @@ from lgvit_edge.cli.options import (
     parse_numbers,
     with_options,
 )
-from lgvit_edge.errors import BundleError, UsageError
+from lgvit_edge.errors import BundleError, DataError, UsageError
 
 if TYPE_CHECKING:
     from lgvit_edge.images.labelled import LabelledImage
@@ -37,7 +36,7 @@ def bench(
         list[Path],
         Option(
             help="Bundle folder that `lgvit-edge export` wrote. Given several times, all are "
-            "measured in turn, at the thresholds that one half of --data chooses."
+            "measured in turn on --data, without energy; see docs/worth-it.md."
         ),
     ],
     data: Annotated[
@@ -65,7 +64,7 @@ def bench(
     report: Annotated[Path | None, Option(help="Also write an HTML report to this file.")] = None,
     plot: Annotated[
         Path | None,
-        Option(help="Of several bundles: plot accuracy over time (.png, .svg, .pdf)."),
+        Option(help="Of several bundles: plot accuracy against latency (.png, .svg, .pdf)."),
     ] = None,
     energy: Annotated[
         bool, Option(help="Measure energy after latency, where the machine tells it.")
@@ -73,7 +72,8 @@ def bench(
 ) -> None:
     """Measure latency, energy, MACs and accuracy; chain and baseline take turns in one run.
 
-    Of several bundles, plain models included, say which one is the fastest at its accuracy.
+    Of several bundles, plain models included, say which ones pay. Each bundle keeps what it was
+    compared with.
     """
     if len(engines) > 1:
         only = {"--policy": policy, "--point": point, "--mix": mix, "--report": report}
@@ -153,13 +153,24 @@ def _bench_several(
             manifest = session.manifest
             known = manifest.labels, manifest.num_classes
             if known not in listed:
-                listed[known] = labelled_images(manifest, data, labels, classes, samples)
+                # Names tell more than an order that was given for bundles without.
+                order = None if manifest.labels else classes
+                try:
+                    listed[known] = labelled_images(manifest, data, labels, order, samples)
+                except DataError as error:
+                    raise DataError(f"{name}: {error}") from None
             images[name] = listed[known]
         with progress_bar("measuring") as progress:
             record = measure_contenders(sessions, images, progress=progress)
         compared = plain_models(record, sessions)
-        identities = {name: session.manifest.identity for name, session in sessions.items()}
     print_contenders(record, console)
+    for name, models in compared.items():
+        try:
+            identity = record["bundles"][name]["identity"]
+            add_to_manifest(names[name], identity, plain_models=models)
+            say(f"kept in {names[name]}: tune and bench will warn below these plain models")
+        except BundleError as error:
+            note(f"the comparison is not kept in {names[name]}: {error}")
     if json_file is not None:
         write_json(json_file, record)
         say(f"record: {json_file}")
@@ -167,22 +178,16 @@ def _bench_several(
         with replacing(plot) as partial:
             draw_contenders(record, partial, plot.suffix[1:])
         say(f"picture: {plot}")
-    for name, models in compared.items():  # so that ``tune`` and ``bench`` can warn
-        try:
-            add_to_manifest(names[name], identities[name], plain_models=models)
-        except BundleError as error:
-            note(f"the comparison is not kept in {names[name]}: {error}")
 
 
 def _names(engines: list[Path]) -> dict[str, Path]:
     """Return the bundles by the names of their folders, or by their paths where these are equal."""
+    if len({bundle.resolve() for bundle in engines}) < len(engines):
+        raise UsageError(f"expected different bundles, found {', '.join(map(str, engines))}")
     folders = [bundle.absolute().name for bundle in engines]
-    texts = [
-        folder if folders.count(folder) == 1 else str(bundle)
-        for folder, bundle in zip(folders, engines, strict=True)
-    ]
-    lines = (" ".join(escaped(text).split())[-100:] for text in texts)
-    names = dict(zip(lines, engines, strict=True))
-    if len(names) < len(engines):
-        raise UsageError(f"expected different bundles, found {', '.join(texts)}")
+    names: dict[str, Path] = {}
+    for place, (folder, bundle) in enumerate(zip(folders, engines, strict=True), 1):
+        text = folder if folders.count(folder) == 1 else str(bundle)
+        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)[-100:]
+        names[f"{line} {place}" if line in names else line] = bundle
     return names

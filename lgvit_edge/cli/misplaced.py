@@ -32,8 +32,10 @@ def misplaced(name: str, parameters: Sequence[Any], arguments: list[str]) -> str
         bundles = [0]  # what else could it be
     if not bundles:
         return None
-    place = bundles[0]
-    right = [_OPTION, arguments[place], *arguments[:place], *arguments[place + 1 :]]
+    if not engines.multiple:
+        bundles = bundles[:1]
+    rest = [argument for i, argument in enumerate(arguments) if i not in bundles]
+    right = [*(part for i in bundles for part in (_OPTION, arguments[i])), *rest]
     return f"{name} takes the bundle as {_OPTION}; run: {_line(name, right)}"
 
 

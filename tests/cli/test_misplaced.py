@@ -30,6 +30,7 @@ def test_the_bundle_is_the_argument(typed: str, right: str, bundle: Path, comman
     ("typed", "right"),
     [
         ("bench BUNDLE", "bench --engines BUNDLE"),
+        ("bench BUNDLE BUNDLE --data x", "bench --engines BUNDLE --engines BUNDLE --data x"),
         ("bench nowhere --rounds 3", "bench --engines nowhere --rounds 3"),
         ("profile --runs 3 BUNDLE", "profile --engines BUNDLE --runs 3"),
         ("predict BUNDLE a.png", "predict --engines BUNDLE a.png"),
