@@ -46,6 +46,18 @@ def described() -> str:
     return "; ".join(f"{kind.example} ({kind.help})" for kind in POLICIES.values())
 
 
+def typed(policy: Policy) -> str:
+    """Returns the text from which ``parse`` reads the policy."""
+    values = (getattr(policy, parameter.name) for parameter in fields(policy))  # type: ignore[arg-type]
+    parts = (value if isinstance(value, tuple) else (value,) for value in values)
+    return ":".join([policy.name, *(",".join(map(_number, part)) for part in parts)])
+
+
+def _number(value: float) -> str:
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
+
+
 def parse(text: str) -> Policy:
     """Returns the policy typed as its name and its parameters in order, with colons between.
 

@@ -12,9 +12,10 @@ from rich.console import Console
 from lgvit_edge._support.terminal import say, table
 from lgvit_edge.errors import DataError
 from lgvit_edge.model import LGViT
-from lgvit_edge.policies import Confidence, Policy
+from lgvit_edge.policies import Confidence, Ensemble, Policy
 from lgvit_edge.policies.calibration import calibration_errors, temperatures
 from lgvit_edge.policies.evaluate import ExitCosts, Images, Outcome, evaluate
+from lgvit_edge.policies.text import typed
 from lgvit_edge.training.report import exit_costs
 
 DROPS = (0.0, 0.01)  # accuracy that a point may lose against the last pass, 0..1
@@ -81,9 +82,9 @@ def calibrated(
     choosing, reporting = half(images, 0), half(images, 1)
     by_exit = temperatures(choosing)
     errors = [calibration_errors(reporting, t) for t in ((1.0,) * images.exits, by_exit)]
-    settings = [
-        Confidence(level, by_exit) for level in np.linspace(0, 1, _STEPS + 1).round(4).tolist()
-    ]
+    levels = np.linspace(0, 1, _STEPS + 1).round(4).tolist()
+    settings: list[Policy] = [Confidence(level, by_exit) for level in levels]
+    settings += [Ensemble(level, temperature=by_exit) for level in levels]
     points = []
     for drop in DROPS:
         policy = fastest(settings, choosing, costs, drop=drop)
@@ -117,11 +118,9 @@ def calibrated(
 def _point(policy: Policy, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     parts = zip(("choosing", "reporting"), outcomes, strict=True)
     kept = ("accuracy", "drop_error", "macs", "macs_speedup", "shares")
-    assert isinstance(policy, Confidence) and isinstance(policy.temperature, tuple)
-    scales = ",".join(f"{t:g}" for t in policy.temperature)
     return {
         "policy": policy.to_json(),
-        "typed": f"confidence:{policy.threshold:g}:{scales}",
+        "typed": typed(policy),
         **{name: {k: outcome.to_json()[k] for k in kept} for name, outcome in parts},
     }
 
@@ -130,13 +129,16 @@ def shown(record: dict[str, Any], console: Console) -> None:
     """Prints the points: how many images each pass answers, and what that saves."""
     base, ends = record["baseline"]["accuracy"], [0, *(p["last_exit"] for p in record["passes"])]
     names = [f"by {one['image_size']} px" for one in record["passes"]]
-    output = table("may lose", numbers=("threshold", "MACs x", "accuracy", "change", *names))
+    output = table(
+        "may lose", "policy", numbers=("threshold", "MACs x", "accuracy", "change", *names)
+    )
     for point in record["points"]:
         got = point["reporting"]
         shares = [sum(got["shares"][a:b]) for a, b in zip(ends, ends[1:], strict=False)]
         change = f"{100 * (got['accuracy'] - base):+.2f} +- {100 * got['drop_error']:.2f}"
         output.add_row(
             f"{100 * point['drop']:g} points",
+            point["policy"]["name"],
             f"{point['policy']['threshold']:g}",
             f"{got['macs_speedup']:.2f}",
             f"{100 * got['accuracy']:.2f} %",

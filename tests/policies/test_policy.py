@@ -27,6 +27,7 @@ from lgvit_edge.policies import (
     parse,
 )
 from lgvit_edge.policies.scores import confidence, entropy, log_softmax
+from lgvit_edge.policies.text import typed
 
 Floats = NDArray[np.float32]
 
@@ -382,6 +383,7 @@ def test_json_names_the_parameters() -> None:
 )
 def test_parse(text: str, policy: Policy) -> None:
     assert parse(text) == policy
+    assert parse(typed(policy)) == policy
 
 
 FORM = "expected a policy such as confidence:0.8, .* or never; found"

@@ -24,7 +24,7 @@ from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
 from lgvit_edge.cli.app import app
 from lgvit_edge.errors import ConfigError, DataError, TrainingError, UsageError
 from lgvit_edge.model import load_checkpoint, save_checkpoint
-from lgvit_edge.policies import Confidence, from_json, parse
+from lgvit_edge.policies import Confidence, Ensemble, from_json, parse
 from lgvit_edge.policies.evaluate import ExitCosts, Images
 from lgvit_edge.training import ImageFolder, TrainingConfig, pass_sizes, passes_from_folder
 from lgvit_edge.training.passes import Passes, planned, tie
@@ -402,6 +402,24 @@ def test_temperatures_and_thresholds() -> None:
     policy = from_json(none["policy"])
     assert isinstance(policy, Confidence) and policy.temperature == (temperature,)
     assert parse(none["typed"]) == Confidence(policy.threshold, temperature)
+
+
+def test_the_answers_of_passes_are_added_where_that_saves_more() -> None:
+    """Added answers mend what the last pass gets wrong, so that more may leave before it."""
+    coarse = answers([(0, 6.0), (2, 1.0), (1, 3.0), (1, 0.2)] * 4)
+    last = answers([(0, 4.0), (1, 0.3), (0, 4.0), (0, 4.0)] * 4)
+    coarse[1::4, 0, 0], last[1::4, 0, 0] = 0.9, 0.25  # right is the second choice of both
+    order = [place for place in range(16) for _ in range(2)]  # both halves see the same
+    labels = np.zeros(32, np.int64)
+    models = planned(seeded(vit(num_blocks=3, num_classes=4), 0), (16, 32), [()], 0)
+    measured = [Images(coarse[order], labels), Images(last[order], labels)]
+    record = calibrated(models, measured, [Path("m-16.pt"), Path("m-32.pt")])
+    none = record["points"][0]
+    policy = from_json(none["policy"])
+    assert isinstance(policy, Ensemble)
+    assert parse(none["typed"]).to_json()["threshold"] == policy.threshold
+    assert none["reporting"]["accuracy"] == record["baseline"]["accuracy"] == 0.75
+    assert none["reporting"]["shares"] == [0.5, 0.5]
 
 
 def test_the_command(begin: Begin, tmp_path: Path) -> None:
