@@ -46,6 +46,12 @@ def described() -> str:
     return "; ".join(f"{kind.example} ({kind.help})" for kind in POLICIES.values())
 
 
+def typed(data: dict[str, Any]) -> str:
+    """Returns what ``parse`` takes for a policy, given what its ``to_json`` wrote."""
+    values = [v if isinstance(v, list) else [v] for name, v in data.items() if name != "name"]
+    return ":".join([str(data["name"]), *(",".join(map(str, value)) for value in values)])
+
+
 def parse(text: str) -> Policy:
     """Returns the policy typed as its name and its parameters in order, with colons between.
 
