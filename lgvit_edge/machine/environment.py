@@ -40,7 +40,11 @@ def environment() -> dict[str, Any]:
 def device_of(runtime: dict[str, Any]) -> str:
     """Return, of what ``Session.describe`` tells, the device that times are measured on."""
     device = runtime["device"] if runtime["device"] != "cpu" else cpu.cpu_name()
-    return f"{device}, {runtime['backend']} {runtime['version']}, {runtime['threads']} threads"
+    precision = runtime.get("precision", "fp32")
+    lower = "" if precision == "fp32" else f" {precision}"
+    return (
+        f"{device}, {runtime['backend']} {runtime['version']}{lower}, {runtime['threads']} threads"
+    )
 
 
 def packages() -> dict[str, str]:
