@@ -27,6 +27,7 @@ _CONDITIONS = {
     "device": ("env", "runtime", "device"),
     "threads": ("env", "runtime", "threads"),
     "precision": ("bundle", "precision"),
+    "computed in": ("env", "runtime", "precision"),
     "image size of the baseline": ("bundle", "image_size"),
     "classes": ("bundle", "classes"),
     "samples": ("samples",),

@@ -22,6 +22,7 @@ from lgvit_edge.images.inputs import Inputs
 from lgvit_edge.images.labelled import content_hash
 from lgvit_edge.images.preprocess import load_rgb
 from lgvit_edge.machine.environment import environment
+from lgvit_edge.policies import from_json
 from lgvit_edge.runtime.backends.base import Chain, ChainOptions, LayerTime, ProfiledChain
 from lgvit_edge.runtime.backends.registry import (
     AnyChain,
@@ -82,7 +83,8 @@ def measure_layers(
     opened = open_bundle(bundle)
     manifest = opened.manifest
     inputs, skipped = _inputs(manifest, images, runs)
-    name, options = choose(opened, backend, options or ChainOptions())
+    policy = from_json(manifest.policy)
+    name, options, _ = choose(opened, backend, options or ChainOptions(), policy)
     make_profiled = profiled_opener(opened, name, options)
     make_plain = chain_opener(opened, name, options)
     start = environment()

@@ -8,7 +8,6 @@ the same answers, because thresholds are compared with confidences.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from lgvit_edge._support.optional import require
 from lgvit_edge.architecture.config import LGViTConfig
+from lgvit_edge.bundle.evidence import differences
 from lgvit_edge.bundle.manifest import Agreement, GraphSpec
 from lgvit_edge.errors import ParityError
 from lgvit_edge.images.labelled import LabelledImage, content_hash
@@ -35,8 +35,6 @@ TOLERANCE = {"fp32": 1e-4, "fp16": 5e-2, "int8": 4.0}  # on logits
 # hidden state and 1e-5 in the logits after it: rounding, which the norms reduce again. In int8
 # hidden states are not compared: a trained ViT's few large channels react to small changes.
 _HIDDEN_SLACK = {"fp32": 10.0, "fp16": 1.0, "int8": float("inf")}
-# By precision, as shares: top-1 that may be lost, and images that may leave at another exit.
-ALLOWED = {"fp32": (0.0005, 0.001), "fp16": (0.002, 0.01), "int8": (0.01, 0.03)}
 _CURE = {
     "fp32": "report this with the checkpoint's configuration",
     "fp16": "try --keep-fp32 layernorm,softmax, or --precision fp32",
@@ -225,15 +223,14 @@ def _accuracy(logits: Logits, images: Sequence[LabelledImage]) -> float | None:
 
 def gate(agreement: Agreement, precision: str) -> None:
     """Raise ``ParityError`` if decisions differ more often than the precision allows."""
-    lost, moved = ALLOWED[precision]
-    faults = []
-    images, before, after = agreement.images, agreement.reference_accuracy, agreement.accuracy
-    if before is not None and after is not None:
-        if (before - after) * images > math.ceil(lost * images) + 1e-6:
-            faults.append(f"top-1 fell from {before:.2%} to {after:.2%} (allowed: {lost:.2%})")
-    other = 1 - agreement.same_exit
-    if other * images > math.ceil(moved * images) + 1e-6:
-        faults.append(f"{other:.2%} of the images leave at another exit (allowed: {moved:.2%})")
+    images = agreement.images
+    faults = differences(
+        precision,
+        images,
+        accuracy=agreement.accuracy,
+        reference_accuracy=agreement.reference_accuracy,
+        same_exit=agreement.same_exit,
+    )
     if faults:
         worst = int(np.argmax(agreement.confidence_change))
         raise ParityError(

@@ -29,7 +29,7 @@ _PERCENTILE = 99.999
 # cost most of the accuracy.
 _MAX_SPREAD = 6.0
 # Share of exit decisions on the calibration images that may change, averaged over the thresholds
-# below. Half of what the gate allows on other images (``checks.ALLOWED``).
+# below. Half of what the gate allows on other images (``evidence.ALLOWED``).
 _CHANGED_DECISIONS = 0.015
 _THRESHOLDS = [0.5 + 0.05 * i for i in range(10)]
 _OCTAVE = 64  # bins per factor of two, so a limit is known to 1 %

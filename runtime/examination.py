@@ -9,12 +9,14 @@ from typing import Any
 
 from lgvit_edge import __version__
 from lgvit_edge.bundle.directory import open_bundle
+from lgvit_edge.bundle.inspection import evidence_records
 from lgvit_edge.machine import wheels
 from lgvit_edge.machine.environment import environment
 from lgvit_edge.machine.gpu import find_gpu, find_gpus
 from lgvit_edge.machine.jetson import Jetson, detect
 from lgvit_edge.machine.power import find_meters
 from lgvit_edge.machine.preflight import preflight
+from lgvit_edge.policies import from_json
 from lgvit_edge.runtime.backends.base import ChainOptions, Package
 from lgvit_edge.runtime.backends.registry import AUTO, backends
 from lgvit_edge.runtime.selection import choose, known_choices
@@ -35,14 +37,19 @@ _OTHERS = (
 def examine(root: Path = Path("/"), engines: Path | None = None) -> dict[str, Any]:
     """Return what ``lgvit-edge doctor`` shows, as plain types for JSON.
 
-    System files lie below ``root``. The fastest backend of ``engines`` is measured anew first.
+    System files lie below ``root``. The fastest backend of ``engines`` is measured anew first, and
+    its evidence of lower precisions is listed.
 
     Raises:
         BundleError: ``engines`` is not a bundle.
         BackendError: nothing here can run it.
     """
+    evidence = []
     if engines is not None:
-        choose(open_bundle(engines), AUTO, ChainOptions(), afresh=True)
+        bundle = open_bundle(engines)
+        policy = from_json(bundle.manifest.policy)
+        choose(bundle, AUTO, ChainOptions(), policy, afresh=True)
+        evidence = evidence_records(bundle.manifest)
     jetson = detect(root)
     signs = ("proc/driver/nvidia/version", "dev/nvhost-gpu", "dev/nvgpu")
     driver = jetson is not None or any(os.path.exists(root / sign) for sign in signs)
@@ -63,6 +70,7 @@ def examine(root: Path = Path("/"), engines: Path | None = None) -> dict[str, An
         "backends": [c._asdict() for b in backends() for c in b.own_checks(driver, jetson)],
         "jetson": None if jetson is None else _jetson(jetson),
         "power": _power(root),
+        "evidence": evidence,
         "choices": [vars(choice) for choice in known_choices()],
     }
 

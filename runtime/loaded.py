@@ -157,7 +157,8 @@ class LoadedBundle:
     def check_parity(self, tolerance: float | None = None) -> float:
         """Compare segments and baseline with PyTorch's logits in the bundle; return the difference.
 
-        A baseline that was not loaded before is not kept.
+        A baseline that was not loaded before is not kept. Precisions below float32 are judged by
+        their decisions instead: their logits differ by more.
 
         Raises:
             ParityError: beyond ``tolerance``, by default the one that the bundle was exported with;

@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from lgvit_edge.errors import BackendError, LGViTEdgeError, MissingDependency, U
 from lgvit_edge.images.inputs import Inputs
 from lgvit_edge.machine.cpu import available_cores, cpu_name
 from lgvit_edge.machine.environment import version_of
+from lgvit_edge.policies import Policy
 from lgvit_edge.runtime.backends.base import Candidate, Chain, ChainOptions
 from lgvit_edge.runtime.backends.registry import (
     AUTO,
@@ -33,6 +35,7 @@ from lgvit_edge.runtime.backends.registry import (
     ships,
 )
 from lgvit_edge.runtime.loaded import check_parity
+from lgvit_edge.runtime.precision import below_full, evidence_for, to_compare
 from lgvit_edge.runtime.runner import every_exit
 from lgvit_edge.runtime.samples import read_samples
 
@@ -49,7 +52,7 @@ _BURST = 3  # runs in a row; the first is dropped, as its weights are not in the
 class Choice:
     """Holds the fastest backend for one bundle on this machine, with all measurements."""
 
-    backend: str  # the fastest whose logits agree with PyTorch's
+    backend: str  # the fastest that computes what PyTorch does, or decides so
     precision: str | None  # what it computes float32 graphs in; None where it has no choice
     measured: dict[str, float]  # ms per image of each candidate, every exit equally often
     refused: dict[str, str]  # why a candidate was not timed, by its name
@@ -58,22 +61,51 @@ class Choice:
     date: str  # in UTC
 
 
+class Chosen(NamedTuple):
+    """Names the backend to run a bundle on, and the options to open it with.
+
+    ``hint`` says what would make a lower precision available; empty where nothing would.
+    """
+
+    backend: str
+    options: ChainOptions
+    hint: str = ""
+
+
 def choose(
-    bundle: Bundle, backend: str, options: ChainOptions, *, afresh: bool = False
-) -> tuple[str, ChainOptions]:
-    """Return the backend to run a bundle on, and the options to open it with.
+    bundle: Bundle,
+    backend: str,
+    options: ChainOptions,
+    policy: Policy | None = None,
+    *,
+    afresh: bool = False,
+) -> Chosen:
+    """Choose the fastest backend and precision that decides as float32 does.
 
     With ``auto``, backends that do not take the options are left out; ``afresh`` measures even if
-    that was done before.
+    that was done before. Unless a precision is among the options, one below float32 is taken only
+    with evidence in the bundle at ``policy``; without a policy, none is.
 
     Raises:
         UsageError: there is no such backend, or it does not take an option.
         BackendError: nothing here can run the bundle.
         MissingDependency: the only backend that takes the options is not installed.
     """
-    if backend == AUTO:
-        backend = os.environ.get(OVERRIDE, AUTO)
-    contenders = candidates(bundle, backend, options)
+    contenders = candidates(bundle, _asked(backend), options)
+    hint = ""
+    if lower := below_full(contenders):
+        known = {
+            way: None if policy is None else evidence_for(bundle.manifest, way, options, policy)
+            for way in lower
+        }
+        refused = [way for way, evidence in known.items() if evidence is None or evidence.faults]
+        contenders = [way for way in contenders if way not in refused]
+        unjudged = [way for way in refused if (e := known[way]) is None or e.too_few]
+        if policy is not None and unjudged and (command := to_compare(bundle, policy)):
+            hint = (
+                f"{', '.join(way.label for way in unjudged)} would be available, but nothing shows "
+                f"yet that it decides as float32 does here at this policy; run: {command}"
+            )
     best = contenders[0]
     if len(contenders) > 1:
         choice = None if afresh else read_choice(bundle, contenders, options)
@@ -83,7 +115,16 @@ def choose(
             choice = _measure_elsewhere(bundle, contenders, options)
         choice = choice or measure(bundle, contenders, options)
         best = Candidate(choice.backend, choice.precision)
-    return best.backend, replace(options, precision=best.precision)
+    return Chosen(best.backend, replace(options, precision=best.precision), hint)
+
+
+def lower_precisions(bundle: Bundle, backend: str, options: ChainOptions) -> list[Candidate]:
+    """List the ways below float32 in which a bundle can run here; raises as ``choose``."""
+    return below_full(candidates(bundle, _asked(backend), options))
+
+
+def _asked(backend: str) -> str:
+    return os.environ.get(OVERRIDE, AUTO) if backend == AUTO else backend
 
 
 def candidates(bundle: Bundle, backend: str, options: ChainOptions) -> list[Candidate]:
@@ -176,11 +217,15 @@ def _main() -> None:
 def measure(bundle: Bundle, contenders: list[Candidate], options: ChainOptions) -> Choice:
     """Time candidates on one of the bundle's samples, and store and return the fastest.
 
+    Each must give PyTorch's logits, but for precisions below float32: their decisions were compared
+    before they became candidates.
+
     Raises:
         BackendError: no candidate opens and agrees with PyTorch.
         BundleError: the samples are damaged.
     """
     refused: dict[str, str] = {}
+    lower = below_full(contenders)
     times: dict[Candidate, list[float]] = {}
     with contextlib.ExitStack() as stack:
         chains: dict[Candidate, Chain] = {}
@@ -189,7 +234,8 @@ def measure(bundle: Bundle, contenders: list[Candidate], options: ChainOptions) 
                 own = replace(options, precision=candidate.precision)
                 chain = chain_opener(bundle, candidate.backend, own)(segment_names(bundle))
                 stack.callback(chain.close)
-                check_parity(bundle, chain, None)
+                if candidate not in lower:
+                    check_parity(bundle, chain, None)
                 chains[candidate] = chain
             except LGViTEdgeError as error:
                 refused[candidate.label] = str(error)
@@ -231,10 +277,11 @@ def read_choice(
     return choice if choice and (choice.backend, choice.precision) in pairs else None
 
 
-def known_choices() -> list[Choice]:
-    """Return every stored choice, the newest first."""
-    root = cache_root()
-    stored = map(_read, root.glob("*/backend-*.json")) if root is not None else ()
+def known_choices(identity: str | None = None) -> list[Choice]:
+    """Return every stored choice, or those for one bundle, the newest first."""
+    root = cache_root() if identity is None else bundle_cache(identity)
+    pattern = "*/backend-*.json" if identity is None else "backend-*.json"
+    stored = map(_read, root.glob(pattern)) if root is not None else ()
     return sorted(filter(None, stored), key=lambda choice: choice.date, reverse=True)
 
 

@@ -8,17 +8,27 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 from lgvit_edge._support.numbers import real, whole
+from lgvit_edge._support.text import tell
 from lgvit_edge.bundle.directory import Bundle, open_bundle
+from lgvit_edge.bundle.evidence import Evidence
 from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.errors import BundleError, UsageError
 from lgvit_edge.images.inputs import Inputs
 from lgvit_edge.images.preprocess import ImageLike, check_color, check_several, several
 from lgvit_edge.policies import Policy, as_policy, from_json
-from lgvit_edge.runtime.backends.base import Chain, ChainOptions, GpuImages, TensorRTOptions
+from lgvit_edge.runtime.backends.base import (
+    Candidate,
+    Chain,
+    ChainOptions,
+    GpuImages,
+    TensorRTOptions,
+)
 from lgvit_edge.runtime.backends.registry import chain_opener
 from lgvit_edge.runtime.loaded import LoadedBundle
+from lgvit_edge.runtime.precision import FULL, evidence_for, to_compare
 from lgvit_edge.runtime.reading import Item, Readers, StreamError
 from lgvit_edge.runtime.result import Result
 from lgvit_edge.runtime.stats import Recorder, Statistics
@@ -45,6 +55,9 @@ class Session(LoadedBundle):
         self._recorder = Recorder(bundle.manifest.pass_numbers)
         self._rate: TargetRate | None = None
         self._point: str | None = None
+        self._way: Candidate | None = None  # where it computes in less than float32
+        self._options, self._hint = ChainOptions(), ""
+        self._warns = False  # whether a policy without evidence is worth a warning
         self.hooks: list[Callable[[Result], None]] = []
         try:
             self.policy = policy
@@ -93,7 +106,8 @@ class Session(LoadedBundle):
                 ``npu`` (openvino); None for the best one here. ``cuda`` is the first NVIDIA GPU,
                 and ``cuda:1`` the second.
             precision: (openvino) ``fp32``, ``bf16`` or ``fp16``: what float32 graphs are computed
-                in; None for the fastest whose logits stay within the bundle's tolerance here.
+                in; None for the fastest with evidence in the bundle that it decides as float32 does
+                on this hardware at this policy (``lgvit-edge doctor --data``), else float32.
             tensorrt: options of the tensorrt backend.
             warm_up: see ``warm_up``; without it the first predictions are slower.
 
@@ -114,8 +128,11 @@ class Session(LoadedBundle):
             policy = _bundle_policy(bundle.manifest, point)
         policy = as_policy(policy)
         policy.start(len(bundle.manifest.segments) - 1)  # before anything is loaded
-        name, options = choose(bundle, backend, options)
-        session = cls(bundle, policy, chain_opener(bundle, name, options))
+        name, chosen, hint = choose(bundle, backend, options, policy)
+        session = cls(bundle, policy, chain_opener(bundle, name, chosen))
+        session._options, session._hint = chosen, hint
+        if chosen.precision not in (None, FULL):
+            session._way, session._warns = Candidate(name, chosen.precision), precision is None
         try:
             if warm_up:
                 session.warm_up()
@@ -149,6 +166,15 @@ class Session(LoadedBundle):
             if (follow := getattr(self.chain, "follow", None)) is not None:
                 follow(None if rate is not None else tracker.rule())  # a rate's points vary
             self._policy, self._rate, self._point = policy, rate, None
+        if self._warns and not policy.forced and (command := to_compare(self._bundle, policy)):
+            evidence = self._evidence()
+            if evidence is None or evidence.faults:
+                self._warns = False  # once is enough
+                tell(
+                    f"note: this session computes in {self._options.precision}, because that "
+                    "decides as float32 does at another policy; nothing shows that it does at this "
+                    f"one; to compare, run: {command}"
+                )
 
     @property
     def point(self) -> str | None:
@@ -431,6 +457,26 @@ class Session(LoadedBundle):
                 hook(result)
         return results
 
+    def describe(self) -> dict[str, Any]:
+        """Return backend, version, device, threads and precision, for records.
+
+        Below float32 ``evidence`` is what is known of its decisions at the present policy, or None.
+        A ``hint`` says how a lower precision would become available.
+        """
+        about = super().describe()
+        if self._way is not None:
+            evidence = self._evidence()
+            about |= {
+                "precision": self._way.precision,
+                "evidence": None if evidence is None else evidence.to_record(),
+            }
+        return about | ({"hint": self._hint} if self._hint else {})
+
+    def _evidence(self) -> Evidence | None:
+        if self._way is None:
+            return None
+        return evidence_for(self.manifest, self._way, self._options, self._policy)
+
     @property
     def stats(self) -> Statistics:
         """Counts and latencies of the session so far."""
@@ -451,6 +497,21 @@ class Session(LoadedBundle):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def open_in_float32(
+    path: str | Path,
+    *,
+    backend: str = "auto",
+    threads: int | None = None,
+    device: str | None = None,
+) -> Session:
+    """Open a bundle as ``Session.open`` does, but in float32, whatever the evidence is."""
+    from lgvit_edge.runtime.selection import choose
+
+    bundle = open_bundle(path)
+    name, options, _ = choose(bundle, backend, ChainOptions(threads=threads, device=device))
+    return Session(bundle, _bundle_policy(bundle.manifest), chain_opener(bundle, name, options))
 
 
 def _check_time(name: str, value: object) -> None:

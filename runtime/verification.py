@@ -240,7 +240,7 @@ def _main() -> None:
     record: dict[str, Any] = {"error": None, "message": "", "opened": True}
     try:
         from lgvit_edge._support.optional import require
-        from lgvit_edge.runtime import Session
+        from lgvit_edge.runtime.session import open_in_float32
 
         # Libraries are trusted, and reserve much: the limit is on what the bundle takes.
         require(_MODULES[request["backend"]], extra="cpu")
@@ -250,7 +250,7 @@ def _main() -> None:
         except BundleError:
             record["opened"] = False
             raise
-        with Session.open(
+        with open_in_float32(
             request["root"], backend=request["backend"], threads=request["threads"], device="cpu"
         ) as session:
             record["max_difference"] = session.check_parity()

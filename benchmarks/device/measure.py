@@ -20,6 +20,7 @@ from lgvit_edge.bundle.directory import open_bundle
 from lgvit_edge.errors import LGViTEdgeError
 from lgvit_edge.runtime import Session
 from lgvit_edge.runtime.examination import examine
+from lgvit_edge.runtime.session import open_in_float32
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
@@ -46,7 +47,8 @@ def _machine(request: dict[str, Any]) -> dict[str, Any]:
 
 def _parity(request: dict[str, Any]) -> dict[str, Any]:
     bundle = open_bundle(request["engines"])
-    with _open(request) as session:
+    backend, device = request["backend"], request["device"]
+    with open_in_float32(request["engines"], backend=backend, device=device) as session:
         record = parity(session, bundle) | {"runtime": session.describe()}
     for size, row in zip(record["batch_sizes"], record["differences"], strict=True):
         worst = record["graphs"][row.index(max(row))]

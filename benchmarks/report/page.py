@@ -12,7 +12,7 @@ from lgvit_edge._support.text import escaped
 from lgvit_edge.architecture.families import FAMILIES
 from lgvit_edge.benchmarks.report import plots
 from lgvit_edge.benchmarks.report.gallery import Gallery
-from lgvit_edge.benchmarks.report.terminal import passes_of, what_was_measured
+from lgvit_edge.benchmarks.report.terminal import computed_in, passes_of, what_was_measured
 from lgvit_edge.bundle.inspection import both_counts
 from lgvit_edge.bundle.manifest import Manifest
 
@@ -89,7 +89,7 @@ def _subtitle(record: dict[str, Any]) -> str:
     return (
         f"{record['samples']} images, {runtime['backend']} {runtime['version']}, {where}, "
         f"{runtime['threads']} threads, lgvit-edge {__version__}"
-    )
+    ) + "".join(f"; {text}" for text in [computed_in(runtime)] if text)
 
 
 def _notes(record: dict[str, Any]) -> list[str]:

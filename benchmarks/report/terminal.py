@@ -49,6 +49,8 @@ def print_report(record: dict[str, Any], console: Console) -> None:
         f"threads, {record['bundle']['precision']}, {record['env']['cpu']}"
     )
     say(plain(f"{record['samples']} images", "bold") + plain(machine))
+    if precision := computed_in(runtime):
+        console.print(plain(precision), soft_wrap=True)
     columns = ("mean", "p50", "p90", "p95", "p99")
     latencies = table("latency (ms)", numbers=(*columns, "network p50"))
     for name, part in (("baseline", base), ("early exit", record)):
@@ -86,6 +88,15 @@ def print_report(record: dict[str, Any], console: Console) -> None:
         console.print(plain(text, "yellow"), soft_wrap=True)
     for reason in record["unstable"]:
         console.print(plain(f"unstable: {reason}", "yellow"), soft_wrap=True)
+
+
+def computed_in(runtime: dict[str, Any]) -> str:
+    """Returns in words the precision below float32 that ran and its evidence; empty for float32."""
+    if "evidence" not in runtime:
+        return ""
+    evidence = runtime["evidence"]
+    known = "at this policy its decisions were never compared with float32's here"
+    return f"computed in {runtime['precision']}: {evidence['text'] if evidence else known}"
 
 
 def passes_of(record: dict[str, Any]) -> dict[int, str] | None:

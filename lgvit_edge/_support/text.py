@@ -16,5 +16,5 @@ def escaped(text: str) -> str:
 
 
 def tell(text: str) -> None:
-    """Say on standard error what a library makes its user wait for."""
+    """Say on standard error what a library makes its user wait for, or should not leave unsaid."""
     print(escaped(text), file=sys.stderr, flush=True)

@@ -19,7 +19,7 @@ import dataclasses
 import fnmatch
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from shlex import quote
 from lgvit_edge._support import finite_json
 from lgvit_edge._support.files import locked, read_bytes, reading
 from lgvit_edge._support.outputs import PARTIAL, check_folder, followed, leftovers, named, write
+from lgvit_edge.bundle.evidence import Evidence
 from lgvit_edge.bundle.graphs import check_graph
 from lgvit_edge.bundle.manifest import MAX_BYTES, FileSpec, GraphSpec, Manifest
 from lgvit_edge.bundle.plain_files import sha256, size_of
@@ -260,9 +261,11 @@ def add_to_manifest(
     points: Mapping[str, OperatingPoint] | None = None,
     *,
     plain_models: Mapping[str, PlainModel] | None = None,
+    evidence: Sequence[Evidence] = (),
 ) -> None:
     """Add operating points by name, those of other names stay; or replace the plain models.
 
+    Evidence takes the place of all that there is of its backend, precision and hardware.
     ``identity`` is that of the manifest that they were measured with.
 
     Raises:
@@ -279,7 +282,14 @@ def add_to_manifest(
                 )
             plain = manifest.plain_models if plain_models is None else dict(plain_models)
             new = manifest.points | dict(points or {})
-            finish(root, dataclasses.replace(manifest, points=new, plain_models=plain))
+            rivals = {(e.backend, e.precision, e.hardware) for e in evidence}
+            kept = [
+                e for e in manifest.evidence if (e.backend, e.precision, e.hardware) not in rivals
+            ]
+            manifest = dataclasses.replace(
+                manifest, points=new, plain_models=plain, evidence=(*kept, *evidence)
+            )
+            finish(root, manifest)
     except OSError as error:
         raise BundleError(f"cannot write {root / MANIFEST}: {error.strerror or error}") from None
 

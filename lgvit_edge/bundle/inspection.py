@@ -39,6 +39,7 @@ def inspect_bundle(path: Path) -> dict[str, Any]:
     return {
         "kind": "bundle",
         "path": str(path),
+        "identity": manifest.identity,
         "passes": pass_records(manifest),
         "exits": len(manifest.segments) - 1,
         "classes": manifest.num_classes,
@@ -46,6 +47,7 @@ def inspect_bundle(path: Path) -> dict[str, Any]:
         "parity": max(manifest.parity.max_difference),
         "bytes": sum(p.stat().st_size for p in path.rglob("*") if p.is_file()),
         **take("versions", "fp32_islands", "calibration", "agreement"),
+        "evidence": evidence_records(manifest),
         "engines": [_engines(folder, build, bundle) for folder, build in find_builds(path)],
         "baseline": {
             "macs": manifest.baseline.macs,
@@ -54,6 +56,19 @@ def inspect_bundle(path: Path) -> dict[str, Any]:
         },
         "segments": with_totals(rows, manifest.baseline.macs),
     }
+
+
+def evidence_records(manifest: Manifest) -> list[dict[str, Any]]:
+    """Return what is known of precisions below float32; ``at`` names the policies it is known at.
+
+    Those are ``default`` for the bundle's own and the names of points; empty for another policy.
+    """
+    named = {"default": manifest.policy}
+    named |= {name: point.policy for name, point in manifest.points.items()}
+    return [
+        evidence.to_record() | {"at": [n for n, p in named.items() if p == evidence.policy]}
+        for evidence in manifest.evidence
+    ]
 
 
 def pass_records(manifest: Manifest) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Any
 
 from lgvit_edge.bundle.codec import loads, to_json
+from lgvit_edge.bundle.evidence import Evidence
 from lgvit_edge.bundle.plain_models import PlainModel
 from lgvit_edge.bundle.points import OperatingPoint, check_name
 from lgvit_edge.errors import BundleError
@@ -24,7 +25,7 @@ from lgvit_edge.images.spec import Preprocess, View
 # History: 1 - first version. 2 - half and int8 precision: islands, calibration, agreement.
 # 3 - preprocessing may squash images, which version 2 never does. 4 - operating points, MACs of
 # heads, temperatures in policies. 5 - sizes of files. 6 - published MACs. 7 - passes. 8 - plain
-# models that a bundle was compared with.
+# models that a bundle was compared with; evidence of lower precisions, which may be missing.
 SCHEMA_VERSION = 8
 TARGETS = ("cpu", "jetson", "rtx")
 DTYPES = ("uint8", "float16", "float32")
@@ -221,6 +222,7 @@ class Manifest:
     agreement: Agreement | None  # if the export compared decisions on real images
     points: dict[str, OperatingPoint]  # from tuning, by name
     plain_models: dict[str, PlainModel]  # that it was compared with, by name
+    evidence: tuple[Evidence, ...] = ()  # of precisions that float32 graphs may be computed in
 
     def __post_init__(self) -> None:
         if not self.passes:

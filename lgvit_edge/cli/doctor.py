@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,9 +11,12 @@ from rich.console import Console
 from rich.markup import escape as without_markup
 from typer import Option
 
-from lgvit_edge._support.terminal import plain, table
+from lgvit_edge._support.terminal import note, plain, progress_bar, table
 from lgvit_edge._support.text import escaped
-from lgvit_edge.cli.options import AsJson, show
+from lgvit_edge.bundle.evidence import LEAST_IMAGES
+from lgvit_edge.cli.evidence import print_evidence
+from lgvit_edge.cli.options import AsJson, Classes, Labels, Samples, labelled_images, show
+from lgvit_edge.errors import UsageError
 from lgvit_edge.machine.wheels import cuda_python
 
 # One package of each set is enough. The two builds of onnxruntime install the same files.
@@ -23,12 +27,74 @@ def doctor(
     engines: Annotated[
         Path | None, Option(help="Bundle whose fastest backend is measured again.")
     ] = None,
+    data: Annotated[
+        Path | None,
+        Option(
+            help="Images that the bundle also runs in precisions below float32, so that auto may "
+            "take those that decide alike: one sub-folder per class, or a flat folder."
+        ),
+    ] = None,
+    labels: Labels = None,
+    classes: Classes = None,
+    samples: Samples = None,
+    policy: Annotated[
+        str | None,
+        Option(
+            help="With --data: also compare at this policy, such as confidence:0.8. Default: the "
+            "bundle's and its operating points'."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what is installed, what can run here, what is missing, and which backends auto chose."""
     from lgvit_edge.runtime.examination import examine
 
+    if data is not None:
+        if engines is None:
+            raise UsageError("--data needs --engines")
+        _compare(engines, data, labels, classes, samples, policy)
+    elif labels or classes or samples or policy:
+        raise UsageError("--labels, --classes, --samples and --policy need --data")
     show(examine(engines=engines), as_json, print_examination)
+
+
+def _compare(
+    engines: Path,
+    data: Path,
+    labels: Path | None,
+    classes: str | None,
+    samples: int | None,
+    policy: str | None,
+) -> None:
+    """Keep evidence of the precisions below float32 that are offered here."""
+    from lgvit_edge.bundle.directory import check_writable, open_bundle
+    from lgvit_edge.policies import parse
+    from lgvit_edge.runtime.backends.base import ChainOptions
+    from lgvit_edge.runtime.backends.registry import AUTO
+    from lgvit_edge.runtime.selection import lower_precisions
+    from lgvit_edge.runtime.session import open_in_float32
+    from lgvit_edge.tuning import collect, compare_precisions
+
+    other = None if policy is None else parse(policy)
+    bundle = open_bundle(engines)
+    if other is not None:
+        other.start(len(bundle.manifest.segments) - 1)  # fits the exits
+    check_writable(engines)
+    if not (offered := lower_precisions(bundle, AUTO, ChainOptions())):
+        note("no backend here offers a precision below float32: there is nothing to compare")
+        return
+    images = labelled_images(bundle.manifest, data, labels, classes, samples)
+    if len(images) < LEAST_IMAGES:
+        note(f"{len(images)} images are too few to rely on, expected at least {LEAST_IMAGES}")
+    with tempfile.TemporaryDirectory() as folder:
+        with open_in_float32(engines) as session, progress_bar("all exits in float32") as progress:
+            file = Path(folder, "logits.npy")
+            reference = collect(session, images, file, decisions_only=True, progress=progress)
+        text = f"all exits in {', '.join(way.label for way in offered)}"
+        with progress_bar(text) as progress:
+            compare_precisions(
+                engines, reference, images, policy=other, note=note, progress=progress
+            )
 
 
 def escape(text: str) -> str:
@@ -77,6 +143,7 @@ def print_examination(report: dict[str, Any], console: Console) -> None:
     told = [f"{meter['name']} ({meter['source']})" for meter in report["power"]["meters"]]
     power = "; ".join(filter(None, [", ".join(told), *report["power"]["notes"]]))
     console.print(plain(f"power: {power}"), soft_wrap=True)
+    print_evidence(report["evidence"], console)
     _print_choices(report["choices"], console)
     if not any(row["runs"] for row in report["backends"]):
         console.print("nothing can run a bundle here; run: pip install 'lgvit-edge\\[cpu]'")

@@ -16,6 +16,7 @@ from lgvit_edge._support.terminal import note, plain, progress_bar, say, table
 from lgvit_edge.architecture.config import HUB
 from lgvit_edge.architecture.heads import HEAD_KINDS
 from lgvit_edge.cli.checked import CheckOptions, print_check
+from lgvit_edge.cli.evidence import print_evidence
 from lgvit_edge.cli.options import AsJson, SourceOptions, show, with_options
 from lgvit_edge.errors import CheckpointError, DataError, ParityError, UsageError
 from lgvit_edge.images.spec import Preprocess
@@ -42,7 +43,11 @@ def inspect(path: Path, source: SourceOptions, check: CheckOptions) -> dict[str,
         if source != SourceOptions():
             options = "--use-ema, --num-heads, --mean, --std, --interpolation and --crop-pct"
             raise UsageError(f"{options} are for checkpoints, found a bundle: leave them out")
-        return inspect_bundle(path)
+        from lgvit_edge.runtime.selection import known_choices
+
+        about = inspect_bundle(path)
+        chosen = known_choices(about["identity"])
+        return about | {"choice": vars(chosen[0]) if chosen else None}
     names = ("config.json", "adapter_config.json")
     if path.is_dir() and not any((path / name).is_file() for name in names):
         raise CheckpointError(
@@ -139,6 +144,10 @@ def print_info(about: dict[str, Any], console: Console) -> None:
     console.print(_segments(about, passes))
     if about.get("points"):
         console.print(_points(about["points"]))
+    print_evidence(about.get("evidence", ()), console)
+    if choice := about.get("choice"):
+        name = " ".join(filter(None, (choice["backend"], choice["precision"])))
+        say(f"auto last chose {name} on this machine ({choice['date'][:10]})")
     if "check" in about:
         print_check(about["check"], console)
 

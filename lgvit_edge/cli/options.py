@@ -74,7 +74,7 @@ Precision = Annotated[
     str | None,
     Option(
         help=f"Precision that float32 graphs are computed in; {_values('precisions')} Default: "
-        "the fastest one within the bundle's tolerance."
+        "the fastest one that the bundle has evidence for, of `tune` or `doctor --data`; else fp32."
     ),
 ]
 Heads = Annotated[
@@ -165,7 +165,10 @@ class RunOptions:
     ] = None
 
     def open(self, engines: Path, policy: str | None, point: str | None) -> Session:
-        """Open the session that the options ask for; raises as ``Session.open`` does."""
+        """Open the session that the options ask for; raises as ``Session.open`` does.
+
+        Says once how a lower precision would become available.
+        """
         from lgvit_edge import policies
         from lgvit_edge.runtime import Session, TensorRTOptions
 
@@ -173,13 +176,16 @@ class RunOptions:
         typed = {name: value for name, value in asdict(self).items() if value is not None}
         names = ("wait", "cuda_graphs", "speculate", "device_exit", "zero_copy")
         tensorrt = {name: typed.pop(name) for name in names if name in typed}
-        return Session.open(
+        session = Session.open(
             engines,
             policy=None if policy is None else policies.parse(policy),
             point=point,
             tensorrt=TensorRTOptions(**tensorrt) if tensorrt else None,
             **typed,
         )
+        if hint := session.describe().get("hint"):
+            note(hint)
+        return session
 
 
 @dataclass(frozen=True)

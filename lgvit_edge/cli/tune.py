@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
 from lgvit_edge._support.optional import require
 from lgvit_edge._support.outputs import check_file, replacing, write_json
-from lgvit_edge._support.terminal import console, progress_bar, say
+from lgvit_edge._support.terminal import console, note, progress_bar, say
 from lgvit_edge.bundle.points import check_name
+from lgvit_edge.cli.evidence import print_evidence
 from lgvit_edge.cli.options import (
     Backend,
     Classes,
@@ -102,7 +103,8 @@ def tune(
     balanced and accurate are stored.
     """
     from lgvit_edge.bundle.directory import add_to_manifest, check_writable, open_bundle
-    from lgvit_edge.tuning import Goal, TuneOptions
+    from lgvit_edge.bundle.inspection import evidence_records
+    from lgvit_edge.tuning import Goal, TuneOptions, compare_precisions
     from lgvit_edge.tuning import tune as search
     from lgvit_edge.tuning.record import read
     from lgvit_edge.tuning.show import draw, print_tuned, to_record
@@ -145,18 +147,23 @@ def tune(
     report: Recording | None = None
     if data is not None or report_data is not None:
         from lgvit_edge.runtime import Session
+        from lgvit_edge.runtime.session import open_in_float32
 
-        with Session.open(
-            engines, backend=backend, threads=threads, device=device, precision=precision
-        ) as session:
+        run: dict[str, Any] = dict(backend=backend, threads=threads, device=device)
+        opened = (
+            open_in_float32(engines, **run)  # what lower precisions are compared with
+            if precision is None
+            else Session.open(engines, precision=precision, **run)
+        )
+        with opened as session:
             if data is not None:
                 listed = _labelled(session, data, labels, classes, samples, "--labels")
                 recording = _collect(session, listed, main)
             if report_data is not None:
-                listed = _labelled(
+                others = _labelled(
                     session, report_data, report_labels, classes, samples, "--report-labels"
                 )
-                report = _collect(session, listed, other)
+                report = _collect(session, others, other)
     if data is None:
         recording = read(main, bundle.manifest)
         if len(recording.missing):
@@ -170,8 +177,14 @@ def tune(
         result = search(recording, bundle.manifest, options, report=report, progress=progress)
     add_to_manifest(engines, bundle.manifest.identity, result.points)
     print_tuned(result, engines, bundle.manifest, console)
+    evidence: list[dict[str, Any]] = []
+    if data is not None and precision is None:
+        with progress_bar("all exits below float32") as progress:
+            compare_precisions(engines, recording, listed, note=note, progress=progress, **run)
+        evidence = evidence_records(open_bundle(engines, verify=False).manifest)
+        print_evidence(evidence, console)
     if json_file is not None:
-        write_json(json_file, to_record(result))
+        write_json(json_file, to_record(result) | {"evidence": evidence})
         say(f"record: {json_file}")
     if plot is not None:
         with replacing(plot) as partial:

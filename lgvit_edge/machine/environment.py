@@ -40,10 +40,10 @@ def environment() -> dict[str, Any]:
 def device_of(runtime: dict[str, Any]) -> str:
     """Return, of what ``Session.describe`` tells, the device that times are measured on."""
     device = runtime["device"] if runtime["device"] != "cpu" else cpu.cpu_name()
-    precision = f", {runtime['precision']}" if "precision" in runtime else ""
+    precision = runtime.get("precision", "fp32")
+    lower = "" if precision == "fp32" else f" {precision}"
     return (
-        f"{device}, {runtime['backend']} {runtime['version']}{precision}, {runtime['threads']} "
-        "threads"
+        f"{device}, {runtime['backend']} {runtime['version']}{lower}, {runtime['threads']} threads"
     )
 
 

@@ -18,7 +18,7 @@ from lgvit_edge.policies.rules import (
     Patience,
     PatientConfidence,
 )
-from lgvit_edge.policies.text import as_policy, described, from_json, parse
+from lgvit_edge.policies.text import as_policy, described, from_json, parse, typed
 
 __all__ = [
     "as_policy",
@@ -39,4 +39,5 @@ __all__ = [
     "Rule",
     "ThresholdPolicy",
     "Tracker",
+    "typed",
 ]

@@ -46,16 +46,10 @@ def described() -> str:
     return "; ".join(f"{kind.example} ({kind.help})" for kind in POLICIES.values())
 
 
-def typed(policy: Policy) -> str:
-    """Returns the text from which ``parse`` reads the policy."""
-    values = (getattr(policy, parameter.name) for parameter in fields(policy))  # type: ignore[arg-type]
-    parts = (value if isinstance(value, tuple) else (value,) for value in values)
-    return ":".join([policy.name, *(",".join(map(_number, part)) for part in parts)])
-
-
-def _number(value: float) -> str:
-    short = f"{value:g}"
-    return short if float(short) == value else repr(value)
+def typed(data: dict[str, Any]) -> str:
+    """Returns what ``parse`` takes for a policy, given what its ``to_json`` wrote."""
+    values = [v if isinstance(v, list) else [v] for name, v in data.items() if name != "name"]
+    return ":".join([str(data["name"]), *(",".join(map(str, value)) for value in values)])
 
 
 def parse(text: str) -> Policy:

@@ -120,7 +120,7 @@ def _point(policy: Policy, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     kept = ("accuracy", "drop_error", "macs", "macs_speedup", "shares")
     return {
         "policy": policy.to_json(),
-        "typed": typed(policy),
+        "typed": typed(policy.to_json()),
         **{name: {k: outcome.to_json()[k] for k in kept} for name, outcome in parts},
     }
 

@@ -15,7 +15,7 @@ from lgvit_edge.images.labelled import LabelledImage, content_hash
 from lgvit_edge.images.preprocess import load_rgb
 from lgvit_edge.machine.environment import device_of
 from lgvit_edge.runtime import Session
-from lgvit_edge.tuning.record import DONE, UNREADABLE, Recording, recording
+from lgvit_edge.tuning.record import DONE, NO_CLASS, UNREADABLE, Recording, recording
 
 Progress = Callable[[int, int], None]
 _WARM_UP = 10
@@ -28,6 +28,7 @@ def collect(
     images: Sequence[LabelledImage],
     path: Path,
     *,
+    decisions_only: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> Recording:
     """Runs the images that are not in the file of logits yet, and returns the whole file.
@@ -36,13 +37,14 @@ def collect(
         session: runs the images; its policy is ignored.
         images: labelled images; each needs a class.
         path: the file of logits; created if missing.
+        decisions_only: for comparing decisions: images need no class, and no baseline is run.
         progress: called with images done and images in all.
 
     Raises:
         DataError: the file is of another run, an image has no class, or none can be read.
     """
-    labels = [image.class_index for image in images if image.class_index is not None]
-    if len(labels) != len(images):
+    labels = [NO_CLASS if (c := image.class_index) is None else c for image in images]
+    if NO_CLASS in labels and not decisions_only:
         raise DataError(
             "images without classes tell nothing about accuracy: expected one sub-folder per "
             "class, or a label file with lines FILE CLASS"
@@ -64,12 +66,12 @@ def collect(
             if not frames:
                 continue
             if not blocks:
-                for _ in range(_WARM_UP):
+                for _ in range(0 if decisions_only else _WARM_UP):
                     _baseline(session, frames[0][1])
                     _chain(session, frames[0][1])
             turn, rest = divmod(blocks, every)
             both = (_baseline, _chain) if turn % 2 else (_chain, _baseline)
-            for way in (_chain,) if rest else both:
+            for way in (_chain,) if rest or decisions_only else both:
                 for row, frame in frames:
                     for name, value in way(session, frame).items():
                         rows[name][row] = value

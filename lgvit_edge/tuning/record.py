@@ -28,6 +28,7 @@ from lgvit_edge.tuning.costs import Costs
 
 _VERSION = 1
 TO_DO, DONE, UNREADABLE = 0, 1, 2
+NO_CLASS = -1  # the label of an image without one
 # What NumPy raises for a file that cannot be read, or whose header is damaged.
 _DAMAGED = (OSError, ValueError, SyntaxError, TypeError, EOFError, tokenize.TokenError)
 

@@ -276,6 +276,9 @@ class Backend:
             not; None where the backend cannot.
         unprofiled: tells why a chain that describes itself so cannot time its layers nevertheless;
             None where it can. By default all can.
+        hardware: names what computes with these options, and the backend's version. Evidence that a
+            lower precision decides as float32 does holds where the name is the same. None where
+            ``auto`` may take no lower precision.
         engines: names the compiled engines that it would run; raises ``BackendError`` where none
             run here. None where it runs the bundle's graphs as they are.
         ways: other ways of running, by name, that a device report compares with the default.
@@ -293,6 +296,7 @@ class Backend:
     checks: Callable[[bool, Jetson | None], list[Check]] | None = None
     open_profiled: Callable[[Bundle, list[str], ChainOptions], ProfiledChain] | None = None
     unprofiled: Callable[[dict[str, Any]], str | None] | None = None
+    hardware: Callable[[ChainOptions], str] | None = None
     engines: Callable[[Bundle, ChainOptions], str] | None = None
     ways: Mapping[str, ChainOptions] = field(default_factory=dict)
 

@@ -42,6 +42,21 @@ def available_precisions(device: str | None = None) -> list[str]:
     return [precision for precision in PRECISIONS if precision.upper() in able]
 
 
+def hardware(options: ChainOptions) -> str:
+    """Name the device and OpenVINO's version; see ``Backend.hardware``.
+
+    The processor's name stands for its instructions: OpenVINO has other kernels for AMX than for
+    AVX512-BF16, which add in another order and fuse other layers.
+    """
+    core, device = _open_core(options.device)
+    return f"{core.get_property(device, 'FULL_DEVICE_NAME').strip()}, openvino {_version()}"
+
+
+def _version() -> str:
+    version: str = require("openvino", extra="openvino").__version__
+    return version.split("-")[0]
+
+
 def open_chain(bundle: Bundle, names: list[str], options: ChainOptions) -> Chain:
     """Open a chain of a bundle's graphs; see ``Backend.open_chain``."""
     cache = bundle_cache(bundle.manifest.identity)
@@ -142,7 +157,7 @@ class OpenVINOChain:
         """See ``Chain.describe``."""
         return {
             "backend": "openvino",
-            "version": self._ov.__version__.split("-")[0],
+            "version": _version(),
             "device": self._told,
             "threads": self._threads,
             "precision": self._precision,

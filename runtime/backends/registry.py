@@ -205,6 +205,7 @@ _BACKENDS = {
             candidates=_later("openvino", "candidates"),
             checks=_later("checks", "openvino_checks"),
             open_profiled=_later("openvino_profile", "open_profiled"),
+            hardware=_later("openvino", "hardware"),
             ways={"one thread": ChainOptions(threads=1)},
         ),
     )

@@ -63,6 +63,7 @@ def test_rows_are_held_against_the_first(tmp_path: Path, record: Record) -> None
         (("env", "runtime", "backend"), "tensorrt", r"backend \(onnxruntime and tensorrt\)"),
         (("env", "jetson"), {"mode": "15W"}, r"Jetson \(unknown and \{'mode': '15W'\}\)"),
         (("bundle", "precision"), "fp16", r"precision \(fp32 and fp16\)"),
+        (("env", "runtime", "precision"), "bf16", r"computed in \(unknown and bf16\)"),
         (("samples",), 99, r"samples \(8 and 99\)"),
         (("mix",), [0.5] * 40, r"shares assumed \(\[0\.25, .* and \[0\.5, .*\.\.\.\)"),
     ],

@@ -14,6 +14,7 @@ from PIL import Image
 from small import swin
 
 from lgvit_edge.bundle.directory import open_bundle
+from lgvit_edge.bundle.evidence import ALLOWED
 from lgvit_edge.bundle.manifest import FileSpec, GraphSpec, TensorSpec
 from lgvit_edge.cli.export import _islands
 from lgvit_edge.errors import DataError, ParityError, UsageError
@@ -386,9 +387,7 @@ def test_the_gate(precision: str, allowed: float, refused: float) -> None:
 def test_a_failing_gate_writes_nothing(
     tmp_path: Path, quick_model: LGViT, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lgvit_edge.export import checks
-
-    monkeypatch.setitem(checks.ALLOWED, "fp16", (-1.0, -1.0))
+    monkeypatch.setitem(ALLOWED, "fp16", (-1.0, -1.0))
     images = find_images(photos, num_classes=5, names=tuple("abcde"))
     with pytest.raises(ParityError, match="nothing was written; try --keep-fp32"):
         export_bundle(quick_model, tmp_path / "out", ExportOptions(target="jetson"), images=images)

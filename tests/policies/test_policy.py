@@ -383,7 +383,7 @@ def test_json_names_the_parameters() -> None:
 )
 def test_parse(text: str, policy: Policy) -> None:
     assert parse(text) == policy
-    assert parse(typed(policy)) == policy
+    assert parse(typed(policy.to_json())) == policy
 
 
 FORM = "expected a policy such as confidence:0.8, .* or never; found"

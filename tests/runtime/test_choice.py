@@ -1,4 +1,7 @@
-"""``backend="auto"``: measured once per bundle and machine, kept, shown, and overridden."""
+"""``backend="auto"``: measured once per bundle and machine, kept, shown, and overridden.
+
+Precisions below float32 need evidence, which no bundle here has: see ``test_precision``.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ def cache(tmp_path: Path, monkeypatch: MonkeyPatch) -> Path:
 
 @pytest.fixture(params=[["fp32"], ["fp32", "bf16", "fp16"]], ids=["fp32", "halves_too"])
 def precisions(request: pytest.FixtureRequest, monkeypatch: MonkeyPatch) -> list[str]:
-    """What processors of both kinds say; measuring, in its own process, finds what is true."""
+    """What processors of both kinds say."""
     monkeypatch.setattr(openvino, "available_precisions", lambda device=None: request.param)
     found: list[str] = request.param
     return found
@@ -56,9 +59,7 @@ def test_the_fastest_is_measured_once(
     assert "measuring which runs" in capsys.readouterr().err  # it takes seconds
     (kept,) = known_choices()
     assert kept.backend == chosen == min(kept.measured, key=lambda n: kept.measured[n]).split()[0]
-    assert {"onnxruntime", "openvino fp32"} <= set(kept.measured)
-    asked = {"onnxruntime", *(f"openvino {precision}" for precision in precisions)}
-    assert sorted([*kept.measured, *kept.refused]) == sorted(asked)
+    assert set(kept.measured) == {"onnxruntime", "openvino fp32"} and not kept.refused
     assert kept.bundle == str(bundle.resolve())
 
     def again(*_: Any) -> None:
@@ -88,10 +89,7 @@ def test_a_user_may_decide(bundle: Path, monkeypatch: MonkeyPatch, precisions: l
         assert session.describe()["backend"] == "openvino"
     with Session.open(bundle, backend="onnxruntime") as session:
         assert session.describe()["backend"] == "onnxruntime"
-    # Where the processor offers a choice of precisions, those were measured, and nothing else.
-    kept = [name for found in known_choices() for name in (*found.measured, *found.refused)]
-    offered = precisions if len(precisions) > 1 else []
-    assert kept == [f"openvino {precision}" for precision in offered]
+    assert known_choices() == []  # there was nothing to choose, whatever the processor offers
     monkeypatch.setenv(choice.OVERRIDE, "abacus")
     with pytest.raises(UsageError, match="backend must be one of auto, .*found 'abacus'"):
         Session.open(bundle)
