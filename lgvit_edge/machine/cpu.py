@@ -9,6 +9,12 @@ from pathlib import Path
 
 from lgvit_edge.machine.container import ROOT, cpu_quota, read_system_file
 
+# Of x86, then of Arm, as Linux spells them.
+_ROUNDING = (
+    *("avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "avx_ne_convert"),
+    *("amx_bf16", "amx_fp16", "asimdhp", "asimdfhm", "sve", "sve2", "bf16", "svebf16", "sme"),
+)
+
 
 def available_cores(root: Path = ROOT) -> int:
     """Return how many cores this process may use, by its affinity and its container's quota.
@@ -29,6 +35,17 @@ def cpu_name(root: Path = ROOT) -> str:
         if line.startswith(("model name", "Model", "Hardware")):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def instructions(root: Path = ROOT) -> tuple[str, ...]:
+    """Return those of the processor's instructions that decide how products are rounded.
+
+    Virtual machines name different processors alike; these tell them apart.
+    """
+    for line in read_system_file(root / "proc/cpuinfo").splitlines():
+        if line.startswith(("flags", "Features")):
+            return tuple(flag for flag in _ROUNDING if flag in line.split())
+    return ()
 
 
 def cpu_governor(root: Path = ROOT) -> str | None:

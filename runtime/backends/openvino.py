@@ -20,7 +20,7 @@ from lgvit_edge.bundle.builds import graphs_of
 from lgvit_edge.bundle.directory import Bundle
 from lgvit_edge.bundle.manifest import GraphSpec, TensorSpec
 from lgvit_edge.errors import BackendError, BundleError
-from lgvit_edge.machine.cpu import available_cores
+from lgvit_edge.machine.cpu import available_cores, instructions
 from lgvit_edge.machine.openvino import devices, shared_core
 from lgvit_edge.runtime.backends.base import Candidate, Chain, ChainOptions, input_buffers
 
@@ -45,11 +45,14 @@ def available_precisions(device: str | None = None) -> list[str]:
 def hardware(options: ChainOptions) -> str:
     """Name the device and OpenVINO's version; see ``Backend.hardware``.
 
-    The processor's name stands for its instructions: OpenVINO has other kernels for AMX than for
+    A processor's instructions belong to it: OpenVINO has other kernels for AMX than for
     AVX512-BF16, which add in another order and fuse other layers.
     """
     core, device = _open_core(options.device)
-    return f"{core.get_property(device, 'FULL_DEVICE_NAME').strip()}, openvino {_version()}"
+    name = core.get_property(device, "FULL_DEVICE_NAME").strip()
+    if device == "CPU" and (able := instructions()):
+        name += f" ({' '.join(able)})"
+    return f"{name}, openvino {_version()}"
 
 
 def _version() -> str:
