@@ -311,7 +311,7 @@ def summary(runs: Sequence[Measured]) -> dict[str, Any]:
         "exit_accuracies": accuracies.mean(axis=0).tolist(),
         "by_seed": accuracies.tolist(),
         "points": points,
-        "curve": _curve(POLICIES[0], [reporting for _, reporting in halves]),
+        "curve": _curve(POLICIES[1], [reporting for _, reporting in halves]),
     }
 
 
@@ -366,7 +366,8 @@ def write_results(record: dict[str, Any], out: Path, name: str, text: str) -> No
         {arm["name"]: arm["curve"] for arm in record["arms"]},
         out / f"{name}.png",
         baseline=base,
-        title=f"{record['conditions']['reporting']} held-out images",
+        base="the last pass alone",
+        title=f"{record['conditions']['reporting']} held-out images, answers of passes added",
         limits=((0.9, 3.5), (100 * base - 5, 100 * base + 2)),
     )
 

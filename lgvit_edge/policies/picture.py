@@ -45,11 +45,12 @@ def draw(
     title: str,
     drop: float | None = None,
     limits: tuple[tuple[float, float], tuple[float, float]] | None = None,
+    base: str = "without exits",
 ) -> None:
     """Writes the picture of accuracy against speed-up in MACs, with one line per label.
 
-    A ``drop`` of accuracy (0..1, as ``baseline``) is marked with a line. ``limits`` are the ranges
-    of the speed-up, and of accuracy in percent; None fits the rows.
+    The ``baseline`` is called ``base``. A ``drop`` of accuracy (0..1) below it is marked with a
+    line. ``limits`` are the ranges of the speed-up, and of accuracy in percent; None fits the rows.
 
     Raises:
         MissingDependency: matplotlib is not installed.
@@ -63,7 +64,7 @@ def draw(
     if drop is not None:
         axes.axhline(final - 100 * drop, color="0.85", linewidth=1)
     place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
-    axes.annotate(f"without exits {final:.1f} %", (0.99, final), color="0.4", fontsize=8, **place)
+    axes.annotate(f"{base} {final:.1f} %", (0.99, final), color="0.4", fontsize=8, **place)
     draw_lines(axes, lines, "macs_speedup", markersize=4, linewidth=1.2)
     if limits is not None:
         axes.set_xlim(limits[0])
