@@ -83,11 +83,9 @@ def policies_judged(manifest: Manifest) -> list[Policy]:
     Certified points are left out, as ``auto`` takes no lower precision for them. Raises
     ``BundleError`` as ``bundle_policy``.
     """
-    policies = [bundle_policy(manifest)]
-    for name, point in manifest.points.items():
-        if point.guarantee is None and (policy := bundle_policy(manifest, name)) not in policies:
-            policies.append(policy)
-    return policies
+    names = [None, *(n for n, point in manifest.points.items() if point.guarantee is None)]
+    policies = [bundle_policy(manifest, name) for name in names]
+    return [policy for i, policy in enumerate(policies) if policy not in policies[:i]]
 
 
 def runs_here(backend: str, hardware: str, options: ChainOptions) -> bool:
@@ -136,11 +134,13 @@ def to_compare(bundle: Bundle, policy: Policy, asked: tuple[str, ChainOptions]) 
 
     Empty if the policy is only exits in turn, which no evidence is kept of.
     """
-    used, judged = _used(policy, bundle.manifest), policies_judged(bundle.manifest)
+    used = _used(policy, bundle.manifest)
     if not used:
         return ""
+    points = bundle.manifest.points.values()
+    judged = [bundle.manifest.policy, *(p.policy for p in points if p.guarantee is None)]
     command = f"lgvit-edge doctor --engines {quote(str(bundle.root))} --data DIR"
-    new = [each for each in used if each not in [known.to_json() for known in judged]]
+    new = [each for each in used if each not in judged]
     backend, options = asked
     given = {
         "backend": None if backend == AUTO else backend,

@@ -173,11 +173,12 @@ class Session(LoadedBundle):
         evidence = self._chosen.evidence(self.manifest, policy)
         if evidence is not None and not evidence.faults:
             return
+        unknown = evidence is None or evidence.too_few
         known = "nothing shows that it does at this one"
         if evidence is not None:
             known = f"at this one: {'; '.join(evidence.faults)}"
         command = to_compare(self._bundle, policy, self._chosen.asked)
-        compare = f"; to compare, run: {command}" if command and evidence is None else ""
+        compare = f"; to compare, run: {command}" if command and unknown else ""
         tell(
             f"note: this session computes in {self._chosen.options.precision}, because that "
             f"decides as float32 does at another policy; {known}{compare}; to compute in float32, "

@@ -18,7 +18,9 @@ import pytest
 from half_backend import Half
 from small import write_photos
 
+from lgvit_edge import tuning
 from lgvit_edge.benchmarks import measure_exits
+from lgvit_edge.benchmarks.device import report
 from lgvit_edge.bundle.directory import add_to_manifest, open_bundle
 from lgvit_edge.bundle.evidence import Evidence
 from lgvit_edge.bundle.points import Guarantee, OperatingPoint
@@ -381,20 +383,6 @@ def test_checks_of_logits_run_in_float32(bundle_copy: Path, half: Half) -> None:
             session.check_parity()
 
 
-def test_verify_runs_in_float32(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """OpenVINO's sessions take the lower precision here, had they evidence; ``verify`` does not."""
-    pytest.importorskip("openvino", reason="openvino is not installed")
-    lower = openvino.available_precisions()[1:]
-    if not lower:
-        pytest.skip("this processor computes in float32 only")
-    here = openvino.hardware(ChainOptions())
-    keep(
-        bundle_copy,
-        *(dataclasses.replace(GOOD, backend="openvino", precision=p, hardware=here) for p in lower),
-    )
-    assert verify(bundle_copy, backend="openvino").outcome == "good"
-
-
 def compare(root: Path, file: Path, images: list[LabelledImage], **options: object) -> Evidence:
     with open_in_float32(root) as session:
         reference = collect(session, images, file, decisions_only=True)
@@ -540,6 +528,67 @@ def test_tune_compares_at_the_points_it_finds(
     assert all("bf16" not in point.device for point in manifest.points.values())
 
 
+def test_tune_writes_its_record_before_it_compares(
+    bundle_copy: Path,
+    half: Half,
+    photos: Path,
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise DataError("the disk is full")
+
+    monkeypatch.setattr(tuning, "compare_precisions", fail)
+    record, plot = tmp_path / "tuned.json", tmp_path / "tuned.svg"
+    run = ("tune", "--engines", bundle_copy, "--data", photos, "--trials", 1)
+    said = command(*run, "--samples", 60, "--json", record, "--plot", plot, status=1)
+    assert "the disk is full" in said and plot.exists()
+    assert json.loads(record.read_text())["evidence"] == []
+
+
+def test_doctor_compares_where_it_is_told_and_tells_what_it_could_not_read(
+    bundle_copy: Path, half: Half, photos: Path, command: Command, tmp_path: Path
+) -> None:
+    images = shutil.copytree(photos / "a", tmp_path / "images")
+    (images / "00.png").write_bytes(b"no image")
+    at = ("doctor", "--engines", bundle_copy, "--data", images)
+    said = command(*at, "--samples", 20, "--device", "cpu", "--threads", 1)
+    assert "1 of 20 images cannot be read and were left out" in said and "00.png" in said
+    assert [e.images for e in open_bundle(bundle_copy).manifest.evidence] == [19]
+    said = command(*at, "--backend", "onnxruntime")
+    assert "no backend here offers a precision below float32" in said
+    assert "--backend need --engines" in command("doctor", "--threads", 1, status=2)
+
+
+def test_evidence_of_other_hardware_is_told_as_such(
+    bundle_copy: Path, half: Half, command: Command
+) -> None:
+    other = dataclasses.replace(GOOD, hardware="another processor", images=2000)
+    keep(bundle_copy, GOOD, other)
+    said = " ".join(command("info", bundle_copy).split())
+    assert re.search(r"default yes 1000 .* 1 half bf16 default no 2000 .* 2 on 1:", said)
+    assert "on 1: a processor, half 1.0 (here) on 2: another processor (not here)" in said
+
+
+def test_profile_shows_the_precision_that_runs(
+    real: str, bundle_copy: Path, command: Command
+) -> None:
+    run = ("profile", "--engines", bundle_copy, "--runs", 1)
+    assert f"fp32 computed in {real}" in command(*run, "--precision", real)
+    assert "computed in" not in command(*run, "--precision", "fp32")
+
+
+def test_a_device_report_runs_on_what_a_session_would(
+    bundle_copy: Path, half: Half, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the lower precision among the candidates, another backend may be the fastest."""
+    keep(bundle_copy, GOOD)
+    assert report._backend(bundle_copy, report.Options()) == "half"
+    (choice,) = known_choices()
+    assert set(choice.measured) == {"half fp32", "half bf16"}
+
+
 def test_a_policy_as_it_is_typed() -> None:
     for policy in (Confidence((0.5, 0.25)), Ensemble(0.9, 0.3), Patience(3), Never()):
         assert parse(typed(policy.to_json())) == policy
@@ -571,6 +620,18 @@ def test_openvino_decides_alike_or_is_not_taken(
     tried = f"openvino {real}" in {*choice.measured, *choice.refused}
     assert tried == (not found.faults)  # whether it then is faster is the processor's matter
     assert (about["precision"] == "fp32") == ("evidence" not in about)
+
+
+def test_verify_runs_in_float32(real: str, bundle_copy: Path, tmp_path: Path) -> None:
+    """Even where sessions take another precision, here because that was measured as faster."""
+    here = openvino.hardware(ChainOptions())
+    keep(bundle_copy, dataclasses.replace(GOOD, backend="openvino", precision=real, hardware=here))
+    assert precision_of(bundle_copy) in ("fp32", real)
+    (stored,) = (tmp_path / "cache").glob("*/backend-*.json")
+    stored.write_text(json.dumps(json.loads(stored.read_text()) | {"precision": real}))
+    with Session.open(bundle_copy) as session, pytest.raises(ParityError):
+        session.check_parity()
+    assert verify(bundle_copy, backend="openvino").outcome == "good"
 
 
 def test_openvino_in_a_precision_that_was_typed(real: str, bundle_copy: Path) -> None:
