@@ -106,7 +106,8 @@ class Session(LoadedBundle):
                 and ``cuda:1`` the second.
             precision: (openvino) ``fp32``, ``bf16`` or ``fp16``: what float32 graphs are computed
                 in; None for the fastest with evidence in the bundle that it decides as float32 does
-                on this hardware at this policy (``lgvit-edge doctor --data``), else float32.
+                on this hardware at this policy (``lgvit-edge doctor --data``), else float32; for a
+                certified point float32.
             tensorrt: options of the tensorrt backend.
             warm_up: see ``warm_up``; without it the first predictions are slower.
 
