@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Option
 
 from lgvit_edge._support.optional import require
-from lgvit_edge._support.outputs import check_file, replacing, write_json
+from lgvit_edge._support.outputs import check_file, is_stream, replacing, write_json
 from lgvit_edge._support.terminal import console, note, progress_bar, say
 from lgvit_edge.bundle.points import check_name
 from lgvit_edge.cli.evidence import print_evidence, tell_unreadable
@@ -179,7 +179,8 @@ def tune(
     add_to_manifest(engines, bundle.manifest.identity, result.points)
     print_tuned(result, engines, bundle.manifest, console)
     evidence: list[dict[str, Any]] = []
-    if json_file is not None:
+    streams = json_file is not None and is_stream(json_file)  # and takes one record alone
+    if json_file is not None and not streams:
         write_json(json_file, to_record(result) | {"evidence": evidence})
         say(f"record: {json_file}")
     if plot is not None:
@@ -191,8 +192,10 @@ def tune(
             compare_precisions(engines, recording, listed, note=note, progress=progress, **run)
         evidence = evidence_records(open_bundle(engines, verify=False).manifest)
         print_evidence(evidence, console, ChainOptions(threads=threads, device=device))
-        if json_file is not None:
-            write_json(json_file, to_record(result) | {"evidence": evidence})
+    if json_file is not None and (evidence or streams):
+        write_json(json_file, to_record(result) | {"evidence": evidence})
+        if streams:
+            say(f"record: {json_file}")
 
 
 def _labelled(
