@@ -40,6 +40,7 @@ _LEAST = 40  # images: in a half of 20, accuracy moves in steps of 5 points
 _BLOCK = 8  # frames run in a row one way, then another way
 _REST = 0.02  # seconds in which the threads of the way before stop spinning
 _STEPS = 60  # number of settings tried of each policy
+_RUNTIME = ("backend", "version", "device", "threads", "precision")  # where equal, times are too
 _MARGIN = 1.645  # standard errors; beyond them one way is more accurate, 19 times in 20
 Listed = Mapping[str, Sequence[LabelledImage]]
 T = TypeVar("T")
@@ -259,8 +260,9 @@ def _ways(sessions: Mapping[str, Session], known: Mapping[str, Known]) -> list[W
     for name in sorted(sessions, key=lambda name: len(sessions[name].manifest.segments) > 1):
         for way in _plain_ways(name, sessions[name], known[name]):
             manifest = sessions[name].manifest
-            runtime = json.dumps(sessions[name].describe(), sort_keys=True, default=str)
-            how = (manifest.precision, manifest.input, manifest.target, runtime)
+            about = sessions[name].describe()
+            runtime = [about.get(key) for key in _RUNTIME]
+            how = (manifest.precision, manifest.input, manifest.target, json.dumps(runtime))
             # Of the same weights, run in the same way, one is enough.
             kind = (way.macs, *how, way.classes.tobytes(), way.labels.tobytes())
             kept = plain.setdefault(kind, way)

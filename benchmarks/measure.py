@@ -180,8 +180,9 @@ def _warm_up(session: Session, frame: Frame) -> None:
 
 @contextlib.contextmanager
 def restored_policy(session: Session) -> Iterator[None]:
-    """Restores the policy, or the operating point, at the end."""
-    policy, point = session.policy, session.point
+    """Restores the policy, or the operating point, at the end; until then none is noted."""
+    policy, point, notes = session.policy, session.point, session.notes
+    session.notes = False
     try:
         yield
     finally:
@@ -189,6 +190,7 @@ def restored_policy(session: Session) -> Iterator[None]:
             session.policy = policy
         else:
             session.point = point
+        session.notes = notes
 
 
 def _record(

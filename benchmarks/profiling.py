@@ -22,7 +22,6 @@ from lgvit_edge.images.inputs import Inputs
 from lgvit_edge.images.labelled import content_hash
 from lgvit_edge.images.preprocess import load_rgb
 from lgvit_edge.machine.environment import environment
-from lgvit_edge.policies import from_json
 from lgvit_edge.runtime.backends.base import Chain, ChainOptions, LayerTime, ProfiledChain
 from lgvit_edge.runtime.backends.registry import (
     AnyChain,
@@ -30,6 +29,7 @@ from lgvit_edge.runtime.backends.registry import (
     profiled_opener,
     segment_names,
 )
+from lgvit_edge.runtime.precision import bundle_policy
 from lgvit_edge.runtime.runner import every_exit, finite
 from lgvit_edge.runtime.selection import choose
 
@@ -83,10 +83,10 @@ def measure_layers(
     opened = open_bundle(bundle)
     manifest = opened.manifest
     inputs, skipped = _inputs(manifest, images, runs)
-    policy = from_json(manifest.policy)
-    name, options, _ = choose(opened, backend, options or ChainOptions(), policy)
-    make_profiled = profiled_opener(opened, name, options)
-    make_plain = chain_opener(opened, name, options)
+    policy = bundle_policy(manifest)
+    chosen = choose(opened, backend, options or ChainOptions(), policy)
+    make_profiled = profiled_opener(opened, chosen.backend, chosen.options)
+    make_plain = chain_opener(opened, chosen.backend, chosen.options)
     start = environment()
 
     graphs = (segment_names(opened), ["baseline"])

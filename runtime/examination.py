@@ -16,9 +16,9 @@ from lgvit_edge.machine.gpu import find_gpu, find_gpus
 from lgvit_edge.machine.jetson import Jetson, detect
 from lgvit_edge.machine.power import find_meters
 from lgvit_edge.machine.preflight import preflight
-from lgvit_edge.policies import from_json
 from lgvit_edge.runtime.backends.base import ChainOptions, Package
 from lgvit_edge.runtime.backends.registry import AUTO, backends
+from lgvit_edge.runtime.precision import bundle_policy
 from lgvit_edge.runtime.selection import choose, known_choices
 
 # Packages that no backend needs.
@@ -34,11 +34,16 @@ _OTHERS = (
 )
 
 
-def examine(root: Path = Path("/"), engines: Path | None = None) -> dict[str, Any]:
+def examine(
+    root: Path = Path("/"),
+    engines: Path | None = None,
+    backend: str = AUTO,
+    options: ChainOptions | None = None,
+) -> dict[str, Any]:
     """Return what ``lgvit-edge doctor`` shows, as plain types for JSON.
 
-    System files lie below ``root``. The fastest backend of ``engines`` is measured anew first, and
-    its evidence of lower precisions is listed.
+    System files lie below ``root``. The fastest way to run ``engines`` with a backend and options,
+    as for ``Session.open``, is measured anew first, and its evidence of lower precisions is listed.
 
     Raises:
         BundleError: ``engines`` is not a bundle.
@@ -47,8 +52,8 @@ def examine(root: Path = Path("/"), engines: Path | None = None) -> dict[str, An
     evidence = []
     if engines is not None:
         bundle = open_bundle(engines)
-        policy = from_json(bundle.manifest.policy)
-        choose(bundle, AUTO, ChainOptions(), policy, afresh=True)
+        policy = bundle_policy(bundle.manifest)
+        choose(bundle, backend, options or ChainOptions(), policy, afresh=True)
         evidence = evidence_records(bundle.manifest)
     jetson = detect(root)
     signs = ("proc/driver/nvidia/version", "dev/nvhost-gpu", "dev/nvgpu")

@@ -10,7 +10,6 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from lgvit_edge._support.finite_json import dumps, loads
 from lgvit_edge._support.text import tell
 from lgvit_edge.bundle.codec import from_json
 from lgvit_edge.bundle.directory import Bundle, open_bundle
+from lgvit_edge.bundle.evidence import Evidence
 from lgvit_edge.errors import BackendError, LGViTEdgeError, MissingDependency, UsageError
 from lgvit_edge.images.inputs import Inputs
 from lgvit_edge.machine.cpu import available_cores, cpu_name
@@ -34,12 +34,13 @@ from lgvit_edge.runtime.backends.registry import (
     segment_names,
     ships,
 )
-from lgvit_edge.runtime.loaded import check_parity
-from lgvit_edge.runtime.precision import below_full, evidence_for, to_compare
+from lgvit_edge.runtime.loaded import check_coarsely, check_parity
+from lgvit_edge.runtime.precision import Chosen, below_full, evidence_for, to_compare
 from lgvit_edge.runtime.runner import every_exit
 from lgvit_edge.runtime.samples import read_samples
 
 OVERRIDE = "LGVIT_EDGE_BACKEND"
+SILENCE = "--precision fp32 silences this"
 _SECONDS = 4.0  # for timing all candidates together
 _ROUNDS = 12
 _PATIENCE = 300.0  # seconds: compiling for a GPU takes a while
@@ -61,30 +62,21 @@ class Choice:
     date: str  # in UTC
 
 
-class Chosen(NamedTuple):
-    """Names the backend to run a bundle on, and the options to open it with.
-
-    ``hint`` says what would make a lower precision available; empty where nothing would.
-    """
-
-    backend: str
-    options: ChainOptions
-    hint: str = ""
-
-
 def choose(
     bundle: Bundle,
     backend: str,
     options: ChainOptions,
     policy: Policy | None = None,
     *,
+    certified: str = "",
     afresh: bool = False,
 ) -> Chosen:
     """Choose the fastest backend and precision that decides as float32 does.
 
     With ``auto``, backends that do not take the options are left out; ``afresh`` measures even if
     that was done before. Unless a precision is among the options, one below float32 is taken only
-    with evidence in the bundle at ``policy``; without a policy, none is.
+    with evidence in the bundle at ``policy``; without a policy, and at the operating point that
+    ``certified`` names, none is.
 
     Raises:
         UsageError: there is no such backend, or it does not take an option.
@@ -92,20 +84,16 @@ def choose(
         MissingDependency: the only backend that takes the options is not installed.
     """
     contenders = candidates(bundle, _asked(backend), options)
-    hint = ""
-    if lower := below_full(contenders):
+    lower, asked, hint = below_full(contenders), (backend, options), ""
+    if lower:
         known = {
             way: None if policy is None else evidence_for(bundle.manifest, way, options, policy)
             for way in lower
         }
-        refused = [way for way, evidence in known.items() if evidence is None or evidence.faults]
+        refused = [way for way, e in known.items() if certified or e is None or e.faults]
         contenders = [way for way in contenders if way not in refused]
-        unjudged = [way for way in refused if (e := known[way]) is None or e.too_few]
-        if policy is not None and unjudged and (command := to_compare(bundle, policy)):
-            hint = (
-                f"{', '.join(way.label for way in unjudged)} would be available, but nothing shows "
-                f"yet that it decides as float32 does here at this policy; run: {command}"
-            )
+        if policy is not None:
+            hint = _hint(bundle, policy, {way: known[way] for way in refused}, certified, asked)
     best = contenders[0]
     if len(contenders) > 1:
         choice = None if afresh else read_choice(bundle, contenders, options)
@@ -115,12 +103,40 @@ def choose(
             choice = _measure_elsewhere(bundle, contenders, options)
         choice = choice or measure(bundle, contenders, options)
         best = Candidate(choice.backend, choice.precision)
-    return Chosen(best.backend, replace(options, precision=best.precision), hint)
+    lowered = (best.backend, best.precision) in [(way.backend, way.precision) for way in lower]
+    return Chosen(best.backend, replace(options, precision=best.precision), hint, lowered, asked)
+
+
+def _hint(
+    bundle: Bundle,
+    policy: Policy,
+    refused: dict[Candidate, Evidence | None],
+    certified: str,
+    asked: tuple[str, ChainOptions],
+) -> str:
+    """Say what keeps lower precisions out, where somebody could change that; else nothing."""
+    able = {way: e for way, e in refused.items() if backend_of(way.backend).hardware is not None}
+    unjudged = [way.label for way, e in able.items() if certified or e is None or e.too_few]
+    if not unjudged:
+        return ""
+    names = ", ".join(unjudged)
+    if certified:
+        return (
+            f"{names} would be available, but the point {certified} is certified, and a "
+            f"certificate holds for the precision that it was made in; {SILENCE}"
+        )
+    if not (command := to_compare(bundle, policy, asked)):
+        return ""
+    return (
+        f"{names} would be available, but nothing shows yet that it decides as float32 does here "
+        f"at this policy ({SILENCE}); run: {command}"
+    )
 
 
 def lower_precisions(bundle: Bundle, backend: str, options: ChainOptions) -> list[Candidate]:
-    """List the ways below float32 in which a bundle can run here; raises as ``choose``."""
-    return below_full(candidates(bundle, _asked(backend), options))
+    """List the ways below float32 that decisions can be compared in; raises as ``choose``."""
+    lower = below_full(candidates(bundle, _asked(backend), options))
+    return [way for way in lower if backend_of(way.backend).hardware is not None]
 
 
 def _asked(backend: str) -> str:
@@ -217,8 +233,8 @@ def _main() -> None:
 def measure(bundle: Bundle, contenders: list[Candidate], options: ChainOptions) -> Choice:
     """Time candidates on one of the bundle's samples, and store and return the fastest.
 
-    Each must give PyTorch's logits, but for precisions below float32: their decisions were compared
-    before they became candidates.
+    Each must give PyTorch's logits, precisions below float32 only roughly: their decisions were
+    compared before they became candidates, if not in batches.
 
     Raises:
         BackendError: no candidate opens and agrees with PyTorch.
@@ -234,7 +250,9 @@ def measure(bundle: Bundle, contenders: list[Candidate], options: ChainOptions) 
                 own = replace(options, precision=candidate.precision)
                 chain = chain_opener(bundle, candidate.backend, own)(segment_names(bundle))
                 stack.callback(chain.close)
-                if candidate not in lower:
+                if candidate in lower:
+                    check_coarsely(bundle, chain)
+                else:
                     check_parity(bundle, chain, None)
                 chains[candidate] = chain
             except LGViTEdgeError as error:

@@ -13,14 +13,11 @@ from typing import Any
 from lgvit_edge._support.numbers import real, whole
 from lgvit_edge._support.text import tell
 from lgvit_edge.bundle.directory import Bundle, open_bundle
-from lgvit_edge.bundle.evidence import Evidence
-from lgvit_edge.bundle.manifest import Manifest
-from lgvit_edge.errors import BundleError, UsageError
+from lgvit_edge.errors import UsageError
 from lgvit_edge.images.inputs import Inputs
 from lgvit_edge.images.preprocess import ImageLike, check_color, check_several, several
-from lgvit_edge.policies import Policy, as_policy, from_json
+from lgvit_edge.policies import Policy, as_policy
 from lgvit_edge.runtime.backends.base import (
-    Candidate,
     Chain,
     ChainOptions,
     GpuImages,
@@ -28,7 +25,7 @@ from lgvit_edge.runtime.backends.base import (
 )
 from lgvit_edge.runtime.backends.registry import chain_opener
 from lgvit_edge.runtime.loaded import LoadedBundle
-from lgvit_edge.runtime.precision import FULL, evidence_for, to_compare
+from lgvit_edge.runtime.precision import Chosen, bundle_policy, to_compare
 from lgvit_edge.runtime.reading import Item, Readers, StreamError
 from lgvit_edge.runtime.result import Result
 from lgvit_edge.runtime.stats import Recorder, Statistics
@@ -45,6 +42,8 @@ class Session(LoadedBundle):
     Attributes:
         hooks: each is called with every ``Result``, in the thread that predicts; an exception it
             raises reaches the caller.
+        notes: whether a policy is noted on standard error, once, for which nothing shows that the
+            lower precision that ``auto`` took decides as float32 does.
     """
 
     def __init__(
@@ -55,10 +54,10 @@ class Session(LoadedBundle):
         self._recorder = Recorder(bundle.manifest.pass_numbers)
         self._rate: TargetRate | None = None
         self._point: str | None = None
-        self._way: Candidate | None = None  # where it computes in less than float32
-        self._options, self._hint = ChainOptions(), ""
-        self._warns = False  # whether a policy without evidence is worth a warning
+        self._chosen = Chosen("")
+        self._noted: set[str] = set()  # policies that a note was made of
         self.hooks: list[Callable[[Result], None]] = []
+        self.notes = True
         try:
             self.policy = policy
         except BaseException:
@@ -107,7 +106,8 @@ class Session(LoadedBundle):
                 and ``cuda:1`` the second.
             precision: (openvino) ``fp32``, ``bf16`` or ``fp16``: what float32 graphs are computed
                 in; None for the fastest with evidence in the bundle that it decides as float32 does
-                on this hardware at this policy (``lgvit-edge doctor --data``), else float32.
+                on this hardware at this policy (``lgvit-edge doctor --data``), else float32; for a
+                certified point float32.
             tensorrt: options of the tensorrt backend.
             warm_up: see ``warm_up``; without it the first predictions are slower.
 
@@ -125,14 +125,13 @@ class Session(LoadedBundle):
         options = ChainOptions(threads, thread_pool, device, precision, tensorrt)
         bundle = open_bundle(path)
         if policy is None:
-            policy = _bundle_policy(bundle.manifest, point)
+            policy = bundle_policy(bundle.manifest, point)
         policy = as_policy(policy)
         policy.start(len(bundle.manifest.segments) - 1)  # before anything is loaded
-        name, chosen, hint = choose(bundle, backend, options, policy)
-        session = cls(bundle, policy, chain_opener(bundle, name, chosen))
-        session._options, session._hint = chosen, hint
-        if chosen.precision not in (None, FULL):
-            session._way, session._warns = Candidate(name, chosen.precision), precision is None
+        certified = point is not None and bundle.manifest.points[point].guarantee is not None
+        chosen = choose(bundle, backend, options, policy, certified=str(point) if certified else "")
+        session = cls(bundle, policy, chain_opener(bundle, chosen.backend, chosen.options))
+        session._chosen = chosen
         try:
             if warm_up:
                 session.warm_up()
@@ -166,15 +165,26 @@ class Session(LoadedBundle):
             if (follow := getattr(self.chain, "follow", None)) is not None:
                 follow(None if rate is not None else tracker.rule())  # a rate's points vary
             self._policy, self._rate, self._point = policy, rate, None
-        if self._warns and not policy.forced and (command := to_compare(self._bundle, policy)):
-            evidence = self._evidence()
-            if evidence is None or evidence.faults:
-                self._warns = False  # once is enough
-                tell(
-                    f"note: this session computes in {self._options.precision}, because that "
-                    "decides as float32 does at another policy; nothing shows that it does at this "
-                    f"one; to compare, run: {command}"
-                )
+        if self._chosen.lowered and self.notes and str(policy.to_json()) not in self._noted:
+            self._noted.add(str(policy.to_json()))
+            self._note(policy)
+
+    def _note(self, policy: Policy) -> None:
+        """Say that the precision was chosen at another policy, unless evidence is for this too."""
+        evidence = self._chosen.evidence(self.manifest, policy)
+        if evidence is not None and not evidence.faults:
+            return
+        unknown = evidence is None or evidence.too_few
+        known = "nothing shows that it does at this one"
+        if evidence is not None:
+            known = f"at this one: {'; '.join(evidence.faults)}"
+        command = to_compare(self._bundle, policy, self._chosen.asked)
+        compare = f"; to compare, run: {command}" if command and unknown else ""
+        tell(
+            f"note: this session computes in {self._chosen.options.precision}, because that "
+            f"decides as float32 does at another policy; {known}{compare}; to compute in float32, "
+            'open it with precision="fp32"'
+        )
 
     @property
     def point(self) -> str | None:
@@ -183,13 +193,21 @@ class Session(LoadedBundle):
         The points are those the bundle had when it was opened.
 
         Raises:
-            UsageError: on setting, when there is no such point.
+            UsageError: on setting, when there is no such point, or it is certified and ``auto``
+                took a precision below float32 for another.
         """
         return self._point
 
     @point.setter
     def point(self, name: str) -> None:
-        self.policy = _bundle_policy(self.manifest, name)
+        policy = bundle_policy(self.manifest, name)
+        if self._chosen.lowered and self.manifest.points[name].guarantee is not None:
+            raise UsageError(
+                f"the point {name} is certified, and a certificate holds for the precision that it "
+                f"was made in: expected float32, this session computes in "
+                f'{self._chosen.options.precision}; open it with precision="fp32"'
+            )
+        self.policy = policy
         self._point = name
 
     def predict(
@@ -464,18 +482,20 @@ class Session(LoadedBundle):
         A ``hint`` says how a lower precision would become available.
         """
         about = super().describe()
-        if self._way is not None:
-            evidence = self._evidence()
+        if self._chosen.lower:
+            evidence = self._chosen.evidence(self.manifest, self._policy)
             about |= {
-                "precision": self._way.precision,
+                "precision": self._chosen.options.precision,
                 "evidence": None if evidence is None else evidence.to_record(),
             }
-        return about | ({"hint": self._hint} if self._hint else {})
+        return about | ({"hint": self._chosen.hint} if self._chosen.hint else {})
 
-    def _evidence(self) -> Evidence | None:
-        if self._way is None:
-            return None
-        return evidence_for(self.manifest, self._way, self._options, self._policy)
+    @property
+    def _cure(self) -> str:
+        if not self._chosen.lower:
+            return super()._cure
+        precision = self._chosen.options.precision
+        return f'it was computed in {precision}: to compare in float32, open with precision="fp32"'
 
     @property
     def stats(self) -> Statistics:
@@ -505,13 +525,16 @@ def open_in_float32(
     backend: str = "auto",
     threads: int | None = None,
     device: str | None = None,
+    tensorrt: TensorRTOptions | None = None,
 ) -> Session:
     """Open a bundle as ``Session.open`` does, but in float32, whatever the evidence is."""
     from lgvit_edge.runtime.selection import choose
 
     bundle = open_bundle(path)
-    name, options, _ = choose(bundle, backend, ChainOptions(threads=threads, device=device))
-    return Session(bundle, _bundle_policy(bundle.manifest), chain_opener(bundle, name, options))
+    policy = bundle_policy(bundle.manifest)
+    options = ChainOptions(threads=threads, device=device, tensorrt=tensorrt)
+    chosen = choose(bundle, backend, options)
+    return Session(bundle, policy, chain_opener(bundle, chosen.backend, chosen.options))
 
 
 def _check_time(name: str, value: object) -> None:
@@ -522,24 +545,3 @@ def _check_time(name: str, value: object) -> None:
     """
     if not 0 < real(value) < math.inf:
         raise UsageError(f"{name} must be a positive number, found {value!r}")
-
-
-def _bundle_policy(manifest: Manifest, point: str | None = None) -> Policy:
-    """Return the policy of an operating point, or without one the bundle's own.
-
-    Raises:
-        UsageError: there is no such point.
-        BundleError: the manifest's policy is invalid or does not fit its exits.
-    """
-    where, data = "manifest.policy", manifest.policy
-    if point is not None:
-        if point not in list(manifest.points):  # of any type
-            listed = ", ".join(manifest.points) or "none; run: lgvit-edge tune"
-            raise UsageError(f"no operating point {point!r}; this bundle has {listed}")
-        where, data = f"manifest.points.{point}.policy", manifest.points[point].policy
-    try:
-        policy = from_json(data)
-        policy.start(len(manifest.segments) - 1)
-    except UsageError as error:
-        raise BundleError(f"{where}: {error}") from None
-    return policy

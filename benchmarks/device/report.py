@@ -28,6 +28,7 @@ from lgvit_edge.machine.gpu import find_gpu
 from lgvit_edge.machine.tensorrt import MODULES
 from lgvit_edge.runtime.backends.base import ChainOptions
 from lgvit_edge.runtime.backends.registry import AUTO, backend_of, refusal
+from lgvit_edge.runtime.precision import bundle_policy
 from lgvit_edge.runtime.selection import choose
 
 _STATE = "steps.json"
@@ -137,7 +138,7 @@ def _backend(engines: Path, options: Options) -> str:
         and any(importlib.util.find_spec(module) for module in MODULES.values())
     ):
         return "tensorrt"  # whose engines the step "build" makes
-    return choose(bundle, AUTO, chain)[0]
+    return choose(bundle, AUTO, chain, bundle_policy(bundle.manifest)).backend
 
 
 def _run(

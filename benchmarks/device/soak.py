@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lgvit_edge.benchmarks.measure import random_frames
+from lgvit_edge.benchmarks.measure import random_frames, restored_policy
 from lgvit_edge.benchmarks.trend import slope
 from lgvit_edge.machine.memory import resident_mb
 from lgvit_edge.policies import FixedExit
@@ -46,9 +46,9 @@ def soak(
                 pass
             if time.monotonic() >= due:
                 break
-        policy, session.policy = session.policy, FixedExit(1)  # the same work each time
-        latency = float(np.median([session.predict(frames[0]).latency_ms for _ in range(20)]))
-        session.policy = policy
+        with restored_policy(session):
+            session.policy = FixedExit(1)  # the same work each time
+            latency = float(np.median([session.predict(frames[0]).latency_ms for _ in range(20)]))
         gc.collect()
         rows.append((time.monotonic() - start, resident_mb(), latency))
     measured = np.array(rows)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lgvit_edge._support.terminal import plain, table
-from lgvit_edge.benchmarks.report.terminal import passes_of, table_of
+from lgvit_edge.benchmarks.report.terminal import passes_of, precision_of, table_of
 
 _NOTABLE = 1.1  # share of the time, over share of the MACs
 _LONGEST = 160  # characters of a name: where many operators are fused, it lists all of theirs
@@ -36,7 +36,7 @@ def print_layers(
     frames = "random images" if record["images"] is None else f"{record['images']} images"
     about = (
         f", {frames}, {runtime['backend']} {runtime['version']} on {runtime['device']}, "
-        f"{runtime['threads']} threads, {record['bundle']['precision']}, {record['env']['cpu']}"
+        f"{runtime['threads']} threads, {precision_of(record)}, {record['env']['cpu']}"
     )
     say(plain(f"medians of {record['runs']} runs", "bold") + plain(about))
     console.print(_segments(record))

@@ -7,6 +7,7 @@ from typing import Any
 
 from lgvit_edge._support.optional import require
 from lgvit_edge.benchmarks.report.layers import BETWEEN, parts_of
+from lgvit_edge.benchmarks.report.terminal import precision_of
 
 _SHOWN = 7  # operators with a colour of their own
 _GREYS = {"other": "0.75", BETWEEN: "0.9"}
@@ -47,7 +48,7 @@ def draw(record: dict[str, Any], path: Path, kind: str) -> None:
     axes.set_xlabel("ms for a billion MACs, with the profiler (dashed: the baseline's)")
     axes.set_title(
         f"{runtime['backend']} {runtime['version']}, {runtime['device']}, {runtime['threads']} "
-        f"threads, {record['bundle']['precision']}, medians of {record['runs']} runs",
+        f"threads, {precision_of(record)}, medians of {record['runs']} runs",
         fontsize=10,
     )
     figure.legend(loc="outside lower center", ncols=5, fontsize=8, frameon=False)

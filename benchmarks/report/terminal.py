@@ -99,6 +99,13 @@ def computed_in(runtime: dict[str, Any]) -> str:
     return f"computed in {runtime['precision']}: {evidence['text'] if evidence else known}"
 
 
+def precision_of(record: dict[str, Any]) -> str:
+    """Returns the precision of a bundle's graphs, and what else float32 was computed in."""
+    bundle: str = record["bundle"]["precision"]
+    computed = record["env"]["runtime"].get("precision", "fp32")
+    return bundle if computed == "fp32" else f"{bundle} computed in {computed}"
+
+
 def passes_of(record: dict[str, Any]) -> dict[int, str] | None:
     """Returns how the passes of a record's bundle are called, by number; None for a single one."""
     passes = record["bundle"]["passes"]

@@ -43,7 +43,7 @@ def replacing(path: Path, *, needed: int | None = None) -> Iterator[Path]:
         OSError: as writing does; ``filename`` is ``path``, and nothing is left behind. Also of what
             is no place for an output, as ``check_file`` says.
     """
-    if _is_stream(path):
+    if is_stream(path):
         with tempfile.TemporaryDirectory() as folder:
             whole = Path(folder) / "whole"
             yield whole
@@ -107,7 +107,7 @@ def check_file(path: Path, *, streams: bool = True) -> None:
         OSError: the folder is missing or cannot be written, or ``path`` is a folder, a mount point,
             a pipe that nobody reads, a socket, a disk, or a link in a circle; ``strerror`` says so.
     """
-    if _is_stream(path):
+    if is_stream(path):
         if not streams:
             text = f"expected a file, found a pipe or a device: {path}; name a file"
             raise _refused(errno.EINVAL, text, path)
@@ -248,7 +248,7 @@ def _descriptor(path: Path) -> int | None:
     return None
 
 
-def _is_stream(path: Path) -> bool:
+def is_stream(path: Path) -> bool:
     """Return whether an output is written through: a pipe, a device, an open file.
 
     Raises:

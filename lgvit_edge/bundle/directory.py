@@ -28,7 +28,7 @@ from shlex import quote
 from lgvit_edge._support import finite_json
 from lgvit_edge._support.files import locked, read_bytes, reading
 from lgvit_edge._support.outputs import PARTIAL, check_folder, followed, leftovers, named, write
-from lgvit_edge.bundle.evidence import Evidence
+from lgvit_edge.bundle.evidence import Evidence, merged
 from lgvit_edge.bundle.graphs import check_graph
 from lgvit_edge.bundle.manifest import MAX_BYTES, FileSpec, GraphSpec, Manifest
 from lgvit_edge.bundle.plain_files import sha256, size_of
@@ -262,11 +262,11 @@ def add_to_manifest(
     *,
     plain_models: Mapping[str, PlainModel] | None = None,
     evidence: Sequence[Evidence] = (),
-) -> None:
+) -> list[str]:
     """Add operating points by name, those of other names stay; or replace the plain models.
 
-    Evidence takes the place of all that there is of its backend, precision and hardware.
-    ``identity`` is that of the manifest that they were measured with.
+    Evidence is added as ``merged`` does; returns its notes. ``identity`` is that of the manifest
+    that they were measured with.
 
     Raises:
         BundleError: the bundle was exported again meanwhile, or cannot be written.
@@ -282,14 +282,10 @@ def add_to_manifest(
                 )
             plain = manifest.plain_models if plain_models is None else dict(plain_models)
             new = manifest.points | dict(points or {})
-            rivals = {(e.backend, e.precision, e.hardware) for e in evidence}
-            kept = [
-                e for e in manifest.evidence if (e.backend, e.precision, e.hardware) not in rivals
-            ]
-            manifest = dataclasses.replace(
-                manifest, points=new, plain_models=plain, evidence=(*kept, *evidence)
-            )
+            known, notes = merged(manifest.evidence, evidence)
+            manifest = dataclasses.replace(manifest, points=new, plain_models=plain, evidence=known)
             finish(root, manifest)
+            return notes
     except OSError as error:
         raise BundleError(f"cannot write {root / MANIFEST}: {error.strerror or error}") from None
 

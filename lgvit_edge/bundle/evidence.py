@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from lgvit_edge.bundle.codec import to_json
 ALLOWED = {"fp32": (0.0005, 0.001), "fp16": (0.002, 0.01), "int8": (0.01, 0.03)}
 # Where none of 300 images differs, less than 1 % of all do, 19 times in 20.
 LEAST_IMAGES = 300
+_MOST_IMAGES = 10**9
 
 
 def differences(
@@ -61,22 +63,31 @@ class Evidence:
     same_label: float  # share of images that get the same answer
     accuracy: float | None  # top-1 of the answers, 0..1; None without labels
     reference_accuracy: float | None  # the same in float32
+    failure: str = ""  # why it could not run the images at all; shares are 0 then
 
     def __post_init__(self) -> None:
         shares = (self.same_exit, self.same_label, self.accuracy, self.reference_accuracy)
         if not all(0 <= share <= 1 for share in shares if share is not None):
             raise ValueError("shares and accuracies must lie in 0..1")
-        if self.images < 1:
-            raise ValueError("images must be a count")
+        if not 1 <= self.images <= _MOST_IMAGES:
+            raise ValueError(f"images must be 1..{_MOST_IMAGES}")
+        if not (isinstance(name := self.policy.get("name"), str) and name):
+            raise ValueError(f"a policy must have a name, found {name!r}")
+
+    @property
+    def _way(self) -> tuple[str, str, str]:
+        return self.backend, self.precision, self.hardware
 
     @property
     def too_few(self) -> bool:
         """Return whether more images could make it good."""
-        return self.images < LEAST_IMAGES
+        return self.images < LEAST_IMAGES and not self.failure
 
     @property
     def faults(self) -> list[str]:
         """Return why no session may rely on it; empty where sessions may."""
+        if self.failure:
+            return [f"it could not run: {self.failure}"]
         faults = differences(
             "fp16",
             self.images,
@@ -100,6 +111,8 @@ class Evidence:
     @property
     def text(self) -> str:
         """Return a sentence for people."""
+        if self.failure:
+            return f"it could not run {self.images} images: {self.failure}"
         top1 = "without labels"
         if self.accuracy is not None and self.reference_accuracy is not None:
             top1 = f"top-1 {self.accuracy:.2%} ({self.reference_accuracy:.2%} in float32)"
@@ -112,3 +125,34 @@ class Evidence:
         """Return it as JSON, with its ``text`` and ``faults``."""
         record: dict[str, Any] = to_json(self)
         return record | {"text": self.text, "faults": self.faults}
+
+
+def merged(
+    known: Sequence[Evidence], new: Sequence[Evidence]
+) -> tuple[tuple[Evidence, ...], list[str]]:
+    """Add evidence to what is known; return all of it, and notes of what is not taken.
+
+    New evidence takes the place of that at the same policy on the same hardware, but fewer images
+    do not outweigh more others. A failure to run is forgotten once there is anything else.
+    """
+    kept, notes = list(known), []
+    for evidence in new:
+        rivals = [
+            e
+            for e in kept
+            if e._way == evidence._way and (e.failure or e.policy == evidence.policy)
+        ]
+        larger = [
+            e
+            for e in rivals
+            if e.images > evidence.images and e.sha256 != evidence.sha256 and not e.failure
+        ]
+        if larger:
+            notes.append(
+                f"{evidence.backend} {evidence.precision} at {evidence.policy['name']}: "
+                f"{evidence.images} images do not replace the {larger[0].images} that it was "
+                f"compared on before ({larger[0].text}); give at least as many"
+            )
+            continue
+        kept = [e for e in kept if e not in rivals] + [evidence]
+    return tuple(kept), notes

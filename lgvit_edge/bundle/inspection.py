@@ -62,9 +62,10 @@ def evidence_records(manifest: Manifest) -> list[dict[str, Any]]:
     """Return what is known of precisions below float32; ``at`` names the policies it is known at.
 
     Those are ``default`` for the bundle's own and the names of points; empty for another policy.
+    Certified points are not named: ``auto`` takes no lower precision for them.
     """
-    named = {"default": manifest.policy}
-    named |= {name: point.policy for name, point in manifest.points.items()}
+    points = {n: point.policy for n, point in manifest.points.items() if point.guarantee is None}
+    named = {"default": manifest.policy} | points
     return [
         evidence.to_record() | {"at": [n for n, p in named.items() if p == evidence.policy]}
         for evidence in manifest.evidence

@@ -36,7 +36,8 @@ def bench(
         list[Path],
         Option(
             help="Bundle folder that `lgvit-edge export` wrote. Given several times, all are "
-            "measured in turn on --data, without energy; see docs/worth-it.md."
+            "measured in turn on --data, without energy, in float32 unless --precision is given; "
+            "see docs/worth-it.md."
         ),
     ],
     data: Annotated[
@@ -144,8 +145,7 @@ def _bench_several(
     names = _names(engines)
     with contextlib.ExitStack() as stack:
         sessions = {
-            name: stack.enter_context(run.open(bundle, None, None))
-            for name, bundle in names.items()
+            name: stack.enter_context(run.open_alike(bundle)) for name, bundle in names.items()
         }
         listed: dict[object, Sequence[LabelledImage]] = {}  # with the same classes, once
         images = {}

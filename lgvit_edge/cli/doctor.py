@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.console import Console
 from rich.markup import escape as without_markup
@@ -14,10 +15,23 @@ from typer import Option
 from lgvit_edge._support.terminal import note, plain, progress_bar, table
 from lgvit_edge._support.text import escaped
 from lgvit_edge.bundle.evidence import LEAST_IMAGES
-from lgvit_edge.cli.evidence import print_evidence
-from lgvit_edge.cli.options import AsJson, Classes, Labels, Samples, labelled_images, show
+from lgvit_edge.cli.evidence import print_evidence, tell_unreadable
+from lgvit_edge.cli.options import (
+    AsJson,
+    Backend,
+    Classes,
+    Device,
+    Labels,
+    Samples,
+    Threads,
+    labelled_images,
+    show,
+)
 from lgvit_edge.errors import UsageError
 from lgvit_edge.machine.wheels import cuda_python
+
+if TYPE_CHECKING:
+    from lgvit_edge.runtime.backends.base import ChainOptions
 
 # One package of each set is enough. The two builds of onnxruntime install the same files.
 EITHER = ({"onnxruntime", "onnxruntime-gpu"}, {"pycuda", "cuda-bindings"})
@@ -44,18 +58,27 @@ def doctor(
             "bundle's and its operating points'."
         ),
     ] = None,
+    threads: Threads = None,
+    device: Device = None,
+    backend: Backend = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Show what is installed, what can run here, what is missing, and which backends auto chose."""
+    from lgvit_edge.runtime.backends.base import ChainOptions
+    from lgvit_edge.runtime.backends.registry import AUTO
     from lgvit_edge.runtime.examination import examine
 
+    options = ChainOptions(threads=threads, device=device)
+    if engines is None and (options.given or backend != AUTO):
+        raise UsageError("--threads, --device and --backend need --engines")
     if data is not None:
         if engines is None:
             raise UsageError("--data needs --engines")
-        _compare(engines, data, labels, classes, samples, policy)
+        _compare(engines, data, labels, classes, samples, policy, backend, options)
     elif labels or classes or samples or policy:
         raise UsageError("--labels, --classes, --samples and --policy need --data")
-    show(examine(engines=engines), as_json, print_examination)
+    report = examine(engines=engines, backend=backend, options=options)
+    show(report, as_json, functools.partial(print_examination, options=options))
 
 
 def _compare(
@@ -65,35 +88,42 @@ def _compare(
     classes: str | None,
     samples: int | None,
     policy: str | None,
+    backend: str,
+    options: ChainOptions,
 ) -> None:
     """Keep evidence of the precisions below float32 that are offered here."""
     from lgvit_edge.bundle.directory import check_writable, open_bundle
     from lgvit_edge.policies import parse
-    from lgvit_edge.runtime.backends.base import ChainOptions
-    from lgvit_edge.runtime.backends.registry import AUTO
+    from lgvit_edge.runtime.precision import policies_judged
     from lgvit_edge.runtime.selection import lower_precisions
     from lgvit_edge.runtime.session import open_in_float32
     from lgvit_edge.tuning import collect, compare_precisions
 
     other = None if policy is None else parse(policy)
     bundle = open_bundle(engines)
+    policies_judged(bundle.manifest)  # before images run, as they may be invalid
     if other is not None:
         other.start(len(bundle.manifest.segments) - 1)  # fits the exits
     check_writable(engines)
-    if not (offered := lower_precisions(bundle, AUTO, ChainOptions())):
+    if not (offered := lower_precisions(bundle, backend, options)):
         note("no backend here offers a precision below float32: there is nothing to compare")
         return
     images = labelled_images(bundle.manifest, data, labels, classes, samples)
     if len(images) < LEAST_IMAGES:
         note(f"{len(images)} images are too few to rely on, expected at least {LEAST_IMAGES}")
+    run: dict[str, Any] = dict(backend=backend, threads=options.threads, device=options.device)
     with tempfile.TemporaryDirectory() as folder:
-        with open_in_float32(engines) as session, progress_bar("all exits in float32") as progress:
+        with (
+            open_in_float32(engines, **run) as session,
+            progress_bar("all exits in float32") as progress,
+        ):
             file = Path(folder, "logits.npy")
             reference = collect(session, images, file, decisions_only=True, progress=progress)
+        tell_unreadable(reference, images)
         text = f"all exits in {', '.join(way.label for way in offered)}"
         with progress_bar(text) as progress:
             compare_precisions(
-                engines, reference, images, policy=other, note=note, progress=progress
+                engines, reference, images, policy=other, note=note, progress=progress, **run
             )
 
 
@@ -102,7 +132,9 @@ def escape(text: str) -> str:
     return without_markup(escaped(text))
 
 
-def print_examination(report: dict[str, Any], console: Console) -> None:
+def print_examination(
+    report: dict[str, Any], console: Console, options: ChainOptions | None = None
+) -> None:
     """Print what ``examine`` reports of this machine."""
     machine = report["machine"]
     console.print(
@@ -143,7 +175,7 @@ def print_examination(report: dict[str, Any], console: Console) -> None:
     told = [f"{meter['name']} ({meter['source']})" for meter in report["power"]["meters"]]
     power = "; ".join(filter(None, [", ".join(told), *report["power"]["notes"]]))
     console.print(plain(f"power: {power}"), soft_wrap=True)
-    print_evidence(report["evidence"], console)
+    print_evidence(report["evidence"], console, options)
     _print_choices(report["choices"], console)
     if not any(row["runs"] for row in report["backends"]):
         console.print("nothing can run a bundle here; run: pip install 'lgvit-edge\\[cpu]'")

@@ -74,7 +74,8 @@ Precision = Annotated[
     str | None,
     Option(
         help=f"Precision that float32 graphs are computed in; {_values('precisions')} Default: "
-        "the fastest one that the bundle has evidence for, of `tune` or `doctor --data`; else fp32."
+        "fp32, or a faster one that the bundle has evidence for, of `tune` or `doctor --data`, at "
+        "this policy on this hardware. fp32 also silences the hint at that."
     ),
 ]
 Heads = Annotated[
@@ -170,22 +171,34 @@ class RunOptions:
         Says once how a lower precision would become available.
         """
         from lgvit_edge import policies
-        from lgvit_edge.runtime import Session, TensorRTOptions
+        from lgvit_edge.runtime import Session
 
-        # Only typed options are passed on, because a backend refuses options it does not take.
-        typed = {name: value for name, value in asdict(self).items() if value is not None}
-        names = ("wait", "cuda_graphs", "speculate", "device_exit", "zero_copy")
-        tensorrt = {name: typed.pop(name) for name in names if name in typed}
         session = Session.open(
             engines,
             policy=None if policy is None else policies.parse(policy),
             point=point,
-            tensorrt=TensorRTOptions(**tensorrt) if tensorrt else None,
-            **typed,
+            **self._typed(),
         )
         if hint := session.describe().get("hint"):
             note(hint)
         return session
+
+    def open_alike(self, engines: Path) -> Session:
+        """Open a bundle that is compared with others: in float32, unless a precision was typed."""
+        from lgvit_edge.runtime.session import open_in_float32
+
+        if self.precision is not None:
+            return self.open(engines, None, None)
+        return open_in_float32(engines, **self._typed())
+
+    def _typed(self) -> dict[str, Any]:
+        """Return the options to pass on: a backend refuses options that it does not take."""
+        from lgvit_edge.runtime import TensorRTOptions
+
+        typed = {name: value for name, value in asdict(self).items() if value is not None}
+        names = ("wait", "cuda_graphs", "speculate", "device_exit", "zero_copy")
+        tensorrt = {name: typed.pop(name) for name in names if name in typed}
+        return typed | ({"tensorrt": TensorRTOptions(**tensorrt)} if tensorrt else {})
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Option
 
 from lgvit_edge._support.optional import require
-from lgvit_edge._support.outputs import check_file, replacing, write_json
+from lgvit_edge._support.outputs import check_file, is_stream, replacing, write_json
 from lgvit_edge._support.terminal import console, note, progress_bar, say
 from lgvit_edge.bundle.points import check_name
-from lgvit_edge.cli.evidence import print_evidence
+from lgvit_edge.cli.evidence import print_evidence, tell_unreadable
 from lgvit_edge.cli.options import (
     Backend,
     Classes,
@@ -104,6 +104,7 @@ def tune(
     """
     from lgvit_edge.bundle.directory import add_to_manifest, check_writable, open_bundle
     from lgvit_edge.bundle.inspection import evidence_records
+    from lgvit_edge.runtime.backends.base import ChainOptions
     from lgvit_edge.tuning import Goal, TuneOptions, compare_precisions
     from lgvit_edge.tuning import tune as search
     from lgvit_edge.tuning.record import read
@@ -178,18 +179,23 @@ def tune(
     add_to_manifest(engines, bundle.manifest.identity, result.points)
     print_tuned(result, engines, bundle.manifest, console)
     evidence: list[dict[str, Any]] = []
-    if data is not None and precision is None:
-        with progress_bar("all exits below float32") as progress:
-            compare_precisions(engines, recording, listed, note=note, progress=progress, **run)
-        evidence = evidence_records(open_bundle(engines, verify=False).manifest)
-        print_evidence(evidence, console)
-    if json_file is not None:
+    streams = json_file is not None and is_stream(json_file)  # and takes one record alone
+    if json_file is not None and not streams:
         write_json(json_file, to_record(result) | {"evidence": evidence})
         say(f"record: {json_file}")
     if plot is not None:
         with replacing(plot) as partial:
             draw(result, partial, plot.suffix[1:])
         say(f"picture: {plot}")
+    if data is not None and precision is None:  # last, because it takes long and may fail
+        with progress_bar("all exits below float32") as progress:
+            compare_precisions(engines, recording, listed, note=note, progress=progress, **run)
+        evidence = evidence_records(open_bundle(engines, verify=False).manifest)
+        print_evidence(evidence, console, ChainOptions(threads=threads, device=device))
+    if json_file is not None and (evidence or streams):
+        write_json(json_file, to_record(result) | {"evidence": evidence})
+        if streams:
+            say(f"record: {json_file}")
 
 
 def _labelled(
@@ -217,9 +223,5 @@ def _collect(session: Session, images: Sequence[LabelledImage], file: Path) -> R
     say(f"logits and times are stored in {file}; if interrupted, run the same command again")
     with progress_bar("all exits") as progress:
         recording = collect(session, images, file, progress=progress)
-    if len(unreadable := recording.unreadable):
-        say(
-            f"{len(unreadable)} of {len(images)} images cannot be read and were left out, such as "
-            f"{images[unreadable[0]].path}"
-        )
+    tell_unreadable(recording, images)
     return recording

@@ -76,10 +76,8 @@ class Policy(ABC):
         label: used in pictures.
         help: when an image stops, in a few words.
         example: the policy as typed, with sensible parameters.
-        forced: whether images stop at the same exit whatever the logits are.
     """
 
-    forced: ClassVar[bool] = False
     name: ClassVar[str]
     label: ClassVar[str]
     help: ClassVar[str]

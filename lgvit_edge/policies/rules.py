@@ -213,7 +213,6 @@ class FixedExit(Policy):
     """Stops every image at this exit; M + 1 is the final classifier."""
 
     exit: int = count(1)
-    forced = True
     name = "fixed"
     label = "one exit for all"
     help = "it reaches this exit"
@@ -248,7 +247,6 @@ class _FixedTracker(Tracker):
 class Never(Policy):
     """Never stops early: every image goes through the whole chain."""
 
-    forced = True
     name = "never"
     label = "no exits"
     help = "it reaches the final classifier"

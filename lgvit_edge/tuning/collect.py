@@ -29,6 +29,7 @@ def collect(
     path: Path,
     *,
     decisions_only: bool = False,
+    anew: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> Recording:
     """Runs the images that are not in the file of logits yet, and returns the whole file.
@@ -38,10 +39,12 @@ def collect(
         images: labelled images; each needs a class.
         path: the file of logits; created if missing.
         decisions_only: for comparing decisions: images need no class, and no baseline is run.
+        anew: whether what another run left in the file is replaced.
         progress: called with images done and images in all.
 
     Raises:
-        DataError: the file is of another run, an image has no class, or none can be read.
+        DataError: the file is of another run, and not to be replaced; an image has no class, or
+            none can be read.
     """
     labels = [NO_CLASS if (c := image.class_index) is None else c for image in images]
     if NO_CLASS in labels and not decisions_only:
@@ -51,7 +54,7 @@ def collect(
         )
     images_sha256 = content_hash(image.path for image in images)
     device = device_of(session.describe())
-    with recording(path, session.manifest, labels, images_sha256, device) as stored:
+    with recording(path, session.manifest, labels, images_sha256, device, anew=anew) as stored:
         rows, todo = stored.rows, stored.missing
         every = max(1, len(images) // _BASELINE_IMAGES)
         blocks = 0

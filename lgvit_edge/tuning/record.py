@@ -109,9 +109,17 @@ def record_type(exits: int, classes: int) -> np.dtype[Any]:
 
 @contextlib.contextmanager
 def recording(
-    path: Path, manifest: Manifest, labels: Sequence[int], data_sha256: str, device: str
+    path: Path,
+    manifest: Manifest,
+    labels: Sequence[int],
+    data_sha256: str,
+    device: str,
+    *,
+    anew: bool = False,
 ) -> Iterator[Recording]:
     """Opens or creates the file for writing, and locks other processes out of it.
+
+    With ``anew`` a file that is damaged or of another run is replaced.
 
     Raises:
         DataError: it is of another bundle, images or device, another process fills it, or there is
@@ -131,11 +139,18 @@ def recording(
             ) from None
         except OSError as error:
             raise DataError(f"cannot write {path}: {error.strerror or error}") from None
-        if path.stat().st_size and not _unfinished(path, kind):
-            then = read(path, manifest).about
-            if other := [name for name, value in about.items() if then.get(name) != value]:
-                raise DataError(_other(path, ", ".join(other)))
-        else:
+        try:
+            goes_on = path.stat().st_size and not _unfinished(path, kind)
+            if goes_on:
+                _check_same(path, manifest, about)
+        except DataError:
+            if not anew:
+                raise
+            goes_on = False
+            _beside(path).unlink(
+                missing_ok=True
+            )  # it would describe the new one until that is whole
+        if not goes_on:
             _create(path, kind, len(labels), about)
         rows = np.lib.format.open_memmap(path, mode="r+")
         rows["label"] = labels  # they may have been corrected since
@@ -143,6 +158,12 @@ def recording(
             yield Recording(path, rows, about)
         finally:
             rows.flush()
+
+
+def _check_same(path: Path, manifest: Manifest, about: dict[str, Any]) -> None:
+    then = read(path, manifest).about
+    if other := [name for name, value in about.items() if then.get(name) != value]:
+        raise DataError(_other(path, ", ".join(other)))
 
 
 def read(path: Path, manifest: Manifest) -> Recording:

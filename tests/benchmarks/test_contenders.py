@@ -124,6 +124,7 @@ class Timed:
 
     def __init__(self, factor: float) -> None:
         self.factor, self.policy, self.point = factor, Confidence(0.9), None
+        self.notes = True
 
     def predict(self, frame: Any) -> Any:
         ms = self.factor * float(frame[0, 0, 0]) * (1 if self.policy == Confidence(0.5) else 2)

@@ -43,7 +43,7 @@ class Board:
         self.root, self.spent, self.order = root, 29_000_000, ""
         self.manifest = SimpleNamespace(segments=[None] * 4, passes=[SimpleNamespace(image_size=8)])
         self.policy: Any = FixedExit(2)
-        self.point = None
+        self.point, self.notes = None, True
         for name, text in {
             f"{RAIL}/in1_label": "VDD_IN",
             f"{RAIL}/in1_input": "5000",

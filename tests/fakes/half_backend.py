@@ -21,6 +21,7 @@ class Half:
     hardware: str = "a processor, half 1.0"
     error: float = 0.0  # of logits in bfloat16
     slow: str = "fp32"  # the precision that takes longer
+    precisions: tuple[str, ...] = ("fp32", "bf16")  # that are offered
     steps: dict[str, int] = field(default_factory=dict)  # run so far, by precision
 
     def shift(self, classes: int) -> NDArray[np.float32]:
@@ -38,7 +39,7 @@ class Half:
             devices=("cpu",),
             candidates=lambda bundle, options: [
                 Candidate("half", precision)
-                for precision in ([options.precision] if options.precision else ["fp32", "bf16"])
+                for precision in ([options.precision] if options.precision else self.precisions)
             ],
             hardware=lambda options: self.hardware,
         )

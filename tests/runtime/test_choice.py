@@ -124,7 +124,7 @@ def test_options_that_nobody_takes_together_are_refused(bundle: Path) -> None:
 def test_without_openvino_nothing_is_measured(bundle: Path, monkeypatch: MonkeyPatch) -> None:
     lack(monkeypatch, "openvino")
     monkeypatch.setattr(choice, "_measure_elsewhere", None)
-    assert choose(open_bundle(bundle), "auto", ChainOptions())[0] == "onnxruntime"
+    assert choose(open_bundle(bundle), "auto", ChainOptions()).backend == "onnxruntime"
 
 
 def lack(monkeypatch: MonkeyPatch, *modules: str) -> None:
