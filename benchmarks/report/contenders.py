@@ -127,11 +127,15 @@ def draw_contenders(record: dict[str, Any], path: Path, kind: str) -> None:
     axes.step(
         *_line(_rising(singles)), where="post", color="0.6", linewidth=1, linestyle="--", zorder=1
     )
+    ends = [row["latency_ms"]["mean"] for row in (record["rows"][0], record["rows"][-1])]
     for row in singles:
+        ms = row["latency_ms"]["mean"]
+        right = ms > sum(ends) / 2  # its name then ends at the point, to stay in the picture
         axes.annotate(
             _shown(title(row)),
-            (row["latency_ms"]["mean"], 100 * row["accuracy"]),
-            xytext=(6, -10),
+            (ms, 100 * row["accuracy"]),
+            xytext=(-6 if right else 6, -10),
+            ha="right" if right else "left",
             textcoords="offset points",
             fontsize=7,
             color="0.25",
