@@ -19,13 +19,11 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from lgvit_edge._support import finite_json
-from lgvit_edge._support.files import MAX_TEXT, read_bytes
-from lgvit_edge._support.outputs import replacing, write, write_json
+from lgvit_edge._support.outputs import write, write_json
 from lgvit_edge._support.terminal import errors, say
 from lgvit_edge.architecture.placement import plan_exits
 from lgvit_edge.benchmarks.experiments.frame import run_command
-from lgvit_edge.benchmarks.experiments.passes import some
+from lgvit_edge.benchmarks.experiments.passes import kept_answers, same_settings, some
 from lgvit_edge.benchmarks.measure import command_line
 from lgvit_edge.cli.options import check_outputs
 from lgvit_edge.errors import UsageError
@@ -165,14 +163,7 @@ class Study:
             "images": self.images.fingerprint(),
             "val": self.val.fingerprint(),
         }
-        if described.is_file():
-            then = finite_json.loads(read_bytes(described, MAX_TEXT))
-            if then != identity:
-                raise UsageError(
-                    f"{described} is of other settings; give another folder: --out, or: "
-                    f"rm '{self.out / name}'.*"
-                )
-        write_json(described, identity)
+        same_settings(described, identity)
         if not checkpoint.is_file():
             say(f"training {name}")
             teacher = None
@@ -191,12 +182,7 @@ class Study:
     def _answers(
         self, model: LGViT, images: ImageFolder, stored: Path, config: TrainingConfig
     ) -> Images:
-        if not stored.is_file():
-            found = all_logits(model, images, 100, workers=config.workers)
-            with replacing(stored) as partial, partial.open("wb") as file:
-                np.savez(file, logits=found.logits, labels=found.labels)
-        with np.load(stored) as arrays:
-            return Images(arrays["logits"], arrays["labels"])
+        return kept_answers(stored, lambda: all_logits(model, images, 100, workers=config.workers))
 
 
 def table(record: dict[str, Any]) -> str:
