@@ -46,7 +46,7 @@ def print_report(record: dict[str, Any], console: Console) -> None:
     say = partial(console.print, highlight=False)
     machine = (
         f", {runtime['backend']} {runtime['version']} on {runtime['device']}, {runtime['threads']} "
-        f"threads, {record['bundle']['precision']}, {record['env']['cpu']}"
+        f"threads, {precision_of(record)}, {record['env']['cpu']}"
     )
     say(plain(f"{record['samples']} images", "bold") + plain(machine))
     if precision := computed_in(runtime):
