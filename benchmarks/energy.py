@@ -197,8 +197,9 @@ class EnergyRun:
         for turn in range(TURNS):
             progress(turn, TURNS)
             for part in sorted(parts, reverse=turn % 2 == 0):
-                passes, began = 0, time.perf_counter()
+                passes = 0
                 with Span(self._meters) as span:
+                    began = time.perf_counter()
                     while time.perf_counter() - began < self._seconds:
                         last[part] = parts[part]()
                         passes += 1
