@@ -22,7 +22,7 @@ from lgvit_edge.images.preprocess import load_rgb
 from lgvit_edge.machine.clocks import clock_state, throttling
 from lgvit_edge.machine.environment import device_of, environment
 from lgvit_edge.machine.memory import peak_memory_mb
-from lgvit_edge.policies import FixedExit
+from lgvit_edge.policies import FixedExit, Policy
 from lgvit_edge.runtime import Result, Session
 
 Progress = Callable[[int, int], None]
@@ -74,7 +74,7 @@ def measure_images(
                 watch(image, result)
     if not samples:
         raise DataError(f"none of {len(images)} images could be decoded, such as {skipped[0]}")
-    return _record(session, samples, start, clocks) | {
+    return _record(session, samples, start, clocks, session.policy) | {
         "policy": session.policy.to_json(),
         "point": session.point,
         "skipped": skipped,
@@ -118,7 +118,8 @@ def measure_exits(
                 session.policy = FixedExit(exit)
                 block = frames[: min(_BLOCK, rounds - first)]
                 samples += _measure(session, block, chain_first=first // _BLOCK % 2 == 0)[0]
-    return _record(session, samples, start, clocks, shares) | {"mix": shares.tolist()}
+    forced = FixedExit(exits)
+    return _record(session, samples, start, clocks, forced, shares) | {"mix": shares.tolist()}
 
 
 def gpu_of(session: Session) -> int | None:
@@ -198,9 +199,10 @@ def _record(
     samples: list[Sample],
     start: dict[str, Any],
     clocks: dict[str, Any],
+    policy: Policy,
     shares: NDArray[np.float64] | None = None,
 ) -> dict[str, Any]:
-    figures = summarise(samples, session.manifest, shares)
+    figures = summarise(samples, session.manifest, policy, shares)
     unstable = instability(samples, start["running"], start["cores"])
     after = clock_state(gpu=gpu_of(session))
     if held := throttling(clocks, after):

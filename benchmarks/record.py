@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge.bundle.manifest import Manifest
+from lgvit_edge.policies import Policy
 from lgvit_edge.policies.evaluate import ExitCosts
 
 _SPREAD, _DRIFT = 0.25, 0.10  # above these a run counts as unstable
@@ -42,9 +43,12 @@ def percentiles(
 
 
 def summarise(
-    samples: Sequence[Sample], manifest: Manifest, shares: NDArray[np.float64] | None = None
+    samples: Sequence[Sample],
+    manifest: Manifest,
+    policy: Policy,
+    shares: NDArray[np.float64] | None = None,
 ) -> dict[str, Any]:
-    """Returns all figures of a report that follow from the samples.
+    """Returns all figures of a report that follow from the samples, taken under a policy.
 
     ``shares`` are those of the images assumed at each exit, if exits were forced.
     """
@@ -52,7 +56,7 @@ def summarise(
     counts = np.bincount(exits, minlength=len(manifest.segments) + 1)[1:]
     leaving = counts / len(samples) if shares is None else shares
     weights = (leaving / np.maximum(counts, 1))[exits - 1]
-    costs = ExitCosts.of(manifest)
+    costs = ExitCosts.of(manifest).under(policy)
     chain, base, network, base_network = (
         _column(samples, name)
         for name in ("latency_ms", "baseline_ms", "network_ms", "baseline_network_ms")
@@ -77,7 +81,7 @@ def summarise(
         "throughput_per_s": 1e3 / float((weights * chain).sum()),
         "mean_macs": mean_macs,
         "exits": [
-            {**_exit(i, samples, manifest), "share": float(share)}
+            {**_exit(i, samples, manifest, costs.macs[i - 1]), "share": float(share)}
             for i, share in enumerate(leaving, 1)
         ],
         "speedup": {
@@ -133,10 +137,9 @@ def unsteady(base: NDArray[np.float64], running: int, cores: int) -> list[str]:
     return reasons
 
 
-def _exit(index: int, samples: Sequence[Sample], manifest: Manifest) -> dict[str, Any]:
+def _exit(index: int, samples: Sequence[Sample], manifest: Manifest, macs: int) -> dict[str, Any]:
     leavers = [s for s in samples if s.exit == index]
     segment = manifest.segments[index - 1]
-    macs = manifest.cumulative_macs(index)
     row: dict[str, Any] = {
         "index": index,
         "pass_number": manifest.pass_numbers[index - 1],

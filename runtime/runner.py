@@ -95,10 +95,17 @@ def every_exit(
 
 
 class Walk:
-    """Runs a chain's segments on images and stops each image at its exit."""
+    """Runs a chain's segments on images and stops each image at its exit.
+
+    Attributes:
+        clock: predicts how long segments take.
+        whole: the model without exits, which runs instead where the policy never stops early and
+            nothing else may; None for another policy.
+    """
 
     def __init__(self, chain: Chain, manifest: Manifest) -> None:
         self.chain, self.clock = chain, SegmentClock()
+        self.whole: Chain | None = None
         self._blocks = [segment.last_block for segment in manifest.segments]
         self._passes = manifest.pass_numbers
         self._begins = manifest.begins
@@ -118,6 +125,8 @@ class Walk:
         the decision itself. Latency and the deadline begin at ``start``, a ``perf_counter()``; no
         segment is begun that may end after the deadline.
         """
+        if self.whole is not None and deadline_ms is None and isinstance(images, Inputs):
+            return self._run_whole(self.whole, images, policy, [start])[0]
         began = mark = time.perf_counter()
         chain, clock, tracker, last = self.chain, self.clock, policy.start(self._exits), self._exits
         begins = self._begins
@@ -154,6 +163,8 @@ class Walk:
         self, images: Inputs | GpuImages, policy: Policy, starts: Sequence[float]
     ) -> list[Result]:
         """Classify a batch; images that exit leave it. Each has its own start."""
+        if self.whole is not None and isinstance(images, Inputs):
+            return self._run_whole(self.whole, images, policy, starts)
         began = time.perf_counter()
         chain, batch = self.chain, Departures(policy, self._exits, len(images))
         results: list[Result | None] = [None] * len(images)
@@ -171,6 +182,19 @@ class Walk:
                 begin(chain, images, begun, left.exit, batch.rows)
             else:
                 chain.keep(left.going)
+
+    def _run_whole(
+        self, chain: Chain, images: Inputs, policy: Policy, starts: Sequence[float]
+    ) -> list[Result]:
+        """Classify images with the model without exits."""
+        began, exit = time.perf_counter(), self._exits + 1
+        chain.start(images.of(-1))
+        logits, tracker = answer(chain, exit), policy.start(self._exits)
+        answers = zip(logits.argmax(axis=-1), tracker.score(exit, logits), starts, strict=True)
+        return [
+            self._result(tracker, int(index), float(score), exit, start, began, "final")
+            for index, score, start in answers
+        ]
 
     def timed(
         self, images: Inputs

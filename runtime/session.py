@@ -145,8 +145,12 @@ class Session(LoadedBundle):
     def policy(self) -> Policy:
         """The policy that decides where images stop; may be set at any time, as text too.
 
+        Under one that never stops early, such as ``Never``, the model without exits runs in place
+        of the chain, except with a deadline or an image on the GPU. It is loaded beside the chain.
+
         Raises:
             UsageError: on setting, when it is none or its thresholds do not fit the exits.
+            BackendError: on setting, when the model without exits is needed and cannot be loaded.
         """
         return self._policy
 
@@ -155,6 +159,8 @@ class Session(LoadedBundle):
         policy = as_policy(policy)
         tracker = policy.start(self._exits)
         with self._lock:
+            never = self._exits > 0 and not policy.stops_early(self._exits)
+            whole = self._open_baseline() if never else None  # first, because it may fail
             rate = policy if isinstance(policy, TargetRate) else None
             if rate is not None and rate is not self._rate:
                 if not self._walk.clock.calibrated:
@@ -164,6 +170,7 @@ class Session(LoadedBundle):
                 self._rate.detach()
             if (follow := getattr(self.chain, "follow", None)) is not None:
                 follow(None if rate is not None else tracker.rule())  # a rate's points vary
+            self._walk.whole = whole
             self._policy, self._rate, self._point = policy, rate, None
         if self._chosen.lowered and self.notes and str(policy.to_json()) not in self._noted:
             self._noted.add(str(policy.to_json()))
@@ -241,7 +248,7 @@ class Session(LoadedBundle):
         start = time.perf_counter()
         if deadline_ms is not None:
             _check_time("deadline_ms", deadline_ms)
-        images = self._input([image], color)
+        images = self._input([image], color, first=self._first_pass if deadline_ms is None else 0)
         prepare_ms = (time.perf_counter() - start) * 1e3
         return self._run(images, [start], deadline_ms, prepare_ms)[0]
 
@@ -255,7 +262,8 @@ class Session(LoadedBundle):
         results: list[Result] = []
         for first in range(0, len(images), self.max_batch):
             start = time.perf_counter()
-            ready = self._input(images[first : first + self.max_batch], color)
+            chunk = images[first : first + self.max_batch]
+            ready = self._input(chunk, color, first=self._first_pass)
             prepare_ms = (time.perf_counter() - start) * 1e3
             results += self._run(ready, [start] * len(ready), prepare_ms=prepare_ms)
         return results
@@ -489,6 +497,11 @@ class Session(LoadedBundle):
                 "evidence": None if evidence is None else evidence.to_record(),
             }
         return about | ({"hint": self._chosen.hint} if self._chosen.hint else {})
+
+    @property
+    def _first_pass(self) -> int:
+        """Index of the pass that an image is resized for first."""
+        return 0 if self._walk.whole is None else -1
 
     @property
     def _cure(self) -> str:

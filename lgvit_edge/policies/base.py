@@ -126,6 +126,14 @@ class Policy(ABC):
                 exits[first + left.rows], classes[first + left.rows] = left.exit, left.classes
         return exits, classes
 
+    def stops_early(self, exits: int) -> bool:
+        """Returns whether an image may stop before the final classifier, given ``exits`` before it.
+
+        Where none may, and the final logits alone decide the answer, a session runs the model
+        without exits.
+        """
+        return True
+
     def among(self, exits: Sequence[int]) -> Policy:
         """Returns the same policy for a chain with only these exits, 1-based."""
         chosen = {
@@ -204,6 +212,14 @@ class ThresholdPolicy(Policy):
     def at(self, threshold: PerExit) -> ThresholdPolicy:
         """Returns the same policy with another threshold, or one per exit."""
         return replace(self, threshold=threshold)  # type: ignore[type-var]
+
+    def stops_early(self, exits: int) -> bool:
+        """See ``Policy.stops_early``; a subclass that decides otherwise may, unless it says so."""
+        tracker = self.start(exits)
+        if type(tracker) is not ThresholdTracker:
+            return True
+        surest, sureness = self.measure.surest, self.measure.sureness
+        return any(sureness(surest) > sureness(threshold) for threshold in tracker.thresholds)
 
     def held(self, surer: Mask) -> Mask:
         """Returns where images may stop, ``[n, M]``, given where they beat the threshold."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -79,6 +79,21 @@ class ExitCosts:
             baseline_ms,
         )
 
+    def under(self, policy: Policy) -> ExitCosts:
+        """Returns the costs under a policy.
+
+        For one that never stops early a session runs the model without exits, not the chain.
+        """
+        exits = len(self.macs) - 1
+        if not exits or policy.stops_early(exits):
+            return self
+        return replace(
+            self,
+            blocks=(*self.blocks[:-1], self.baseline_blocks),
+            macs=(*self.macs[:-1], self.baseline_macs),
+            ms=(*self.ms[:-1], self.baseline_ms) if self.ms else (),
+        )
+
     def mean_macs(self, shares: ArrayLike) -> float:
         """Returns mean MACs per image, given the share of images at each exit, ``[M + 1]``."""
         return float(np.dot(shares, self.macs))
@@ -129,6 +144,7 @@ def evaluate(policy: Policy, images: Images, costs: ExitCosts) -> Outcome:
         UsageError: the policy does not fit the number of exits.
     """
     exits, classes = policy.replay(images.logits)
+    costs = costs.under(policy)
     right = classes == images.labels
     change = images.baseline_right.astype(np.float64) - right
     count, places = len(images), images.exits + 1

@@ -245,7 +245,7 @@ class _FixedTracker(Tracker):
 @register_policy
 @dataclass(frozen=True)
 class Never(Policy):
-    """Never stops early: every image goes through the whole chain."""
+    """Never stops early: the final classifier answers, at the cost of the model without exits."""
 
     name = "never"
     label = "no exits"
@@ -255,3 +255,7 @@ class Never(Policy):
     def start(self, exits: int) -> Tracker:
         """See ``Policy.start``."""
         return _FixedTracker(exits + 1, exits)
+
+    def stops_early(self, exits: int) -> bool:
+        """See ``Policy.stops_early``."""
+        return False

@@ -48,6 +48,7 @@ class Measure:
     # Computes the number from logits, ``[B, C] float32 -> [B] float32``
     of: Callable[[Floats], Floats]
     form: str  # how the number is printed, for ``str.format``
+    surest: float  # the number that none is surer than
     low_is_sure: bool = False  # whether a smaller number is surer
 
     def text(self, number: float) -> str:
@@ -59,8 +60,8 @@ class Measure:
         return -number if self.low_is_sure else number
 
 
-PROBABILITY = Measure("probability", confidence, "{:.1%}")
-ENTROPY = Measure("entropy", entropy, "{:.3f} nats", low_is_sure=True)
+PROBABILITY = Measure("probability", confidence, "{:.1%}", surest=1.0)
+ENTROPY = Measure("entropy", entropy, "{:.3f} nats", surest=0.0, low_is_sure=True)
 
 
 def difference(actual: NDArray[Any], expected: NDArray[Any], *, by_token: bool = False) -> float:

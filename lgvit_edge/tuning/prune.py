@@ -86,5 +86,5 @@ def _latency(
     order = sorted(levels, key=lambda i: float(curve.latency_ms[i]))
     line = Line(curve.latency_ms[order], curve.accuracy[order])
     reached = [line.ms_at(on.baseline_accuracy - drop) for drop in drops]
-    # An accuracy that no level reaches takes the whole chain.
-    return float(np.mean([costs.ms[-1] if ms is None else ms for ms in reached]))
+    # An accuracy that no level reaches takes the model without exits.
+    return float(np.mean([costs.baseline_ms if ms is None else ms for ms in reached]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ class Margin(ThresholdPolicy):
     label = "margin of logits"
     help = "the best class leads by more"
     example = "margin:1.5"
-    measure = Measure("margin", lead, "leads by {:.2f}")
+    measure = Measure("margin", lead, "leads by {:.2f}", surest=math.inf)
 
     @classmethod
     def settings(cls, exits: int, steps: int = 22) -> Sequence[Policy]:

@@ -17,7 +17,7 @@ from small import vit
 
 from lgvit_edge.architecture.config import ExitConfig
 from lgvit_edge.errors import TrainingError
-from lgvit_edge.policies import POLICIES, Confidence, Ensemble, Never, Patience, Policy
+from lgvit_edge.policies import POLICIES, Confidence, Ensemble, FixedExit, Never, Patience, Policy
 from lgvit_edge.policies.evaluate import ExitCosts, Images, evaluate, summary, sweep
 from lgvit_edge.policies.picture import by_label, draw
 from lgvit_edge.training import TrainingConfig, train
@@ -65,7 +65,11 @@ def test_an_outcome_by_hand() -> None:
     assert found.wall_clock_speedup == pytest.approx(4.0 / 2.25)
     assert found.macs == 0.75 * 10 + 0.25 * 40
     whole = evaluate(Never(), images, costs)
-    assert (whole.errors, whole.drop_error, whole.latency_ms) == (0, 0, 4.5)
+    assert (whole.errors, whole.drop_error, whole.shares) == (0, 0, (0.0, 1.0))
+    # The model without exits runs, and not the chain.
+    assert (whole.macs, whole.latency_ms, whole.layers_speedup) == (39, 4.0, 1.0)
+    assert evaluate(Confidence(1.0), images, costs).macs == 39
+    assert evaluate(FixedExit(2), images, costs).macs == 40
 
 
 def test_without_times_none_are_told() -> None:

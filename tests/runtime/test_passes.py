@@ -35,6 +35,7 @@ from lgvit_edge.runtime.backends.device_exit import check_supported
 from lgvit_edge.runtime.deadlines import SegmentClock
 
 BACKENDS = ("onnxruntime", "openvino")
+WHOLE_CHAIN = FixedExit(5)
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
@@ -305,9 +306,9 @@ def two(passes_bundle: Path) -> Bundle:
 
 def timed(bundle: Bundle, clock: Clock, policy: Policy | None = None) -> tuple[Session, TimedChain]:
     chain = TimedChain(clock)
-    session = Session(bundle, Never(), lambda names: chain)
+    session = Session(bundle, WHOLE_CHAIN, lambda names: chain)
     session.warm_up(5)
-    session.policy = policy or Never()
+    session.policy = policy or WHOLE_CHAIN
     chain.begun.clear()
     return session, chain
 

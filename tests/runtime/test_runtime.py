@@ -419,3 +419,39 @@ def test_an_old_onnxruntime_runs_with_private_pools(bundle: Path) -> None:
         images = [np.full((32, 32, 3), v, np.uint8) for v in (0, 90, 255)]
         wanted = float(session.exit_logits(images).sum())
     assert [float(first), float(second)] == pytest.approx([wanted, wanted], abs=1e-3)
+
+
+@pytest.mark.parametrize("policy", [Never(), Confidence(1.0), Entropy(0.0, 2.0)], ids=str)
+@pytest.mark.parametrize("which", ["bundle", "passes_bundle"])
+def test_where_nothing_stops_early_the_model_without_exits_runs(
+    which: str, policy: Policy, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = frames(3)
+    with Session.open(request.getfixturevalue(which)) as session:
+        last = len(session.manifest.segments)
+        session.policy = FixedExit(last)
+        through = [session.predict(image) for image in images]
+        session.policy = policy
+        steps = Steps(session.chain, monkeypatch)
+        for found in ([session.predict(i) for i in images], session.predict_batch(images)):
+            for result, other in zip(found, through, strict=True):
+                assert (result.exit, result.stopped) == (last, "final")
+                assert (result.class_index, result.block) == (other.class_index, other.block)
+        assert steps.count == 0
+        # A deadline may stop it, so exits are there; and so does another policy.
+        assert session.predict(images[0], deadline_ms=1e-6).exit == 1
+        warm = steps.count
+        session.policy = FixedExit(2)
+        assert session.predict(images[0]).exit == 2 and steps.count == warm + 2
+
+
+class Steps:
+    """Counts the segments that a chain runs."""
+
+    def __init__(self, chain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count, self._step = 0, chain.step
+        monkeypatch.setattr(chain, "step", self)
+
+    def __call__(self) -> Any:
+        self.count += 1
+        return self._step()
