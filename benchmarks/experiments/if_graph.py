@@ -8,15 +8,29 @@ next segment and the ``If`` in it.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge._support.optional import require
 from lgvit_edge.bundle.directory import WEIGHTS, Bundle
+from lgvit_edge.machine.openvino import shared_core
+from lgvit_edge.runtime.backends.openvino import PRECISIONS
 from lgvit_edge.runtime.backends.ort_pool import join_pool, open_session
+
+
+class Graph(Protocol):
+    """A graph that is loaded, with inputs bound beforehand."""
+
+    @property
+    def outputs(self) -> list[NDArray[np.float32]]:
+        """The values of the last run, ``[1, ...] float32``."""
+
+    def __call__(self) -> object:
+        """Runs the graph; returns the class that the last output says."""
 
 
 class BoundGraph:
@@ -47,16 +61,52 @@ class BoundGraph:
         return self.outputs[-1].argmax()
 
 
+class VinoGraph:
+    """Runs a graph on OpenVINO for one image, as ``BoundGraph`` does on ONNX Runtime."""
+
+    def __init__(
+        self, path: Path, inputs: list[NDArray[Any]], threads: int, precision: str
+    ) -> None:
+        """Compile the graph with the settings of our own chain; ``precision`` as there."""
+        openvino = require("openvino", extra="openvino")
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": "1",
+            "ENABLE_CPU_PINNING": False,
+        }
+        self._model = shared_core().compile_model(str(path), "CPU", settings)
+        self._request = self._model.create_infer_request()
+        self._inputs = inputs  # the tensors lie on them
+        for place, array in enumerate(inputs):
+            self._request.set_input_tensor(place, openvino.Tensor(array, shared_memory=True))
+
+    @property
+    def outputs(self) -> list[NDArray[np.float32]]:
+        """The values of the last run, ``[1, ...] float32``."""
+        return [tensor.data for tensor in self._request.output_tensors]
+
+    def __call__(self) -> object:
+        """Runs the graph; returns the class that the last output says."""
+        self._request.infer(share_outputs=True)
+        return self.outputs[-1].argmax()
+
+
 class IfGraph:
     """Runs the graph up to a given exit."""
 
     def __init__(
-        self, bundle: Bundle, folder: Path, images: NDArray[np.uint8], threads: int
+        self, path: Path, exits: int, load: Callable[[Path, list[NDArray[Any]]], Graph], image: Any
     ) -> None:
-        """Build the graph in ``folder`` and load it."""
-        self._thresholds = np.zeros(len(bundle.manifest.segments) - 1, np.float32)
-        self._graph = BoundGraph(build(bundle, folder), [images, self._thresholds], threads)
-        (self.logits,) = self._graph.outputs
+        """Load what ``build`` wrote, with ``exits`` before the final one, for ``[1, H, W, 3]``."""
+        self._thresholds = np.zeros(exits, np.float32)
+        self._graph = load(path, [image, self._thresholds])
+
+    @property
+    def logits(self) -> NDArray[np.float32]:
+        """The logits of the last run, ``[1, C] float32``."""
+        return self._graph.outputs[0]
 
     def __call__(self, exit: int) -> object:
         """Runs the graph up to ``exit``, 1-based."""

@@ -1,17 +1,21 @@
 """Times our chains against every other way to run an early-exit ViT on a CPU, in turn.
 
 ``python -m lgvit_edge.benchmarks.experiments.rivals --engines out/ --arch vit-base`` forces a mix
-of exits on: the chain on ONNX Runtime and on OpenVINO, PyTorch eager (a loop over blocks that
-leaves at the first confident exit), and one ONNX graph with a nested ``If`` per exit on ONNX
-Runtime; beside them each library's baseline without exits. Needs the export extra: the rivals are
-built here.
+of exits on: the chain, and one ONNX graph with a nested ``If`` per exit, both on ONNX Runtime and
+on OpenVINO; and PyTorch, eager and compiled, in a loop over segments that leaves at the first
+confident exit. OpenVINO and PyTorch compute in float32, and in each lower precision that this CPU
+has. Beside them is each library's baseline without exits. Needs the export extra: the rivals are
+built here. The package earlyon runs PyTorch eager, too, so it has no row of its own.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +23,7 @@ import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from lgvit_edge._support.terminal import console, progress_bar
 from lgvit_edge.architecture.config import LGViTConfig
@@ -32,12 +37,13 @@ from lgvit_edge.benchmarks.experiments.frame import (
     only_pass,
     run_command,
 )
-from lgvit_edge.benchmarks.experiments.if_graph import IfGraph
+from lgvit_edge.benchmarks.experiments.if_graph import BoundGraph, Graph, IfGraph, VinoGraph, build
 from lgvit_edge.benchmarks.measure import random_frames
 from lgvit_edge.benchmarks.report.terminal import table_of
 from lgvit_edge.bundle.directory import Bundle, open_bundle
 from lgvit_edge.cli.options import Engines, parse_numbers
 from lgvit_edge.errors import UsageError
+from lgvit_edge.images.inputs import Inputs
 from lgvit_edge.images.preprocess import to_float
 from lgvit_edge.machine.cpu import available_cores
 from lgvit_edge.model import (
@@ -49,12 +55,15 @@ from lgvit_edge.model import (
     load_checkpoint,
 )
 from lgvit_edge.runtime import Session
+from lgvit_edge.runtime.backends.openvino import available_precisions
 
 PEERS_MIX = "43.3,15.6,9.4,8.9,11.4,5.0,2.4,0.9,3.1"  # at threshold 0.80
 _BURST = 3  # runs in a row; the first is left out, because its weights are not in the caches
 _REST = 0.02  # seconds in which the previous thread pool stops spinning
 
+BASELINE = "baseline"
 Run = Callable[[int], object]  # stops at an exit, 1-based
+Load = Callable[[Path, list[NDArray[Any]]], Graph]
 
 
 def main(
@@ -63,6 +72,7 @@ def main(
     ckpt: Annotated[Path | None, typer.Option(help="Or the bundle's checkpoint.")] = None,
     mix: Annotated[str, typer.Option(help="Comma-separated shares of the exits.")] = PEERS_MIX,
     rounds: Annotated[int, typer.Option(min=2, help="Measurements per exit.")] = 10,
+    compiled: Annotated[bool, typer.Option(help="torch.compile, too; needs C++.")] = True,
     json_file: JsonFile = None,
 ) -> None:
     """Times every way at every exit, in turn."""
@@ -74,26 +84,15 @@ def main(
     if len(shares) != exits or bundle.manifest.batch[2] != 1:
         raise UsageError(f"expected a bundle of batch 1 and {exits} shares, found {len(shares)}")
     torch.set_num_threads(threads)
-    frames = random_frames(bundle.manifest, 1)
-    images = np.stack(frames)
+    model = model_of(bundle, arch, ckpt)
     with (
-        Session.open(engines, backend="onnxruntime", device="cpu") as ours,
-        Session.open(engines, backend="openvino", device="cpu", precision="fp32") as vino,
+        contextlib.ExitStack() as stack,
         tempfile.TemporaryDirectory(dir=bundle.root.absolute().parent) as folder,
     ):
-        prepared = ours.prepare(frames)
-        sides: dict[str, Run] = {
-            "chain, ONNX Runtime": chain_to(ours, prepared),
-            "chain, OpenVINO": chain_to(vino, prepared),
-            "If graph, ONNX Runtime": IfGraph(bundle, Path(folder), images, threads),
-            "PyTorch eager": eager(model_of(bundle, arch, ckpt), images),
-        }
-        baselines: dict[str, Run] = {
-            "ONNX Runtime": lambda _: ours.baseline_logits(prepared),
-            "OpenVINO": lambda _: vino.baseline_logits(prepared),
-        }
+        ways = list(_ours(bundle, build(bundle, Path(folder)), threads, stack))
+        ways += _in_torch(model, bundle, compiled=compiled)
         with progress_bar("in turn") as progress:
-            times = _in_turn(sides, baselines, exits, rounds, progress)
+            times = _in_turn(dict(ways), exits, rounds, progress)
     rows = _summary(times, bundle, shares / shares.sum())
     _show(rows, shares)
     raw = {n: [np.round(t, 3).tolist() for t in per_exit] for n, per_exit in times.items()}
@@ -101,24 +100,83 @@ def main(
     record.write(mix=shares.tolist(), rows=rows, raw_ms=raw)
 
 
-def eager(model: LGViT, images: NDArray[np.uint8]) -> Run:
-    """Returns PyTorch's own early exit, with thresholds that make it leave at a given exit."""
-    backbone, spec = model.backbone, model.config.preprocess
-    heads = {e.block: h for e, h in zip(model.config.exits, model.heads, strict=True)}
-    pixels = torch.from_numpy(to_float(images, spec))
+def _ours(
+    bundle: Bundle, graph: Path, threads: int, stack: contextlib.ExitStack
+) -> Iterator[tuple[str, Run]]:
+    """Yields our chains, the ``If`` graph and the baseline on both backends, by name."""
+    exits, frames = len(bundle.manifest.segments) - 1, random_frames(bundle.manifest, 1)
+    image = np.stack(frames)
+    loads: dict[tuple[str, str | None], Load] = {
+        ("onnxruntime", None): lambda path, inputs: BoundGraph(path, inputs, threads)
+    }
+    for precision in available_precisions("cpu"):
+        loads["openvino", precision] = partial(_load_vino, threads, precision)
+    names = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+    for (backend, chosen), load in loads.items():
+        session = stack.enter_context(
+            Session.open(bundle.root, backend=backend, device="cpu", precision=chosen)
+        )
+        name = names[backend] + (f" {chosen}" if chosen not in (None, "fp32") else "")
+        prepared = session.prepare(frames)
+        yield f"chain, {name}", chain_to(session, prepared)
+        yield f"If graph, {name}", IfGraph(graph, exits, load, image)
+        yield f"{BASELINE}, {name}", partial(_baseline, session, prepared)
+
+
+def _load_vino(threads: int, precision: str, path: Path, inputs: list[NDArray[Any]]) -> VinoGraph:
+    return VinoGraph(path, inputs, threads, precision)
+
+
+def _baseline(session: Session, prepared: Inputs, exit: int) -> object:
+    return session.baseline_logits(prepared)
+
+
+def _in_torch(model: LGViT, bundle: Bundle, *, compiled: bool) -> Iterator[tuple[str, Run]]:
+    """Yields PyTorch's ways by name, in float32 and bfloat16."""
+    pixels = torch.from_numpy(
+        to_float(np.stack(random_frames(bundle.manifest, 1)), model.config.preprocess)
+    )
+    for name, dtype in (("PyTorch", torch.float32), ("PyTorch bf16", torch.bfloat16)):
+        cast, image = copy.deepcopy(model).to(dtype), pixels.to(dtype)
+        yield f"eager, {name}", leaving(cast, image)
+        if compiled:
+            yield f"compiled, {name}", leaving(cast, image, prepare=torch.compile)
+        yield f"{BASELINE}, {name}", partial(_whole, cast, image)
+
+
+@torch.inference_mode()
+def _whole(model: LGViT, image: Tensor, exit: int) -> object:
+    return model.backbone(image).argmax().item()
+
+
+def _confidence(logits: Tensor) -> float:
+    return torch.softmax(logits.float(), dim=-1).max().item()
+
+
+def leaving(
+    model: LGViT, image: Tensor, *, prepare: Callable[[nn.Module], Any] = lambda module: module
+) -> Run:
+    """Returns PyTorch's own early exit, with thresholds that make it leave at a given exit.
+
+    ``prepare`` is applied to the blocks of each segment, and to each head.
+    """
+    backbone, segments, first = model.backbone, [], 0
+    stops = [*((e.block, h) for e, h in zip(model.config.exits, model.heads, strict=True))]
+    for last, head in (*stops, (model.config.num_blocks, backbone.final)):
+        blocks = nn.Sequential(*backbone.blocks[first:last])
+        segments.append((prepare(blocks), prepare(head)))
+        first = last
 
     @torch.inference_mode()
     def run(exit: int) -> object:
-        x, current = backbone.embedding(pixels), 0
-        for number, block in enumerate(backbone.blocks, 1):
-            x = block(x)
-            if number in heads:
-                logits = heads[number](x)
-                current += 1
-                threshold = -1.0 if current == exit else 2.0
-                if torch.softmax(logits, dim=-1).max().item() > threshold:
-                    return logits.argmax().item()
-        return backbone.final(x).argmax().item()
+        x = backbone.embedding(image)
+        for number, (blocks, head) in enumerate(segments, 1):
+            x = blocks(x)
+            logits = head(x)
+            threshold = -1.0 if number == exit else 2.0
+            if number == len(segments) or _confidence(logits) > threshold:
+                break
+        return logits.argmax().item()
 
     return run
 
@@ -172,15 +230,11 @@ def _with_exits(arch: str, bundle: Bundle) -> LGViTConfig:
 
 
 def _in_turn(
-    sides: dict[str, Run],
-    baselines: dict[str, Run],
-    exits: int,
-    rounds: int,
-    progress: Callable[[int, int], None],
+    named: dict[str, Run], exits: int, rounds: int, progress: Callable[[int, int], None]
 ) -> dict[str, list[list[float]]]:
-    """Returns milliseconds per side and exit; the order rotates to be fair."""
-    ways = [*sides.items(), *((f"baseline, {n}", run) for n, run in baselines.items())]
-    times: dict[str, list[list[float]]] = {name: [[] for _ in range(exits)] for name, _ in ways}
+    """Returns milliseconds per way and exit; the order rotates to be fair."""
+    ways = list(named.items())
+    times: dict[str, list[list[float]]] = {name: [[] for _ in range(exits)] for name in named}
     for _, run in ways:
         for exit in (1, exits):
             run(exit)
@@ -208,7 +262,7 @@ def _summary(
         medians = np.array([np.median(t) for t in per_exit])
         row: dict[str, Any] = {"name": name, "mean_ms": float(np.dot(shares, medians))}
         row["exit_ms"] = medians.tolist()
-        baseline = f"baseline, {name.partition(', ')[2]}"
+        baseline = f"{BASELINE}, {name.partition(', ')[2]}"
         if name != baseline and baseline in times:
             # Measured in the same rounds, so under the same load.
             base = [np.median(t) for t in times[baseline]]

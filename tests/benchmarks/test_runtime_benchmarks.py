@@ -15,7 +15,7 @@ from small import write_photos
 from lgvit_edge.architecture.placement import default_heads
 from lgvit_edge.architecture.published import architecture
 from lgvit_edge.benchmarks.experiments import batches, deadlines, precision, rates, rivals, soak
-from lgvit_edge.benchmarks.experiments.if_graph import IfGraph
+from lgvit_edge.benchmarks.experiments.if_graph import BoundGraph, IfGraph, VinoGraph, build
 from lgvit_edge.benchmarks.experiments.rates import summarise
 from lgvit_edge.benchmarks.trend import slope
 from lgvit_edge.bundle.directory import open_bundle
@@ -24,6 +24,7 @@ from lgvit_edge.export import ExportOptions, export_bundle
 from lgvit_edge.images.preprocess import to_float
 from lgvit_edge.model import LGViT, save_checkpoint
 from lgvit_edge.runtime import Session
+from lgvit_edge.runtime.backends.openvino import available_precisions
 
 Capture = pytest.CaptureFixture[str]
 
@@ -40,11 +41,21 @@ def single(tmp_path_factory: pytest.TempPathFactory, exported_model: LGViT) -> P
     return out
 
 
-def test_the_rival_graph_leaves_with_the_chains_logits(single: Path) -> None:
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_the_rival_graph_leaves_with_the_chains_logits(backend: str, single: Path) -> None:
+    pytest.importorskip(backend, reason=f"{backend} is not installed")
     bundle = open_bundle(single)
     images = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
-    with tempfile.TemporaryDirectory() as folder, Session.open(single) as session:
-        graph = IfGraph(bundle, Path(folder), images, session.describe()["threads"])
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Session.open(single, backend=backend) as session,
+    ):
+        threads = session.describe()["threads"]
+        load = {
+            "onnxruntime": lambda path, inputs: BoundGraph(path, inputs, threads),
+            "openvino": lambda path, inputs: VinoGraph(path, inputs, threads, "fp32"),
+        }[backend]
+        graph = IfGraph(build(bundle, Path(folder)), 3, load, images)
         expected = session.timed_exits(session.prepare(list(images)))[0]
         for exit in (1, 3, 4, 2):
             graph(exit)
@@ -74,22 +85,31 @@ def test_rivals_are_timed_in_turn(
     narrow = exported_model.config.replace(intermediate_size=64)
     save_checkpoint(LGViT(narrow).eval(), tmp_path / "other.pt")
     options = {"mix": "40,30,20,10", "rounds": 2, "json_file": tmp_path / "r.json"}
+    options["compiled"] = False  # takes a minute
     rivals.main(single, None, tmp_path / "model.pt", **options)  # type: ignore[arg-type]
     record = json.loads((tmp_path / "r.json").read_text())
     names = {row["name"] for row in record["rows"]}
+    others = [p for p in available_precisions("cpu") if p != "fp32"]
+    vino = ["OpenVINO", *(f"OpenVINO {precision}" for precision in others)]
     assert names == {
-        *("chain, ONNX Runtime", "chain, OpenVINO", "If graph, ONNX Runtime", "PyTorch eager"),
-        *("baseline, ONNX Runtime", "baseline, OpenVINO"),
+        f"{way}, {name}"
+        for name, ways in (
+            ("ONNX Runtime", ("chain", "If graph")),
+            *((name, ("chain", "If graph")) for name in vino),
+            ("PyTorch", ("eager",)),
+            ("PyTorch bf16", ("eager",)),
+        )
+        for way in (*ways, "baseline")
     }
     chain = next(row for row in record["rows"] if row["name"] == "chain, ONNX Runtime")
     assert chain["efficiency"] == pytest.approx(chain["wall_clock"] / chain["macs"])
-    assert "PyTorch eager" in capsys.readouterr().out
+    assert "eager, PyTorch" in capsys.readouterr().out
     with pytest.raises(UsageError, match="expected --arch NAME or --ckpt MODEL"):
         rivals.main(single, None, None, **options)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="whose baseline has .* parameters, found one with"):
         rivals.main(single, None, tmp_path / "other.pt", **options)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="and 4 shares, found 2"):
-        rivals.main(single, "vit-base", None, "1,2", 2, None)
+        rivals.main(single, "vit-base", None, "1,2", 2)
 
 
 def test_a_rival_by_architecture_has_the_bundles_exits(tmp_path: Path) -> None:
