@@ -19,9 +19,11 @@ from lgvit_edge.cli.options import check_outputs
 _TITLES = {
     "chain": "early-exit chain",
     "If graph": "one graph with If",
+    "eager": "eager, with exits",
+    "compiled": "compiled, with exits",
     "baseline": "without exits",
 }
-_WIDTH, _LEFT, _TOP, _ROW = 880, 250, 74, 34
+_WIDTH, _LEFT, _TOP, _ROW = 880, 260, 74, 34
 _FONT = "Helvetica, Arial, sans-serif"
 
 
@@ -45,13 +47,13 @@ def draw(record: dict[str, Any], model: str) -> str:
         '<text x="24" y="32" font-weight="bold" fill="#102027">'
         f"{escape(model)} with {len(record['mix']) - 1} exits: mean milliseconds per frame, "
         "less is better</text>",
-        f'<text x="24" y="54" font-size="12" fill="#607d8b">{escape(machine)}, float32, batch 1; '
-        "exits forced in fixed shares, all measured in turn</text>",
+        f'<text x="24" y="54" font-size="12" fill="#607d8b">{escape(machine)}, batch 1, float32 '
+        "unless said; exits forced in fixed shares, all measured in turn</text>",
     ]
     for number, row in enumerate(rows):
         y = _TOP + _ROW * number
         what, _, where = row["name"].partition(", ")
-        name = f"{_TITLES.get(what, what)}, {where}" if where else f"{what}, with exits"
+        name = f"{_TITLES[what]}, {where}"
         bar = (_WIDTH - _LEFT - 90) * row["mean_ms"] / longest
         colour = {"chain": "#2e7d32", "baseline": "#b0bec5"}.get(what, "#90a4ae")
         lines += [

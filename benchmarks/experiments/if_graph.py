@@ -29,7 +29,7 @@ class Graph(Protocol):
     def outputs(self) -> list[NDArray[np.float32]]:
         """The values of the last run, ``[1, ...] float32``."""
 
-    def __call__(self) -> object:
+    def __call__(self) -> int:
         """Runs the graph; returns the class that the last output says."""
 
 
@@ -55,10 +55,10 @@ class BoundGraph:
             place = (array.dtype, array.shape, array.ctypes.data)
             self._binding.bind_output(node.name, "cpu", 0, *place)
 
-    def __call__(self) -> object:
+    def __call__(self) -> int:
         """Runs the graph; returns the class that the last output says."""
         self._session.run_with_iobinding(self._binding)
-        return self.outputs[-1].argmax()
+        return int(self.outputs[-1].argmax())
 
 
 class VinoGraph:
@@ -87,10 +87,10 @@ class VinoGraph:
         """The values of the last run, ``[1, ...] float32``."""
         return [tensor.data for tensor in self._request.output_tensors]
 
-    def __call__(self) -> object:
+    def __call__(self) -> int:
         """Runs the graph; returns the class that the last output says."""
         self._request.infer(share_outputs=True)
-        return self.outputs[-1].argmax()
+        return int(self.outputs[-1].argmax())
 
 
 class IfGraph:

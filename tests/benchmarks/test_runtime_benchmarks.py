@@ -14,7 +14,15 @@ from small import write_photos
 
 from lgvit_edge.architecture.placement import default_heads
 from lgvit_edge.architecture.published import architecture
-from lgvit_edge.benchmarks.experiments import batches, deadlines, precision, rates, rivals, soak
+from lgvit_edge.benchmarks.experiments import (
+    batches,
+    deadlines,
+    int8,
+    precision,
+    rates,
+    rivals,
+    soak,
+)
 from lgvit_edge.benchmarks.experiments.if_graph import BoundGraph, IfGraph, VinoGraph, build
 from lgvit_edge.benchmarks.experiments.rates import summarise
 from lgvit_edge.benchmarks.trend import slope
@@ -75,6 +83,23 @@ def test_ways_of_half_precision_are_compared(
     assert none["nodes"] < usual["nodes"] < sums["nodes"]
     assert none["weights_mb"] == usual["weights_mb"] == sums["weights_mb"]
     assert all(0 < row["max_difference"] < 0.05 for row in found.values())
+
+
+def test_int8_is_timed_and_compared(
+    photos: Path, tmp_path: Path, quick_model: LGViT, capsys: Capture
+) -> None:
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    save_checkpoint(quick_model, tmp_path / "model.pt")
+    out = tmp_path / "int8.json"
+    int8.main(None, tmp_path / "model.pt", photos, photos, 10, 4, out)
+    rows = {row["way"]: row for row in json.loads(out.read_text())["rows"]}
+    assert (rows["float32, ONNX Runtime"]["agree"], rows["float32, ONNX Runtime"]["time"]) == (1, 1)
+    assert {"int8, ONNX Runtime", "int8 MLPs in float32, OpenVINO"} < set(rows)
+    assert all(row["ms"] > 0 and 0 <= row["top1"] <= 1 for row in rows.values())
+    assert "scales as it runs" in capsys.readouterr().out
+    for wrong in ({"arch": "vit-tiny", "ckpt": out}, {"ckpt": out}, {}):
+        with pytest.raises(UsageError, match="expected --arch NAMES, or --ckpt MODEL --data"):
+            int8.main(**wrong)
 
 
 def test_rivals_are_timed_in_turn(
