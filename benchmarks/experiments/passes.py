@@ -63,7 +63,7 @@ ARMS = (
     Arm("teacher"),
     Arm("no teacher", teacher=False),
     Arm("shared weights", shared=True),
-    Arm("shared, no teacher", shared=True, teacher=False),
+    Arm("shared without teacher", shared=True, teacher=False),
     Arm("exits inside", exits="uniform:2"),
     Arm("three passes", sizes="0.357142857143,0.5,1"),  # 80, 112 and 224
     Arm("smaller", sizes="0.357142857143,1"),
