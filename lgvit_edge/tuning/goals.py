@@ -61,7 +61,7 @@ class Goal:
             TuningError: no point meets the goal; the message says what the chain can do.
         """
         if self.max_drop is not None:
-            # The whole chain always passes: it loses nothing, and its standard error is 0.
+            # ``Never`` always passes: it loses nothing, and its standard error is 0.
             floor = baseline - self.max_drop - 1e-9
             good = [p for p in points if p.accuracy - _MARGIN * p.drop_error >= floor]
             if good:

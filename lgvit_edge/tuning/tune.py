@@ -64,7 +64,7 @@ class Tuned:
     """Holds the result of tuning; all figures are from the report images, unseen by the search."""
 
     points: dict[str, OperatingPoint]  # by name
-    front: list[Outcome]  # the Pareto front on the tuning images, and the whole chain
+    front: list[Outcome]  # the Pareto front on the tuning images, and ``Never``
     sweep: list[Outcome]  # the same for one confidence threshold at all exits
     baseline_accuracy: float  # top-1
     images: dict[str, int]  # number in each part
@@ -158,7 +158,7 @@ def tune(
     }
     by_exit = temperatures(tuning)
     middle = list(named.values())[len(named) // 2][0].policy
-    # The shape that the middle point was drawn from; the plain sweep's for the whole chain.
+    # The shape that the middle point was drawn from; the plain sweep's for ``Never``.
     shape = next((curve.shape for curve in curves if middle in curve.policies()), SWEEP)
     drops = [max(_LEAST_DROP, base - outcome.accuracy) for outcome, _, _ in named.values()]
     return Tuned(
@@ -251,7 +251,7 @@ def _certify(
     following = None
     if count < len(errors):
         following = images_needed(errors[count] / len(images), risk, delta)
-    if count < 2:  # only the whole chain, which loses and gains nothing
+    if count < 2:  # only ``Never``, which loses and gains nothing
         least = images_needed(0.0, risk, delta)
         why = f"even without a single error {least} would be needed"
         if count == 1:

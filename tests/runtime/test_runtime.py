@@ -455,3 +455,13 @@ class Steps:
     def __call__(self) -> Any:
         self.count += 1
         return self._step()
+
+
+def test_warming_up_warms_the_model_without_exits_too(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Session.open(bundle, policy=Never()) as session:
+        assert session._walk.whole is not None
+        steps = Steps(session._walk.whole, monkeypatch)
+        session.warm_up(1)
+        assert steps.count == 2
