@@ -26,12 +26,18 @@ def count_macs(module: nn.Module, example: torch.Tensor, *, attention: bool = Tr
 
     ``attention`` tells whether products of two activations count, as in attention.
     """
+    return _count(module, example)[0 if attention else 1]
+
+
+def _count(module: nn.Module, example: torch.Tensor) -> tuple[int, int]:
+    """Returns the MACs of ``module(example)``, and those without products of two activations."""
     with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad():
         counter = FlopCounterMode(display=False)
         with counter:
             module(fake.from_tensor(example))
     flops = counter.get_flop_counts().get("Global", {})
-    return sum(n for op, n in flops.items() if attention or op not in _PRODUCTS) // 2
+    products = sum(n for op, n in flops.items() if op in _PRODUCTS)
+    return sum(flops.values()) // 2, (sum(flops.values()) - products) // 2
 
 
 def block_macs(config: LGViTConfig) -> list[int]:
@@ -62,8 +68,20 @@ class ModelCosts:
     published_without_products: int  # without attention's two products, as in the paper
 
 
+_COSTS: dict[LGViTConfig, ModelCosts] = {}
+
+
 def model_costs(model: LGViT) -> ModelCosts:
-    """Counts the MACs of each part of a model in eval mode."""
+    """Counts the MACs of each part of a model in eval mode.
+
+    They follow from its configuration, so models that share one are counted once.
+    """
+    if model.config not in _COSTS:
+        _COSTS[model.config] = _model_costs(model)
+    return _COSTS[model.config]
+
+
+def _model_costs(model: LGViT) -> ModelCosts:
     config, segments, heads = model.config, [], []
     for segment in cut(model):
         segments.append(count_macs(segment.module, example_input(config, segment.index)))
@@ -75,6 +93,5 @@ def model_costs(model: LGViT) -> ModelCosts:
         tuple(segments),
         tuple(heads),
         count_macs(baseline(model, input="float32"), image),
-        count_macs(model.backbone, image),
-        count_macs(model.backbone, image, attention=False),
+        *_count(model.backbone, image),
     )

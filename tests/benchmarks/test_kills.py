@@ -18,7 +18,7 @@ from lgvit_edge.errors import BundleError
 @pytest.mark.slow
 def test_killed_commands_leave_the_old_or_the_new(tmp_path: Path) -> None:
     module, record = "lgvit_edge.benchmarks.experiments.kills", tmp_path / "kills.json"
-    options = "--trials 6 --only bench --only tune --seed 1 --json"
+    options = "--trials 4 --only bench --only tune --seed 1 --json"
     done = subprocess.run(
         [sys.executable, "-m", module, *options.split(), str(record)],
         capture_output=True,
@@ -27,8 +27,8 @@ def test_killed_commands_leave_the_old_or_the_new(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     trials = json.loads(record.read_text())["trials"]
-    assert [len(trials[name]) for name in ("bench", "tune")] == [3, 3]
-    assert sum(trial["killed"] for name in trials for trial in trials[name]) >= 4
+    assert [len(trials[name]) for name in ("bench", "tune")] == [2, 2]
+    assert sum(trial["killed"] for name in trials for trial in trials[name]) >= 2
 
 
 class _Undisturbed:

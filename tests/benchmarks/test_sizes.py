@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lgvit_edge.architecture.published import architecture
+from lgvit_edge.benchmarks.experiments import sizes
 from lgvit_edge.benchmarks.experiments.sizes import BACKENDS, compare, main
 from lgvit_edge.errors import UsageError
 from lgvit_edge.machine.cpu import available_cores
@@ -22,8 +24,13 @@ def test_shares_are_of_the_same_round() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_every_size_is_timed_beside_the_last(backend: str, tmp_path: Path) -> None:
+def test_every_size_is_timed_beside_the_last(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip(backend)
+    monkeypatch.setattr(
+        sizes, "architecture", lambda *a, **k: architecture(*a, **k).replace(num_blocks=2)
+    )
     file, threads = tmp_path / "sizes.json", available_cores()
     main("vit-tiny", sizes="32,64", backend=backend, threads=threads, rounds=4, json_file=file)
     small, whole = json.loads(file.read_text())["rows"]

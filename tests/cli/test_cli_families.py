@@ -376,11 +376,12 @@ def test_export_refuses_what_cannot_be_meant(saved: Callable[[str], Path], tmp_p
     assert not out.exists()
 
 
-def test_a_difference_that_somebody_accepts(saved: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_difference_that_somebody_accepts(quick_model: LGViT, tmp_path: Path) -> None:
     """It is kept, so that a device is held against the same."""
+    save_checkpoint(quick_model, tmp_path / "model.pt")
     out = tmp_path / "out"
     with pytest.raises(ParityError, match="nothing was written.*--tolerance"):
-        command("export", "--ckpt", saved("vit"), "--out", out, "--tolerance", 1e-12)
+        command("export", "--ckpt", tmp_path / "model.pt", "--out", out, "--tolerance", 1e-12)
     assert not out.exists()
-    command("export", "--ckpt", saved("vit"), "--out", out, "--tolerance", 0.02)
+    command("export", "--ckpt", tmp_path / "model.pt", "--out", out, "--tolerance", 0.02)
     assert open_bundle(out).manifest.parity.tolerance == 0.02

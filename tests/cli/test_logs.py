@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,22 +14,25 @@ from rich.console import Console
 
 from lgvit_edge._support import terminal
 from lgvit_edge._support.terminal import progress_bar
+from lgvit_edge.cli.app import main
 
 pytestmark = pytest.mark.slow
 
 
 def logged(folder: Path, *arguments: str) -> list[str]:
     """Lines with a time of day that a command wrote to files in place of a terminal."""
-    with (folder / "out.log").open("w") as out, (folder / "error.log").open("w") as error:
-        subprocess.run(
-            [sys.executable, "-m", "lgvit_edge", *arguments],
-            cwd=folder,
-            stdout=out,
-            stderr=error,
-            check=True,
-            timeout=300,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+    with (
+        (folder / "out.log").open("w") as out,
+        (folder / "error.log").open("w") as error,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(error),
+        MonkeyPatch.context() as patch,
+        pytest.raises(SystemExit) as end,
+    ):
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["lgvit-edge", *arguments])
+        main()
+    assert not end.value.code
     text = (folder / "out.log").read_text() + (folder / "error.log").read_text()
     assert "\r" not in text and "\x1b" not in text
     return re.findall(r"^\d\d:\d\d:\d\d (.*)$", text, re.MULTILINE)

@@ -172,9 +172,12 @@ def test_nothing_may_be_kept_in_float32() -> None:
     assert [_islands(t) for t in texts] == [None, (), ("layernorm", "softmax")]
 
 
-def test_products_are_summed_in_float32(tmp_path: Path, exported_model: LGViT, half: Path) -> None:
+def test_products_are_summed_in_float32(
+    tmp_path: Path, exported_model: LGViT, rtx_bundle: Callable[[str], Path]
+) -> None:
     """Cast, product, cast back: so NVIDIA asks for it, and TensorRT fuses it."""
-    options = ExportOptions(target="rtx", batch=(1, 4, 8), fp32_accumulate=True)
+    half = rtx_bundle("fixed")
+    options = ExportOptions(target="rtx", fp32_accumulate=True)
     export_bundle(exported_model, tmp_path / "out", options)
     manifest, usual = (open_bundle(root).manifest for root in (tmp_path / "out", half))
     assert manifest.fp32_islands == ("layernorm", "accumulation")

@@ -73,19 +73,15 @@ def check_engines(bundle: Path) -> None:
     assert check_graphs(bundle) == built.build.version
 
 
-@pytest.mark.parametrize("name", ["fp32", "two"])
-def test_every_kind_of_graph_compiles(
-    rtx_bundle: Callable[[str], Path], tmp_path: Path, name: str
-) -> None:
-    check_engines(Path(shutil.copytree(rtx_bundle(name), tmp_path / "out")))
+def test_every_kind_of_graph_compiles(rtx_bundle: Callable[[str], Path], tmp_path: Path) -> None:
+    check_engines(Path(shutil.copytree(rtx_bundle("two"), tmp_path / "out")))
 
 
 @pytest.mark.parametrize(
     ("family", "precision", "batch", "input", "accumulate"),
     [
-        ("vit", "fp16", (1, 1, 1), "float32", True),
-        ("vit", "int8", (1, 2, 4), "uint8", False),
-        ("deit", "fp16", (1, 2, 4), "uint8", False),
+        ("vit", "int8", (1, 1, 1), "uint8", False),
+        ("deit", "fp16", (1, 2, 4), "float32", True),
     ],
 )
 def test_every_precision_and_input_compiles(

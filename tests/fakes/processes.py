@@ -54,11 +54,14 @@ def lgvit_edge(
     return done
 
 
+# Of ``lgvit-edge train``: on the ``data`` and ``start.pt`` of the fixture ``folder``.
+TRAIN = "train --data data --val data --backbone start.pt --lr 1e-3"
+
+
 def training(folder: Path, options: str, *launcher: str, **variables: str) -> subprocess.Popen[str]:
-    """``lgvit-edge train`` in ``folder``, on its ``data`` and ``start.pt``; says all in one."""
-    given = "-m lgvit_edge train --data data --val data --backbone start.pt --lr 1e-3"
+    """``lgvit-edge train`` in ``folder``; says all in one."""
     return subprocess.Popen(
-        [sys.executable, *launcher, *given.split(), *options.split()],
+        [sys.executable, *launcher, "-m", "lgvit_edge", *TRAIN.split(), *options.split()],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
         text=True,

@@ -282,8 +282,10 @@ def _work(
             return
         image = np.frombuffer(ctypes.string_at(addresses[name], size), dtype).reshape(shape)
         results = engine.session.run(engine.outputs, {name: image})
-        if engine.plan["single"] or engine.trt.slow_half:
+        if engine.plan["single"]:
             time.sleep(0.005)
+        elif engine.trt.slow_half:
+            time.sleep(0.01)
         for output, result in zip(engine.outputs, results, strict=True):
             result += result.dtype.type(engine.trt.off_by)
             if engine.trt.nan_from is not None:

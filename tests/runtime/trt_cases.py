@@ -1,4 +1,4 @@
-"""Building and running engines on stand-ins; ``test_tensorrt.py`` starts this file.
+"""Building and running engines on stand-ins; ``trt_versions`` starts this file.
 
 TensorRT's module is shaped by the bindings named in the environment, CUDA's driver is the fake one,
 and cuda-python is NVIDIA's own. Engines run through ONNX Runtime at the addresses the chain bound.
@@ -63,11 +63,14 @@ TRT = trt_standin.install(
     importlib.import_module(os.environ["TRT_BINDINGS"]), os.environ["TRT_MODULE"], VERSION
 )
 PLAN = b"standin"
-# For what does not touch TensorRT's own calls, which differ by version.
-once = pytest.mark.skipif(
-    not RTX and VERSION != os.environ["TRT_NEWEST"], reason="alike in every version"
-)
-WAYS = [(True, False), (True, True), (False, False), (False, True)]  # CUDA graphs, speculation
+# For what does not touch TensorRT's own calls, which differ by version: one version has it all.
+WHOLE = bool(os.environ["TRT_WHOLE"])
+once = pytest.mark.skipif(not WHOLE, reason="alike in every version")
+WAYS = [(True, True), (False, False)]  # CUDA graphs, and speculation or images without a copy
+INTEGRATED = [False]  # only CUDA's calls differ where CPU and GPU share memory
+if WHOLE:
+    WAYS += [(True, False), (False, True)]
+    INTEGRATED += [True]
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -164,13 +167,8 @@ def plan(bundle: Path, name: str) -> dict[str, object]:
 # The chain.
 
 
-@pytest.mark.parametrize(
-    ("name", "integrated"),
-    [
-        *(("fp32", False), ("fp16", False), ("fixed", False), ("swin", False)),
-        *(("fp16", True), ("fixed", True), ("swin", True)),
-    ],
-)
+@pytest.mark.parametrize("name", ["fp32", "fp16", "fixed", "swin"])
+@pytest.mark.parametrize("integrated", INTEGRATED)
 @pytest.mark.parametrize(("graphs", "speculate"), WAYS)
 def test_every_exit_equals_onnx_runtime_bit_for_bit(
     name: str, integrated: bool, graphs: bool, speculate: bool, compiled: Path
@@ -243,7 +241,7 @@ def test_rows_of_a_swin_leave_the_batch_whatever_its_stage(
             assert a.confidence == pytest.approx(b.confidence, abs=1e-5)
 
 
-@pytest.mark.parametrize("integrated", [False, True])
+@pytest.mark.parametrize("integrated", INTEGRATED)
 @pytest.mark.parametrize(("graphs", "speculate"), WAYS)
 def test_passes_equal_onnx_runtime_bit_for_bit(
     integrated: bool, graphs: bool, speculate: bool, compiled: Path
@@ -523,10 +521,11 @@ def test_what_building_takes_is_said_before(plain: Path) -> None:
 # In processes of their own.
 
 
-@once
 def test_each_engine_is_compiled_in_a_process_of_its_own(
     plain: Path, elsewhere: Callable[..., None]
 ) -> None:
+    if not (WHOLE or RTX):
+        pytest.skip("alike in every version")
     TRT.built.clear()
     steps: list[str] = []
     built = build_engines(plain, library=LIBRARY, progress=lambda *step: steps.append(step[2]))
@@ -583,9 +582,7 @@ def test_a_process_that_fails_says_why(
     elsewhere(**attributes)
     with pytest.raises(BuildError, match=text):
         build_engines(plain, library=LIBRARY)
-    assert not (plain / "engines").exists()
-    elsewhere()
-    assert len(build_engines(plain, library=LIBRARY).compiled) == 5
+    assert not (plain / "engines").exists()  # a build as if there had been none
 
 
 @once
@@ -697,8 +694,7 @@ def test_engines_of_another_gpu(bundle: Path, monkeypatch: pytest.MonkeyPatch) -
     assert session.describe()["backend"] in ("onnxruntime", "openvino")
 
 
-@pytest.mark.parametrize("graphs", [False, True])
-@pytest.mark.parametrize("zero_copy", [False, True])
+@pytest.mark.parametrize(("graphs", "zero_copy"), WAYS)
 def test_the_second_gpu(graphs: bool, zero_copy: bool, plain: Path) -> None:
     """TensorRT's objects are made, and called from any thread, with that GPU current."""
     FAKE.fake_set_driver(12060, 2)
@@ -995,7 +991,7 @@ def rules(ort: Session, images: list[NDArray[np.uint8]]) -> list[policy.Policy]:
 @pytest.mark.parametrize("wait", ["spin", "block", "hybrid"])
 def test_the_device_decides_as_the_host_does(wait: str, zero_copy: bool, compiled: Path) -> None:
     bundle = compiled / "fixed"
-    images = frames(12)
+    images = frames(6)
     with (
         open_trt(bundle, device_exit=True, wait=wait, zero_copy=zero_copy) as trt,
         Session.open(bundle, backend="onnxruntime") as ort,
@@ -1370,7 +1366,7 @@ def test_the_steps_of_a_device_report(bundle: Path, compiled: Path) -> None:
     from lgvit_edge.benchmarks.device.measure import run
     from lgvit_edge.runtime.backends.registry import backend_of
 
-    request = {"engines": str(bundle), "backend": "tensorrt", "device": None, "rounds": 4}
+    request = {"engines": str(bundle), "backend": "tensorrt", "device": None, "rounds": 2}
     ways = run(request | {"step": "ways"})["ways"]
     assert set(ways) == set(backend_of("tensorrt").ways) - {"copies"}  # the default of this card
     assert "one image at a time" in ways.pop("exits on the device")["refused"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from processes import TRAIN
 
 
 @pytest.fixture(autouse=True)
@@ -15,3 +17,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def trained(
+    folder: Path, command: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], str]:
+    """What ``processes.training`` says, but run to its end in this process: starts take longest."""
+
+    def run(options: str) -> str:
+        with monkeypatch.context() as patch:
+            patch.chdir(folder)
+            return command(*TRAIN.split(), *options.split(), "--workers", "0")
+
+    return run

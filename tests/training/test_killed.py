@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,13 +15,11 @@ from processes import training
 
 # Figures are given for ten; each costs a start of Python.
 KILLS = int(os.environ.get("LGVIT_EDGE_KILLS", "1"))
-EPOCHS = 24  # of both stages
+EPOCHS = 2 * (KILLS + 2)  # of both stages
 
 
-def start(folder: Path, out: str, features: str) -> subprocess.Popen[str]:
-    """Both stages; ``workers`` too, which a kill must not leave behind."""
-    options = f"--epochs 12 --batch-size 8 --workers 1 --cache-features {features} --out {out}.pt"
-    return training(folder, options)
+def options(out: str, features: str) -> str:
+    return f"--epochs {EPOCHS // 2} --batch-size 8 --cache-features {features} --out {out}.pt"
 
 
 def epochs_done(folder: Path) -> int:
@@ -31,15 +29,14 @@ def epochs_done(folder: Path) -> int:
 
 
 @pytest.mark.slow
-def test_kill_9_at_random_moments(folder: Path) -> None:
-    whole = start(folder, "whole", "whole-features")
-    said, _ = whole.communicate(timeout=300)
-    assert whole.returncode == 0, said
+def test_kill_9_at_random_moments(folder: Path, trained: Callable[[str], str]) -> None:
+    trained(options("whole", "whole-features"))
     rng = random.Random(0)
     landed = 0
     for kill in range(KILLS):
         before = epochs_done(folder)
-        process = start(folder, "killed", "features")
+        # With a worker, which a kill must not leave behind.
+        process = training(folder, f"{options('killed', 'features')} --workers 1")
         # Somewhere within the run's next epochs, between any two instructions.
         due = (kill + 1) * EPOCHS // (KILLS + 1)
         while process.poll() is None and epochs_done(folder) < due:
@@ -54,10 +51,7 @@ def test_kill_9_at_random_moments(folder: Path) -> None:
         assert epochs_done(folder) >= max(before, due), said
         assert not (folder / "killed.pt").exists()
     assert landed == KILLS
-    process = start(folder, "killed", "features")
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    assert "continuing after epoch" in said
+    assert "continuing after epoch" in trained(options("killed", "features"))
     names = ("whole", "killed")
     results = [json.loads((folder / f"{name}.eval.json").read_text()) for name in names]
     assert results[0] == results[1]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from processes import python, training
+from processes import TRAIN, python
 
 from lgvit_edge.errors import DataError, UsageError
 from lgvit_edge.images.spec import Preprocess
@@ -26,19 +28,40 @@ from lgvit_edge.training.team import Team, join
 LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
 LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
 LAUNCH += ["--main_process_port", "0"]
+STAGES = "--epochs 2 --batch-size 5 --cache-features features-{0} --out {0}.pt"
+PASSES = "--passes 8,16 --shared --exits none --order whole --epochs 2 --batch-size 5 --out p{0}.pt"
+# One command after the other, as processes that were started once: starts take longest.
+COMMANDS = """
+import json, sys
+from lgvit_edge.cli.app import main
+for line in json.loads(sys.argv[1]):
+    sys.argv = ["lgvit-edge", *line.split(), "--workers", "0"]
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, end.code
+"""
 
 
-def test_two_processes_learn_what_one_learns(folder: Path) -> None:
-    options = "--epochs 2 --batch-size 5 --workers 0 --cache-features features-{0} --out {0}.pt"
-    running = {
-        name: training(folder, options.format(name), *launcher, CUDA_VISIBLE_DEVICES="")
-        for name, launcher in (("one", []), ("two", LAUNCH))
-    }
-    said = {name: process.communicate(timeout=300)[0] for name, process in running.items()}
-    assert [process.returncode for process in running.values()] == [0, 0], said
-    assert said["two"].count("wrote two.pt") == said["two"].count("next: ") == 1, said["two"]
+def test_two_processes_learn_what_one_learns(folder: Path, trained: Callable[[str], str]) -> None:
+    (folder / "commands.py").write_text(COMMANDS)
+    lines = json.dumps([f"{TRAIN} {options.format('two')}" for options in (STAGES, PASSES)])
+    two = subprocess.Popen(
+        [sys.executable, *LAUNCH, "commands.py", lines],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    for options in (STAGES, PASSES):
+        trained(f"{options.format('one')} --device cpu")
+    said, _ = two.communicate(timeout=300)
+    assert two.returncode == 0, said
+    assert said.count("wrote two.pt") == said.count("wrote ptwo-8.pt") == 1, said
+    assert said.count("next: ") == 2, said
     rows = {}
-    for name in running:
+    for name in ("one", "two"):
         with (folder / f"{name}.log.csv").open() as file:
             rows[name] = [
                 [float(row[c]) for c in ("stage", "step", "loss", "accuracy")]
@@ -50,39 +73,29 @@ def test_two_processes_learn_what_one_learns(folder: Path) -> None:
     # so answers are compared, not weights.
     pixels = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        one, two = (load_model(folder / f"{name}.pt").exit_logits(pixels) for name in running)
+        one, two = (load_model(folder / f"{name}.pt").exit_logits(pixels) for name in rows)
     torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-3)
-
-
-def test_two_processes_train_passes_as_one_does(folder: Path) -> None:
-    options = "--passes 8,16 --shared --exits none --order whole --epochs 2 --batch-size 5 "
-    options += "--workers 0 --val data --out {0}.pt"
-    running = {
-        name: training(folder, options.format(name), *launcher, CUDA_VISIBLE_DEVICES="")
-        for name, launcher in (("one", []), ("two", LAUNCH))
-    }
-    said = {name: process.communicate(timeout=300)[0] for name, process in running.items()}
-    assert [process.returncode for process in running.values()] == [0, 0], said
-    assert said["two"].count("wrote two-8.pt") == said["two"].count("next: ") == 1, said["two"]
+    # And so do passes.
     pixels = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        one, two = (load_model(folder / f"{name}-8.pt").exit_logits(pixels) for name in running)
+        one, two = (load_model(folder / f"p{name}-8.pt").exit_logits(pixels) for name in rows)
     torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-3)
-    left = {path.name for path in folder.iterdir() if path.name.startswith("two")}
-    files = {f"two-{size}.{kind}" for size in (8, 16) for kind in ("pt", "eval.json", "eval.png")}
-    assert left == files | {"two.log.csv", "two.log.png", "two.passes.json"}
+    left = {path.name for path in folder.iterdir() if path.name.startswith("ptwo")}
+    files = {f"ptwo-{size}.{kind}" for size in (8, 16) for kind in ("pt", "eval.json", "eval.png")}
+    assert left == files | {"ptwo.log.csv", "ptwo.log.png", "ptwo.passes.json"}
 
 
 # Five rows, one of them an outlier, shared unevenly; everything against one process.
 SHARED = """
-import copy, sys
+import copy, os, sys
 import torch
 from torch import distributed, nn
 from lgvit_edge.training.optimiser import input_scales
 from lgvit_edge.training.team import Team
 
-rank = int(sys.argv[1])
-distributed.init_process_group("gloo", f"file://{sys.argv[2]}", rank=rank, world_size=2)
+child = os.fork()
+rank = 0 if child else 1
+distributed.init_process_group("gloo", f"file://{sys.argv[1]}", rank=rank, world_size=2)
 team = Team(torch.device("cpu"), rank, 2)
 torch.manual_seed(0)
 first, second = nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(6, 5, 3)
@@ -106,21 +119,12 @@ for one, two in zip(alone.buffers(), network.buffers(), strict=True):
     torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
 team.separate(network)
 assert {type(part) for part in network.modules()} == {type(part) for part in alone.modules()}
+assert not child or os.waitpid(child, 0)[1] == 0
 """
 
 
 def test_norms_gradients_and_scales_are_those_of_the_whole_batch(tmp_path: Path) -> None:
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", SHARED, str(rank), str(tmp_path / "meet")],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            text=True,
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(2)
-    ]
-    said = [process.communicate(timeout=300)[1] for process in running]
-    assert [process.returncode for process in running] == [0, 0], said
+    python(SHARED, tmp_path / "meet", OMP_NUM_THREADS="1")
 
 
 def team(rank: int, size: int) -> Team:
@@ -162,17 +166,27 @@ def test_settings_that_do_not_fit_several_processes() -> None:
     check_team(team(0, 1), TrainingConfig(cache=True), 1, shared=False)
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "how"),
-    [
-        ("WORLD_SIZE", "2", "cannot join the other processes .WORLD_SIZE=2.: .*; start them with"),
-        ("WORLD_SIZE", "two", "cannot join the other processes .WORLD_SIZE=two."),
-        ("PMI_SIZE", "2", "cannot join|do not meet; start them with accelerate launch"),
-    ],
-)
-def test_processes_that_do_not_find_each_other(name: str, value: str, how: str) -> None:
-    script = "from lgvit_edge.training.team import join; join('cpu')"
-    assert re.search(f"UsageError: .*{how}", python(script, fails=True, **{name: value}))
+def test_processes_that_do_not_find_each_other() -> None:
+    script = """
+import os
+import accelerate
+from lgvit_edge.errors import UsageError
+from lgvit_edge.training.team import join
+for name, value in (("WORLD_SIZE", "2"), ("WORLD_SIZE", "two"), ("PMI_SIZE", "2")):
+    if os.fork():
+        os.wait()
+        continue
+    os.environ[name] = value
+    try:
+        join("cpu")
+    except UsageError as error:
+        print(str(error).replace("\\n", " "), flush=True)
+    os._exit(0)
+"""
+    two, word, mpi = python(script).splitlines()
+    assert re.search("cannot join the other processes .WORLD_SIZE=2.: .*; start them with", two)
+    assert re.search("cannot join the other processes .WORLD_SIZE=two.", word)
+    assert re.search("cannot join|do not meet; start them with accelerate launch", mpi)
 
 
 def test_a_gpu_that_is_not_there() -> None:

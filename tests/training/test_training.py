@@ -121,12 +121,21 @@ def test_stage_two_keeps_the_backbone(tmp_path: Path) -> None:
     assert not same_weights(start, model)
 
 
-@pytest.mark.parametrize("cache", [False, True])
+@pytest.fixture(scope="module", params=[False, True], ids=["read", "cached"])
+def undisturbed(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[TrainingConfig, LGViT]:
+    """Settings, and the model of a training that nobody interrupts; do not change it."""
+    settings = SETTINGS.replace(cache=request.param, cache_views=2 if request.param else 0)
+    return settings, begin(tmp_path_factory.mktemp("whole") / "whole.pt", config=settings)
+
+
 # Stage 1 reads a batch of 8 for its scales; then come epochs of 24.
 @pytest.mark.parametrize("after", [8 + 24 + 5, 8 + 2 * 24 + 3, 8 + 3 * 24 + 9])
-def test_resumed_is_bit_identical(tmp_path: Path, after: int, cache: bool) -> None:
-    settings = SETTINGS.replace(cache=cache, cache_views=2 if cache else 0)
-    whole = begin(tmp_path / "whole.pt", config=settings)
+def test_resumed_is_bit_identical(
+    tmp_path: Path, after: int, undisturbed: tuple[TrainingConfig, LGViT]
+) -> None:
+    settings, whole = undisturbed
     out, console = tmp_path / "m.pt", quiet()
     with pytest.raises(KeyboardInterrupt):
         begin(out, console, train_set=Interrupting(stripes(), after), config=settings)
