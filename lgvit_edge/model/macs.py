@@ -68,20 +68,8 @@ class ModelCosts:
     published_without_products: int  # without attention's two products, as in the paper
 
 
-_COSTS: dict[LGViTConfig, ModelCosts] = {}
-
-
 def model_costs(model: LGViT) -> ModelCosts:
-    """Counts the MACs of each part of a model in eval mode.
-
-    They follow from its configuration, so models that share one are counted once.
-    """
-    if model.config not in _COSTS:
-        _COSTS[model.config] = _model_costs(model)
-    return _COSTS[model.config]
-
-
-def _model_costs(model: LGViT) -> ModelCosts:
+    """Counts the MACs of each part of a model in eval mode."""
     config, segments, heads = model.config, [], []
     for segment in cut(model):
         segments.append(count_macs(segment.module, example_input(config, segment.index)))
