@@ -23,6 +23,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ class Trial:
         found = json.loads(said)
         running = [row["name"] for row in found["backends"] if row["runs"]]
         self.note(f"runs here: {', '.join(running) or 'nothing'}")
-        return [name for name in BACKENDS if name in running]
+        return [name for name in BACKENDS if any(row.startswith(name) for row in running)]
 
     def verify(self, backend: str) -> None:
         """Run the bundle's samples in a process with limits."""
@@ -326,8 +327,11 @@ def in_markdown(report: Report) -> str:
         lines += ["", "Tests that failed there:", ""]
         lines += [f"- `{row['test']}`: {row['why']}" for row in report.tests]
     lines += ["", "| package | there | on the host |", "|---|---|---|"]
+    named = {re.split(r"[^\w.-]", text)[0].lower() for text in requires("lgvit-edge") or []}
     for name in sorted(report.packages, key=str.lower):
-        lines += [f"| {name} | {report.packages[name]} | {report.host_packages.get(name, '')} |"]
+        if name.lower().replace("_", "-") in named:
+            versions = (report.packages[name], report.host_packages.get(name, ""))
+            lines += [f"| {name} | {' | '.join(versions)} |"]
     return "\n".join(lines) + "\n"
 
 
