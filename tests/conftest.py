@@ -72,6 +72,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     def shared(name: str, make: Callable[[Path], object]) -> Path:
         with FileLock(root / f"{name}.lock"):
             if not (root / name).exists():
+                shutil.rmtree(root / f"{name}.new", ignore_errors=True)  # of a making that failed
                 (root / f"{name}.new").mkdir()
                 make(root / f"{name}.new" / "out")
                 (root / f"{name}.new").rename(root / name)
