@@ -12,22 +12,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import torch
 from filelock import FileLock
 from PIL import Image
-from torch import nn
 
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
 from lgvit_edge.cli.app import main
-from lgvit_edge.export import ExportOptions, export_bundle
 from lgvit_edge.images.spec import Preprocess
-from lgvit_edge.model import LGViT, save_checkpoint
-from lgvit_edge.model.randomised import randomised
-from lgvit_edge.training.start import seeded
+
+# torch is imported where it is used: devices run what needs none of it (tools/arm64.py).
+if TYPE_CHECKING:
+    from lgvit_edge.model import LGViT
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -61,19 +61,25 @@ def own_surroundings(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["LGVIT_EDGE_BACKEND"] = "onnxruntime"
     os.environ["LGVIT_EDGE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
+    if torch := sys.modules.get("torch"):  # one that is imported later reads the variable
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Call ``make`` in the first worker that asks for ``name``; return what it made."""
+    """Call ``make`` in the first worker that asks for ``name``; return what it made.
+
+    Where ``LGVIT_EDGE_MADE`` names a folder, all is made and left there, for runs without torch.
+    """
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent
+    root = Path(os.environ.get("LGVIT_EDGE_MADE", root))
 
     def shared(name: str, make: Callable[[Path], object]) -> Path:
         with FileLock(root / f"{name}.lock"):
             if not (root / name).exists():
+                shutil.rmtree(root / f"{name}.new", ignore_errors=True)  # of a making that failed
                 (root / f"{name}.new").mkdir()
                 make(root / f"{name}.new" / "out")
                 (root / f"{name}.new").rename(root / name)
@@ -84,6 +90,11 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 def random_model(config: LGViTConfig, seed: int = 0) -> LGViT:
     """Random weights, norms included: fresh norms are identities and would hide mistakes."""
+    import torch
+    from torch import nn
+
+    from lgvit_edge.model import LGViT
+
     torch.manual_seed(seed)
     model = LGViT(config)
     with torch.no_grad():
@@ -99,6 +110,13 @@ def random_model(config: LGViTConfig, seed: int = 0) -> LGViT:
                 if module.bias is not None:
                     module.bias.uniform_(-0.2, 0.2)
     return model.eval()
+
+
+def export(models: LGViT | list[LGViT], out: Path, **options: Any) -> None:
+    """Write a bundle; ``options`` are those of ``ExportOptions``."""
+    from lgvit_edge.export import ExportOptions, export_bundle
+
+    export_bundle(models, out, ExportOptions(**options))
 
 
 def make_tiny_config() -> LGViTConfig:
@@ -172,6 +190,9 @@ def exported_model() -> LGViT:
 @pytest.fixture(scope="session")
 def swin_model() -> LGViT:
     """The model inside ``swin_bundle``; do not change it."""
+    from lgvit_edge.model import LGViT
+    from lgvit_edge.model.randomised import randomised
+
     return randomised(LGViT(make_tiny_swin()))
 
 
@@ -182,15 +203,19 @@ def quick_model() -> LGViT:
 
 
 @pytest.fixture(scope="session")
-def swin_bundle(made_once: Callable[..., Path], swin_model: LGViT) -> Path:
+def swin_bundle(made_once: Callable[..., Path], request: pytest.FixtureRequest) -> Path:
     """For TensorRT, float32, batches 1 to 8, no engines; do not change it."""
-    options = ExportOptions(target="rtx", precision="fp32", batch=(1, 4, 8))
-    return made_once("swin", lambda out: export_bundle(swin_model, out, options))
+
+    def make(out: Path) -> None:
+        model = request.getfixturevalue("swin_model")
+        export(model, out, target="rtx", precision="fp32", batch=(1, 4, 8))
+
+    return made_once("swin", make)
 
 
 @pytest.fixture(scope="session")
 def rtx_bundle(
-    made_once: Callable[..., Path], exported_model: LGViT, request: pytest.FixtureRequest
+    made_once: Callable[..., Path], request: pytest.FixtureRequest
 ) -> Callable[[str], Path]:
     """For TensorRT, no engines yet; do not change them.
 
@@ -203,18 +228,30 @@ def rtx_bundle(
             return Path(request.getfixturevalue("swin_bundle"))
         precision = "fp32" if name in ("fp32", "two") else "fp16"
         batch = (1, 1, 1) if name == "fixed" else (1, 4, 8)
-        options = ExportOptions(target="rtx", precision=precision, batch=batch)
-        models = request.getfixturevalue("pass_models") if name == "two" else exported_model
-        return made_once(name, lambda out: export_bundle(models, out, options))
+
+        def make(out: Path) -> None:
+            models = "pass_models" if name == "two" else "exported_model"
+            export(
+                request.getfixturevalue(models),
+                out,
+                target="rtx",
+                precision=precision,
+                batch=batch,
+            )
+
+        return made_once(name, make)
 
     return bundle
 
 
 @pytest.fixture(scope="session")
-def bundle(made_once: Callable[..., Path], exported_model: LGViT) -> Path:
+def bundle(made_once: Callable[..., Path], request: pytest.FixtureRequest) -> Path:
     """A bundle with batches 1 to 4; do not change it, take ``bundle_copy``."""
-    options = ExportOptions(batch=(1, 2, 4))
-    return made_once("bundle", lambda out: export_bundle(exported_model, out, options))
+
+    def make(out: Path) -> None:
+        export(request.getfixturevalue("exported_model"), out, batch=(1, 2, 4))
+
+    return made_once("bundle", make)
 
 
 @pytest.fixture(scope="session")
@@ -232,20 +269,23 @@ def pass_models() -> list[LGViT]:
 
 
 @pytest.fixture(scope="session")
-def passes_bundle(made_once: Callable[..., Path], pass_models: list[LGViT]) -> Path:
+def passes_bundle(made_once: Callable[..., Path], request: pytest.FixtureRequest) -> Path:
     """A bundle of two passes with batches 1 to 4; do not change it."""
-    options = ExportOptions(batch=(1, 2, 4))
-    return made_once("passes", lambda out: export_bundle(pass_models, out, options))
+
+    def make(out: Path) -> None:
+        export(request.getfixturevalue("pass_models"), out, batch=(1, 2, 4))
+
+    return made_once("passes", make)
 
 
 @pytest.fixture(scope="session")
-def apart(made_once: Callable[..., Path], pass_models: list[LGViT]) -> list[Path]:
+def apart(made_once: Callable[..., Path], request: pytest.FixtureRequest) -> list[Path]:
     """Each pass of ``passes_bundle`` as a bundle of its own; do not change them."""
-    options = ExportOptions(batch=(1, 2, 4))
-    return [
-        made_once(name, lambda out, model=model: export_bundle(model, out, options))
-        for name, model in zip(("coarse", "fine"), pass_models, strict=True)
-    ]
+
+    def make(index: int, out: Path) -> None:
+        export(request.getfixturevalue("pass_models")[index], out, batch=(1, 2, 4))
+
+    return [made_once(name, partial(make, i)) for i, name in enumerate(("coarse", "fine"))]
 
 
 @pytest.fixture
@@ -328,6 +368,9 @@ def small_config() -> LGViTConfig:
 @pytest.fixture
 def folder(tmp_path: Path, small_config: LGViTConfig) -> Path:
     """``data/``, images of two classes, dark and bright, and ``start.pt``, an LGViT for them."""
+    from lgvit_edge.model import save_checkpoint
+    from lgvit_edge.training.start import seeded
+
     rng = np.random.default_rng(0)
     for label, name in enumerate(("cat", "dog")):
         (tmp_path / "data" / name).mkdir(parents=True)

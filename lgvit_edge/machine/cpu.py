@@ -14,6 +14,23 @@ _ROUNDING = (
     *("avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "avx_ne_convert"),
     *("amx_bf16", "amx_fp16", "asimdhp", "asimdfhm", "sve", "sve2", "bf16", "svebf16", "sme"),
 )
+# Cores of boards and servers, by the numbers of their makers (0x41 Arm, 0x4e NVIDIA) and their own.
+_ARM_CORES = {
+    ("0x41", "0xd03"): "Arm Cortex-A53",
+    ("0x41", "0xd05"): "Arm Cortex-A55",
+    ("0x41", "0xd07"): "Arm Cortex-A57",
+    ("0x41", "0xd08"): "Arm Cortex-A72",
+    ("0x41", "0xd0b"): "Arm Cortex-A76",
+    ("0x41", "0xd0c"): "Arm Neoverse-N1",
+    ("0x41", "0xd40"): "Arm Neoverse-V1",
+    ("0x41", "0xd41"): "Arm Cortex-A78",
+    ("0x41", "0xd42"): "Arm Cortex-A78AE",  # Jetson Orin
+    ("0x41", "0xd49"): "Arm Neoverse-N2",
+    ("0x41", "0xd4f"): "Arm Neoverse-V2",
+    ("0x41", "0xd83"): "Arm Neoverse-V3AE",  # Jetson Thor
+    ("0x41", "0xd84"): "Arm Neoverse-V3",
+    ("0x4e", "0x004"): "NVIDIA Carmel",  # Jetson Xavier
+}
 
 
 def available_cores(root: Path = ROOT) -> int:
@@ -30,11 +47,26 @@ def available_cores(root: Path = ROOT) -> int:
 
 
 def cpu_name(root: Path = ROOT) -> str:
-    """Return the processor's name, or its architecture if the system does not tell the name."""
-    for line in read_system_file(root / "proc/cpuinfo").splitlines():
-        if line.startswith(("model name", "Model", "Hardware")):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    """Return the processor's name, or its architecture if the system does not tell the name.
+
+    Of an Arm processor it is the board's, or that of the cores: ``Arm Cortex-A78AE``.
+    """
+    lines = read_system_file(root / "proc/cpuinfo").splitlines()
+    told = [
+        (key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in lines)
+    ]
+    for key, value in told:
+        # "ARMv8 Processor rev 1 (v8l)" is any of them.
+        if key in ("model name", "Model", "Hardware") and not value.startswith(("ARMv", "AArch64")):
+            return value
+    makers = [value for key, value in told if key == "CPU implementer"]
+    parts = [value for key, value in told if key == "CPU part"]
+    cores = dict.fromkeys(_arm_core(*core) for core in zip(makers, parts, strict=False))
+    return " and ".join(cores) or platform.processor() or platform.machine()
+
+
+def _arm_core(maker: str, part: str) -> str:
+    return _ARM_CORES.get((maker, part), f"Arm core {part} of maker {maker}")
 
 
 def instructions(root: Path = ROOT) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from lgvit_edge.benchmarks.experiments import (
     rivals,
     soak,
 )
+from lgvit_edge.benchmarks.experiments.host import decision_cost
 from lgvit_edge.benchmarks.experiments.if_graph import BoundGraph, IfGraph, VinoGraph, build
 from lgvit_edge.benchmarks.experiments.rates import summarise
 from lgvit_edge.benchmarks.trend import slope
@@ -31,7 +32,7 @@ from lgvit_edge.errors import UsageError
 from lgvit_edge.export import ExportOptions, export_bundle
 from lgvit_edge.images.preprocess import to_float
 from lgvit_edge.model import LGViT, save_checkpoint
-from lgvit_edge.runtime import Session
+from lgvit_edge.runtime import Confidence, Session
 from lgvit_edge.runtime.backends.openvino import available_precisions
 
 Capture = pytest.CaptureFixture[str]
@@ -215,6 +216,10 @@ def test_a_line_through_noise_has_its_slope_and_an_interval() -> None:
     assert flat["low"] < 0 < flat["high"]
     steep = slope(x, 0.1 * x + rng.normal(size=200))
     assert 0 < steep["low"] < 0.1 < steep["high"]
+
+
+def test_what_an_exit_decision_costs_is_measured(bundle: Path) -> None:
+    assert decision_cost(bundle, Confidence(0.999)) > 0
 
 
 def test_a_soak_looks_at_memory_and_latency(bundle: Path) -> None:

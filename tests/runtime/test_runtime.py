@@ -15,7 +15,6 @@ from PIL import Image
 from processes import python
 from small import frames
 
-from lgvit_edge.benchmarks.experiments.host import decision_cost
 from lgvit_edge.bundle.directory import open_bundle
 from lgvit_edge.bundle.plain_files import sha256
 from lgvit_edge.errors import BackendError, BundleError, DataError, UsageError
@@ -365,10 +364,6 @@ def test_graphs_and_weights_that_cannot_be_loaded_are_refused(bundle_copy: Path)
     open_chain = chain_opener(open_bundle(bundle_copy, verify=False), "onnxruntime", ChainOptions())
     with pytest.raises(BundleError, match="cannot be loaded by ONNX Runtime"):
         open_chain(["segment_0"])
-
-
-def test_what_an_exit_decision_costs_is_measured(bundle: Path) -> None:
-    assert decision_cost(bundle, Confidence(0.999)) > 0
 
 
 def test_importing_the_runtime_is_light() -> None:
