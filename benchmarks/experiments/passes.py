@@ -339,9 +339,9 @@ def _point(
 
 
 def _curve(policy: str, reporting: Sequence[Measured]) -> list[dict[str, float]]:
-    """Returns the mean over seeds of every setting's accuracy and speed-up."""
-    rows = []
-    for setting in settings(policy, reporting[0].images.exits):
+    """Returns the mean over seeds of the accuracy and speed-up of every setting that exits early."""
+    rows, exits = [], reporting[0].images.exits
+    for setting in (each for each in settings(policy, exits) if each.stops_early(exits)):
         outcomes = [one.gives(setting) for one in reporting]
         rows.append(
             {
