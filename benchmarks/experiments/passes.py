@@ -339,7 +339,7 @@ def _point(
 
 
 def _curve(policy: str, reporting: Sequence[Measured]) -> list[dict[str, float]]:
-    """Returns the mean over seeds of the accuracy and speed-up of every setting that exits early."""
+    """Returns accuracy and speed-up, means over seeds, of every setting that exits early."""
     rows, exits = [], reporting[0].images.exits
     for setting in (each for each in settings(policy, exits) if each.stops_early(exits)):
         outcomes = [one.gives(setting) for one in reporting]
