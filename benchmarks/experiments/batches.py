@@ -25,6 +25,7 @@ from lgvit_edge.errors import UsageError
 from lgvit_edge.images.inputs import Inputs
 from lgvit_edge.images.preprocess import load_rgb
 from lgvit_edge.policies import Departures, Policy
+from lgvit_edge.policies.evaluate import ExitCosts
 from lgvit_edge.runtime import Session
 from lgvit_edge.runtime.runner import every_exit
 
@@ -94,7 +95,8 @@ def _compare(
                     exits += outcome
     seconds = {name: sum(values) for name, values in times.items()}
     manifest = session.manifest
-    macs = manifest.baseline.macs / float(np.mean([manifest.cumulative_macs(e) for e in exits]))
+    costs = ExitCosts.of(manifest).under(policy)
+    macs = costs.baseline_macs / float(np.mean([costs.macs[exit - 1] for exit in exits]))
     wall = seconds["baseline"] / seconds["chain"]
     return {
         "policy": ":".join(str(v) for v in policy.to_json().values()),

@@ -156,8 +156,8 @@ def test_a_rival_by_architecture_has_the_bundles_exits(tmp_path: Path) -> None:
 
 def test_pytorch_leaves_where_it_is_told(exported_model: LGViT) -> None:
     images = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
-    run = rivals.eager(exported_model, images)
     pixels = torch.from_numpy(to_float(images, exported_model.config.preprocess))
+    run = rivals.leaving(exported_model, pixels)
     with torch.inference_mode():
         expected = exported_model.exit_logits(pixels)[0].argmax(dim=-1).tolist()
     assert [run(exit) for exit in (1, 2, 3, 4)] == expected
@@ -172,6 +172,7 @@ def test_batches_are_compared(bundle: Path, photos: Path, tmp_path: Path, capsys
     for row in rows:
         assert row["efficiency"] == pytest.approx(row["wall_clock"] / row["macs"])
     assert rows[0]["macs"] == pytest.approx(rows[1]["macs"])  # the same images leave
+    assert rows[2]["macs"] == rows[3]["macs"] == 1  # the model without exits runs
     assert "all rows stay" in capsys.readouterr().out
     with pytest.raises(UsageError, match="batch sizes of 1 to 4, found 8; run: lgvit-edge export"):
         batches.main(bundle, photos, None, "8", 40, 1, "onnxruntime", None)
