@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lgvit_edge._support.optional import require
 from lgvit_edge.bundle.directory import WEIGHTS, Bundle
 from lgvit_edge.machine.openvino import shared_core
-from lgvit_edge.runtime.backends.openvino import PRECISIONS
+from lgvit_edge.runtime.backends.openvino import settings_for
 from lgvit_edge.runtime.backends.ort_pool import join_pool, open_session
 
 
@@ -69,13 +69,7 @@ class VinoGraph:
     ) -> None:
         """Compile the graph with the settings of our own chain; ``precision`` as there."""
         openvino = require("openvino", extra="openvino")
-        settings = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": "1",
-            "ENABLE_CPU_PINNING": False,
-        }
+        settings = settings_for("CPU", precision, threads)
         self._model = shared_core().compile_model(str(path), "CPU", settings)
         self._request = self._model.create_infer_request()
         self._inputs = inputs  # the tensors lie on them

@@ -85,6 +85,20 @@ def candidates(bundle: Bundle, options: ChainOptions) -> list[Candidate]:
     return [Candidate("openvino", precision) for precision in precisions]
 
 
+def settings_for(device: str, precision: str, threads: int) -> dict[str, Any]:
+    """Return OpenVINO's settings for one image at a time, given its own name of the device."""
+    settings: dict[str, Any] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        # By default, processors with bfloat16 compute float32 graphs in it.
+        "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
+    }
+    if device == "CPU":
+        settings |= {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": "1"}
+        # With pinning, every compiled model would pin its threads to the same cores.
+        settings |= {"ENABLE_CPU_PINNING": False}
+    return settings
+
+
 class OpenVINOChain:
     """Runs a ``Chain`` of segments, each compiled by OpenVINO."""
 
@@ -173,16 +187,7 @@ class OpenVINOChain:
         self._tensors.clear()
 
     def _load(self, core: Any, root: Path, graph: GraphSpec) -> Any:
-        settings: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
-            # By default, processors with bfloat16 compute float32 graphs in it.
-            "INFERENCE_PRECISION_HINT": PRECISIONS[self._precision],
-            **self._settings,
-        }
-        if self._device == "CPU":
-            settings |= {"INFERENCE_NUM_THREADS": self._threads, "NUM_STREAMS": "1"}
-            # With pinning, every compiled model would pin its threads to the same cores.
-            settings |= {"ENABLE_CPU_PINNING": False}
+        settings = settings_for(self._device, self._precision, self._threads) | self._settings
         blob = None
         if self._cache is not None:
             machine = core.get_property(self._device, "FULL_DEVICE_NAME")
