@@ -23,6 +23,7 @@ from lgvit_edge.machine.clocks import clock_state, throttling
 from lgvit_edge.machine.environment import device_of, environment
 from lgvit_edge.machine.memory import peak_memory_mb
 from lgvit_edge.policies import FixedExit, Policy
+from lgvit_edge.policies.evaluate import ExitCosts
 from lgvit_edge.runtime import Result, Session
 
 Progress = Callable[[int, int], None]
@@ -202,7 +203,8 @@ def _record(
     policy: Policy,
     shares: NDArray[np.float64] | None = None,
 ) -> dict[str, Any]:
-    figures = summarise(samples, session.manifest, policy, shares)
+    costs = ExitCosts.of(session.manifest, heads_apart=session.heads_apart).under(policy)
+    figures = summarise(samples, session.manifest, costs, shares)
     unstable = instability(samples, start["running"], start["cores"])
     after = clock_state(gpu=gpu_of(session))
     if held := throttling(clocks, after):

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge.bundle.manifest import Manifest
-from lgvit_edge.policies import Policy
 from lgvit_edge.policies.evaluate import ExitCosts
 
 _SPREAD, _DRIFT = 0.25, 0.10  # above these a run counts as unstable
@@ -45,18 +44,18 @@ def percentiles(
 def summarise(
     samples: Sequence[Sample],
     manifest: Manifest,
-    policy: Policy,
+    costs: ExitCosts,
     shares: NDArray[np.float64] | None = None,
 ) -> dict[str, Any]:
-    """Returns all figures of a report that follow from the samples, taken under a policy.
+    """Returns all figures of a report that follow from the samples.
 
-    ``shares`` are those of the images assumed at each exit, if exits were forced.
+    ``costs`` are those under the policy that they were taken under, ``shares`` those of the images
+    assumed at each exit, if exits were forced.
     """
     exits = np.array([s.exit for s in samples])
     counts = np.bincount(exits, minlength=len(manifest.segments) + 1)[1:]
     leaving = counts / len(samples) if shares is None else shares
     weights = (leaving / np.maximum(counts, 1))[exits - 1]
-    costs = ExitCosts.of(manifest).under(policy)
     chain, base, network, base_network = (
         _column(samples, name)
         for name in ("latency_ms", "baseline_ms", "network_ms", "baseline_network_ms")

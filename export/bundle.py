@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import platform
@@ -27,9 +28,11 @@ from lgvit_edge.bundle.manifest import (
     Agreement,
     Calibration,
     FileSpec,
+    GraphPart,
     GraphSpec,
     Manifest,
     Parity,
+    Parts,
     PassSpec,
     SegmentSpec,
     TensorSpec,
@@ -40,7 +43,7 @@ from lgvit_edge.errors import ExportError, UsageError
 from lgvit_edge.export import int8 as quantize
 from lgvit_edge.export.accumulate import accumulate_in_float32
 from lgvit_edge.export.checks import ChainCheck, compare, exact_logits, gate, sample_images
-from lgvit_edge.export.graph import Part, WeightStore, save, trace
+from lgvit_edge.export.graph import Part, Traced, WeightStore, save, trace
 from lgvit_edge.export.half import ISLANDS, halve
 from lgvit_edge.export.passes import check_passes
 from lgvit_edge.images.labelled import LabelledImage, content_hash, evenly
@@ -321,20 +324,26 @@ class _Export:
         self._step("tracing" if len(self.models) == 1 else f"tracing pass {place + 1}")
         low, _, high = options.batch
         parts = [self._part(model, segment) for segment in cuts]
-        *graphs, chain = trace(parts, opset=self.opset, batch=(low, high))
+        traced, chain = trace(parts, opset=self.opset, batch=(low, high))
         segments = []
-        for segment, part, graph in zip(cuts, parts, graphs, strict=True):
+        for segment, part, graphs in zip(cuts, parts, traced, strict=True):
             index, number = segment.index, len(self.gaps)
             self._step(f"segment {number}")
             blocks = range(segment.first_block, segment.last_block + 1)
             macs, parameters = costs.segments[index], segment.parameters
-            spec = self._save(graph, part, place, blocks, macs, parameters)
-            path = self.staging / part.file
-            self.gaps.append(check.segment(number, path, spec, segment.module))
-            head_macs = costs.heads[index] if segment.exit else None
-            segments.append(
-                SegmentSpec(spec, segment.first_block, segment.last_block, segment.head, head_macs)
+            spec = self._save(graphs.whole, part, place, blocks, macs, parameters)
+            described = SegmentSpec(
+                spec,
+                segment.first_block,
+                segment.last_block,
+                segment.head,
+                costs.heads[index] if segment.exit else None,
+                self._parts(graphs, number, place, blocks),
             )
+            for graph in described.part_graphs:
+                self._check_graph(graph)
+            segments.append(described)
+            self.gaps.append(check.segment(number, self.staging, described, segment.module))
         config = model.config
         each = PassSpec(config.family, config.image_size, config.preprocess, tuple(segments))
         whole = replace(parts[0], file=bundle.BASELINE, outputs=parts[-1].outputs)
@@ -378,12 +387,7 @@ class _Export:
     ) -> GraphSpec:
         """Save a graph of the pass of index ``place``, which has these of its blocks."""
         config, size = self.models[place].config, 1 if self.options.batch[2] == 1 else -1
-        chosen = self.limits[place]
-        limits = {number: chosen[number] for number in blocks if number in chosen}
-        rewrite = (lambda proto: quantize.quantize(proto, limits)) if limits else None
-        if self.options.fp32_accumulate:
-            accumulate_in_float32(graph)
-        save(graph, self.staging / part.file, self.store, rewrite)
+        file = self._write(graph, part.file, place, blocks)
         dtype = str(part.example.dtype).removeprefix("torch.")
         inputs = TensorSpec(part.input, dtype, (size, *part.example.shape[1:]))
         outputs = [TensorSpec("logits", "float32", (size, config.num_classes))]
@@ -392,19 +396,36 @@ class _Export:
             outputs.insert(
                 0, TensorSpec("hidden_out", "float16" if self.half else "float32", shape)
             )
-        file = bundle.describe(self.staging, part.file)
-        weights = FileSpec(bundle.WEIGHTS, file.sha256, size_of(self.store.path))  # not hashed yet
-        try:
+        with _as_sessions_do(part.file):
             spec = GraphSpec(file, (inputs,), tuple(outputs), macs, parameters)
-            data = (self.staging / part.file).read_bytes()
-            check_graph(data, spec, self.opset, bundle.weights_of((weights,), spec))
-        except ValueError as error:
-            raise ExportError(
-                f"{part.file} would not be run, because bundles may come from strangers: {error}; "
-                "operators of your own kinds are allowed by register_operator of "
-                "lgvit_edge.bundle.operators, here and on the device"
-            ) from None
+        self._check_graph(spec)
         return spec
+
+    def _parts(self, graphs: Traced, number: int, place: int, blocks: range) -> Parts | None:
+        """Save blocks and head of segment ``number`` apart, where they are."""
+        if graphs.head is None:
+            return None
+        blocks_file, head_file = bundle.part_files(number)
+        first = self._write(graphs.blocks, blocks_file, place, blocks)
+        second = self._write(graphs.head, head_file, place, range(0))
+        with _as_sessions_do(blocks_file):
+            return Parts(first, second)
+
+    def _write(self, graph: Any, file: str, place: int, blocks: range) -> FileSpec:
+        chosen = self.limits[place]
+        limits = {number: chosen[number] for number in blocks if number in chosen}
+        rewrite = (lambda proto: quantize.quantize(proto, limits)) if limits else None
+        if self.options.fp32_accumulate:
+            accumulate_in_float32(graph)
+        save(graph, self.staging / file, self.store, rewrite)
+        return bundle.describe(self.staging, file)
+
+    def _check_graph(self, spec: GraphSpec | GraphPart) -> None:
+        file = spec.graph
+        weights = FileSpec(bundle.WEIGHTS, file.sha256, size_of(self.store.path))  # not hashed yet
+        with _as_sessions_do(file.file):
+            data = (self.staging / file.file).read_bytes()
+            check_graph(data, spec, self.opset, bundle.weights_of((weights,), spec))
 
     def _manifest(
         self,
@@ -446,3 +467,16 @@ class _Export:
             )
         except ValueError as error:
             raise ExportError(f"the bundle does not fit together: {error}") from None
+
+
+@contextlib.contextmanager
+def _as_sessions_do(file: str) -> Iterator[None]:
+    """Refuse a graph that no session would run."""
+    try:
+        yield
+    except ValueError as error:
+        raise ExportError(
+            f"{file} would not be run, because bundles may come from strangers: {error}; operators "
+            "of your own kinds are allowed by register_operator of lgvit_edge.bundle.operators, "
+            "here and on the device"
+        ) from None

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lgvit_edge._support.optional import require
 from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.bundle.evidence import differences
-from lgvit_edge.bundle.manifest import Agreement, GraphSpec
+from lgvit_edge.bundle.manifest import Agreement, GraphPart, GraphSpec, SegmentSpec
 from lgvit_edge.errors import ParityError
 from lgvit_edge.images.labelled import LabelledImage, content_hash
 from lgvit_edge.images.preprocess import load_rgb, network_input, to_float
@@ -63,10 +63,10 @@ def sample_images(config: LGViTConfig, input: str) -> tuple[NDArray[Any], Tensor
 class ChainCheck:
     """Compares exported segments with PyTorch's, one after the other, pass by pass.
 
-    Each graph is run twice: on the input of PyTorch's own segment, so that the error names the
-    first graph that diverges, and on the output of the graph before it, as a chain does. That
-    chain's logits are compared with ``LGViT.exit_logits`` in float64, which folds nothing into the
-    weights.
+    Each graph is run on the input of PyTorch's own segment, so that the error names the first one
+    that diverges. Then it is run on the output of the graph before it, as a chain does, with blocks
+    and head as graphs apart where they are. That chain's logits are compared with
+    ``LGViT.exit_logits`` in float64, which folds nothing into the weights.
 
     Raises:
         ParityError: beyond the tolerance; names the segment and the tensor.
@@ -83,17 +83,26 @@ class ChainCheck:
         """Begin a pass with its network input."""
         self._torch, self._chain = torch.from_numpy(images), images
 
-    def segment(self, index: int, path: Path, graph: GraphSpec, module: nn.Module) -> float:
-        """Check segment ``index``, return the largest difference in its logits, and move on."""
+    def segment(self, index: int, root: Path, segment: SegmentSpec, module: nn.Module) -> float:
+        """Check segment ``index``, return the largest difference in its logits, and move on.
+
+        ``root`` is the folder of its graphs.
+        """
+        graph = segment.spec
         with torch.no_grad():
             output = module(self._torch)
         wanted = output if isinstance(output, tuple) else (output,)
-        run = graph_runner(path, graph)
+        run = graph_runner(root / graph.graph.file, graph)
         worst = 0.0
         for spec, got, want in zip(graph.outputs, run(self._torch.numpy()), wanted, strict=True):
             gap = self._check(f"segment {index}", spec.name, got, want.numpy())
             worst = max(worst, gap if spec is graph.logits else 0.0)
-        *hidden, logits = run(self._chain)
+        parts = [graph_runner(root / part.graph.file, part) for part in segment.part_graphs]
+        if parts:
+            hidden = parts[0](self._chain)
+            (logits,) = parts[1](hidden[0])
+        else:
+            *hidden, logits = run(self._chain)
         expected = self._expected[:, index]
         gap = self._check(f"the chain up to segment {index}", graph.logits.name, logits, expected)
         if hidden:
@@ -118,7 +127,9 @@ class ChainCheck:
         return gap
 
 
-def graph_runner(path: Path, graph: GraphSpec) -> Callable[[NDArray[Any]], list[NDArray[Any]]]:
+def graph_runner(
+    path: Path, graph: GraphSpec | GraphPart
+) -> Callable[[NDArray[Any]], list[NDArray[Any]]]:
     """Return a function that runs one graph on the CPU, casting its input to the graph's dtype.
 
     Where the batch is fixed at 1, rows are run one by one. Where it varies, they are run in pairs

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,14 @@ class Part:
     outputs: tuple[str, ...]
 
 
+class Traced(NamedTuple):
+    """The graph of a part, as ``onnx_ir.Model``, and the same in two."""
+
+    whole: Any
+    blocks: Any = None  # from the part's input to its first output; None where it has one output,
+    head: Any = None  # and the second from the first; or where that takes more than the first
+
+
 class _SideBySide(nn.Module):
     """Runs every part on an input of its own."""
 
@@ -80,8 +88,8 @@ class _SideBySide(nn.Module):
         return tuple(outputs)
 
 
-def trace(parts: Sequence[Part], *, opset: int, batch: tuple[int, int]) -> list[Any]:
-    """Return the graph of each part, and the graph of the whole chain, as ``onnx_ir.Model``.
+def trace(parts: Sequence[Part], *, opset: int, batch: tuple[int, int]) -> tuple[list[Traced], Any]:
+    """Return the graphs of each part, and the graph of the whole chain, an ``onnx_ir.Model``.
 
     In the chain, the first output of a part is the input of the next one; it gives the last output
     of the last part. ``batch`` is the smallest and the largest. All parts are traced together,
@@ -125,17 +133,34 @@ def trace(parts: Sequence[Part], *, opset: int, batch: tuple[int, int]) -> list[
     whole = program.model.graph
     if opset < 18:
         _lower(ir, whole, opset)
-    graphs = [
-        ir.convenience.extract(whole, [given], names)
+    traced = [
+        Traced(ir.convenience.extract(whole, [given], names), *_parts(ir, whole, given, names))
         for given, names in zip(inputs, outputs, strict=True)
     ]
     values = ir.convenience.create_value_mapping(whole)
     for names, given in zip(outputs, inputs[1:], strict=False):
         values[given].replace_all_uses_with(values[names[0]])
-    graphs.append(ir.convenience.extract(whole, inputs[:1], outputs[-1][-1:]))
-    for graph in graphs:
+    chain = ir.convenience.extract(whole, inputs[:1], outputs[-1][-1:])
+
+    def model(graph: Any) -> Any:
+        if graph is None:
+            return None
         _rename(ir, graph)
-    return [ir.Model(graph, ir_version=program.model.ir_version) for graph in graphs]
+        return ir.Model(graph, ir_version=program.model.ir_version)
+
+    return [Traced(*map(model, graphs)) for graphs in traced], model(chain)
+
+
+def _parts(ir: Any, whole: Any, given: str, outputs: list[str]) -> tuple[Any, ...]:
+    """Return the graphs of a part's first output, and of its second from the first."""
+    if len(outputs) == 1:
+        return ()
+    first, second = outputs
+    try:
+        head = ir.convenience.extract(whole, [first], [second])
+    except ValueError:  # it reads more than the first
+        return ()
+    return ir.convenience.extract(whole, [given], [first]), head
 
 
 def _lower(ir: Any, graph: Any, opset: int) -> None:

@@ -58,6 +58,11 @@ class LoadedBundle:
         """Largest batch that runs at once."""
         return self.chain.max_batch
 
+    @property
+    def heads_apart(self) -> bool:
+        """Whether heads of exits that the policy does not read are left out."""
+        return any(self._walk.apart)
+
     def prepare(
         self, images: Sequence[ImageLike], *, color: str = "rgb", own: bool = True
     ) -> Inputs:
@@ -124,6 +129,19 @@ class LoadedBundle:
         with self._lock:
             self._check_open()
             return self._walk.timed(images)[:2]
+
+    def timed_blocks(self, images: Inputs) -> NDArray[np.float64]:
+        """Do what ``timed_exits`` does without heads, where they can be left out.
+
+        Returns the times alone, ``[M + 1]`` in ms.
+
+        Raises:
+            UsageError: ``images`` is not what ``prepare`` returns for one image.
+        """
+        self._check_input(images, 1)
+        with self._lock:
+            self._check_open()
+            return self._walk.timed_blocks(images)
 
     def baseline_logits(self, images: Inputs) -> NDArray[np.float32]:
         """Return a copy of the baseline's logits on prepared images, ``[B, C] float32``.

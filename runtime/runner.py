@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from typing import cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +13,11 @@ from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.errors import BackendError, LGViTEdgeError, in_one_line
 from lgvit_edge.images.inputs import Inputs
 from lgvit_edge.policies import Confidence, Departures, Policy, Tracker
-from lgvit_edge.runtime.backends.base import Chain, GpuChain, GpuImages
+from lgvit_edge.runtime.backends.base import Chain, ChainInParts, GpuChain, GpuImages
 from lgvit_edge.runtime.deadlines import SegmentClock
 from lgvit_edge.runtime.result import Result
 
+T = TypeVar("T")
 _LARGEST = 1e18  # logit, by size
 _LARGEST_SQUARE = _LARGEST**2
 _vdot = np.vdot  # unlike np.dot it does not warn of overflow
@@ -45,8 +46,17 @@ def step(chain: Chain, exit: int) -> NDArray[np.float32]:
     Raises:
         BackendError: the backend raised what it did not foresee.
     """
+    return _run(chain.step, exit)
+
+
+def step_blocks(chain: Chain, exit: int) -> None:
+    """Run the next segment, which ends at ``exit``, without its head; raises as ``step``."""
+    _run(cast(ChainInParts, chain).step_blocks, exit)
+
+
+def _run(step: Callable[[], T], exit: int) -> T:
     try:
-        return chain.step()
+        return step()
     except LGViTEdgeError:
         raise
     except (OSError, RuntimeError, MemoryError, ValueError, LookupError) as error:
@@ -111,6 +121,10 @@ class Walk:
         self._begins = manifest.begins
         self._labels = manifest.labels
         self._exits = len(self._blocks) - 1
+        # Of each segment, whether its head is left out where nobody reads the exit.
+        self.apart = (
+            tuple(chain.apart) if isinstance(chain, ChainInParts) else (False,) * len(self._blocks)
+        )
 
     def run_one(
         self,
@@ -129,30 +143,48 @@ class Walk:
             return self._run_whole(self.whole, images, policy, [start])[0]
         began = mark = time.perf_counter()
         chain, clock, tracker, last = self.chain, self.clock, policy.start(self._exits), self._exits
-        begins = self._begins
+        begins, apart, stopped = self._begins, self.apart, "final"
         begin(chain, images)
-        logits = tracker.combine(answer(chain, 1))
-        exit, stopped = 0, "final"  # exit counts from 0 inside this loop, as segments do
-        while exit < last:
-            stop = tracker.step(exit + 1, logits)[0]
-            now = time.perf_counter()
-            clock.add(exit, (now - mark) * 1e3)
-            mark = now
-            if stop:
-                stopped = "policy"
-                break
-            if deadline_ms is not None and (
-                (now - start) * 1e3 + clock.longest(exit + 1) > deadline_ms
+        exit = 0  # counts from 0 inside this loop, as segments do
+        while True:
+            read = exit == last or tracker.reads(exit + 1)
+            # With a deadline, an exit may have to answer unless the next one will be in time too.
+            if (
+                apart[exit]
+                and not read
+                and (
+                    deadline_ms is None
+                    or (mark - start) * 1e3 + clock.longest(exit) + clock.longest(exit + 1)
+                    <= deadline_ms
+                )
             ):
-                stopped = "deadline"
-                break
+                step_blocks(chain, exit + 1)
+                mark = time.perf_counter()  # not recorded: the clock knows segments with heads
+            else:
+                logits = answer(chain, exit + 1)
+                if read:
+                    logits = tracker.combine(logits)
+                if exit == last:
+                    break
+                stop = read and tracker.step(exit + 1, logits)[0]
+                now = time.perf_counter()
+                clock.add(exit, (now - mark) * 1e3)
+                mark = now
+                if stop:
+                    stopped = "policy"
+                    break
+                if deadline_ms is not None and (
+                    (now - start) * 1e3 + clock.longest(exit + 1) > deadline_ms
+                ):
+                    stopped = "deadline"
+                    logits = logits if read else tracker.combine(logits)
+                    break
             exit += 1
             if (begun := begins[exit]) is not None:
                 begin(chain, images, begun, exit)
                 now = time.perf_counter()
                 clock.add_start(exit, (now - mark) * 1e3)
                 mark = now
-            logits = tracker.combine(answer(chain, exit + 1))
         index, score = int(logits[0].argmax()), float(tracker.score(exit + 1, logits)[0])
         result = self._result(tracker, index, score, exit + 1, start, began, stopped, deadline_ms)
         if exit == last:
@@ -170,6 +202,12 @@ class Walk:
         results: list[Result | None] = [None] * len(images)
         begin(chain, images)
         while True:
+            if self.apart[batch.exit] and batch.passes():
+                step_blocks(chain, batch.exit + 1)
+                batch.pass_by()
+                if (begun := self._begins[batch.exit]) is not None:
+                    begin(chain, images, begun, batch.exit, batch.rows)
+                continue
             left = batch.see(answer(chain, batch.exit + 1))
             stopped = "final" if left.exit > self._exits else "policy"
             for row, index, score in zip(left.rows, left.classes, left.scores, strict=True):
@@ -218,6 +256,19 @@ class Walk:
             ends.append(time.perf_counter())
             logits.append(exit_logits[0].copy())
         return np.stack(logits), np.diff(ends) * 1e3, starts
+
+    def timed_blocks(self, images: Inputs) -> NDArray[np.float64]:
+        """Run all segments on one image, without heads where they are apart, and time each.
+
+        Returns ``[M + 1]`` in ms.
+        """
+        ends = [time.perf_counter()]
+        for segment, begun in enumerate(self._begins):
+            if begun is not None:
+                begin(self.chain, images, begun, segment)
+            (step_blocks if self.apart[segment] else answer)(self.chain, segment + 1)
+            ends.append(time.perf_counter())
+        return np.diff(ends) * 1e3
 
     def _result(
         self,

@@ -19,6 +19,7 @@ from lgvit_edge.images.preprocess import ImageLike, check_color, check_several, 
 from lgvit_edge.policies import Policy, as_policy
 from lgvit_edge.runtime.backends.base import (
     Chain,
+    ChainInParts,
     ChainOptions,
     GpuImages,
     TensorRTOptions,
@@ -145,12 +146,14 @@ class Session(LoadedBundle):
     def policy(self) -> Policy:
         """The policy that decides where images stop; may be set at any time, as text too.
 
-        Under one that never stops early, such as ``Never``, the model without exits runs in place
-        of the chain, except with a deadline or an image on the GPU. It is loaded beside the chain.
+        Heads of exits where no image can stop under it, such as those with a threshold of 1, are
+        not run on onnxruntime and openvino. Under one that never stops early, such as ``Never``,
+        the model without exits runs in place of the chain, except with a deadline or an image on
+        the GPU. It is loaded beside the chain.
 
         Raises:
             UsageError: on setting, when it is none or its thresholds do not fit the exits.
-            BackendError: on setting, when the model without exits is needed and cannot be loaded.
+            BackendError, BundleError: on setting, when what it runs cannot be loaded.
         """
         return self._policy
 
@@ -160,8 +163,12 @@ class Session(LoadedBundle):
         tracker = policy.start(self._exits)
         with self._lock:
             never = self._exits > 0 and not policy.stops_early(self._exits)
-            whole = self._open_baseline() if never else None  # first, because it may fail
+            # First, because these may fail.
+            whole = self._open_baseline() if never else None
             rate = policy if isinstance(policy, TargetRate) else None
+            if not never:
+                points = self.manifest.points if rate is not None else ()
+                self._load_blocks([policy, *(bundle_policy(self.manifest, p) for p in points)])
             if rate is not None and rate is not self._rate:
                 if not self._walk.clock.calibrated:
                     self.warm_up()
@@ -175,6 +182,13 @@ class Session(LoadedBundle):
         if self._chosen.lowered and self.notes and str(policy.to_json()) not in self._noted:
             self._noted.add(str(policy.to_json()))
             self._note(policy)
+
+    def _load_blocks(self, policies: Sequence[Policy]) -> None:
+        """Make the chain ready to leave out heads that one of these policies does not read."""
+        if isinstance(self.chain, ChainInParts):
+            every = [policy.read(self._exits) for policy in policies]
+            apart = (i for i, apart in enumerate(self._walk.apart) if apart)
+            self.chain.load_blocks([i for i in apart if not all(read[i] for read in every)])
 
     def _note(self, policy: Policy) -> None:
         """Say that the precision was chosen at another policy, unless evidence is for this too."""

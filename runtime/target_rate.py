@@ -120,6 +120,10 @@ class TargetRate(Policy):
         policy = self._levels[self._level].policy if self._levels else Never()
         return policy.start(exits)
 
+    def read(self, exits: int) -> tuple[bool, ...]:
+        """See ``Policy.read``: one point or another may read each exit."""
+        return (True,) * exits
+
     def to_json(self) -> dict[str, Any]:
         """Return the settings for records; no bundle stores such a policy."""
         points = None if self.points is None else list(self.points)

@@ -95,7 +95,7 @@ def _compare(
                     exits += outcome
     seconds = {name: sum(values) for name, values in times.items()}
     manifest = session.manifest
-    costs = ExitCosts.of(manifest).under(policy)
+    costs = ExitCosts.of(manifest, heads_apart=session.heads_apart).under(policy)
     macs = costs.baseline_macs / float(np.mean([costs.macs[exit - 1] for exit in exits]))
     wall = seconds["baseline"] / seconds["chain"]
     return {

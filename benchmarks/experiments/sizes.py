@@ -113,7 +113,7 @@ def runner(model: LGViT, macs: int, store: WeightStore, backend: str, threads: i
     config, root = model.config, store.path.parent
     name, example = f"{config.image_size}.onnx", example_input(config, None)
     part = Part(name, baseline(model), example, "image", ("logits",))
-    save(trace([part], opset=18, batch=(1, 1))[0], root / name, store)
+    save(trace([part], opset=18, batch=(1, 1))[1], root / name, store)
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, example.shape, dtype=torch.uint8, generator=generator).numpy()
     if backend == "onnxruntime":

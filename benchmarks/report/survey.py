@@ -12,7 +12,7 @@ from lgvit_edge.benchmarks.measure import Progress, random_frames
 from lgvit_edge.errors import DataError
 from lgvit_edge.images.labelled import LabelledImage, evenly
 from lgvit_edge.images.preprocess import load_rgb
-from lgvit_edge.policies.evaluate import ExitCosts, Images, evaluate, sweep
+from lgvit_edge.policies.evaluate import ExitCosts, Images, evaluate, head_ms, sweep
 from lgvit_edge.runtime import Session
 
 _MOST = 5000  # images whose logits are held in memory
@@ -40,11 +40,13 @@ def survey(
     """
     chosen = None if images is None else evenly(images, _MOST)
     steps = _FRAMES if chosen is None else len(chosen)
-    logits, times, labels = [], [], []
+    logits, times, times_of_blocks, labels = [], [], [], []
     for done, (frame, label) in enumerate(_frames(session, chosen)):
         progress(done, steps)
-        exit_logits, ms = session.timed_exits(session.prepare([frame], own=False))
+        prepared = session.prepare([frame], own=False)
+        exit_logits, ms = session.timed_exits(prepared)
         times.append(ms)
+        times_of_blocks.append(session.timed_blocks(prepared))
         if label is not None:
             logits.append(exit_logits)
             labels.append(label)
@@ -63,7 +65,13 @@ def survey(
     # Time outside the segments, such as resizing, is added for every image.
     outside_ms = record["latency_ms"]["mean"] - record["network_ms"]["mean"]
     base = record["baseline"]["latency_ms"]["mean"]
-    costs = ExitCosts.of(manifest, outside_ms + np.cumsum(mean), base)
+    costs = ExitCosts.of(
+        manifest,
+        outside_ms + np.cumsum(mean),
+        base,
+        heads_apart=session.heads_apart,
+        head_ms=head_ms(times, times_of_blocks),
+    )
     outcomes = sweep(surveyed_images, costs)
     return surveyed | {
         "policies": {name: [row.to_json() for row in rows] for name, rows in outcomes.items()},

@@ -15,7 +15,7 @@ from pathlib import Path
 from lgvit_edge._support.files import reading
 from lgvit_edge.bundle.codec import loads
 from lgvit_edge.bundle.directory import BUILD, ENGINES, Bundle
-from lgvit_edge.bundle.manifest import GraphSpec
+from lgvit_edge.bundle.manifest import GraphPart, GraphSpec
 from lgvit_edge.errors import BundleError, in_one_line
 from lgvit_edge.machine.tensorrt import MODULES
 
@@ -105,6 +105,12 @@ def graphs_of(bundle: Bundle) -> dict[str, GraphSpec]:
     """Return every graph of a bundle by its engine's name, segments first."""
     *segments, baseline = bundle.manifest.graphs
     return {f"segment_{i}": spec for i, spec in enumerate(segments)} | {"baseline": baseline}
+
+
+def parts_of(bundle: Bundle) -> dict[str, tuple[GraphPart, GraphPart]]:
+    """Return the graphs of blocks and head of every segment that has them, by its name."""
+    named = ((f"segment_{i}", s.part_graphs) for i, s in enumerate(bundle.manifest.segments))
+    return {name: (graphs[0], graphs[1]) for name, graphs in named if graphs}
 
 
 def read_build(folder: Path, name: str = BUILD) -> Build:

@@ -30,7 +30,7 @@ from lgvit_edge._support.files import locked, read_bytes, reading
 from lgvit_edge._support.outputs import PARTIAL, check_folder, followed, leftovers, named, write
 from lgvit_edge.bundle.evidence import Evidence, merged
 from lgvit_edge.bundle.graphs import check_graph
-from lgvit_edge.bundle.manifest import MAX_BYTES, FileSpec, GraphSpec, Manifest
+from lgvit_edge.bundle.manifest import MAX_BYTES, FileSpec, GraphPart, GraphSpec, Manifest
 from lgvit_edge.bundle.plain_files import sha256, size_of
 from lgvit_edge.bundle.plain_models import PlainModel
 from lgvit_edge.bundle.points import OperatingPoint
@@ -51,6 +51,11 @@ _LOCK = ".lock"  # held while a bundle is changed in place
 def segment_file(index: int) -> str:
     """Return the file name of segment ``index`` inside the bundle."""
     return f"segments/segment_{index}.onnx"
+
+
+def part_files(index: int) -> tuple[str, str]:
+    """Return the file names of the blocks and the head of segment ``index``, apart."""
+    return f"segments/blocks_{index}.onnx", f"segments/head_{index}.onnx"
 
 
 @dataclass(frozen=True)
@@ -147,32 +152,46 @@ def _check_hash(bundle: Bundle, spec: FileSpec) -> None:
 
 def _check_graphs(bundle: Bundle) -> None:
     """Refuse graphs that no export writes, before a backend reads them."""
-    manifest, taken = bundle.manifest, 0
+    manifest = bundle.manifest
     # Equal weights are stored once and loaded several times: zeros of a model that was not trained,
     # and those that passes share.
     times = 1 + len(manifest.passes)
     most = times * sum(spec.bytes for spec in manifest.weights) + _EQUAL_WEIGHTS
-    for graph in manifest.graphs:
-        path = bundle.path(graph.graph)
-        try:
-            data = read_bytes(path, graph.graph.bytes)
-            needed = check_graph(data, graph, manifest.opset, weights_of(manifest.weights, graph))
-            # The baseline is the last, and has the segments' weights again.
-            taken = needed if graph is manifest.baseline else taken + needed
-            if taken > most:
-                raise ValueError(f"expected at most {most} bytes of weights, found {taken}")
-        except MemoryError:
-            raise BackendError(
-                f"out of memory: cannot check {path}; close other programs"
-            ) from None
-        except (OSError, ValueError) as error:
-            raise BundleError(
-                f"{path} is no graph that lgvit-edge exports: {str(error)[:600]}; {_AGAIN}; do not "
-                "run it if you do not trust who made it"
-            ) from None
+    parts = [part for segment in manifest.segments for part in segment.part_graphs]
+    ends = [segment.spec for segment in manifest.segments if segment.parts is None]
+    graphs: list[GraphSpec | GraphPart] = [*manifest.graphs, *parts]
+    taken = {graph.graph.file: _check_graph(bundle, graph) for graph in graphs}
+    # What is loaded together: segments whole, or in parts; or the baseline.
+    loaded: list[Sequence[GraphSpec | GraphPart]] = [
+        manifest.graphs[:-1],
+        [*parts, *ends],
+        [manifest.baseline],
+    ]
+    for together in loaded:
+        if (found := sum(taken[graph.graph.file] for graph in together)) > most:
+            raise _no_graph(bundle.root, f"expected at most {most} bytes of weights, found {found}")
 
 
-def weights_of(files: Iterable[FileSpec], graph: GraphSpec) -> dict[str, int]:
+def _check_graph(bundle: Bundle, graph: GraphSpec | GraphPart) -> int:
+    """Check one graph; return the bytes of weights that it takes from files."""
+    path, manifest = bundle.path(graph.graph), bundle.manifest
+    try:
+        data = read_bytes(path, graph.graph.bytes)
+        return check_graph(data, graph, manifest.opset, weights_of(manifest.weights, graph))
+    except MemoryError:
+        raise BackendError(f"out of memory: cannot check {path}; close other programs") from None
+    except (OSError, ValueError) as error:
+        raise _no_graph(path, str(error)[:600]) from None
+
+
+def _no_graph(path: Path, why: str) -> BundleError:
+    return BundleError(
+        f"{path} is no graph that lgvit-edge exports: {why}; {_AGAIN}; do not run it if you do not "
+        "trust who made it"
+    )
+
+
+def weights_of(files: Iterable[FileSpec], graph: GraphSpec | GraphPart) -> dict[str, int]:
     """Return the bytes of files with weights, by the name that a graph gives them."""
     folder = "".join(graph.graph.file.rpartition("/")[:2])
     # Listed names have no "..", no root and no drive, and were checked against links.

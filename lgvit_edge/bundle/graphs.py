@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from lgvit_edge.bundle.manifest import GraphSpec
+from lgvit_edge.bundle.manifest import GraphPart, GraphSpec
 from lgvit_edge.bundle.operators import MAX_RANK, OPERATORS, OPSETS, Operator
 from lgvit_edge.bundle.protobuf import BYTES, FIXED32, VARINT, Message
 
@@ -89,7 +89,7 @@ _IMAGE, _WEIGHT, _WEIGHTS, _SIZES = "the image", "a weight", "computed weights",
 Weights = Mapping[str, int]  # bytes of the files that may hold weights, as graphs name them
 
 
-def check_graph(data: bytes, spec: GraphSpec, opset: int, weights: Weights) -> int:
+def check_graph(data: bytes, spec: GraphSpec | GraphPart, opset: int, weights: Weights) -> int:
     """Check that a serialised ``ModelProto`` is one that an export writes, as the manifest says.
 
     Returns the bytes of weights that it takes from files.
@@ -118,7 +118,7 @@ def check_graph(data: bytes, spec: GraphSpec, opset: int, weights: Weights) -> i
 class _Graph:
     """Checks one graph, and keeps what is known of its values so far."""
 
-    def __init__(self, spec: GraphSpec, weights: Weights) -> None:
+    def __init__(self, spec: GraphSpec | GraphPart, weights: Weights) -> None:
         self._spec, self._weights = spec, weights
         self._origins: dict[str, str] = {}  # what each value comes from, by its name
         self._shapes: dict[str, list[int]] = {}  # of weights

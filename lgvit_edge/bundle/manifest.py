@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from lgvit_edge.bundle.codec import loads, to_json
 from lgvit_edge.bundle.evidence import Evidence
@@ -26,7 +26,8 @@ from lgvit_edge.images.spec import Preprocess, View
 # 3 - preprocessing may squash images, which version 2 never does. 4 - operating points, MACs of
 # heads, temperatures in policies. 5 - sizes of files. 6 - published MACs. 7 - passes. 8 - plain
 # models that a bundle was compared with; evidence of lower precisions, which may be missing.
-SCHEMA_VERSION = 8
+# 9 - blocks and heads as graphs of their own, beside each segment's.
+SCHEMA_VERSION = 9
 TARGETS = ("cpu", "jetson", "rtx")
 DTYPES = ("uint8", "float16", "float32")
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -55,6 +56,12 @@ class FileSpec:
             raise ValueError(f"sha256 of {self.file!r} must be 64 hexadecimal digits")
         if not 0 <= self.bytes <= _MAX_FILE:
             raise ValueError(f"bytes of {self.file!r} must be 0..{_MAX_FILE}, found {self.bytes}")
+
+
+def _check_onnx(graph: FileSpec) -> None:
+    # By other endings backends read other formats, with other files beside them.
+    if not graph.file.endswith(".onnx") or graph.bytes > _MAX_GRAPH:
+        raise ValueError(f"graph {graph.file!r} must be an .onnx file of at most 16 MiB")
 
 
 @dataclass(frozen=True)
@@ -96,9 +103,7 @@ class GraphSpec:
             raise ValueError("logits must be float32 [B, C]")
         if self.macs < 1 or self.parameters < 0:
             raise ValueError("macs and parameters must be counts")
-        # By other endings backends read other formats, with other files beside them.
-        if not self.graph.file.endswith(".onnx") or self.graph.bytes > _MAX_GRAPH:
-            raise ValueError(f"graph {self.graph.file!r} must be an .onnx file of at most 16 MiB")
+        _check_onnx(self.graph)
 
     @property
     def logits(self) -> TensorSpec:
@@ -111,6 +116,26 @@ class GraphSpec:
         return self.outputs[0] if len(self.outputs) == 2 else None
 
 
+class GraphPart(NamedTuple):
+    """A part of a graph as a graph of its own: its file and tensors."""
+
+    graph: FileSpec
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A segment's graph once more, in two: its head is not run where nobody reads the exit."""
+
+    blocks: FileSpec  # from the segment's input to its hidden output
+    head: FileSpec  # from there to the logits
+
+    def __post_init__(self) -> None:
+        for part in (self.blocks, self.head):
+            _check_onnx(part)
+
+
 @dataclass(frozen=True)
 class SegmentSpec:
     """One segment of the chain: its graph, blocks (1-based, inclusive) and head."""
@@ -121,6 +146,22 @@ class SegmentSpec:
     head: str  # a kind of ``HEAD_KINDS``, or ``final``
     # The head's share of the MACs; None where the network ends: its own classifier is no head.
     head_macs: int | None = None
+    parts: Parts | None = None  # None where the network ends, or the head reads more than hidden
+
+    def __post_init__(self) -> None:
+        if self.parts is not None and (self.spec.hidden is None or self.head_macs is None):
+            raise ValueError("only a segment with a head of its own has parts")
+
+    @property
+    def part_graphs(self) -> tuple[GraphPart, ...]:
+        """Return the graphs of blocks and head; none where they are not apart."""
+        spec, parts, hidden = self.spec, self.parts, self.spec.hidden
+        if parts is None or hidden is None:
+            return ()
+        return (
+            GraphPart(parts.blocks, spec.inputs, (hidden,)),
+            GraphPart(parts.head, (hidden,), (spec.logits,)),
+        )
 
 
 @dataclass(frozen=True)
@@ -303,6 +344,11 @@ class Manifest:
         return tuple(n for n, each in enumerate(self.passes, 1) for _ in each.segments)
 
     @property
+    def head_macs_apart(self) -> tuple[int, ...]:
+        """Return the MACs of each exit's head, ``[M]``; 0 where it is not apart from its blocks."""
+        return tuple((s.parts and s.head_macs) or 0 for s in self.segments[:-1])
+
+    @property
     def views(self) -> tuple[View, ...]:
         """Return how each pass sees an image."""
         return tuple(View(each.preprocess, each.image_size, self.input) for each in self.passes)
@@ -348,7 +394,8 @@ class Manifest:
 
     def files(self) -> list[FileSpec]:
         """Return every file that the manifest lists with its hash and size."""
-        return [*(g.graph for g in self.graphs), *self.weights, self.parity.samples]
+        parts = [part.graph for segment in self.segments for part in segment.part_graphs]
+        return [*(g.graph for g in self.graphs), *parts, *self.weights, self.parity.samples]
 
     @property
     def identity(self) -> str:

@@ -40,8 +40,8 @@ class Rule:
 class Tracker(ABC):
     """Holds a policy's state for the images still in the chain.
 
-    At every exit, ``combine`` is called, then ``step`` (not at the final exit), then ``score`` for
-    rows that stop, then ``keep`` for the rows that go on.
+    At every exit that it ``reads``, ``combine`` is called, then ``step`` (not at the final exit),
+    then ``score`` for rows that stop, then ``keep`` for the rows that go on.
     """
 
     measure: Measure = PROBABILITY  # the kind of number that ``score`` returns
@@ -57,6 +57,14 @@ class Tracker(ABC):
     def score(self, exit: int, logits: Floats) -> Floats:
         """Returns how sure the exit is of each row, ``[B]``: what ``step`` compares, if any."""
         return self.measure.of(logits)
+
+    def reads(self, exit: int) -> bool:
+        """Returns whether the logits of ``exit`` (1-based) matter; if not, its head need not run.
+
+        They do not where no image can stop at the exit and no later decision depends on them. The
+        exit is then left out: none of the calls above is made.
+        """
+        return True
 
     def rule(self) -> Rule | None:
         """Returns what ``step`` does as a rule; None where it depends on more than one exit."""
@@ -132,7 +140,12 @@ class Policy(ABC):
         Where none may, and the final logits alone decide the answer, a session runs the model
         without exits.
         """
-        return True
+        return any(self.read(exits))
+
+    def read(self, exits: int) -> tuple[bool, ...]:
+        """Returns, for each exit, whether its head is run; see ``Tracker.reads``."""
+        tracker = self.start(exits)
+        return tuple(tracker.reads(exit) for exit in range(1, exits + 1))
 
     def among(self, exits: Sequence[int]) -> Policy:
         """Returns the same policy for a chain with only these exits, 1-based."""
@@ -169,8 +182,21 @@ class Departures:
         self.rows = np.arange(count)  # those still in the chain, ascending
         self.tracker = policy.start(exits)
 
+    def passes(self) -> bool:
+        """Returns whether nobody leaves at the next exit, whatever its logits are."""
+        return self.exit + 1 < self._final and not self.tracker.reads(self.exit + 1)
+
+    def pass_by(self) -> None:
+        """Goes on to the next exit without its logits, as where it ``passes``."""
+        self.exit += 1
+
     def see(self, logits: Floats) -> Left:
         """Takes the next exit's logits of ``rows``, ``[len(rows), C]``; returns who leaves."""
+        if self.passes():
+            self.pass_by()
+            nobody = np.empty(0, np.intp)
+            going = np.arange(len(self.rows))
+            return Left(self.exit, nobody, nobody, np.empty(0, np.float32), going)
         self.exit += 1
         combined = self.tracker.combine(logits)
         final = self.exit == self._final
@@ -213,14 +239,6 @@ class ThresholdPolicy(Policy):
         """Returns the same policy with another threshold, or one per exit."""
         return replace(self, threshold=threshold)  # type: ignore[type-var]
 
-    def stops_early(self, exits: int) -> bool:
-        """See ``Policy.stops_early``; a subclass that decides otherwise may, unless it says so."""
-        tracker = self.start(exits)
-        if type(tracker) is not ThresholdTracker:
-            return True
-        surest, sureness = self.measure.surest, self.measure.sureness
-        return any(sureness(surest) > sureness(threshold) for threshold in tracker.thresholds)
-
     def held(self, surer: Mask) -> Mask:
         """Returns where images may stop, ``[n, M]``, given where they beat the threshold."""
         return surer
@@ -251,6 +269,15 @@ class ThresholdTracker(Tracker):
         """See ``Tracker.step``."""
         scores, threshold = self.score(exit, logits), self.thresholds[exit - 1]
         return scores < threshold if self._below else scores > threshold
+
+    def reads(self, exit: int) -> bool:
+        """See ``Tracker.reads``; a subclass that decides otherwise reads all, unless it says so."""
+        return type(self) is not ThresholdTracker or self.may_stop(exit)
+
+    def may_stop(self, exit: int) -> bool:
+        """Returns whether a score can beat the threshold of ``exit``."""
+        surest, threshold = self.measure.surest, self.thresholds[exit - 1]
+        return surest < threshold if self._below else surest > threshold
 
     def rule(self) -> Rule | None:
         """See ``Tracker.rule``; a subclass that decides otherwise has none, unless it says so."""

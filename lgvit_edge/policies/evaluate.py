@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any
+from itertools import accumulate
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,6 +16,7 @@ from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.policies.base import POLICIES, Policy
 
 Floats = NDArray[np.float64]
+N = TypeVar("N", int, float)
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,26 @@ class ExitCosts:
     baseline_macs: int  # of the model without exits
     ms: tuple[float, ...] = ()  # milliseconds, ``[M + 1]``; empty where nothing was timed
     baseline_ms: float = math.nan  # the same for the baseline; NaN where nothing was timed
+    # What each exit's head takes of it where a session leaves heads out that nobody reads, ``[M]``;
+    # empty where it runs all of them.
+    head_macs: tuple[int, ...] = ()
+    head_ms: tuple[float, ...] = ()  # likewise; empty where nothing was timed
 
     @classmethod
     def of(
-        cls, manifest: Manifest, ms: Sequence[float] = (), baseline_ms: float = math.nan
+        cls,
+        manifest: Manifest,
+        ms: Sequence[float] = (),
+        baseline_ms: float = math.nan,
+        *,
+        heads_apart: bool,
+        head_ms: Sequence[float] = (),
     ) -> ExitCosts:
-        """Returns a bundle's costs in blocks and MACs, with measured times."""
+        """Returns a bundle's costs in blocks and MACs, with measured times.
+
+        ``heads_apart`` is that of the session, ``head_ms`` what the function of this name returns.
+        """
+        heads = manifest.head_macs_apart if heads_apart else ()
         exits = range(1, len(manifest.segments) + 1)
         return cls(
             tuple(map(manifest.cumulative_blocks, exits)),
@@ -77,21 +93,29 @@ class ExitCosts:
             manifest.baseline.macs,
             tuple(map(float, ms)),
             baseline_ms,
+            heads,
+            tuple(float(ms) if macs else 0.0 for ms, macs in zip(head_ms, heads, strict=False)),
         )
 
     def under(self, policy: Policy) -> ExitCosts:
-        """Returns the costs under a policy.
+        """Returns the costs under a policy, of what a session then runs.
 
-        For one that never stops early a session runs the model without exits, not the chain.
+        For a policy that never stops early that is the model without exits, for another the chain
+        without the heads that it does not read, where the session can leave them out.
         """
         exits = len(self.macs) - 1
-        if not exits or policy.stops_early(exits):
-            return self
+        read = policy.read(exits)
+        if exits and not any(read):
+            return replace(
+                self,
+                blocks=(*self.blocks[:-1], self.baseline_blocks),
+                macs=(*self.macs[:-1], self.baseline_macs),
+                ms=(*self.ms[:-1], self.baseline_ms) if self.ms else (),
+            )
         return replace(
             self,
-            blocks=(*self.blocks[:-1], self.baseline_blocks),
-            macs=(*self.macs[:-1], self.baseline_macs),
-            ms=(*self.ms[:-1], self.baseline_ms) if self.ms else (),
+            macs=_without(self.macs, self.head_macs, read),
+            ms=_without(self.ms, self.head_ms, read),
         )
 
     def mean_macs(self, shares: ArrayLike) -> float:
@@ -108,6 +132,24 @@ class ExitCosts:
     def mean_ms(self, shares: ArrayLike) -> float:
         """Returns mean milliseconds per image, given the shares; NaN where nothing was timed."""
         return float(np.dot(shares, self.ms)) if self.ms else math.nan
+
+
+def head_ms(whole: Sequence[Any] | Floats, blocks: Sequence[Any] | Floats) -> list[float]:
+    """Returns what each exit's head takes, ``[M]`` in ms.
+
+    That is the mean of its segment's times, ``[n, M + 1]``, less the mean without heads, likewise.
+    """
+    less = np.mean(whole, axis=0) - np.mean(blocks, axis=0)
+    return np.maximum(less, 0.0)[:-1].tolist()  # type: ignore[no-any-return]
+
+
+def _without(costs: tuple[N, ...], heads: tuple[N, ...], read: Sequence[bool]) -> tuple[N, ...]:
+    """Returns costs by exit, without those of the heads on the way that are not read."""
+    if not costs or not heads:
+        return costs
+    unread = (0 if kept else head for head, kept in zip(heads, read, strict=True))
+    saved: list[Any] = list(accumulate(unread))
+    return tuple(cost - less for cost, less in zip(costs, (*saved, saved[-1]), strict=True))
 
 
 @dataclass(frozen=True)

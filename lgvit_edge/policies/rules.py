@@ -88,7 +88,8 @@ class Ensemble(_ConfidencePolicy):
     """Stops an image when the confidence of logits summed over the exits exceeds the threshold.
 
     ``z_m = logits_m + decay * z_(m-1)`` decides and answers: a class that several exits find likely
-    gains weight. With ``decay`` 0 it is ``Confidence``.
+    gains weight. With ``decay`` 0 it is ``Confidence``. An exit with a threshold of 1, where none
+    can stop, is left out of the sum.
     """
 
     threshold: PerExit = numbers(0.8, 0.0, 1.0)
@@ -110,6 +111,9 @@ class _EnsembleTracker(ThresholdTracker):
         super().__init__(policy, exits)
         self.decay = np.float32(policy.decay)
         self.sum: Floats | None = None
+
+    def reads(self, exit: int) -> bool:
+        return self.may_stop(exit)
 
     def combine(self, logits: Floats) -> Floats:
         self.sum = logits if self.sum is None else logits + self.decay * self.sum
@@ -254,8 +258,9 @@ class Never(Policy):
 
     def start(self, exits: int) -> Tracker:
         """See ``Policy.start``."""
-        return _FixedTracker(exits + 1, exits)
+        return _NeverTracker(exits + 1, exits)
 
-    def stops_early(self, exits: int) -> bool:
-        """See ``Policy.stops_early``."""
+
+class _NeverTracker(_FixedTracker):
+    def reads(self, exit: int) -> bool:
         return False

@@ -70,11 +70,11 @@ def collect(
                 continue
             if not blocks:
                 for _ in range(0 if decisions_only else _WARM_UP):
-                    _baseline(session, frames[0][1])
-                    _chain(session, frames[0][1])
+                    for way in (_baseline, _blocks, _chain):
+                        way(session, frames[0][1])
             turn, rest = divmod(blocks, every)
-            both = (_baseline, _chain) if turn % 2 else (_chain, _baseline)
-            for way in (_chain,) if rest or decisions_only else both:
+            ways = [_chain, *([_blocks] if session.heads_apart else []), _baseline]
+            for way in (_chain,) if rest or decisions_only else ways[:: 1 if turn % 2 else -1]:
                 for row, frame in frames:
                     for name, value in way(session, frame).items():
                         rows[name][row] = value
@@ -94,6 +94,10 @@ def _chain(session: Session, frame: NDArray[np.uint8]) -> dict[str, Any]:
     logits, segments = session.timed_exits(images)
     prepare_ms = (prepared - start) * 1e3
     return {"logits": logits, "prepare_ms": prepare_ms, "segment_ms": segments}
+
+
+def _blocks(session: Session, frame: NDArray[np.uint8]) -> dict[str, Any]:
+    return {"blocks_ms": session.timed_blocks(session.prepare([frame], own=False))}
 
 
 def _baseline(session: Session, frame: NDArray[np.uint8]) -> dict[str, Any]:

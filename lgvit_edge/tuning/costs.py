@@ -26,13 +26,23 @@ class Costs:
     baseline_macs: int  # of the model without exits
     blocks: tuple[int, ...]  # number that an image goes through, of all passes, ``[M + 1]``
     baseline_blocks: int  # of the model without exits
+    # What a session saves by leaving an exit's head out, ``[M]``; empty where it cannot.
+    macs_apart: tuple[int, ...] = ()
+    ms_apart: tuple[float, ...] = ()
 
     @cached_property
     def by_exit(self) -> ExitCosts:
         """The total costs of an image by the exit it takes."""
         macs, ms = tuple(accumulate(self.segment_macs)), tuple(self.ms.tolist())
         return ExitCosts(
-            self.blocks, self.baseline_blocks, macs, self.baseline_macs, ms, self.baseline_ms
+            self.blocks,
+            self.baseline_blocks,
+            macs,
+            self.baseline_macs,
+            ms,
+            self.baseline_ms,
+            self.macs_apart,
+            self.ms_apart,
         )
 
     @property
@@ -42,12 +52,15 @@ class Costs:
 
     @property
     def head_ms(self) -> Floats:
-        """Estimated milliseconds of each head, ``[M]``; 0 where a pass ends, which has no head.
+        """Milliseconds of each head, ``[M]``; 0 where a pass ends, which has no head.
 
-        A head inside a graph cannot be timed. So the time that the whole chain takes beyond the
-        baseline is divided among the heads by their MACs. Of several passes only the last one's
-        network was timed without exits: there a head's share of its segment's time is that of MACs.
+        They were measured where heads are apart. Else they are estimated: the time that the whole
+        chain takes beyond the baseline is divided among the heads by their MACs. Of several passes
+        only the last one's network was timed without exits: there a head's share of its segment's
+        time is that of MACs.
         """
+        if self.ms_apart:
+            return np.array(self.ms_apart)
         weights = np.array([macs or 0 for macs in self.head_macs], np.float64)
         if None in self.head_macs:
             segments = zip(self.segment_ms, self.segment_macs, weights, strict=False)
@@ -80,4 +93,6 @@ class Costs:
             segment_macs=tuple(macs[:-1]),
             head_macs=tuple(m for i, m in enumerate(self.head_macs, 1) if i not in exits),
             blocks=tuple(b for i, b in enumerate(self.blocks, 1) if i not in exits),
+            macs_apart=tuple(m for i, m in enumerate(self.macs_apart, 1) if i not in exits),
+            ms_apart=tuple(m for i, m in enumerate(self.ms_apart, 1) if i not in exits),
         )

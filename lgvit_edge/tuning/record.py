@@ -23,10 +23,10 @@ from lgvit_edge._support.files import MAX_TEXT, locked, read_bytes, require_file
 from lgvit_edge._support.outputs import named, write_json
 from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.errors import DataError
-from lgvit_edge.policies.evaluate import Images
+from lgvit_edge.policies.evaluate import Images, head_ms
 from lgvit_edge.tuning.costs import Costs
 
-_VERSION = 1
+_VERSION = 2
 TO_DO, DONE, UNREADABLE = 0, 1, 2
 NO_CLASS = -1  # the label of an image without one
 # What NumPy raises for a file that cannot be read, or whose header is damaged.
@@ -78,8 +78,12 @@ class Recording:
         rows = self.rows[self.usable]
         base = rows["baseline_ms"]
         base = base[~np.isnan(base)]
-        for times in (rows["prepare_ms"], rows["segment_ms"], base):
-            if not len(times) or not (np.isfinite(times) & (times >= 0)).all():
+        without = rows[~np.isnan(rows["blocks_ms"]).all(axis=1)]
+        for times, least in (
+            *((times, 1) for times in (rows["prepare_ms"], rows["segment_ms"], base)),
+            (without["blocks_ms"], 0),  # of a session that runs all heads
+        ):
+            if len(times) < least or not (np.isfinite(times) & (times >= 0)).all():
                 raise DataError(_spoilt(self.path, "times that are not positive numbers"))
         return Costs(
             float(rows["prepare_ms"].mean(dtype=np.float64)),
@@ -90,6 +94,8 @@ class Recording:
             manifest.baseline.macs,
             tuple(map(manifest.cumulative_blocks, range(1, len(manifest.segments) + 1))),
             manifest.passes[-1].num_blocks,
+            manifest.head_macs_apart if len(without) else (),
+            tuple(head_ms(without["segment_ms"], without["blocks_ms"])) if len(without) else (),
         )
 
 
@@ -101,7 +107,8 @@ def record_type(exits: int, classes: int) -> np.dtype[Any]:
             ("label", "<i4"),
             ("prepare_ms", "<f4"),
             ("segment_ms", "<f4", (exits,)),
-            ("baseline_ms", "<f4"),  # NaN where it was not measured
+            ("blocks_ms", "<f4", (exits,)),  # of segments without heads; NaN if not measured
+            ("baseline_ms", "<f4"),  # likewise
             ("state", "u1"),
         ]
     )
@@ -212,7 +219,7 @@ def _create(path: Path, kind: np.dtype[Any], count: int, about: dict[str, Any]) 
             # Reserve the space: writing to a memory map on a full disk kills the process silently.
             with path.open("rb+") as file:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-        rows["baseline_ms"] = np.nan
+        rows["baseline_ms"] = rows["blocks_ms"] = np.nan
         rows.flush()
         write_json(_beside(path), about)
     except OSError as error:

@@ -8,6 +8,7 @@ which trades accuracy for time, and a slope.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,7 @@ class Shape:
     policy: Policy  # any thresholds it has are ignored
     # How much higher, as a share of all scores, the last exit's threshold lies than the first's.
     slope: float = 0.0
+    unread: tuple[int, ...] = ()  # exits where nobody stops, 1-based: their heads are left out
 
     def at(self, thresholds: tuple[float, ...]) -> Policy:
         """Returns the policy with these thresholds, ``[M]``."""
@@ -62,7 +64,7 @@ class Scorer:
         self.images, self.costs = images, costs
         self.exits = images.exits
         self.baseline_right = images.baseline_right
-        self._scores: dict[Policy, tuple[NDArray[np.float32], NDArray[np.bool_]]] = {}
+        self._scores: dict[Any, tuple[NDArray[np.float32], NDArray[np.bool_]]] = {}
         self._checked: set[type[Policy]] = set()
         ms = costs.ms
         # Depth of each exit by the time it takes to reach it, from -0.5 to 0.5.
@@ -80,11 +82,12 @@ class Scorer:
             outcome = evaluate(policy, self.images, self.costs.by_exit)
             figures = (outcome.accuracy, outcome.errors / len(self.images), outcome.latency_ms)
             return Curve(shape, np.zeros((1, self.exits)), *(np.array([f]) for f in figures))
-        scores, right = self._scored(policy)
+        scores, right = self._scored(shape)
         sign = -1 if policy.measure.low_is_sure else 1
         if thresholds is None:
             # Adding 0.0 removes the sign of a zero, which JSON would show.
             thresholds = sign * self._thresholds(scores, shape, policy) + 0.0
+            thresholds[:, [exit - 1 for exit in shape.unread]] = policy.measure.surest
         # In float32, as the policies compare.
         levels = (sign * thresholds).astype(np.float32)
         stops = [policy.held(scores > row) for row in levels]
@@ -94,8 +97,16 @@ class Scorer:
         rows = np.arange(len(self.images))
         accuracy = np.array([right[rows, e].mean() for e in exits])
         errors = np.array([(self.baseline_right & ~right[rows, e]).mean() for e in exits])
-        latency_ms = np.array([self.costs.ms[e].mean() for e in exits])
+        ms = self._ms(shape)
+        latency_ms = np.array([ms[e].mean() for e in exits])
         return Curve(shape, thresholds, accuracy, errors, latency_ms)
+
+    def _ms(self, shape: Shape) -> Floats:
+        """Milliseconds by exit, ``[M + 1]``, without the heads that the shape leaves out."""
+        saved = np.zeros(self.exits + 1)
+        for exit in shape.unread if self.costs.ms_apart else ():
+            saved[exit - 1 :] += self.costs.ms_apart[exit - 1]
+        return self.costs.ms - saved
 
     def _check(self, shape: Shape, thresholds: Floats, expected: NDArray[np.intp]) -> None:
         """Check, once per kind of policy, that the middle level really stops where expected."""
@@ -113,24 +124,34 @@ class Scorer:
         self, scores: NDArray[np.float32], shape: Shape, policy: ThresholdPolicy
     ) -> Floats:
         places = np.clip(LEVELS[:, None] + shape.slope * self.depth[None], 0, 1)
-        ordered = np.sort(scores, axis=None)
+        read = [exit - 1 for exit in range(1, self.exits + 1) if exit not in shape.unread]
+        ordered = np.sort(scores[:, read], axis=None)
         last = len(ordered) - 1
         quantiles = ordered[np.round(places * last).astype(np.intp)].astype(np.float64)
         # float32 has about seven digits; rounding to them keeps a policy's numbers readable.
         low, high = sorted(policy.measure.sureness(limit) for limit in policy.limits())
         return np.unique(np.clip(np.round(quantiles, 7), low, high), axis=0)
 
-    def _scored(self, policy: ThresholdPolicy) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Scores, ``[n, M]``, more being surer; whether each answer is right, ``[n, M + 1]``."""
-        key = policy.at(policy.limits()[0])  # the same for all thresholds
+    def _scored(self, shape: Shape) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Scores, ``[n, M]``, more being surer; whether each answer is right, ``[n, M + 1]``.
+
+        Those of exits that the shape leaves out are -inf and False.
+        """
+        policy = shape.policy
+        assert isinstance(policy, ThresholdPolicy)
+        key = policy.at(policy.limits()[0]), shape.unread  # the same for all thresholds
         if key not in self._scores:
             tracker, labels = policy.start(self.exits), self.images.labels
+            sign = np.float32(-1 if policy.measure.low_is_sure else 1)
             scores, right = [], []
             for exit in range(1, self.exits + 2):
+                if exit in shape.unread:
+                    scores.append(np.full(len(labels), -sign * np.inf, np.float32))
+                    right.append(np.zeros(len(labels), np.bool_))
+                    continue
                 combined = tracker.combine(self.images.logits[:, exit - 1])
                 right.append(combined.argmax(axis=-1) == labels)
                 if exit <= self.exits:
                     scores.append(tracker.score(exit, combined))
-            sign = np.float32(-1 if policy.measure.low_is_sure else 1)
             self._scores[key] = sign * np.stack(scores, axis=1), np.stack(right, axis=1)
         return self._scores[key]

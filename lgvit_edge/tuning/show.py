@@ -142,9 +142,15 @@ def _exits(say: Say, tuned: Tuned, manifest: Manifest, bundle: Path) -> None:
             f"--ckpt pass-{n}.pt --image-size {each.image_size} --exits {exits}"
             for n, (each, exits) in enumerate(zip(manifest.passes, chosen, strict=True), 1)
         )
+    found = (
+        f"exits that no point reads: {dropped}; their heads are not run, except by TensorRT. For a "
+        "smaller bundle, leave them out and tune again:"
+        if pruned.gain is None
+        else f"exits that never pay: {dropped}; without them the chain is {pruned.gain:.3f}x as "
+        "fast at equal accuracy (estimated from MACs). Leave them out and tune again:"
+    )
     say(
-        f"exits that never pay: {dropped}; without them the chain is {pruned.gain:.3f}x as "
-        "fast at equal accuracy (estimated from MACs). Leave them out and tune again:\n"
+        f"{found}\n"
         f"lgvit-edge export {source} --target {manifest.target} "
         f"--precision {manifest.precision} --input {manifest.input} --out {quote(out.name)}"
     )

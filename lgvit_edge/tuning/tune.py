@@ -19,7 +19,7 @@ from lgvit_edge.tuning.certify import certified, images_needed
 from lgvit_edge.tuning.costs import Costs
 from lgvit_edge.tuning.front import Line
 from lgvit_edge.tuning.goals import Goal
-from lgvit_edge.tuning.prune import Pruning, prune
+from lgvit_edge.tuning.prune import Pruning, fewer_heads, prune, unread
 from lgvit_edge.tuning.record import Recording
 from lgvit_edge.tuning.search import SWEEP, Progress, policies_by, search
 from lgvit_edge.tuning.shapes import Curve, Scorer
@@ -69,7 +69,7 @@ class Tuned:
     baseline_accuracy: float  # top-1
     images: dict[str, int]  # number in each part
     costs: Costs  # per image
-    pruning: Pruning | None  # exits that never pay; None where all pay
+    pruning: Pruning | None  # exits that never pay, or that no point reads; None for none
     calibration: dict[str, list[float]]  # per exit, temperature, and errors before and after
     more_images: int | None  # number that would have certified the next faster point, too
     seconds: float  # duration of the search
@@ -127,6 +127,7 @@ def tune(
     costs = recording.costs(manifest)
     scorer = Scorer(tuning, costs)
     curves = search(scorer, trials=options.trials, seed=options.seed, progress=progress)
+    curves += fewer_heads(scorer, curves, (_LEAST_DROP, *DROPS))
     front = policies_by(curves, lambda curve: curve.accuracy)
     sweep = policies_by(curves[:1], lambda curve: curve.accuracy)
     base = tuning.baseline_accuracy
@@ -168,7 +169,11 @@ def tune(
         baseline_accuracy=reporting.baseline_accuracy,
         images={name: len(part) for name, part in parts.items()},
         costs=costs,
-        pruning=prune(tuning, reporting, costs, shape, manifest, drops),
+        pruning=(
+            unread([outcome.policy for outcome, _, _ in named.values()], manifest)
+            if costs.ms_apart
+            else prune(tuning, reporting, costs, shape, manifest, drops)
+        ),
         calibration={
             "temperature": list(by_exit),
             "error": calibration_errors(reporting, (1.0,) * tuning.exits),

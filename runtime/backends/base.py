@@ -62,6 +62,23 @@ class Chain(Protocol):
         """Free the backend's memory."""
 
 
+@runtime_checkable
+class ChainInParts(Chain, Protocol):
+    """A chain that can leave heads out: an exit that nobody reads then costs nothing.
+
+    Attributes:
+        apart: of each segment, whether its head can be left out.
+    """
+
+    apart: Sequence[bool]
+
+    def step_blocks(self) -> None:
+        """Run the next segment without its head, and so without logits, where it is ``apart``."""
+
+    def load_blocks(self, segments: Sequence[int]) -> None:
+        """Make ready for ``step_blocks`` of these segments, so that the first takes no longer."""
+
+
 @dataclass(frozen=True)
 class GpuImages:
     """Images of any size in the memory of a GPU, and the order of their channels."""

@@ -1,24 +1,26 @@
 """Runs segments with ONNX Runtime, on the CPU or CUDA.
 
-Buffers are allocated once for the largest batch. Each pair of segment and batch size gets its I/O
-binding on first use; one segment's output address is the next one's input.
+Buffers are allocated once for the largest batch. Each pair of graph and batch size gets its I/O
+binding on first use; one segment's output address is the next one's input. A segment's blocks and
+its head are sessions of their own, so that the head can be left out.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge._support.optional import require
-from lgvit_edge.bundle.builds import graphs_of
+from lgvit_edge.bundle.builds import graphs_of, parts_of
 from lgvit_edge.bundle.directory import Bundle
-from lgvit_edge.bundle.manifest import GraphSpec, TensorSpec
+from lgvit_edge.bundle.manifest import GraphPart, GraphSpec, TensorSpec
 from lgvit_edge.errors import BackendError, BundleError, UsageError, in_one_line
 from lgvit_edge.machine.cpu import available_cores
 from lgvit_edge.machine.gpu import find_gpu, no_gpu
@@ -71,10 +73,29 @@ class _Buffer:
         return self.array.ctypes.data
 
 
+class _Run(NamedTuple):
+    """A session with its inputs and outputs bound."""
+
+    session: Any
+    binding: Any
+
+    def __call__(self) -> None:
+        self.session.run_with_iobinding(self.binding)
+
+
+class _Plan(NamedTuple):
+    """What runs a segment at one batch size."""
+
+    blocks: _Run  # or the whole segment
+    head: _Run | None
+    logits: NDArray[np.float32]
+
+
 class OrtChain:
-    """Runs a ``Chain`` of segments, each in an ONNX Runtime session."""
+    """Runs a ``ChainInParts`` of segments in ONNX Runtime sessions."""
 
     _profiles: Path | None = None  # the folder that operators' times are written to
+    _in_parts = True  # whether blocks and heads are graphs of their own where the bundle has them
 
     def __init__(self, bundle: Bundle, names: list[str], options: ChainOptions) -> None:
         """Load the graphs of these names; without ``device`` CUDA is used where it works.
@@ -103,8 +124,10 @@ class OrtChain:
         else:
             refuse_pool()
             self._threads = options.threads or available_cores()
-        graphs = graphs_of(bundle)
+        graphs, parts = graphs_of(bundle), parts_of(bundle) if self._in_parts else {}
         self._graphs = [graphs[name] for name in names]
+        self._parts = [parts.get(name) for name in names]
+        self.apart = [part is not None for part in self._parts]
         self.max_batch = bundle.manifest.batch[2]
         try:
             self._sessions = self._load_all(bundle.root)
@@ -118,9 +141,8 @@ class OrtChain:
             self._device = "cpu"
             self._sessions = self._load_all(bundle.root)
         self._allocate()
-        # By batch size: each step's session, I/O binding and logits, bound on first use.
-        self._plans: dict[int, list[tuple[Any, Any, NDArray[np.float32]] | None]] = {}
-        self._plan: list[tuple[Any, Any, NDArray[np.float32]] | None] = []
+        self._plans: dict[int, list[_Plan | None]] = {}  # by batch size, bound on first use
+        self._plan: list[_Plan | None] = []
         self._batch = self._next = 0
 
     def start(self, images: NDArray[Any], segment: int = 0) -> None:
@@ -131,14 +153,20 @@ class OrtChain:
 
     def step(self) -> NDArray[np.float32]:
         """See ``Chain.step``."""
-        index = self._next
-        planned = self._plan[index]
-        if planned is None:
-            planned = self._plan[index] = self._bind(index, self._batch)
-        session, binding, logits = planned
-        session.run_with_iobinding(binding)
-        self._next = index + 1
-        return logits
+        planned = self._planned()
+        planned.blocks()
+        if planned.head is not None:
+            planned.head()
+        self._next += 1
+        return planned.logits
+
+    def step_blocks(self) -> None:
+        """See ``ChainInParts.step_blocks``."""
+        self._planned().blocks()
+        self._next += 1
+
+    def load_blocks(self, segments: Sequence[int]) -> None:
+        """See ``ChainInParts.load_blocks``; they are loaded."""
 
     def keep(self, rows: NDArray[np.intp]) -> None:
         """See ``Chain.keep``."""
@@ -170,12 +198,19 @@ class OrtChain:
         self._plan = []
         self._sessions.clear()
 
-    def _load_all(self, root: Path) -> list[Any]:
-        """Load graphs in parallel, because loading and optimizing one uses one core."""
-        with ThreadPoolExecutor(min(self._threads, len(self._graphs))) as pool:
-            return list(pool.map(lambda g: self._load(root / g.graph.file, g), self._graphs))
+    def _load_all(self, root: Path) -> list[list[Any]]:
+        """Load graphs in parallel, because loading and optimizing one uses one core.
 
-    def _load(self, path: Path, graph: GraphSpec) -> Any:
+        Returns the sessions of each segment: its own, or those of blocks and head.
+        """
+        each = [p or (g,) for p, g in zip(self._parts, self._graphs, strict=True)]
+        with ThreadPoolExecutor(min(self._threads, len(self._graphs))) as pool:
+            loading = [
+                [pool.submit(self._load, root / g.graph.file, g) for g in graphs] for graphs in each
+            ]
+            return [[session.result() for session in sessions] for sessions in loading]
+
+    def _load(self, path: Path, graph: GraphSpec | GraphPart) -> Any:
         providers: list[Any] = [_PROVIDERS["cpu"]]
         if self._device == "cuda":
             providers.insert(0, (_PROVIDERS["cuda"], {"device_id": str(self._gpu)}))
@@ -226,17 +261,27 @@ class OrtChain:
             self._batch = batch
             self._plan = self._plans.setdefault(batch, [None] * len(self._graphs))
 
-    def _bind(self, index: int, batch: int) -> tuple[Any, Any, NDArray[np.float32]]:
-        graph, session = self._graphs[index], self._sessions[index]
-        binding = session.io_binding()
-        source = self._buffers[index]
-        self._bind_tensor(binding.bind_input, graph.inputs[0], source, batch)
+    def _planned(self) -> _Plan:
+        """Return what runs the next segment at the present batch size."""
+        planned = self._plan[self._next]
+        if planned is None:
+            planned = self._plan[self._next] = self._bind(self._next, self._batch)
+        return planned
+
+    def _bind(self, index: int, batch: int) -> _Plan:
+        graph, sessions = self._graphs[index], self._sessions[index]
+        first, last = sessions[0].io_binding(), sessions[-1].io_binding()
+        self._bind_tensor(first.bind_input, graph.inputs[0], self._buffers[index], batch)
+        if len(sessions) == 1:
+            last = first
         if graph.hidden is not None:
-            target = self._buffers[index + 1]
-            self._bind_tensor(binding.bind_output, graph.hidden, target, batch)
-        logits = _Buffer(self._logits[index])
-        self._bind_tensor(binding.bind_output, graph.logits, logits, batch)
-        return session, binding, self._logits[index][:batch]
+            between = self._buffers[index + 1]
+            self._bind_tensor(first.bind_output, graph.hidden, between, batch)
+            if last is not first:
+                self._bind_tensor(last.bind_input, graph.hidden, between, batch)
+        self._bind_tensor(last.bind_output, graph.logits, _Buffer(self._logits[index]), batch)
+        head = None if last is first else _Run(sessions[1], last)
+        return _Plan(_Run(sessions[0], first), head, self._logits[index][:batch])
 
     def _bind_tensor(self, bind: Any, spec: TensorSpec, buffer: _Buffer, batch: int) -> None:
         device, index = ("cpu", 0) if buffer.device_value is None else ("cuda", self._gpu)

@@ -44,7 +44,9 @@ def unprofiled(described: dict[str, Any]) -> str | None:
 
 
 class ProfiledOrtChain(OrtChain):
-    """Runs a ``ProfiledChain`` on ONNX Runtime."""
+    """Runs a ``ProfiledChain`` on ONNX Runtime, with each segment in one session."""
+
+    _in_parts = False
 
     def __init__(self, bundle: Bundle, names: list[str], options: ChainOptions) -> None:
         """Do what ``OrtChain`` does, and have the times written to a folder of its own."""
@@ -72,7 +74,7 @@ class ProfiledOrtChain(OrtChain):
 
     def layer_times(self) -> list[list[list[LayerTime]]]:
         """See ``ProfiledChain.layer_times``."""
-        files = [session.end_profiling() for session in self._sessions]
+        files = [session.end_profiling() for (session,) in self._sessions]
         read = [_read(Path(file), runs) for file, runs in zip(files, self._runs, strict=True)]
         return [runs[first:] for runs, first in zip(read, self._forgotten, strict=True)]
 

@@ -20,7 +20,8 @@ from lgvit_edge.errors import DataError, UsageError
 from lgvit_edge.export import export_bundle
 from lgvit_edge.images.labelled import LabelledImage, find_images
 from lgvit_edge.model import LGViT
-from lgvit_edge.policies import Confidence, FixedExit
+from lgvit_edge.policies import Confidence
+from lgvit_edge.policies.evaluate import ExitCosts
 from lgvit_edge.runtime import Session
 
 
@@ -31,7 +32,7 @@ def sample(exit: int, ms: float, base: float, correct: bool | None = None) -> Sa
 def test_speedups_are_those_of_the_paper_and_never_mixed_up(bundle: Path) -> None:
     manifest = open_bundle(bundle).manifest
     samples = [sample(1, 1.0, 9.0, True)] * 3 + [sample(4, 9.0, 9.0, False)]
-    record = summarise(samples, manifest, Confidence(0.8))
+    record = summarise(samples, manifest, ExitCosts.of(manifest, heads_apart=False))
     assert record["speedup"]["layers"] == pytest.approx(4 * 4 / (3 * 1 + 4))  # Eq. 17
     spent = [manifest.cumulative_macs(e) for e in (1, 1, 1, 4)]
     macs = manifest.baseline.macs / np.mean(spent)
@@ -56,7 +57,9 @@ def test_percentiles() -> None:
 def test_assumed_shares_weigh_the_exits(bundle: Path) -> None:
     manifest = open_bundle(bundle).manifest
     samples = [sample(e, float(e), 10.0) for e in (1, 2, 3, 4) for _ in range(5)]
-    record = summarise(samples, manifest, FixedExit(4), np.array([0.5, 0, 0, 0.5]))
+    record = summarise(
+        samples, manifest, ExitCosts.of(manifest, heads_apart=False), np.array([0.5, 0, 0, 0.5])
+    )
     assert record["speedup"]["layers"] == pytest.approx(4 * 2 / (1 + 4))
     assert record["speedup"]["network"] == pytest.approx(10 * 2 / (1 + 4))
     assert record["network_ms"]["mean"] == pytest.approx(2.5)

@@ -133,7 +133,7 @@ def test_all_families_and_heads_on_every_backend(form: str, precision: str, tmp_
         module = halve(module)
     path = tmp_path / "whole.onnx"
     part = Part(path.name, module, torch.from_numpy(images[:1]), "image", ("logits",))
-    save(trace([part], opset=18, batch=(1, 1))[0], path, WeightStore(tmp_path / "weights.bin"))
+    save(trace([part], opset=18, batch=(1, 1))[1], path, WeightStore(tmp_path / "weights.bin"))
     onnx.checker.check_model(path, full_check=True)
     taken = TensorSpec("image", "uint8", (1, 20, 20, 3))
     given = TensorSpec("logits", "float32", (1, expected.shape[1]))

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -191,7 +192,7 @@ def test_openvino_means_leave_the_warm_up_out(bundle: Path, monkeypatch: MonkeyP
                 nonlocal total, runs
                 total, runs = total + next(slow), runs + 1
 
-        chain._requests, chain._bound = [Request()], [1]
+        chain._requests = [SimpleNamespace(own=Request(), batch=1)]
         for run in range(9):
             if run == 4:
                 chain.forget()

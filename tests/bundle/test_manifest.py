@@ -21,6 +21,7 @@ from lgvit_edge.bundle.manifest import (
     GraphSpec,
     Manifest,
     Parity,
+    Parts,
     PassSpec,
     SegmentSpec,
     TensorSpec,
@@ -43,7 +44,11 @@ IMAGE = TensorSpec("image", "uint8", (-1, 32, 32, 3))
 HIDDEN, HIDDEN_OUT = (TensorSpec(n, "float32", (-1, 17, 32)) for n in ("hidden", "hidden_out"))
 LOGITS = TensorSpec("logits", "float32", (-1, 5))
 SEGMENTS = (
-    SegmentSpec(graph(segment(0), IMAGE, HIDDEN_OUT, LOGITS, macs=100), 1, 2, "lph"),
+    SegmentSpec(
+        graph(segment(0), IMAGE, HIDDEN_OUT, LOGITS, macs=100),
+        *(1, 2, "lph", 9),
+        parts=Parts(*(FileSpec(f"segments/{part}_0.onnx", HASH, 9) for part in ("blocks", "head"))),
+    ),
     SegmentSpec(graph(segment(1), HIDDEN, HIDDEN_OUT, LOGITS, macs=20), 3, 3, "gah"),
     SegmentSpec(graph(segment(2), HIDDEN, LOGITS, macs=3), 4, 4, "final"),
 )
@@ -102,7 +107,13 @@ def test_what_it_says_about_the_chain() -> None:
     assert (MANIFEST.num_classes, MANIFEST.passes[0].num_blocks) == (5, 4)
     assert (MANIFEST.begins, MANIFEST.pass_numbers) == ((0, None, None), (1, 1, 1))
     assert [MANIFEST.cumulative_macs(exit) for exit in (1, 2, 3)] == [100, 120, 123]
-    others = ("baseline.onnx", "segments/weights.bin", "parity.npz")
+    assert MANIFEST.head_macs_apart == (9, 0)
+    assert MANIFEST.segments[0].part_graphs == (
+        (FileSpec("segments/blocks_0.onnx", HASH, 9), (IMAGE,), (HIDDEN_OUT,)),
+        (FileSpec("segments/head_0.onnx", HASH, 9), (HIDDEN_OUT,), (LOGITS,)),
+    )
+    others = ("baseline.onnx", "segments/blocks_0.onnx", "segments/head_0.onnx")
+    others += ("segments/weights.bin", "parity.npz")
     assert [spec.file for spec in MANIFEST.files()] == [*map(segment, range(3)), *others]
     assert HIDDEN.for_batch(3) == (3, 17, 32)
     assert MANIFEST.segments[0].spec.logits == LOGITS
@@ -167,16 +178,16 @@ def test_numbers_are_finite(number: str) -> None:
 def test_unknown_schema_versions_are_refused(data: Data, version: object) -> None:
     data["schema_version"] = version
     data["from the future"] = True  # an unknown version is the first thing to say
-    with pytest.raises(BundleError, match="expected schema version 8, found .*pip insta"):
+    with pytest.raises(BundleError, match="expected schema version 9, found .*pip insta"):
         loads(data)
 
 
 def test_a_manifest_without_a_version(data: Data) -> None:
     with pytest.raises(BundleError, match="manifest.schema_version: expected a whole number"):
-        loads(data | {"schema_version": 8.0})
+        loads(data | {"schema_version": 9.0})
     del data["schema_version"]
     for value in (data, {}, [], "manifest", None, 3):
-        with pytest.raises(BundleError, match="schema version 8, found None"):
+        with pytest.raises(BundleError, match="schema version 9, found None"):
             loads(value)
 
 
@@ -295,11 +306,28 @@ def test_any_value_anywhere_is_taken_or_refused(data: Data) -> None:
                 assert str(error).startswith("manifest")
 
 
+def test_only_a_segment_with_a_head_has_parts(data: Data) -> None:
+    head, final = data["passes"][0]["segments"][0], data["passes"][0]["segments"][-1]
+    assert head["parts"] is not None and final["parts"] is None
+    final["parts"] = head["parts"]
+    with pytest.raises(BundleError, match="only a segment with a head of its own has parts"):
+        loads(data)
+    final["parts"] = None
+    head["parts"]["head"]["file"] = "segments/head_0.xml"
+    with pytest.raises(BundleError, match=r"'segments/head_0\.xml' must be an \.onnx file"):
+        loads(data)
+
+
 def test_every_missing_key_is_named(data: Data) -> None:
     for path in leaves(data):
         if isinstance(path[-1], int) or path[0] in ("versions", "schema_version"):
             continue
-        if path[-2:-1] == ("preprocess",) or path[-1] in ("points", "head_macs", "evidence"):
+        if path[-2:-1] == ("preprocess",) or path[-1] in (
+            "points",
+            "head_macs",
+            "parts",
+            "evidence",
+        ):
             continue  # those have defaults
         with pytest.raises(BundleError, match=f"missing key '{path[-1]}'"):
             loads(changed(data, path, GONE))

@@ -313,7 +313,7 @@ def here(tuned: Tuned, photos: Path, tmp_path: Path, monkeypatch: MonkeyPatch) -
         ("kept", content, about),
         ("other", content, about.replace(tuned.manifest.identity, "0" * 64)),
         ("moved", content, re.sub('"device": ".*"', '"device": "a toaster"', about)),
-        ("old", content, about.replace('"version": 1', '"version": 0')),
+        ("old", content, about.replace('"version": 2', '"version": 1')),
         ("cut", content[:-100], about),
         ("junk", b"junk", about),
         ("torn", content, about[:100]),

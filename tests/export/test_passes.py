@@ -198,11 +198,11 @@ def test_a_bundle_of_the_old_form_is_refused_and_replaced(
     old = json.loads(path.read_text())
     del old["plain_models"]
     path.write_text(json.dumps(old | {"schema_version": 7}))
-    message = "expected schema version 8, found 7; export the bundle again"
+    message = "expected schema version 9, found 7; export the bundle again"
     with pytest.raises(BundleError, match=message):
         Session.open(bundle_copy)
     export_bundle(quick_model, bundle_copy)
-    assert open_bundle(bundle_copy).manifest.schema_version == 8
+    assert open_bundle(bundle_copy).manifest.schema_version == 9
 
 
 def test_commands_show_passes(

@@ -117,7 +117,7 @@ def test_cosines_survive_half_precision(tmp_path: Path) -> None:
     images, pixels = sample_images(model.config, "uint8")
     part = Part("x.onnx", halve(baseline(model)), torch.from_numpy(images[:1]), "image", ("y",))
     path, weights = tmp_path / "x.onnx", WeightStore(tmp_path / "weights.bin")
-    save(trace([part], opset=18, batch=(1, 1))[0], path, weights)
+    save(trace([part], opset=18, batch=(1, 1))[1], path, weights)
     taken, given = TensorSpec("image", "uint8", (1, 20, 20, 3)), TensorSpec("y", "float32", (1, 5))
     spec = GraphSpec(FileSpec("x.onnx", "0" * 64, 9), (taken,), (given,), macs=1, parameters=1)
     (answer,) = graph_runner(path, spec)(images)

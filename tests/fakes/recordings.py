@@ -25,4 +25,5 @@ def recorded(images: Images, sha: str = "a") -> Recording:
     rows = np.zeros(len(images), record_type(images.exits + 1, 5))
     rows["logits"], rows["label"], rows["state"] = images.logits, images.labels, DONE
     rows["prepare_ms"], rows["segment_ms"], rows["baseline_ms"] = 0.5, 1, 4
+    rows["blocks_ms"] = np.nan
     return Recording(Path("kept.npy"), rows, {"images": sha * 64, "device": "a desk"})

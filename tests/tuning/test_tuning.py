@@ -96,9 +96,47 @@ def test_recorded_times_are_means_of_what_was_measured(manifest: Manifest) -> No
     kept.rows["state"][3] = UNREADABLE
     costs = kept.costs(manifest)
     assert (costs.prepare_ms, costs.segment_ms, costs.baseline_ms) == (0.5, (1, 3, 1, 1), 3)
-    assert costs.by_exit == ExitCosts.of(manifest, [1.5, 4.5, 5.5, 6.5], 3.0)
+    assert costs.by_exit == ExitCosts.of(manifest, [1.5, 4.5, 5.5, 6.5], 3.0, heads_apart=False)
     assert costs.head_macs == tuple(s.head_macs for s in manifest.segments[:-1])
     assert costs.baseline_macs == manifest.baseline.macs
+
+
+def test_times_of_heads_are_measured_where_they_are_apart(manifest: Manifest) -> None:
+    kept = recorded(views(4, 0))
+    kept.rows["segment_ms"][:2] = (1, 2, 3, 4)
+    kept.rows["blocks_ms"][:2] = (0.75, 1, 3.5, 3)  # a head takes no less than nothing
+    costs = kept.costs(manifest)
+    assert costs.ms_apart == (0.25, 1, 0) and costs.head_ms.tolist() == [0.25, 1, 0]
+    assert costs.macs_apart == tuple(s.head_macs for s in manifest.segments[:-1])
+    assert costs.without([2]).ms_apart == (0.25, 0)
+    kept.rows["blocks_ms"][0, 1] = np.inf
+    with pytest.raises(DataError, match="times that are not positive numbers"):
+        kept.costs(manifest)
+
+
+def test_heads_are_left_out_where_that_pays(manifest: Manifest) -> None:
+    """Each head takes half of its segment, and the first exits know next to nothing."""
+    images = views(600, 5, (9.0, 9.0, 1.6, 1.6))
+    plain, apart = recorded(images), recorded(images)
+    apart.rows["blocks_ms"] = (0.5, 0.5, 0.5, 1)
+    goal = Goal(max_drop=0.1)
+    before, after = (
+        tune(kept, manifest, TuneOptions(goal=goal, trials=3)) for kept in (plain, apart)
+    )
+    (point,), (other,) = after.points.values(), before.points.values()
+    policy = from_json(point.policy)
+    read = policy.read(3)
+    assert read == (False, False, True) and all(from_json(other.policy).read(3))
+    assert point.latency_ms < other.latency_ms
+    # An image that leaves at an exit has run the heads on its way that are read.
+    exit_ms = 0.5 + np.cumsum([0.5 + 0.5 * r for r in (*read, True)])
+    assert point.latency_ms == pytest.approx(float(np.dot(point.shares, exit_ms)))
+    heads = np.array([s.head_macs for s in manifest.segments[:-1]]) * ~np.array(read)
+    spared = np.dot(point.shares, [*np.cumsum(heads), heads.sum()])
+    whole = np.dot(point.shares, [manifest.cumulative_macs(e) for e in range(1, 5)])
+    assert point.macs == pytest.approx(float(whole - spared))
+    assert after.pruning is not None and after.pruning.gain is None
+    assert after.pruning.dropped == [e for e in (1, 2, 3) if not read[e - 1]]
 
 
 def test_a_front_holds_what_nothing_beats() -> None:
