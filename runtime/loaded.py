@@ -315,11 +315,12 @@ def check_parity(
     tolerance: float | None = None,
     *,
     cure: str = "do not run it here",
+    samples: int | None = None,
 ) -> float:
     """Compare logits of every exit with PyTorch's, one by one and in the largest batches.
 
-    The samples are the bundle's; the baseline is checked too, if it is given. Returns the largest
-    difference, absolute, or relative where PyTorch's logit is larger than 1.
+    The samples are the bundle's, all or so many; the baseline is checked too, if it is given.
+    Returns the largest difference, absolute, or relative where PyTorch's logit is larger than 1.
 
     Raises:
         BundleError: the samples are damaged.
@@ -328,7 +329,7 @@ def check_parity(
     """
     tolerance = bundle.manifest.parity.tolerance if tolerance is None else tolerance
     gaps = [0.0]
-    for who, logits, wanted in _samples_run(bundle, chain, baseline):
+    for who, logits, wanted in _samples_run(bundle, chain, baseline, samples):
         gaps.append(difference(logits, wanted))
         if not gaps[-1] <= tolerance:
             raise ParityError(
@@ -338,7 +339,7 @@ def check_parity(
     return max(gaps)
 
 
-def check_coarsely(bundle: Bundle, chain: Chain) -> None:
+def check_coarsely(bundle: Bundle, chain: Chain, *, samples: int | None = None) -> None:
     """Check below float32 that every exit's logits are roughly PyTorch's, as ``check_parity`` does.
 
     ``COARSE`` is a share of an image's largest logit. No logit may be further from PyTorch's, and
@@ -348,7 +349,7 @@ def check_coarsely(bundle: Bundle, chain: Chain) -> None:
         BundleError: the samples are damaged.
         ParityError: they are not; names the segment.
     """
-    for who, logits, wanted in _samples_run(bundle, chain, None):
+    for who, logits, wanted in _samples_run(bundle, chain, None, samples):
         scale = np.maximum(1.0, np.abs(wanted).max(axis=-1))
         gap = (np.abs(logits.astype(np.float64) - wanted).max(axis=-1) / scale).max()
         if not gap <= COARSE:  # NaN is not
@@ -363,10 +364,11 @@ def check_coarsely(bundle: Bundle, chain: Chain) -> None:
 
 
 def _samples_run(
-    bundle: Bundle, chain: Chain, baseline: Chain | None
+    bundle: Bundle, chain: Chain, baseline: Chain | None, count: int | None
 ) -> Iterator[tuple[str, NDArray[np.float32], NDArray[np.float32]]]:
     """Yield what each graph makes of the bundle's samples, and what PyTorch made of them."""
     images, expected = read_samples(bundle)
+    images, expected = images[:count], expected[:count]
     begins = bundle.manifest.begins
     for size in sorted({1, chain.max_batch}):
         for first in range(0, len(images), size):

@@ -35,7 +35,7 @@ ALL, HALF, NONE = "all heads", "every second", "none"
 def main(
     engines: Annotated[Path, typer.Option(help="Bundle to measure.")],
     rounds: Annotated[int, typer.Option(min=4, help="Times that everything runs.")] = 40,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the CPU.")] = 2,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: one per core.")] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Times the whole chain with all heads, with every second one, and with none."""

@@ -17,7 +17,9 @@ from lgvit_edge.architecture.published import architecture
 from lgvit_edge.benchmarks.experiments import (
     batches,
     deadlines,
+    heads,
     int8,
+    opening,
     precision,
     rates,
     rivals,
@@ -28,7 +30,7 @@ from lgvit_edge.benchmarks.experiments.if_graph import BoundGraph, IfGraph, Vino
 from lgvit_edge.benchmarks.experiments.rates import summarise
 from lgvit_edge.benchmarks.trend import slope
 from lgvit_edge.bundle.directory import open_bundle
-from lgvit_edge.errors import UsageError
+from lgvit_edge.errors import BackendError, UsageError
 from lgvit_edge.export import ExportOptions, export_bundle
 from lgvit_edge.images.preprocess import to_float
 from lgvit_edge.model import LGViT, save_checkpoint
@@ -217,6 +219,37 @@ def test_a_line_through_noise_has_its_slope_and_an_interval() -> None:
     assert flat["low"] < 0 < flat["high"]
     steep = slope(x, 0.1 * x + rng.normal(size=200))
     assert 0 < steep["low"] < 0.1 < steep["high"]
+
+
+def test_heads_are_timed_run_and_left_out(bundle: Path, tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "heads.json"
+    heads.main(bundle, 4, None, path)
+    record = json.loads(path.read_text())
+    manifest = open_bundle(bundle).manifest
+    ways = [["onnxruntime", "fp32"], *(["openvino", p] for p in available_precisions()[:2])]
+    rows = [r for r in record["rows"] if [r["backend"], r["precision"]] in ways]
+    assert [row["heads"] for row in rows] == [heads.ALL, heads.HALF, heads.NONE] * (len(rows) // 3)
+    whole = manifest.cumulative_macs(4)
+    spared = manifest.head_macs_apart
+    for row, less in zip(rows, (0, spared[0] + spared[2], sum(spared)) * 3, strict=False):
+        assert row["macs_ratio"] == pytest.approx((whole - less) / manifest.baseline.macs)
+        assert row["ms"] > 0 and row["time_ratio"] > 0
+    assert "every second" in capsys.readouterr().out
+
+
+def test_opening_is_timed_in_processes_of_their_own(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, few = tmp_path / "opening.json", ("onnxruntime", "auto, measures first")
+    every = opening._ways()
+    monkeypatch.setattr(opening, "_ways", lambda: {name: every[name] for name in few})
+    opening.main(bundle, 1, path)
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["way"] for row in rows] == list(few)
+    assert all(row["open_ms"] > 0 and row["first_ms"] > 0 for row in rows)
+    assert rows[0]["ran"] == "onnxruntime"
+    with pytest.raises(BackendError, match=r"does not open with .*no BackEnd"):
+        opening._process(bundle, {"backend": "no BackEnd"}, str(tmp_path))
 
 
 def test_what_an_exit_decision_costs_is_measured(bundle: Path) -> None:

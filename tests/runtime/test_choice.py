@@ -188,6 +188,29 @@ def test_who_computes_something_else_is_refused(bundle_copy: Path) -> None:
     assert known_choices() == []
 
 
+def test_timing_ends_when_one_is_clearly_faster(bundle: Path, monkeypatch: MonkeyPatch) -> None:
+    """Nobody waits for a decision that is clear; where it is not, it takes its time."""
+    monkeypatch.setattr(choice, "_SECONDS", 60.0)
+    turns: list[str] = []
+
+    def times(slow: float) -> None:
+        def timed(chain: Any, *_: object) -> float:
+            turns.append(chain.describe()["backend"])
+            return slow if turns[-1] == "openvino" else 1.0
+
+        turns.clear()
+        monkeypatch.setattr(choice, "_mean_exit_ms", timed)
+
+    opened = open_bundle(bundle)
+    pairs = [Candidate("onnxruntime"), Candidate("openvino", "fp32")]
+    times(1.2)
+    assert measure(opened, pairs, ChainOptions()).backend == "onnxruntime"
+    assert turns == ["onnxruntime"] * 2 + ["openvino"] * 2
+    times(1.05)
+    assert measure(opened, pairs, ChainOptions()).backend == "onnxruntime"
+    assert len(turns) == 2 * (2 + 11 * 3)
+
+
 def test_a_damaged_memory_is_measured_again(bundle: Path, cache: Path) -> None:
     Session.open(bundle).close()
     (path,) = cache.glob("*/backend-*.json")
