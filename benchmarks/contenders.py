@@ -31,7 +31,7 @@ from lgvit_edge.images.preprocess import load_rgb
 from lgvit_edge.machine.clocks import clock_state, throttling
 from lgvit_edge.machine.environment import device_of, environment
 from lgvit_edge.policies import POLICIES, FixedExit, Never, Policy
-from lgvit_edge.policies.evaluate import ExitCosts, Images, evaluate, head_ms
+from lgvit_edge.policies.evaluate import ExitCosts, Images, evaluate
 from lgvit_edge.runtime import Session
 
 _MOST = 5000  # images whose logits are held in memory
@@ -210,9 +210,7 @@ def _all_exits(
     that cannot be read.
     """
     logits: dict[str, list[Any]] = {name: [] for name in sessions}
-    times: dict[str, list[Any]] = {name: [] for name in sessions}  # by exit
-    segments: dict[str, list[Any]] = {name: [] for name in sessions}
-    blocks: dict[str, list[Any]] = {name: [] for name in sessions}  # segments without heads
+    times: dict[str, list[Any]] = {name: [] for name in sessions}
     usable: list[int] = []
     listed = next(iter(images.values()))
     for turn, block in enumerate(_frames(listed)):
@@ -226,9 +224,7 @@ def _all_exits(
                 before = (time.perf_counter() - begun) * 1e3
                 answers, ms = session.timed_exits(prepared)
                 logits[name].append(answers)
-                segments[name].append(ms)
                 times[name].append(before + np.cumsum(ms))
-                blocks[name].append(session.timed_blocks(prepared))
     if len(usable) < _LEAST:
         raise DataError(
             f"expected at least {_LEAST} images that can be read, found {len(usable)} of "
@@ -248,13 +244,7 @@ def _all_exits(
         ms = np.median(times[name], axis=0)
         answers = np.stack(logits.pop(name))
         choosing, reporting = (Images(answers[half], labels[half]) for half in halves)
-        costs = ExitCosts.of(
-            session.manifest,
-            ms,
-            ms[-1],
-            heads_apart=session.heads_apart,
-            head_ms=head_ms(segments[name], blocks[name]),
-        )
+        costs = ExitCosts.of(session.manifest, ms, ms[-1], heads_apart=session.heads_apart)
         known[name] = Known(choosing, reporting, costs)
     return known, [usable[place] for place in halves[1]], len(listed) - len(usable)
 
@@ -313,7 +303,7 @@ def _chain_ways(name: str, known: Known) -> Iterator[Way]:
     chosen.setdefault(best, []).append("most accurate")
     for policy, names in chosen.items():
         exits, classes = policy.replay(reporting.logits)
-        macs = float(np.mean(np.array(costs.macs, np.float64)[exits - 1]))
+        macs = float(np.mean(np.array(costs.under(policy).macs, np.float64)[exits - 1]))
         yield Way(name, " = ".join(names), policy, classes, reporting.labels, macs)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,6 +30,7 @@ class SegmentClock:
     def __init__(self) -> None:
         self._base: list[float] = []
         self._starts: list[float] = []
+        self._blocks: dict[int, float] = {}
         self._usual_starts = np.zeros(0)
         self.load = self.spread = 1.0
 
@@ -36,11 +39,18 @@ class SegmentClock:
         """Whether ``calibrate`` has been called."""
         return bool(self._base)
 
-    def calibrate(self, times: NDArray[np.float64], starts: NDArray[np.float64]) -> None:
+    def calibrate(
+        self,
+        times: NDArray[np.float64],
+        starts: NDArray[np.float64],
+        blocks: Mapping[int, float] | None = None,
+    ) -> None:
         """Set the medians from measured times, ``[runs, M + 1]`` in ms.
 
-        ``starts`` is the part of each in which a later pass was begun, likewise.
+        ``starts`` is the part of each in which a later pass was begun, likewise; ``blocks`` are
+        medians of segments without their heads, of those that may run so.
         """
+        self._blocks = dict(blocks or {})
         self._base = [max(float(ms), 1e-6) for ms in np.median(times - starts, axis=0)]
         self._usual_starts = np.median(starts, axis=0)
         self._starts = starts.max(axis=0).tolist()
@@ -50,11 +60,22 @@ class SegmentClock:
         """Return the calibrated time from the input to each exit, ``[M + 1]`` in ms."""
         return np.cumsum(self._base + self._usual_starts)
 
-    def add(self, segment: int, ms: float) -> None:
-        """Record how long a segment took, its exit decision included."""
-        if not self._base:
+    def saved_ms(self) -> NDArray[np.float64]:
+        """Return the time that each segment is calibrated to take less without its head, in ms.
+
+        ``[M + 1]``; 0 for those that were not run so.
+        """
+        saved = np.zeros(len(self._base))
+        for segment, ms in self._blocks.items():
+            saved[segment] = max(0.0, self._base[segment] - ms)
+        return saved
+
+    def add(self, segment: int, ms: float, *, head: bool = True) -> None:
+        """Record how long a segment took, its exit decision included, or without its head."""
+        base = self._base[segment] if head and self._base else self._blocks.get(segment, 0.0)
+        if not base:
             return
-        ratio = ms / self._base[segment]
+        ratio = ms / base
         if ratio > self.load * self.spread:
             self.spread *= 1 + _STEP
         else:

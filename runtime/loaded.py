@@ -44,6 +44,7 @@ class LoadedBundle:
         self._on_gpu = isinstance(self.chain, GpuChain)
         self._walk = Walk(self.chain, bundle.manifest)
         self._exits = len(bundle.manifest.segments) - 1
+        self._read = (True,) * self._exits  # of each exit, whether its head always runs
         self._baseline: Chain | None = None
         self._lock, self._closed = OwnLock(), False
         self._views = bundle.manifest.views
@@ -219,7 +220,13 @@ class LoadedBundle:
         self._check_open()
         measured = [self._walk.timed(images)[1:] for _ in range(runs + 2)][2:]
         times, starts = map(np.stack, zip(*measured, strict=True))
-        self._walk.clock.calibrate(times, starts)
+        blocks = {}
+        if unread := [i for i, read in enumerate(self._read) if self._walk.apart[i] and not read]:
+            without = [self._walk.timed_blocks(images, self._read) for _ in range(runs + 2)][2:]
+            blocks = {
+                i: float(ms) for i, ms in enumerate(np.median(without, axis=0)) if i in unread
+            }
+        self._walk.clock.calibrate(times, starts, blocks)
         if (whole := self._walk.whole) is not None:
             for _ in range(2):
                 whole.start(images.of(-1))

@@ -137,13 +137,17 @@ class Walk:
 
         It does what ``Departures`` does, without the bookkeeping of rows, which takes longer than
         the decision itself. Latency and the deadline begin at ``start``, a ``perf_counter()``; no
-        segment is begun that may end after the deadline.
+        segment is begun that may end after the deadline. Where a head is left out, its segment and
+        the next had to be in time before.
         """
         if self.whole is not None and deadline_ms is None and isinstance(images, Inputs):
             return self._run_whole(self.whole, images, policy, [start])[0]
         began = mark = time.perf_counter()
         chain, clock, tracker, last = self.chain, self.clock, policy.start(self._exits), self._exits
-        begins, apart, stopped = self._begins, self.apart, "final"
+        begins, stopped = self._begins, "final"
+        # Where the model without exits would run but for the deadline, no segment without its head
+        # is loaded.
+        apart = self.apart if self.whole is None else (False,) * (last + 1)
         begin(chain, images)
         exit = 0  # counts from 0 inside this loop, as segments do
         while True:
@@ -159,7 +163,9 @@ class Walk:
                 )
             ):
                 step_blocks(chain, exit + 1)
-                mark = time.perf_counter()  # not recorded: the clock knows segments with heads
+                now = time.perf_counter()
+                clock.add(exit, (now - mark) * 1e3, head=False)
+                mark = now
             else:
                 logits = answer(chain, exit + 1)
                 if read:
@@ -202,11 +208,9 @@ class Walk:
         results: list[Result | None] = [None] * len(images)
         begin(chain, images)
         while True:
-            if self.apart[batch.exit] and batch.passes():
+            if self.apart[batch.exit] and batch.skips_next():
                 step_blocks(chain, batch.exit + 1)
-                batch.pass_by()
-                if (begun := self._begins[batch.exit]) is not None:
-                    begin(chain, images, begun, batch.exit, batch.rows)
+                batch.skip()  # no pass begins here, as one ends in an exit that has no head
                 continue
             left = batch.see(answer(chain, batch.exit + 1))
             stopped = "final" if left.exit > self._exits else "policy"
@@ -257,16 +261,21 @@ class Walk:
             logits.append(exit_logits[0].copy())
         return np.stack(logits), np.diff(ends) * 1e3, starts
 
-    def timed_blocks(self, images: Inputs) -> NDArray[np.float64]:
+    def timed_blocks(
+        self, images: Inputs, read: Sequence[bool] | None = None
+    ) -> NDArray[np.float64]:
         """Run all segments on one image, without heads where they are apart, and time each.
 
-        Returns ``[M + 1]`` in ms.
+        With ``read``, ``[M]``, only without those of exits that are not. Returns ``[M + 1]`` in ms.
         """
+        apart = self.apart
+        if read is not None:
+            apart = tuple(a and not r for a, r in zip(apart, (*read, True), strict=True))
         ends = [time.perf_counter()]
         for segment, begun in enumerate(self._begins):
             if begun is not None:
                 begin(self.chain, images, begun, segment)
-            (step_blocks if self.apart[segment] else answer)(self.chain, segment + 1)
+            (step_blocks if apart[segment] else answer)(self.chain, segment + 1)
             ends.append(time.perf_counter())
         return np.diff(ends) * 1e3
 

@@ -163,16 +163,17 @@ class Session(LoadedBundle):
         tracker = policy.start(self._exits)
         with self._lock:
             never = self._exits > 0 and not policy.stops_early(self._exits)
+            rate = policy if isinstance(policy, TargetRate) else None
             # First, because these may fail.
             whole = self._open_baseline() if never else None
-            rate = policy if isinstance(policy, TargetRate) else None
-            if not never:
-                points = self.manifest.points if rate is not None else ()
-                self._load_blocks([policy, *(bundle_policy(self.manifest, p) for p in points)])
+            policies = [policy] if rate is None else rate.policies(self.manifest)
+            read = (True,) * self._exits if never else self._load_blocks(policies)
+            known, self._read = self._read, read
             if rate is not None and rate is not self._rate:
-                if not self._walk.clock.calibrated:
+                clock = self._walk.clock
+                if not (clock.calibrated and known == read):
                     self.warm_up()
-                rate.attach(self.manifest, self._walk.clock.exit_ms())
+                rate.attach(self.manifest, clock.exit_ms(), clock.saved_ms())
             if self._rate is not None and self._rate is not rate:
                 self._rate.detach()
             if (follow := getattr(self.chain, "follow", None)) is not None:
@@ -183,12 +184,17 @@ class Session(LoadedBundle):
             self._noted.add(str(policy.to_json()))
             self._note(policy)
 
-    def _load_blocks(self, policies: Sequence[Policy]) -> None:
-        """Make the chain ready to leave out heads that one of these policies does not read."""
+    def _load_blocks(self, policies: Sequence[Policy]) -> tuple[bool, ...]:
+        """Make the chain ready to leave out heads that one of these policies does not read.
+
+        Returns, for each exit, whether all of them read it.
+        """
+        every = [policy.exits_read(self._exits) for policy in policies]
+        read = tuple(all(each) for each in zip(*every, strict=True))
         if isinstance(self.chain, ChainInParts):
-            every = [policy.read(self._exits) for policy in policies]
-            apart = (i for i, apart in enumerate(self._walk.apart) if apart)
-            self.chain.load_blocks([i for i in apart if not all(read[i] for read in every)])
+            apart = self._walk.apart
+            self.chain.load_blocks([i for i, r in enumerate(read) if apart[i] and not r])
+        return read
 
     def _note(self, policy: Policy) -> None:
         """Say that the precision was chosen at another policy, unless evidence is for this too."""

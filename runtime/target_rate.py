@@ -27,7 +27,8 @@ _SOON = 60  # frames; a point given up again within these was tried too early
 class _Level:
     name: str
     policy: Policy
-    cost: float  # mean ms of the network per image, as calibrated
+    exit_ms: NDArray[np.float64]  # from the input to each exit, as calibrated, ``[M + 1]``
+    cost: float  # mean ms of the network per image
     accuracy: float  # minus the baseline's on the same images; for a single exit, only a rank
 
 
@@ -74,10 +75,29 @@ class TargetRate(Policy):
         self.budget_ms = 1e3 / fps * (1 - headroom)
         self._levels: list[_Level] = []
 
-    def attach(self, manifest: Manifest, exit_ms: NDArray[np.float64]) -> None:
+    def policies(self, manifest: Manifest) -> list[Policy]:
+        """Return the policies of the operating points, or of single exits where there are none.
+
+        Raises:
+            UsageError: there is no such point.
+        """
+        names = self._names(manifest)
+        return [policies.from_json(manifest.points[n].policy) for n in names] or [FixedExit(1)]
+
+    def _names(self, manifest: Manifest) -> list[str]:
+        names = list(manifest.points if self.points is None else self.points)
+        if unknown := [name for name in names if name not in list(manifest.points)]:
+            listed = ", ".join(manifest.points) or "none; run: lgvit-edge tune"
+            raise UsageError(f"no operating point {unknown[0]!r}; this bundle has {listed}")
+        return names
+
+    def attach(
+        self, manifest: Manifest, exit_ms: NDArray[np.float64], saved_ms: NDArray[np.float64]
+    ) -> None:
         """Order the levels for a session, which calls this when it starts to use the policy.
 
-        ``exit_ms`` is the time from input to each exit, ``[M + 1]``, when it was warmed up.
+        ``exit_ms`` is the time from input to each exit with all heads, ``[M + 1]``, when it was
+        warmed up; ``saved_ms`` what each segment takes less without its head, likewise.
 
         Raises:
             UsageError: the policy serves another session, or there is no such point.
@@ -87,24 +107,21 @@ class TargetRate(Policy):
                 "this TargetRate serves another session; make one for each session, or give that "
                 "one another policy first"
             )
-        names = manifest.points if self.points is None else self.points
-        if unknown := [name for name in names if name not in list(manifest.points)]:
-            listed = ", ".join(manifest.points) or "none; run: lgvit-edge tune"
-            raise UsageError(f"no operating point {unknown[0]!r}; this bundle has {listed}")
         levels = []
-        for name in names:
+        for name, policy in zip(self._names(manifest), self.policies(manifest), strict=False):
             point = manifest.points[name]
-            cost = float(np.dot(point.shares, exit_ms))
+            read = (*policy.exits_read(len(exit_ms) - 1), True)
+            own_ms = exit_ms - np.cumsum(np.where(read, 0.0, saved_ms))
+            cost = float(np.dot(point.shares, own_ms))
             accuracy = point.accuracy - point.baseline_accuracy
-            levels.append(_Level(name, policies.from_json(point.policy), cost, accuracy))
+            levels.append(_Level(name, policy, own_ms, cost, accuracy))
         # Differences of accuracies lie above -1, so a single exit comes after every point.
         depth = len(exit_ms)
         levels += [
-            _Level(f"exit {e}", FixedExit(e), float(exit_ms[e - 1]), e - depth - 2.0)
+            _Level(f"exit {e}", FixedExit(e), exit_ms, float(exit_ms[e - 1]), e - depth - 2.0)
             for e in range(1, 2 if levels else depth + 1)
         ]
         self._levels = sorted(levels, key=lambda level: (-level.accuracy, level.cost))
-        self._exit_ms = exit_ms.tolist()
         self._level = 0
         self._load = self._hardness = 1.0
         self._prepare_ms = 0.0
@@ -120,8 +137,8 @@ class TargetRate(Policy):
         policy = self._levels[self._level].policy if self._levels else Never()
         return policy.start(exits)
 
-    def read(self, exits: int) -> tuple[bool, ...]:
-        """See ``Policy.read``: one point or another may read each exit."""
+    def exits_read(self, exits: int) -> tuple[bool, ...]:
+        """See ``Policy.exits_read``: one point or another may read each exit."""
         return (True,) * exits
 
     def to_json(self) -> dict[str, Any]:
@@ -150,7 +167,8 @@ class TargetRate(Policy):
             network_ms: per image, in the chain.
             prepare_ms: per image, before it in the same thread.
         """
-        calibrated_ms = sum(self._exit_ms[exit - 1] for exit in exits) / len(exits)
+        by_exit = self._levels[self._level].exit_ms
+        calibrated_ms = float(np.mean([by_exit[exit - 1] for exit in exits]))
         self._load += (network_ms / calibrated_ms - self._load) * _QUICK
         self._hardness += (calibrated_ms / self._levels[self._level].cost - self._hardness) * _SLOW
         self._prepare_ms += (prepare_ms - self._prepare_ms) * _QUICK

@@ -62,7 +62,8 @@ class Tracker(ABC):
         """Returns whether the logits of ``exit`` (1-based) matter; if not, its head need not run.
 
         They do not where no image can stop at the exit and no later decision depends on them. The
-        exit is then left out: none of the calls above is made.
+        exit is then left out: none of the calls above is made, unless a deadline stops an image
+        there, which ``combine`` and ``score`` then answer.
         """
         return True
 
@@ -140,9 +141,9 @@ class Policy(ABC):
         Where none may, and the final logits alone decide the answer, a session runs the model
         without exits.
         """
-        return any(self.read(exits))
+        return any(self.exits_read(exits))
 
-    def read(self, exits: int) -> tuple[bool, ...]:
+    def exits_read(self, exits: int) -> tuple[bool, ...]:
         """Returns, for each exit, whether its head is run; see ``Tracker.reads``."""
         tracker = self.start(exits)
         return tuple(tracker.reads(exit) for exit in range(1, exits + 1))
@@ -182,18 +183,18 @@ class Departures:
         self.rows = np.arange(count)  # those still in the chain, ascending
         self.tracker = policy.start(exits)
 
-    def passes(self) -> bool:
+    def skips_next(self) -> bool:
         """Returns whether nobody leaves at the next exit, whatever its logits are."""
         return self.exit + 1 < self._final and not self.tracker.reads(self.exit + 1)
 
-    def pass_by(self) -> None:
-        """Goes on to the next exit without its logits, as where it ``passes``."""
+    def skip(self) -> None:
+        """Goes on to the next exit without its logits, as where it ``skips_next``."""
         self.exit += 1
 
     def see(self, logits: Floats) -> Left:
         """Takes the next exit's logits of ``rows``, ``[len(rows), C]``; returns who leaves."""
-        if self.passes():
-            self.pass_by()
+        if self.skips_next():
+            self.skip()
             nobody = np.empty(0, np.intp)
             going = np.arange(len(self.rows))
             return Left(self.exit, nobody, nobody, np.empty(0, np.float32), going)

@@ -104,8 +104,8 @@ class ExitCosts:
         without the heads that it does not read, where the session can leave them out.
         """
         exits = len(self.macs) - 1
-        read = policy.read(exits)
-        if exits and not any(read):
+        read = policy.exits_read(exits)
+        if exits and not policy.stops_early(exits):
             return replace(
                 self,
                 blocks=(*self.blocks[:-1], self.baseline_blocks),

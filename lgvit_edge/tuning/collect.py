@@ -57,7 +57,8 @@ def collect(
     with recording(path, session.manifest, labels, images_sha256, device, anew=anew) as stored:
         rows, todo = stored.rows, stored.missing
         every = max(1, len(images) // _BASELINE_IMAGES)
-        blocks = 0
+        ways = [_chain, *([_blocks] if session.heads_apart else []), _baseline]
+        groups = 0
         for first in range(0, len(todo), _BLOCK):
             progress(len(images) - len(todo) + first, len(images))
             frames = []
@@ -68,18 +69,17 @@ def collect(
                     rows["state"][row] = UNREADABLE
             if not frames:
                 continue
-            if not blocks:
+            if not groups:
                 for _ in range(0 if decisions_only else _WARM_UP):
-                    for way in (_baseline, _blocks, _chain):
+                    for way in ways:
                         way(session, frames[0][1])
-            turn, rest = divmod(blocks, every)
-            ways = [_chain, *([_blocks] if session.heads_apart else []), _baseline]
+            turn, rest = divmod(groups, every)
             for way in (_chain,) if rest or decisions_only else ways[:: 1 if turn % 2 else -1]:
                 for row, frame in frames:
                     for name, value in way(session, frame).items():
                         rows[name][row] = value
             rows["state"][[row for row, _ in frames]] = DONE
-            blocks += 1
+            groups += 1
         if not len(stored.usable):
             raise DataError(
                 f"none of {len(images)} images could be decoded, such as {images[0].path}"

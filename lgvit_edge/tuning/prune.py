@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 
 from lgvit_edge.bundle.manifest import Manifest
-from lgvit_edge.policies import Policy, ThresholdPolicy
+from lgvit_edge.policies import Confidence, Policy, ThresholdPolicy
 from lgvit_edge.policies.evaluate import Images
 from lgvit_edge.tuning.costs import Costs
 from lgvit_edge.tuning.front import Line, front
@@ -49,7 +49,9 @@ def prune(
     it costs nothing beyond the pass. The answer is None where every exit pays.
     """
     latency = partial(_latency, tuning, costs, shape, drops)
-    steps = [(latency(tuning, []), list[int]()), *_removals(tuning, costs, shape, drops)]
+    removable = [exit for exit, macs in enumerate(costs.head_macs, 1) if macs is not None]
+    removals = _removals(tuning, costs, shape, drops, removable)
+    steps = [(latency(tuning, []), list[int]()), *removals]
     dropped = min(steps)[1]
     if not dropped:
         return None
@@ -62,7 +64,7 @@ def prune(
 def unread(policies: Sequence[Policy], manifest: Manifest) -> Pruning | None:
     """Returns the exits whose heads no policy reads; None where there are none."""
     exits = len(manifest.segments) - 1
-    read = [policy.read(exits) for policy in policies if policy.stops_early(exits)]
+    read = [policy.exits_read(exits) for policy in policies if policy.stops_early(exits)]
     apart = manifest.head_macs_apart
     dropped = [e for e in range(1, exits + 1) if apart[e - 1] and not any(r[e - 1] for r in read)]
     return _without(dropped, None, manifest) if read and dropped else None
@@ -82,12 +84,12 @@ def _without(dropped: list[int], gain: float | None, manifest: Manifest) -> Prun
 def fewer_heads(scorer: Scorer, curves: Sequence[Curve], drops: Sequence[float]) -> list[Curve]:
     """Returns the curves once more, with ever more heads left out: those that pay least first.
 
-    Which pay is found with the first curve's shape, at the losses of accuracy in ``drops``, 0..1.
+    Which pay is found with one confidence threshold, at the losses of accuracy in ``drops``, 0..1.
     There are none where a session cannot leave heads out, or a policy needs all of them.
     """
-    if not scorer.costs.ms_apart:
-        return []
-    removals = _removals(scorer.images, scorer.costs, curves[0].shape, drops)
+    costs = scorer.costs
+    removable = [exit for exit, macs in enumerate(costs.macs_apart, 1) if macs]
+    removals = _removals(scorer.images, costs, Shape(Confidence()), drops, removable)
     shapes = [
         replace(curve.shape, unread=tuple(gone))
         for curve in curves
@@ -104,14 +106,13 @@ def _can_leave_out(policy: Policy, exits: int) -> bool:
     low, surest, high = (
         policy.measure.sureness(n) for n in (*policy.limits(), policy.measure.surest)
     )
-    return low <= surest <= high and not any(policy.at(policy.measure.surest).read(exits))
+    return low <= surest <= high and not any(policy.at(policy.measure.surest).exits_read(exits))
 
 
 def _removals(
-    images: Images, costs: Costs, shape: Shape, drops: Sequence[float]
+    images: Images, costs: Costs, shape: Shape, drops: Sequence[float], removable: Sequence[int]
 ) -> list[tuple[float, list[int]]]:
     """Removes exits one by one, down to a single one; returns latency and those gone, each time."""
-    removable = [e for e, macs in enumerate(costs.head_macs, 1) if macs is not None]
     steps: list[tuple[float, list[int]]] = []
     gone: list[int] = []
     while len(steps) < min(len(removable), images.exits - 1):
@@ -128,15 +129,18 @@ def _latency(
     columns = [m for m in range(tuning.exits + 1) if m + 1 not in gone]
     costs = costs.without(gone) if gone else costs
     shape = Shape(shape.policy.among([m + 1 for m in columns[:-1]]), shape.slope)
-    here, there = (Scorer(Images(i.logits[:, columns], i.labels), costs) for i in (tuning, on))
-    curve = here.curve(shape)
+
+    def scorer(images: Images) -> Scorer:
+        return Scorer(Images(images.logits[:, columns], images.labels), costs)
+
+    curve = scorer(tuning).curve(shape)
     levels = front(
         range(len(curve.accuracy)),
         cost=lambda i: float(curve.latency_ms[i]),
         worth=lambda i: float(curve.accuracy[i]),
     )
     if on is not tuning:
-        curve = there.curve(shape, curve.thresholds)
+        curve = scorer(on).curve(shape, curve.thresholds)
     order = sorted(levels, key=lambda i: float(curve.latency_ms[i]))
     line = Line(curve.latency_ms[order], curve.accuracy[order])
     reached = [line.ms_at(on.baseline_accuracy - drop) for drop in drops]

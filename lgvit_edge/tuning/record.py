@@ -85,6 +85,8 @@ class Recording:
         ):
             if len(times) < least or not (np.isfinite(times) & (times >= 0)).all():
                 raise DataError(_spoilt(self.path, "times that are not positive numbers"))
+        apart = manifest.head_macs_apart if len(without) else ()
+        heads = head_ms(without["segment_ms"], without["blocks_ms"]) if apart else []
         return Costs(
             float(rows["prepare_ms"].mean(dtype=np.float64)),
             tuple(rows["segment_ms"].mean(axis=0, dtype=np.float64).tolist()),
@@ -94,8 +96,8 @@ class Recording:
             manifest.baseline.macs,
             tuple(map(manifest.cumulative_blocks, range(1, len(manifest.segments) + 1))),
             manifest.passes[-1].num_blocks,
-            manifest.head_macs_apart if len(without) else (),
-            tuple(head_ms(without["segment_ms"], without["blocks_ms"])) if len(without) else (),
+            apart,
+            tuple(ms if macs else 0.0 for ms, macs in zip(heads, apart, strict=True)),
         )
 
 

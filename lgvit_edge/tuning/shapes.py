@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge.errors import TuningError
-from lgvit_edge.policies import Policy, ThresholdPolicy
+from lgvit_edge.policies import Policy, ThresholdPolicy, Tracker
 from lgvit_edge.policies.evaluate import Images, evaluate
 from lgvit_edge.tuning.costs import Costs
 
@@ -130,6 +130,11 @@ class Scorer:
         quantiles = ordered[np.round(places * last).astype(np.intp)].astype(np.float64)
         # float32 has about seven digits; rounding to them keeps a policy's numbers readable.
         low, high = sorted(policy.measure.sureness(limit) for limit in policy.limits())
+        if type(policy.start(self.exits)).combine is not Tracker.combine:
+            # An exit with the surest threshold is left out, and what later ones say changes: only
+            # the shape may leave one out.
+            surest = np.float32(policy.measure.sureness(policy.measure.surest))
+            high = min(high, float(np.nextafter(surest, np.float32(-np.inf))))
         return np.unique(np.clip(np.round(quantiles, 7), low, high), axis=0)
 
     def _scored(self, shape: Shape) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

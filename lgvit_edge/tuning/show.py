@@ -143,8 +143,8 @@ def _exits(say: Say, tuned: Tuned, manifest: Manifest, bundle: Path) -> None:
             for n, (each, exits) in enumerate(zip(manifest.passes, chosen, strict=True), 1)
         )
     found = (
-        f"exits that no point reads: {dropped}; their heads are not run, except by TensorRT. For a "
-        "smaller bundle, leave them out and tune again:"
+        f"exits that none of these points reads: {dropped}; their heads are not run, except by "
+        "TensorRT. For a smaller bundle, leave them out and tune again:"
         if pruned.gain is None
         else f"exits that never pay: {dropped}; without them the chain is {pruned.gain:.3f}x as "
         "fast at equal accuracy (estimated from MACs). Leave them out and tune again:"

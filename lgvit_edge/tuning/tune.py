@@ -158,10 +158,15 @@ def tune(
         for name, (outcome, text, bound) in named.items()
     }
     by_exit = temperatures(tuning)
-    middle = list(named.values())[len(named) // 2][0].policy
-    # The shape that the middle point was drawn from; the plain sweep's for ``Never``.
-    shape = next((curve.shape for curve in curves if middle in curve.policies()), SWEEP)
-    drops = [max(_LEAST_DROP, base - outcome.accuracy) for outcome, _, _ in named.values()]
+    outcomes = [outcome for outcome, _, _ in named.values()]
+    if costs.ms_apart:
+        pruning = unread([outcome.policy for outcome in outcomes], manifest)
+    else:
+        middle = outcomes[len(outcomes) // 2].policy
+        # The shape that the middle point was drawn from; the plain sweep's for ``Never``.
+        shape = next((curve.shape for curve in curves if middle in curve.policies()), SWEEP)
+        drops = [max(_LEAST_DROP, base - outcome.accuracy) for outcome in outcomes]
+        pruning = prune(tuning, reporting, costs, shape, manifest, drops)
     return Tuned(
         points=points,
         front=[evaluate(p, reporting, costs.by_exit) for p in front],
@@ -169,11 +174,7 @@ def tune(
         baseline_accuracy=reporting.baseline_accuracy,
         images={name: len(part) for name, part in parts.items()},
         costs=costs,
-        pruning=(
-            unread([outcome.policy for outcome, _, _ in named.values()], manifest)
-            if costs.ms_apart
-            else prune(tuning, reporting, costs, shape, manifest, drops)
-        ),
+        pruning=pruning,
         calibration={
             "temperature": list(by_exit),
             "error": calibration_errors(reporting, (1.0,) * tuning.exits),

@@ -248,13 +248,13 @@ class OpenVINOChain:
         index, batch = self._next, self._batch
         if request.batch != batch:
             tensors = self._tensors_of(index, batch)
-            request.own.set_input_tensor(0, tensors[0])
-            for place in range(len(request.own.model_outputs)):
-                request.own.set_output_tensor(place, tensors[1 + place])
+            request.infer_request.set_input_tensor(0, tensors[0])
+            for place in range(len(request.infer_request.model_outputs)):
+                request.infer_request.set_output_tensor(place, tensors[1 + place])
             request.batch = batch
         # infer computes in this thread; start_async and wait use another one, which took 50 to 80
         # microseconds more. Without share_outputs, infer would copy every output.
-        request.own.infer(share_outputs=True)
+        request.infer_request.infer(share_outputs=True)
         self._next = index + 1
 
     def _tensors_of(self, index: int, batch: int) -> list[Any]:
@@ -276,7 +276,7 @@ class _Request:
     """
 
     def __init__(self, model: Any) -> None:
-        self.own, self.batch = model.create_infer_request(), 0
+        self.infer_request, self.batch = model.create_infer_request(), 0
 
 
 def _open_core(device: str | None) -> tuple[Any, str]:

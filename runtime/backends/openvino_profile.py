@@ -43,7 +43,7 @@ class ProfiledOpenVINOChain(OpenVINOChain):
     def forget(self) -> None:
         """See ``ProfiledChain.forget``."""
         self._before = [
-            (runs, [_ms(info) * runs for info in request.own.profiling_info])
+            (runs, [_ms(info) * runs for info in request.infer_request.profiling_info])
             for runs, request in zip(self._runs, self._requests, strict=True)
         ]
 
@@ -53,7 +53,7 @@ class ProfiledOpenVINOChain(OpenVINOChain):
 
     def _layers(self, index: int) -> list[LayerTime]:
         runs, (left_out, before) = self._runs[index], self._before[index]
-        infos = self._requests[index].own.profiling_info
+        infos = self._requests[index].infer_request.profiling_info
         sums = before or [0.0] * len(infos)
         layers = []
         for info, sum_before in zip(infos, sums, strict=True):

@@ -192,7 +192,7 @@ def test_openvino_means_leave_the_warm_up_out(bundle: Path, monkeypatch: MonkeyP
                 nonlocal total, runs
                 total, runs = total + next(slow), runs + 1
 
-        chain._requests = [SimpleNamespace(own=Request(), batch=1)]
+        chain._requests = [SimpleNamespace(infer_request=Request(), batch=1)]
         for run in range(9):
             if run == 4:
                 chain.forget()

@@ -174,6 +174,12 @@ def test_the_clock_is_exceeded_as_often_as_it_says() -> None:
     """On times with a heavy tail, whose level doubles half-way."""
     rng = np.random.default_rng(0)
     clock = SegmentClock()
+    clock.calibrate(np.tile([4.0, 2.0, 2.0], (5, 1)), np.zeros((5, 3)), {1: 1.5})
+    assert clock.saved_ms().tolist() == [0, 0.5, 0]
+    clock.add(0, 400.0, head=False)  # was never timed so: it says nothing
+    assert clock.load == 1
+    clock.add(1, 3.0, head=False)  # twice as long as it takes without its head
+    assert clock.load == 1 + 1 / 8
     clock.calibrate(np.tile([4.0, 2.0, 2.0], (5, 1)), np.zeros((5, 3)))
     missed = []
     for frame in range(8000):

@@ -11,6 +11,8 @@ from PIL import Image
 from small import frames
 
 from lgvit_edge.benchmarks.measure import measure_images
+from lgvit_edge.bundle.directory import add_to_manifest
+from lgvit_edge.bundle.points import OperatingPoint
 from lgvit_edge.images.labelled import LabelledImage
 from lgvit_edge.policies.scores import confidence
 from lgvit_edge.runtime import (
@@ -70,7 +72,7 @@ def test_answers_are_those_of_all_logits(
         for kept in range(1, exits + 1):
             levels = [middle[e] if e + 1 == kept else measure.surest for e in range(exits)]
             policy = kind(tuple(map(float, levels)))
-            assert policy.read(exits) == tuple(e + 1 == kept for e in range(exits))
+            assert policy.exits_read(exits) == tuple(e + 1 == kept for e in range(exits))
             assert isinstance(policy, Policy)
             expected, classes = policy.replay(logits)
             assert 1 < len(set(expected)), "some stop early, and some do not"
@@ -134,6 +136,42 @@ def test_a_deadline_can_stop_at_an_exit_that_nobody_reads(
         assert (hurried.exit, hurried.stopped, runs.since()) == (1, "deadline", (1, 0))
         assert session.predict(image, deadline_ms=1e6).exit == 3
         assert runs.since() == (1, 2)
+
+
+def test_without_exits_and_with_a_deadline_nothing_is_loaded_in_the_frame(bundle: Path) -> None:
+    """The model without exits runs; where a deadline keeps it from that, the chain with heads."""
+    with opened(bundle, "openvino") as session:
+        session.policy = "never"
+        session.warm_up(1)
+        assert session.predict(frames(1)[0], deadline_ms=1e6).exit == 4
+        assert not session.chain._blocks  # type: ignore[attr-defined]
+
+
+def test_a_frame_rate_knows_what_points_cost_without_heads(
+    bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(bundle_copy, "onnxruntime") as session:
+        manifest = session.manifest
+        share = dict(shares=(0.0, 1.0, 0.0, 0.0), guarantee=None, goal="", data_sha256="a" * 64)
+        figures = dict(accuracy=0.5, baseline_accuracy=0.6, macs=1.0, macs_speedup=1.0, images=9)
+        times = dict(latency_ms=1.0, baseline_latency_ms=1.0, device="a desk")
+        points = {
+            name: OperatingPoint(policy=policy.to_json(), **share, **figures, **times)  # type: ignore[arg-type]
+            for name, policy in (
+                ("all", Confidence((0.9, 0.0, 0.9))),
+                ("one", Confidence((1.0, 0.0, 1.0))),
+            )
+        }
+        add_to_manifest(bundle_copy, manifest.identity, points)
+    with opened(bundle_copy, "onnxruntime") as session:
+        clock = session._walk.clock
+        monkeypatch.setattr(clock, "exit_ms", lambda: np.array([2.0, 4.0, 6.0, 8.0]))
+        monkeypatch.setattr(clock, "saved_ms", lambda: np.array([0.5, 0.0, 0.25, 0.0]))
+        rate = TargetRate(1000.0)
+        session.policy = rate
+        costs = {level.name: level.cost for level in rate._levels}
+        assert (costs["all"], costs["one"], costs["exit 1"]) == (4.0, 3.5, 2.0)
+        assert clock._blocks.keys() == {0, 2}, "timed without the heads that a point leaves out"
 
 
 def test_models_without_heads_are_compiled_when_the_policy_is_set(bundle: Path) -> None:

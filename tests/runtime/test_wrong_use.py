@@ -227,4 +227,4 @@ def test_a_frame_rate_keeps_the_names_it_was_given(bundle: Path) -> None:
     names.append("slow")
     assert rate.points == ("fast",)
     with pytest.raises(UsageError, match="no operating point 'fast'"):
-        rate.attach(open_bundle(bundle).manifest, np.ones(4))
+        rate.attach(open_bundle(bundle).manifest, np.ones(4), np.zeros(4))

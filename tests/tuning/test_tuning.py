@@ -114,6 +114,29 @@ def test_times_of_heads_are_measured_where_they_are_apart(manifest: Manifest) ->
         kept.costs(manifest)
 
 
+def test_what_is_not_apart_saves_nothing(manifest: Manifest) -> None:
+    kept = recorded(views(4, 0))
+    kept.rows["segment_ms"], kept.rows["blocks_ms"] = (1, 2, 3, 4), (0.5, 1, 2, 3)
+    first, *others = manifest.segments
+    whole = dataclasses.replace(first, parts=None)
+    (own,) = manifest.passes
+    passes = (dataclasses.replace(own, segments=(whole, *others)),)
+    costs = kept.costs(dataclasses.replace(manifest, passes=passes))
+    assert costs.ms_apart == (0, 1, 1) and costs.macs_apart[0] == 0
+
+
+def test_a_saturated_score_leaves_no_exit_out() -> None:
+    """A threshold of 1 would, of an ensemble's sum too: its levels stay below."""
+    images = views(200, 0)
+    images.logits[:] *= 1000  # every probability is 1
+    for unread, expected in (((), (True,) * 3), ((2,), (True, False, True))):
+        curve = Scorer(images, COSTS).curve(Shape(Ensemble(), slope=0.3, unread=unread))
+        assert {p.exits_read(3) for p in curve.policies()} == {expected}
+        for policy, accuracy in zip(curve.policies(), curve.accuracy, strict=True):
+            found = evaluate(policy, images, COSTS.by_exit).accuracy
+            assert found == pytest.approx(float(accuracy))
+
+
 def test_heads_are_left_out_where_that_pays(manifest: Manifest) -> None:
     """Each head takes half of its segment, and the first exits know next to nothing."""
     images = views(600, 5, (9.0, 9.0, 1.6, 1.6))
@@ -125,8 +148,8 @@ def test_heads_are_left_out_where_that_pays(manifest: Manifest) -> None:
     )
     (point,), (other,) = after.points.values(), before.points.values()
     policy = from_json(point.policy)
-    read = policy.read(3)
-    assert read == (False, False, True) and all(from_json(other.policy).read(3))
+    read = policy.exits_read(3)
+    assert read == (False, False, True) and all(from_json(other.policy).exits_read(3))
     assert point.latency_ms < other.latency_ms
     # An image that leaves at an exit has run the heads on its way that are read.
     exit_ms = 0.5 + np.cumsum([0.5 + 0.5 * r for r in (*read, True)])
