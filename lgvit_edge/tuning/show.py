@@ -17,6 +17,7 @@ from lgvit_edge._support.terminal import plain, table
 from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.bundle.plain_models import better
 from lgvit_edge.bundle.points import ASSUMPTION, OperatingPoint
+from lgvit_edge.policies import from_json
 from lgvit_edge.tuning.front import Line
 from lgvit_edge.tuning.tune import DROPS, Tuned
 
@@ -45,14 +46,18 @@ def print_tuned(tuned: Tuned, bundle: Path, manifest: Manifest, console: Console
     parts = ", ".join(f"{count} to {name} on" for name, count in tuned.images.items())
     say(f"images: {parts}; all figures are from the last group, unseen by the search")
     rows = table(
-        *("point", "policy"), numbers=("accuracy", "lost", "MACs x", "mean (ms)", "speed-up")
+        *("point", "policy", "exits"),
+        numbers=("accuracy", "lost", "MACs x", "mean (ms)", "speed-up"),
     )
     base = tuned.baseline_accuracy
-    rows.add_row("baseline", "", f"{base:.2%}", "", "1.00", f"{tuned.costs.baseline_ms:.2f}", "1x")
+    rows.add_row(
+        "baseline", "", "", f"{base:.2%}", "", "1.00", f"{tuned.costs.baseline_ms:.2f}", "1x"
+    )
     for name, point in tuned.points.items():
         rows.add_row(
             plain(name),
             plain(str(point.policy["name"])),
+            _exits_read(point, len(manifest.segments) - 1),
             f"{point.accuracy:.2%}",
             f"{point.baseline_accuracy - point.accuracy:.2%}",
             f"{point.macs_speedup:.2f}",
@@ -75,6 +80,12 @@ def print_tuned(tuned: Tuned, bundle: Path, manifest: Manifest, console: Console
     first = next(iter(tuned.points))
     folder = quote(str(bundle))
     say(f"saved in {bundle}; next: lgvit-edge bench --engines {folder} --point {first}")
+
+
+def _exits_read(point: OperatingPoint, exits: int) -> str:
+    read = from_json(point.policy).exits_read(exits)
+    listed = ", ".join(str(exit) for exit, is_read in enumerate(read, 1) if is_read)
+    return "all" if all(read) else listed or "none"
 
 
 def _doubts(say: Say, name: str, point: OperatingPoint, tuned: Tuned) -> None:

@@ -86,6 +86,10 @@ def test_points_are_written_and_nothing_else_is_touched(tuned: Tuned, bundle: Pa
     point = tuned.manifest.points["fast"]
     assert point.images == 50 and "threads" in point.device
     assert "images: 50 to tune on, 50 to report on" in tuned.said
+    for name, saved in tuned.manifest.points.items():
+        read = [e for e, r in enumerate(from_json(saved.policy).exits_read(3), 1) if r]
+        told = {0: "none", 3: "all"}.get(len(read), ", ".join(map(str, read)))
+        assert re.search(rf"^{name} +{saved.policy['name']} +{told} ", tuned.said, re.MULTILINE)
     assert f"next: lgvit-edge bench --engines {tuned.engines} --point accurate" in tuned.said
 
 
