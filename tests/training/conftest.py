@@ -10,9 +10,12 @@ import torch
 from processes import TRAIN
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """A second thread only slows such small tensors down, the more so beside other work."""
+    """A second thread only slows such small tensors down, the more so beside other work.
+
+    It would also add in another order, so what a module trains once is trained with one, too.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
