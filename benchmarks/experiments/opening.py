@@ -56,12 +56,13 @@ def main(
     """Times opening and the first frame in fresh processes."""
     record = Record(json_file)
     open_bundle(engines)
-    raw: dict[str, list[dict[str, Any]]] = {name: [] for name in _ways()}
+    ways = _ways()
+    raw: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
     with tempfile.TemporaryDirectory() as kept, progress_bar("opening") as progress:
-        for options, _ in _ways().values():  # fills the cache; for auto, with its choice
+        for options, _ in ways.values():  # fills the cache; for auto, with its choice
             _process(engines, options, kept)
         for turn in range(turns):
-            for place, (name, (options, cached)) in enumerate(_ways().items()):
+            for place, (name, (options, cached)) in enumerate(ways.items()):
                 progress(turn * len(raw) + place, turns * len(raw))
                 with tempfile.TemporaryDirectory() as empty:
                     raw[name].append(_process(engines, options, kept if cached else empty))

@@ -104,7 +104,6 @@ class ExitCosts:
         without the heads that it does not read, where the session can leave them out.
         """
         exits = len(self.macs) - 1
-        read = policy.exits_read(exits)
         if exits and not policy.stops_early(exits):
             return replace(
                 self,
@@ -112,6 +111,13 @@ class ExitCosts:
                 macs=(*self.macs[:-1], self.baseline_macs),
                 ms=(*self.ms[:-1], self.baseline_ms) if self.ms else (),
             )
+        return self.without_heads(policy.exits_read(exits))
+
+    def without_heads(self, read: Sequence[bool]) -> ExitCosts:
+        """Returns the costs without the heads of exits that are not ``read``, ``[M]``.
+
+        Where the session runs all heads, they stay as they are.
+        """
         return replace(
             self,
             macs=_without(self.macs, self.head_macs, read),

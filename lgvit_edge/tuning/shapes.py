@@ -97,16 +97,10 @@ class Scorer:
         rows = np.arange(len(self.images))
         accuracy = np.array([right[rows, e].mean() for e in exits])
         errors = np.array([(self.baseline_right & ~right[rows, e]).mean() for e in exits])
-        ms = self._ms(shape)
+        read = [exit not in shape.unread for exit in range(1, self.exits + 1)]
+        ms = np.array(self.costs.by_exit.without_heads(read).ms)
         latency_ms = np.array([ms[e].mean() for e in exits])
         return Curve(shape, thresholds, accuracy, errors, latency_ms)
-
-    def _ms(self, shape: Shape) -> Floats:
-        """Milliseconds by exit, ``[M + 1]``, without the heads that the shape leaves out."""
-        saved = np.zeros(self.exits + 1)
-        for exit in shape.unread if self.costs.ms_apart else ():
-            saved[exit - 1 :] += self.costs.ms_apart[exit - 1]
-        return self.costs.ms - saved
 
     def _check(self, shape: Shape, thresholds: Floats, expected: NDArray[np.intp]) -> None:
         """Check, once per kind of policy, that the middle level really stops where expected."""
