@@ -13,6 +13,8 @@
     ├── TuningError           no operating point is what was asked for
     ├── BackendError          a backend cannot run here
     ├── StalledError          a source of a stream delivers no image in time
+    ├── SourceError           a camera cannot be opened, or its connection broke
+    ├── SinkError             answers cannot be delivered
     └── MissingDependency     a package of an optional extra is not installed
 
 The command line catches only the root. Each message says what was expected, what was found and, if
@@ -82,6 +84,22 @@ class BackendError(LGViTEdgeError):
 
 class StalledError(LGViTEdgeError, TimeoutError):
     """A source of a stream delivers no image in time."""
+
+
+class SourceError(LGViTEdgeError):
+    """A camera cannot be opened, or its connection broke."""
+
+
+class SinkError(LGViTEdgeError):
+    """Answers cannot be delivered.
+
+    Attributes:
+        final: whether the same answer would fail again, so that it need not be tried.
+    """
+
+    def __init__(self, message: str, *, final: bool = False) -> None:
+        super().__init__(message)
+        self.final = final
 
 
 class MissingDependency(LGViTEdgeError):

@@ -1,0 +1,1 @@
+"""Sources: where pictures come from."""

@@ -1,0 +1,106 @@
+"""What a source is, and the registry of their kinds."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lgvit_edge.errors import UsageError
+
+_LOGIN = re.compile(r"(?<=://)[^/@\s]*@")
+_SECRET = re.compile(r"(?i)([\w-]*(?:pass|pwd|token|key|secret|auth)[\w-]*=)[^&;\s!]+")
+
+
+def without_secrets(text: str) -> str:
+    """Return an address, or a message that quotes one, without user names, passwords and tokens."""
+    return _SECRET.sub(r"\1***", _LOGIN.sub("***@", text))
+
+
+class Source(ABC):
+    """One open connection to pictures.
+
+    Attributes:
+        fps: frames per second that it says it has; None where it does not say.
+    """
+
+    fps: float | None = None
+
+    @abstractmethod
+    def read(self) -> NDArray[np.uint8] | None:
+        """Return the next picture, ``[H, W, 3] uint8`` RGB; None at the end.
+
+        The array is the caller's: it is not filled again.
+
+        Raises:
+            SourceError: the connection is broken: open it again. Without passwords.
+            DataError: this picture cannot be decoded: read on.
+            StalledError: nothing came in time.
+        """
+
+    def close(self) -> None:  # noqa: B027 - some hold nothing open
+        """Free what is open; may be called twice."""
+
+
+@dataclass(frozen=True)
+class SourceKind:
+    """Describes one kind of source: how it is written, and how it is opened.
+
+    Attributes:
+        name: such as ``rtsp``.
+        example: an address as a user types it.
+        help: what it is, in a few words.
+        live: whether frames come whether or not they are read: then only the newest counts, and the
+            source is opened again when it ends.
+        matches: whether an address is of this kind.
+        check: raises ``UsageError`` where the address can never be opened, such as a file that is
+            not there; looks, but opens nothing.
+        open: opens the address; ``timeout`` is how long, in seconds, opening and each frame may
+            take. Raises ``SourceError`` and ``MissingDependency``.
+    """
+
+    name: str
+    example: str
+    help: str
+    live: bool
+    matches: Callable[[str], bool]
+    open: Callable[[str, float], Source]
+    check: Callable[[str], None] = lambda address: None
+
+
+_KINDS: dict[str, SourceKind] = {}
+
+
+def register_source(kind: SourceKind) -> None:
+    """Add a kind of source; of those that match an address, the first one registered opens it.
+
+    Raises:
+        ValueError: the name is in use.
+    """
+    if kind.name in _KINDS:
+        raise ValueError(f"there is a source kind {kind.name!r} already")
+    _KINDS[kind.name] = kind
+
+
+def source_kinds() -> list[SourceKind]:
+    """Return all kinds, in the order in which they are tried."""
+    return list(_KINDS.values())
+
+
+def kind_of(address: str) -> SourceKind:
+    """Return the kind of source that an address is.
+
+    Raises:
+        UsageError: it is of none; lists them.
+    """
+    for kind in _KINDS.values():
+        if kind.matches(address):
+            return kind
+    listed = "; ".join(f"{kind.example} ({kind.help})" for kind in _KINDS.values())
+    raise UsageError(
+        f"no source can be made of {without_secrets(address)!r}; expected one of: {listed}"
+    )
