@@ -7,10 +7,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from lgvit_edge.errors import StalledError
 from lgvit_edge.images.inputs import Inputs
-from lgvit_edge.images.preprocess import ImageLike
 
 _POLL = 0.1  # seconds after which a waiting consumer may look after other things
 _FAREWELL = 1.0  # seconds in which readers may end; a camera that hangs is not waited for
@@ -32,15 +32,34 @@ class StreamError:
     ended: bool
 
 
+@dataclass(frozen=True)
+class Intake:
+    """How one source is read.
+
+    Attributes:
+        images: what it delivers, one after the other.
+        prepare: turns one of them into input for the session, in memory of its own, as the source
+            may fill its array again.
+        ahead: how many may wait in its line.
+        drop_oldest: whether then the first of the line is dropped; otherwise the source waits.
+    """
+
+    images: Iterable[Any]
+    prepare: Callable[[Any], Inputs]
+    ahead: int
+    drop_oldest: bool
+
+
 @dataclass
 class Item:
     """One message of a source: one prepared image, an error, or the end.
 
-    ``start`` is the ``time.perf_counter()`` at which the source delivered the image, ``dropped``
-    how many images of the source were dropped since its last message.
+    ``image`` is what the source delivered, ``start`` the ``time.perf_counter()`` of that, and
+    ``dropped`` how many images of the source were dropped since its last message.
     """
 
     source: str
+    image: Any = None
     images: Inputs | None = None
     start: float = 0.0
     error: StreamError | None = None
@@ -53,6 +72,7 @@ class _Line:
     """What a source has delivered, and since when (``time.monotonic()``) its reader waits."""
 
     source: str
+    intake: Intake
     waiting: deque[Item] = field(default_factory=deque)
     number: int = 0  # of the image that the source delivers next
     dropped: int = 0
@@ -69,34 +89,27 @@ class Readers:
 
     def __init__(
         self,
-        sources: Mapping[str, Iterable[ImageLike]],
-        prepare: Callable[[ImageLike], Inputs],
+        sources: Mapping[str, Intake],
         *,
-        ahead: int,
-        drop_oldest: bool,
         timeout: float | None,
         patient: bool,
     ) -> None:
         """Make the threads; ``start`` starts them.
 
         Args:
-            sources: images by the name of their source.
-            prepare: turns one image into input for the session, in memory of its own, as the
-                source may fill its array again.
-            ahead: images of a source that may wait in its line.
-            drop_oldest: whether then the first of the line is dropped; otherwise the source waits.
+            sources: what is read, by name.
             timeout: seconds after which a source that delivers nothing is reported.
             patient: whether a source goes on after an image that cannot be used.
         """
-        self._prepare, self._ahead, self._drop_oldest = prepare, ahead, drop_oldest
         self._timeout, self._patient = timeout, patient
         self._changed, self._stopped = threading.Condition(), False
-        self._lines = [_Line(source) for source in sources]  # who was served last stands last
+        # Who was served last stands last.
+        self._lines = [_Line(source, intake) for source, intake in sources.items()]
         self.open = len(self._lines)
         self._threads = [
             threading.Thread(
                 target=self._read,
-                args=(line, sources[line.source]),
+                args=(line,),
                 name=f"lgvit-edge {line.source}",
                 daemon=True,
             )
@@ -147,17 +160,17 @@ class Readers:
             if thread.is_alive() and thread is not threading.current_thread():
                 thread.join(max(0.0, end - time.monotonic()))
 
-    def _read(self, line: _Line, images: Iterable[ImageLike]) -> None:
+    def _read(self, line: _Line) -> None:
         """Read a source to its end; runs in a thread."""
         # Decoding and resizing happen here, in parallel with the network, which releases the GIL.
         end = Item(line.source, ended=True)
         try:
-            for image in images:
+            for image in line.intake.images:
                 start = time.perf_counter()
                 if self._stopped:
                     return
                 try:
-                    item = Item(line.source, self._prepare(image), start)
+                    item = Item(line.source, image, line.intake.prepare(image), start)
                 except Exception as error:
                     if not self._patient:
                         raise
@@ -176,8 +189,8 @@ class Readers:
         """Line an image up, and return whether the next one is wanted."""
         with self._changed:
             line.asked = None  # a source that waits for room is not stalled
-            while len(line.waiting) >= self._ahead and not self._stopped:
-                if self._drop_oldest:
+            while len(line.waiting) >= line.intake.ahead and not self._stopped:
+                if line.intake.drop_oldest:
                     line.waiting.popleft()
                     line.dropped += 1
                 else:

@@ -27,7 +27,7 @@ from lgvit_edge.runtime.backends.base import (
 from lgvit_edge.runtime.backends.registry import chain_opener
 from lgvit_edge.runtime.loaded import LoadedBundle
 from lgvit_edge.runtime.precision import Chosen, bundle_policy, to_compare
-from lgvit_edge.runtime.reading import Item, Readers, StreamError
+from lgvit_edge.runtime.reading import Intake, Item, Readers, StreamError
 from lgvit_edge.runtime.result import Result
 from lgvit_edge.runtime.stats import Recorder, Statistics
 from lgvit_edge.runtime.streams import run_streams
@@ -401,14 +401,13 @@ class Session(LoadedBundle):
                 self.warm_up()  # before the first image, which would be late
         if ahead is None:
             ahead = 1 if drop_oldest else math.ceil(2 * size / max(1, len(sources)))
-        readers = Readers(
-            sources,
-            lambda image: self.prepare([image], color=color),
-            ahead=whole("ahead", ahead),
-            drop_oldest=drop_oldest,
-            timeout=timeout,
-            patient=patient,
-        )
+        ahead = whole("ahead", ahead)
+
+        def prepare(image: ImageLike) -> Inputs:
+            return self.prepare([image], color=color)
+
+        intakes = {n: Intake(images, prepare, ahead, drop_oldest) for n, images in sources.items()}
+        readers = Readers(intakes, timeout=timeout, patient=patient)
 
         def run(items: list[Item]) -> list[Result]:
             return self._run(
@@ -419,9 +418,7 @@ class Session(LoadedBundle):
             )
 
         def miss(item: Item) -> None:
-            with self._lock:
-                errors = int(item.error is not None)
-                self._recorder.miss(item.source, dropped=item.dropped, errors=errors)
+            self.miss(item.source, dropped=item.dropped, errors=int(item.error is not None))
 
         with self._lock:
             for name in sources:
@@ -465,6 +462,15 @@ class Session(LoadedBundle):
             raise UsageError(f"a deadline is for one image, found {len(images)}")
         starts = [time.perf_counter()] * len(images) if starts is None else starts
         return self._run(images, starts, deadline_ms, prepare_ms, streams)
+
+    def miss(self, stream: str, *, dropped: int = 0, errors: int = 0) -> None:
+        """Count images of a stream that get no answer, for ``Statistics``; ``streams`` does it.
+
+        For who reads sources and calls ``run``. ``dropped`` images were replaced by newer ones,
+        ``errors`` could not be used.
+        """
+        with self._lock:
+            self._recorder.miss(stream, dropped=dropped, errors=errors)
 
     def _run(
         self,
