@@ -5,9 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +63,9 @@ class Config:
         """
         return _where(self.path, self.lines, keys)
 
-    def where_of(self, camera: str) -> Callable[[str], str]:
-        """Return the function that tells where an option of a camera stands."""
-        return partial(self.where, _CAMERAS, camera)
+    def where_of(self, camera: str, key: str) -> str:
+        """Return where an option of a camera stands."""
+        return self.where(_CAMERAS, camera, key)
 
 
 def read_config(path: Path, keys: Keys, camera_keys: Keys) -> Config:

@@ -41,7 +41,7 @@ class EventLog:
         size: int = 10_000_000,
         keep: int = 5,
         utc: bool = False,
-        stream: TextIO | None = sys.stderr,
+        stderr: bool = True,
     ) -> None:
         """Open the log; both of its places are optional.
 
@@ -50,7 +50,8 @@ class EventLog:
             size: bytes after which it is renamed to ``FILE.1``, and a new one begins.
             keep: how many such older files are kept, ``FILE.1`` being the newest.
             utc: whether times are UTC; otherwise they are local, with their distance from UTC.
-            stream: gets the lines too; to the journal, with their priority instead of their time.
+            stderr: whether standard error gets the lines too; where that is systemd's journal,
+                with their priority instead of their time.
 
         Raises:
             UsageError: a number makes no sense.
@@ -58,8 +59,8 @@ class EventLog:
         """
         if whole("the log's size", size) < _SMALLEST:
             raise UsageError(f"the log's size must be at least {_SMALLEST} bytes, found {size}")
-        self._utc, self._stream = utc, stream
-        self._journal = _is_journal(stream)
+        self._utc, self._stderr = utc, stderr
+        self._journal = _is_journal(sys.stderr)
         self._lock = threading.Lock()
         self._missing, self._fault = 0, ""
         self._file: _File | None = None
@@ -96,13 +97,13 @@ class EventLog:
         return f"{stamp} {level} {_one_line(text)}"
 
     def _show(self, level: str, moment: float, text: str) -> None:
-        if self._stream is None:
+        if not self._stderr or sys.stderr is None:
             return
         # Of the two, the journal knows the time itself.
         line = f"{_PRIORITIES[level]}{_one_line(text)}" if self._journal else None
         with contextlib.suppress(OSError, ValueError):  # nobody reads it any more; it is closed
-            self._stream.write((line or self._line(moment, level, text)) + "\n")
-            self._stream.flush()
+            sys.stderr.write((line or self._line(moment, level, text)) + "\n")
+            sys.stderr.flush()
 
     def _write(self, line: str, moment: float) -> None:
         assert self._file is not None
@@ -124,29 +125,31 @@ class _File(RotatingFileHandler):
     """A rotating file that says what became of a line, and begins anew after a failure."""
 
     def __init__(self, path: Path, size: int, keep: int) -> None:
-        self._failed: OSError | None = None
+        self._failures: list[OSError] = []
         super().__init__(path, maxBytes=size, backupCount=keep, encoding="utf-8")
 
     def put(self, line: str) -> str | None:
         """Write a line; return why it could not be written."""
-        self._failed = None
+        self._failures.clear()
         self.handle(logging.makeLogRecord({"msg": line}))
-        if self._failed is None:
+        if not self._failures:
             return None
         self.give_up()  # with what is left in its buffer, which would come late and torn
-        return self._failed.strerror or str(self._failed)
+        return self._failures[0].strerror or str(self._failures[0])
 
     def give_up(self) -> None:
         """Close the file, whether or not the rest can be written; the next line opens it again."""
         if self.stream is not None:
             with contextlib.suppress(OSError):
                 self.stream.close()
-            self.stream = None  # type: ignore[assignment]
+            self.stream = None
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         """Keep what was raised, where logging would print a traceback."""
         error = sys.exc_info()[1]
-        self._failed = error if isinstance(error, OSError) else OSError(errno.EIO, str(error))
+        self._failures.append(
+            error if isinstance(error, OSError) else OSError(errno.EIO, str(error))
+        )
 
     def _open(self) -> TextIOWrapper:
         """Open the file behind its last whole line."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lgvit_edge._support.numbers import whole
@@ -37,8 +38,6 @@ class Notifier:
         elif self._address[:1] != "/":
             self._address = ""
         self._every = _watchdog(environment) if self._address else None
-        self._done = threading.Event()
-        self._watch: threading.Thread | None = None
 
     def ready(self, status: str = "") -> None:
         """Say that the application runs, after its start or after a reload."""
@@ -57,27 +56,29 @@ class Notifier:
         """Say in one line how it is, for ``systemctl status``; passwords are left out."""
         self._tell(*_status(text))
 
-    def watch(self, alive: Callable[[], bool]) -> None:
-        """Feed systemd's watchdog from a thread, while ``alive`` returns true.
+    @contextlib.contextmanager
+    def watching(self, alive: Callable[[], bool]) -> Iterator[None]:
+        """Feed systemd's watchdog from a thread while the body runs and ``alive`` returns true.
 
-        ``alive`` is asked twice in the time that systemd allows. When it returns false, fails or
-        hangs for longer, systemd ends the application, and starts it again. Without a watchdog for
-        this process nothing is asked.
+        ``alive`` is asked at once, and twice in the time that systemd allows. When it returns
+        false, fails or hangs for longer, systemd ends the application, and starts it again. Without
+        a watchdog for this process nothing is asked.
         """
-        if self._every is None or self._watch is not None:
+        if self._every is None:
+            yield
             return
-        self._watch = threading.Thread(
-            target=self._feed, args=(alive, self._every), name="watchdog", daemon=True
+        done = threading.Event()
+        feeder = threading.Thread(
+            target=self._feed, args=(alive, self._every, done), name="watchdog", daemon=True
         )
-        self._watch.start()
+        feeder.start()
+        try:
+            yield
+        finally:
+            done.set()
+            feeder.join(_PATIENCE)  # one that hangs in ``alive`` is left behind
 
-    def close(self) -> None:
-        """End the thread of ``watch``, unless it hangs in ``alive``; may be called twice."""
-        self._done.set()
-        if self._watch is not None:
-            self._watch.join(_PATIENCE)
-
-    def _feed(self, alive: Callable[[], bool], every: float) -> None:
+    def _feed(self, alive: Callable[[], bool], every: float, done: threading.Event) -> None:
         while True:
             try:
                 lives = alive()
@@ -86,7 +87,7 @@ class Notifier:
                 lives = False
             if lives:
                 self._tell("WATCHDOG=1")
-            if self._done.wait(every):
+            if done.wait(every):
                 return
 
     def _tell(self, *lines: str) -> None:

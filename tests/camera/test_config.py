@@ -83,13 +83,14 @@ def test_values_come_with_their_lines(file: Path) -> None:
     }
     assert config.where("fps") == "camera.toml, line 3, fps"
     assert config.where("camera", "door", "source") == "camera.toml, line 6, camera.door.source"
-    door, yard = config.where_of("door"), config.where_of("back yard")
-    assert door("deadline_ms") == "camera.toml, line 7, camera.door.deadline_ms"
-    assert yard("roi") == 'camera.toml, line 11, camera."back yard".roi'
+    place = "camera.toml, line 7, camera.door.deadline_ms"
+    assert config.where_of("door", "deadline_ms") == place
+    assert config.where_of("back yard", "roi") == 'camera.toml, line 11, camera."back yard".roi'
     place = 'camera.toml, line 13, camera."back yard".roi.gate.2'
     assert config.where("camera", "back yard", "roi", "gate", 2) == place
     # What is not given lacks in its table, or in the file.
-    assert yard("every") == 'camera.toml, line 9, camera."back yard".every'
+    place = 'camera.toml, line 9, camera."back yard".every'
+    assert config.where_of("back yard", "every") == place
     assert config.where("jsonl") == "camera.toml, jsonl"
     assert config.where() == "camera.toml"
 

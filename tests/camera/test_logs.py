@@ -27,7 +27,7 @@ def event(text: str = "back", camera: str = "door", level: str = "info") -> Even
 
 
 def quiet(file: Path, **options: int) -> EventLog:
-    return EventLog(file, stream=None, utc=True, **options)  # type: ignore[arg-type]
+    return EventLog(file, stderr=False, utc=True, **options)  # type: ignore[arg-type]
 
 
 def test_a_line_holds_time_level_camera_and_text(tmp_path: Path) -> None:
@@ -143,10 +143,13 @@ log.close()
     assert lines[-1].endswith("door: last")
 
 
-def test_a_folder_that_vanishes_and_comes_back(tmp_path: Path) -> None:
+def test_a_folder_that_vanishes_and_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, told = tmp_path / "disk", io.StringIO()
     folder.mkdir()
-    log = EventLog(folder / "log", size=10_000, keep=1, stream=told)
+    log = EventLog(folder / "log", size=10_000, keep=1)
+    monkeypatch.setattr(sys, "stderr", told)  # what is there when an event comes counts
     log.event(event("x" * 1990))
     folder.rename(tmp_path / "gone")
     for _ in range(20):  # it fails when it rotates
@@ -234,14 +237,19 @@ def test_a_file_beside_the_journal_gets_times(tmp_path: Path, told: str) -> None
     assert [line.split()[1] for line in lines] == ["info", "warning", "error"]
 
 
-def test_a_standard_error_that_is_gone_disturbs_nothing(tmp_path: Path) -> None:
+def test_a_standard_error_that_is_gone_disturbs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with open(writing, "w") as broken:
-        log = EventLog(tmp_path / "log", stream=broken)
+        monkeypatch.setattr(sys, "stderr", broken)
+        log = EventLog(tmp_path / "log")
         log.event(event())
         with pytest.raises(BrokenPipeError):
             broken.close()  # what waits in it
+    log.event(event())  # it is closed
+    monkeypatch.setattr(sys, "stderr", None)
     log.event(event())
     log.close()
-    assert len((tmp_path / "log").read_text().splitlines()) == 2
+    assert len((tmp_path / "log").read_text().splitlines()) == 3

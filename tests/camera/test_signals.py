@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from lgvit_edge.camera.signals import Signals
+from lgvit_edge.camera.signals import asked_to_stop
 
 NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # Writes lines as fast as it can, and waits now and then in a lock, as a pipeline does.
 LOOP = """
 import sys, threading
-from lgvit_edge.camera.signals import Signals
+from lgvit_edge.camera.signals import asked_to_stop
 
 changed, woken = threading.Condition(), 0
 def wake():
@@ -28,12 +28,14 @@ def wake():
         woken += 1
         changed.notify_all()
 
-with Signals(wake) as signals, open(sys.argv[1], "a", buffering=1) as file:
+with asked_to_stop() as asked, open(sys.argv[1], "a", buffering=1) as file:
+    asked.wake = wake
     print("ready", flush=True)
     for number in range(10**9):
-        if signals.take_reload():
+        if asked.reload:
+            asked.reload = False
             print("reloaded", flush=True)
-        if signals.stopping:
+        if asked.stop:
             break
         file.write(f"line {number} ends here\\n")
         if number % 100 == 99:
@@ -93,30 +95,32 @@ def handlers() -> dict[signal.Signals, object]:
 
 def test_the_first_ctrl_c_asks_and_the_second_acts(handlers: dict[signal.Signals, object]) -> None:
     woken = threading.Event()
-    with pytest.raises(KeyboardInterrupt), Signals(woken.set) as signals:
+    with pytest.raises(KeyboardInterrupt), asked_to_stop() as asked:
+        asked.wake = woken.set
         signal.raise_signal(signal.SIGINT)
-        assert signals.stopping and woken.wait(10)
+        assert asked.stop and asked.interrupted and woken.wait(10)
         signal.raise_signal(signal.SIGINT)
     assert {number: signal.getsignal(number) for number in NUMBERS} == handlers
 
 
-def test_a_reload_is_taken_once() -> None:
-    with Signals(lambda: None) as signals:
-        assert not signals.take_reload()
+def test_a_reload_is_no_stop_and_sigterm_is_no_interrupt() -> None:
+    with asked_to_stop() as asked:
         signal.raise_signal(signal.SIGHUP)
-        assert signals.take_reload() and not signals.take_reload() and not signals.stopping
+        assert asked.reload and not asked.stop
+        signal.raise_signal(signal.SIGTERM)
+        assert asked.stop and not asked.interrupted
 
 
 def test_without_reload_a_closed_terminal_stops() -> None:
-    with Signals(lambda: None, reloads=False) as signals:
+    with asked_to_stop(reloads=False) as asked:
         signal.raise_signal(signal.SIGHUP)
-        assert signals.stopping and not signals.take_reload()
+        assert asked.stop and not asked.reload
 
 
 def test_everything_is_put_back(handlers: dict[signal.Signals, object]) -> None:
     threads, files = threading.active_count(), len(os.listdir("/proc/self/fd"))
     for _ in range(3):
-        with Signals(lambda: None):
+        with asked_to_stop():
             assert all(signal.getsignal(number) != handlers[number] for number in NUMBERS)
     assert {number: signal.getsignal(number) for number in NUMBERS} == handlers
     assert threading.active_count() == threads
@@ -125,10 +129,11 @@ def test_everything_is_put_back(handlers: dict[signal.Signals, object]) -> None:
 
 def test_more_signals_than_the_pipe_holds_block_nobody() -> None:
     held = threading.Event()
-    with Signals(held.wait) as signals:
+    with asked_to_stop() as asked:
+        asked.wake = held.wait  # type: ignore[assignment]
         for _ in range(70_000):
             signal.raise_signal(signal.SIGHUP)
-        assert signals.take_reload()
+        assert asked.reload
         held.set()
 
 
@@ -136,8 +141,8 @@ def test_another_thread_gets_no_signals_and_no_error() -> None:
     before, seen = signal.getsignal(signal.SIGTERM), []
 
     def run() -> None:
-        with Signals(lambda: None) as signals:
-            seen.append((signals.stopping, signal.getsignal(signal.SIGTERM)))
+        with asked_to_stop() as asked:
+            seen.append((asked.stop, signal.getsignal(signal.SIGTERM)))
 
     thread = threading.Thread(target=run)
     thread.start()

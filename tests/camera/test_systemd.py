@@ -66,26 +66,30 @@ def test_a_status_is_one_harmless_line(manager: socket.socket) -> None:
     assert heard(manager) == [r"STATUS=\ud800"]
 
 
+def watchdogs() -> int:
+    return sum(thread.name == "watchdog" for thread in threading.enumerate())
+
+
 def test_the_watchdog_is_fed_twice_in_its_time_while_alive(manager: socket.socket) -> None:
     lives = threading.Event()
     lives.set()
     notifier = Notifier({"NOTIFY_SOCKET": address(manager), "WATCHDOG_USEC": "200000"})
-    notifier.watch(lives.is_set)
-    began = time.monotonic()
-    for _ in range(4):
+    with notifier.watching(lives.is_set):
+        began = time.monotonic()
+        for _ in range(4):
+            assert heard(manager) == ["WATCHDOG=1"]
+        assert 0.25 < time.monotonic() - began < 5  # at once, then every 0.1 s
+        lives.clear()
+        manager.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            while True:  # one may be under way
+                heard(manager)
+        lives.set()
+        manager.settimeout(10)
         assert heard(manager) == ["WATCHDOG=1"]
-    assert 0.25 < time.monotonic() - began < 5  # at once, then every 0.1 s
-    lives.clear()
-    manager.settimeout(0.5)
-    with pytest.raises(TimeoutError):
-        while True:  # one may be under way
-            heard(manager)
-    lives.set()
-    manager.settimeout(10)
-    assert heard(manager) == ["WATCHDOG=1"]
-    notifier.close()
-    notifier.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "watchdog"]
+    assert not watchdogs()
+    with notifier.watching(lives.is_set):  # again, after a reload
+        assert heard(manager) == ["WATCHDOG=1"]
 
 
 def test_what_fails_when_asked_is_not_alive(manager: socket.socket) -> None:
@@ -93,10 +97,9 @@ def test_what_fails_when_asked_is_not_alive(manager: socket.socket) -> None:
         raise ValueError("broken")
 
     notifier = Notifier({"NOTIFY_SOCKET": address(manager), "WATCHDOG_USEC": "100000"})
-    notifier.watch(alive)
-    assert heard(manager) == ["STATUS=internal error, ValueError: broken"]
-    assert heard(manager) == ["STATUS=internal error, ValueError: broken"]
-    notifier.close()
+    with notifier.watching(alive):
+        assert heard(manager) == ["STATUS=internal error, ValueError: broken"]
+        assert heard(manager) == ["STATUS=internal error, ValueError: broken"]
 
 
 @pytest.mark.parametrize(
@@ -114,17 +117,14 @@ def test_without_a_watchdog_for_us_nobody_is_asked(
     tmp_path: Path, variables: dict[str, str]
 ) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify"), **variables})
-    notifier.watch(lambda: pytest.fail("was asked"))
-    assert not [thread for thread in threading.enumerate() if thread.name == "watchdog"]
-    notifier.close()
+    with notifier.watching(lambda: pytest.fail("was asked")):
+        assert not watchdogs()
 
 
 def test_the_watchdog_is_ours_by_its_process(manager: socket.socket) -> None:
     variables = {"WATCHDOG_USEC": "1000000", "WATCHDOG_PID": str(os.getpid())}
-    notifier = Notifier({"NOTIFY_SOCKET": address(manager), **variables})
-    notifier.watch(lambda: True)
-    assert heard(manager) == ["WATCHDOG=1"]
-    notifier.close()
+    with Notifier({"NOTIFY_SOCKET": address(manager), **variables}).watching(lambda: True):
+        assert heard(manager) == ["WATCHDOG=1"]
 
 
 @pytest.mark.parametrize("where", ["", "relative", "/no/such/socket", "/" + 200 * "x", "vsock:2:1"])
@@ -134,9 +134,8 @@ def test_without_systemd_nothing_happens(where: str) -> None:
         notifier.ready("text")
         notifier.reloading()
         notifier.status("text")
-        notifier.watch(lambda: True)
-        notifier.stopping()
-        notifier.close()
+        with notifier.watching(lambda: True):
+            notifier.stopping()
 
 
 def test_a_systemd_that_reads_nothing_holds_nobody_up(tmp_path: Path) -> None:
