@@ -225,6 +225,6 @@ def _parse(path: Path, text: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
             raise UsageError(f"{path}: no valid TOML: {escaped(said)}") from None
         line = place["line"] or str(text.rstrip("\r\n").count("\n") + 1)
         column = f", column {place['column']}" if place["column"] else ""
-        what = said[: place.start()]
+        what = said[: place.start()].replace("Can not", "Cannot")  # of older versions
         what = _CURES.get(what, what[:1].lower() + what[1:])
         raise UsageError(f"{path}, line {line}{column}: {escaped(what)}") from None
