@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from lgvit_edge.errors import UsageError
 
-_LOGIN = re.compile(r"(?<=://)[^/@\s]*@")
-_SECRET = re.compile(r"(?i)([\w-]*(?:pass|pwd|token|key|secret|auth)[\w-]*=)[^&;\s!]+")
+_LOGIN = re.compile(r"(?<=://)[^/\s]*@")  # to the last @: passwords hold some unquoted
+# Bounded, so that a long text of strangers takes no longer than it must.
+_SECRET = re.compile(r"(?i)((?:pass|pwd|token|key|secret|auth)[\w-]{0,99}=)[^&;\s!]+")
 
 
 def without_secrets(text: str) -> str:
