@@ -85,6 +85,7 @@ def started() -> Iterator[Make]:
     yield make
     for outlet, sink in made:
         sink.free.set()
+        sink.fault = None
         outlet.close()
 
 
