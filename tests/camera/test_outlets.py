@@ -288,9 +288,7 @@ def test_a_slow_sink_is_closed_in_time_and_still_ends_its_files(started: Make) -
     assert counts.taken == len(sink.frames) and counts.taken + counts.lost == 500
 
 
-def test_a_sink_that_hangs_is_left_behind(
-    started: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sink_that_hangs_is_left_behind(started: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "_FAREWELL", 0.1)
     sink = Recorder()
     sink.free.clear()

@@ -14,7 +14,9 @@ import pytest
 from shots import until
 
 # Debian installs it where only root looks.
-MOSQUITTO = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+MOSQUITTO = shutil.which(
+    "mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
+)
 
 
 def free_port() -> int:

@@ -148,7 +148,9 @@ class LineStream:
         except BrokenPipeError:
             self.close()
             if self.place == STDOUT:
-                raise SinkError("standard output is closed: who read it ended", final=True) from None
+                raise SinkError(
+                    "standard output is closed: who read it ended", final=True
+                ) from None
             raise OSError(errno.EPIPE, "who read the pipe ended", self.place) from None
         except OSError as error:
             written = len(lines) - len(left)

@@ -17,6 +17,7 @@ from lgvit_edge._support.optional import require
 from lgvit_edge.camera.shot import Answer, Event, Shot
 from lgvit_edge.camera.sinks.base import Sink
 from lgvit_edge.camera.sinks.names import IN_TOPICS, as_name
+from lgvit_edge.camera.sinks.tls import tls_context
 from lgvit_edge.camera.sources.base import without_secrets
 from lgvit_edge.errors import SinkError, UsageError, in_one_line
 
@@ -75,7 +76,9 @@ class Mqtt(Sink):
         topic = topic.strip("/")
         bad = not topic or topic[0] == "$" or len(topic) > 1000 or set(topic) & set(IN_TOPICS)
         if bad or not topic.isprintable():
-            raise UsageError(f"expected a topic such as site/cameras, without + # $, found {topic!r}")
+            raise UsageError(
+                f"expected a topic such as site/cameras, without + # $, found {topic!r}"
+            )
         if qos not in (0, 1, 2) or isinstance(qos, bool):
             raise UsageError(f"qos must be 0, 1 or 2, found {qos!r}")
         self._topic, self._qos, self._cafile = topic, int(qos), cafile
@@ -198,7 +201,11 @@ class Mqtt(Sink):
             text = f"its certificate is not trusted ({error.verify_message}); give its CA as cafile"
         elif isinstance(error, OSError) and error.strerror:
             text = error.strerror
-        self._is(False, f"cannot connect to {self._shown}: {text}", isinstance(error, ssl.SSLCertVerificationError))
+        self._is(
+            False,
+            f"cannot connect to {self._shown}: {text}",
+            isinstance(error, ssl.SSLCertVerificationError),
+        )
 
     def _on_disconnect(
         self, client: Client, data: Any, flags: Any, reason: Any, properties: Any
@@ -214,20 +221,6 @@ class Mqtt(Sink):
         with self._changed:
             self._connected, self._problem, self._refused = connected, problem, refused
             self._changed.notify_all()
-
-
-def tls_context(cafile: str | os.PathLike[str] | None) -> ssl.SSLContext:
-    """Return what checks a server's certificate and name, against a file or the system's CAs.
-
-    Raises:
-        UsageError: the file cannot be read, or holds no certificates.
-    """
-    try:
-        return ssl.create_default_context(cafile=cafile)
-    except (OSError, ValueError) as error:
-        reason = "expected certificates in PEM" if isinstance(error, ssl.SSLError) else error
-        text = getattr(reason, "strerror", None) or reason
-        raise UsageError(f"cannot use cafile {os.fspath(cafile or '')!r}: {text}") from None
 
 
 def _acknowledged(info: MQTTMessageInfo, end: float) -> bool:
