@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lgvit_edge.camera.monitor import Monitor
 from lgvit_edge.camera.shot import Answer, Shot
 from lgvit_edge.runtime.result import Result
+from lgvit_edge.runtime.session import Session
+from lgvit_edge.runtime.stats import Recorder, Statistics
 
 START = 1_800_000_000.0  # seconds since 1970
 
@@ -82,3 +86,29 @@ def until(condition: Callable[[], object], what: str = "it", seconds: float = 20
     while not condition():
         assert time.monotonic() < end, f"{what} did not happen within {seconds} s"
         time.sleep(0.005)
+
+
+class Described:
+    """What a monitor asks of a session."""
+
+    point: str | None = "balanced"
+
+    def __init__(self) -> None:
+        self.manifest = SimpleNamespace(
+            segments=[SimpleNamespace(last_block=block) for block in (1, 2, 3, 4)],
+            points={"fast": None, "balanced": None},
+        )
+        self.policy = SimpleNamespace(to_json=lambda: {"name": "confidence"})
+        self.recorder = Recorder((1, 1, 1, 1))
+
+    @property
+    def stats(self) -> Statistics:
+        return self.recorder.snapshot()
+
+    def describe(self) -> dict[str, Any]:
+        return {"backend": "onnxruntime", "device": "a CPU", "precision": "fp32"}
+
+
+def monitor(*cameras: str) -> Monitor:
+    """A monitor of cameras, of a session that only tells of itself."""
+    return Monitor(cast(Session, Described()), {name: f"rtsp://{name}" for name in cameras})
