@@ -69,8 +69,10 @@ def test_a_narrow_terminal_cuts_names_and_not_lines() -> None:
     watched = monitor("x" * 300)
     watched.shot(shot("x" * 300, label="y" * 300))
     watched.event(Event(0.0, "", "z" * 300))
-    assert all(len(row) <= 100 for row in text_of(watched, 100).splitlines())
-    assert len(text_of(watched, 100).splitlines()) == 4
+    for width in (80, 100):
+        rows = text_of(watched, width).splitlines()
+        assert len(rows) == 4 and all(len(row) <= width for row in rows)
+        assert re.match(r"x+… +opening +y+… +90.0% +2 +3 +0.0 +5.0 +5.0 +0 +0$", rows[2])
 
 
 @pytest.fixture

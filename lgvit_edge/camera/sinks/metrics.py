@@ -47,8 +47,8 @@ def _metrics(known: Mapping[str, Any]) -> Iterator[tuple[str, str, str, _Samples
     about = ("backend", "device", "precision", "policy", "point")
     info = {key: "" if known[key] is None else known[key] for key in about}
     yield "info", "gauge", "What runs.", iter([("", info, 1)])
-    uptime = iter([("", {}, f"{known['uptime_s']:.1f}")])
-    yield "uptime_seconds", "gauge", "Time since the start.", uptime
+    uptime = f"{known['uptime_s']:.1f}"
+    yield "uptime_seconds", "gauge", "Time since the start.", iter([("", {}, uptime)])
     for key, text in _COUNTED.items():
         yield f"camera_{key}_total", "counter", text, of_cameras(key)
     exits = (

@@ -85,17 +85,22 @@ class Screen:
 
 def drawn(known: Mapping[str, Any]) -> Group:
     """Return a monitor's snapshot as tables for a terminal."""
-    parts: list[Table | Text] = [plain(_headline(known), "bold"), _cameras(known)]
+    parts: list[Table | Text] = [_on_a_line(_headline(known), "bold"), _cameras(known)]
     for name, counts in known["sinks"].items():
         if counts["error"] or counts["lost"] or counts["refused"]:
-            parts.append(plain(f"{name}: {_fate(counts)}", "red" if counts["error"] else "yellow"))
+            style = "red" if counts["error"] else "yellow"
+            parts.append(_on_a_line(f"{name}: {_fate(counts)}", style))
     for event in known["events"][-_EVENTS:]:
         line = f"{_clock(event['time'])} {_event(event)}"
-        parts.append(plain(line, _STYLES.get(event["level"], "dim")))
-    for part in parts:
-        if isinstance(part, Text):
-            part.no_wrap, part.overflow = True, "ellipsis"
+        parts.append(_on_a_line(line, _STYLES.get(event["level"], "dim")))
     return Group(*parts)
+
+
+def _on_a_line(text: str, style: str = "") -> Text:
+    """Return text that stays on one line, cut where it is too long."""
+    line = plain(" ".join(text.split()), style)
+    line.no_wrap, line.overflow = True, "ellipsis"
+    return line
 
 
 def _headline(known: Mapping[str, Any]) -> str:
@@ -109,24 +114,16 @@ def _headline(known: Mapping[str, Any]) -> str:
 def _cameras(known: Mapping[str, Any]) -> Table:
     numbers = ("confidence", "exit", "block", "fps", "p50 ms", "p99 ms", "dropped", "errors")
     rows = table("camera", "state", "answer", numbers=numbers)
-    for name in ("camera", "answer"):
-        column = next(column for column in rows.columns if column.header == name)
-        column.no_wrap, column.overflow = True, "ellipsis"
+    rows.columns[1].no_wrap = True  # names give way first
     for name, camera in known["cameras"].items():
-        latency, said = camera["latency_ms"], camera["last"]
+        latency = camera["latency_ms"]
         measured = [f"{latency[q]:.1f}" if latency else "" for q in ("p50", "p99")]
-        counted = [str(camera["dropped"]), str(camera["errors"])]
+        numbers_shown = [f"{camera['fps']:.1f}", *measured, camera["dropped"], camera["errors"]]
         state = plain(camera["state"], _STYLES.get(camera["state"], "dim"))
-        first, *regions = said or [None]
-        shown = [_answer(first)] + [_answer(answer) for answer in regions]
-        rows.add_row(
-            plain(name),
-            state,
-            *shown[0],
-            *map(plain, [f"{camera['fps']:.1f}", *measured, *counted]),
-        )
-        for answer in shown[1:]:  # of further regions
-            rows.add_row("", "", *answer)
+        first, *regions = camera["last"] or [None]
+        rows.add_row(_on_a_line(name), state, *_answer(first), *map(plain, map(str, numbers_shown)))
+        for answer in regions:
+            rows.add_row("", "", *_answer(answer))
     return rows
 
 
@@ -138,7 +135,7 @@ def _answer(answer: Mapping[str, Any] | None) -> list[Text]:
         text = f"{answer['region']}: {text}"
     style = "yellow" if answer["unsure"] else ""
     sure = _sure(answer)
-    return [plain(text, style), *map(plain, (sure, str(answer["exit"]), str(answer["block"])))]
+    return [_on_a_line(text, style), *map(plain, (sure, str(answer["exit"]), str(answer["block"])))]
 
 
 def _sure(answer: Mapping[str, Any]) -> str:
