@@ -363,3 +363,25 @@ def test_a_failed_batch_comes_again_as_a_whole(started: Make) -> None:
     sink.fault = None
     outlet.close()
     assert sink.frames == list(range(10)) and outlet.counts.taken == 10
+
+
+def test_of_a_refused_batch_only_what_is_at_fault_is_refused(started: Make) -> None:
+    class Particular(Batches):
+        def take_batch(self, shots: Sequence[Shot]) -> None:
+            self.attempts += 1
+            assert self.free.wait(20)
+            if any(shot.frame == 3 for shot in shots):
+                raise SinkError("it is too large", final=True)
+            super().take_batch(shots)
+
+    sink = Particular()
+    sink.free.clear()
+    outlet, _ = started(sink)
+    outlet.put(shot(frame=0))
+    until(lambda: sink.attempts)
+    for frame in range(1, 9):
+        outlet.put(shot(frame=frame))
+    sink.free.set()
+    counts = outlet.close()
+    assert (counts.taken, counts.refused, counts.lost, counts.waiting) == (8, 1, 0, 0)
+    assert sink.frames == [0, 1, 2, 4, 5, 6, 7, 8] and sink.sizes == [1, 1, 1, 1, 4]

@@ -175,6 +175,41 @@ def test_a_server_is_left_in_peace_as_long_as_it_asks_within_bounds(
     assert len(server.posts) == 1
 
 
+def test_a_wrong_token_or_address_is_no_storm(
+    server: Server, hooked: Hooked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+
+    def refuse() -> Reply:
+        nonlocal asked
+        asked += 1
+        return 403, {}
+
+    server.reply = refuse
+    sink, now = hooked(server.url), time.monotonic()
+    for frame in range(50):
+        with pytest.raises(SinkError, match="answers 403") as raised:
+            sink.take(shot(frame=frame))
+        assert raised.value.final
+    assert asked == 1
+    monkeypatch.setattr(time, "monotonic", lambda: now + 20)
+    with pytest.raises(SinkError, match="answers 403"):
+        sink.take(shot())
+    assert asked == 2
+
+
+def test_an_answer_that_the_server_refuses_costs_no_other(server: Server, hooked: Hooked) -> None:
+    outlet = Outlet(hooked(server.url), lambda event: None)
+    for frame in range(20):
+        outlet.put(shot(frame=frame))
+    replies = iter([(422, {})] + [(422, {}) if i == 5 else (200, {}) for i in range(20)])
+    server.reply = lambda: next(replies)
+    outlet.start()
+    counts = outlet.close()
+    assert (counts.taken, counts.refused) == (19, 1)
+    assert server.frames() == [i for i in range(20) if i != 5]
+
+
 def test_an_idle_connection_that_the_server_ended_is_no_failure(
     server: Server, hooked: Hooked
 ) -> None:

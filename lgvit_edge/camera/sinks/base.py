@@ -55,7 +55,7 @@ class Sink(ABC):
     def take_batch(self, shots: Sequence[Shot]) -> None:
         """Take at most ``batch`` shots, in their order; raises as ``take``.
 
-        Where it raises, all of them are given again, or with a final error none.
+        Where it raises, all of them are given again; with a final error each of them, alone.
         """
         for shot in shots:
             self.take(shot)
@@ -216,10 +216,14 @@ class Outlet:
             with self._changed:
                 self._wait(_PAUSES[min(attempt, len(_PAUSES) - 1)])
             attempt += 1
+        if fate == "refused" and len(shots) > 1:
+            for shot in shots:  # perhaps only one of them is the reason
+                self._feed([shot])
+            return
         with self._changed:
             if self._closed:
                 return  # they were counted as lost
-            self._busy = 0
+            self._busy -= len(shots)
             self._taken += len(shots) * (fate == "taken")
             self._lost += len(shots) * (fate == "lost")
             self._refused += len(shots) * (fate == "refused")

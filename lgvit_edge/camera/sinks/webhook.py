@@ -20,6 +20,8 @@ from lgvit_edge.errors import SinkError, UsageError, in_one_line
 
 TOKEN = "LGVIT_EDGE_WEBHOOK_TOKEN"
 _LATER = (408, 425, 429)  # of those that say that the request is wrong, these may pass
+_WRONG_PLACE = (401, 403, 404, 405, 410)  # these say it of the token or the address
+_REFUSED_FOR = 10.0  # seconds in which the server is then not asked again
 _LONGEST_PAUSE = 300.0  # seconds, whatever the server asks for
 _MOST_READ = 1 << 16  # bytes of a server's answer that are read to keep the connection
 
@@ -65,7 +67,8 @@ class Webhook(Sink):
         self._headers = {"Content-Type": "application/json", "User-Agent": "lgvit-edge"}
         self._connection: http.client.HTTPConnection | None = None
         self._posted: dict[tuple[str, str | None], str | None] = {}  # label by camera and region
-        self._pause: tuple[float, SinkError] | None = None  # until when (time.monotonic()), and why
+        # Until which time.monotonic() nothing is posted, why, and whether for ever.
+        self._pause = float("-inf"), "", False
 
     def open(self) -> None:
         """Read the token and the certificates; the server is not asked yet."""
@@ -91,9 +94,9 @@ class Webhook(Sink):
                 answers.append(answer.to_json())
         if not answers:
             return
-        if self._pause is not None and time.monotonic() < self._pause[0]:
-            raise self._pause[1]
-        self._pause = None
+        until, reason, final = self._pause
+        if time.monotonic() < until:
+            raise SinkError(reason, final=final)
         self._post(dumps(answers, indent=None).encode())
         self._posted = posted if self._changes else {}
 
@@ -134,10 +137,12 @@ class Webhook(Sink):
             raise SinkError(f"{text}, a redirect, which is not followed: give the final address")
         if status in (401, 403):
             text += f"; check {TOKEN}"
-        refusal = SinkError(text, final=400 <= status < 500 and status not in _LATER)
-        if later > 0 and not refusal.final:
-            self._pause = time.monotonic() + later, refusal
-        raise refusal
+        final = 400 <= status < 500 and status not in _LATER
+        if status in _WRONG_PLACE:  # whatever is posted
+            later = _REFUSED_FOR
+        if not final or status in _WRONG_PLACE:
+            self._pause = time.monotonic() + later, text, final
+        raise SinkError(text, final=final)
 
     def _exchange(
         self, connection: http.client.HTTPConnection, body: bytes
