@@ -36,7 +36,7 @@ def draw(image: Image, answers: Sequence[Answer]) -> Image:
     """
     drawn = image.copy()
     height, width = drawn.shape[:2]
-    size = max(10, min(48, min(height, width) // 20))
+    size = max(10, min(32, min(height, width) // 20))
     below = 0  # of captions of the whole frame, which stand one below the other
     for answer in answers:
         color = _UNSURE if answer.unsure else _SURE
@@ -113,7 +113,7 @@ def _put(image: Image, bar: Image, left: int, top: int) -> None:
     image[top : top + bar.shape[0], left : left + bar.shape[1]] = bar
 
 
-@lru_cache(maxsize=2048)  # a few MB: as many as there are tenths of per cents
+@lru_cache(maxsize=512)  # of at most some 100 KB each
 def _bar(text: str, size: int, color: tuple[int, int, int]) -> Image:
     """Return a text on a bar of its colour, ``[h, w, 3] uint8``."""
     from PIL import Image as pillow

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import re
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from processes import python
 from rich.console import Console
 from shots import answer, monitor, shot, until
 
@@ -22,6 +26,7 @@ from lgvit_edge.camera.sinks.kinds import SinkKind, register_sink, sink_kind, si
 from lgvit_edge.camera.sinks.metrics import prometheus
 from lgvit_edge.camera.sinks.screen import Screen, drawn
 from lgvit_edge.errors import UsageError
+from lgvit_edge.runtime.session import Session
 
 HOSTILE = 'g[red]ate"\\\n\x1b[2J\udc80'
 
@@ -238,3 +243,27 @@ def test_kinds_can_be_added(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(made, Mine) and made.loud and made.target == "here"
     with pytest.raises(ValueError, match="there is a sink kind 'jsonl' already"):
         register_sink(SinkKind("jsonl", "FILE", "again", JsonLines))
+
+
+def test_prometheus_and_the_table_read_a_real_session(bundle: Path) -> None:
+    with Session.open(bundle) as session:
+        watched = Monitor(session, {"gate": "rtsp://gate"})
+        said = session.predict(np.zeros((48, 64, 3), np.uint8))
+        told = dataclasses.replace(answer(), guess=said.label, label=said.label, result=said)
+        watched.shot(shot("gate", 0, told))
+        assert samples(prometheus(watched))['lgvit_edge_camera_frames_total{camera="gate"}'] == 1
+        assert "onnxruntime on " in text_of(watched)
+
+
+def test_sinks_are_there_without_the_extra() -> None:
+    code = """
+import importlib, pkgutil, sys
+for name in ("cv2", "av", "paho", "paho.mqtt", "paho.mqtt.client"):
+    sys.modules[name] = None
+import lgvit_edge.camera.drawing, lgvit_edge.camera.sinks as sinks
+for module in pkgutil.iter_modules(sinks.__path__):
+    importlib.import_module(f"{sinks.__name__}.{module.name}")
+from lgvit_edge.camera.sinks.kinds import sink_kinds
+print(*[name for kind in sink_kinds() for name in kind.settings])
+"""
+    assert "max_mb keep topic" in python(code)
