@@ -142,7 +142,7 @@ class Statistics(StreamStatistics):
             lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
             for stream, counts in self.streams.items():
                 given = [*common.items(), ("stream", stream)]
-                shared = ",".join(f'{key}="{_escaped(value)}"' for key, value in given)
+                shared = ",".join(f'{key}="{label_value(value)}"' for key, value in given)
                 for suffix, label, value in counts.samples()[metric]:
                     lines.append(f"{name}{suffix}{{{shared}{label}}} {value}")
         return "\n".join(lines) + "\n"
@@ -236,6 +236,7 @@ def _summary(times: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, float]:
     return {"mean": float(times.mean()), **named}
 
 
-def _escaped(text: str) -> str:
+def label_value(text: str) -> str:
+    """Return text as it stands between the quotes of a label's value for Prometheus."""
     text = str(text).encode("utf-8", "replace").decode()  # names of files may hold half characters
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

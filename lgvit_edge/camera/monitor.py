@@ -15,6 +15,7 @@ from lgvit_edge.camera.shot import Event, Shot, State
 from lgvit_edge.camera.sinks.base import SinkCounts
 from lgvit_edge.machine.power import find_meters
 from lgvit_edge.runtime.session import Session
+from lgvit_edge.runtime.stats import Statistics
 
 _SPAN = 10.0  # seconds over which rates are counted
 _WINDOW = 512  # answers of a camera over which latencies are counted
@@ -73,6 +74,11 @@ class Monitor:
         """Return the newest shot of a camera, with its picture; None before the first."""
         with self._lock:
             return self._cameras[camera].picture
+
+    @property
+    def stats(self) -> Statistics:
+        """What the session itself has counted."""
+        return self._session.stats
 
     @property
     def cameras(self) -> list[str]:

@@ -16,7 +16,7 @@ _SUFFIXES = (
 )
 SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES)
 # What systems put into folders besides hidden files (.DS_Store, ._x.jpg); in lower case
-_OF_SYSTEMS = frozenset(
+OF_SYSTEMS = frozenset(
     {
         *("__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information"),
         *("lost+found", "thumbs.db", "desktop.ini"),
@@ -149,7 +149,7 @@ def _entries(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
     try:
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
-                if entry.name.startswith(".") or entry.name.lower() in _OF_SYSTEMS:
+                if entry.name.startswith(".") or entry.name.lower() in OF_SYSTEMS:
                     continue
                 path = folder / entry.name
                 if path.is_dir() if entry.is_symlink() else entry.is_dir():

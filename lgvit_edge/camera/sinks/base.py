@@ -7,14 +7,17 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from lgvit_edge.camera.shot import Event, Shot
 from lgvit_edge.errors import SinkError, in_one_line
 
 _PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds before the next attempt; the last one repeats
+_FAREWELL = 3.0  # seconds in which a sink may end what it writes, once it is given no more
+_QUIET = 10.0  # seconds between two events that say that a sink fails
+_LOSSES = 60.0  # seconds between two events that say that a sink is too slow
 
 
 class Sink(ABC):
@@ -24,11 +27,13 @@ class Sink(ABC):
         name: what it is called in counts, logs and settings.
         images: whether it needs the picture.
         room: shots that may wait for it, while it is slow or fails.
+        batch: shots that it takes at once, where so many wait.
     """
 
     name: ClassVar[str]
     images: ClassVar[bool] = False
     room: ClassVar[int] = 10_000
+    batch: ClassVar[int] = 1
 
     def open(self) -> None:  # noqa: B027 - most sinks have nothing to check
         """Check, before any camera is opened, that it can work as asked.
@@ -47,6 +52,14 @@ class Sink(ABC):
             OSError: likewise.
         """
 
+    def take_batch(self, shots: Sequence[Shot]) -> None:
+        """Take at most ``batch`` shots, in their order; raises as ``take``.
+
+        Where it raises, all of them are given again; with a final error each of them, alone.
+        """
+        for shot in shots:
+            self.take(shot)
+
     def event(self, event: Event) -> None:  # noqa: B027 - most sinks show no events
         """Take an event; raises as ``take``, but is not tried again."""
 
@@ -58,11 +71,13 @@ class Sink(ABC):
 class SinkCounts:
     """What a sink has done so far.
 
+    Every shot that was put counts as one of the four.
+
     Attributes:
         taken: shots it took.
-        lost: shots it will never get, because too many waited.
+        lost: shots it will never get, because too many waited, or because it was closed.
         refused: shots it will never take.
-        waiting: shots that wait.
+        waiting: shots that wait, with those that it is being given.
         error: what keeps it from working now; empty where nothing does.
     """
 
@@ -76,8 +91,9 @@ class SinkCounts:
 class Outlet:
     """Feeds one sink from a queue of its own, so that it can neither stop nor slow the others.
 
-    While the sink fails, the same shot is tried again with growing pauses. When ``sink.room`` shots
-    wait, the oldest is lost and counted; or, with ``patient``, whoever puts the next one waits.
+    While the sink fails, the same shots are tried again with growing pauses. When ``sink.room``
+    shots wait, the oldest is lost and counted; or, with ``patient``, whoever puts the next one
+    waits. Shots and events arrive in the order in which they were put.
     """
 
     def __init__(self, sink: Sink, tell: Callable[[Event], None], *, patient: bool = False) -> None:
@@ -85,16 +101,22 @@ class Outlet:
 
         Args:
             sink: what is fed.
-            tell: is given an event when the sink begins to fail, works again, or loses shots.
+            tell: is given an event when the sink begins to fail, works again, or loses shots; not
+                more often than every few seconds.
             patient: whether nothing may be lost: for sources that can wait, such as files.
         """
         self.sink, self._tell, self._patient = sink, tell, patient
         self._queue: deque[Shot | Event] = deque()
         self._shots = 0  # of the queue
+        self._busy = 0  # shots that the sink is being given
         self._changed = threading.Condition()
         self._taken = self._lost = self._refused = 0
-        self._error, self._hurry = "", False
+        self._error = ""
         self._deadline: float | None = None  # time.monotonic() after which nothing is tried again
+        self._closed = False
+        # What people know: the last failure, empty where it works, and how many shots were lost.
+        self._told, self._told_at = "", float("-inf")
+        self._told_lost, self._told_lost_at = 0, float("-inf")
         self._thread = threading.Thread(target=self._run, name=f"sink {sink.name}", daemon=True)
 
     def start(self) -> None:
@@ -105,15 +127,19 @@ class Outlet:
     def counts(self) -> SinkCounts:
         """What the sink has done so far."""
         with self._changed:
-            return SinkCounts(self._taken, self._lost, self._refused, self._shots, self._error)
+            waiting = self._shots + self._busy
+            return SinkCounts(self._taken, self._lost, self._refused, waiting, self._error)
 
     def put(self, shot: Shot) -> None:
-        """Line a shot up."""
+        """Line a shot up; after ``close`` it is lost."""
         if not self.sink.images:
             shot = dataclasses.replace(shot, image=None)  # pictures that wait would fill memory
         with self._changed:
             while self._patient and self._shots >= self.sink.room and self._deadline is None:
                 self._changed.wait()
+            if self._closed:
+                self._lost += 1
+                return
             if self._shots >= self.sink.room:
                 self._drop_oldest()
             self._queue.append(shot)
@@ -123,23 +149,32 @@ class Outlet:
     def put_event(self, event: Event) -> None:
         """Line an event up, if there is room."""
         with self._changed:
-            if len(self._queue) < 2 * self.sink.room:
+            if len(self._queue) < 2 * self.sink.room and not self._closed:
                 self._queue.append(event)
                 self._changed.notify_all()
 
     def close(self, seconds: float = 5.0) -> SinkCounts:
         """Feed what waits, for at most so many seconds, then close the sink; return its counts.
 
-        What is left then is lost. A sink that hangs is left behind.
+        What is left then is lost. A sink that hangs is left behind, a few seconds later.
         """
         with self._changed:
-            self._deadline = time.monotonic() + seconds
+            if self._deadline is None:
+                self._deadline = time.monotonic() + seconds
             self._changed.notify_all()
-        if self._thread.is_alive():
-            self._thread.join(seconds + 1.0)
+        if self._thread.ident is not None:
+            self._thread.join(seconds)
+            with self._changed:
+                self._lost, self._shots = self._lost + self._shots, 0
+                self._queue.clear()
+            self._thread.join(_FAREWELL)
+        elif not self._closed:
+            self._guarded(self.sink.close)
         with self._changed:
-            self._lost, self._shots = self._lost + self._shots, 0
+            self._lost += self._shots + self._busy
+            self._shots = self._busy = 0
             self._queue.clear()
+            self._closed = True
         return self.counts
 
     def _drop_oldest(self) -> None:
@@ -151,57 +186,71 @@ class Outlet:
     def _run(self) -> None:
         """Feed the sink to the end; runs in a thread."""
         while (item := self._next()) is not None:
-            if isinstance(item, Shot):
-                self._feed(item)
-            else:
+            if isinstance(item, Event):
                 self._guarded(lambda item=item: self.sink.event(item))  # type: ignore[misc]
+            else:
+                self._feed(item)
         self._guarded(self.sink.close)
 
-    def _next(self) -> Shot | Event | None:
+    def _next(self) -> list[Shot] | Event | None:
+        """Return the next shots, as many as the sink takes at once, or the next event."""
         with self._changed:
             while not self._queue and self._deadline is None:
                 self._changed.wait()
-            if not self._queue:
-                return None
-            item = self._queue.popleft()
-            if isinstance(item, Shot):
-                self._shots -= 1
-                self._changed.notify_all()
-            return item
+            shots: list[Shot] = []
+            while self._queue and len(shots) < self.sink.batch:
+                if isinstance(self._queue[0], Event) and shots:
+                    break
+                item = self._queue.popleft()
+                if isinstance(item, Event):
+                    return item
+                shots.append(item)
+            self._shots -= len(shots)
+            self._busy = len(shots)
+            self._changed.notify_all()  # there is room
+            return shots or None
 
-    def _feed(self, shot: Shot) -> None:
+    def _feed(self, shots: list[Shot]) -> None:
         attempt = 0
-        while True:
-            fault, final = self._guarded(lambda: self.sink.take(shot))
-            if not fault:
-                with self._changed:
-                    self._taken += 1
-                self._works()
-                return
+        while (fate := self._try(shots)) is None:
             with self._changed:
-                if final:
-                    self._refused += 1
-                    return
-                if self._deadline is not None and time.monotonic() >= self._deadline:
-                    self._lost += 1
-                    return
-                if not self._patient and self._shots >= self.sink.room:
-                    self._lost += 1  # it is the oldest
-                    return
-                pause = _PAUSES[min(attempt, len(_PAUSES) - 1)]
-                if self._deadline is not None:
-                    pause = min(pause, max(0.0, self._deadline - time.monotonic()))
-                self._wait(pause)
+                self._wait(_PAUSES[min(attempt, len(_PAUSES) - 1)])
             attempt += 1
+        if fate == "refused" and len(shots) > 1:
+            for shot in shots:  # perhaps only one of them is the reason
+                self._feed([shot])
+            return
+        with self._changed:
+            if self._closed:
+                return  # they were counted as lost
+            self._busy -= len(shots)
+            self._taken += len(shots) * (fate == "taken")
+            self._lost += len(shots) * (fate == "lost")
+            self._refused += len(shots) * (fate == "refused")
+        if fate == "taken":
+            self._works()
+
+    def _try(self, shots: list[Shot]) -> Literal["taken", "lost", "refused"] | None:
+        """Give shots to the sink once; return what became of them, None if it is not decided."""
+        fault, final = self._guarded(lambda: self.sink.take_batch(shots))
+        if not fault:
+            return "taken"
+        if final:
+            return "refused"
+        with self._changed:
+            if self._deadline is not None and time.monotonic() >= self._deadline:
+                return "lost"
+            if not self._patient and self._shots >= self.sink.room:
+                return "lost"  # they are the oldest
+        return None
 
     def _wait(self, pause: float) -> None:
-        """Wait so long, or until the outlet is to close."""
-        end = time.monotonic() + pause
-        begun_closing = self._deadline is not None
-        while (left := end - time.monotonic()) > 0:
-            self._changed.wait(left)
-            if self._deadline is not None and not begun_closing:
-                return
+        """Wait so long, until the outlet begins to close, or while it closes until it must."""
+        if self._deadline is not None:
+            pause = min(pause, max(0.0, self._deadline - time.monotonic()))
+            self._changed.wait_for(lambda: self._closed, pause)
+        else:
+            self._changed.wait_for(lambda: self._deadline is not None, pause)
 
     def _guarded(self, call: Callable[[], None]) -> tuple[bool, bool]:
         """Call the sink; return whether it failed, and whether it would fail for ever."""
@@ -212,22 +261,34 @@ class Outlet:
             self._fails(str(error))
             return True, error.final
         except OSError as error:
-            self._fails(error.strerror or str(error))
+            of = f"{error.filename}: " if error.filename is not None else ""
+            self._fails(f"{of}{error.strerror or error}")
             return True, False
         except Exception as error:  # a bug of one sink disturbs no other
             self._fails(f"internal error, {in_one_line(error)}")
             return True, True
 
     def _fails(self, text: str) -> None:
+        """Remember a failure, and tell of it unless people know, or were told of one just now."""
         with self._changed:
-            known, self._error = self._error, text
-        if known != text:
-            self._tell(Event(time.time(), "", f"{self.sink.name} fails: {text}", "error"))
+            self._error = text
+            now = time.monotonic()
+            if text == self._told or now - self._told_at < _QUIET:
+                return
+            self._told, self._told_at = text, now
+        self._tell(Event(time.time(), "", f"{self.sink.name} fails: {text}", "error"))
 
     def _works(self) -> None:
-        if not self._error:
-            return
+        """Tell that the sink works again, or that it is too slow, where people should know."""
         with self._changed:
-            self._error, lost = "", self._lost
+            known, self._told, self._error = self._told, "", ""
+            lost, now = self._lost, time.monotonic()
+            slow = lost > self._told_lost and now - self._told_lost_at >= _LOSSES
+            if known or slow:
+                self._told_lost, self._told_lost_at = lost, now
         more = f"; {lost} shots were lost so far" if lost else ""
-        self._tell(Event(time.time(), "", f"{self.sink.name} works again{more}"))
+        if known:
+            self._tell(Event(time.time(), "", f"{self.sink.name} works again{more}"))
+        elif slow:
+            text = f"{self.sink.name} does not keep up{more}"
+            self._tell(Event(time.time(), "", text, "warning"))
