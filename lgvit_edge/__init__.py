@@ -29,6 +29,7 @@ from lgvit_edge.errors import (
 )
 
 if TYPE_CHECKING:
+    from lgvit_edge.camera import Camera as Camera
     from lgvit_edge.export import BuilderOptions as BuilderOptions
     from lgvit_edge.export import ExportOptions as ExportOptions
     from lgvit_edge.export import build_engines as build_engines
@@ -79,6 +80,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "lgvit_edge.camera": ("Camera",),
     "lgvit_edge.export": ("BuilderOptions", "ExportOptions", "build_engines", "export_bundle"),
     "lgvit_edge.images.preprocess": ("load_rgb",),
     "lgvit_edge.model": ("load_checkpoint",),

@@ -12,6 +12,7 @@ from lgvit_edge import __version__
 from lgvit_edge._support.terminal import say
 from lgvit_edge.cli.bench import bench
 from lgvit_edge.cli.build import build
+from lgvit_edge.cli.camera import camera
 from lgvit_edge.cli.compare import compare
 from lgvit_edge.cli.demo import demo
 from lgvit_edge.cli.device_report import device_report
@@ -67,6 +68,7 @@ for command in (
     profile,
     compare,
     predict,
+    camera,
     verify,
     info,
     doctor,

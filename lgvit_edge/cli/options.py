@@ -7,6 +7,7 @@ import errno
 import functools
 import inspect
 import io
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -303,7 +304,20 @@ class Command(TyperCommand):
         return parameters
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse what was typed; raise ``UsageError`` where it names the bundle elsewhere."""
+        """Parse what was typed; raise ``UsageError`` where it names the bundle elsewhere.
+
+        An option whose value stands in brackets in the help may be typed without it.
+        """
+        optional = {
+            name
+            for parameter in self.params
+            if re.fullmatch(r"\[[^\[\]]*\]", getattr(parameter, "metavar", None) or "")
+            for name in parameter.opts
+        }
+        args = [
+            f"{argument}=" if argument in optional and following.startswith("-") else argument
+            for argument, following in zip(args, [*args[1:], "-"], strict=True)
+        ]
         if (fault := misplaced(str(self.name), self.params, args)) is not None:
             raise UsageError(fault)
         return super().parse_args(ctx, args)
