@@ -6,14 +6,19 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge.errors import UsageError
 
-_LOGIN = re.compile(r"(?<=://)[^/@\s]*@")
-_SECRET = re.compile(r"(?i)([\w-]*(?:pass|pwd|token|key|secret|auth)[\w-]*=)[^&;\s!]+")
+# A slash in a password is not valid, but is typed; digits after a host are a port.
+_LOGIN = re.compile(r"(?<=://)(?:[^/\s]*@|[^/\s:@]+:(?!\d+/)\S*@)")
+_SECRET = re.compile(
+    r"(?i)([\w-]*(?:pass|pwd|pw|token|key|secret|auth|user|usr|login)[\w-]*=)"
+    r"""("[^"]*"?|'[^']*'?|[^&;\s!]+)"""
+)
 
 
 def without_secrets(text: str) -> str:
@@ -26,9 +31,14 @@ class Source(ABC):
 
     Attributes:
         fps: frames per second that it says it has; None where it does not say.
+        position: of a recording, how many seconds after its first picture the one belongs that was
+            read last; None where pictures come at the pace of whoever sends them.
+        mixed: whether pictures of several sizes are nothing to report.
     """
 
     fps: float | None = None
+    position: float | None = None
+    mixed: ClassVar[bool] = False
 
     @abstractmethod
     def read(self) -> NDArray[np.uint8] | None:
@@ -41,6 +51,9 @@ class Source(ABC):
             DataError: this picture cannot be decoded: read on.
             StalledError: nothing came in time.
         """
+
+    def interrupt(self) -> None:  # noqa: B027 - some return soon anyway
+        """Let a ``read`` in another thread return soon; what it returns or raises is of no use."""
 
     def close(self) -> None:  # noqa: B027 - some hold nothing open
         """Free what is open; may be called twice."""
