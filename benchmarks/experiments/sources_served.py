@@ -47,14 +47,13 @@ def draw(number):
     moment = int(time.monotonic() * TICKS) % 2**BITS
     return blocks(number) + blocks(moment) + b"".join(moved) + chroma
 
-def push(source):
+def push(source, over):
     number, due = 0, time.monotonic()
-    while True:
-        time.sleep(max(0, due - time.monotonic()))
+    while not over.wait(max(0, due - time.monotonic())):
         due += 1 / fps
-        if source.emit("push-buffer", Gst.Buffer.new_wrapped(draw(number))) != Gst.FlowReturn.OK:
-            return
-        number += 1
+        # It takes none before it is started, and none in between.
+        if source.emit("push-buffer", Gst.Buffer.new_wrapped(draw(number))) == Gst.FlowReturn.OK:
+            number += 1
 
 class Factory(GstRtspServer.RTSPMediaFactory):
     def do_create_element(self, url):
@@ -66,13 +65,14 @@ class Factory(GstRtspServer.RTSPMediaFactory):
 
     def do_configure(self, media):
         source = media.get_element().get_by_name_recurse_up("source")
-        threading.Thread(target=push, args=(source,), daemon=True).start()
+        over = threading.Event()
+        media.connect("unprepared", lambda media: over.set())
+        threading.Thread(target=push, args=(source, over), daemon=True).start()
 
 server = GstRtspServer.RTSPServer()
 server.set_address("127.0.0.1")
 server.set_service(port)
-factory = Factory()
-factory.set_shared(True)
+factory = Factory()  # each client has a stream of its own, which begins with a key frame
 if login:
     auth = GstRtspServer.RTSPAuth()
     token = GstRtspServer.RTSPToken()
@@ -196,9 +196,11 @@ def shown(image: NDArray[np.uint8]) -> tuple[int, float]:
 
 
 def paced(fps: float, frames: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield frames at a rate."""
-    due = time.monotonic()
-    for frame in frames:
+    """Yield frames at a rate; each is asked for when it is due."""
+    due, left = time.monotonic(), iter(frames)
+    while True:
         time.sleep(max(0.0, due - time.monotonic()))
         due += 1 / fps
+        if (frame := next(left, None)) is None:
+            return
         yield frame

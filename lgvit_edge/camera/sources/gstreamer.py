@@ -2,7 +2,8 @@
 
 OpenCV's wheels have no GStreamer in them, and a process of its own can hang or crash alone. It
 writes PPM: every picture says its size, so the size may change, and its colours are exact.
-YUV4MPEG2 says the size once, and GStreamer's ``y4menc`` goes on under it after a change.
+YUV4MPEG2 says the size once, and GStreamer's ``y4menc`` goes on under it after a change. For RTSP
+a pipeline delivers frames one frame time sooner than PyAV (benchmarks/results/sources.txt).
 """
 
 from __future__ import annotations
