@@ -136,11 +136,10 @@ def test_a_file_keeps_its_pace_and_catches_up(tmp_path: Path) -> None:
     for frame in feed:
         starts.append(frame.start)
         if frame.number == 3:
-            time.sleep(0.25)  # five frames are late then
+            time.sleep(0.6)  # all others are late then
     assert len(starts) == 12
     assert starts[3] - starts[0] >= 0.145
-    assert starts[8] - starts[4] < 0.15  # not skipped
-    assert 0.54 <= starts[-1] - starts[0] < 1.5
+    assert starts[-1] - starts[4] < 0.3  # they take 0.35 s at their pace
 
 
 def test_a_file_loops_and_frames_are_numbered_through(tmp_path: Path) -> None:
@@ -183,6 +182,12 @@ def test_every_third_frame(tmp_path: Path) -> None:
         seen.thread.join(5)
     assert [frame.number for frame in seen.frames] == [0, 3, 6, 9]
     assert seen.missed == {"skipped": 6}
+
+
+def test_a_camera_whose_frames_are_not_wanted_is_not_stalled(scripted: Callable[..., str]) -> None:
+    with Watched(scripted(ever), every=200, timeout=0.3) as seen:
+        until(lambda: len(seen.frames) == 2, lambda: seen.texts)
+    assert seen.states == ["opening", "live", "ended"]
 
 
 def test_frames_without_motion_are_skipped(scripted: Callable[..., str]) -> None:

@@ -159,6 +159,8 @@ class Feed:
             if self._stopped.is_set():
                 return None
             self._note_missed(news, now)
+            if news.skipped:
+                heard, bad_since = now, None  # it delivers, if nothing that is wanted
             if (read := news.picture) is not None:
                 heard, bad_since, patience = now, None, self._timeout
                 self._note_live(connection, read)

@@ -1,10 +1,10 @@
 """Reads network streams and video files, with PyAV.
 
-Measured against OpenCV and GStreamer on the same pictures (benchmarks/results/sources.txt): it opens
-an RTSP camera in 0.06 s instead of OpenCV's 0.95, delivers frames half as old (36 ms, 69), and
-decodes files 1.3 times as fast. A pipeline of GStreamer's is faster still for RTSP (4 ms), because
-FFmpeg waits for the next frame to know where one ends; but it needs programs of the system. PyAV
-also tells errors apart, and says which frames are damaged.
+Measured against OpenCV and GStreamer on the same pictures (benchmarks/results/sources.txt), it
+opens an RTSP camera in 0.06 s instead of OpenCV's 0.95, delivers frames half as old (36 ms, 69),
+and decodes files 1.3 times as fast. A pipeline of GStreamer's is faster still for RTSP (4 ms),
+because FFmpeg waits for the next frame to know where one ends; but it needs programs of the system.
+PyAV also tells errors apart, and says which frames are damaged.
 """
 
 from __future__ import annotations
