@@ -87,7 +87,15 @@ class StalledError(LGViTEdgeError, TimeoutError):
 
 
 class SourceError(LGViTEdgeError):
-    """A camera cannot be opened, or its connection broke."""
+    """A camera cannot be opened, or its connection broke.
+
+    Attributes:
+        denied: whether it wants another login, so that trying again soon may lock the account.
+    """
+
+    def __init__(self, message: str, *, denied: bool = False) -> None:
+        super().__init__(message)
+        self.denied = denied
 
 
 class SinkError(LGViTEdgeError):

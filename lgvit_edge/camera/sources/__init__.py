@@ -1,1 +1,3 @@
-"""Sources: where pictures come from."""
+"""Sources: where pictures come from. Importing any of them registers the kinds there are."""
+
+import lgvit_edge.camera.sources.kinds  # noqa: F401 - registers them

@@ -6,15 +6,20 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge.errors import UsageError
 
-_LOGIN = re.compile(r"(?<=://)[^/\s]*@")  # to the last @: passwords hold some unquoted
-# Bounded, so that a long text of strangers takes no longer than it must.
-_SECRET = re.compile(r"(?i)((?:pass|pwd|token|key|secret|auth)[\w-]{0,99}=)[^&;\s!]+")
+# A slash in a password is not valid, but is typed; digits after a host are a port. All is bounded,
+# so that a long text of strangers takes no longer than it must.
+_LOGIN = re.compile(r"(?<=://)(?:[^/\s]{0,999}@|[^/\s:@]{1,99}:(?!\d+/)\S{0,999}@)")
+_SECRET = re.compile(
+    r"(?i)((?:pass|pwd|pw|token|key|secret|auth|user|usr|login)[\w-]{0,99}=)"
+    r"""("[^"]{0,999}"?|'[^']{0,999}'?|[^&;\s!]+)"""
+)
 
 
 def without_secrets(text: str) -> str:
@@ -27,9 +32,14 @@ class Source(ABC):
 
     Attributes:
         fps: frames per second that it says it has; None where it does not say.
+        position: of a recording, how many seconds after its first picture the one belongs that was
+            read last; None where pictures come at the pace of whoever sends them.
+        mixed: whether pictures of several sizes are nothing to report.
     """
 
     fps: float | None = None
+    position: float | None = None
+    mixed: ClassVar[bool] = False
 
     @abstractmethod
     def read(self) -> NDArray[np.uint8] | None:
@@ -42,6 +52,9 @@ class Source(ABC):
             DataError: this picture cannot be decoded: read on.
             StalledError: nothing came in time.
         """
+
+    def interrupt(self) -> None:  # noqa: B027 - some return soon anyway
+        """Let a ``read`` in another thread return soon; what it returns or raises is of no use."""
 
     def close(self) -> None:  # noqa: B027 - some hold nothing open
         """Free what is open; may be called twice."""
