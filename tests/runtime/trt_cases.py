@@ -1034,7 +1034,7 @@ def test_where_they_differ_the_host_has_the_last_word(compiled: Path) -> None:
 
 @once
 def test_policies_with_a_memory_are_the_hosts(compiled: Path) -> None:
-    why = "the host decides where images stop.*decides by more than one exit's confidence"
+    why = "the host decides where images stop.*decides is more than one exit's confidence"
     bundle = compiled / "fixed"
     with Session.open(bundle, backend="onnxruntime") as ort:
         for rule in (policy.Patience(2), policy.Ensemble(0.4), policy.PatientConfidence(0.2, 2)):
