@@ -189,7 +189,7 @@ class Session(LoadedBundle):
             self._note(policy)
 
     def _follow(self, *, averaging: bool) -> None:
-        """Tell a chain that decides by itself the policy's rule; none where a memory decides too."""
+        """Tell a chain that decides by itself the policy's rule, or none: a memory decides too."""
         self._averaging = averaging
         if (follow := getattr(self.chain, "follow", None)) is not None:
             follow(None if averaging else self._rule)
@@ -622,9 +622,7 @@ def open_in_float32(
     return Session(bundle, policy, chain_opener(bundle, chosen.backend, chosen.options))
 
 
-def _checked_memories(
-    memories: Sequence[Memory | None], count: int
-) -> Sequence[Memory | None]:
+def _checked_memories(memories: Sequence[Memory | None], count: int) -> Sequence[Memory | None]:
     """Return memories that fit so many images.
 
     Raises:

@@ -109,7 +109,11 @@ def test_what_is_too_old_is_forgotten(kind: str, text: str, bundle: Path) -> Non
             (found,) = session.run(image, starts=[start], memories=[smoother.memory])
             return smoother.take(found, start).confidence
 
-        for gap, kept in ((smoothing.seconds, True), (smoothing.seconds + 0.01, False), (-1, False)):
+        for gap, kept in (
+            (smoothing.seconds, True),
+            (smoothing.seconds + 0.01, False),
+            (-1, False),
+        ):
             smoother = smoothing.start()
             if kind == "majority":
                 smoother.take(result(other, 1.0), 100.0)

@@ -201,9 +201,9 @@ def test_a_run_that_fails_leaves_the_memory_as_it_was(
 def test_a_camera_that_was_away_starts_anew(session: Session) -> None:
     session.policy = "never"
     memory, image = Memory(8, lifetime=2), scene(1, 1)[0]
-    for start, frames in ((0.0, 1), (1.0, 2), (60.0, 1), (61.0, 2)):
+    for start, remembered in ((0.0, 1), (1.0, 2), (60.0, 1), (61.0, 2)):
         session.run(session.prepare([image]), starts=[start], memories=[memory])
-        assert memory.frames == frames
+        assert memory.frames == remembered
     session.predict(image, memory=memory)  # begins now
     assert memory.frames == 1
 
@@ -229,9 +229,7 @@ def test_the_counts_are_as_ever(bundle: Path) -> None:
     with Session.open(bundle, backend="onnxruntime") as session:
         memories = [Memory(), Memory()]
         for _ in range(2):
-            session.run(
-                session.prepare(frames(2)), memories=memories, streams=["gate", "yard"]
-            )
+            session.run(session.prepare(frames(2)), memories=memories, streams=["gate", "yard"])
         assert {name: s.images for name, s in session.stats.streams.items()} == {
             "": 0,
             "gate": 2,
@@ -263,9 +261,7 @@ def test_memories_that_fit_no_images_are_refused(
 
 
 @pytest.mark.parametrize("policy", [Patience(2), PatientConfidence(0.5, 2)])
-def test_a_policy_that_counts_exits_that_agree_is_refused(
-    session: Session, policy: Policy
-) -> None:
+def test_a_policy_that_counts_exits_that_agree_is_refused(session: Session, policy: Policy) -> None:
     session.policy = policy
     memory = Memory()
     message = (
