@@ -92,7 +92,12 @@ def main(
         name: [row(own, other) for own, other in zip(answers, plain, strict=True)]
         for name, answers in runs.items()
     }
-    equal = [line for name in kinds if name != SINGLE for line in at_equal_speed(runs[name], plain)]
+    equal = [
+        {"name": name} | line
+        for name in kinds
+        if name != SINGLE
+        for line in at_equal_speed(runs[name], plain)
+    ]
     changing = float(np.mean([len(set(c)) > 1 for c in plain[-1].classes.tolist()]))
     say(
         f"{scenes} scenes of {frames} frames; the final classifier changes its mind within "
