@@ -313,15 +313,15 @@ def at_equal_speed(own: Sequence[Answers], plain: Sequence[Answers]) -> list[dic
         values = figures(np.arange(count), speed_up)
         drawn = [figures(rng.integers(0, count, count), speed_up) for _ in range(_BOOTSTRAPS)]
         errors = np.std(drawn, axis=0)
-        single, gain, early, faster = (None if np.isnan(v) else v for v in values)
+        single, gain, more, faster = (None if np.isnan(value) else value for value in values)
         lines.append(
             {
                 "speed_up": speed_up,
                 "single": single,
                 "gain": gain,
                 "gain_error": None if gain is None else float(errors[1]),
-                "early_gain": early,
-                "early_gain_error": None if early is None else float(errors[2]),
+                "early_gain": more,
+                "early_gain_error": None if more is None else float(errors[2]),
                 "as_accurate_at": faster,
                 "as_accurate_at_error": None if np.isnan(errors[3]) else float(errors[3]),
             }
@@ -348,8 +348,9 @@ def _print(rows: Mapping[str, Sequence[dict[str, Any]]], equal: Sequence[dict[st
         "{name} | {threshold} | {accuracy:.1%} | {accuracy_change} | {early:.1%} | {early_change} "
         "| {macs_speedup:.2f}x | {macs_change} | {changes:.1f}"
     )
-    numbers = ("accuracy", "change", f"first {EARLY} after a cut", "change ", "speed-up")
-    numbers += ("change of MACs, of the baseline's", "other answers in a scene")
+    after = f"first {EARLY} after a cut"
+    costs = ("speed-up", "change of MACs, of the baseline's", "other answers in a scene")
+    numbers = ("accuracy", "change", after, "change ", *costs)
     console.print(table_of(shown, cells, "smoothing", "threshold", numbers=numbers))
     console.print()
     lines = [
@@ -359,8 +360,8 @@ def _print(rows: Mapping[str, Sequence[dict[str, Any]]], equal: Sequence[dict[st
         for line in equal
     ]
     cells = "{name} | {speed_up:.2f}x | {single:.1%} | {gain} | {early_gain} | {as_accurate_at}"
-    numbers = ("single frames", "gain", f"gain, first {EARLY} after a cut", "as accurate at")
-    console.print(table_of(lines, cells, "smoothing", "speed-up", numbers=numbers))
+    gains = ("single frames", "gain", f"gain, {after}", "as accurate at")
+    console.print(table_of(lines, cells, "smoothing", "speed-up", numbers=gains))
 
 
 def _changed(

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from lgvit_edge._support.numbers import real, whole
 from lgvit_edge.errors import UsageError
-from lgvit_edge.policies.scores import Floats, log_softmax
+from lgvit_edge.policies.scores import Floats, confidence, log_softmax
 
 LONGEST = 1000  # frames of a window
 LIFETIME = 5.0  # seconds
-OVERRULED = 0.9
+_SURE = 0.9  # probability above which an exit's own class overrules what was before
 
 Classes = tuple[str, ...] | int  # their names, or how many there are where they have none
 
@@ -105,11 +105,15 @@ class Averages:
         """
         count = classes if isinstance(classes, int) else len(classes)
         self._memories, self._starts, self._classes = memories, starts, classes
-        self._states = [m and m._at(start) for m, start in zip(memories, starts, strict=True)]
-        self._shares = np.zeros((len(memories), 1), np.float32)  # of the memory in the average
-        self._logs = np.zeros((len(memories), count), np.float32)
+        self._states = [
+            None if memory is None else memory._at(start)
+            for memory, start in zip(memories, starts, strict=True)
+        ]
+        # The average is ``logits * rest + older``, in which rows without a memory stay as they are.
+        self._rest = np.ones((len(memories), 1), np.float32)
+        self._older = np.zeros((len(memories), count), np.float32)
         self._best = np.full(len(memories), -1)
-        self._mixed = np.zeros(len(memories), np.bool_)  # at the exit last seen
+        self._alone = np.ones(len(memories), np.bool_)  # not averaged at the exit last seen
         self._next: dict[int, _State] = {}  # by row
         for row, (memory, state) in enumerate(zip(memories, self._states, strict=True)):
             if memory is None or state is None:
@@ -120,8 +124,10 @@ class Averages:
                     "or take one for each bundle"
                 )
             older = memory._fade * state.weight
-            self._shares[row] = older / (1 + older)
-            self._logs[row], self._best[row] = state.logs, state.best
+            self._rest[row] = 1 / (1 + older)
+            self._older[row] = np.float32(older / (1 + older)) * state.logs
+            self._best[row] = state.best
+        self._known = self._best >= 0
 
     def mix(self, rows: NDArray[np.intp], logits: Floats, scale: float) -> Floats:
         """Returns the logits that decide and answer, ``[len(rows), C]``, given an exit's own.
@@ -129,18 +135,19 @@ class Averages:
         ``scale`` is the exit's. Rows without a memory, and those that overrule it, stay as they
         are.
         """
-        known = np.flatnonzero(self._shares[rows])
-        if not len(known):
-            return logits
-        own = log_softmax(logits[known] * np.float32(scale))
-        sure = own.max(axis=-1) > _SURE
-        kept = np.flatnonzero(~(sure & (own.argmax(axis=-1) != self._best[rows[known]])))
-        known, own = known[kept], own[kept]
-        self._mixed[rows] = False
-        self._mixed[rows[known]] = True
-        share = self._shares[rows[known]]
-        mixed = logits.copy()
-        mixed[known] = ((1 - share) * own + share * self._logs[rows[known]]) / np.float32(scale)
+        # This runs between two segments. Logits need not be made log-probabilities first: that
+        # would add the same to all classes.
+        rest, older, best, known = self._rest, self._older, self._best, self._known
+        if len(rows) < len(known):
+            rest, older, best, known = rest[rows], older[rows], best[rows], known[rows]
+        mixed = logits * rest
+        mixed += older if scale == 1.0 else older / np.float32(scale)
+        self._alone[rows] = ~known
+        other = np.flatnonzero(known & (logits.argmax(axis=-1) != best))
+        if len(other):
+            sure = other[confidence(logits[other] * np.float32(scale)) > _SURE]
+            mixed[sure] = logits[sure]
+            self._alone[rows[sure]] = True
         return mixed
 
     def take(self, rows: NDArray[np.intp], logits: Floats, scale: float) -> None:
@@ -150,7 +157,7 @@ class Averages:
             if memory is None:
                 continue
             weight, frames = 1.0, 1
-            if state is not None and self._mixed[row]:
+            if state is not None and not self._alone[row]:
                 weight, frames = 1 + memory._fade * state.weight, state.frames + 1
             best, start = int(logs.argmax()), self._starts[row]
             self._next[row] = _State(logs, best, weight, frames, start, self._classes)
@@ -161,6 +168,3 @@ class Averages:
             memory = self._memories[row]
             assert memory is not None
             memory._state = state
-
-
-_SURE = np.float32(math.log(OVERRULED))
