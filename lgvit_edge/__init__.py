@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from lgvit_edge.policies import Ensemble as Ensemble
     from lgvit_edge.policies import Entropy as Entropy
     from lgvit_edge.policies import FixedExit as FixedExit
+    from lgvit_edge.policies import Memory as Memory
     from lgvit_edge.policies import Never as Never
     from lgvit_edge.policies import Patience as Patience
     from lgvit_edge.policies import PatientConfidence as PatientConfidence
@@ -89,6 +90,7 @@ _HOMES = {
         "Ensemble",
         "Entropy",
         "FixedExit",
+        "Memory",
         "Never",
         "Patience",
         "PatientConfidence",

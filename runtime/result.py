@@ -49,7 +49,7 @@ class Result:
             ``Entropy``: the entropy in nats, where less is surer. ``Patience``, ``FixedExit`` and
             ``Never`` compare no such number: the largest probability. The final classifier has no
             threshold: the same number of its logits, divided by a temperature where one holds for
-            all exits.
+            all exits. With a ``Memory``, the same of the average over frames.
         exit: exit taken, 1..M + 1, counted through all passes; M + 1 is the final classifier.
         block: block after which that exit lies, in its pass.
         pass_number: the pass that answered, from 1.

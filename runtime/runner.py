@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.errors import BackendError, LGViTEdgeError, in_one_line
 from lgvit_edge.images.inputs import Inputs
-from lgvit_edge.policies import Confidence, Departures, Policy, Tracker
+from lgvit_edge.policies import Averages, Confidence, Departures, Policy, Tracker
 from lgvit_edge.runtime.backends.base import Chain, ChainInParts, GpuChain, GpuImages
 from lgvit_edge.runtime.deadlines import SegmentClock
 from lgvit_edge.runtime.result import Result
@@ -20,6 +20,7 @@ from lgvit_edge.runtime.result import Result
 T = TypeVar("T")
 _LARGEST = 1e18  # logit, by size
 _LARGEST_SQUARE = _LARGEST**2
+_ALONE = np.zeros(1, np.intp)  # the rows of a batch of one
 _vdot = np.vdot  # unlike np.dot it does not warn of overflow
 
 
@@ -132,16 +133,17 @@ class Walk:
         policy: Policy,
         start: float,
         deadline_ms: float | None = None,
+        averages: Averages | None = None,
     ) -> Result:
         """Classify one image, the usual case on a device.
 
         It does what ``Departures`` does, without the bookkeeping of rows, which takes longer than
         the decision itself. Latency and the deadline begin at ``start``, a ``perf_counter()``; no
         segment is begun that may end after the deadline. Where a head is left out, its segment and
-        the next had to be in time before.
+        the next had to be in time before. With ``averages`` the policy decides on those.
         """
         if self.whole is not None and deadline_ms is None and isinstance(images, Inputs):
-            return self._run_whole(self.whole, images, policy, [start])[0]
+            return self._run_whole(self.whole, images, policy, [start], averages)[0]
         began = mark = time.perf_counter()
         chain, clock, tracker, last = self.chain, self.clock, policy.start(self._exits), self._exits
         begins, stopped = self._begins, "final"
@@ -170,6 +172,8 @@ class Walk:
                 logits = answer(chain, exit + 1)
                 if read:
                     logits = tracker.combine(logits)
+                    if averages is not None:
+                        logits = averages.mix(_ALONE, logits, tracker.scale(exit + 1))
                 if exit == last:
                     break
                 stop = read and tracker.step(exit + 1, logits)[0]
@@ -183,7 +187,10 @@ class Walk:
                     (now - start) * 1e3 + clock.longest(exit + 1) > deadline_ms
                 ):
                     stopped = "deadline"
-                    logits = logits if read else tracker.combine(logits)
+                    if not read:
+                        logits = tracker.combine(logits)
+                        if averages is not None:
+                            logits = averages.mix(_ALONE, logits, tracker.scale(exit + 1))
                     break
             exit += 1
             if (begun := begins[exit]) is not None:
@@ -191,6 +198,8 @@ class Walk:
                 now = time.perf_counter()
                 clock.add_start(exit, (now - mark) * 1e3)
                 mark = now
+        if averages is not None:
+            averages.take(_ALONE, logits, tracker.scale(exit + 1))
         index, score = int(logits[0].argmax()), float(tracker.score(exit + 1, logits)[0])
         result = self._result(tracker, index, score, exit + 1, start, began, stopped, deadline_ms)
         if exit == last:
@@ -198,13 +207,17 @@ class Walk:
         return result
 
     def run_batch(
-        self, images: Inputs | GpuImages, policy: Policy, starts: Sequence[float]
+        self,
+        images: Inputs | GpuImages,
+        policy: Policy,
+        starts: Sequence[float],
+        averages: Averages | None = None,
     ) -> list[Result]:
         """Classify a batch; images that exit leave it. Each has its own start."""
         if self.whole is not None and isinstance(images, Inputs):
-            return self._run_whole(self.whole, images, policy, starts)
+            return self._run_whole(self.whole, images, policy, starts, averages)
         began = time.perf_counter()
-        chain, batch = self.chain, Departures(policy, self._exits, len(images))
+        chain, batch = self.chain, Departures(policy, self._exits, len(images), averages)
         results: list[Result | None] = [None] * len(images)
         begin(chain, images)
         while True:
@@ -226,12 +239,21 @@ class Walk:
                 chain.keep(left.going)
 
     def _run_whole(
-        self, chain: Chain, images: Inputs, policy: Policy, starts: Sequence[float]
+        self,
+        chain: Chain,
+        images: Inputs,
+        policy: Policy,
+        starts: Sequence[float],
+        averages: Averages | None,
     ) -> list[Result]:
         """Classify images with the model without exits."""
         began, exit = time.perf_counter(), self._exits + 1
         chain.start(images.of(-1))
         logits, tracker = answer(chain, exit), policy.start(self._exits)
+        if averages is not None:
+            rows, scale = np.arange(len(images)), tracker.scale(exit)
+            logits = averages.mix(rows, logits, scale)
+            averages.take(rows, logits, scale)
         answers = zip(logits.argmax(axis=-1), tracker.score(exit, logits), starts, strict=True)
         return [
             self._result(tracker, int(index), float(score), exit, start, began, "final")

@@ -16,7 +16,7 @@ from lgvit_edge.bundle.directory import Bundle, open_bundle
 from lgvit_edge.errors import UsageError
 from lgvit_edge.images.inputs import Inputs
 from lgvit_edge.images.preprocess import ImageLike, check_color, check_several, several
-from lgvit_edge.policies import Policy, as_policy
+from lgvit_edge.policies import POLICIES, Averages, Memory, Policy, Rule, as_policy
 from lgvit_edge.runtime.backends.base import (
     Chain,
     ChainInParts,
@@ -55,6 +55,9 @@ class Session(LoadedBundle):
         self._recorder = Recorder(bundle.manifest.pass_numbers)
         self._rate: TargetRate | None = None
         self._point: str | None = None
+        self._rule: Rule | None = None  # the policy's, for a chain that decides by it
+        self._averaging = False  # whether the chain was last told to decide by none
+        self._not_averaged: list[str] = []  # names of policies in use that take no memory
         self._chosen = Chosen("")
         self._noted: set[str] = set()  # policies that a note was made of
         self.hooks: list[Callable[[Result], None]] = []
@@ -176,13 +179,20 @@ class Session(LoadedBundle):
                 rate.attach(self.manifest, clock.exit_ms(), clock.saved_ms())
             if self._rate is not None and self._rate is not rate:
                 self._rate.detach()
-            if (follow := getattr(self.chain, "follow", None)) is not None:
-                follow(None if rate is not None else tracker.rule())  # a rate's points vary
+            self._rule = None if rate is not None else tracker.rule()  # a rate's points vary
+            self._follow(averaging=False)
+            self._not_averaged = [policy.name for policy in policies if not policy.averages]
             self._walk.whole = whole
             self._policy, self._rate, self._point = policy, rate, None
         if self._chosen.lowered and self.notes and str(policy.to_json()) not in self._noted:
             self._noted.add(str(policy.to_json()))
             self._note(policy)
+
+    def _follow(self, *, averaging: bool) -> None:
+        """Tell a chain that decides by itself the policy's rule, or none: a memory decides too."""
+        self._averaging = averaging
+        if (follow := getattr(self.chain, "follow", None)) is not None:
+            follow(None if averaging else self._rule)
 
     def _load_blocks(self, policies: Sequence[Policy]) -> tuple[bool, ...]:
         """Make the chain ready to leave out heads that one of these policies does not read.
@@ -238,7 +248,12 @@ class Session(LoadedBundle):
         self._point = name
 
     def predict(
-        self, image: ImageLike, *, color: str = "rgb", deadline_ms: float | None = None
+        self,
+        image: ImageLike,
+        *,
+        color: str = "rgb",
+        deadline_ms: float | None = None,
+        memory: Memory | None = None,
     ) -> Result:
         """Classify one image of any size.
 
@@ -258,19 +273,22 @@ class Session(LoadedBundle):
                 later, at the segments' present speed (``deadlines.MISS``). Exit 1 always answers,
                 late if even that takes longer (``Result.late``). The first call with a deadline
                 warms the session up, unless that was done.
+            memory: of the frames before, for one camera: the answer is then averaged over time.
 
         Raises:
             DataError: the image is of another type or shape, is not where the backend can read it,
                 or cannot be read.
-            UsageError: the deadline is not a positive number, or there is no such color.
+            UsageError: the deadline is not a positive number, there is no such color, or the memory
+                is none, is of other classes, or not for this policy.
             BackendError: a logit is NaN or infinite, or the session is closed.
         """
         start = time.perf_counter()
         if deadline_ms is not None:
             _check_time("deadline_ms", deadline_ms)
+        memories = None if memory is None else _checked_memories([memory], 1)
         images = self._input([image], color, first=self._first_pass if deadline_ms is None else 0)
         prepare_ms = (time.perf_counter() - start) * 1e3
-        return self._run(images, [start], deadline_ms, prepare_ms)[0]
+        return self._run(images, [start], deadline_ms, prepare_ms, memories=memories)[0]
 
     def predict_batch(self, images: Sequence[ImageLike], *, color: str = "rgb") -> list[Result]:
         """Classify images together; those that exit leave the batch.
@@ -433,6 +451,7 @@ class Session(LoadedBundle):
         deadline_ms: float | None = None,
         prepare_ms: float = 0.0,
         streams: Sequence[str] | None = None,
+        memories: Sequence[Memory | None] | None = None,
     ) -> list[Result]:
         """Classify images that ``prepare`` returned, at most the largest batch.
 
@@ -444,10 +463,14 @@ class Session(LoadedBundle):
                 rate; 0 where another thread prepares them.
             streams: the name of each image's stream, under which ``Statistics.streams`` counts it;
                 default none.
+            memories: of the frames before each image, one for each camera or region: its answer is
+                then averaged over time. None for an image on its own.
 
         Raises:
-            UsageError: a deadline for several images, not as many ``starts`` or ``streams`` as
-                images, a name that is no text, or ``images`` is not what ``prepare`` returns.
+            UsageError: a deadline for several images, not as many ``starts``, ``streams`` or
+                ``memories`` as images, a name that is no text, a memory that is none, is there
+                twice, is of other classes or not for this policy, or ``images`` is not what
+                ``prepare`` returns.
             BackendError: a logit is NaN or infinite, or the session is closed.
         """
         self._check_input(images, self.max_batch)
@@ -460,8 +483,10 @@ class Session(LoadedBundle):
                 raise UsageError(f"a stream's name must be text, found {name!r}")
         if deadline_ms is not None and len(images) != 1:
             raise UsageError(f"a deadline is for one image, found {len(images)}")
+        if memories is not None:
+            memories = _checked_memories(memories, len(images))
         starts = [time.perf_counter()] * len(images) if starts is None else starts
-        return self._run(images, starts, deadline_ms, prepare_ms, streams)
+        return self._run(images, starts, deadline_ms, prepare_ms, streams, memories)
 
     def miss(self, stream: str, *, dropped: int = 0, errors: int = 0) -> None:
         """Count images of a stream that get no answer, for ``Statistics``; ``streams`` does it.
@@ -479,11 +504,15 @@ class Session(LoadedBundle):
         deadline_ms: float | None = None,
         prepare_ms: float = 0.0,
         streams: Sequence[str] | None = None,
+        memories: Sequence[Memory | None] | None = None,
     ) -> list[Result]:
         """Do what ``run`` does, with arguments that are known to fit."""
         with self._lock:
             self._check_open()
             count, rate = len(starts), self._rate
+            averages = None if memories is None else self._averages(memories, starts)
+            if (averages is not None) is not self._averaging:
+                self._follow(averaging=averages is not None)
             if deadline_ms is not None and not self._walk.clock.calibrated:
                 if isinstance(images, Inputs):
                     self._calibrate(images)
@@ -491,12 +520,16 @@ class Session(LoadedBundle):
                     self.warm_up()
             try:
                 if count == 1:
-                    results = [self._walk.run_one(images, self._policy, starts[0], deadline_ms)]
+                    results = [
+                        self._walk.run_one(images, self._policy, starts[0], deadline_ms, averages)
+                    ]
                 else:
-                    results = self._walk.run_batch(images, self._policy, starts)
+                    results = self._walk.run_batch(images, self._policy, starts, averages)
             finally:
                 if type(images) is not Inputs:
                     self._give_back(images)
+            if averages is not None:
+                averages.keep()
             if rate is not None:
                 network = max(result.network_ms for result in results) / count
                 pace = rate.pace
@@ -508,6 +541,25 @@ class Session(LoadedBundle):
             for result in results:
                 hook(result)
         return results
+
+    def _averages(
+        self, memories: Sequence[Memory | None], starts: Sequence[float]
+    ) -> Averages | None:
+        """Return what averages a batch with its memories; None where no image has one.
+
+        Raises:
+            UsageError: the policy takes none, or one is of other classes.
+        """
+        if not any(memories):
+            return None
+        if self._not_averaged:
+            fitting = ", ".join(name for name, kind in POLICIES.items() if kind.averages)
+            raise UsageError(
+                f"the policy {self._not_averaged[0]} cannot decide from answers averaged over "
+                f"frames, which a memory makes: expected one of {fitting}; set such a policy, or "
+                "leave out the memory"
+            )
+        return Averages(memories, starts, self.manifest.labels or self.manifest.num_classes)
 
     def describe(self) -> dict[str, Any]:
         """Return backend, version, device, threads and precision, for records.
@@ -574,6 +626,28 @@ def open_in_float32(
     options = ChainOptions(threads=threads, device=device, tensorrt=tensorrt)
     chosen = choose(bundle, backend, options)
     return Session(bundle, policy, chain_opener(bundle, chosen.backend, chosen.options))
+
+
+def _checked_memories(memories: Sequence[Memory | None], count: int) -> Sequence[Memory | None]:
+    """Return memories that fit so many images.
+
+    Raises:
+        UsageError: they do not.
+    """
+    if not isinstance(memories, Sequence):
+        raise UsageError(f"memories must be a list with one per image, found {memories!r}")
+    if len(memories) != count:
+        raise UsageError(f"expected {count} memories, one per image, found {len(memories)}")
+    for memory in memories:
+        if not isinstance(memory, (Memory, type(None))):
+            raise UsageError(f"expected a Memory for each image, or None, found {memory!r}")
+    given = [id(memory) for memory in memories if memory is not None]
+    if len(set(given)) < len(given):
+        raise UsageError(
+            "a memory is there for two images that run together, and the second frame would not "
+            "know of the first; run frames of one camera one after the other"
+        )
+    return memories
 
 
 def _check_time(name: str, value: object) -> None:

@@ -9,6 +9,7 @@ from lgvit_edge.policies.base import (
     Tracker,
     register_policy,
 )
+from lgvit_edge.policies.memory import Averages, Memory
 from lgvit_edge.policies.rules import (
     Confidence,
     Ensemble,
@@ -22,6 +23,7 @@ from lgvit_edge.policies.text import as_policy, described, from_json, parse, typ
 
 __all__ = [
     "as_policy",
+    "Averages",
     "Confidence",
     "Departures",
     "described",
@@ -29,6 +31,7 @@ __all__ = [
     "Entropy",
     "FixedExit",
     "from_json",
+    "Memory",
     "Never",
     "parse",
     "Patience",

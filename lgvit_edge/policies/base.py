@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from lgvit_edge._support.numbers import whole
 from lgvit_edge.errors import UsageError
+from lgvit_edge.policies.memory import Averages
 from lgvit_edge.policies.scores import PROBABILITY, Floats, Measure
 
 Mask = NDArray[np.bool_]
@@ -71,6 +72,13 @@ class Tracker(ABC):
         """Returns what ``step`` does as a rule; None where it depends on more than one exit."""
         return None
 
+    def scale(self, exit: int) -> float:
+        """Returns what brings an exit's logits to the scale of the final classifier's.
+
+        It is 1 unless exits have temperatures of their own.
+        """
+        return 1.0
+
     def keep(self, rows: NDArray[np.intp]) -> None:  # noqa: B027 - most policies have no state
         """Drops the state of all rows but these."""
 
@@ -85,12 +93,15 @@ class Policy(ABC):
         label: used in pictures.
         help: when an image stops, in a few words.
         example: the policy as typed, with sensible parameters.
+        averages: whether it may decide from logits averaged with those of frames before
+            (``Memory``); not where it counts exits that agree, as the memory makes them agree.
     """
 
     name: ClassVar[str]
     label: ClassVar[str]
     help: ClassVar[str]
     example: ClassVar[str]
+    averages: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Convert the parameters to their types, and refuse values out of range.
@@ -176,12 +187,17 @@ class Left:
 
 
 class Departures:
-    """Decides, given a batch's logits exit by exit, which rows leave at which exit."""
+    """Decides, given a batch's logits exit by exit, which rows leave at which exit.
 
-    def __init__(self, policy: Policy, exits: int, count: int) -> None:
+    With ``averages`` it decides from logits averaged with those of frames before.
+    """
+
+    def __init__(
+        self, policy: Policy, exits: int, count: int, averages: Averages | None = None
+    ) -> None:
         self.exit, self._final = 0, exits + 1  # the last exit seen, 0 at the start; the last of all
         self.rows = np.arange(count)  # those still in the chain, ascending
-        self.tracker = policy.start(exits)
+        self.tracker, self._averages = policy.start(exits), averages
 
     def skips_next(self) -> bool:
         """Returns whether nobody leaves at the next exit, whatever its logits are."""
@@ -200,6 +216,10 @@ class Departures:
             return Left(self.exit, nobody, nobody, np.empty(0, np.float32), going)
         self.exit += 1
         combined = self.tracker.combine(logits)
+        averages, scale = self._averages, 1.0
+        if averages is not None:
+            scale = self.tracker.scale(self.exit)
+            combined = averages.mix(self.rows, combined, scale)
         final = self.exit == self._final
         stop = np.ones(len(combined), np.bool_) if final else self.tracker.step(self.exit, combined)
         leaving, going = np.flatnonzero(stop), np.flatnonzero(~stop)
@@ -210,6 +230,8 @@ class Departures:
             self.tracker.score(self.exit, combined)[leaving] if len(leaving) else np.empty(0, "f4"),
             going,
         )
+        if averages is not None:
+            averages.take(left.rows, combined[leaving], scale)
         self.rows = self.rows[going]
         self.tracker.keep(going)
         return left
@@ -287,6 +309,10 @@ class ThresholdTracker(Tracker):
         exits = len(self.thresholds)
         scales = self._scales[:exits] if self._scales is not None else (1.0,) * exits
         return Rule(self.measure, self.thresholds, scales)
+
+    def scale(self, exit: int) -> float:
+        """See ``Tracker.scale``; one temperature for all exits leaves them as they are."""
+        return 1.0 if self._scales is None else self._scales[exit - 1] / self._scales[-1]
 
     def score(self, exit: int, logits: Floats) -> Floats:
         """See ``Tracker.score``; computed once per exit."""

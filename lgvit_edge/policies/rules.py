@@ -57,6 +57,7 @@ class Confidence(_ConfidencePolicy):
     label = "confidence"
     help = "the probability of the most likely class is above it"
     example = "confidence:0.8"
+    averages = True
     searched = {"temperature": _TEMPERATURES}
     calibrated = True
 
@@ -72,6 +73,7 @@ class Entropy(ThresholdPolicy):
     label = "entropy"
     help = "the entropy, in nats, is below it"
     example = "entropy:0.6"
+    averages = True
     measure = ENTROPY
     searched = {"temperature": _TEMPERATURES}
     calibrated = True
@@ -99,6 +101,7 @@ class Ensemble(_ConfidencePolicy):
     label = "ensemble of exits"
     help = "as confidence, with logits summed over the exits, earlier ones with less weight"
     example = "ensemble:0.9:0.5"
+    averages = True
     searched = {"temperature": _TEMPERATURES, "decay": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)}
 
     def start(self, exits: int) -> Tracker:
@@ -224,6 +227,7 @@ class FixedExit(Policy):
     label = "one exit for all"
     help = "it reaches this exit"
     example = "fixed:3"
+    averages = True
 
     def start(self, exits: int) -> Tracker:
         """See ``Policy.start``."""
@@ -258,6 +262,7 @@ class Never(Policy):
     label = "no exits"
     help = "it reaches the final classifier"
     example = "never"
+    averages = True
 
     def start(self, exits: int) -> Tracker:
         """See ``Policy.start``."""

@@ -191,7 +191,7 @@ class TensorRTChain:
             return
         self._follows = rule is not None and self._device.follow(rule)
         if not self._follows:
-            self._by_host("the policy decides by more than one exit's confidence or entropy")
+            self._by_host("what decides is more than one exit's confidence or entropy")
 
     def describe(self) -> dict[str, Any]:
         """See ``Chain.describe``."""

@@ -46,7 +46,7 @@ from lgvit_edge.errors import (
 )
 from lgvit_edge.export import BuilderOptions, build_engines
 from lgvit_edge.export.tensorrt import apart, build
-from lgvit_edge.policies import Rule
+from lgvit_edge.policies import Memory, Rule
 from lgvit_edge.policies import rules as policy
 from lgvit_edge.runtime import Session, TargetRate, TensorRTOptions
 from lgvit_edge.runtime.backends import device_exit
@@ -1034,7 +1034,7 @@ def test_where_they_differ_the_host_has_the_last_word(compiled: Path) -> None:
 
 @once
 def test_policies_with_a_memory_are_the_hosts(compiled: Path) -> None:
-    why = "the host decides where images stop.*decides by more than one exit's confidence"
+    why = "the host decides where images stop.*decides is more than one exit's confidence"
     bundle = compiled / "fixed"
     with Session.open(bundle, backend="onnxruntime") as ort:
         for rule in (policy.Patience(2), policy.Ensemble(0.4), policy.PatientConfidence(0.2, 2)):
@@ -1058,6 +1058,28 @@ def test_policies_with_a_memory_are_the_hosts(compiled: Path) -> None:
                     trt.policy = TargetRate(1e4)
                 trt.predict(frames(1)[0])
                 trt.policy = "never"
+
+
+@once
+def test_the_host_decides_where_frames_before_count(compiled: Path) -> None:
+    """And the device does again where they do not."""
+    bundle, why = compiled / "fixed", "the host decides where images stop"
+    with (
+        open_trt(bundle, device_exit=True) as trt,
+        Session.open(bundle, backend="onnxruntime") as ort,
+    ):
+        trt.policy = ort.policy = rules(ort, frames(6))[0]
+        mine, theirs = Memory(4), Memory(4)
+        for image in frames(6):
+            with pytest.warns(UserWarning, match=why):
+                (a,) = trt.run(trt.prepare([image]), starts=[0.0], memories=[mine])
+            assert trt.describe()["device_exit"] is False
+            (b,) = ort.run(ort.prepare([image]), starts=[0.0], memories=[theirs])
+            assert (a.exit, a.class_index, a.confidence) == (b.exit, b.class_index, b.confidence)
+            c, d = trt.predict(image), ort.predict(image)
+            assert trt.describe()["device_exit"] is True
+            assert (c.exit, c.confidence) == (d.exit, d.confidence)
+        assert mine.frames == theirs.frames > 1
 
 
 @once
