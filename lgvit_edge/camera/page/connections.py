@@ -1,4 +1,4 @@
-"""A connection of uvicorn, with what it lacks: bounds on how many there are and how long they idle."""
+"""Connections of uvicorn, with what they lack: bounds on their number and on how long they idle."""
 
 from __future__ import annotations
 

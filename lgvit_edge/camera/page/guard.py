@@ -1,4 +1,4 @@
-"""Who may ask the page for what: names of this machine, the token, and where a request comes from."""
+"""Who may ask the page for what: by the token, its name, and where a request comes from."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def _query_token(scope: Scope) -> str | None:
         query = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=8)
     except ValueError:
         return None
-    return query.get("token", [None])[0]  # type: ignore[list-item]
+    return query["token"][0] if "token" in query else None
 
 
 async def say(send: Send, status: int, record: Any, *headers: tuple[bytes, bytes]) -> None:

@@ -169,7 +169,7 @@ class Page:
         loop.set_exception_handler(lambda _, about: None)  # of connections that broke
         loop.set_default_executor(ThreadPoolExecutor(4, "page", initializer=stand_back))
         config = Config(
-            self._app(),  # type: ignore[arg-type]  # uvicorn's types name each kind of message
+            self._app(),
             http=connections(_ALL_CONNECTIONS),
             ws="none",
             lifespan="off",
@@ -234,15 +234,12 @@ class Page:
 
         name = request.path_params.get("name", "index.html")
         if name not in self._files:
-            return await self._unknown(f"there is no file {name}")
+            return _unknown(f"there is no file {name}")
         body, kind, tag = self._files[name]
         headers = {"etag": tag, "cache-control": "no-cache"}
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers=headers)
         return Response(body, media_type=kind, headers=headers)
-
-    async def _unknown(self, text: str) -> Response:
-        return _json({"error": text}, 404)
 
     async def _health(self, _: Request) -> Response:
         from starlette.responses import PlainTextResponse
@@ -253,7 +250,7 @@ class Page:
         from starlette.responses import Response
 
         if self._metrics is None:
-            return await self._unknown("no metrics are kept here")
+            return _unknown("no metrics are kept here")
         text = await asyncio.get_running_loop().run_in_executor(None, self._metrics)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -324,19 +321,18 @@ class Page:
             return _json({"error": "expected camera=N, with their places in names, from 0"}, 400)
         places = sorted(set(map(int, asked)))
         if places[-1] >= len(cameras):
-            return await self._unknown(f"there are {len(cameras)} cameras, found {places[-1]}")
+            return _unknown(f"there are {len(cameras)} cameras, found {places[-1]}")
         parts = self._new_pictures([cameras[place] for place in places], drawn=False)
         return Stream(_joined(parts), "application/octet-stream", self._room)
 
     async def _camera(self, request: Request) -> Stream | Response:
         name, _, kind = request.path_params["name"].rpartition(".")
         if name not in self._monitor.cameras or kind not in ("jpg", "mjpeg"):
-            return await self._unknown("expected /camera/NAME.jpg or .mjpeg of a camera")
-        parts = self._new_pictures([name], drawn=True)
-        if kind == "mjpeg":
-            return Stream(_multipart(parts), f"multipart/x-mixed-replace; boundary={_BORDER}", self._room)
-        await parts.aclose()
-        return await self._one_picture(name)
+            return _unknown("expected /camera/NAME.jpg or .mjpeg of a camera")
+        if kind == "jpg":
+            return await self._one_picture(name)
+        parts = _multipart(self._new_pictures([name], drawn=True))
+        return Stream(parts, f"multipart/x-mixed-replace; boundary={_BORDER}", self._room)
 
     async def _new_pictures(
         self, cameras: list[str], *, drawn: bool
@@ -404,6 +400,10 @@ def _json(record: Any, status: int = 200) -> Response:
     from starlette.responses import Response
 
     return Response(dumps(record, indent=None), status, media_type="application/json")
+
+
+def _unknown(text: str) -> Response:
+    return _json({"error": text}, 404)
 
 
 async def _read(request: Request) -> bytes:

@@ -82,7 +82,13 @@ class Card {
       this.size.setAttribute("aria-pressed", large);
       this.node.scrollIntoView({ block: "nearest" });
     });
-    this.picture = make("div", { cls: "picture", "data-place": place }, this.frame, this.veil, this.pill, this.size);
+    this.picture = make(
+      "div",
+      { cls: "picture", "data-place": place },
+      this.frame,
+      this.veil,
+      this.size,
+    );
     this.answers = make("ul", { cls: "answers" });
     this.source = make("bdi");
     this.more = make("span");
@@ -94,25 +100,22 @@ class Card {
       "article",
       { cls: "card", "aria-labelledby": id },
       this.picture,
-      make("h3", { id }, make("bdi", { text: name, title: name })),
+      make("div", { cls: "title" }, make("h3", { id, title: name }, make("bdi", { text: name })), this.pill),
       make("p", { cls: "source" }, this.source, this.more),
       this.answers,
       make("dl", { cls: "facts" }, ...facts),
     );
   }
 
-  update(camera, { blocks }) {
+  update(camera, { blocks, time }) {
     const [symbol, word] = STATES[camera.state] ?? ["?", camera.state];
-    const late = camera.state !== "live" && camera.idle_s !== null;
     set(this.node, "data-state", camera.state);
     set(this.pill, "data-state", camera.state);
     put(this.symbol, symbol);
-    put(this.word, late ? `${word}, last frame ${clock(Date.now() / 1000 - camera.idle_s)}` : word);
+    put(this.word, word);
+    this.say(camera, word, time);
     put(this.source, camera.source);
     put(this.more, camera.reconnects ? ` · reconnected ${whole(camera.reconnects)} ×` : "");
-    if (!this.shown) {
-      put(this.veil, this.full ? "Too many viewers watch pictures; the figures go on" : "No picture yet");
-    }
     const { p50, p99 } = camera.latency_ms;
     const facts = [
       number(camera.fps),
@@ -128,11 +131,23 @@ class Card {
     rows.forEach((node, i) => node.row.update(camera.last[i], blocks));
   }
 
-  show(about, bitmap) {
-    if (!this.shown) {
-      this.shown = true;
-      this.veil.hidden = true;
+  // What stands over the picture: why there is none, or none that is new.
+  say({ state, idle_s: idle }, word, time) {
+    let text = "";
+    if (this.full) text = "Too many viewers watch pictures; the figures go on";
+    else if (!this.shown) text = state === "live" ? "No picture yet" : word;
+    else if (state !== "live") text = word;
+    if (text && idle !== null && state !== "live") {
+      // Two clocks disagree by a little each time.
+      if (!(Math.abs(time - idle - this.since) < 2)) this.since = time - idle;
+      text += `, last frame ${clock(this.since)}`;
     }
+    this.veil.hidden = !text;
+    put(this.veil, text);
+  }
+
+  show(about, bitmap) {
+    this.shown = true;
     const { canvas } = this;
     if (canvas.width !== bitmap.width || canvas.height !== bitmap.height) {
       canvas.width = bitmap.width;
@@ -180,10 +195,9 @@ class Row {
     const probability = answer.measure === "probability" ? answer.confidence : 0;
     this.part.style.setProperty("width", `${100 * probability}%`);
     const stop = answer.stopped === "deadline" ? ", by its deadline" : "";
-    const exit = answer.exit === blocks.length ? "the end" : `exit ${answer.exit}`;
     put(
       this.how,
-      `left at ${exit} of ${blocks.length}, after block ${answer.block}${stop} · ` +
+      `exit ${answer.exit} of ${blocks.length}, after block ${answer.block}${stop} · ` +
         `${number(answer.latency_ms)} ms${answer.late ? ", late" : ""}`,
     );
   }

@@ -23,7 +23,7 @@ export class Point {
     if (known !== this.known) {
       this.known = known;
       const chosen = this.dirty ? this.select.value : (point ?? "");
-      const none = make("option", { text: `none (policy ${policy})`, value: "", disabled: "" });
+      const none = make("option", { text: "none", value: "", disabled: "" });
       const options = points.map((name) => make("option", { text: name, value: name }));
       this.select.replaceChildren(...(point === null ? [none] : []), ...options);
       this.select.value = chosen;
@@ -31,8 +31,10 @@ export class Point {
       this.turn();
     }
     this.form.hidden = !points.length;
-    const without = "This bundle has no operating points; lgvit-edge tune makes some. ";
-    put(at("policy"), `${points.length ? "" : without}Policy: ${policy}.`);
+    let text = `Policy: ${policy}.`;
+    if (!points.length) text += " This bundle has no operating points; lgvit-edge tune makes some.";
+    else if (point === null) text += " A point takes its place until the application starts anew.";
+    put(at("policy"), text);
   }
 
   turn() {
@@ -71,17 +73,20 @@ export function showSinks(sinks) {
   at("sinks").hidden = !names.length;
   at("no-sinks").hidden = names.length > 0;
   const rows = fit(at("sinks").tBodies[0], names.length, () => {
-    const name = make("th", { scope: "row" }, make("bdi"), make("span", { cls: "fault" }));
-    return make("tr", {}, name, ...["", "", "", ""].map(() => make("td")));
+    const cells = ["", "", "", ""].map(() => make("td"));
+    return make("tr", {}, make("th", { scope: "row" }, make("bdi")), ...cells);
   });
   rows.forEach((row, i) => {
-    const { taken, waiting, lost, refused, error } = sinks[names[i]];
+    const { taken, waiting, lost, refused } = sinks[names[i]];
     put(row.firstChild.firstChild, names[i]);
-    put(row.firstChild.lastChild, error ? `fails: ${error}` : "");
     [taken, waiting, lost, refused].forEach((count, j) => put(row.children[j + 1], whole(count)));
     row.children[3].classList.toggle("bad", lost > 0);
     row.children[4].classList.toggle("bad", refused > 0);
   });
+  const faults = names.filter((name) => sinks[name].error);
+  fit(at("faults"), faults.length, () => make("li", { cls: "bad" }, make("bdi"))).forEach(
+    (item, i) => put(item.firstChild, `${faults[i]} fails: ${sinks[faults[i]].error}`),
+  );
 }
 
 export class Events {

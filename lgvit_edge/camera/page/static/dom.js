@@ -1,20 +1,31 @@
 // Elements and numbers. Names come from strangers: they are only ever set as text.
 
+// What turns the reading direction, and so shows a name as another, or shows nothing.
+const UNSAFE = /[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]/gu;
+
+export function plain(text) {
+  return String(text).replace(UNSAFE, (unit) => {
+    return `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`;
+  });
+}
+
 export function make(tag, { text, cls, ...attributes } = {}, ...children) {
   const node = document.createElement(tag);
-  if (text !== undefined) node.textContent = text;
+  if (text !== undefined) node.textContent = plain(text);
   if (cls) node.className = cls;
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, plain(value));
   node.append(...children);
   return node;
 }
 
 export function put(node, text) {
-  if (node.textContent !== text) node.textContent = text;
+  const shown = plain(text);
+  if (node.textContent !== shown) node.textContent = shown;
 }
 
 export function set(node, attribute, value) {
-  if (node.getAttribute(attribute) !== String(value)) node.setAttribute(attribute, value);
+  const shown = plain(value);
+  if (node.getAttribute(attribute) !== shown) node.setAttribute(attribute, shown);
 }
 
 // As many children as there are items: makes and removes at the end, and returns all.

@@ -2,7 +2,7 @@
 
 import { duration, fit, make, number, put, set, share } from "./dom.js";
 
-const SPAN = 180; // seconds
+const [SPAN, SHORTEST] = [180, 30]; // seconds that are shown, and at first
 const GAP = 3; // seconds without news that break a line
 const MINUTE = 60;
 const [WIDTH, HEIGHT] = [300, 64];
@@ -36,12 +36,9 @@ class Plot {
     this.svg.append(this.lines);
     this.legend = make("ul", { cls: "legend" });
     this.empty = make("p", { cls: "note", hidden: "" });
-    this.axis = make(
-      "p",
-      { cls: "axis", "aria-hidden": "true" },
-      make("span", { text: `${duration(SPAN)} ago` }),
-      make("span", { text: "now" }),
-    );
+    this.from = make("span");
+    const now = make("span", { text: "now" });
+    this.axis = make("p", { cls: "axis", "aria-hidden": "true" }, this.from, now);
     this.node = make(
       "figure",
       {},
@@ -65,6 +62,8 @@ class Plot {
   // `rows` are [seconds, values]; the last one is now.
   draw(rows) {
     const now = rows.at(-1)[0];
+    const span = Math.min(SPAN, Math.max(SHORTEST, now - rows[0][0]));
+    put(this.from, `${span < 60 ? `${Math.round(span)} s` : `${(span / 60).toFixed(1)} min`} ago`);
     const all = rows.flatMap((row) => row[1]).filter((value) => value != null);
     const top = ceiling(Math.max(0, ...all));
     put(this.top, `${number(top, 0)}`);
@@ -73,7 +72,7 @@ class Plot {
       let last = -Infinity;
       for (const [seconds, values] of rows) {
         if (values[i] == null) continue;
-        const x = WIDTH * (1 - (now - seconds) / SPAN);
+        const x = WIDTH * (1 - (now - seconds) / span);
         const y = 1 + (HEIGHT - 2) * (1 - values[i] / top);
         path += `${seconds - last > GAP ? "M" : "L"}${x.toFixed(1)} ${y.toFixed(1)}`;
         last = seconds;
@@ -174,9 +173,9 @@ export class Figures {
       for (const node of [parts[i], items[i].firstChild]) {
         node.style.setProperty("--depth", `${Math.round(25 + 75 * depth)}%`);
       }
-      parts[i].style.setProperty("flex-grow", all ? count / all : 1 / counts.length);
-      const end = i === counts.length - 1 ? "the end" : `exit ${i + 1}`;
-      put(items[i].children[1], `${end}, after block ${blocks[i]}`);
+      parts[i].style.setProperty("flex-grow", all ? count / all : 1);
+      parts[i].hidden = all > 0 && count === 0;
+      put(items[i].children[1], `exit ${i + 1}, after block ${blocks[i]}`);
       put(items[i].children[2], share(count, all));
     });
   }
