@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import ipaddress
 import re
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from http.cookies import CookieError, SimpleCookie
@@ -12,6 +11,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from lgvit_edge._support.finite_json import dumps
+from lgvit_edge.camera.page.address import is_loopback
 from lgvit_edge.errors import UsageError, in_one_line
 
 Scope = MutableMapping[str, Any]
@@ -21,6 +21,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,256}")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+)(:[0-9]{1,5})?")
+_HEADERS = 8192  # bytes
 _PAUSE = 1.0  # seconds before a wrong token is answered
 _PAUSES = 4  # wrong tokens that wait so at a time; more are sent away at once
 _OPEN = ("/healthz",)  # says nothing, so that probes need no token
@@ -49,14 +50,6 @@ def check_token(token: str) -> str:
             f"of {len(token)} characters; leave it out to have one made"
         )
     return token
-
-
-def is_loopback(name: str) -> bool:
-    """Whether a host name or address can only be this machine itself."""
-    try:
-        return ipaddress.ip_address(name.strip("[]")).is_loopback
-    except ValueError:
-        return name.lower() == "localhost"
 
 
 class Guard:
@@ -124,6 +117,10 @@ class Guard:
         headers: dict[str, str] = {}
         for name, value in scope["headers"]:
             headers.setdefault(name.decode("latin-1"), value.decode("latin-1"))
+        size = sum(len(name) + len(value) for name, value in scope["headers"])
+        if size + len(scope["query_string"]) > _HEADERS:
+            await say(send, 431, {"error": f"a request's head may have {_HEADERS} bytes"})
+            return True
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self._is_ours(host):
             known = "127.0.0.1 or localhost"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import hashlib
 import secrets
 import socket
@@ -19,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from lgvit_edge._support.finite_json import dumps, loads
 from lgvit_edge._support.optional import require
 from lgvit_edge.camera.monitor import Monitor
+from lgvit_edge.camera.page.address import is_loopback, listen, own_address
 from lgvit_edge.camera.page.connections import connections
-from lgvit_edge.camera.page.guard import App, Guard, check_token, is_loopback
+from lgvit_edge.camera.page.guard import App, Guard, check_token
 from lgvit_edge.camera.page.pictures import Pictures
 from lgvit_edge.camera.page.priority import stand_back
 from lgvit_edge.camera.page.streams import Room, Stream, Ticks
@@ -112,7 +112,7 @@ class Page:
     @property
     def url(self) -> str:
         """The page's address, without the token; its port is known once it is open."""
-        host = _own_address(self._host) if self._host in ("0.0.0.0", "::") else self._host
+        host = own_address(self._host) if self._host in ("0.0.0.0", "::") else self._host
         return f"http://{f'[{host}]' if ':' in host else host}:{self._port}/"
 
     @property
@@ -129,7 +129,7 @@ class Page:
         """
         for module in ("starlette", "uvicorn", "cv2"):
             require(module, extra="camera")
-        self._socket = _listen(self._host, self._port)
+        self._socket = listen(self._host, self._port)
         self._port = self._socket.getsockname()[1]
 
     def start(self) -> None:
@@ -190,7 +190,9 @@ class Page:
         server.should_exit = True
         self._states.tick()
         self._shots.tick()
-        await asyncio.sleep(_FAREWELL)
+        end = time.monotonic() + _FAREWELL
+        while self._room.taken and time.monotonic() < end:
+            await asyncio.sleep(0.01)
         for connection in list(server.server_state.connections):
             connection.transport.abort()
         await serving
@@ -441,46 +443,3 @@ def _read_files() -> dict[str, tuple[bytes, str, str]]:
             tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
             files[path.name] = (body, _KINDS[path.suffix], tag)
     return files
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens at an address.
-
-    Raises:
-        UsageError: that cannot be; with the cure.
-    """
-    cure = "name another with --page HOST:PORT; port 0 takes a free one"
-    try:
-        places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError(
-            f"the page cannot listen at {host}: this is no address of this machine, and no name "
-            f"that resolves ({reason}); {cure}, such as 127.0.0.1:{port}"
-        ) from error
-    family, kind, protocol, _, address = places[0]
-    listening = socket.socket(family, kind, protocol)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen(64)
-    except OSError as error:
-        listening.close()
-        reasons = {
-            errno.EADDRINUSE: "another program listens there, or another lgvit-edge",
-            errno.EADDRNOTAVAIL: "this is no address of this machine",
-            errno.EACCES: "ports below 1024 need more rights",
-        }
-        reason = reasons.get(error.errno or 0, error.strerror or str(error))
-        raise UsageError(f"the page cannot listen at {host}:{port}: {reason}; {cure}") from error
-    return listening
-
-
-def _own_address(anywhere: str) -> str:
-    """Return an address at which others reach this machine, where it listens at all of them."""
-    family = socket.AF_INET6 if ":" in anywhere else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as asking, suppress(OSError):
-        # Sends nothing: it only chooses the network. The addresses are for documentation.
-        asking.connect(("2001:db8::1" if ":" in anywhere else "192.0.2.1", 9))
-        return str(asking.getsockname()[0])
-    return socket.gethostname()
