@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import http.client
@@ -27,6 +28,7 @@ from lgvit_edge.bundle.directory import add_to_manifest, open_bundle
 from lgvit_edge.camera.monitor import Monitor
 from lgvit_edge.camera.page import pictures, server
 from lgvit_edge.camera.page.server import Page
+from lgvit_edge.camera.page.streams import Ticks
 from lgvit_edge.camera.shot import Answer, Event, Shot
 from lgvit_edge.errors import BackendError, MissingDependency, UsageError
 from lgvit_edge.policies import Confidence
@@ -432,6 +434,19 @@ def test_a_slow_viewer_skips_pictures(
         while seen[-1] < 39:
             seen.append(read_picture(slow)[0]["frame"])
     assert seen == sorted(set(seen)) and len(seen) < 30
+
+
+def test_a_viewer_that_goes_while_it_is_woken_is_gone() -> None:
+    async def wait() -> bool:
+        ticks = Ticks()
+        viewer = asyncio.create_task(ticks.after(0, 60.0))
+        await asyncio.sleep(0.01)
+        ticks.tick()
+        viewer.cancel()
+        await asyncio.wait({viewer})
+        return viewer.cancelled()
+
+    assert asyncio.run(wait())
 
 
 # Bounds

@@ -18,8 +18,8 @@ PROGRAM = next(
 
 # Chromium wants its pipes as 3 and 4.
 _PLACE_PIPES = """
-import os, sys
-for place, end in enumerate([os.dup(int(end)) for end in sys.argv[1:3]], 3):
+import fcntl, os, sys
+for place, end in enumerate([fcntl.fcntl(int(end), fcntl.F_DUPFD, 9) for end in sys.argv[1:3]], 3):
     os.dup2(end, place)
 os.execv(sys.argv[3], sys.argv[3:])
 """

@@ -14,20 +14,34 @@ class Ticks:
 
     def __init__(self) -> None:
         self.number = 0
-        self._event = asyncio.Event()
+        self._waiting: set[asyncio.Future[None]] = set()
 
     def tick(self) -> None:
         """Count, and wake who waits."""
         self.number += 1
-        self._event.set()
-        self._event = asyncio.Event()
+        for woken in self._waiting:
+            _wake(woken)
+        self._waiting = set()
 
     async def after(self, number: int, seconds: float) -> int:
         """Wait until there are more than ``number``, or for so long; return how many there are."""
         if self.number == number:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._event.wait(), seconds)
+            # Not asyncio.wait_for: before Python 3.12 it goes on when it is cancelled while woken.
+            loop = asyncio.get_running_loop()
+            woken = loop.create_future()
+            self._waiting.add(woken)
+            later = loop.call_later(seconds, _wake, woken)
+            try:
+                await woken
+            finally:
+                later.cancel()
+                self._waiting.discard(woken)
         return self.number
+
+
+def _wake(woken: asyncio.Future[None]) -> None:
+    if not woken.done():
+        woken.set_result(None)
 
 
 class Room:
