@@ -388,16 +388,6 @@ def test_pictures_are_encoded_once_for_all_and_only_while_somebody_looks(
     wait_for(lambda: not monitor.images)
 
 
-def test_a_drawn_picture_shows_boxes_and_answers(shoot: Any, monitor: Monitor) -> None:
-    monitor.images = True
-    shoot(region="door \x1b[31m", box=(100, 100, 200, 200), label=None, guess="\u202e" + "x" * 999)
-    shot = monitor.picture(HOSTILE)
-    assert shot is not None and shot.image is not None
-    drawn = pictures.draw(shot.image, shot.answers)
-    changed = (drawn != shot.image).any(axis=2)
-    assert changed[300, 150] and not changed[500].any() and drawn.shape == shot.image.shape
-
-
 def test_a_picture_that_cannot_be_encoded_is_told_once_and_disturbs_no_other(
     serve: Serve, shoot: Any, monitor: Monitor
 ) -> None:

@@ -11,22 +11,16 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
-
-from lgvit_edge._support.optional import require
-from lgvit_edge._support.text import escaped
+from lgvit_edge.camera.drawing import draw, jpeg
 from lgvit_edge.camera.monitor import Monitor
 from lgvit_edge.camera.page.priority import stand_back
-from lgvit_edge.camera.shot import Answer, Event, Shot
+from lgvit_edge.camera.shot import Event, Shot
 from lgvit_edge.errors import in_one_line
 
 _RATE = 8  # pictures of a camera per second
 _MOST = 3  # pictures of all cameras in the time of one: 24 per second
 _SIDE, _ALONE = 640, 960  # longest side in pixels, of several cameras and of a single one
 _QUALITY = 75
-_TEXT = 80  # characters
 
 
 @dataclass(frozen=True)
@@ -163,38 +157,3 @@ def packed(shot: Shot, body: bytes) -> bytes:
     }
     text = json.dumps(about).encode()
     return b"".join((len(text).to_bytes(4, "big"), len(body).to_bytes(4, "big"), text, body))
-
-
-def jpeg(image: NDArray[np.uint8], max_side: int, quality: int) -> bytes:
-    """Return a picture, ``[H, W, 3] uint8`` RGB, as JPEG of at most so many pixels a side."""
-    # OpenCV, because Pillow would keep the pipeline from running (the GIL) while it encodes.
-    cv2 = require("cv2", extra="camera")
-    scale = min(1.0, max_side / max(image.shape[:2]))
-    if scale < 1.0:
-        height, width = (max(1, round(side * scale)) for side in image.shape[:2])
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    done, body = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not done:
-        raise ValueError("OpenCV cannot encode it as JPEG")
-    return bytes(body)
-
-
-def draw(image: NDArray[np.uint8], answers: Iterable[Answer]) -> NDArray[np.uint8]:
-    """Return a picture, ``[H, W, 3] uint8`` RGB, with its answers and their regions drawn on it."""
-    picture = Image.fromarray(image)
-    pen = ImageDraw.Draw(picture)
-    size = max(12, max(image.shape[:2]) // 40)
-    font = ImageFont.load_default(size)
-    for row, answer in enumerate(answers):
-        text = f"{answer.label or 'unsure'} {answer.result.measure.text(answer.confidence)}"
-        left, top = 0, row * size * 1.5
-        if answer.region is not None:
-            text = f"{answer.region}: {text}"
-            left, top, width, height = answer.box
-            pen.rectangle((left, top, left + width, top + height), outline="white", width=size // 8)
-        text = escaped(text)[:_TEXT]
-        around = pen.textbbox((left + size // 3, top + size // 4), text, font=font)
-        pen.rectangle((left, top, around[2] + size // 3, around[3] + size // 4), fill=(20, 24, 30))
-        pen.text((left + size // 3, top + size // 4), text, fill="white", font=font)
-    return np.asarray(picture)
