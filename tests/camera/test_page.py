@@ -375,6 +375,7 @@ def test_pictures_are_encoded_once_for_all_and_only_while_somebody_looks(
     jpeg = pictures.jpeg
     monkeypatch.setattr(pictures, "jpeg", lambda *of: encoded.append(1) or jpeg(*of))
     page = serve()
+    encoded.clear()  # it tries itself
     shoot()
     assert monitor.picture(HOSTILE) is None and not monitor.images
     with contextlib.ExitStack() as stack:

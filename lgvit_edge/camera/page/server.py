@@ -22,7 +22,6 @@ from lgvit_edge.camera.page.address import is_loopback, listen, own_address
 from lgvit_edge.camera.page.connections import connections
 from lgvit_edge.camera.page.guard import App, Guard, check_token
 from lgvit_edge.camera.page.pictures import Pictures
-from lgvit_edge.camera.page.priority import stand_back
 from lgvit_edge.camera.page.streams import Room, Stream, Ticks
 from lgvit_edge.camera.shot import Event
 from lgvit_edge.errors import LGViTEdgeError, UsageError, in_one_line
@@ -134,9 +133,6 @@ class Page:
 
     def start(self) -> None:
         """Serve, in a thread."""
-        # The page's threads stand back, and threads that they start would, too. So what a new
-        # operating point starts is started by one from here.
-        self._changer.submit(int)
         self._pictures.start()
         self._thread.start()
 
@@ -156,7 +152,6 @@ class Page:
     # What follows runs in the page's thread.
 
     def _run(self) -> None:
-        stand_back()
         try:
             asyncio.run(self._serve())
         except Exception as error:
@@ -167,7 +162,7 @@ class Page:
 
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, about: None)  # of connections that broke
-        loop.set_default_executor(ThreadPoolExecutor(4, "page", initializer=stand_back))
+        loop.set_default_executor(ThreadPoolExecutor(4, "page"))
         config = Config(
             self._app(),
             http=connections(_ALL_CONNECTIONS),
