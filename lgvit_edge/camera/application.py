@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 
@@ -44,6 +45,14 @@ class Outcome:
     sinks: dict[str, SinkCounts]
     interrupted: bool
     failed: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain types."""
+        return {
+            **self.monitor.snapshot(),
+            "sinks": {name: vars(counts) for name, counts in self.sinks.items()},
+            "failed": self.failed,
+        }
 
 
 class Application:

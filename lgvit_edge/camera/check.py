@@ -71,10 +71,10 @@ def _places(plan: Plan, session: Session) -> list[dict[str, Any]]:
 
 def _look(name: str, settings: CameraSettings, session: Session) -> dict[str, Any]:
     """Open one source, answer its first picture, and return what it is."""
-    kind = kind_of(settings.source)
+    kind = kind_of(settings.address)
     row: dict[str, Any] = {
         "name": name,
-        "source": without_secrets(settings.source),
+        "source": without_secrets(settings.address),
         "kind": kind.help,
         "picture": "",
         "regions": ", ".join(settings.regions) or "whole picture",
@@ -82,7 +82,7 @@ def _look(name: str, settings: CameraSettings, session: Session) -> dict[str, An
         "fault": "",
     }
     try:
-        source = kind.open(settings.source, settings.timeout)
+        source = kind.open(settings.address, settings.timeout)
     except (LGViTEdgeError, OSError) as error:
         return row | {"fault": _words(error)}
     try:

@@ -7,7 +7,15 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -86,7 +94,7 @@ class Camera:
             if not isinstance(name, str) or not name:
                 raise UsageError(f"a camera's name must be text, such as 'gate', found {name!r}")
             if not isinstance(given, CameraSettings):
-                given = CameraSettings(given, **settings)  # type: ignore[arg-type]
+                given = CameraSettings(given, **settings)
             self._lines[name] = _Line(name, given, self)
         self.monitor = Monitor(session, {n: line.feed.shown for n, line in self._lines.items()})
         # Where every source can wait, nothing is lost: sinks may slow the reading.
@@ -147,7 +155,7 @@ class Camera:
                 self.stop()
                 thread.submit(answers.close)  # type: ignore[attr-defined]  # it is a generator
 
-    def shots(self) -> Iterator[Shot]:
+    def shots(self) -> Generator[Shot, None, None]:
         """Yield frames with their answers, as the sinks are given them.
 
         Raises:
@@ -281,7 +289,7 @@ class _Line:
         self._tell = camera._tell
         self.feed = Feed(
             name,
-            settings.source,
+            settings.address,
             tell=camera._tell,
             missed=partial(camera._missed, name),
             every=settings.every,
@@ -291,7 +299,7 @@ class _Line:
             timeout=settings.timeout,
         )
         self.regions: list[str | None] = list(settings.regions) or [None]
-        self.smoothers = [parse_smoothing(settings.smooth) for _ in self.regions]
+        self.smoothers = [parse_smoothing(settings.smooth).start() for _ in self.regions]
         self.averages = any(smoother.memory is not None for smoother in self.smoothers)
         self._dropped, self._lock = 0, threading.Lock()  # since the last answered frame
         self._boxes: tuple[tuple[int, int], list[Box]] = ((0, 0), [])

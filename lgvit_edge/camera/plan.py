@@ -76,7 +76,7 @@ class Plan:
 
     def sinks(self, session: Session) -> list[Sink]:
         """Make the sinks, none of them opened; raises ``UsageError`` as they do."""
-        recorded = [n for n, c in self.cameras.items() if not kind_of(c.source).live]
+        recorded = [n for n, c in self.cameras.items() if not kind_of(c.address).live]
         return make_sinks(self.values, labels=session.manifest.labels, recorded=recorded)
 
     @property
@@ -169,10 +169,10 @@ def _camera(given: Mapping[str, Any], where: Where) -> CameraSettings:
     try:
         settings = CameraSettings(**given)
     except UsageError as error:
-        key = str(error).partition(" ")[0]
+        key = re.split(r"[ :]", str(error))[0]
         raise UsageError(f"{where(key)}: {error}") from None
     try:
-        kind_of(settings.source).check(settings.source)
+        kind_of(settings.address).check(settings.address)
     except UsageError as error:
         raise UsageError(f"{where('source')}: {error}") from None
     return settings

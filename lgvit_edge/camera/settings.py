@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from lgvit_edge._support.numbers import real, whole
 from lgvit_edge.errors import DataError, UsageError
@@ -43,8 +44,8 @@ class Region:
                 f"shares of the picture such as 10%,0%,50%,50%; found {text!r}"
             )
         share = signs == {"%"}
-        values = [float(found[1]) / (100 if share else 1) for found in numbers if found]
-        region = cls(*values, share=share)
+        x, y, w, h = (float(found[1]) / (100 if share else 1) for found in numbers if found)
+        region = cls(x, y, w, h, share=share)
         if region.width <= 0 or region.height <= 0:
             raise UsageError(f"a region needs a width and a height above 0, found {text!r}")
         if share and (region.left + region.width > 1.0 or region.top + region.height > 1.0):
@@ -75,7 +76,7 @@ class CameraSettings:
     """How one camera is read and answered.
 
     Attributes:
-        source: its address, as ``lgvit-edge camera --source`` takes it.
+        source: its address, as ``lgvit-edge camera --source`` takes it, or a camera's number.
         every: one frame of so many is answered; the others are skipped.
         motion: share of pixels, 0..1, that must change for a frame to be answered; None for all.
         regions: parts of the picture by name, each answered by itself; none for the whole picture.
@@ -88,7 +89,7 @@ class CameraSettings:
         timeout: seconds without a frame after which a source has stalled.
     """
 
-    source: str
+    source: str | int
     every: int = 1
     motion: float | None = None
     regions: Mapping[str, Region] = field(default_factory=dict)
@@ -96,8 +97,13 @@ class CameraSettings:
     smooth: str | None = None
     unsure_below: float | None = None
     loop: bool = False
-    pace: str = "real"
+    pace: Literal["real", "fast"] = "real"
     timeout: float = 5.0
+
+    @property
+    def address(self) -> str:
+        """The source as text."""
+        return str(self.source)
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -105,9 +111,8 @@ class CameraSettings:
         Raises:
             UsageError: names the first field that cannot be used.
         """
-        if isinstance(self.source, int) and not isinstance(self.source, bool):
-            object.__setattr__(self, "source", str(self.source))  # a camera's number
-        if not isinstance(self.source, str) or not self.source:
+        is_source = isinstance(self.source, (str, int)) and not isinstance(self.source, bool)
+        if not is_source or not self.address:
             raise UsageError(f"source must be text such as 0 or rtsp://..., found {self.source!r}")
         whole("every", self.every)
         if self.motion is not None and not 0 < real(self.motion) < 1:
@@ -123,7 +128,7 @@ class CameraSettings:
         try:
             parse_smoothing(self.smooth)
         except UsageError as error:
-            raise UsageError(f"smooth {self.smooth!r}: {error}") from None
+            raise UsageError(f"smooth: {error}") from None
         if self.pace not in PACES:
             raise UsageError(f"pace must be one of {', '.join(PACES)}, found {self.pace!r}")
         if not 0 < real(self.timeout) < 1e6:

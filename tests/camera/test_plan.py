@@ -90,7 +90,7 @@ def test_regions_are_of_one_camera_or_of_all(folder: Path) -> None:
         ({}, {"source": ["0"], "page": "host:port"}, "--page: expected HOST:PORT such as"),
         ({}, {"source": ["0"], "keep_mb": 5}, "--keep-mb: nothing uses it; give --keep-unsure"),
         ({}, {"source": ["0"], "cafile": "x"}, "give --mqtt or --webhook as well"),
-        ({}, {"source": ["0"], "smooth": "mean:3"}, "--smooth: smooth 'mean:3': expected majority"),
+        ({}, {"source": ["0"], "smooth": "mean:3"}, "--smooth: smooth: a smoothing must be"),
     ],
 )
 def test_what_cannot_be_is_refused(

@@ -346,9 +346,10 @@ def test_an_rtsp_camera() -> None:
             assert source.fps == 30
             server.close()
             with pytest.raises((SourceError, StalledError)) as caught:
-                while source.read() is not None:
-                    pass
-                raise SourceError("the stream ended")
+                while True:
+                    with contextlib.suppress(DataError):  # half of a picture was on its way
+                        if source.read() is None:
+                            raise SourceError("the stream ended")
             assert "secret" not in str(caught.value)
     with RtspServer(login="me:secret") as server:
         assert unopened(server.address.replace("://", "://me:secret1@"), "password is wrong").denied

@@ -32,7 +32,7 @@ class Scene(Source):
 
         files = _pictures(folder)
         self._random = np.random.default_rng(0)
-        self._random.shuffle(files)  # type: ignore[arg-type]
+        self._random.shuffle(files)
         self._digits = [
             np.asarray(Image.open(file).convert("L").resize((_SIDE, _SIDE))) for file in files[:200]
         ]
