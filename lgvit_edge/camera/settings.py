@@ -123,12 +123,13 @@ class CameraSettings:
             raise UsageError(
                 f"unsure_below must be a probability in 0..1, found {self.unsure_below!r}"
             )
-        from lgvit_edge.camera.smoothing import parse_smoothing  # help must not load NumPy
+        if self.smooth is not None:
+            from lgvit_edge.camera.smoothing import parse_smoothing  # help must not load NumPy
 
-        try:
-            parse_smoothing(self.smooth)
-        except UsageError as error:
-            raise UsageError(f"smooth: {error}") from None
+            try:
+                parse_smoothing(self.smooth)
+            except UsageError as error:
+                raise UsageError(f"smooth: {error}") from None
         if self.pace not in PACES:
             raise UsageError(f"pace must be one of {', '.join(PACES)}, found {self.pace!r}")
         if not 0 < real(self.timeout) < 1e6:

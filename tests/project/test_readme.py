@@ -36,7 +36,7 @@ PAGES = [
 WITH_CODE = [page for page in PAGES if "```python" in page.read_text(encoding="utf-8")]
 EXPERIMENTS = "lgvit_edge.benchmarks.experiments"
 # Options of other programs that the pages name.
-FOREIGN = {"--multi_gpu", "--system-site-packages"}
+FOREIGN = {"--init", "--multi_gpu", "--system-site-packages"}
 
 
 def name_of(page: Path) -> str:
@@ -56,7 +56,9 @@ def desk(
     )
     save_checkpoint(exported_model, tmp_path / "model.pt")
     frame = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
-    Image.fromarray(frame).save(tmp_path / "photo.jpg")
+    (tmp_path / "photos").mkdir()
+    for photo in ("photo.jpg", "photos/0.jpg"):
+        Image.fromarray(frame).save(tmp_path / photo)
     monkeypatch.chdir(tmp_path)
     camera = SimpleNamespace(read=lambda: (True, frame))  # this machine has none
     monkeypatch.setitem(sys.modules, "cv2", SimpleNamespace(VideoCapture=lambda number: camera))
