@@ -10,6 +10,7 @@ PyAV also tells errors apart, and says which frames are damaged.
 from __future__ import annotations
 
 import errno
+import gc
 import re
 import socket
 import time
@@ -107,9 +108,16 @@ class Video(Source):
             raise SourceError(f"{self._shown}: {what}: {_words(error)}") from None
 
     def close(self) -> None:
-        """End the connection."""
+        """End the connection; may be called twice."""
+        if self._container is None:
+            return
         self._packets = self._frames = iter(())
+        self._stream = None
         self._container.close()
+        # PyAV's containers and streams refer to each other, and keep the decoder with its threads
+        # until the garbage collector comes, which is seldom in a program that makes little garbage.
+        self._container = None
+        gc.collect()
 
 
 def _refusal(av: Any, error: Exception, address: str, waited: float | None) -> SourceError:
