@@ -316,7 +316,7 @@ class Command(TyperCommand):
         }
         args = [
             f"{argument}=" if argument in optional and following.startswith("-") else argument
-            for argument, following in zip(args, [*args[1:], "-"], strict=True)
+            for argument, following in zip(args, [*args[1:], "-"], strict=False)
         ]
         if (fault := misplaced(str(self.name), self.params, args)) is not None:
             raise UsageError(fault)
