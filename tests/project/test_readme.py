@@ -61,7 +61,7 @@ def desk(
         Image.fromarray(frame).save(tmp_path / photo)
     monkeypatch.chdir(tmp_path)
     camera = SimpleNamespace(read=lambda: (True, frame))  # this machine has none
-    monkeypatch.setitem(sys.modules, "cv2", SimpleNamespace(VideoCapture=lambda number: camera))
+    monkeypatch.setattr("cv2.VideoCapture", lambda number: camera)
     given: dict[str, object] = {"frame": frame, "log": io.StringIO(), "json": json}
     return given | dict.fromkeys(("frames", "gate", "yard"), [frame] * 3)
 
