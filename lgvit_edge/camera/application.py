@@ -23,7 +23,7 @@ from lgvit_edge.camera.sinks.base import SinkCounts
 from lgvit_edge.camera.sinks.metrics import prometheus
 from lgvit_edge.camera.sinks.screen import Screen
 from lgvit_edge.camera.systemd import Notifier
-from lgvit_edge.errors import LGViTEdgeError, SourceError, UsageError
+from lgvit_edge.errors import LGViTEdgeError, MissingDependency, SourceError, UsageError
 from lgvit_edge.runtime.session import Session
 
 # Seconds for systemd's watchdog: in which frames must have been looked for, and a bundle opened.
@@ -38,20 +38,20 @@ class Outcome:
         monitor: counts of all cameras.
         sinks: counts of all sinks, by name.
         interrupted: whether Ctrl-C ended it.
-        failed: cameras that ended because of a fault, with its text.
+        failure: why cameras ended before their ends; None where none did.
     """
 
     monitor: Monitor
     sinks: dict[str, SinkCounts]
     interrupted: bool
-    failed: dict[str, str]
+    failure: LGViTEdgeError | None
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain types."""
         return {
             **self.monitor.snapshot(),
             "sinks": {name: vars(counts) for name, counts in self.sinks.items()},
-            "failed": self.failed,
+            "failure": None if self.failure is None else str(self.failure),
         }
 
 
@@ -132,14 +132,8 @@ class Application:
         return new, opened
 
     def _run_once(self, plan: Plan, session: Session, asked: Asked) -> Outcome:
-        failed: dict[str, str] = {}
-
-        def on_event(event: Event) -> None:
-            self._log.event(event)
-            if event.state == "ended" and event.level == "error":
-                failed[event.camera] = event.text
-
-        camera = Camera(plan.cameras, session, sinks=plan.sinks(session), on_event=on_event)
+        failure: LGViTEdgeError | None = None
+        camera = Camera(plan.cameras, session, sinks=plan.sinks(session), on_event=self._log.event)
         with contextlib.ExitStack() as stack:
             stack.callback(self._opens)
             self._camera = camera
@@ -154,9 +148,12 @@ class Application:
                 )
                 screen.start()
             self._notifier.ready(f"{len(plan.cameras)} cameras")
-            camera.run()
+            try:
+                camera.run()
+            except (SourceError, MissingDependency) as error:  # what was answered is told first
+                failure = error
             asked.wake = None
-        return Outcome(camera.monitor, camera.sinks(), asked.interrupted, failed)
+        return Outcome(camera.monitor, camera.sinks(), asked.interrupted, failure)
 
     def _opens(self) -> None:
         """Note that no camera runs until the next one does."""
@@ -181,13 +178,3 @@ class Application:
             yield
         finally:
             page.stop()
-
-
-def check_failed(outcome: Outcome) -> None:
-    """Raise where a camera ended because of a fault.
-
-    Raises:
-        SourceError: names the cameras and what was wrong with each.
-    """
-    if outcome.failed:
-        raise SourceError("; ".join(f"{name}: {text}" for name, text in outcome.failed.items()))

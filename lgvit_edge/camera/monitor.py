@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lgvit_edge.camera.shot import Event, Shot, State
+from lgvit_edge.camera.shot import Answer, Event, Shot, State
 from lgvit_edge.camera.sinks.base import SinkCounts
 from lgvit_edge.machine.power import find_meters
 from lgvit_edge.runtime.session import Session
@@ -124,7 +124,7 @@ class _Camera:
         self.latency_s = 0.0
         self.times: deque[tuple[float, float]] = deque(maxlen=_WINDOW)
         self.seen: deque[float] = deque(maxlen=4096)  # time.monotonic() of its last frames
-        self.last: Shot | None = None
+        self.last: tuple[Answer, ...] = ()
         self.picture: Shot | None = None
 
     def add(self, shot: Shot, *, keep: bool) -> None:
@@ -137,7 +137,7 @@ class _Camera:
             self.exits[answer.result.exit - 1] += 1
             self.latency_s += answer.latency_ms / 1e3
             self.times.append((answer.latency_ms, answer.result.network_ms))
-        self.last = shot
+        self.last = shot.answers  # without the picture
         self.picture = shot if keep else None
 
     def to_json(self) -> dict[str, Any]:
@@ -163,7 +163,7 @@ class _Camera:
             "latency_ms": _quantiles(latency),
             "network_ms": _quantiles(network),
             "idle_s": now - self.seen[-1] if self.seen else None,
-            "last": [] if self.last is None else [a.to_json() for a in self.last.answers],
+            "last": [answer.to_json() for answer in self.last],
         }
 
 

@@ -32,7 +32,7 @@ from lgvit_edge.camera.sinks.base import Outlet, Sink, SinkCounts
 from lgvit_edge.camera.smoothing import Smoother, parse_smoothing
 from lgvit_edge.camera.sources.base import without_secrets
 from lgvit_edge.camera.sources.feed import Feed
-from lgvit_edge.errors import UsageError
+from lgvit_edge.errors import LGViTEdgeError, SourceError, UsageError
 from lgvit_edge.images.inputs import Inputs
 from lgvit_edge.runtime.reading import Intake, Item, Readers, StreamError
 from lgvit_edge.runtime.result import Result
@@ -49,6 +49,9 @@ class Camera:
         with Session.open("out/") as session:
             for answer in Camera("rtsp://camera.local/stream", session):
                 print(answer.label, answer.confidence)
+
+    A recording that cannot be read to its end, or a package that is missing, is raised once all
+    sources are over.
 
     Of live sources the newest frame counts: those that come while the session is busy are dropped,
     and counted. Of files every frame is answered. A source that stalls, dies or comes back is told
@@ -89,6 +92,7 @@ class Camera:
         self._session, self._on_event = session, on_event
         self._stopped, self._begun = threading.Event(), False
         self.turned = time.monotonic()
+        self._failures: dict[str, BaseException] = {}  # of sources that are over, by camera
         self._lines: dict[str, _Line] = {}
         for name, given in sources.items():
             if not isinstance(name, str) or not name:
@@ -122,8 +126,13 @@ class Camera:
                 )
 
     def sinks(self) -> dict[str, SinkCounts]:
-        """Return what each sink has done so far, by name."""
-        return {outlet.sink.name: outlet.counts for outlet in self._outlets}
+        """Return what each sink has done so far, by name; a second of a kind is ``jsonl 2``."""
+        counts: dict[str, SinkCounts] = {}
+        for outlet in self._outlets:
+            kind = outlet.sink.name
+            number = sum(other == kind or other.startswith(f"{kind} ") for other in counts) + 1
+            counts[kind if number == 1 else f"{kind} {number}"] = outlet.counts
+        return counts
 
     def stop(self) -> None:
         """End the iteration soon; any thread may call it."""
@@ -137,7 +146,7 @@ class Camera:
             if on_answer is not None:
                 on_answer(answer)
 
-    def __iter__(self) -> Iterator[Answer]:
+    def __iter__(self) -> Generator[Answer, None, None]:
         with contextlib.closing(self.shots()) as shots:
             for shot in shots:
                 yield from shot.answers
@@ -145,23 +154,24 @@ class Camera:
     async def __aiter__(self) -> AsyncIterator[Answer]:
         """Yield answers; the network runs in a thread, so the event loop stays free."""
         answers, loop = iter(self), asyncio.get_running_loop()
-        with ThreadPoolExecutor(1, "lgvit-edge camera") as thread:
-            try:
-                while (
-                    answer := await loop.run_in_executor(thread, next, answers, None)
-                ) is not None:
-                    yield answer
-            finally:
-                self.stop()
-                thread.submit(answers.close)  # type: ignore[attr-defined]  # it is a generator
+        thread = ThreadPoolExecutor(1, "lgvit-edge camera")
+        try:
+            while (answer := await loop.run_in_executor(thread, next, answers, None)) is not None:
+                yield answer
+        finally:
+            self.stop()
+            # Behind the answer that the thread may be waiting for. Sinks take their time to end.
+            await asyncio.shield(loop.run_in_executor(thread, answers.close))
+            thread.shutdown()  # it is idle
 
     def shots(self) -> Generator[Shot, None, None]:
         """Yield frames with their answers, as the sinks are given them.
 
         Raises:
             UsageError: it has run before, or a sink cannot work as asked.
-            MissingDependency: a package of the extra ``camera`` is not installed.
             BackendError: a logit is NaN or infinite, or the session is closed.
+            SourceError: all sources are over, and recordings could not be read to their ends.
+            MissingDependency: likewise, a package of the extra ``camera`` is not installed.
         """
         if self._begun:
             raise UsageError("this Camera has run; make another one")
@@ -186,6 +196,7 @@ class Camera:
             while readers.open and not self._stopped.is_set():
                 self.turned = time.monotonic()
                 yield from self._answer(readers.take(self._session.max_batch))
+            self._raise_failures()
         finally:
             self.stop()
             readers.stop()
@@ -202,6 +213,8 @@ class Camera:
                 self._missed(item.source, dropped=item.dropped)
             if item.error is not None:
                 self._missed(item.source, errors=1)
+                if item.error.ended:
+                    self._failures[item.source] = item.error.error
                 line.fail(item.error)
             if item.images is not None:
                 frames.append(_Answered(line, item.image, item.images, line.take_dropped()))
@@ -209,6 +222,13 @@ class Camera:
             self._run(batch)
             while frames and frames[0].whole:  # at once: the next batch need not be waited for
                 yield self._deliver(frames.popleft())
+
+    def _raise_failures(self) -> None:
+        """Raise why sources ended, unless they came to their ends."""
+        if len(self._failures) == 1:
+            raise next(iter(self._failures.values()))
+        if self._failures:
+            raise SourceError("; ".join(f"{n}: {error}" for n, error in self._failures.items()))
 
     def _batches(self, frames: Iterable[_Answered]) -> Iterator[list[_Answered]]:
         """Group frames, each once for each of its regions, as they can run together.
@@ -354,6 +374,8 @@ class _Line:
 
     def fail(self, error: StreamError) -> None:
         """Tell of a frame that cannot be used, once for each kind of fault, or of the end."""
+        if error.ended and isinstance(error.error, LGViTEdgeError):
+            return  # the feed has told it
         text = without_secrets(escaped(str(error.error) or type(error.error).__name__))
         if error.ended or text != self._fault:
             self._fault = text

@@ -266,7 +266,7 @@ def camera(
     as_json: AsJson = False,
 ) -> None:
     """Answer cameras, live, and hand the answers to files, brokers, a web page."""
-    from lgvit_edge.camera.application import Application, check_failed
+    from lgvit_edge.camera.application import Application
 
     typed = _said(options) | _said(run)
     if demo:
@@ -283,7 +283,7 @@ def camera(
         return
     plan = load()
     # What people read stays out of what programs read.
-    out = errors if typed.get("jsonl") == "-" or as_json else console
+    out = errors if plan.values.get("jsonl") == "-" or as_json else console
     token = os.environ.get(_TOKEN) or secrets.token_urlsafe(24)
     reload = None if config is None else load
     application = Application(reload, screen=out, token=token)
@@ -292,7 +292,8 @@ def camera(
         print(dumps(outcome.to_json()))
     else:
         _print_outcome(outcome, out)
-    check_failed(outcome)
+    if outcome.failure is not None:
+        raise outcome.failure
     if outcome.interrupted:
         raise Exit(130)
 

@@ -361,6 +361,31 @@ def test_a_sink_that_cannot_work_is_refused_before_any_camera_is_opened(
     assert not opened
 
 
+def test_a_recording_that_breaks_off_is_raised_at_the_end(
+    session: Session, play: Callable[..., str], folder: Path, frames: Frames
+) -> None:
+    broken = play([frames[0], SourceError("the file is cut off")], live=False)
+    settings = {"film": broken, "yard": CameraSettings(str(folder), pace="fast")}
+    camera, answers = Camera(settings, session), []
+    with pytest.raises(SourceError, match="the file is cut off"):
+        for answer in camera:
+            answers.append(answer.camera)
+    assert (answers.count("film"), answers.count("yard")) == (1, 7)
+    told = [e["text"] for e in camera.monitor.snapshot()["events"] if e["level"] == "error"]
+    assert len(told) == 1 and "the file is cut off" in told[0]
+    films = {"a": SourceError("one"), "b": SourceError("two")}
+    both = Camera({n: play([fault], live=False) for n, fault in films.items()}, session)
+    with pytest.raises(SourceError, match="(?s)(a: one.*b: two|b: two.*a: one)"):
+        both.run()
+
+
+def test_two_sinks_of_a_kind_are_counted_apart(session: Session, folder: Path) -> None:
+    camera = Camera(str(folder), session, sinks=[Kept(), Kept()], pace="fast")
+    camera.run()
+    taken = {name: counts.taken for name, counts in camera.sinks().items()}
+    assert taken == {"kept": 7, "kept 2": 7}
+
+
 def test_a_bad_frame_is_counted_and_the_next_follows(
     session: Session, play: Callable[..., str], frames: Frames
 ) -> None:

@@ -10,11 +10,11 @@ import time
 import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from lgvit_edge._support.finite_json import dumps
 from lgvit_edge._support.optional import require
 from lgvit_edge.camera.shot import Answer, Event, Shot
+from lgvit_edge.camera.sinks.addresses import split_address
 from lgvit_edge.camera.sinks.base import Sink
 from lgvit_edge.camera.sinks.names import IN_TOPICS, as_name
 from lgvit_edge.camera.sinks.tls import tls_context
@@ -234,17 +234,7 @@ def _acknowledged(info: MQTTMessageInfo, end: float) -> bool:
 def _parsed(url: str) -> tuple[bool, str, int]:
     """Return whether an address is one with TLS, its host and its port."""
     expected = "expected mqtt://HOST[:PORT] or mqtts://HOST[:PORT]"
-    shown = without_secrets(url)
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        raise UsageError(f"{expected}, found {shown!r}") from None
-    if "@" in parts.netloc:
-        raise UsageError(
-            f"{shown}: an address with a user name or password would be seen by others; "
-            f"set {USERNAME} and {PASSWORD} instead"
-        )
-    if parts.scheme not in _PORTS or not parts.hostname or parts.path.strip("/") or parts.query:
-        raise UsageError(f"{expected}, found {shown!r}")
-    return parts.scheme == "mqtts", parts.hostname, port or _PORTS[parts.scheme]
+    parts = split_address(url, _PORTS, expected, f"{USERNAME} and {PASSWORD}")
+    if parts.path.strip("/") or parts.query:
+        raise UsageError(f"{expected}, found {without_secrets(url)!r}")
+    return parts.scheme == "mqtts", str(parts.hostname), parts.port or _PORTS[parts.scheme]

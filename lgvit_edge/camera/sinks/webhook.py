@@ -8,14 +8,14 @@ import os
 import time
 from collections.abc import Sequence
 from email.utils import parsedate_to_datetime
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from lgvit_edge._support.finite_json import dumps
 from lgvit_edge._support.numbers import real
 from lgvit_edge.camera.shot import Shot
+from lgvit_edge.camera.sinks.addresses import split_address
 from lgvit_edge.camera.sinks.base import Sink
 from lgvit_edge.camera.sinks.tls import tls_context
-from lgvit_edge.camera.sources.base import without_secrets
 from lgvit_edge.errors import SinkError, UsageError, in_one_line
 
 TOKEN = "LGVIT_EDGE_WEBHOOK_TOKEN"
@@ -170,19 +170,8 @@ def _seconds(text: str | None) -> float:
 def _parsed(url: str) -> tuple[bool, str, int | None, str]:
     """Return whether an address is one with TLS, its host, its port, and what follows."""
     expected = "expected http://HOST[:PORT]/PATH or https://..."
-    shown = without_secrets(url)
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        raise UsageError(f"{expected}, found {shown!r}") from None
-    if "@" in parts.netloc:
-        raise UsageError(
-            f"{shown}: an address with a user name or password would be seen by others; "
-            f"set {TOKEN} instead"
-        )
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UsageError(f"{expected}, found {shown!r}")
+    parts = split_address(url, ("http", "https"), expected, TOKEN)
     target = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
     query = quote(parts.query, safe="/%:@!$&'()*+,;=~-._?")
-    return parts.scheme == "https", parts.hostname, port, f"{target}?{query}" if query else target
+    target = f"{target}?{query}" if query else target
+    return parts.scheme == "https", str(parts.hostname), parts.port, target
