@@ -12,7 +12,7 @@ BENCH_ARGS ?=
 MINUTES ?= 10
 # Where the oldest versions are installed, and what is run on them: what touches a dependency.
 OLDEST ?= build/oldest-venv
-OLDEST_TESTS ?= $(addprefix tests/,_support bundle images policies tuning benchmarks/test_report.py \
+OLDEST_TESTS ?= $(addprefix tests/,_support bundle camera images policies tuning benchmarks/test_report.py \
 	cli/test_cli.py cli/test_named_files.py export/test_precision.py model/checkpoints/test_hub.py \
 	project/test_packaging.py runtime/test_openvino.py runtime/test_session_manners.py \
 	training/test_training.py)

@@ -114,7 +114,7 @@ def test_a_terminal_gets_a_live_table(terminal: tuple[Console, list[str]]) -> No
     until(lambda: "something new" in "".join(shown))
     assert "another" in "".join(shown)
     assert "\x1b[2J" not in "".join(shown)  # of the camera's name
-    assert "".join(shown).rstrip().endswith("\x1b[?25h")  # the cursor is back
+    until(lambda: "".join(shown).rstrip().endswith("\x1b[?25h"))  # the cursor is back
 
 
 def test_a_log_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
