@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lgvit_edge import DataError, Session, UsageError
+from lgvit_edge.camera.monitor import Monitor
 from lgvit_edge.camera.pipeline import Camera
 from lgvit_edge.camera.settings import CameraSettings, Region
-from lgvit_edge.camera.shot import Answer, Event, Shot
+from lgvit_edge.camera.shot import Answer, Event, Shot, State
 from lgvit_edge.camera.sinks.base import Sink
 from lgvit_edge.camera.sources import base
 from lgvit_edge.camera.sources.base import Source, SourceKind
@@ -196,6 +197,15 @@ def test_a_camera_that_dies_comes_back_and_disturbs_no_other(
     told = [e["text"] for e in camera.monitor.snapshot()["events"] if e["camera"] == "gate"]
     assert any("the cable is out" in text for text in told)
     assert camera.monitor.snapshot()["cameras"]["gate"]["reconnects"] == 1
+
+
+def test_a_stall_that_ends_is_no_reconnection(session: Session) -> None:
+    monitor = Monitor(session, {"gate": "0"})
+    reconnects = []
+    for state in ("live", "stalled", "live", "lost", "opening", "live"):
+        monitor.event(Event(0.0, "gate", state, state=cast(State, state)))
+        reconnects.append(monitor.snapshot()["cameras"]["gate"]["reconnects"])
+    assert reconnects == [0, 0, 0, 0, 0, 1]
 
 
 def test_a_deadline_is_kept_for_each_camera(session: Session, folder: Path) -> None:
