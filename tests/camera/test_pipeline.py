@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import threading
 import time
@@ -262,6 +263,27 @@ def test_averaged_logits_are_kept_for_each_region(
             assert shot.answers[place].confidence == pytest.approx(answer.confidence, abs=1e-5)
 
 
+@pytest.mark.parametrize("smooth", ["majority:7", "average:7"])
+@pytest.mark.parametrize("wide", [False, True], ids=["lost", "another size"])
+def test_what_was_before_is_forgotten_when_a_camera_comes_back_or_changes_its_size(
+    session: Session, play: Callable[..., str], frames: Frames, smooth: str, wide: bool
+) -> None:
+    last = np.random.default_rng(1).integers(0, 256, (48, 80 if wide else 64, 3), np.uint8)
+    before = [frame for frame in frames[:4] for frame in (frame, 0.1)]
+    scripts = [[*before, last, 0.1]] if wide else [before, [last, 0.1]]
+    camera = Camera(play(*scripts), session, smooth=smooth)
+    answers: list[Answer] = []
+    for answer in camera:
+        answers.append(answer)
+        if answer.frame == 4:
+            camera.stop()
+    alone = session.predict(last)
+    assert answers[-1].guess == alone.label
+    assert answers[-1].confidence == pytest.approx(alone.confidence, abs=1e-5)
+    others = [session.predict(frame) for frame in frames[:4]]
+    assert answers[-2].confidence != pytest.approx(others[-1].confidence, abs=1e-5)
+
+
 def test_async_and_callbacks_give_the_same(session: Session, folder: Path) -> None:
     expected = [a.label for a in Camera(str(folder), session, pace="fast")]
 
@@ -351,6 +373,39 @@ def test_sinks_get_every_frame_of_a_file_in_order(
     assert (counts["refusing"].refused, counts["refusing"].error) == (7, "the door is shut")
     told = [e["text"] for e in camera.monitor.snapshot()["events"]]
     assert told.count("refusing fails: the door is shut") == 1  # not for every frame
+
+
+def test_what_is_piped_in_is_not_begun_again(
+    session: Session, play: Callable[..., str], frames: Frames
+) -> None:
+    name = play([frames[0]], live=False)
+    base._KINDS[name] = dataclasses.replace(base._KINDS[name], repeats=False)
+    assert len(list(Camera(name, session, loop=True, pace="fast"))) == 1
+
+
+def test_sinks_before_one_that_cannot_work_are_closed(session: Session, folder: Path) -> None:
+    closed: list[str] = []
+
+    class Good(Sink):
+        name = "good"
+
+        def take(self, shot: Shot) -> None: ...
+
+        def close(self) -> None:
+            closed.append("good")
+
+    class Bad(Good):
+        name = "bad"
+
+        def open(self) -> None:
+            raise UsageError("there is no such place")
+
+        def close(self) -> None:
+            closed.append("bad")
+
+    with pytest.raises(UsageError, match="no such place"):
+        Camera(str(folder), session, sinks=[Good(), Bad()]).run()
+    assert closed == ["good"]
 
 
 def test_a_sink_that_cannot_work_is_refused_before_any_camera_is_opened(
