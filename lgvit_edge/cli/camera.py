@@ -282,6 +282,22 @@ def camera(
     as_json: AsJson = False,
 ) -> None:
     """Answer cameras, live, and hand the answers to files, brokers, a web page."""
+    from lgvit_edge.camera.signals import ended_by_sigterm
+
+    with ended_by_sigterm():  # a service may be stopped while it starts
+        _act(options, run, config, check=check, demo=demo, systemd=systemd, as_json=as_json)
+
+
+def _act(
+    options: CameraOptions,
+    run: RunOptions,
+    config: Path | None,
+    *,
+    check: bool,
+    demo: bool,
+    systemd: bool,
+    as_json: bool,
+) -> None:
     from lgvit_edge.camera.application import Application
 
     typed = _said(options) | _said(run)

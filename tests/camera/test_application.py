@@ -129,6 +129,17 @@ def test_killed_softly_at_any_moment_it_leaves_whole_files_and_goes_on(
             assert sum(1 for _ in opened.decode(video=0)) > 0
 
 
+def test_stopped_while_it_starts_it_ends_with_0(
+    tmp_path: Path, bundle: Path, folder: Path, start: Start
+) -> None:
+    os.mkfifo(tmp_path / "camera.toml")  # it waits for somebody who writes the file
+    process = start("--config", "camera.toml")
+    with (tmp_path / "camera.toml").open("w"):  # somebody does: it is there
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, "")
+
+
 def test_ctrl_c_ends_it_with_130_and_tells_what_was_done(
     tmp_path: Path, bundle: Path, folder: Path, start: Start
 ) -> None:
