@@ -12,6 +12,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,8 @@ def main(engines: Engines, json_file: JsonFile = None) -> None:
     size = len(data)
     rows.append({"way": "as it is", "bytes": size, "there_s": packing, "back_s": unpacking})
     for name, (there, back) in WAYS.items():
-        compressing, small = _timed(lambda there=there: there(data))
-        expanding, _ = _timed(lambda back=back, small=small: back(small))
+        compressing, small = _timed(partial(there, data))
+        expanding, _ = _timed(partial(back, small))
         rows.append({"way": name, "bytes": len(small), "there_s": compressing, "back_s": expanding})
     shown = table("", numbers=("MB", "share", "there (s)", "back (s)"))
     for row in rows:

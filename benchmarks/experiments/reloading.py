@@ -21,7 +21,7 @@ import typer
 from lgvit_edge._support.terminal import progress_bar, say
 from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, run_command
 from lgvit_edge.cli.options import Backend, Engines
-from lgvit_edge.machine.memory import resident_mb
+from lgvit_edge.machine.memory import peak_memory_mb, resident_mb
 from lgvit_edge.runtime import Result, Session
 
 _BETWEEN = 3.0  # seconds without a reload, to compare with
@@ -99,10 +99,10 @@ def main(
         p50, p99, most = (float(np.percentile(latency[rows], q)) for q in (50, 99, 100))
         shown[name] = {"frames": int(rows.sum()), "p50": p50, "p99": p99, "max": most}
         say(f"latency {name}: p50 {p50:.2f} ms, p99 {p99:.2f} ms, longest {most:.1f} ms")
-    grown = memory[-1][1] - memory[0][1]
     say(
-        f"a reload took {np.median(took):.2f} s (median); memory after the first "
-        f"{memory[0][1]:.0f} MB, after the last {grown:+.0f} MB"
+        f"a reload took {np.median(took):.2f} s (median); memory {memory[0][0]:.0f} MB before the "
+        f"first, {memory[0][1]:.0f} MB after it, {memory[-1][1]:.0f} MB after the last, at most "
+        f"{peak_memory_mb():.0f} MB"
     )
     record.write(
         frames=len(seen),
@@ -111,6 +111,7 @@ def main(
         latency_ms=shown,
         reload_s=took,
         memory_mb=memory,
+        peak_mb=peak_memory_mb(),
     )
 
 

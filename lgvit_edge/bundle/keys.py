@@ -149,13 +149,12 @@ def read_private_key(path: Path, passphrase: Callable[[], bytes]) -> PrivateKey:
         )
     # What the library says of a wrong file may quote it, so it is not passed on.
     wanted = f"{path} is no private Ed25519 key (PEM); make one with: lgvit-edge bundle keys FILE"
+    secret = None
+    if b"ENCRYPTED" in content:
+        secret = passphrase()
+        wanted = f"the passphrase is not that of {path}, or the file is damaged"
     try:
-        try:
-            key = forms.load_pem_private_key(content, None)
-        except TypeError:  # it is encrypted
-            secret = passphrase()
-            wanted = f"the passphrase is not that of {path}, or the file is damaged"
-            key = forms.load_pem_private_key(content, secret)
+        key = forms.load_pem_private_key(content, secret)
     except (ValueError, TypeError, _unsupported()):
         raise UsageError(wanted) from None
     if not isinstance(key, ed25519.Ed25519PrivateKey):
@@ -221,6 +220,5 @@ def _read_public(source: KeySource) -> list[PublicKey]:
 
 def _unsupported() -> type[Exception]:
     """Return what is raised of keys of unknown kinds."""
-    kind = require("cryptography.exceptions", extra=_EXTRA).UnsupportedAlgorithm
-    assert issubclass(kind, Exception)
+    kind: type[Exception] = require("cryptography.exceptions", extra=_EXTRA).UnsupportedAlgorithm
     return kind

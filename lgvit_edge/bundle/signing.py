@@ -39,6 +39,7 @@ def sign_bundle(
         BundleError: it is damaged, holds what belongs to no bundle, cannot be written, or was not
             signed before as it should be.
     """
+    open_bundle(root, verify=False)  # says best what is wrong, before anything is written
     check_writable(Path(root))
     try:
         with locked(Path(root) / LOCK, wait=f"changes {root}"):
