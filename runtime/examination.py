@@ -38,6 +38,7 @@ _OTHERS = (
     Package("optuna", "tune", "search operating points"),
     Package("matplotlib", "report", "pictures"),
     Package("Jinja2", "report", "the page of bench --report"),
+    Package("cryptography", "sign", "sign bundles, and ask for signatures"),
 )
 
 

@@ -97,6 +97,7 @@ class Answer:
             "network_ms": round(result.network_ms, 3),
             "point": self.point,
             "dropped": self.dropped,
+            "bundle": result.bundle,
         }
 
 

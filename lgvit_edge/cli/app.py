@@ -12,6 +12,7 @@ from lgvit_edge import __version__
 from lgvit_edge._support.terminal import say
 from lgvit_edge.cli.bench import bench
 from lgvit_edge.cli.build import build
+from lgvit_edge.cli.bundle import commands as bundle
 from lgvit_edge.cli.camera import camera
 from lgvit_edge.cli.compare import compare
 from lgvit_edge.cli.demo import demo
@@ -70,9 +71,13 @@ for command in (
     predict,
     camera,
     verify,
+    bundle,
     info,
     doctor,
     device_report,
     demo,
 ):
-    app.command(cls=Command)(command)
+    if isinstance(command, typer.Typer):
+        app.add_typer(command, name="bundle")
+    else:
+        app.command(cls=Command)(command)

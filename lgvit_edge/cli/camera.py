@@ -16,7 +16,14 @@ from typer import Exit, Option
 from lgvit_edge._support.finite_json import dumps
 from lgvit_edge._support.terminal import console, errors, plain, say, table
 from lgvit_edge.camera.settings import CameraSettings
-from lgvit_edge.cli.options import AsJson, PointName, PolicyText, RunOptions, with_options
+from lgvit_edge.cli.options import (
+    TRUSTED_KEYS,
+    AsJson,
+    PointName,
+    PolicyText,
+    RunOptions,
+    with_options,
+)
 from lgvit_edge.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
@@ -415,6 +422,9 @@ def _print_unit(plan: Plan, *, reloads: bool) -> None:
         [str(program)] if program.name == "lgvit-edge" else [sys.executable, "-m", "lgvit_edge"]
     )
     arguments = [a for a in sys.argv[1:] if a not in ("--systemd", "--debug")]
+    trusted = os.environ.get(TRUSTED_KEYS)  # which services do not inherit
+    if trusted and not any(a.startswith("--trusted-keys") for a in arguments):
+        arguments += ["--trusted-keys", os.path.abspath(trusted)]
     text = unit(
         [*command, *arguments],
         getpass.getuser(),

@@ -103,6 +103,33 @@ def test_every_picture_of_a_folder_gets_the_sessions_answer(
     assert row["class"] == row["guess"] == expected[0].label and not row["unsure"]
 
 
+@pytest.mark.parametrize("smooth", [None, "average:4", "majority:4"])
+def test_the_session_gets_another_bundle_meanwhile(
+    bundle: Path, other_bundle: Path, folder: Path, frames: Frames, smooth: str | None
+) -> None:
+    """One with more exits; every answer is of one bundle, and as if it had begun with that."""
+    names, expected = [], []
+    with Session.open(bundle) as alone:
+        for answer in Camera(str(folder), alone, pace="fast", smooth=smooth):
+            expected.append(answer.class_index)
+    with Session.open(other_bundle) as session:
+        camera = Camera(str(folder), session, pace="fast", smooth=smooth, loop=True)
+        found: list[Answer] = []
+        for answer in camera:
+            names.append(answer.to_json()["bundle"])
+            if len(names) == 3:
+                session.reload(bundle)
+            if names[-1] != names[0]:
+                found.append(answer)
+            if len(found) == len(frames):
+                break
+        counted = camera.monitor.snapshot()["cameras"]["camera"]
+    assert len(set(names)) == 2 and names == sorted(names, key=names.index)
+    assert sum(counted["exits"]) == counted["answers"] and len(counted["exits"]) == 4
+    if smooth is None:
+        assert [a.class_index for a in found] == [expected[a.frame % 7] for a in found]
+
+
 def test_cameras_share_batches_and_keep_their_order(
     session: Session, folder: Path, frames: Frames
 ) -> None:

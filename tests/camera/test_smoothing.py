@@ -40,6 +40,13 @@ def test_what_is_typed(text: str | None, smoothing: Smoothing) -> None:
     assert parse_smoothing(text) == smoothing
 
 
+def test_votes_of_another_bundle_do_not_count() -> None:
+    smoother = Smoothing("majority", 4).start()
+    for start, bundle in enumerate("ppp"):
+        smoother.take(result("a", bundle=bundle), start / 10)
+    assert smoother.take(result("b", bundle="q"), 0.4).label == "b"
+
+
 @pytest.mark.parametrize(
     "text", ["", "majority", "majority:", "mean:8", "majority:8:", "average:-8", "average:8.5", "8"]
 )
