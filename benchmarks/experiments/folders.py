@@ -45,9 +45,9 @@ def main(
         int, typer.Option(min=0, help="Images of the list to measure the speed on. 0: none.")
     ] = 0,
     rounds: Annotated[int, typer.Option(min=1, help="Times that each way is measured.")] = 3,
-    out: Annotated[
-        str, typer.Option(help="Name of the answers' file: answers.jsonl or answers.parquet.")
-    ] = "answers.jsonl",
+    parquet: Annotated[
+        bool, typer.Option("--parquet", help="Write Parquet instead of JSON lines.")
+    ] = False,
     ray: Annotated[
         bool, typer.Option("--ray", help="Kill workers of a Ray cluster, not the whole run.")
     ] = False,
@@ -58,7 +58,7 @@ def main(
 ) -> None:
     """Kills a run over a long list of images, and compares its file with an undisturbed run's."""
     record = Record(json_file)
-    rng = random.Random(seed)
+    rng, out = random.Random(seed), "answers.parquet" if parquet else "answers.jsonl"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_list(folder, unlabelled_images(data, note), images, rng)

@@ -130,7 +130,7 @@ def _check_together(engines: Path, images: list[Path] | None, folder: FolderOpti
     """Refuse options of folders without all that they need, or beside images to show."""
     given = [field.name for field in fields(folder) if getattr(folder, field.name) is not None]
     line = shlex.join(["lgvit-edge", "predict", "--engines", str(engines)])
-    where = shlex.quote(str((images or [folder.data or "DIR"])[0]))
+    where = shlex.quote(str((images or [folder.data or Path("DIR")])[0]))
     if images and given:
         raise UsageError(
             f"--{given[0]} is for a folder or list given as --data; images that are named are "

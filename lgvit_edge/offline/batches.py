@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from lgvit_edge._support.files import reading
@@ -24,7 +24,7 @@ def answer_batches(
     decoders: int,
     times: bool = False,
     readable: str | None = None,
-) -> Iterator[list[bytes]]:
+) -> Generator[list[bytes], None, None]:
     """Yield the lines of each batch, in order; what cannot be read has a line too.
 
     A batch holds the same images at every run, because logits differ in their last bits between

@@ -15,8 +15,9 @@ import secrets
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -40,7 +41,6 @@ from lgvit_edge.runtime import Session
 LOCAL = "local"
 _REACHED = 10.0  # seconds in which something must listen at a cluster's address
 _CONNECTED = 60.0  # and in which it must be Ray
-_STARTED = 300.0  # for a cluster of one's own: 4 s on an idle machine, and minutes on a busy one
 _TRIES = 4  # of a shard whose worker dies
 _STORE = 1 << 27  # bytes that a local cluster keeps for answers on their way
 _KEPT = "what is answered is kept: run the same command again to go on"
@@ -95,7 +95,7 @@ Answered = tuple[int, dict[str, Any], list[bytes]]
 
 def answer_shards(
     address: str, task: Task, shards: Iterator[Shard], ran: Mapping[str, str] | None
-) -> Iterator[Answered]:
+) -> Generator[Answered, None, None]:
     """Yield each shard's number, what answered it (``Session.describe``) and its lines.
 
     In the order in which they end. A shard whose worker dies is done again by another.
@@ -153,10 +153,9 @@ def _connected(address: str) -> Iterator[Any]:
         BackendError: no cluster answers at this address.
     """
     with contextlib.ExitStack() as stack:
-        variables, limit = {"RAY_USAGE_STATS_ENABLED": "0"}, _CONNECTED
+        variables = {"RAY_USAGE_STATS_ENABLED": "0"}
         started: dict[str, Any] = {}
         if address == LOCAL:
-            limit = _STARTED
             variables["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # loopback, as on those systems
             variables["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
             started = {
@@ -168,26 +167,48 @@ def _connected(address: str) -> Iterator[Any]:
                 ),
             }
         stack.enter_context(_environment(variables))
-        ray = require("ray", extra="ray")
-        _check_reachable(address)
-        failures: list[BaseException] = []
-
-        def connect() -> None:
-            try:
-                ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **started)
-            except BaseException as error:  # of many kinds, SystemExit too
-                failures.append(error)
-
-        # In a thread, because Ray waits for minutes for what is not Ray.
-        thread = threading.Thread(target=connect, name="ray.init", daemon=True)
-        thread.start()
-        thread.join(limit)
-        if thread.is_alive():  # and shutting down would wait for it too
-            raise _unreachable(address, f"nothing that is Ray within {limit:.0f} s")
+        try:
+            _check_reachable(address)
+            ray = require("ray", extra="ray")
+            options = {"log_to_driver": False, "logging_level": logging.ERROR, **started}
+            connect = partial(ray.init, address, **options)
+            if address == LOCAL:
+                connect()  # in this thread, because what it starts ends with the thread
+            else:
+                _within(_CONNECTED, connect)
+        except LGViTEdgeError:
+            raise
+        except Exception as error:  # of many kinds
+            raise BackendError(
+                f"no Ray cluster answers at {address}: {in_one_line(error)}; start one with: ray "
+                "start --head, and give its HOST:PORT; or let one be started on this machine: "
+                "--ray local"
+            ) from None
         stack.callback(ray.shutdown)
-        if failures:
-            raise _unreachable(address, in_one_line(failures[0])) from None
         yield ray
+
+
+def _within(seconds: float, call: Callable[[], object]) -> None:
+    """Call in a thread that is left behind if it takes longer; raises what the call raises.
+
+    Raises:
+        TimeoutError: it takes longer. Ray waits for minutes for what is not Ray.
+    """
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, name="ray.init", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError(f"nothing that is Ray answered within {seconds:g} s")
+    if failures:
+        raise failures[0]
 
 
 @contextlib.contextmanager
@@ -206,25 +227,16 @@ def _check_reachable(address: str) -> None:
     """Look whether anything listens: Ray itself waits long, and logs much.
 
     Raises:
-        BackendError: nothing does, or the address is none.
+        OSError: nothing does.
+        ValueError: the address is none.
     """
     if address in (LOCAL, "auto"):
         return
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    try:
-        if not (colon and host):
-            raise ValueError("expected HOST:PORT")
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=_REACHED):
-            pass
-    except (OSError, ValueError, OverflowError) as error:
-        raise _unreachable(address, getattr(error, "strerror", None) or str(error)) from None
-
-
-def _unreachable(address: str, why: str) -> BackendError:
-    return BackendError(
-        f"no Ray cluster answers at {address}: {why}; start one with: ray start --head, and give "
-        "its HOST:PORT; or let one be started on this machine: --ray local"
-    )
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdecimal():
+        raise ValueError("expected HOST:PORT of a cluster that this machine belongs to")
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=_REACHED):
+        pass
 
 
 def _places(ray: Any, needed: Mapping[str, int]) -> int:

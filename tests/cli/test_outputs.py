@@ -46,6 +46,8 @@ FILES = (
     (f"{TUNE} --logits {{}}", "npy"),
     (f"{TRAIN} --out {{}}", "pt"),
     ("device-report --engines bundle --out {}", "zip"),
+    ("predict --engines bundle --data photos --out {}", "jsonl"),
+    ("predict --engines bundle --data photos --out {}", "parquet"),
 )
 REPLACED = ("export --ckpt start.pt --out {}", "demo --out {}")
 FOLDERS = (*REPLACED, f"{TRAIN} --cache-features {{}}")
