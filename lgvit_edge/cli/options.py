@@ -189,7 +189,7 @@ class RunOptions:
             engines,
             policy=None if policy is None else policies.parse(policy),
             point=point,
-            **self._typed(),
+            **self.typed(),
         )
         if hint := session.describe().get("hint"):
             note(hint)
@@ -201,9 +201,9 @@ class RunOptions:
 
         if self.precision is not None:
             return self.open(engines, None, None)
-        return open_in_float32(engines, **self._typed())
+        return open_in_float32(engines, **self.typed())
 
-    def _typed(self) -> dict[str, Any]:
+    def typed(self) -> dict[str, Any]:
         """Return the options to pass on: a backend refuses options that it does not take."""
         from lgvit_edge.runtime import TensorRTOptions
 

@@ -49,6 +49,8 @@ FILES = (
     (f"{TRAIN} --out {{}}", "pt"),
     ("device-report --engines bundle --out {}", "zip"),
     ("bundle pack bundle --out {}", "tar"),
+    ("predict --engines bundle --data photos --out {}", "jsonl"),
+    ("predict --engines bundle --data photos --out {}", "parquet"),
 )
 REPLACED = (
     "export --ckpt start.pt --out {}",
