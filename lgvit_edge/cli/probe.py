@@ -90,9 +90,10 @@ def probe(
     images, doubt = _images(model, data, labels, classes, samples)
     if doubt is not None:
         told.append(doubt)
-    subjects = [_subject(checkpoint, model, images)]
+    first, second = _names(checkpoint, other)
+    subjects = [_subject(first, model, images)]
     if other is not None:
-        subject, doubt = _other(other, checkpoint, source, model, images, data, labels, classes)
+        subject, doubt = _other(other, second, source, model, images, data, labels, classes)
         subjects.append(subject)
         if doubt is not None:
             told.append(doubt)
@@ -136,6 +137,15 @@ def _loaded(path: str, source: SourceOptions) -> LGViT:
     )
 
 
+def _names(checkpoint: str, other: str | None) -> tuple[str, str]:
+    """Return what to call the models: by their files, or by their paths where these are equal."""
+    names = [checkpoint, other or ""]
+    files = [Path(name).name for name in names]
+    if files[0] != files[1]:
+        return files[0], files[1]
+    return (names[0], names[1]) if names[0] != names[1] else (names[0], f"{names[1]} again")
+
+
 def _images(
     model: LGViT, data: Path, labels: Path | None, classes: str | None, samples: int | None
 ) -> tuple[Sequence[LabelledImage], str | None]:
@@ -164,7 +174,7 @@ def _subject(name: str, model: LGViT, images: Sequence[LabelledImage]) -> Subjec
 
 def _other(
     other: str,
-    checkpoint: str,
+    name: str,
     source: SourceOptions,
     first: LGViT,
     images: Sequence[LabelledImage],
@@ -181,11 +191,10 @@ def _other(
         network = made_by(other)
         preprocess = getattr(network, "preprocess", first.config.preprocess)
         size = getattr(network, "image_size", first.config.image_size)
-        return Subject(other, network, preprocess, size), None
+        return Subject(name, network, preprocess, size), None
     model = _loaded(other, source)
     # Its classes may be others, or in another order.
     found, doubt = _images(model, data, labels, classes, samples=None)
     known = {image.path: image.class_index for image in found}
     own = [LabelledImage(image.path, known.get(image.path)) for image in images]
-    name = other if other != checkpoint else f"{other} (again)"
     return _subject(name, model, own), doubt and f"{name}: {doubt}"

@@ -60,7 +60,7 @@ def analysed(answers: Answers, names: Sequence[str], looks: dict[str, Floats]) -
         "exits": exit_rows(answers),
         "policy": policy_row(answers),
         "agreement": agreement(answers.classes).tolist(),
-        "overthinking": overthinking(answers.right) if labelled else None,
+        "overthinking": overthinking(answers.right, answers.blocks) if labelled else None,
         "classes": class_rows(answers, names) if labelled else None,
         "looks": [look_row(name, values, answers) for name, values in looks.items()],
     }
@@ -146,19 +146,21 @@ def agreement(classes: Ints) -> Floats:
     return np.array(same)
 
 
-def overthinking(right: Bools) -> dict[str, Any]:
-    """Returns how often going on spoils a right answer, ``right`` being ``[n, M + 1]``.
+def overthinking(right: Bools, blocks: Sequence[int]) -> dict[str, Any]:
+    """Returns how often going on spoils a right answer (Kaya et al., 1810.07052).
 
-    The terms are those of Kaya et al. (1810.07052). ``gain`` is what an oracle wins in accuracy
-    that leaves every image at the first exit that is right.
+    ``right`` is ``[n, M + 1]``, ``blocks`` those that an image goes through, ``[M + 1]``. The
+    oracle leaves every image at the first exit that is right, and at the end where none is; it wins
+    as much accuracy as going on destroys.
     """
     early, final = right[:, :-1], right[:, -1]
-    some = early.any(axis=1)
+    some, every = early.any(axis=1), right.any(axis=1)
+    first = np.where(every, right.argmax(axis=1), len(blocks) - 1)
     return {
         "wasteful": float((some & final).mean()),  # right early and at the end: time is lost
         "destructive": float((some & ~final).mean()),  # right early and wrong at the end
-        "gain": float((some | final).mean() - final.mean()),
-        "oracle_accuracy": float((some | final).mean()),
+        "oracle_accuracy": float(every.mean()),
+        "oracle_mean_block": float(np.array(blocks)[first].mean()),
         "spoilt_by_exit": (early & ~final[:, None]).mean(axis=0).tolist(),
         "mended_by_exit": (~early & final[:, None]).mean(axis=0).tolist(),
     }

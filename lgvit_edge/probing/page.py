@@ -63,11 +63,10 @@ def _tiles(record: dict[str, Any]) -> list[tuple[str, str]]:
         depth = f"of {model['blocks']} blocks run on average under the policy"
         tiles.append((f"{policy['mean_block']:.1f}", depth + of))
         if model["labelled"]:
-            final, gain = model["exits"][-1]["accuracy"], model["overthinking"]["gain"]
+            final, lost = model["exits"][-1]["accuracy"], model["overthinking"]["destructive"]
             right = f"right under the policy; {100 * final:.2f} % without exits"
             tiles.append((f"{100 * policy['accuracy']:.2f} %", right + of))
-            oracle = "points that an oracle of exits would win"
-            tiles.append((f"{100 * gain:.1f}", oracle + of))
+            tiles.append((f"{100 * lost:.1f} %", f"right early and wrong at the end{of}"))
     return tiles
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from lgvit_edge.benchmarks.report.plots import INK, MUTED, SERIES, Plot, in_picture, plot
 
 _TICKS = 45  # names along a side of a heatmap, of which each can be read
+_LEAST = 20  # images of a bin of which a share can be told
 _COLOURS = "viridis"  # light is alike, as in the paper; it is told apart on light and dark pages
 
 
@@ -79,14 +80,17 @@ def _mean(values: np.ndarray[Any, np.dtype[np.float64]]) -> str:
 def calibration(model: dict[str, Any]) -> Plot:
     """Draws how often answers of each confidence are right, by exit."""
     rows = model["exits"]
+    images = sum(part["images"] for part in rows[0]["calibration"])
+    least = min(_LEAST, images // 30)
 
     def paint(axes: Any, narrow: bool) -> None:
         axes.plot([0, 100], [0, 100], color=MUTED, linewidth=1, linestyle="--")
         for row in rows:
             final = row is rows[-1]
+            parts = [part for part in row["calibration"] if part["images"] >= least]
             axes.plot(
-                [100 * part["confidence"] for part in row["calibration"]],
-                [100 * part["accuracy"] for part in row["calibration"]],
+                [100 * part["confidence"] for part in parts],
+                [100 * part["accuracy"] for part in parts],
                 color=INK if final else SERIES[(row["exit"] - 1) % len(SERIES)],
                 linestyle="-" if final or row["exit"] <= len(SERIES) else ":",
                 linewidth=1.2,
@@ -107,7 +111,8 @@ def calibration(model: dict[str, Any]) -> Plot:
         "calibration",
         "What a confidence is worth",
         "Answers in 15 bins of confidence. On the dashed line, seven in ten answers of confidence "
-        "70 % are right; below it the exit is too sure.",
+        f"70 % are right; below it the exit is too sure. Bins of fewer than {least} images are "
+        "left out.",
         f"Line chart. Mean distance from the dashed line (ECE): {figures}",
         paint,
         narrow=(3.5, 4.4),
@@ -174,9 +179,9 @@ def accuracies(model: dict[str, Any]) -> Plot:
         "accuracies",
         "Right early, wrong late",
         f"Of all images {100 * thought['destructive']:.1f} % are right at some exit and wrong at "
-        "the end. Leaving every image at its first right exit would give "
-        f"{100 * thought['oracle_accuracy']:.1f} %, {100 * thought['gain']:.1f} points more than "
-        "the final classifier.",
+        "the end. An oracle that leaves every image at its first right exit would be right on "
+        f"{100 * thought['oracle_accuracy']:.1f} %, after {thought['oracle_mean_block']:.1f} "
+        "blocks on average.",
         f"Bar chart of accuracy: {figures}",
         paint,
     )

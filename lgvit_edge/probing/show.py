@@ -59,7 +59,8 @@ def print_probe(record: dict[str, Any], console: Console) -> None:
         if thought is not None:
             text += (
                 f", {policy['accuracy']:.2%} are right; {thought['destructive']:.2%} are right "
-                f"early and wrong at the end, an oracle of exits would win {thought['gain']:.2%}"
+                "early and wrong at the end; an oracle of exits would be right on "
+                f"{thought['oracle_accuracy']:.2%} after {thought['oracle_mean_block']:.2f} blocks"
             )
         say(text)
         for row in model["looks"]:

@@ -27,12 +27,12 @@ def answers(labels: NDArray[np.int64] | None = LABELS) -> Answers:
 
 
 def test_going_on_mends_and_spoils() -> None:
-    thought = analysis.overthinking(answers().right)
+    thought = analysis.overthinking(answers().right, (4, 8, 12))
     # Image 2 is right early and wrong at the end, image 4 right in between.
     assert thought["destructive"] == pytest.approx(2 / 6)
     assert thought["wasteful"] == pytest.approx(2 / 6)
     assert thought["oracle_accuracy"] == pytest.approx(5 / 6)
-    assert thought["gain"] == pytest.approx(5 / 6 - 3 / 6)
+    assert thought["oracle_mean_block"] == pytest.approx((4 + 12 + 4 + 12 + 8 + 4) / 6)
     assert thought["spoilt_by_exit"] == pytest.approx([1 / 6, 1 / 6])
     assert thought["mended_by_exit"] == pytest.approx([1 / 6, 1 / 6])
 

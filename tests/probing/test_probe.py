@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,13 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pages import Seen, in_browser
-from PIL import Image
 from small import swin, vit, write_photos
 
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
+from lgvit_edge.images.preprocess import load_rgb, network_input
 from lgvit_edge.model import LGViT, save_checkpoint
 from lgvit_edge.model.randomised import randomised
+from lgvit_edge.policies import Confidence, Never, Policy
+from lgvit_edge.probing.collect import Subject, collect
+from lgvit_edge.probing.probe import probe
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
@@ -67,6 +73,7 @@ CONFIGS: dict[str, LGViTConfig] = {
     "mlp": VIT.replace(exits=(ExitConfig(1, "mlp"), ExitConfig(3, "mlp")), labels=HOSTILE),
     "two": VIT.replace(num_classes=2, labels=("a", "b")),
 }
+CONFIDENT = Confidence(0.5)
 Command = Callable[..., str]
 
 
@@ -98,6 +105,36 @@ def probed(command: Command, out: Path, *line: str, data: str = "photos") -> dic
     record: dict[str, Any] = json.loads((out / "probe.json").read_text())
     assert sorted(p.name for p in out.iterdir()) == ["probe.html", "probe.json"]
     return record
+
+
+def recorded(
+    *names: str, data: str = "photos", policy: Policy = CONFIDENT, seed: int = 0
+) -> dict[str, Any]:
+    """The record without a page; damaged files are left out."""
+    paths = [p for p in sorted(Path(data).rglob("*.png")) if p.stat().st_size > 100]
+    labels = np.array(["abcde".index(p.parent.name) for p in paths])
+    models = {name: randomised(LGViT(CONFIGS[name])) for name in names}
+    subjects = [
+        Subject(name, model, model.config.preprocess, model.config.image_size, labels)
+        for name, model in models.items()
+    ]
+    how = {"data": Path(data), "batch_size": 8, "seed": seed, "device": "cpu"}
+    return probe(subjects, paths, policy, **how)[0]  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def compared(desk: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder that a comparison with a ConvNet of the user's wrote, and what it said."""
+    out = tmp_path_factory.mktemp("compared") / "out"
+    line = ["probe", "one.pt", "own_convnet:small", "--data", "photos", "--out", str(out)]
+    done = subprocess.run(
+        [sys.executable, "-m", "lgvit_edge", *line, "--batch", "8"],
+        cwd=desk,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return out, " ".join((done.stdout + done.stderr).split())
 
 
 @pytest.mark.parametrize(
@@ -134,36 +171,28 @@ def test_every_kind_of_model_is_probed(
     assert len(seen.all("figure")) == (3 if name == "none" else 4)
 
 
-def test_the_figures_are_those_of_the_logits(here: Path, command: Command, tmp_path: Path) -> None:
-    import torch
-
-    from lgvit_edge.images.preprocess import load_rgb, network_input
-    from lgvit_edge.policies import Confidence
-
-    record = probed(command, tmp_path / "out", "vit.pt", "--policy", "confidence:0.5")
+def test_the_figures_are_those_of_the_logits(here: Path) -> None:
     model = randomised(LGViT(VIT))
-    spec, size = model.config.preprocess, model.config.image_size
     paths = [p for p in sorted(Path("photos").glob("*/*.png")) if p.stat().st_size > 100]
     with torch.no_grad():
-        pixels = network_input([load_rgb(p) for p in paths], spec, size, "float32")
+        pixels = network_input([load_rgb(p) for p in paths], VIT.preprocess, 32, "float32")
         logits = model.exit_logits(torch.from_numpy(pixels)).numpy()
     labels = np.array(["abcde".index(p.parent.name) for p in paths])
     right = logits.argmax(-1) == labels[:, None]
-    exits, answers = Confidence(0.5).replay(logits)
-    (found,) = record["models"]
+    exits, answers = CONFIDENT.replay(logits)
+    (found,) = recorded("vit")["models"]
     assert [row["accuracy"] for row in found["exits"]] == pytest.approx(right.mean(0).tolist())
     shares = np.bincount(exits - 1, minlength=4) / len(paths)
     assert [row["share"] for row in found["exits"]] == pytest.approx(shares.tolist())
     assert found["policy"]["accuracy"] == pytest.approx(float((answers == labels).mean()))
     hard = found["hardest"][0]
-    assert hard["file"] in {str(p.relative_to("photos")) for p in paths}
+    assert hard["file"] == str(paths[hard["row"]].relative_to("photos"))
     assert hard["exits_right"] == int(right[hard["row"]].sum())
 
 
-def test_a_model_is_compared_with_a_convnet_of_the_users(
-    here: Path, command: Command, tmp_path: Path
-) -> None:
-    record = probed(command, tmp_path / "out", "one.pt", "own_convnet:small")
+def test_a_model_is_compared_with_a_convnet_of_the_users(compared: tuple[Path, str]) -> None:
+    out, said = compared
+    record = json.loads((out / "probe.json").read_text())
     assert [m["name"] for m in record["models"]] == ["one.pt", "own_convnet:small"]
     assert "centre crop of 24" in record["models"][1]["sees"]
     names = [s["name"] for s in record["cka"]["stages"] if s["model"] == 1]
@@ -177,8 +206,18 @@ def test_a_model_is_compared_with_a_convnet_of_the_users(
     assert row["closest"] == names[int(cross.argmax())]
     assert row["lower_half"] == pytest.approx(cross[:4].mean(), abs=1e-4)
     assert row["upper_half"] == pytest.approx(cross[4:].mean(), abs=1e-4)
-    page = Seen((tmp_path / "out" / "probe.html").read_text())
+    page = Seen((out / "probe.html").read_text())
     assert len(page.all("figure")) == 6 and "What each stage resembles" in page.text
+    for words in (
+        "one.pt, 19 images",
+        "exit block head accuracy confidence ECE AUROC as the final share",
+        "under confidence",
+        "an oracle of exits would be right on",
+        "what each stage resembles in own_convnet:small",
+        "1 of 20 images cannot be read",
+        "CKA is of 16 images: 3 fill no minibatch",
+    ):
+        assert words in said
 
 
 def test_two_models_are_compared_and_both_analysed(
@@ -191,43 +230,44 @@ def test_two_models_are_compared_and_both_analysed(
     assert any("mlp.pt: labels are not used" in text for text in record["notes"])
     text = (tmp_path / "out" / "probe.html").read_text()
     assert "<script" not in text and "{{ 7 * 7 }}" in Seen(text).text
-    same = probed(command, tmp_path / "same", "vit.pt", "vit.pt")
-    matrix = np.array(same["cka"]["matrix"], float)
+
+
+def test_a_model_is_all_alike_with_a_copy_of_itself(here: Path) -> None:
+    paths = sorted(Path("pair").rglob("*.png"))
+    model = randomised(LGViT(VIT))
+    twins = [Subject(name, model, VIT.preprocess, 32) for name in ("a", "b")]
+    how = {"data": Path("pair"), "batch_size": 4, "device": "cpu"}
+    record = probe(twins, paths, CONFIDENT, **how)[0]  # type: ignore[arg-type]
+    matrix = np.array(record["cka"]["matrix"], float)
     half = len(matrix) // 2
     assert np.allclose(np.diag(matrix[:half, half:]), 1, atol=1e-4)
-    assert same["models"][0]["exits"] == same["models"][1]["exits"]
+    assert record["models"][0]["exits"] == record["models"][1]["exits"]
 
 
 def test_images_without_labels_leave_out_what_needs_them(
     here: Path, command: Command, tmp_path: Path
 ) -> None:
-    record = probed(command, tmp_path / "out", "vit.pt", data="flat")
-    (model,) = record["models"]
+    said = command("probe", "vit.pt", "--data", "flat", "--out", tmp_path)
+    (model,) = json.loads((tmp_path / "probe.json").read_text())["models"]
     assert not model["labelled"] and model["overthinking"] is model["classes"] is None
     assert model["exits"][0]["accuracy"] is model["exits"][0]["auroc"] is None
     assert len(model["agreement"]) == 4 and model["hardest"][0]["truth"] is None
-    said = command("probe", "vit.pt", "--data", "flat", "--out", tmp_path / "out")
     assert "vit.pt: images have no labels, so that accuracy, calibration" in said
-    page = Seen((tmp_path / "out" / "probe.html").read_text())
+    page = Seen((tmp_path / "probe.html").read_text())
     assert "images have no labels" in page.text and len(page.all("figure")) == 2
-    # Folders that are none of the model's classes are told, and used without labels.
-    record = probed(command, tmp_path / "pair", "two.pt", data="photos")
-    assert not record["models"][0]["labelled"]
-    assert "labels are not used" in record["notes"][0]
 
 
 def test_two_classes_and_labels_in_a_file(here: Path, command: Command, tmp_path: Path) -> None:
-    record = probed(command, tmp_path / "out", "two.pt", data="pair")
-    assert [row["name"] for row in record["models"][0]["classes"]] == ["a", "b"]
     lines = [f"{place}.png {'ab'[place % 2]}" for place in range(10)]
     (tmp_path / "labels.txt").write_text("\n".join(lines))
     listed = ("two.pt", "--labels", str(tmp_path / "labels.txt"))
     record = probed(command, tmp_path / "out", *listed, data="flat")
-    assert [row["images"] for row in record["models"][0]["classes"]] == [5, 5]
+    rows = record["models"][0]["classes"]
+    assert [(row["name"], row["images"]) for row in rows] == [("a", 5), ("b", 5)]
 
 
 def test_one_image_is_analysed_without_cka(here: Path, command: Command, tmp_path: Path) -> None:
-    record = probed(command, tmp_path / "out", "vit.pt", "own_convnet:small", "--samples", "1")
+    record = probed(command, tmp_path / "out", "vit.pt", "--samples", "1")
     assert record["cka"] is None and record["images"]["read"] == 1
     (row, *_) = record["models"][0]["exits"]
     assert row["accuracy"] in (0, 1) and row["auroc"] is None
@@ -237,10 +277,8 @@ def test_one_image_is_analysed_without_cka(here: Path, command: Command, tmp_pat
     )
 
 
-def test_the_seed_decides_minibatches_and_nothing_else(
-    here: Path, command: Command, tmp_path: Path
-) -> None:
-    runs = [probed(command, tmp_path / "out", "vit.pt", "--seed", seed) for seed in ("0", "0", "1")]
+def test_the_seed_decides_minibatches_and_nothing_else(here: Path) -> None:
+    runs = [recorded("vit", seed=seed) for seed in (0, 0, 1)]
     assert runs[0]["cka"] == runs[1]["cka"] != runs[2]["cka"]
     assert runs[0]["models"] == runs[1]["models"]
     for a, b in zip(runs[0]["models"][0]["exits"], runs[2]["models"][0]["exits"], strict=True):
@@ -259,19 +297,6 @@ def test_json_is_all_there_is_on_standard_output(
     out, err = capsys.readouterr()
     assert json.loads(out) == json.loads((tmp_path / "new" / "out" / "probe.json").read_text())
     assert "wrote" in err
-
-
-def test_what_is_printed_answers_the_question(here: Path, command: Command, tmp_path: Path) -> None:
-    said = command("probe", "one.pt", "own_convnet:small", "--data", "photos", "--out", tmp_path)
-    for words in (
-        "one.pt, 19 images",
-        "exit block head accuracy confidence ECE AUROC as the final share",
-        "under confidence",
-        "an oracle of exits would win",
-        "what each stage resembles in own_convnet:small",
-        "1 of 20 images cannot be read",
-    ):
-        assert words in said
 
 
 @pytest.mark.parametrize(
@@ -310,23 +335,22 @@ def test_what_cannot_be_probed_is_told_in_one_line(
 def test_an_interrupted_write_leaves_the_old_files(
     here: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    probed(command, tmp_path / "out", "none.pt")
-    before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    for name in ("probe.html", "probe.json"):
+        (tmp_path / name).write_text("old")
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pathlib.Path.write_bytes", full)
-    line = ("probe", "vit.pt", "--data", "photos", "--out", tmp_path / "out")
+    line = ("probe", "none.pt", "--data", "flat", "--out", tmp_path)
     assert "No space left on device" in command(*line, status=1)
-    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
+    left = {p.name: p.read_text() for p in tmp_path.iterdir()}
+    assert left == {"probe.html": "old", "probe.json": "old"}
 
 
 def test_numbers_that_are_not_finite_are_refused(
     here: Path, command: Command, tmp_path: Path
 ) -> None:
-    import torch
-
     model = randomised(LGViT(CONFIGS["none"]))
     with torch.no_grad():
         model.backbone.final.classifier.linears[0].weight.fill_(3e38)  # type: ignore[union-attr, index, operator]
@@ -337,13 +361,6 @@ def test_numbers_that_are_not_finite_are_refused(
 
 def test_memory_is_that_of_a_minibatch(here: Path, tmp_path: Path) -> None:
     """Nothing is kept of pixels, logits or features once a minibatch was run."""
-    import gc
-
-    import torch
-
-    from lgvit_edge.policies import Never
-    from lgvit_edge.probing.collect import Subject, collect
-
     model = randomised(LGViT(VIT))
     subject = Subject("vit", model, model.config.preprocess, model.config.image_size)
     paths = [p for p in sorted(Path("photos").glob("*/*.png")) if p.stat().st_size > 100]
@@ -371,11 +388,9 @@ def test_memory_is_that_of_a_minibatch(here: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (390, "dark")])
 def test_a_browser_clips_nothing_and_reports_no_error(
-    width: int, scheme: str, here: Path, command: Command, tmp_path: Path
+    width: int, scheme: str, compared: tuple[Path, str], tmp_path: Path
 ) -> None:
-    Image.new("RGB", (40, 300)).save(tmp_path / "tall.png")
-    probed(command, tmp_path / "out", "vit.pt", "own_convnet:small")
-    look = in_browser(tmp_path / "out" / "probe.html", tmp_path, width, scheme)
+    look = in_browser(compared[0] / "probe.html", tmp_path, width, scheme)
     assert look["pictures"] == 6 and look["texts"] > 100
     assert look["page"][0] <= look["page"][1]
     assert (look["overflow"], look["clipped"], look["overlaps"]) == ([], [], [])
