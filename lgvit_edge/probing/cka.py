@@ -41,7 +41,13 @@ def centred_gram(features: Tensor) -> Tensor:
         flat = flat.float()
     # Moving all features alike changes nothing here, and large means would cost digits.
     flat = flat - flat.mean(dim=0)
-    gram = (flat @ flat.T).double().fill_diagonal_(0)
+    return u_centred((flat @ flat.T).double())
+
+
+def u_centred(gram: Tensor) -> Tensor:
+    """Returns a Gram matrix U-centred, ``[n, n] float64 -> [n, n]``; n is at least ``LEAST``."""
+    n = len(gram)
+    gram = gram.clone().fill_diagonal_(0)
     rows = gram.sum(dim=1, keepdim=True)
     gram = gram - (rows + rows.T) / (n - 2) + rows.sum() / ((n - 1) * (n - 2))
     return gram.fill_diagonal_(0)
