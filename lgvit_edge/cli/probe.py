@@ -12,7 +12,7 @@ from typer import Argument, Option
 
 from lgvit_edge._support.optional import require
 from lgvit_edge._support.outputs import write_json
-from lgvit_edge._support.terminal import errors, note, progress_bar, say
+from lgvit_edge._support.terminal import console, errors, note, progress_bar, say
 from lgvit_edge.cli.options import (
     AsJson,
     Classes,
@@ -115,7 +115,7 @@ def probe(
     write_page(out / "probe.html", record, read)
     write_json(out / "probe.json", record)
     show(record, as_json, print_probe)
-    say(f"wrote {out / 'probe.html'} and probe.json", *([errors] if as_json else []))
+    say(f"wrote {out / 'probe.html'} and probe.json", errors if as_json else console)
 
 
 def _loaded(path: str, source: SourceOptions) -> LGViT:

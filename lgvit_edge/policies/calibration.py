@@ -44,8 +44,11 @@ class Reliability:
     def of(cls, confidences: NDArray[np.floating[Any]], right: NDArray[np.bool_]) -> Reliability:
         """Counts answers ``[n]`` of these confidences, 0..1, that are right or not."""
         bins = np.minimum((confidences * _BINS).astype(np.intp), _BINS - 1)
-        sums = (np.bincount(bins, values, minlength=_BINS) for values in (confidences, right))
-        return cls(np.bincount(bins, minlength=_BINS), *sums)
+
+        def sums(values: NDArray[Any]) -> NDArray[np.float64]:
+            return np.asarray(np.bincount(bins, values, minlength=_BINS), np.float64)
+
+        return cls(np.bincount(bins, minlength=_BINS), sums(confidences), sums(right))
 
     @property
     def error(self) -> float:

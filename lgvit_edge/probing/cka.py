@@ -12,7 +12,8 @@ they have no more in common than chance gives; estimates may lie a little below.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,12 +61,12 @@ class Cka:
     """
 
     def __init__(self) -> None:
-        self.stages: tuple[Hashable, ...] = ()  # names, in the order of the first minibatch
+        self.stages: tuple[Any, ...] = ()  # names, in the order of the first minibatch
         self.images = 0  # added so far
         self.batches = 0  # likewise
         self._sums: Tensor | None = None  # of HSIC_1, weighted by images, [S, S] float64
 
-    def add(self, grams: Mapping[Hashable, Tensor]) -> None:
+    def add(self, grams: Mapping[Any, Tensor]) -> None:
         """Adds a minibatch: the ``centred_gram`` of every stage.
 
         Raises:

@@ -6,7 +6,7 @@ numbers for each pair of stages, and a few numbers for each image.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,7 @@ class _Run:
             for subject in self.subjects
         ]
         self.places.append(place)
-        self.looks.append(looks_of(*frame.shape[:2], crops[0]))
+        self.looks.append(looks_of(frame.shape[0], frame.shape[1], crops[0]))
         self.waiting.append([np.array(crop) for crop in crops])  # a view would keep the frame
 
     @torch.no_grad()
@@ -135,7 +135,7 @@ class _Run:
         """Runs the images that wait."""
         if not self.waiting:
             return
-        grams: dict[Hashable, Tensor] = {}
+        grams: dict[tuple[int, str], Tensor] = {}
         compared = len(self.waiting) >= LEAST
         while len(self.rows) < len(self.subjects):
             self.rows.append({})

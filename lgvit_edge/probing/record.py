@@ -87,8 +87,8 @@ def _image(
 
 def _cka(subjects: Sequence[Subject], cka: Cka) -> dict[str, Any]:
     matrix = cka.matrix()
-    owners = np.array([owner for owner, _ in cka.stages])  # type: ignore[misc]
-    names = [name for _, name in cka.stages]  # type: ignore[misc]
+    owners = np.array([owner for owner, _ in cka.stages])
+    names = [name for _, name in cka.stages]
     about: dict[str, Any] = {
         "images": cka.images,
         "batches": cka.batches,
