@@ -80,7 +80,8 @@ def _model(model: dict[str, Any], images: Sequence[Path]) -> dict[str, Any]:
     shown = rows if len(rows) <= 2 * _CLASSES else [*rows[:_CLASSES], *rows[-_CLASSES:]]
     right = "Right at most exits, and sure" if model["labelled"] else "Sure at most exits"
     wrong = (
-        "Wrong at most exits, and sure: look for wrong labels, and for classes that mean the same"
+        "Wrong or unsure at most exits. Where they are sure and wrong, look for wrong labels, and "
+        "for classes that mean the same"
         if model["labelled"]
         else "Unsure at most exits"
     )

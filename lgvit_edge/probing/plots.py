@@ -146,7 +146,7 @@ def agreement(model: dict[str, Any]) -> Plot:
         "Share of images (%) to which two exits give the same answer.",
         f"Heatmap. Exits that answer as the final classifier does: {with_final}",
         paint,
-        wide=(5.2, 4.6),
+        wide=(7.2, 3.8),
         narrow=(3.5, 3.3),
     )
 
@@ -154,7 +154,8 @@ def agreement(model: dict[str, Any]) -> Plot:
 def accuracies(model: dict[str, Any]) -> Plot:
     """Draws accuracy by exit, and what going on mends and spoils."""
     rows, thought = model["exits"], model["overthinking"]
-    names = [f"{row['exit']}\n({row['block']})" for row in rows]
+    names = [f"{row['exit']}\n({row['block']})" for row in rows[:-1]]
+    names.append(f"final\n({rows[-1]['block']})")
 
     def paint(axes: Any, narrow: bool) -> None:
         places = np.arange(len(rows))
@@ -171,7 +172,7 @@ def accuracies(model: dict[str, Any]) -> Plot:
         )  # fmt: skip
         axes.set_xticks(places, names)
         axes.grid(axis="x", visible=False)
-        axes.set(xlabel="exit (block); the last is the final classifier", ylabel="images (%)")
+        axes.set(xlabel="exit (block)", ylabel="images (%)")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=1 if narrow else 3)
 
     figures = "; ".join(f"exit {row['exit']} {100 * row['accuracy']:.1f} %" for row in rows)
