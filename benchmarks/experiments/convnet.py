@@ -122,11 +122,11 @@ def main(
     optimizer = torch.optim.SGD(
         model.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4
     )
-    settings = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed}
+    settings = {"lr": lr, "batch_size": batch_size, "seed": seed}
     history: list[dict[str, float]] = []
     if out.exists():
         state = torch.load(out, map_location="cpu", weights_only=True)
-        if state["settings"] != settings:
+        if any(state["settings"][name] != value for name, value in settings.items()):
             raise UsageError(f"{out} is of other settings, {state['settings']}; name another file")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -138,7 +138,8 @@ def main(
         start = time.perf_counter()
         with progress_bar(f"epoch {epoch + 1}/{epochs}") as progress:
             loss = _train(model, optimizer, batches, (seed, epoch), steps, lr, progress)
-        history.append({"loss": loss, "seconds": time.perf_counter() - start})
+        # Another number of epochs may be typed half-way: the schedule is then that of the new one.
+        history.append({"loss": loss, "seconds": time.perf_counter() - start, "of": epochs})
         if epoch + 1 == epochs or not (epoch + 1) % 5:
             history[-1]["accuracy"] = _accuracy(model, val)
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
