@@ -22,6 +22,7 @@ from lgvit_edge.cli.export import export
 from lgvit_edge.cli.info import info
 from lgvit_edge.cli.options import Command, Commands, exit_status
 from lgvit_edge.cli.predict import predict
+from lgvit_edge.cli.probe import probe
 from lgvit_edge.cli.profile import profile
 from lgvit_edge.cli.train import train
 from lgvit_edge.cli.tune import tune
@@ -67,6 +68,7 @@ for command in (
     tune,
     bench,
     profile,
+    probe,
     compare,
     predict,
     camera,

@@ -32,6 +32,7 @@ WORK = (
     "lgvit_edge.export.tensorrt.build._build_all",
     "lgvit_edge.runtime.Session.open",
     "lgvit_edge.benchmarks.device.report.steps",
+    "lgvit_edge.model.inspection.inspected",
     "lgvit_edge.training.start.class_names",
     "lgvit_edge.training.data.digits.digits_sets",
     "lgvit_edge.bundle.packed.pack",
@@ -57,7 +58,11 @@ REPLACED = (
     "demo --out {}",
     "bundle unpack photos.tar --out {}",
 )
-FOLDERS = (*REPLACED, f"{TRAIN} --cache-features {{}}")
+FOLDERS = (
+    *REPLACED,
+    f"{TRAIN} --cache-features {{}}",
+    "probe start.pt --data photos --out {}",
+)
 
 
 @pytest.fixture
