@@ -119,7 +119,7 @@ def probe(
 
 
 def _loaded(path: str, source: SourceOptions) -> LGViT:
-    from lgvit_edge.bundle.directory import MANIFEST
+    from lgvit_edge.bundle.layout import MANIFEST
     from lgvit_edge.model.inspection import inspected
 
     if (Path(path) / MANIFEST).is_file():
