@@ -40,18 +40,19 @@ class Parts:
         names = {path.name for path in folder.iterdir() if whole.fullmatch(path.name)}
         self._done = {shard for shard in range(self.shards) if self._path(shard).name in names}
         self._begun: dict[int, int] = {}  # of shards that are appended to: images with a line
+        self._lines = sum(len(self.images_of(shard)) for shard in self._done)
         self._file: int | None = None
         self._shard = -1
         for shard in self.missing():
             if self._part(shard).exists():
                 self._begun[shard] = self._mend(shard)
+                self._lines += self._begun[shard]
                 if self._begun[shard] == len(self.images_of(shard)):
                     self._finish(shard)
 
     def __len__(self) -> int:
         """How many images have a line."""
-        whole = sum(len(self.images_of(shard)) for shard in self._done)
-        return whole + sum(self._begun.values())
+        return self._lines
 
     def images_of(self, shard: int) -> range:
         """Return the images of a shard, by their place in the listing."""
@@ -85,6 +86,7 @@ class Parts:
             while left:
                 left = left[os.write(self._file, left) :]
             self._begun[shard] = self._begun.get(shard, 0) + len(lines)
+            self._lines += len(lines)
             if self._begun[shard] == len(self.images_of(shard)):
                 self.close()
                 self._finish(shard)
@@ -97,6 +99,7 @@ class Parts:
         """Write a whole shard, or nothing; raises ``OSError`` as writing does."""
         write(self._path(shard), b"".join(lines))
         self._part(shard).unlink(missing_ok=True)
+        self._lines += len(lines) - self._begun.get(shard, 0)
         self._settle(shard)
 
     def lines(self) -> Iterator[tuple[bytes, dict[str, Any]]]:

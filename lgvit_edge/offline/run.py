@@ -51,7 +51,7 @@ class Outcome:
         unreadable: how many cannot be read.
         exits: answers at each exit, 1..M + 1.
         earlier: images that earlier runs had done.
-        seconds: time of this run.
+        seconds: that answering took in this run, the opening of the bundle included.
         unreadable_list: the file that names those that cannot be read; None if there are none.
     """
 
@@ -177,6 +177,9 @@ class _Work:
                 if parts.missing():
                     answers = self._here if ray is None else partial(self._on_cluster, ray)
                     job = answers(job, parts, speed)
+                seconds = speed.seconds
+                with self._kept():
+                    finished = join(parts, job, self.out, self._unreadable, self.form, self.exits)
             except KeyboardInterrupt:
                 again = "the same command again" + " without --restart" * restart
                 self.note(
@@ -184,9 +187,6 @@ class _Work:
                     f"{again}"
                 )
                 raise
-            seconds = speed.seconds
-            with self._kept():
-                finished = join(parts, job, self.out, self._unreadable, self.form, self.exits)
         with self._kept():
             write_job(self._record, dataclasses.replace(job, finished=finished))
         shutil.rmtree(self._parts)

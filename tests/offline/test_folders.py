@@ -22,6 +22,7 @@ from processes import lgvit_edge
 from small import write_photos
 
 from lgvit_edge import Session
+from lgvit_edge.benchmarks.experiments.folders import count_lines
 from lgvit_edge.errors import DataError, UsageError
 from lgvit_edge.images.folders import find_files
 from lgvit_edge.offline import answer_images
@@ -213,20 +214,16 @@ def test_killed_at_any_moment_the_file_is_the_same(suffix: str, here: Path) -> N
     answer_images("engines", "photos", f"undisturbed.{suffix}", policy=POLICY, batch=4)
     out, parts = Path(f"answers.{suffix}"), Path(f"answers.{suffix}.parts")
 
-    def lines() -> int:
-        whole = sorted(parts.glob("*.jsonl*")) if parts.exists() else []
-        return sum(path.read_bytes().count(b"\n") for path in whole if path.exists())
-
     for goal in (30, 130, 200):
         process = subprocess.Popen([sys.executable, "-c", KILLED, out], stderr=subprocess.DEVNULL)
         end = time.monotonic() + 60
-        while lines() < goal and process.poll() is None:
+        while count_lines(out) < goal and process.poll() is None:
             assert time.monotonic() < end
             time.sleep(0.001)
         process.kill()
         assert process.wait() == -signal.SIGKILL
         assert not out.exists()
-    before = lines()
+    before = count_lines(out)
     outcome = answer_images("engines", "photos", out, policy=POLICY, batch=4)
     assert before - 4 <= outcome.earlier <= before and outcome.earlier >= 200
     assert out.read_bytes() == Path(f"undisturbed.{suffix}").read_bytes()
