@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,8 @@ def test_what_is_too_old_is_forgotten(kind: str, text: str, bundle: Path) -> Non
         ):
             smoother = smoothing.start()
             if kind == "majority":
-                smoother.take(result(other, 1.0), 100.0)
+                before = dataclasses.replace(result(other, 1.0), bundle=plain.bundle)
+                smoother.take(before, 100.0)
                 assert (answered(100.0 + gap) < plain.confidence) is kept
             else:
                 answered(100.0)
