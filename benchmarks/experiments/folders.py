@@ -2,7 +2,7 @@
 
 ``python -m lgvit_edge.benchmarks.experiments.folders --engines out/ --data DIR --images 50000``
 repeats the images of a folder in a list, with a broken one now and then. It answers the list once
-undisturbed, and once while ``kill -9`` ends the process at random moments; both files must be
+undisturbed, and once while ``kill -9`` ends the process at random places; both files must be
 equal. With ``--rate`` it measures images per second beside a loop over ``Session.predict``, in
 turn. With ``--ray`` the second run is that of a Ray cluster on this machine, whose workers are
 killed.
@@ -31,6 +31,7 @@ from lgvit_edge.cli.options import Backend, Engines
 from lgvit_edge.errors import DataError
 from lgvit_edge.images.labelled import unlabelled_images
 from lgvit_edge.offline import answer_images
+from lgvit_edge.offline.job import read_job
 from lgvit_edge.runtime import Session
 
 _BROKEN_EVERY = 997  # images
@@ -70,13 +71,16 @@ def main(
             print_speed(values["speed"])
         if kills:
             undisturbed = folder / f"undisturbed-{out}"
-            start = time.perf_counter()
             run(folder, [*line, "--out", undisturbed.name])
-            seconds = time.perf_counter() - start
             disturb = killed_workers if ray else killed_runs
-            killed = disturb(folder, [*line, "--out", out], folder / out, kills, seconds, rng)
-            same = (folder / out).read_bytes() == undisturbed.read_bytes()
-            values |= {"undisturbed_s": seconds, "kills": killed, "same": same}
+            goals = sorted(rng.randrange(images * 19 // 20) for _ in range(kills))
+            killed = disturb(folder, [*line, "--out", out], folder / out, goals, rng)
+            same = all(
+                (folder / f"{out}{end}").read_bytes()
+                == (folder / f"{undisturbed.name}{end}").read_bytes()
+                for end in ("", ".unreadable.jsonl")
+            )
+            values |= {"kills": killed, "same": same}
             print_kills(values, images)
             if not same:
                 raise DataError("the files differ")
@@ -107,35 +111,35 @@ def run(folder: Path, line: list[str]) -> dict[str, Any]:
 
 
 def killed_runs(
-    folder: Path, line: list[str], out: Path, kills: int, seconds: float, rng: random.Random
+    folder: Path, line: list[str], out: Path, goals: list[int], rng: random.Random
 ) -> list[dict[str, Any]]:
-    """Kills the command at random moments, as often as told, then lets it end.
+    """Kills the command a moment after it has done so many images, for each goal; then lets it end.
 
-    Returns for each start how long it ran, whole lines that were there when it was killed, and
-    those that the next one found.
+    Returns for each kill the whole lines that were there, and at the end how many the last run
+    found.
     """
     trials: list[dict[str, Any]] = []
     with progress_bar("killing") as update:
-        for trial in range(kills):
-            moment = rng.uniform(0, 2 * seconds / (kills + 1))
+        for goal in goals:
             process = subprocess.Popen(
                 command(line), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(moment)
-            process.send_signal(signal.SIGKILL)
-            ended = process.wait() != -signal.SIGKILL
-            trials.append({"seconds": moment, "lines": count_lines(out), "ended": ended})
-            update(trial + 1, kills)
+            while process.poll() is None and count_lines(out) < goal:
+                time.sleep(0.05)
+            time.sleep(rng.uniform(0, 0.2))
+            process.kill()
+            if process.wait() != -signal.SIGKILL:
+                raise DataError(f"predict ended before it was killed at {goal} images")
+            trials.append({"goal": goal, "lines": count_lines(out)})
+            update(len(trials), len(goals))
         last = run(folder, line)
-    trials.append({"found": last["earlier"], "images": last["images"]})
-    return trials
+    return [*trials, {"found": last["earlier"]}]
 
 
 def killed_workers(
-    folder: Path, line: list[str], out: Path, kills: int, seconds: float, rng: random.Random
+    folder: Path, line: list[str], out: Path, goals: list[int], rng: random.Random
 ) -> list[dict[str, Any]]:
-    """Runs the command on a Ray cluster of its own, and kills workers that answer a shard."""
+    """Runs the command on a Ray cluster of its own, and at each goal kills a worker in a shard."""
     process = subprocess.Popen(
         [*command(line), "--ray", "local"],
         cwd=folder,
@@ -143,17 +147,18 @@ def killed_workers(
         stderr=subprocess.DEVNULL,
     )
     trials: list[dict[str, Any]] = []
-    began = time.monotonic()
     try:
         with progress_bar("killing") as update:
-            while process.poll() is None and len(trials) < kills:
-                time.sleep(rng.uniform(0, 2 * seconds / (kills + 1)))
-                if busy := workers(process.pid):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(rng.choice(busy), signal.SIGKILL)
-                        after = time.monotonic() - began
-                        trials.append({"seconds": after, "lines": count_lines(out)})
-                        update(len(trials), kills)
+            for goal in goals:
+                while process.poll() is None and (
+                    count_lines(out) < goal or not (busy := workers(process.pid))
+                ):
+                    time.sleep(0.05)
+                if process.poll() is not None:
+                    break
+                os.kill(rng.choice(busy), signal.SIGKILL)
+                trials.append({"goal": goal, "lines": count_lines(out)})
+                update(len(trials), len(goals))
         if process.wait():
             raise DataError("predict --ray failed")
     finally:
@@ -181,11 +186,15 @@ def workers(driver: int) -> list[int]:
 
 def count_lines(out: Path) -> int:
     """Returns how many whole lines the parts of a job have."""
-    count = 0
-    for path in out.with_name(f"{out.name}.parts").glob("*.jsonl*"):
-        with contextlib.suppress(FileNotFoundError):
+    job = read_job(out.with_name(f"{out.name}.job.json"))
+    if job is None:
+        return 0
+    parts = out.with_name(f"{out.name}.parts")
+    count = len(list(parts.glob("*.jsonl"))) * job.shard
+    for path in parts.glob("*.part"):
+        with contextlib.suppress(FileNotFoundError):  # it has become whole
             count += path.read_bytes().count(b"\n")
-    return count
+    return min(count, job.images)
 
 
 def measure(
@@ -242,11 +251,16 @@ def print_speed(speed: list[dict[str, float]]) -> None:
 
 def print_kills(values: dict[str, Any], images: int) -> None:
     """Prints what the kills left."""
-    kills = [trial for trial in values["kills"] if "lines" in trial]
+    kills = [trial for trial in values["kills"] if "goal" in trial]
     lines = ", ".join(f"{trial['lines']:,}" for trial in kills)
-    say(f"{images:,} images undisturbed: {values['undisturbed_s']:.0f} s")
-    say(f"{len(kills)} kills, with so many images done: {lines}")
-    say("the files are equal, byte for byte" if values["same"] else "THE FILES DIFFER")
+    say(f"{images:,} images; {len(kills)} kills, when so many were done: {lines}")
+    for trial in values["kills"][len(kills) :]:
+        say(f"the run after the last kill found {trial['found']:,} done")
+    say(
+        "both files, answers and unreadable images, are equal byte for byte"
+        if values["same"]
+        else "THE FILES DIFFER"
+    )
 
 
 if __name__ == "__main__":
