@@ -67,6 +67,14 @@ def probe(
     device: Annotated[
         str, Option(help="Device to run on: auto (a GPU if there is one), cpu or cuda.")
     ] = "auto",
+    normed: Annotated[
+        bool,
+        Option(
+            "--normed",
+            help="Compare blocks with their tokens normed, as the next block reads them. Without "
+            "it a few large channels may decide CKA.",
+        ),
+    ] = False,
     as_json: AsJson = False,
     source: SourceOptions,
 ) -> None:
@@ -108,6 +116,7 @@ def probe(
             batch_size=batch,
             seed=seed,
             device=device,
+            normed=normed,
             notes=told,
             progress=progress,
         )
