@@ -67,6 +67,14 @@ def probe(
     device: Annotated[
         str, Option(help="Device to run on: auto (a GPU if there is one), cpu or cuda.")
     ] = "auto",
+    normed: Annotated[
+        bool,
+        Option(
+            "--normed",
+            help="Compare blocks with their tokens normed, as the next block reads them. Without "
+            "it a few large channels may decide CKA.",
+        ),
+    ] = False,
     as_json: AsJson = False,
     source: SourceOptions,
 ) -> None:
@@ -84,7 +92,10 @@ def probe(
     if device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"--device must be auto, cpu or cuda, found {device!r}")
     rule = policies.parse(policy)
+    page, json_file = out / "probe.html", out / "probe.json"
     check_outputs({}, {"--out": out})
+    for file in (page, json_file) if out.is_dir() else ():
+        check_outputs({"--out": file})
     check_report()
     model, told = _loaded(checkpoint, source), []
     images, doubt = _images(model, data, labels, classes, samples)
@@ -108,14 +119,15 @@ def probe(
             batch_size=batch,
             seed=seed,
             device=device,
+            normed=normed,
             notes=told,
             progress=progress,
         )
     out.mkdir(parents=True, exist_ok=True)
-    write_page(out / "probe.html", record, read)
-    write_json(out / "probe.json", record)
+    write_page(page, record, read)
+    write_json(json_file, record)
     show(record, as_json, print_probe)
-    say(f"wrote {out / 'probe.html'} and probe.json", errors if as_json else console)
+    say(f"wrote {page} and {json_file.name}", errors if as_json else console)
 
 
 def _loaded(path: str, source: SourceOptions) -> LGViT:

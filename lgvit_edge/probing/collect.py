@@ -67,6 +67,7 @@ def collect(
     batch_size: int,
     seed: int,
     device: torch.device,
+    normed: bool = False,
     progress: Update = lambda done, total, detail="": None,
 ) -> Collected:
     """Runs images, in an order that ``seed`` decides, through all networks.
@@ -78,6 +79,7 @@ def collect(
         batch_size: images of a minibatch, for CKA too.
         seed: a minibatch should hold images of many classes, so they are mixed.
         device: what runs the networks.
+        normed: compare the blocks of LGViTs as ``lgvit_stages`` norms them.
         progress: is told how many images are done.
 
     Raises:
@@ -87,7 +89,7 @@ def collect(
     """
     for subject in subjects:
         subject.network.to(device)
-    run = _Run(subjects, policy, device)
+    run = _Run(subjects, policy, device, normed)
     order = np.random.default_rng(seed).permutation(len(images))
     for done, place in enumerate(order.tolist()):
         progress(done, len(images))
@@ -112,6 +114,7 @@ class _Run:
     subjects: Sequence[Subject]
     policy: Policy
     device: torch.device
+    normed: bool
     cka: Cka = field(default_factory=Cka)
     places: list[int] = field(default_factory=list)
     looks: list[Looks] = field(default_factory=list)
@@ -150,7 +153,8 @@ class _Run:
             if subject.lgvit is None:
                 module_stages(subject.network, pixels, see)
                 continue
-            logits = lgvit_stages(subject.lgvit, pixels, see).float().cpu().numpy()
+            answered = lgvit_stages(subject.lgvit, pixels, see, normed=self.normed)
+            logits = answered.float().cpu().numpy()
             if not np.isfinite(logits).all():
                 raise CheckpointError(
                     f"{subject.name} answers with numbers that are not finite; train it again"

@@ -116,6 +116,7 @@ def _conditions(record: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [(f"images of {model['name']}", model["sees"]) for model in record["models"]]
     if (cka := record["cka"]) is not None:
         told = f"{cka['images']} images in {cka['batches']} minibatches"
+        told += ", tokens of blocks normed" * record["normed"]
         rows.append(("CKA", f"linear, unbiased (HSIC_1), {told}"))
     env = record["env"]
     packages = ", ".join(f"{k} {v}" for k, v in env["packages"].items())

@@ -58,8 +58,9 @@ def heatmap(record: dict[str, Any], first: int, second: int) -> Plot:
         "heatmap" + "ab"[first] + "ab"[second],
         f"How alike: {what}",
         "CKA of every two stages, from input to output: 1 where one holds the same as the other, "
-        "turned and scaled, 0 where they have nothing in common. Coloured names: what exits make "
-        f"of their block. {figures}.",
+        "turned and scaled, 0 where they have nothing in common. "
+        + "Tokens of blocks are normed. " * record["normed"]
+        + f"Coloured names: what exits make of their block. {figures}.",
         alt,
         paint,
         wide=(7.2, height),

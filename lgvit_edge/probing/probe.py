@@ -26,6 +26,7 @@ def probe(
     batch_size: int = 64,
     seed: int = 0,
     device: str = "auto",
+    normed: bool = False,
     notes: Sequence[str] = (),
     progress: Update = lambda done, total, detail="": None,
 ) -> tuple[dict[str, Any], list[Path]]:
@@ -39,6 +40,8 @@ def probe(
         batch_size: images of a minibatch; the more, the closer CKA is to that of all images.
         seed: of the order of the images, and so of the minibatches.
         device: ``auto``, ``cpu`` or ``cuda``.
+        normed: compare the blocks of LGViTs with their tokens normed, so that a few large channels
+            do not decide CKA.
         notes: what the reader of the record should know besides.
         progress: is told how many images are done.
 
@@ -62,6 +65,7 @@ def probe(
         batch_size=batch_size,
         seed=seed,
         device=where,
+        normed=normed,
         progress=progress,
     )
     record = to_record(subjects, collected, images, data) | {
@@ -69,6 +73,7 @@ def probe(
         "batch": batch_size,
         "seed": seed,
         "device": str(where),
+        "normed": normed,
         "notes": list(notes),
         "env": environment(),
         "command": command_line(),

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lgvit_edge.errors import UsageError, in_one_line
 from lgvit_edge.images.spec import Preprocess
@@ -75,19 +76,25 @@ def _working_directory_found() -> Iterator[None]:
         sys.path.remove(here)
 
 
-def lgvit_stages(model: LGViT, pixels: Tensor, see: See) -> Tensor:
+def lgvit_stages(model: LGViT, pixels: Tensor, see: See, *, normed: bool = False) -> Tensor:
     """Runs images ``[B, 3, H, W]`` through all exits, and gives each stage to ``see`` by name.
 
     Returns the logits ``[B, M + 1, C]``. A stage is gone once ``see`` returns, so memory holds
     about one of them at a time. Heads whose features are the block's output itself have none.
+    ``normed`` shows blocks as the norm of the next one leaves them, without its weights: each token
+    has mean 0 and variance 1.
     """
+
+    def see_hidden(name: str, hidden: Tensor) -> None:
+        see(name, functional.layer_norm(hidden, hidden.shape[-1:]) if normed else hidden)
+
     exits = {exit.block: number for number, exit in enumerate(model.config.exits, 1)}
     hidden = model.backbone.embedding(pixels)
-    see("embedding", hidden)
+    see_hidden("embedding", hidden)
     logits = []
     for block, layer in enumerate(model.backbone.blocks, 1):
         hidden = layer(hidden)
-        see(f"block {block}", hidden)
+        see_hidden(f"block {block}", hidden)
         if (number := exits.get(block)) is not None:
             head = model.heads[number - 1]
             features = head.features(hidden)  # type: ignore[operator]

@@ -348,6 +348,14 @@ def test_an_interrupted_write_leaves_the_old_files(
     assert left == {"probe.html": "old", "probe.json": "old"}
 
 
+def test_a_folder_in_place_of_a_file_is_told_before_any_work(
+    here: Path, command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "probe.json").mkdir()
+    said = command("probe", "none.pt", "--data", "flat", "--out", tmp_path, status=2)
+    assert "--out: expected a file, found a folder" in said and "probing" not in said
+
+
 def test_numbers_that_are_not_finite_are_refused(
     here: Path, command: Command, tmp_path: Path
 ) -> None:

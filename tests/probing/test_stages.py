@@ -45,6 +45,18 @@ def test_an_lgvit_shows_blocks_heads_and_exits_in_order() -> None:
     assert torch.equal(seen["head 1: lph"], model.heads[0].features(states[1]))  # type: ignore[operator]
 
 
+def test_normed_blocks_have_tokens_of_one_size_and_answers_stay() -> None:
+    model = randomised(LGViT(vit(exits=(ExitConfig(2, "conv"),))))
+    model.backbone.blocks[0].fc2.bias.data[3] = 1000  # a large channel, as trained ViTs have
+    pixels, seen = torch.randn(4, 3, 32, 32), {}
+    with torch.no_grad():
+        logits = lgvit_stages(model, pixels, seen.__setitem__, normed=True)
+        assert torch.equal(logits, model.exit_logits(pixels))
+        plain = model.heads[0].features(model.hidden_states(pixels)[2])  # type: ignore[operator]
+    assert torch.allclose(seen["block 1"].square().mean(-1), torch.tensor(1.0), atol=1e-3)
+    assert torch.equal(seen["head 1: conv"], plain)
+
+
 def test_a_swin_has_stages_of_several_shapes() -> None:
     exits = (ExitConfig(1, "conv"), ExitConfig(3, "lph", 3))
     seen = stages_of(randomised(LGViT(swin(exits=exits))), torch.randn(2, 3, 32, 32))
