@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge._support.numbers import whole
 from lgvit_edge.bundle.manifest import TensorSpec
-from lgvit_edge.errors import BackendError, DataError, UsageError
+from lgvit_edge.errors import DataError, UsageError
 from lgvit_edge.images.inputs import Inputs
 from lgvit_edge.runtime.backends.base import SplitChain
 from lgvit_edge.runtime.deciding import DecidingBundle
