@@ -23,6 +23,7 @@ from lgvit_edge.cli.options import Command, Commands, exit_status
 from lgvit_edge.cli.predict import predict
 from lgvit_edge.cli.profile import profile
 from lgvit_edge.cli.train import train
+from lgvit_edge.cli.triton import triton
 from lgvit_edge.cli.tune import tune
 from lgvit_edge.cli.verify import verify
 
@@ -69,6 +70,7 @@ for command in (
     compare,
     predict,
     camera,
+    triton,
     verify,
     info,
     doctor,
