@@ -46,7 +46,8 @@ class TritonServer:
     """Runs NVIDIA's tritonserver on free ports of 127.0.0.1; a context manager.
 
     Attributes:
-        ports: of ``http``, ``grpc`` and ``metrics``.
+        repository: of models.
+        ports: of ``http``, ``grpc`` and ``metrics``, once it was started.
         log: what the server says.
     """
 
@@ -67,8 +68,9 @@ class TritonServer:
             python: the environment that models run in.
             environment: variables to set.
         """
-        self.log, self.ports = log, dict.fromkeys(_PORTS, 0)
-        self._repository, self._arguments, self._python = repository, arguments, python
+        self.log = log.absolute()
+        self.ports: dict[str, int] = {}
+        self.repository, self._arguments, self._python = repository.absolute(), arguments, python
         self._variables = {"LD_LIBRARY_PATH": str(_libpython().parent), **(environment or {})}
         self._region = f"lgvit_edge_{uuid.uuid4().hex}_"  # of shared memory
         self._process: subprocess.Popen[bytes] | None = None
@@ -86,20 +88,21 @@ class TritonServer:
         self.stop()
 
     def start(self) -> None:
-        """Start the server, and wait until all its models are ready.
+        """Start the server, and wait until it is ready; again at the same ports.
 
         Raises:
             BackendError: it ends instead, or takes too long; has the end of what it said.
         """
         triton = HOME / "pytriton" / "tritonserver"
-        with contextlib.ExitStack() as held:
-            for name in _PORTS:
-                one = held.enter_context(socket.socket())
-                one.bind(("127.0.0.1", 0))
-                self.ports[name] = one.getsockname()[1]
+        if not self.ports:  # those of before, if it was started before
+            with contextlib.ExitStack() as held:
+                for name in _PORTS:
+                    one = held.enter_context(socket.socket())
+                    one.bind(("127.0.0.1", 0))
+                    self.ports[name] = one.getsockname()[1]
         command = [
             str(triton / "bin" / "tritonserver"),
-            f"--model-repository={self._repository}",
+            f"--model-repository={self.repository}",
             f"--backend-directory={triton / 'backends'}",
             *(f"--{name}-address=127.0.0.1" for name in _PORTS),
             *(f"--{name}-port={self.ports[name]}" for name in _PORTS),
@@ -111,6 +114,7 @@ class TritonServer:
             self._process = subprocess.Popen(
                 command,
                 env=os.environ | {"PATH": path} | self._variables,
+                cwd=self.log.parent,  # whose modules its models could import
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # the processes of its models end with it
@@ -119,7 +123,7 @@ class TritonServer:
         while not self._ready():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
-                raise BackendError(f"tritonserver is not ready:\n{self.said()}")
+                raise BackendError(f"tritonserver is not ready:\n{self.said()[-3000:]}")
             time.sleep(0.05)
 
     def said(self) -> str:

@@ -8,8 +8,13 @@ from __future__ import annotations
 import io
 import re
 import shutil
+import struct
+import sys
 import threading
+import venv
+import zlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +22,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from repositories import engines_for
+from shots import until
 from small import frames, point
 
 from lgvit_edge import Session
-from lgvit_edge.benchmarks.experiments.triton_server import TritonServer, missing
+from lgvit_edge.benchmarks.experiments.triton_server import HOME, TritonServer, missing
 from lgvit_edge.bundle.directory import add_to_manifest, open_bundle
+from lgvit_edge.errors import BackendError, LGViTEdgeError
 from lgvit_edge.policies import Confidence, FixedExit, Never
 from lgvit_edge.runtime.result import Result
 from lgvit_edge.serving.options import RunParameters
@@ -36,6 +44,12 @@ POINTS = {
     "sure": Confidence(0.9),
     "second": FixedExit(2),
     "whole": Never(),
+}
+# Of each model: images leave at several exits.
+POLICIES = {
+    "tiny": "confidence:0.5",
+    "parts": "confidence:0.5",
+    "passes": "confidence:0.28,0.3,0.43,0.33",
 }
 # In place of Triton's ONNX Runtime backend, which the wheel lacks: the same files, run by the same
 # library in Python models.
@@ -88,7 +102,7 @@ def server(
     folder = tmp_path_factory.mktemp("triton")
     for name, root in bundles.items():
         layout = "segments" if name == "parts" else "session"
-        run = RunParameters(policy="confidence:0.5", threads=None if name == "parts" else 1)
+        run = RunParameters(policy=POLICIES[name], threads=None if name == "parts" else 1)
         # So long that requests sent together run together.
         options = ServingOptions(name, layout, run, queue_delay_us=100_000)
         write_repository(root, folder / name, options)
@@ -99,17 +113,23 @@ def server(
         config = config.replace('default_model_filename: "model.onnx"\n', "")
         (model / "config.pbtxt").write_text(config)
         (model / "1" / "model.py").write_text(STAND_IN)
-    repositories = [f"--model-repository={folder / name}" for name in list(bundles)[1:]]
-    control = ("--model-control-mode=explicit", "--load-model=*")
-    first = folder / next(iter(bundles))
-    with TritonServer(first, folder / "log", *repositories, *control) as running:
+    engines = folder / "engines"
+    shutil.copytree(bundles["tiny"], engines)
+    engines_for(open_bundle(engines))
+    run = RunParameters(backend="tensorrt")
+    write_repository(engines, folder / "card", ServingOptions("card", run=run))
+    first, *others = (folder / name for name in (*bundles, "card"))
+    arguments = [f"--model-repository={other}" for other in others]
+    arguments += ["--model-control-mode=explicit", "--load-model=*"]
+    arguments += ["--exit-on-error=false", "--strict-readiness=false"]  # because of "card"
+    with TritonServer(first, folder / "log", *arguments) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def sessions(bundles: dict[str, Path]) -> Iterator[dict[str, Session]]:
     """What answers here, for comparison."""
-    opened = {name: Session.open(root, policy="confidence:0.5") for name, root in bundles.items()}
+    opened = {name: Session.open(bundles[name], policy=text) for name, text in POLICIES.items()}
     yield opened
     for session in opened.values():
         session.close()
@@ -223,9 +243,9 @@ def test_requests_in_one_batch_each_get_their_point(
             with pytest.raises(Exception, match="no operating point 'none'; this bundle has fast"):
                 wait()
             continue
-        session.policy = Confidence(0.5) if name is None else POINTS[name]
+        session.policy = POLICIES[model] if name is None else POINTS[name]
         same(wait(), session.predict_batch(pictures[i % 4]))
-    session.policy = "confidence:0.5"
+    session.policy = POLICIES[model]
     # Triton ran them in batches, so unlike requests were in them: at most four at once.
     assert count(server, "nv_inference_exec_count", model) - before <= len(asked) // 2
 
@@ -247,15 +267,18 @@ def test_what_is_wrong_is_told_to_who_asked(client: Client) -> None:
         said = client.error("tiny", picture[None], **parameters)
         assert "deadline_ms must be a positive number" in said
     assert "image 1 of 1 is not an image that can be decoded" in client.error("tiny", b"no image")
-    assert "expected [-1,-1,-1,3]" in client.error("tiny", picture[None, ..., :2])
+    assert "Expected [-1,-1,-1,3]" in client.error("tiny", picture[None, ..., :2])
     assert "no operating point 7" in client.error("tiny", picture[None], point=7)
     good()
 
 
 def test_a_file_that_would_fill_the_memory_is_refused(client: Client) -> None:
-    huge = io.BytesIO()
-    Image.new("1", (20_000, 20_000)).save(huge, "PNG")
-    assert "20000 x 20000 pixels are too many" in client.error("tiny", huge.getvalue())
+    small = io.BytesIO()
+    Image.new("L", (1, 1)).save(small, "PNG")
+    head = b"IHDR" + struct.pack(">II", 20_000, 20_000) + small.getvalue()[24:29]
+    huge = small.getvalue()[:12] + head + struct.pack(">I", zlib.crc32(head))
+    huge += small.getvalue()[33:]
+    assert "20000 x 20000 pixels are too many" in client.error("tiny", huge)
 
 
 def test_neither_or_both_inputs_are_refused(server: TritonServer) -> None:
@@ -306,3 +329,106 @@ def test_triton_shows_the_sessions_counts(
     assert more["1"] == sum(result.exit == 1 for result in expected)
     assert more["policy"] == sum(result.stopped == "policy" for result in expected)
     assert 0 < more["seconds"] < 60
+
+
+def test_engines_for_another_machine_are_refused_when_the_model_loads(
+    server: TritonServer,
+) -> None:
+    """And the log says why, as ``Session.open`` does; other models run."""
+    with http.InferenceServerClient(server.url("http")) as client:
+        assert not client.is_model_ready("card") and client.is_model_ready("tiny")
+    with pytest.raises(LGViTEdgeError) as refused:
+        Session.open(server.log.parent / "engines", backend="tensorrt")
+    assert str(refused.value) in server.said()
+
+
+def test_a_segment_that_is_gone_is_told_and_may_come_back(
+    server: TritonServer, sessions: dict[str, Session]
+) -> None:
+    session = sessions["parts"]
+    pictures = sorted(frames(12), key=lambda picture: session.predict(picture).exit)
+    early, late = (session.predict(pictures[place]) for place in (0, -1))
+    assert early.exit < late.exit
+    gone = f"parts_segment_{late.exit - 1}"  # counted from 0
+    client = Client("http", server)
+    client.client.unload_model(gone)
+    until(lambda: not client.client.is_model_ready(gone))
+    same(client.ask("parts", pictures[0][None])(), [early])
+    assert f"the model {gone} failed: " in client.error("parts", pictures[-1][None])
+    client.client.load_model(gone)
+    same(client.ask("parts", pictures[-1][None])(), [late])
+    client.client.close()
+
+
+def test_a_segment_that_was_exchanged_is_noticed(
+    server: TritonServer,
+) -> None:
+    """Other weights of the same shapes are not: nothing tells them apart."""
+    client = Client("http", server)
+    model = server.log.parent / "parts" / "parts_segment_0" / "1" / "model.py"
+    text = model.read_text()
+    model.write_text(text.replace("zip(names, arrays)", "zip(names, [a[:, :2] for a in arrays])"))
+    client.client.unload_model("parts_segment_0")
+    client.client.load_model("parts_segment_0")
+    said = client.error("parts", frames(1)[0][None])
+    assert "the model parts_segment_0 is another than was written: expected hidden" in said
+    model.write_text(text)
+    client.client.unload_model("parts_segment_0")
+    client.client.load_model("parts_segment_0")
+    client.client.close()
+
+
+def test_a_killed_server_gives_errors_and_no_wrong_answer_and_comes_back(
+    server: TritonServer, sessions: dict[str, Session]
+) -> None:
+    pictures = frames(4)
+    expected = [sessions["tiny"].predict(picture) for picture in pictures]
+    answered = threading.Semaphore(0)
+
+    def load(protocol: str, place: int) -> str:
+        """Ask for the same picture until the server is gone; return how that was told."""
+        client = Client(protocol, server)
+        try:
+            while True:
+                same(client.ask("tiny", pictures[place][None])(), [expected[place]])
+                answered.release()
+        except Exception as error:
+            return type(error).__name__
+        finally:
+            client.client.close()
+
+    with ThreadPoolExecutor(4) as pool:
+        ends = [pool.submit(load, kind, i) for i, kind in enumerate(("http", "grpc") * 2)]
+        for _ in range(20):
+            assert answered.acquire(timeout=20)
+        server.kill()
+        found = {end.result(timeout=30) for end in ends}
+    assert "AssertionError" not in found, found
+    server.start()
+    for protocol in ("http", "grpc"):
+        client = Client(protocol, server)
+        for picture, result in zip(pictures, expected, strict=True):
+            same(client.ask("tiny", picture[None])(), [result])
+        client.client.close()
+
+
+def test_a_backend_for_another_numpy_is_refused(server: TritonServer, tmp_path: Path) -> None:
+    """Its answers would be empty."""
+    if int(np.__version__.split(".")[0]) < 2:
+        pytest.skip("needs NumPy 2 here")
+    other = TritonServer(server.repository, tmp_path / "log", python=Path(sys.prefix))
+    with pytest.raises(BackendError, match="is not ready"):
+        other.start()
+    assert re.search("expected numpy below 2.*bin/python -m pip install 'numpy<2'", other.said())
+
+
+def test_an_environment_without_lgvit_edge_is_told(server: TritonServer, tmp_path: Path) -> None:
+    venv.create(tmp_path / "bare", symlinks=True)
+    folder = f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+    # A plain path: what is installed there is seen, and what it adds in turn is not.
+    (tmp_path / "bare" / folder / "numpy.pth").write_text(f"{HOME / 'python' / folder}\n")
+    other = TritonServer(server.repository, tmp_path / "log", python=tmp_path / "bare")
+    with pytest.raises(BackendError, match="is not ready"):
+        other.start()
+    assert f"lgvit-edge cannot be imported in {tmp_path / 'bare'}, " in other.said()
+    assert "No module named 'lgvit_edge'" in other.said()
