@@ -18,7 +18,7 @@ WINDOW = 1024  # images
 QUANTILES = (50, 90, 95, 99)
 _LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")  # two _ are Prometheus' own
 _OWN_LABELS = ("stream", "exit", "pass", "by", "quantile")
-METRICS = {
+_METRICS = {
     "images_total": ("counter", "Images answered, by exit and its pass."),
     "stopped_total": ("counter", "Images answered, by what stopped them."),
     "late_total": ("counter", "Answers after their deadline."),
@@ -137,7 +137,7 @@ class Statistics(StreamStatistics):
         if used := [name for name in common if name in _OWN_LABELS]:
             raise UsageError(f"the label {used[0]!r} is in use here; take another name")
         lines = []
-        for metric, (kind, text) in METRICS.items():
+        for metric, (kind, text) in _METRICS.items():
             name = f"lgvit_edge_{metric}"
             lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
             for stream, counts in self.streams.items():

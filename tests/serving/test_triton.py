@@ -39,6 +39,7 @@ http = pytest.importorskip("tritonclient.http", reason="tritonclient is not inst
 grpc = pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed")
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
+PAGE = Path(__file__).parents[2] / "docs" / "triton.md"
 POINTS = {
     "fast": Confidence(0.3),
     "sure": Confidence(0.9),
@@ -104,7 +105,8 @@ def server(
         layout = "segments" if name == "parts" else "session"
         run = RunParameters(policy=POLICIES[name], threads=None if name == "parts" else 1)
         # So long that requests sent together run together.
-        options = ServingOptions(name, layout, run, queue_delay_us=100_000)
+        instances = 2 if name == "passes" else 1
+        options = ServingOptions(name, layout, run, instances, queue_delay_us=100_000)
         write_repository(root, folder / name, options)
     for model in (folder / "parts").glob("parts_*"):
         config = (model / "config.pbtxt").read_text()
@@ -260,6 +262,34 @@ def test_a_deadline_stops_an_image(client: Client, sessions: dict[str, Session])
     assert answer.as_numpy("stopped")[0, 0] == b"deadline"
 
 
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_the_pages_example_runs(
+    protocol: str,
+    server: TritonServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    sessions: dict[str, Session],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    picture = frames(1)[0]
+    Path("photo.jpg").write_bytes(jpeg(picture))
+    (code,) = re.findall(r"```py\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+    for old, new in (
+        ("tritonclient.http", f"tritonclient.{protocol}"),
+        ("127.0.0.1:8000", server.url(protocol)),
+        ('"lgvit"', '"tiny"'),
+    ):
+        assert old in code
+        code = code.replace(old, new)
+    names: dict[str, Any] = {"frame": picture}
+    exec(code, names)
+    names["client"].close()
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{sessions['tiny'].predict(picture).label} 0.")
+    assert re.fullmatch("[a-e] exit [1-4]", second)
+
+
 def test_what_is_wrong_is_told_to_who_asked(client: Client) -> None:
     picture = frames(1)[0]
     good = client.ask("tiny", picture[None])
@@ -302,6 +332,18 @@ def count(server: TritonServer, metric: str, model: str, **labels: str) -> float
             if wanted.items() <= found.items():
                 total += float(line.rpartition(" ")[2])
     return total
+
+
+def test_counts_of_several_instances_are_added_up(server: TritonServer) -> None:
+    """Both have answered the noise of the warm-up: one image, and four."""
+    client = Client("grpc", server)
+    before = count(server, "lgvit_edge_images_total", "passes")
+    assert before >= 2 * (1 + 4)
+    batch = np.zeros((4, 32, 32, 3), np.uint8)
+    for wait in [client.ask("passes", batch) for _ in range(8)]:
+        wait()
+    client.client.close()
+    assert count(server, "lgvit_edge_images_total", "passes") - before == 32
 
 
 def test_triton_shows_the_sessions_counts(
