@@ -30,7 +30,7 @@ from lgvit_edge.benchmarks.report.terminal import table_of
 from lgvit_edge.cli.options import Engines
 from lgvit_edge.errors import BackendError, UsageError
 from lgvit_edge.images.labelled import evenly, unlabelled_images
-from lgvit_edge.images.preprocess import network_input
+from lgvit_edge.images.preprocess import ImageLike, network_input
 from lgvit_edge.runtime import Result, Session
 from lgvit_edge.serving.contract import ENCODED, IMAGE
 from lgvit_edge.serving.options import RunParameters
@@ -117,10 +117,10 @@ class _Images:
         self.files = [path.read_bytes() for path in paths]
         size = session.manifest.passes[0].image_size
         spec = session.manifest.passes[0].preprocess
-        self.frames = network_input(paths, spec, size, "uint8")
+        self.frames = list(network_input(paths, spec, size, "uint8"))
 
-    def local(self, kind: str) -> Sequence[Any]:
-        """Returns what the session takes: of files it decodes them, as the server does."""
+    def local(self, kind: str) -> Sequence[ImageLike]:
+        """Returns what the session takes: files it decodes, as the server does."""
         return self.frames if kind == IMAGE else self.paths
 
 
@@ -179,7 +179,7 @@ class _Load:
 
     def _sender(self, module: Any, client: Any, kind: str, number: int) -> Callable[[int], Answer]:
         outputs = [module.InferRequestedOutput(name) for name in _COMPARED]
-        shape = list(self.images.frames[:1].shape) if kind == IMAGE else [1, 1]
+        shape = [1, *self.images.frames[0].shape] if kind == IMAGE else [1, 1]
         tensor = module.InferInput(kind, shape, "UINT8" if kind == IMAGE else "BYTES")
         region = None
         if self._shared_memory and kind == IMAGE:
@@ -194,9 +194,9 @@ class _Load:
             if kind != IMAGE:
                 tensor.set_data_from_numpy(np.array([[self.images.files[place]]], object))
             elif region is None:
-                tensor.set_data_from_numpy(self.images.frames[place : place + 1])
+                tensor.set_data_from_numpy(self.images.frames[place][None])
             else:
-                memory.set_shared_memory_region(region, [self.images.frames[place : place + 1]])
+                memory.set_shared_memory_region(region, [self.images.frames[place][None]])
             answer = client.infer(_MODEL, [tensor], outputs=outputs)
             return tuple(answer.as_numpy(name)[0, 0].item() for name in _COMPARED)
 
@@ -217,7 +217,8 @@ def _compare(
     session: Session, load: _Load, kind: str, protocol: str, chunks: int
 ) -> dict[str, Any]:
     """Asks session and server for the same images in turn, a chunk after the other."""
-    images, raw = load.images, {"local_s": [], "served_s": []}
+    images = load.images
+    raw: dict[str, list[float]] = {"local_s": [], "served_s": []}
     source, count = images.local(kind), len(images.paths)
     load.ask(kind, protocol, range(load.clients * 4))
     for size in range(1, load.clients + 1):  # binds every size of batch

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lgvit_edge._support.numbers import real
 from lgvit_edge.bundle.directory import MANIFEST, Bundle
@@ -21,6 +20,7 @@ from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.errors import DataError, LGViTEdgeError, UsageError
 from lgvit_edge.images.inputs import Inputs
 from lgvit_edge.images.pixels import decode_bytes
+from lgvit_edge.images.preprocess import ImageLike
 from lgvit_edge.machine.cpu import available_cores
 from lgvit_edge.runtime.result import Result
 from lgvit_edge.runtime.session import Session
@@ -69,7 +69,8 @@ class ServedModel:
         parameters = {name: each["string_value"] for name, each in config["parameters"].items()}
         self._session = self._open(parameters)
         manifest = self._session.manifest
-        self._default, self._in_use = self._session.policy, None
+        self._default = self._session.policy
+        self._in_use: str | None = None  # the point that the last request named
         labels = {"model": args["model_name"], "version": args["model_version"]}
         self._counters = Counters(self._triton, manifest.pass_numbers, labels)
         # Decoding and resizing leave Python's lock alone.
@@ -125,7 +126,7 @@ class ServedModel:
         except LGViTEdgeError as error:
             return error
 
-    def _frames(self, request: Any) -> NDArray[np.uint8] | list[NDArray[np.uint8]]:
+    def _frames(self, request: Any) -> list[ImageLike]:
         """Return the images of a request as arrays ``[H, W, 3] uint8``."""
         given = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
         if len(given) != 1:
@@ -134,7 +135,7 @@ class ServedModel:
                 f"{' and '.join(given) or 'none'}"
             )
         if IMAGE in given:
-            return given[IMAGE]
+            return list(given[IMAGE])
         files = given[ENCODED].ravel()
         return [decode_bytes(file, f"image {i} of {len(files)}") for i, file in enumerate(files, 1)]
 
