@@ -31,6 +31,7 @@ WORK = (
     "lgvit_edge.export.source.models_to_export",
     "lgvit_edge.export.tensorrt.build._build_all",
     "lgvit_edge.runtime.Session.open",
+    "lgvit_edge.serving.repository.open_bundle",
     "lgvit_edge.benchmarks.device.report.steps",
     "lgvit_edge.training.start.class_names",
     "lgvit_edge.training.data.digits.digits_sets",
@@ -47,7 +48,11 @@ FILES = (
     (f"{TRAIN} --out {{}}", "pt"),
     ("device-report --engines bundle --out {}", "zip"),
 )
-REPLACED = ("export --ckpt start.pt --out {}", "demo --out {}")
+REPLACED = (
+    "export --ckpt start.pt --out {}",
+    "demo --out {}",
+    "triton --engines bundle --out {}",
+)
 FOLDERS = (*REPLACED, f"{TRAIN} --cache-features {{}}")
 
 
@@ -131,7 +136,7 @@ def test_a_bad_place_for_a_folder_is_told_before_any_work(
 def test_a_mounted_folder_is_told_before_any_work(
     line: str, here: Path, idle: None, command: Command, monkeypatch: MonkeyPatch
 ) -> None:
-    mounted = here / ("folder" if "export" in line else "folder/bundle")
+    mounted = here / ("folder/bundle" if "demo" in line else "folder")
     monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == mounted)
     said = command(*line.format("folder").split(), status=2)
     assert "is mounted, so it cannot be replaced: name a folder inside it, such as fold" in said
