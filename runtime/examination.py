@@ -27,10 +27,20 @@ _OTHERS = (
     Package("onnx", "export", "export"),
     Package("onnxscript", "export", "export"),
     Package("safetensors", "export", "read and write .safetensors"),
+    Package("huggingface_hub", "hub", "backbones by name"),
+    Package("accelerate", "train", "training"),
     Package("scikit-learn", "train", "the demo's digits"),
+    Package("opencv-python-headless", "camera", "read USB cameras, draw answers"),
+    Package("av", "camera", "read network cameras and video files"),
+    Package("paho-mqtt", "camera", "answers to MQTT"),
+    Package("starlette", "camera", "the live page"),
+    Package("uvicorn", "camera", "the live page"),
     Package("optuna", "tune", "search operating points"),
+    Package("pyarrow", "parquet", "answers of folders as Parquet"),
+    Package("ray", "ray", "folders on several machines"),
     Package("matplotlib", "report", "pictures"),
     Package("Jinja2", "report", "the page of bench --report"),
+    Package("cryptography", "sign", "sign bundles, and ask for signatures"),
 )
 
 

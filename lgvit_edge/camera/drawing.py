@@ -64,12 +64,23 @@ def jpeg(image: Image, max_side: int = 960, quality: int = 75) -> bytes:
         MissingDependency: OpenCV is not installed.
         ValueError: the picture cannot be encoded: JPEG takes at most 65,500 pixels a side.
     """
+    return encoded(smaller(image, max_side), ".jpg", quality)
+
+
+def smaller(image: Image, side: int) -> Image:
+    """Return a picture of at most ``side`` pixels a side, ``[h, w, 3] uint8``.
+
+    It is halved, which OpenCV does several times faster than any other averaging, and less than
+    halved by interpolation.
+    """
     cv2 = require("cv2", extra="camera")
-    height, width = image.shape[:2]
-    if (longer := max(height, width)) > max_side:
-        size = max(1, width * max_side // longer), max(1, height * max_side // longer)
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    return encoded(image, ".jpg", quality)
+    while max(image.shape[:2]) >= 2 * side and min(image.shape[:2]) > 1:
+        height, width = image.shape[:2]
+        image = cv2.resize(image, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
+    if (longer := max(image.shape[:2])) > side:
+        height, width = (max(1, each * side // longer) for each in image.shape[:2])
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    return image
 
 
 def encoded(image: Image, suffix: str, quality: int) -> bytes:

@@ -14,6 +14,7 @@ import numpy as np
 from lgvit_edge.camera.shot import Answer, Event, Shot, State
 from lgvit_edge.camera.sinks.base import SinkCounts
 from lgvit_edge.machine.power import find_meters
+from lgvit_edge.policies import Policy
 from lgvit_edge.runtime.session import Session
 from lgvit_edge.runtime.stats import Statistics
 
@@ -28,6 +29,7 @@ class Monitor:
 
     Attributes:
         images: whether the newest picture of each camera is kept, for who shows it.
+        own_policy: the session's when the application began; None where that was a point.
     """
 
     def __init__(self, session: Session, cameras: Mapping[str, str]) -> None:
@@ -41,6 +43,7 @@ class Monitor:
         self._sinks: Callable[[], Mapping[str, SinkCounts]] = dict
         self._machine = _Machine()
         self.images = False
+        self.own_policy = session.policy if session.point is None else None
 
     def watch_sinks(self, counts: Callable[[], Mapping[str, SinkCounts]]) -> None:
         """Ask this for the counts of the sinks, by name."""
@@ -66,8 +69,10 @@ class Monitor:
             self._told += 1
             if event.state is not None and event.camera in self._cameras:
                 camera = self._cameras[event.camera]
-                camera.reconnects += event.state == "live" and camera.was_live
-                camera.was_live |= event.state == "live"
+                if event.state == "live":
+                    # A stall may end on the same connection.
+                    camera.reconnects += camera.was_live and camera.state != "stalled"
+                    camera.was_live = True
                 camera.state = event.state
 
     def picture(self, camera: str) -> Shot | None:
@@ -99,7 +104,8 @@ class Monitor:
             "backend": about.get("backend"),
             "device": about.get("device"),
             "precision": about.get("precision", "fp32"),
-            "policy": str(session.policy.to_json()["name"]),
+            "policy": _name(session.policy),
+            "own_policy": None if self.own_policy is None else _name(self.own_policy),
             "point": session.point,
             "points": list(manifest.points),
             "blocks": [segment.last_block for segment in manifest.segments],
@@ -134,6 +140,8 @@ class _Camera:
             self.answers += 1
             self.unsure += answer.unsure
             self.late += answer.result.late
+            # The session may have got another bundle, with more exits.
+            self.exits += [0] * (answer.result.exit - len(self.exits))
             self.exits[answer.result.exit - 1] += 1
             self.latency_s += answer.latency_ms / 1e3
             self.times.append((answer.latency_ms, answer.result.network_ms))
@@ -202,6 +210,10 @@ class _Machine:
 
     def _joules(self) -> list[float | None]:
         return [meter.joules() if meter.joules else None for meter in self._meters]
+
+
+def _name(policy: Policy) -> str:
+    return str(policy.to_json()["name"])
 
 
 def _quantiles(times: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, float]:

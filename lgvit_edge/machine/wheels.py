@@ -14,12 +14,16 @@ from lgvit_edge.machine.jetson import Jetson
 
 _NEWEST = 13
 _TWICE = {"gpu": "onnxruntime-gpu", "rtx": "tensorrt-rtx", "tensorrt": "tensorrt"}  # extras
+# OpenCV's other builds install the same module.
+_OPENCV = ("opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless")
+_BUILDS = {"opencv-python-headless": _OPENCV}
 _UPDATE = "update the driver to 580 or newer"
 
 
 def installed(name: str) -> str | None:
-    """Return the installed version of a package or of its build for CUDA 12, or None."""
-    return version_of(name) or version_of(f"{name}-cu12")
+    """Return the installed version of a package or of another build of it, or None."""
+    builds = (name, f"{name}-cu12", *_BUILDS.get(name, ()))
+    return next((number for build in builds if (number := version_of(build))), None)
 
 
 def extra(name: str) -> str:

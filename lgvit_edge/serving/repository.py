@@ -15,7 +15,8 @@ from lgvit_edge._support.files import locked
 from lgvit_edge._support.numbers import whole
 from lgvit_edge._support.outputs import PARTIAL, check_folder, followed, named
 from lgvit_edge.bundle.builds import find_builds, graphs_of, read_engine
-from lgvit_edge.bundle.directory import BUILD, ENGINES, MANIFEST, Bundle, open_bundle
+from lgvit_edge.bundle.directory import Bundle, open_bundle
+from lgvit_edge.bundle.layout import BUILD, ENGINES, MANIFEST
 from lgvit_edge.errors import BundleError, UsageError
 from lgvit_edge.runtime.backends.registry import AUTO, backend_of, refusal
 from lgvit_edge.runtime.precision import bundle_policy

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from lgvit_edge._support.numbers import real
-from lgvit_edge.bundle.directory import MANIFEST, Bundle
+from lgvit_edge.bundle.directory import Bundle
+from lgvit_edge.bundle.layout import MANIFEST
 from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.errors import DataError, LGViTEdgeError, UsageError
 from lgvit_edge.images.inputs import Inputs

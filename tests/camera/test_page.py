@@ -32,7 +32,7 @@ from lgvit_edge.camera.page.streams import Ticks
 from lgvit_edge.camera.shot import Answer, Event, Shot
 from lgvit_edge.errors import BackendError, MissingDependency, UsageError
 from lgvit_edge.policies import Confidence
-from lgvit_edge.runtime import Session
+from lgvit_edge.runtime import Session, TargetRate
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
@@ -55,6 +55,7 @@ def session(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture
 def monitor(session: Session) -> Monitor:
+    session.policy = Confidence(0.5)
     return Monitor(session, {HOSTILE: "rtsp://***@camera/", "7": "0"})
 
 
@@ -645,9 +646,31 @@ def test_changes_the_operating_point(serve: Serve, session: Session, monitor: Mo
     assert "operating point fast" in monitor.snapshot()["events"][-1]["text"]
 
 
+def test_goes_back_to_the_policy_that_it_began_with(
+    serve: Serve, session: Session, monitor: Monitor
+) -> None:
+    page, begun = serve(), session.policy
+    assert set_point(page, {"point": "fast"}).status == 200
+    state = ask(page, "/api/state").json
+    assert state["own_policy"] == begun.to_json()["name"]
+    assert set_point(page, {"point": None}).json == {"point": None}
+    assert session.policy is begun and ask(page, "/api/state").json["point"] is None
+    assert "the policy it began with" in monitor.snapshot()["events"][-1]["text"]
+
+
+def test_a_frame_rate_takes_over_again(session: Session) -> None:
+    session.policy = TargetRate(5.0)
+    page = Page(Monitor(session, {"gate": "demo"}), session, port=0)
+    page._change("fast")
+    page._change(None)
+    assert isinstance(session.policy, TargetRate) and session.policy.pace.levels > 1
+
+
 @pytest.mark.parametrize(
     ("status", "body", "headers"),
     [
+        (400, {}, {}),
+        (400, {"point": ""}, {}),
         (403, {"point": "sure"}, {"Origin": ""}),
         (403, {"point": "sure"}, {"Origin": "null"}),
         (403, {"point": "sure"}, {"Origin": "http://evil.example"}),

@@ -33,8 +33,11 @@ WORK = (
     "lgvit_edge.runtime.Session.open",
     "lgvit_edge.serving.repository.open_bundle",
     "lgvit_edge.benchmarks.device.report.steps",
+    "lgvit_edge.model.inspection.inspected",
     "lgvit_edge.training.start.class_names",
     "lgvit_edge.training.data.digits.digits_sets",
+    "lgvit_edge.bundle.packed.pack",
+    "lgvit_edge.bundle.packed.unpack",
 )
 FILES = (
     ("bench --engines bundle --json {}", "json"),
@@ -47,13 +50,21 @@ FILES = (
     (f"{TUNE} --logits {{}}", "npy"),
     (f"{TRAIN} --out {{}}", "pt"),
     ("device-report --engines bundle --out {}", "zip"),
+    ("bundle pack bundle --out {}", "tar"),
+    ("predict --engines bundle --data photos --out {}", "jsonl"),
+    ("predict --engines bundle --data photos --out {}", "parquet"),
 )
 REPLACED = (
     "export --ckpt start.pt --out {}",
     "demo --out {}",
+    "bundle unpack photos.tar --out {}",
     "triton --engines bundle --out {}",
 )
-FOLDERS = (*REPLACED, f"{TRAIN} --cache-features {{}}")
+FOLDERS = (
+    *REPLACED,
+    f"{TRAIN} --cache-features {{}}",
+    "probe start.pt --data photos --out {}",
+)
 
 
 @pytest.fixture

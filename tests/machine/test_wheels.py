@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from importlib.metadata import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -150,3 +151,13 @@ def test_doctor_names_what_the_driver_cannot_run(machine: Any, monkeypatch: Any)
     assert not run.runs
     assert "cuda-bindings is built for CUDA 13" in run.note and "[rtx12]" in run.note
     assert told["tensorrt-rtx (build engines)"].runs  # which needs no driver
+
+
+def test_every_extra_is_shown_and_another_build_of_opencv_counts(machine: Any) -> None:
+    extras = metadata("lgvit-edge").get_all("Provides-Extra") or []
+    # Of two builds for two drivers one is shown.
+    twins = {extra for extra in extras if extra.endswith("12")}
+    shown = {row["extra"] for row in examine(Path("/nowhere"))["packages"]}
+    assert set(extras) - twins - {"dev"} <= shown
+    machine(None, opencv_contrib_python="5.0.0")
+    assert wheels.installed("opencv-python-headless") == "5.0.0"

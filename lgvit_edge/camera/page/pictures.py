@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from lgvit_edge._support.optional import require
 from lgvit_edge.camera.drawing import draw, jpeg
 from lgvit_edge.camera.monitor import Monitor
 from lgvit_edge.camera.shot import Event, Shot
@@ -64,7 +62,7 @@ class Pictures:
     def start(self) -> None:
         """Start to encode what is watched."""
         # OpenCV's own threads have the priority of the thread that first needs them. Others do too.
-        jpeg(smaller(np.zeros((720, 1280, 3), np.uint8), _SIDE), _SIDE, _QUALITY)
+        jpeg(np.zeros((720, 1280, 3), np.uint8), _SIDE, _QUALITY)
         self._thread.start()
 
     def stop(self) -> None:
@@ -133,9 +131,9 @@ class Pictures:
             return
         try:
             if drawn:
-                body = encode(draw(shot.image, shot.answers))
+                body = jpeg(draw(shot.image, shot.answers), _SIDE, _QUALITY)
             else:
-                body = packed(shot, encode(shot.image))
+                body = packed(shot, jpeg(shot.image, _SIDE, _QUALITY))
         except Exception as error:  # a picture that cannot be shown disturbs nothing else
             if camera not in self._faults:
                 self._faults.add(camera)
@@ -146,27 +144,6 @@ class Pictures:
             if (camera, drawn) in self._watched:
                 self._made += 1
                 self._newest[camera, drawn] = Picture(self._made, name, body)
-
-
-def encode(image: NDArray[np.uint8]) -> bytes:
-    """Return a picture, ``[H, W, 3] uint8`` RGB, as a JPEG of the page's size."""
-    return jpeg(smaller(image, _SIDE), _SIDE, _QUALITY)
-
-
-def smaller(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """Return a picture of at most ``side`` pixels a side, ``[h, w, 3] uint8``.
-
-    It is halved, which OpenCV does several times faster than any other averaging, and less than
-    halved by interpolation.
-    """
-    cv2 = require("cv2", extra="camera")
-    while max(image.shape[:2]) >= 2 * side and min(image.shape[:2]) > 1:
-        height, width = image.shape[:2]
-        image = cv2.resize(image, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
-    if (longer := max(image.shape[:2])) > side:
-        height, width = (max(1, each * side // longer) for each in image.shape[:2])
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-    return image
 
 
 def stand_back() -> None:

@@ -373,21 +373,25 @@ class Page:
             return _json({"error": "the request came too slowly"}, 408)
         except ValueError as error:
             return _json({"error": f"expected JSON of at most {_BODY} bytes: {error}"}, 400)
-        name = record.get("point") if isinstance(record, dict) else None
-        points = list(self._session.manifest.points)
-        if not isinstance(name, str) or name not in points:
+        name = record.get("point", "") if isinstance(record, dict) else ""
+        own, points = self._monitor.own_policy, list(self._session.manifest.points)
+        if not (name in points if isinstance(name, str) else name is None and own is not None):
             known = ", ".join(points) or "none, `lgvit-edge tune` makes some"
             return _json({"error": f"there is no such operating point; there are: {known}"}, 400)
+        what = "the policy it began with" if name is None else f"operating point {name}"
         try:
             await asyncio.get_running_loop().run_in_executor(self._changer, self._change, name)
         except LGViTEdgeError as error:
-            self._tell(f"the operating point {name}, chosen on the page, cannot be used: {error}")
+            self._tell(f"{what}, chosen on the page, cannot be used: {error}")
             return _json({"error": str(error)}, 409)
-        self._tell(f"operating point {name}, chosen on the page", "info")
+        self._tell(f"{what}, chosen on the page", "info")
         return _json({"point": name})
 
-    def _change(self, point: str) -> None:
-        self._session.point = point
+    def _change(self, point: str | None) -> None:
+        if point is not None:
+            self._session.point = point
+        elif (own := self._monitor.own_policy) is not None:
+            self._session.policy = own
 
     def _tell(self, text: str, level: Literal["info", "warning"] = "warning") -> None:
         self._monitor.event(Event(time.time(), "", text, level))

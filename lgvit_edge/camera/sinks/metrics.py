@@ -17,7 +17,7 @@ _COUNTED = {
     "dropped": "Frames that newer ones replaced.",
     "skipped": "Frames that needed no answer.",
     "errors": "Frames that could not be used.",
-    "reconnects": "Times that a camera delivered again, after a loss or a stall.",
+    "reconnects": "Times that a camera delivered again, after a loss.",
 }
 _FATES = ("taken", "lost", "refused")
 # Samples of a metric: suffix of its name, labels, value.

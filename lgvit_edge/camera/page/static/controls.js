@@ -14,18 +14,18 @@ export class Point {
     this.select.addEventListener("change", () => this.turn());
     this.form.addEventListener("submit", (event) => {
       event.preventDefault();
-      this.change(this.select.value);
+      this.change(this.select.value || null);
     });
   }
 
-  update({ point, points, policy }) {
-    const known = JSON.stringify([point, points]);
+  update({ point, points, policy, own_policy: own }) {
+    const known = JSON.stringify([point, points, own]);
     if (known !== this.known) {
       this.known = known;
       const chosen = this.dirty ? this.select.value : (point ?? "");
-      const none = make("option", { text: "none", value: "", disabled: "" });
+      const first = own === null ? [] : [make("option", { text: `as begun: ${own}`, value: "" })];
       const options = points.map((name) => make("option", { text: name, value: name }));
-      this.select.replaceChildren(...(point === null ? [none] : []), ...options);
+      this.select.replaceChildren(...first, ...options);
       this.select.value = chosen;
       this.point = point;
       this.turn();
@@ -33,7 +33,6 @@ export class Point {
     this.form.hidden = !points.length;
     let text = `Policy: ${policy}.`;
     if (!points.length) text += " This bundle has no operating points; lgvit-edge tune makes some.";
-    else if (point === null) text += " A point takes its place until the application starts anew.";
     put(at("policy"), text);
   }
 
@@ -45,7 +44,8 @@ export class Point {
   async change(point) {
     this.busy = true;
     this.turn();
-    this.tell(`Changing to ${point} …`);
+    const name = point ?? "the policy it began with";
+    this.tell(`Changing to ${name} …`);
     try {
       const answer = await fetch("api/point", {
         method: "POST",
@@ -53,7 +53,7 @@ export class Point {
         body: JSON.stringify({ point }),
       });
       const { error } = await answer.json();
-      this.tell(answer.ok ? `Changed to ${point}.` : `Not changed: ${error}`, !answer.ok);
+      this.tell(answer.ok ? `Changed to ${name}.` : `Not changed: ${error}`, !answer.ok);
       if (answer.ok) this.point = point;
     } catch {
       this.tell("Not changed: the application does not answer.", true);
