@@ -195,8 +195,14 @@ def test_a_failed_export_leaves_the_old_bundle(bundle_copy: Path, quick_model: L
     open_bundle(bundle_copy)
 
 
-def test_a_new_export_replaces_the_old_bundle(bundle_copy: Path, quick_model: LGViT) -> None:
+def test_a_new_export_replaces_the_old_bundle(
+    bundle_copy: Path, quick_model: LGViT, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With its signature, which is told."""
+    (bundle_copy / "signature.json").write_text("{}")
     export_bundle(quick_model, bundle_copy, ExportOptions(policy=Confidence(0.33)))
+    assert not (bundle_copy / "signature.json").exists()
+    assert f"{bundle_copy} was signed and is changed now" in capsys.readouterr().err
     assert open_bundle(bundle_copy).manifest.policy["threshold"] == 0.33
     assert [p.name for p in bundle_copy.parent.iterdir()] == [bundle_copy.name]
 
