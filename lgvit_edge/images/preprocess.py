@@ -122,8 +122,9 @@ def check_color(color: str) -> None:
 
 def _is_pillow(image: object) -> TypeGuard[Image]:
     """Return whether this is a Pillow image; without Pillow imported, there can be none."""
-    pillow = sys.modules.get("PIL.Image")
-    return pillow is not None and isinstance(image, pillow.Image)
+    # Another thread may be at importing it: then the module is there, and not yet its classes.
+    kind = getattr(sys.modules.get("PIL.Image"), "Image", None)
+    return kind is not None and isinstance(image, kind)
 
 
 def resize_crop(frame: NDArray[np.uint8], spec: Preprocess, size: int) -> NDArray[np.uint8]:

@@ -1,0 +1,192 @@
+"""The model that Triton's Python backend runs: it answers requests with one session."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lgvit_edge._support.numbers import real
+from lgvit_edge.bundle.directory import Bundle
+from lgvit_edge.bundle.layout import MANIFEST
+from lgvit_edge.bundle.manifest import Manifest
+from lgvit_edge.errors import DataError, LGViTEdgeError, UsageError
+from lgvit_edge.images.inputs import Inputs
+from lgvit_edge.images.pixels import decode_bytes
+from lgvit_edge.images.preprocess import ImageLike
+from lgvit_edge.machine.cpu import available_cores
+from lgvit_edge.runtime.result import Result
+from lgvit_edge.runtime.session import Session
+from lgvit_edge.serving.chain import TritonChain
+from lgvit_edge.serving.contract import (
+    BUNDLE,
+    DEADLINE,
+    ENCODED,
+    IMAGE,
+    OUTPUTS,
+    POINT,
+    SEGMENTS,
+)
+from lgvit_edge.serving.metrics import Counters
+from lgvit_edge.serving.options import RunParameters
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What one request asks for."""
+
+    images: Inputs
+    point: str | None
+    deadline_ms: float | None
+
+    @property
+    def hurry(self) -> float:
+        return math.inf if self.deadline_ms is None else self.deadline_ms
+
+
+class ServedModel:
+    """Answers requests; Triton makes one in the process of each instance."""
+
+    def __init__(self, triton: Any, folder: Path, args: Mapping[str, str]) -> None:
+        """Open the session, before Triton calls the model ready.
+
+        Args:
+            triton: the module ``triton_python_backend_utils``, which Triton brings.
+            folder: where ``model.py`` lies, and beside it the bundle.
+            args: what Triton tells the model of itself.
+
+        Raises what ``Session.open`` does; Triton logs it.
+        """
+        self._triton, self._folder = triton, folder
+        config = json.loads(args["model_config"])
+        parameters = {name: each["string_value"] for name, each in config["parameters"].items()}
+        self._session = self._open(parameters)
+        manifest = self._session.manifest
+        self._default = self._session.policy
+        self._in_use: str | None = None  # the point that the last request named
+        labels = {"model": args["model_name"], "version": args["model_version"]}
+        self._counters = Counters(self._triton, manifest.pass_numbers, labels)
+        # Decoding and resizing leave Python's lock alone.
+        self._readers = ThreadPoolExecutor(available_cores(), "reader")
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer requests that Triton batched, each with its outputs or with an error of its own.
+
+        Images that name the same operating point run together. Those with a deadline run before
+        the others, one by one. Latencies and deadlines begin here.
+        """
+        began = time.perf_counter()
+        asked = list(self._readers.map(self._asked, requests))
+        answers: dict[int, list[Result] | LGViTEdgeError] = {}
+        groups: dict[tuple[str | None, int | None], list[tuple[int, _Asked]]] = {}
+        for place, each in enumerate(asked):
+            if isinstance(each, LGViTEdgeError):
+                answers[place] = each
+            else:
+                alone = None if each.deadline_ms is None else place
+                groups.setdefault((each.point, alone), []).append((place, each))
+        for group in sorted(groups.values(), key=lambda group: group[0][1].hurry):
+            answers |= self._answers(group, began)
+        self._count(answers.values())
+        return [self._response(request, answers[i]) for i, request in enumerate(requests)]
+
+    def close(self) -> None:
+        """Close the session."""
+        self._readers.shutdown()
+        self._session.close()
+
+    def _open(self, parameters: Mapping[str, str]) -> Session:
+        options, root = RunParameters.read(parameters), self._folder / BUNDLE
+        if SEGMENTS not in parameters:
+            return Session.open(root, warm_up=True, **options.given)
+        # Only the manifest is here, and Triton may load the segments after this model.
+        bundle = Bundle(root, Manifest.loads((root / MANIFEST).read_bytes()))
+        policy = options.stop_rule(bundle.manifest)
+        return Session(
+            bundle,
+            policy,
+            lambda names: TritonChain(self._triton, bundle, names, parameters[SEGMENTS]),
+        )
+
+    def _asked(self, request: Any) -> _Asked | LGViTEdgeError:
+        try:
+            parameters = json.loads(request.parameters() or "{}")
+            point, deadline = parameters.get(POINT), parameters.get(DEADLINE)
+            if deadline is not None and not 0 < real(deadline) < math.inf:
+                raise UsageError(f"{DEADLINE} must be a positive number, found {deadline!r}")
+            images = self._session.prepare(self._frames(request), own=False)
+            return _Asked(images, point, deadline)
+        except LGViTEdgeError as error:
+            return error
+
+    def _frames(self, request: Any) -> list[ImageLike]:
+        """Return the images of a request as arrays ``[H, W, 3] uint8``."""
+        given = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+        if len(given) != 1:
+            raise UsageError(
+                f"expected one of the inputs {IMAGE} and {ENCODED}, found "
+                f"{' and '.join(given) or 'none'}"
+            )
+        if IMAGE in given:
+            return list(given[IMAGE])
+        files = given[ENCODED].ravel()
+        return [decode_bytes(file, f"image {i} of {len(files)}") for i, file in enumerate(files, 1)]
+
+    def _answers(
+        self, group: Sequence[tuple[int, _Asked]], began: float
+    ) -> dict[int, list[Result] | LGViTEdgeError]:
+        """Run the images of requests together; return what each request gets, by its place."""
+        try:
+            first = group[0][1]
+            self._use(first.point)
+            images = Inputs.join(each.images for _, each in group)
+            results = iter(self._run(images, first.deadline_ms, began))
+        except LGViTEdgeError as error:
+            return {place: error for place, _ in group}
+        return {place: list(islice(results, len(each.images))) for place, each in group}
+
+    def _use(self, point: str | None) -> None:
+        if point == self._in_use:
+            return
+        self._in_use = None
+        self._session.policy = self._default
+        if point is not None:
+            self._session.point = self._in_use = point
+
+    def _run(self, images: Inputs, deadline: float | None, began: float) -> list[Result]:
+        size = self._session.max_batch if deadline is None else 1
+        results: list[Result] = []
+        for first in range(0, len(images), size):
+            batch = images[first : first + size]
+            starts = [began] * len(batch)
+            results += self._session.run(batch, starts=starts, deadline_ms=deadline)
+        return results
+
+    def _count(self, answers: Collection[list[Result] | LGViTEdgeError]) -> None:
+        good = [each for each in answers if isinstance(each, list)]
+        self._counters.add([r for each in good for r in each], len(answers) - len(good))
+
+    def _response(self, request: Any, answer: list[Result] | LGViTEdgeError) -> Any:
+        triton = self._triton
+        if isinstance(answer, LGViTEdgeError):
+            wrong = isinstance(answer, (UsageError, DataError))
+            kind = triton.TritonError.INVALID_ARG if wrong else triton.TritonError.INTERNAL
+            return triton.InferenceResponse(error=triton.TritonError(str(answer), kind))
+        wanted = set(request.requested_output_names())
+        return triton.InferenceResponse(
+            output_tensors=[
+                triton.Tensor(
+                    output.name, np.array([[output.of(each)] for each in answer], output.dtype)
+                )
+                for output in OUTPUTS
+                if output.name in wanted
+            ]
+        )
