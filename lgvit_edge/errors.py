@@ -86,6 +86,19 @@ class StalledError(LGViTEdgeError, TimeoutError):
     """A source of a stream delivers no image in time."""
 
 
+class UpstreamError(LGViTEdgeError):
+    """A server gave no answer; the message says why in a few words.
+
+    Attributes:
+        kind: ``timeout``, ``unreachable``, ``refused``, ``failed``, ``paused`` (not asked after
+            failures) or ``late`` (not asked for lack of time).
+    """
+
+    def __init__(self, message: str, kind: str = "failed") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
 class SourceError(LGViTEdgeError):
     """A camera cannot be opened, or its connection broke.
 

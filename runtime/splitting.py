@@ -39,11 +39,12 @@ class SplitBundle(DecidingBundle):
 
         ``Result.stopped`` is ``limit`` where the image went through that exit unsure: the answer is
         what the exit takes it for. With ``hidden``, the second result is then its hidden state
-        there, for ``run_from``: ``[1, N, D] float16``, or as the family has it. Else it is None.
+        there, for ``run_from``: ``[1, N, D] float16``, or as the family has it. So it is where a
+        deadline stopped the image, if no pass begins later. Else it is None.
 
         Args:
             images: what ``prepare`` returns for one image.
-            exit: the last one to run, 1..M.
+            exit: the last one to run, 1..M + 1; M + 1 is no limit.
             start: ``time.perf_counter()`` at which latency and deadline begin; default now.
             deadline_ms: as for ``Session.predict``.
             hidden: see above.
@@ -57,13 +58,18 @@ class SplitBundle(DecidingBundle):
         self._check_input(images, 1)
         start = time.perf_counter() if start is None else start
         with self._lock:
-            self.check_split(exit, hidden=hidden)
+            final = exit == self._exits + 1
+            if final:
+                self._check_open()
+            else:
+                self.check_split(exit, hidden=hidden)
             if self._averaging:
                 self._follow(averaging=False)
             if deadline_ms is not None and not self._walk.clock.calibrated:
                 self._calibrate(images)
-            result = self._walk.run_one(images, self._policy, start, deadline_ms, limit=exit)
-            if not hidden or result.stopped != "limit":
+            limit = 0 if final else exit
+            result = self._walk.run_one(images, self._policy, start, deadline_ms, limit=limit)
+            if not hidden or final or result.stopped == "policy" or self._later_pass(result.exit):
                 return result, None
             state = cast(SplitChain, self.chain).hidden()
         if state.dtype != np.float16:
@@ -82,7 +88,7 @@ class SplitBundle(DecidingBundle):
         """Classify images that no exit before a segment was sure of, at most the largest batch.
 
         Args:
-            segment: 1..M, counted through all passes; it comes after the exit of the same number.
+            segment: 0..M, counted through all passes; it comes after the exit of the same number.
             images: their hidden states, ``[B, N, D] float16``, as the other machine's ``run_until``
                 returned them for this bundle; or images as ``prepare`` returns them, with which
                 the pass of that segment begins. Exits before the segment are not read.
@@ -97,18 +103,20 @@ class SplitBundle(DecidingBundle):
         prepared = isinstance(images, Inputs)
         if prepared:
             self._check_input(images, self.max_batch)
-        elif 1 <= whole("segment", segment) <= self._exits:
+        elif isinstance(segment, int) and 1 <= segment <= self._exits:
             self._check_hidden(images, segment)
         starts = [time.perf_counter()] * len(images) if starts is None else starts
         if len(starts) != len(images):
             raise UsageError(f"expected {len(images)} starts, one per image, found {len(starts)}")
         with self._lock:
-            self.check_split(segment, hidden=not prepared)
+            if not prepared or segment != 0:  # 0 is the whole chain
+                self.check_split(segment, hidden=not prepared)
+            self._check_open()
             if self._averaging:
                 self._follow(averaging=False)
             return self._walk.run_from(images, self._policy, segment, starts)
 
-    def check_split(self, exit: int, *, hidden: bool) -> None:
+    def check_split(self, exit: int, *, hidden: bool = False) -> None:
         """Refuse to split the chain after an exit, 1..M, where the second part cannot go on.
 
         Raises:
@@ -129,7 +137,7 @@ class SplitBundle(DecidingBundle):
             )
         if not hidden:
             return
-        if any(begun is not None for begun in self.manifest.begins[exit:]):
+        if self._later_pass(exit):
             raise UsageError(
                 f"a pass begins after exit {exit}, which needs the image: send that, not the "
                 "hidden state"
@@ -140,6 +148,9 @@ class SplitBundle(DecidingBundle):
                 f"the backend {backend} does not hand hidden states over; send the image instead, "
                 'or open with backend="onnxruntime" or "openvino"'
             )
+
+    def _later_pass(self, exit: int) -> bool:
+        return any(begun is not None for begun in self.manifest.begins[exit:])
 
     def hidden_spec(self, segment: int) -> TensorSpec:
         """Return name, dtype and shape ``[-1, ...]`` of the hidden state that a segment reads."""

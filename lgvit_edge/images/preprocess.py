@@ -225,6 +225,13 @@ def to_float(images: NDArray[np.uint8], spec: Preprocess) -> NDArray[np.float32]
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
 
+def to_pixels(images: NDArray[np.float32], spec: Preprocess) -> NDArray[np.uint8]:
+    """Undo ``to_float``: return ``[B, H, W, 3] uint8``."""
+    scale, shift = _scale_shift(spec)
+    pixels = (images.transpose(0, 2, 3, 1) - shift) / scale
+    return np.rint(pixels).clip(0, 255).astype(np.uint8)
+
+
 @lru_cache(maxsize=8)
 def _scale_shift(spec: Preprocess) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     mean, std = np.array(spec.mean, np.float64), np.array(spec.std, np.float64)

@@ -13,8 +13,15 @@ from lgvit_edge.runtime.result import Result
 BUNDLE = "bundle"  # the folder beside model.py
 IMAGE = "image"  # uint8 RGB [B, H, W, 3], of any size
 ENCODED = "encoded"  # [B, 1], each the bytes of an image file
+HIDDEN = "hidden"  # float16 [B, K], each the values of a hidden state
+INPUTS = (IMAGE, ENCODED, HIDDEN)
 POINT = "point"  # parameter of a request: the name of an operating point
 DEADLINE = "deadline_ms"  # parameter of a request: for each of its images
+# Parameters of a request that goes on with what a device began. Images are crops of the network's
+# size then, as the pass of that segment sees them.
+SEGMENT = "segment"  # no exit before it answers; a hidden state is what it reads
+IDENTITY = "identity"  # ``Manifest.identity`` of the device's bundle
+POLICY = "policy"  # the device's, ``Policy.to_json`` as text
 SEGMENTS = "segments"  # parameter of a model: what the names of its segments' models begin with
 
 

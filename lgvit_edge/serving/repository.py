@@ -21,7 +21,15 @@ from lgvit_edge.errors import BundleError, UsageError
 from lgvit_edge.runtime.backends.registry import AUTO, backend_of, refusal
 from lgvit_edge.runtime.precision import bundle_policy
 from lgvit_edge.serving import segments
-from lgvit_edge.serving.contract import BUNDLE, ENCODED, IMAGE, OUTPUTS, SEGMENTS, graph_model
+from lgvit_edge.serving.contract import (
+    BUNDLE,
+    ENCODED,
+    HIDDEN,
+    IMAGE,
+    OUTPUTS,
+    SEGMENTS,
+    graph_model,
+)
 from lgvit_edge.serving.options import RunParameters
 from lgvit_edge.serving.pbtxt import Word, dumps
 
@@ -135,6 +143,13 @@ def front(
                 "optional": True,
             },
             {"name": ENCODED, "data_type": Word("TYPE_STRING"), "dims": [1], "optional": True},
+            {
+                "name": HIDDEN,
+                "data_type": Word("TYPE_FP16"),
+                "dims": [-1],
+                "allow_ragged_batch": True,
+                "optional": True,
+            },
         ],
         "output": [
             {"name": output.name, "data_type": Word(output.triton), "dims": [1]}

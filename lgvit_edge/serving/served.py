@@ -13,43 +13,80 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lgvit_edge._support.numbers import real
 from lgvit_edge.bundle.directory import Bundle
 from lgvit_edge.bundle.layout import MANIFEST
 from lgvit_edge.bundle.manifest import Manifest
-from lgvit_edge.errors import DataError, LGViTEdgeError, UsageError
+from lgvit_edge.errors import DataError, LGViTEdgeError, UsageError, in_one_line
 from lgvit_edge.images.inputs import Inputs
 from lgvit_edge.images.pixels import decode_bytes
 from lgvit_edge.images.preprocess import ImageLike
 from lgvit_edge.machine.cpu import available_cores
+from lgvit_edge.policies import Policy, from_json
 from lgvit_edge.runtime.result import Result
 from lgvit_edge.runtime.session import Session
 from lgvit_edge.serving.chain import TritonChain
 from lgvit_edge.serving.contract import (
     BUNDLE,
     DEADLINE,
-    ENCODED,
+    HIDDEN,
+    IDENTITY,
     IMAGE,
+    INPUTS,
     OUTPUTS,
     POINT,
+    POLICY,
+    SEGMENT,
     SEGMENTS,
 )
 from lgvit_edge.serving.metrics import Counters
 from lgvit_edge.serving.options import RunParameters
+
+_LONGEST = 10_000  # characters of a policy; 200 exits need half of it
 
 
 @dataclass(frozen=True)
 class _Asked:
     """What one request asks for."""
 
-    images: Inputs
+    images: Inputs | NDArray[np.float16]
     point: str | None
     deadline_ms: float | None
+    rest: _Rest | None
 
     @property
     def hurry(self) -> float:
         return math.inf if self.deadline_ms is None else self.deadline_ms
+
+
+@dataclass(frozen=True)
+class _Rest:
+    """What a device leaves to this machine: the chain from a segment on, by its policy."""
+
+    segment: int
+    hidden: bool  # whether it begins with hidden states
+    policy: str
+
+    @classmethod
+    def read(cls, parameters: Mapping[str, Any], manifest: Manifest, hidden: bool) -> _Rest:
+        missing = [n for n in (SEGMENT, IDENTITY, POLICY) if parameters.get(n) is None]
+        if missing or parameters.keys() & {POINT, DEADLINE}:
+            raise UsageError(
+                f"a request for the rest of a chain has the parameters {SEGMENT}, {IDENTITY} and "
+                f"{POLICY}, and neither {POINT} nor {DEADLINE}; found {', '.join(parameters)}"
+            )
+        if parameters[IDENTITY] != manifest.identity:
+            raise UsageError(
+                f"the device has another bundle: expected {manifest.identity[:12]}, found "
+                f"{str(parameters[IDENTITY])[:12]}; give both machines the same"
+            )
+        most = len(manifest.segments) - 1
+        segment = parameters[SEGMENT]
+        if type(segment) is not int or not hidden <= segment <= most:
+            raise UsageError(f"{SEGMENT} must be {int(hidden)}..{most}, found {segment!r:.40}")
+        return cls(segment, hidden, str(parameters[POLICY]))
 
 
 class ServedModel:
@@ -71,7 +108,8 @@ class ServedModel:
         self._session = self._open(parameters)
         manifest = self._session.manifest
         self._default = self._session.policy
-        self._in_use: str | None = None  # the point that the last request named
+        # The point that the last request named, or the policy that it brought.
+        self._in_use: tuple[str | None, str | None] = (None, None)
         labels = {"model": args["model_name"], "version": args["model_version"]}
         self._counters = Counters(self._triton, manifest.pass_numbers, labels)
         # Decoding and resizing leave Python's lock alone.
@@ -86,13 +124,13 @@ class ServedModel:
         began = time.perf_counter()
         asked = list(self._readers.map(self._asked, requests))
         answers: dict[int, list[Result] | LGViTEdgeError] = {}
-        groups: dict[tuple[str | None, int | None], list[tuple[int, _Asked]]] = {}
+        groups: dict[tuple[Any, ...], list[tuple[int, _Asked]]] = {}
         for place, each in enumerate(asked):
             if isinstance(each, LGViTEdgeError):
                 answers[place] = each
             else:
                 alone = None if each.deadline_ms is None else place
-                groups.setdefault((each.point, alone), []).append((place, each))
+                groups.setdefault((each.point, each.rest, alone), []).append((place, each))
         for group in sorted(groups.values(), key=lambda group: group[0][1].hurry):
             answers |= self._answers(group, began)
         self._count(answers.values())
@@ -122,23 +160,37 @@ class ServedModel:
             point, deadline = parameters.get(POINT), parameters.get(DEADLINE)
             if deadline is not None and not 0 < real(deadline) < math.inf:
                 raise UsageError(f"{DEADLINE} must be a positive number, found {deadline!r}")
-            images = self._session.prepare(self._frames(request), own=False)
-            return _Asked(images, point, deadline)
+            name, array = self._input(request)
+            rest = None
+            if name == HIDDEN or SEGMENT in parameters:
+                rest = _Rest.read(parameters, self._session.manifest, name == HIDDEN)
+                return _Asked(self._begun(name, array, rest), None, None, rest)
+            images = self._session.prepare(_frames(name, array), own=False)
+            return _Asked(images, point, deadline, None)
         except LGViTEdgeError as error:
             return error
 
-    def _frames(self, request: Any) -> list[ImageLike]:
-        """Return the images of a request as arrays ``[H, W, 3] uint8``."""
-        given = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+    def _input(self, request: Any) -> tuple[str, NDArray[Any]]:
+        """Return name and values of a request's only input."""
+        given = [(tensor.name(), tensor.as_numpy()) for tensor in request.inputs()]
         if len(given) != 1:
-            raise UsageError(
-                f"expected one of the inputs {IMAGE} and {ENCODED}, found "
-                f"{' and '.join(given) or 'none'}"
+            found = " and ".join(name for name, _ in given) or "none"
+            raise UsageError(f"expected one of the inputs {', '.join(INPUTS)}, found {found}")
+        return given[0]
+
+    def _begun(self, name: str, array: NDArray[Any], rest: _Rest) -> Inputs | NDArray[np.float16]:
+        """Return what a device sent of images that it began with."""
+        manifest = self._session.manifest
+        if name != HIDDEN:
+            index = manifest.pass_numbers[rest.segment] - 1
+            return Inputs.of_crops(_frames(name, array), manifest.views, index)
+        shape = self._session.hidden_spec(rest.segment).for_batch(len(array))
+        if array.size != math.prod(shape):
+            raise DataError(
+                f"a hidden state of {math.prod(shape[1:])} values goes into segment "
+                f"{rest.segment}, found {array.size // len(array)}"
             )
-        if IMAGE in given:
-            return list(given[IMAGE])
-        files = given[ENCODED].ravel()
-        return [decode_bytes(file, f"image {i} of {len(files)}") for i, file in enumerate(files, 1)]
+        return array.reshape(shape)
 
     def _answers(
         self, group: Sequence[tuple[int, _Asked]], began: float
@@ -146,28 +198,33 @@ class ServedModel:
         """Run the images of requests together; return what each request gets, by its place."""
         try:
             first = group[0][1]
-            self._use(first.point)
-            images = Inputs.join(each.images for _, each in group)
-            results = iter(self._run(images, first.deadline_ms, began))
+            self._use(first.point, None if first.rest is None else first.rest.policy)
+            results = iter(self._run([each.images for _, each in group], first, began))
         except LGViTEdgeError as error:
             return {place: error for place, _ in group}
         return {place: list(islice(results, len(each.images))) for place, each in group}
 
-    def _use(self, point: str | None) -> None:
-        if point == self._in_use:
+    def _use(self, point: str | None, policy: str | None) -> None:
+        if (point, policy) == self._in_use:
             return
-        self._in_use = None
-        self._session.policy = self._default
+        self._in_use = (None, None)
+        self._session.policy = self._default if policy is None else _policy(policy)
         if point is not None:
-            self._session.point = self._in_use = point
+            self._session.point = point
+        self._in_use = (point, policy)
 
-    def _run(self, images: Inputs, deadline: float | None, began: float) -> list[Result]:
-        size = self._session.max_batch if deadline is None else 1
+    def _run(self, parts: list[Any], asked: _Asked, began: float) -> list[Result]:
+        hidden = asked.rest is not None and asked.rest.hidden
+        images = np.concatenate(parts) if hidden else Inputs.join(parts)
+        size = self._session.max_batch if asked.deadline_ms is None else 1
         results: list[Result] = []
         for first in range(0, len(images), size):
             batch = images[first : first + size]
             starts = [began] * len(batch)
-            results += self._session.run(batch, starts=starts, deadline_ms=deadline)
+            if asked.rest is None:
+                results += self._session.run(batch, starts=starts, deadline_ms=asked.deadline_ms)
+            else:
+                results += self._session.run_from(asked.rest.segment, batch, starts=starts)
         return results
 
     def _count(self, answers: Collection[list[Result] | LGViTEdgeError]) -> None:
@@ -190,3 +247,19 @@ class ServedModel:
                 if output.name in wanted
             ]
         )
+
+
+def _frames(name: str, array: NDArray[Any]) -> list[ImageLike]:
+    """Return the images of an input as arrays ``[H, W, 3] uint8``."""
+    if name == IMAGE:
+        return list(array)
+    files = array.ravel()
+    return [decode_bytes(file, f"image {i} of {len(files)}") for i, file in enumerate(files, 1)]
+
+
+def _policy(text: str) -> Policy:
+    """Read a device's policy; raises ``UsageError``."""
+    try:
+        return from_json(json.loads(text[:_LONGEST]))
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"the parameter {POLICY} is no JSON: {in_one_line(error)}") from None
