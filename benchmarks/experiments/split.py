@@ -1,9 +1,9 @@
-"""A slow device and a server behind a slow link: what it gains to leave unsure images to the server.
+"""A slow device and a server behind a slow link: what it gains to leave unsure images to it.
 
-``python -m lgvit_edge.benchmarks.experiments.split --engines out/ --data DIR --after 2`` runs
-the device in a network namespace of its own, held to a share of one core, and a real Triton outside
-(``link``, ``triton_server``). It needs root, for the link. The device answers the same images alone,
-with the server alone, with a split chain, and with a server that is killed half-way.
+``python -m lgvit_edge.benchmarks.experiments.split --engines out/ --data DIR --after 2`` runs the
+device in a network namespace of its own, held to a share of one core, and a real Triton outside
+(``link``, ``triton_server``). It needs root, for the link. The device answers the same images by
+itself, by the server alone, by a split chain, and with a server that is killed half-way.
 """
 
 from __future__ import annotations

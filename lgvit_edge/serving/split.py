@@ -82,7 +82,7 @@ class SplitSession:
         if after is None:
             if not first:
                 raise UsageError(
-                    f"after which exit does the server go on? Expected after=0..{len(begins) - 1}"
+                    f"after which exit does the server go on? Expected 0..{len(begins) - 1} as after"
                 )
             after = first
         if send not in SENDS:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import io
+import ipaddress
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from PIL import Image
 from small import frames
 
@@ -56,7 +62,8 @@ def server(
 
 
 def way(server: TritonServer, model: str, **options: Any) -> Upstream:
-    return Upstream(f"triton://{server.url('grpc')}/{model}", timeout_ms=10_000, **options)
+    scheme = "tritons" if "certificates" in options else "triton"
+    return Upstream(f"{scheme}://{server.url('grpc')}/{model}", timeout_ms=10_000, **options)
 
 
 def key(result: Result) -> tuple[Any, ...]:
@@ -190,16 +197,26 @@ def test_another_bundle_is_refused_and_the_device_goes_on(
 def test_a_server_that_is_killed_and_comes_back(
     roots: dict[str, Path], tmp_path: Path, bundle: Path
 ) -> None:
+    """Over TLS, whose certificate the device must trust."""
+    certificate, secret = own_certificate(tmp_path)
     run = RunParameters(backend="onnxruntime", threads=1)
     write_repository(bundle, tmp_path / "models", ServingOptions("tiny", run=run))
+    tls = ("--grpc-use-ssl=1", f"--grpc-server-cert={certificate}", f"--grpc-server-key={secret}")
     now = [0.0]
     seen: list[Result] = []
     image = frames(1, seed=4)[0]
     with (
-        TritonServer(tmp_path / "models", tmp_path / "log") as server,
+        TritonServer(tmp_path / "models", tmp_path / "log", *tls) as server,
         Session.open(bundle, policy=Confidence(1.0)) as session,
-        way(server, "tiny", breaker=Breaker(clock=lambda: now[0])) as upstream,
+        way(
+            server, "tiny", certificates=certificate, breaker=Breaker(clock=lambda: now[0])
+        ) as upstream,
+        way(server, "tiny", certificates=None) as untrusting,
+        way(server, "tiny") as plain,
     ):
+        for other in (untrusting, plain):
+            split = SplitSession(session, other, after=1, send="hidden")
+            assert split.predict(image).upstream == "cannot be reached"
         split = SplitSession(session, upstream, after=1, send="hidden")
         session.hooks.append(seen.append)
         expected = split.predict(image)
@@ -217,6 +234,26 @@ def test_a_server_that_is_killed_and_comes_back(
         assert split.predict(image).upstream == "not asked after failures"
         now[0] = 10.0
         assert split.predict(image).upstream == "answered"
+
+
+def own_certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that vouches for itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "triton")])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "certificate.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (folder / "key.pem").write_bytes(secret)
+    return folder / "certificate.pem", folder / "key.pem"
 
 
 def test_deadlines(server: TritonServer, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,7 +361,7 @@ def test_what_a_split_session_refuses(bundle: Path, passes_bundle: Path) -> None
     upstream = Upstream("triton://127.0.0.1:1/tiny")
     with Session.open(bundle) as session, Session.open(passes_bundle) as passes:
         for options, message in (
-            ({}, r"Expected after=0..3"),
+            ({}, r"Expected 0..3 as after"),
             ({"after": 4}, r"expected an exit in 1..3"),
             ({"after": 0, "send": "hidden"}, r"expected an exit in 1..3|whole number"),
             ({"after": 1, "send": "png"}, "send must be one of jpeg, hidden"),
