@@ -13,6 +13,7 @@
     ├── TuningError           no operating point is what was asked for
     ├── BackendError          a backend cannot run here
     ├── StalledError          a source of a stream delivers no image in time
+    ├── UpstreamError         a server gave no answer
     ├── SourceError           a camera cannot be opened, or its connection broke
     ├── SinkError             answers cannot be delivered
     └── MissingDependency     a package of an optional extra is not installed

@@ -263,7 +263,8 @@ class Walk:
             if not len(batch.rows):
                 return [result for result in results if result is not None]
             if (begun := self._begins[left.exit]) is not None:
-                begin(chain, images, begun, left.exit, batch.rows)
+                # Hidden states are taken only where no pass begins later.
+                begin(chain, cast("Inputs | GpuImages", images), begun, left.exit, batch.rows)
             else:
                 chain.keep(left.going)
 

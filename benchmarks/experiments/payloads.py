@@ -38,7 +38,8 @@ def main(
     """Measures what is sent at each exit, how it changes answers, and which is quicker."""
     record = Record(json_file)
     paths = evenly(unlabelled_images(data, note), samples)
-    sizes, rows = [], []
+    sizes: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for bundle in bundles:
         name, found, folder = bundle.partition("=")
         if not found:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from lgvit_edge.runtime import Session
+from lgvit_edge.runtime import Result, Session
 from lgvit_edge.serving import SplitSession, Upstream
 
 _COUNTERS = Path("/sys/class/net/lgve-there/statistics")
@@ -30,7 +32,7 @@ def main() -> None:
         warm_up=True,
     ) as session:
         if given["send"] is None:
-            predict = session.predict
+            predict: Callable[[Any], Result] = session.predict
         else:
             upstream = Upstream(given["url"], timeout_ms=given["timeout_ms"])
             after, send = given["after"], given["send"]

@@ -228,7 +228,7 @@ def to_float(images: NDArray[np.uint8], spec: Preprocess) -> NDArray[np.float32]
 def to_pixels(images: NDArray[np.float32], spec: Preprocess) -> NDArray[np.uint8]:
     """Undo ``to_float``: return ``[B, H, W, 3] uint8``."""
     scale, shift = _scale_shift(spec)
-    pixels = (images.transpose(0, 2, 3, 1) - shift) / scale
+    pixels: NDArray[np.float32] = (images.transpose(0, 2, 3, 1) - shift) / scale
     return np.rint(pixels).clip(0, 255).astype(np.uint8)
 
 

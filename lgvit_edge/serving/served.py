@@ -22,7 +22,6 @@ from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.errors import DataError, LGViTEdgeError, UsageError, in_one_line
 from lgvit_edge.images.inputs import Inputs
 from lgvit_edge.images.pixels import decode_bytes
-from lgvit_edge.images.preprocess import ImageLike
 from lgvit_edge.machine.cpu import available_cores
 from lgvit_edge.policies import Policy, from_json
 from lgvit_edge.runtime.result import Result
@@ -222,6 +221,7 @@ class ServedModel:
             batch = images[first : first + size]
             starts = [began] * len(batch)
             if asked.rest is None:
+                assert isinstance(batch, Inputs)
                 results += self._session.run(batch, starts=starts, deadline_ms=asked.deadline_ms)
             else:
                 results += self._session.run_from(asked.rest.segment, batch, starts=starts)
@@ -249,7 +249,7 @@ class ServedModel:
         )
 
 
-def _frames(name: str, array: NDArray[Any]) -> list[ImageLike]:
+def _frames(name: str, array: NDArray[Any]) -> list[NDArray[np.uint8]]:
     """Return the images of an input as arrays ``[H, W, 3] uint8``."""
     if name == IMAGE:
         return list(array)

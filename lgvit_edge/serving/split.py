@@ -81,8 +81,9 @@ class SplitSession:
         first = max(segment for segment, begun in enumerate(begins) if begun is not None)
         if after is None:
             if not first:
+                most = len(begins) - 1
                 raise UsageError(
-                    f"after which exit does the server go on? Expected 0..{len(begins) - 1} as after"
+                    f"after which exit does the server go on? Expected 0..{most} as after"
                 )
             after = first
         if send not in SENDS:
@@ -222,4 +223,6 @@ class SplitSession:
     def _crop(self, images: Inputs) -> NDArray[np.uint8]:
         """Return what the last pass sees of an image, ``[size, size, 3] uint8``."""
         array, (spec, _, dtype) = images.of(len(images.views) - 1), images.views[-1]
-        return array[0] if dtype == "uint8" else to_pixels(array, spec)[0]
+        pixels = array if dtype == "uint8" else to_pixels(array, spec)
+        crop: NDArray[np.uint8] = pixels[0]
+        return crop

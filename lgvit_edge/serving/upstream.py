@@ -145,7 +145,7 @@ class Upstream:
     def _connected(self) -> Any:
         with self._lock:
             if self._client is None:
-                options = {"ssl": True} if self._tls else {}
+                options: dict[str, Any] = {"ssl": True} if self._tls else {}
                 if self._certificates is not None:
                     options["root_certificates"] = str(self._certificates)
                 self._client = self._library.InferenceServerClient(

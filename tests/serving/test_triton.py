@@ -318,7 +318,7 @@ def test_neither_or_both_inputs_are_refused(server: TritonServer) -> None:
     file = http.InferInput("encoded", (1, 1), "BYTES")
     file.set_data_from_numpy(np.array([[jpeg(picture)]], object))
     with http.InferenceServerClient(server.url("http")) as client:
-        with pytest.raises(Exception, match="expected one of the inputs image and encoded"):
+        with pytest.raises(Exception, match="expected one of the inputs image, encoded, hidden"):
             client.infer("tiny", [image, file])
 
 
