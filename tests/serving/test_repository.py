@@ -87,14 +87,14 @@ def test_engines_come_along_and_other_files_do_not(bundle_copy: Path, tmp_path: 
             assert (copied / "engines" / tag / file.name).read_bytes() == file.read_bytes()
 
 
-@pytest.mark.parametrize("name", ["bundle", "passes_bundle", "fixed", "fp16"])
+@pytest.mark.parametrize("name", ["bundle", "passes_bundle", "fixed"])
 def test_segments_are_models_with_the_graphs_tensors(
     name: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     onnx = pytest.importorskip("onnx")
     root = (
         request.getfixturevalue("rtx_bundle")(name)
-        if name in ("fixed", "fp16")
+        if name == "fixed"
         else request.getfixturevalue(name)
     )
     bundle = open_bundle(root)

@@ -27,7 +27,7 @@ from shots import until
 from small import frames, point
 
 from lgvit_edge import Session
-from lgvit_edge.benchmarks.experiments.triton_server import HOME, TritonServer, missing
+from lgvit_edge.benchmarks.experiments.triton_server import HOME, TritonServer, missing, stand_in
 from lgvit_edge.bundle.directory import add_to_manifest, open_bundle
 from lgvit_edge.errors import BackendError, LGViTEdgeError
 from lgvit_edge.policies import Confidence, FixedExit, Never
@@ -52,36 +52,6 @@ POLICIES = {
     "parts": "confidence:0.5",
     "passes": "confidence:0.28,0.3,0.43,0.33",
 }
-# In place of Triton's ONNX Runtime backend, which the wheel lacks: the same files, run by the same
-# library in Python models.
-STAND_IN = """
-import os
-from pathlib import Path
-
-import numpy as np
-import triton_python_backend_utils as pb_utils
-
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-import onnxruntime
-
-
-class TritonPythonModel:
-    def initialize(self, args):
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        path = Path(__file__).with_name("model.onnx")
-        self.session = onnxruntime.InferenceSession(path, options)
-
-    def execute(self, requests):
-        responses = []
-        for request in requests:
-            given = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-            names = [output.name for output in self.session.get_outputs()]
-            arrays = self.session.run(names, given)
-            tensors = [pb_utils.Tensor(*pair) for pair in zip(names, arrays)]
-            responses.append(pb_utils.InferenceResponse(output_tensors=tensors))
-        return responses
-"""
 
 
 @pytest.fixture(scope="module")
@@ -108,13 +78,7 @@ def server(
         instances = 2 if name == "passes" else 1
         options = ServingOptions(name, layout, run, instances, queue_delay_us=100_000)
         write_repository(root, folder / name, options)
-    for model in (folder / "parts").glob("parts_*"):
-        config = (model / "config.pbtxt").read_text()
-        assert 'backend: "onnxruntime"\n' in config
-        config = config.replace('backend: "onnxruntime"', 'backend: "python"')
-        config = config.replace('default_model_filename: "model.onnx"\n', "")
-        (model / "config.pbtxt").write_text(config)
-        (model / "1" / "model.py").write_text(STAND_IN)
+    stand_in(folder / "parts")
     engines = folder / "engines"
     shutil.copytree(bundles["tiny"], engines)
     engines_for(open_bundle(engines))
