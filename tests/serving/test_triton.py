@@ -385,7 +385,7 @@ def test_a_segment_that_was_exchanged_is_noticed(
 
 
 def test_a_killed_server_gives_errors_and_no_wrong_answer_and_comes_back(
-    server: TritonServer, sessions: dict[str, Session]
+    server: TritonServer, sessions: dict[str, Session], tmp_path: Path
 ) -> None:
     pictures = frames(4)
     expected = [sessions["tiny"].predict(picture) for picture in pictures]
@@ -393,7 +393,7 @@ def test_a_killed_server_gives_errors_and_no_wrong_answer_and_comes_back(
 
     def load(protocol: str, place: int) -> str:
         """Ask for the same picture until the server is gone; return how that was told."""
-        client = Client(protocol, server)
+        client = Client(protocol, alone)
         try:
             while True:
                 same(client.ask("tiny", pictures[place][None])(), [expected[place]])
@@ -403,19 +403,20 @@ def test_a_killed_server_gives_errors_and_no_wrong_answer_and_comes_back(
         finally:
             client.client.close()
 
-    with ThreadPoolExecutor(4) as pool:
-        ends = [pool.submit(load, kind, i) for i, kind in enumerate(("http", "grpc") * 2)]
-        for _ in range(20):
-            assert answered.acquire(timeout=20)
-        server.kill()
-        found = {end.result(timeout=30) for end in ends}
-    assert "AssertionError" not in found, found
-    server.start()
-    for protocol in ("http", "grpc"):
-        client = Client(protocol, server)
-        for picture, result in zip(pictures, expected, strict=True):
-            same(client.ask("tiny", picture[None])(), [result])
-        client.client.close()
+    with TritonServer(server.repository, tmp_path / "log") as alone:  # with one model
+        with ThreadPoolExecutor(4) as pool:
+            ends = [pool.submit(load, kind, i) for i, kind in enumerate(("http", "grpc") * 2)]
+            for _ in range(20):
+                assert answered.acquire(timeout=20)
+            alone.kill()
+            found = {end.result(timeout=30) for end in ends}
+        assert "AssertionError" not in found, found
+        alone.start()
+        for protocol in ("http", "grpc"):
+            client = Client(protocol, alone)
+            for picture, result in zip(pictures, expected, strict=True):
+                same(client.ask("tiny", picture[None])(), [result])
+            client.client.close()
 
 
 def test_a_backend_for_another_numpy_is_refused(server: TritonServer, tmp_path: Path) -> None:
