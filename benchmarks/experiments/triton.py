@@ -3,20 +3,26 @@
 ``python -m lgvit_edge.benchmarks.experiments.triton --engines out/ --data DIR`` writes a bundle as
 a repository, starts the server that ``make dev`` unpacked, and asks it from several clients,
 each of which sends its next image when it has the answer to the last. Server and clients share this
-machine. The local session answers the same images in batches of as many as there are clients, in
-turn with the server. At last the server is killed while clients ask, and started again.
+machine. The local session answers the same images in turn with the server, in batches of as many
+as there are clients. At last the server is killed while clients ask, and started again.
+
+Of the layout ``segments``, the calling model is the real one. Segments run in Python models,
+because this server lacks Triton's ONNX Runtime backend.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import numpy as np
@@ -25,7 +31,11 @@ import typer
 from lgvit_edge._support.optional import require
 from lgvit_edge._support.terminal import console, note, progress_bar
 from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, run_command
-from lgvit_edge.benchmarks.experiments.triton_server import TritonServer, missing
+from lgvit_edge.benchmarks.experiments.triton_server import (
+    TritonServer,
+    missing,
+    stand_in,
+)
 from lgvit_edge.benchmarks.report.terminal import table_of
 from lgvit_edge.cli.options import Engines
 from lgvit_edge.errors import BackendError, UsageError
@@ -38,7 +48,8 @@ from lgvit_edge.serving.repository import ServingOptions, write_repository
 
 _MODEL = "lgvit"
 _COMPARED = ("class_index", "exit", "confidence")
-Answer = tuple[Any, ...]  # as ``_COMPARED``
+_NEAR = 1e-5  # confidences: batches of another size are summed in another order
+Answer = tuple[int, int, float]  # as ``_COMPARED``
 
 
 def main(
@@ -57,7 +68,11 @@ def main(
             "Default: both."
         ),
     ] = None,
-    chunks: Annotated[int, typer.Option(min=1, help="How often session and server swap.")] = 8,
+    chunks: Annotated[int, typer.Option(min=1, help="How often session and server swap.")] = 10,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Of the session. Default: as many as clients.")
+    ] = None,
+    layout: Annotated[str, typer.Option(help="As of lgvit-edge triton.")] = "session",
     instances: Annotated[int, typer.Option(min=1, help="As of lgvit-edge triton.")] = 1,
     threads: Annotated[int | None, typer.Option(help="As of lgvit-edge triton.")] = None,
     queue_delay_us: Annotated[int, typer.Option(help="As of lgvit-edge triton.")] = 2000,
@@ -80,31 +95,30 @@ def main(
         images = _Images(session, paths)
         repository = Path(folder) / "models"
         run = RunParameters(backend="onnxruntime", policy=policy, threads=threads)
-        options = ServingOptions(_MODEL, "session", run, instances, queue_delay_us)
+        options = ServingOptions(_MODEL, layout, run, instances, queue_delay_us)
         write_repository(engines, repository, options)
-        rows = []
+        stand_in(repository)
+        protocols, rows = protocol or ["http", "grpc"], []
         with TritonServer(repository, Path(folder) / "log") as server:
             load = _Load(server, images, clients, shared_memory)
             with progress_bar("in turn") as progress:
-                ways = [
-                    (k, p) for p in protocol or ("http", "grpc") for k in kind or (IMAGE, ENCODED)
-                ]
+                ways = [(k, p) for p in protocols for k in kind or (IMAGE, ENCODED)]
                 for done, (each, by) in enumerate(ways):
                     progress(done, len(ways))
-                    rows.append(_compare(session, load, each, by, chunks))
-            killed = _killed(session, load) if kill else None
+                    rows.append(_compare(session, load, each, by, chunks, batch or clients))
+            killed = [_killed(session, load, by) for by in protocols if kill]
     cells = (
         "{input} | {protocol} | {local:.1f} | {served:.1f} | {ratio:.3f} | {batch:.2f} | "
-        "{differ} | {confidence_differs:.1g}"
+        "{images} | {differ} | {confidence_differs:.1g}"
     )
-    numbers = ("session/s", "Triton/s", "ratio", "batch", "differ", "confidence")
+    numbers = ("session/s", "Triton/s", "ratio", "batch", "images", "differ", "confidence")
     console.print(table_of(rows, cells, "input", "protocol", numbers=numbers))
-    if killed is not None:
+    for each in killed:
         console.print(
-            f"killed under load: {killed['answers']} answers until then, {killed['wrong']} of them "
-            f"wrong; {killed['errors']} clients of {clients} got an error; ready again after "
-            f"{killed['restart_s']:.1f} s, then {killed['wrong_after']} of "
-            f"{killed['answers_after']} answers wrong"
+            f"killed under load, {each['protocol']}: {each['answers']} answers until then, "
+            f"{each['wrong']} of them wrong; {each['errors']} clients of {clients} got an error; "
+            f"ready again after {each['restart_s']:.1f} s, then {each['wrong_after']} of "
+            f"{each['answers_after']} answers wrong"
         )
     record.write(rows=rows, killed=killed, options=vars(options) | {"run": run.given})
 
@@ -198,7 +212,8 @@ class _Load:
             else:
                 memory.set_shared_memory_region(region, [self.images.frames[place][None]])
             answer = client.infer(_MODEL, [tensor], outputs=outputs)
-            return tuple(answer.as_numpy(name)[0, 0].item() for name in _COMPARED)
+            index, exit, confidence = (answer.as_numpy(name)[0, 0].item() for name in _COMPARED)
+            return index, exit, confidence
 
         return send
 
@@ -214,86 +229,89 @@ def _client(server: TritonServer, protocol: str) -> Iterator[tuple[Any, Any]]:
 
 
 def _compare(
-    session: Session, load: _Load, kind: str, protocol: str, chunks: int
+    session: Session, load: _Load, kind: str, protocol: str, chunks: int, batch: int
 ) -> dict[str, Any]:
     """Asks session and server for the same images in turn, a chunk after the other."""
     images = load.images
     raw: dict[str, list[float]] = {"local_s": [], "served_s": []}
     source, count = images.local(kind), len(images.paths)
     load.ask(kind, protocol, range(load.clients * 4))
-    for size in range(1, load.clients + 1):  # binds every size of batch
+    for size in range(1, batch + 1):  # binds every size of batch
         session.predict_batch(images.frames[:size])
     before, differ, furthest = load.batches(), 0, 0.0
-    for places in np.array_split(np.arange(count), chunks):
+    parts = np.array_split(np.arange(count), chunks)
+    for places in parts:
         start = time.perf_counter()
         expected: list[Result] = []
-        for first in range(0, len(places), load.clients):
-            rows = places[first : first + load.clients]
+        for first in range(0, len(places), batch):
+            rows = places[first : first + batch]
             expected += session.predict_batch(source[rows[0] : rows[-1] + 1])
         middle = time.perf_counter()
-        answers, ends = load.ask(kind, protocol, places.tolist())
+        answers = _all_answers(load, kind, protocol, places.tolist())
         end = time.perf_counter()
-        by_place = dict(answers)
-        if ends:
-            raise BackendError(f"a client ended early: {ends[0]}")
         raw["local_s"].append(middle - start)
         raw["served_s"].append(end - middle)
         for place, result in zip(places.tolist(), expected, strict=True):
-            index, exit, confidence = by_place[place]
-            differ += (index, exit) != (result.class_index, result.exit)
-            furthest = max(furthest, abs(confidence - float(np.float32(result.confidence))))
+            differ += _differs(answers[place], result)
+            furthest = max(furthest, abs(answers[place][2] - float(np.float32(result.confidence))))
     done, batches = np.subtract(load.batches(), before).tolist()
-    local, served = (count / sum(seconds) for seconds in raw.values())
+    pairs = list(zip(map(len, parts), raw["local_s"], raw["served_s"], strict=True))
     return {
         "input": kind,
         "protocol": protocol,
         "images": count,
-        "local": local,
-        "served": served,
-        "ratio": served / local,
+        "local": median(size / local for size, local, _ in pairs),
+        "served": median(size / served for size, _, served in pairs),
+        "ratio": median(local / served for _, local, served in pairs),
         "batch": done / batches,
+        "local_batch": batch,
         "differ": differ,
         "confidence_differs": furthest,
         "raw_s": {name: np.round(seconds, 4).tolist() for name, seconds in raw.items()},
     }
 
 
-def _killed(session: Session, load: _Load) -> dict[str, Any]:
+def _all_answers(load: _Load, kind: str, protocol: str, places: Sequence[int]) -> dict[int, Answer]:
+    """Returns the server's answers by place.
+
+    Raises:
+        BackendError: a client ended early.
+    """
+    answers, ends = load.ask(kind, protocol, places)
+    if ends:
+        raise BackendError(f"a client ended early: {ends[0]}")
+    return dict(answers)
+
+
+def _differs(answer: Answer, result: Result) -> bool:
+    same = answer[:2] == (result.class_index, result.exit)
+    return not (same and math.isclose(answer[2], result.confidence, rel_tol=0, abs_tol=_NEAR))
+
+
+def _killed(session: Session, load: _Load, protocol: str) -> dict[str, Any]:
     """Kills the server while clients ask, and starts it again."""
-    places = list(range(min(len(load.images.paths), 400)))
-    expected = {
-        place: (result.class_index, result.exit)
-        for place, result in zip(
-            places, session.predict_batch(load.images.frames[: len(places)]), strict=True
-        )
-    }
+    frames = load.images.frames[:400]
+    places, expected = list(range(len(frames))), session.predict_batch(frames)
     enough = threading.Semaphore(0)
-    found: dict[str, Any] = {}
-
-    def asked() -> None:
-        found["before"] = load.ask(IMAGE, "grpc", places * 50, enough.release)
-
-    asking = threading.Thread(target=asked)
-    asking.start()
-    for _ in range(100):
-        enough.acquire()
-    load.server.kill()
-    asking.join()
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(load.ask, IMAGE, protocol, places * 50, enough.release)
+        for _ in range(100):
+            enough.acquire(timeout=60)
+        load.server.kill()
+        before, ends = asking.result()
     start = time.perf_counter()
     load.server.start()
     restart = time.perf_counter() - start
-    answers, ends = found["before"]
-    after, ends_after = load.ask(IMAGE, "grpc", places)
-    if ends_after:
-        raise BackendError(f"a client ended early: {ends_after[0]}")
+    after = _all_answers(load, IMAGE, protocol, places)
     return {
-        "answers": len(answers),
-        "wrong": sum(answer[:2] != expected[place] for place, answer in answers),
+        "protocol": protocol,
+        "answers": len(before),
+        "wrong": sum(_differs(answer, expected[place]) for place, answer in before),
         "errors": len(ends),
         "said": sorted(set(ends)),
         "restart_s": restart,
         "answers_after": len(after),
-        "wrong_after": sum(answer[:2] != expected[place] for place, answer in after),
+        "wrong_after": sum(_differs(answer, expected[place]) for place, answer in after.items()),
     }
 
 

@@ -23,6 +23,35 @@ from lgvit_edge.errors import BackendError
 HOME = Path(sys.prefix) / "triton"  # what tools/triton.py made
 _READY, _END = 120.0, 30.0  # seconds
 _PORTS = ("http", "grpc", "metrics")
+_STAND_IN = """
+import os
+from pathlib import Path
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+import onnxruntime
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        options = onnxruntime.SessionOptions()
+        # Each segment has a process of its own, and the others need the cores.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        path = Path(__file__).with_name("model.onnx")
+        self.session = onnxruntime.InferenceSession(path, options)
+
+    def execute(self, requests):
+        responses = []
+        for request in requests:
+            given = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            names = [output.name for output in self.session.get_outputs()]
+            arrays = self.session.run(names, given)
+            tensors = [pb_utils.Tensor(*pair) for pair in zip(names, arrays)]
+            responses.append(pb_utils.InferenceResponse(output_tensors=tensors))
+        return responses
+"""
 
 
 def missing() -> str | None:
@@ -35,6 +64,20 @@ def missing() -> str | None:
     if not _libpython().exists():
         return f"needs a Python with a shared library, {_libpython()}"
     return None
+
+
+def stand_in(repository: Path) -> None:
+    """Let Python models run the segments of a repository, with the same files and library.
+
+    In place of Triton's ONNX Runtime backend, which this server lacks.
+    """
+    for path in repository.glob("*/config.pbtxt"):
+        text = path.read_text(encoding="utf-8")
+        if 'backend: "onnxruntime"\n' in text:
+            text = text.replace('backend: "onnxruntime"', 'backend: "python"')
+            text = text.replace('default_model_filename: "model.onnx"\n', "")
+            path.write_text(text, encoding="utf-8")
+            path.with_name("1").joinpath("model.py").write_text(_STAND_IN)
 
 
 def _libpython() -> Path:

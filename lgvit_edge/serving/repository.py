@@ -16,7 +16,7 @@ from lgvit_edge._support.numbers import whole
 from lgvit_edge._support.outputs import PARTIAL, check_folder, followed, named
 from lgvit_edge.bundle.builds import find_builds, graphs_of, read_engine
 from lgvit_edge.bundle.directory import Bundle, open_bundle
-from lgvit_edge.bundle.layout import BUILD, ENGINES, MANIFEST
+from lgvit_edge.bundle.layout import BUILD, ENGINES, MANIFEST, SIGNATURE
 from lgvit_edge.errors import BundleError, UsageError
 from lgvit_edge.runtime.backends.registry import AUTO, backend_of, refusal
 from lgvit_edge.runtime.precision import bundle_policy
@@ -200,10 +200,12 @@ def _check(bundle: Bundle, run: RunParameters) -> None:
 
 
 def _copy(bundle: Bundle, folder: Path) -> None:
-    """Copy a bundle, with the engines in it; what else lies there stays behind."""
+    """Copy a bundle, with its engines and signature; what else lies there stays behind."""
     for name in (MANIFEST, *(spec.file for spec in bundle.manifest.files())):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(bundle.root / name, folder / name)
+    if (bundle.root / SIGNATURE).exists():  # for who checks it where the server runs
+        shutil.copyfile(bundle.root / SIGNATURE, folder / SIGNATURE)
     graphs = graphs_of(bundle)
     for place, build in find_builds(bundle.root):
         if isinstance(build, BundleError):

@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 from repositories import engines_for
+from signed import key_pair, own_copy, signed_copy
 from small import point
 
 from lgvit_edge._support.files import locked
 from lgvit_edge.bundle.builds import graphs_of
 from lgvit_edge.bundle.directory import add_to_manifest, open_bundle
+from lgvit_edge.bundle.keys import read_trusted
+from lgvit_edge.bundle.signing import sign_bundle
 from lgvit_edge.errors import BundleError, LGViTEdgeError, MissingDependency, UsageError
 from lgvit_edge.policies import Never
 from lgvit_edge.serving.options import RunParameters
@@ -74,6 +77,18 @@ def test_a_session_is_a_model_that_needs_nothing_else(bundle: Path, tmp_path: Pa
     assert [file.name for file in out.parent.iterdir()] == ["models"]
 
 
+def test_a_signature_holds_for_the_copy(bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("cryptography", reason="cryptography is not installed")
+    pair = key_pair(tmp_path / "key")
+    signed = signed_copy(bundle, tmp_path / "signed", pair)
+    engines_for(open_bundle(signed))
+    sign_bundle(signed, pair.key)
+    (signed / "notes.txt").write_text("mine")
+    write_repository(signed, tmp_path / "models", ServingOptions())
+    copied = own_copy(tmp_path / "models" / "lgvit" / "1" / "bundle", tmp_path / "copy")
+    open_bundle(copied, trusted_keys=read_trusted([pair.public]))
+
+
 def test_engines_come_along_and_other_files_do_not(bundle_copy: Path, tmp_path: Path) -> None:
     engines_for(open_bundle(bundle_copy), "one")
     engines_for(open_bundle(bundle_copy), "two")
@@ -87,14 +102,14 @@ def test_engines_come_along_and_other_files_do_not(bundle_copy: Path, tmp_path: 
             assert (copied / "engines" / tag / file.name).read_bytes() == file.read_bytes()
 
 
-@pytest.mark.parametrize("name", ["bundle", "passes_bundle", "fixed", "fp16"])
+@pytest.mark.parametrize("name", ["bundle", "passes_bundle", "fixed"])
 def test_segments_are_models_with_the_graphs_tensors(
     name: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     onnx = pytest.importorskip("onnx")
     root = (
         request.getfixturevalue("rtx_bundle")(name)
-        if name in ("fixed", "fp16")
+        if name == "fixed"
         else request.getfixturevalue(name)
     )
     bundle = open_bundle(root)

@@ -27,7 +27,7 @@ from shots import until
 from small import frames, point
 
 from lgvit_edge import Session
-from lgvit_edge.benchmarks.experiments.triton_server import HOME, TritonServer, missing
+from lgvit_edge.benchmarks.experiments.triton_server import HOME, TritonServer, missing, stand_in
 from lgvit_edge.bundle.directory import add_to_manifest, open_bundle
 from lgvit_edge.errors import BackendError, LGViTEdgeError
 from lgvit_edge.policies import Confidence, FixedExit, Never
@@ -52,36 +52,6 @@ POLICIES = {
     "parts": "confidence:0.5",
     "passes": "confidence:0.28,0.3,0.43,0.33",
 }
-# In place of Triton's ONNX Runtime backend, which the wheel lacks: the same files, run by the same
-# library in Python models.
-STAND_IN = """
-import os
-from pathlib import Path
-
-import numpy as np
-import triton_python_backend_utils as pb_utils
-
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-import onnxruntime
-
-
-class TritonPythonModel:
-    def initialize(self, args):
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        path = Path(__file__).with_name("model.onnx")
-        self.session = onnxruntime.InferenceSession(path, options)
-
-    def execute(self, requests):
-        responses = []
-        for request in requests:
-            given = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-            names = [output.name for output in self.session.get_outputs()]
-            arrays = self.session.run(names, given)
-            tensors = [pb_utils.Tensor(*pair) for pair in zip(names, arrays)]
-            responses.append(pb_utils.InferenceResponse(output_tensors=tensors))
-        return responses
-"""
 
 
 @pytest.fixture(scope="module")
@@ -108,13 +78,7 @@ def server(
         instances = 2 if name == "passes" else 1
         options = ServingOptions(name, layout, run, instances, queue_delay_us=100_000)
         write_repository(root, folder / name, options)
-    for model in (folder / "parts").glob("parts_*"):
-        config = (model / "config.pbtxt").read_text()
-        assert 'backend: "onnxruntime"\n' in config
-        config = config.replace('backend: "onnxruntime"', 'backend: "python"')
-        config = config.replace('default_model_filename: "model.onnx"\n', "")
-        (model / "config.pbtxt").write_text(config)
-        (model / "1" / "model.py").write_text(STAND_IN)
+    stand_in(folder / "parts")
     engines = folder / "engines"
     shutil.copytree(bundles["tiny"], engines)
     engines_for(open_bundle(engines))
@@ -421,7 +385,7 @@ def test_a_segment_that_was_exchanged_is_noticed(
 
 
 def test_a_killed_server_gives_errors_and_no_wrong_answer_and_comes_back(
-    server: TritonServer, sessions: dict[str, Session]
+    server: TritonServer, sessions: dict[str, Session], tmp_path: Path
 ) -> None:
     pictures = frames(4)
     expected = [sessions["tiny"].predict(picture) for picture in pictures]
@@ -429,7 +393,7 @@ def test_a_killed_server_gives_errors_and_no_wrong_answer_and_comes_back(
 
     def load(protocol: str, place: int) -> str:
         """Ask for the same picture until the server is gone; return how that was told."""
-        client = Client(protocol, server)
+        client = Client(protocol, alone)
         try:
             while True:
                 same(client.ask("tiny", pictures[place][None])(), [expected[place]])
@@ -439,19 +403,20 @@ def test_a_killed_server_gives_errors_and_no_wrong_answer_and_comes_back(
         finally:
             client.client.close()
 
-    with ThreadPoolExecutor(4) as pool:
-        ends = [pool.submit(load, kind, i) for i, kind in enumerate(("http", "grpc") * 2)]
-        for _ in range(20):
-            assert answered.acquire(timeout=20)
-        server.kill()
-        found = {end.result(timeout=30) for end in ends}
-    assert "AssertionError" not in found, found
-    server.start()
-    for protocol in ("http", "grpc"):
-        client = Client(protocol, server)
-        for picture, result in zip(pictures, expected, strict=True):
-            same(client.ask("tiny", picture[None])(), [result])
-        client.client.close()
+    with TritonServer(server.repository, tmp_path / "log") as alone:  # with one model
+        with ThreadPoolExecutor(4) as pool:
+            ends = [pool.submit(load, kind, i) for i, kind in enumerate(("http", "grpc") * 2)]
+            for _ in range(20):
+                assert answered.acquire(timeout=20)
+            alone.kill()
+            found = {end.result(timeout=30) for end in ends}
+        assert "AssertionError" not in found, found
+        alone.start()
+        for protocol in ("http", "grpc"):
+            client = Client(protocol, alone)
+            for picture, result in zip(pictures, expected, strict=True):
+                same(client.ask("tiny", picture[None])(), [result])
+            client.client.close()
 
 
 def test_a_backend_for_another_numpy_is_refused(server: TritonServer, tmp_path: Path) -> None:
