@@ -200,7 +200,13 @@ class ServedModel:
             self._use(first.point, None if first.rest is None else first.rest.policy)
             results = iter(self._run([each.images for _, each in group], first, began))
         except LGViTEdgeError as error:
-            return {place: error for place, _ in group}
+            if len(group) == 1:
+                return {group[0][0]: error}
+            # One request may have spoilt the batch; it alone gets the error.
+            alone: dict[int, list[Result] | LGViTEdgeError] = {}
+            for each in group:
+                alone |= self._answers([each], began)
+            return alone
         return {place: list(islice(results, len(each.images))) for place, each in group}
 
     def _use(self, point: str | None, policy: str | None) -> None:

@@ -324,6 +324,35 @@ def test_a_hidden_state_of_infinities_is_refused(server: TritonServer, bundle: P
             upstream.ask(rest(session, state))
 
 
+def test_what_one_device_sends_spoils_no_other_ones_batch(
+    server: TritonServer, bundle: Path
+) -> None:
+    image, ended = frames(1)[0], []
+    with Session.open(bundle, policy="never") as session, way(server, "tiny") as upstream:
+        _, good = session.run_until(session.prepare([image]), 1, hidden=True)
+        assert good is not None
+        expected = upstream.ask(rest(session, good))["class_index"]
+        bad = np.full_like(good, np.nan)
+
+        def work(state: Any) -> None:
+            other = way(server, "tiny", breaker=Breaker(1000))
+            for _ in range(15):
+                try:
+                    ended.append((state is good, other.ask(rest(session, state))["class_index"]))
+                except UpstreamError as error:
+                    ended.append((state is good, str(error)))
+            other.close()
+
+        threads = [threading.Thread(target=work, args=(state,)) for state in (good, bad) * 4]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(ended) == 120
+    for fine, found in ended:
+        assert found == expected if fine else "not finite numbers" in str(found)
+
+
 def test_a_crop_of_another_size_is_refused(server: TritonServer, bundle: Path) -> None:
     from lgvit_edge.serving.upstream import jpeg
 
