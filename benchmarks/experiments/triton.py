@@ -16,6 +16,8 @@ import contextlib
 import math
 import os
 import re
+import signal
+import sys
 import tempfile
 import threading
 import time
@@ -316,4 +318,5 @@ def _killed(session: Session, load: _Load, protocol: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the server too
     run_command(main)
