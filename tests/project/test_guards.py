@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "pyproject.toml"
 
 # What the workstation has and the device has not.
-WORKSTATION_ONLY = {"model", "training", "export"}
+WORKSTATION_ONLY = {"model", "training", "export", "probing"}
 # Of export/, what compiles engines, which devices do themselves.
 BUILDER = {
     "lgvit_edge.export",
