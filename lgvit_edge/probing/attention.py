@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lgvit_edge.model.backbones.block import Attention, Block
-from lgvit_edge.model.backbones.swin import WindowAttention, window_tables
-from lgvit_edge.model.backbones.swinv2 import CosineAttention, PostNormBlock
+from lgvit_edge.model.backbones.swin import PatchMerging, WindowAttention, window_tables
+from lgvit_edge.model.backbones.swinv2 import CosineAttention, LatePatchMerging, PostNormBlock
 
 Weights = Mapping[nn.Module, Tensor]  # of each attention, what belongs to it
 
@@ -48,7 +48,12 @@ def is_known(block: nn.Module) -> TypeGuard[Block]:
     """Says whether a block mixes tokens in its attention and patch merging alone."""
     # Types exactly: a subclass may compute something else.
     attentions = (Attention, WindowAttention, CosineAttention)
-    return type(block) in (Block, PostNormBlock) and type(block.attention) in attentions
+    mergings = (type(None), PatchMerging, LatePatchMerging)
+    return (
+        type(block) in (Block, PostNormBlock)
+        and type(block.attention) in attentions
+        and type(block.merge) in mergings
+    )
 
 
 def before(block: Block, relevance: Tensor, weights: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ def effective_area(maps: Tensor) -> Tensor:
     """
     share = _shares(maps)
     entropy = -torch.special.xlogy(share, share).sum(dim=1)
-    return entropy.exp() / share.shape[1]
+    area: Tensor = entropy.exp() / share.shape[1]
+    return area
 
 
 def gini(maps: Tensor) -> Tensor:

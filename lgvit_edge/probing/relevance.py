@@ -46,6 +46,7 @@ from torch.nn import functional
 from lgvit_edge.errors import ConfigError, DataError, UsageError
 from lgvit_edge.model.backbones.block import Attention
 from lgvit_edge.model.backbones.classifier import LatentAttention, MeanClassifier
+from lgvit_edge.model.backbones.swin import PatchMerging
 from lgvit_edge.model.heads import ExitHead
 from lgvit_edge.model.heads.gah import GlobalAggregation
 from lgvit_edge.model.lgvit import LGViT
@@ -271,7 +272,7 @@ def _by_gradient(way: Way, batch: _Batch) -> Tensor:
     for block in reversed(way.blocks):
         assert is_known(block)  # others were refused
         mixed = mixed + before(block, read + mixed, _positive(batch, block.attention))
-        if block.merge is not None:
+        if isinstance(block.merge, PatchMerging):
             read = copied(read, block.merge.grid)
             mixed, gained = unmerged(mixed, block.merge.grid), unmerged(gained, block.merge.grid)
     return (mixed + gained)[:, way.prefix :]
@@ -283,7 +284,7 @@ def _by_rollout(way: Way, batch: _Batch) -> Tensor:
     for block in reversed(way.blocks):
         assert is_known(block)  # others were refused
         relevance = (relevance + before(block, relevance, _mean(batch, block.attention))) / 2
-        if block.merge is not None:
+        if isinstance(block.merge, PatchMerging):
             relevance = unmerged(relevance, block.merge.grid)
     return relevance[:, way.prefix :]
 
@@ -341,17 +342,26 @@ def _as_map(relevance: Tensor, grid: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Method:
-    """Describes a method: what it is, how it is computed, and whether it follows attention."""
+    """Describes a method of relevance.
+
+    Attributes:
+        help: what it is, in a few words.
+        compute: returns the relevance of patches.
+        through_blocks: whether it goes back to the image, through attention; else it stays at the
+            exit.
+        knows_class: whether maps differ by class.
+    """
 
     help: str
     compute: Callable[[Way, _Batch], Tensor]
     through_blocks: bool = True
+    knows_class: bool = True
 
 
 METHODS = {
     "gradient": Method(
         "attention times its gradient, block by block (Chefer et al.)", _by_gradient
     ),
-    "rollout": Method("attention alone, block by block; the same for every class", _by_rollout),
+    "rollout": Method("attention alone, block by block", _by_rollout, knows_class=False),
     "gradcam": Method("Grad-CAM of what the exit averages", _by_gradcam, through_blocks=False),
 }

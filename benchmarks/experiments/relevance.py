@@ -1,0 +1,268 @@
+"""Says where exits look, by kind of head: how far relevance spreads, and whether it finds a class.
+
+``python -m lgvit_edge.benchmarks.experiments.relevance --ckpt lgvit=a.pt --ckpt mlp=b.pt --data
+DIR`` takes relevance maps of every exit of trained models and measures how concentrated they are.
+Images pasted from two and from four classes say how much of a map lies on the class asked for,
+where no masks are at hand. For the first model it also makes weights random, from the head
+backwards, and says how alike the maps stay; and it adds up what Grad-CAM promises to add up.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lgvit_edge._support.outputs import write
+from lgvit_edge._support.terminal import console, note, progress_bar, say, table
+from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, run_command
+from lgvit_edge.errors import ConfigError, DataError, UsageError
+from lgvit_edge.images.labelled import evenly, find_images, readable
+from lgvit_edge.images.preprocess import load_rgb, network_input, to_float
+from lgvit_edge.model import LGViT, load_model
+from lgvit_edge.probing.concentration import MEASURES
+from lgvit_edge.probing.overlay import columns, draw_grid
+from lgvit_edge.probing.pasting import LAYOUTS, paste, pointed
+from lgvit_edge.probing.relevance import METHODS, relevance, usual_method
+from lgvit_edge.probing.sanity import randomisation
+from lgvit_edge.probing.ways import logits_at, way_to
+
+Summary = dict[str, float]
+Frames = NDArray[np.uint8]
+
+
+def main(
+    ckpt: Annotated[list[str], typer.Option(help="A model: name=checkpoint. Again for more.")],
+    data: Annotated[Path, typer.Option(help="Images: a sub-folder per class.")],
+    images: Annotated[int, typer.Option(min=8, help="Images, spread evenly over classes.")] = 400,
+    randomised: Annotated[int, typer.Option(min=1, help="Of them with random weights.")] = 24,
+    methods: Annotated[str, typer.Option(help="Of the first model.")] = ",".join(METHODS),
+    seed: Annotated[int, typer.Option(help="Which images are pasted; random weights.")] = 0,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Folder for pictures of some images, not to be published.")
+    ] = None,
+    json: JsonFile = None,
+) -> None:
+    """Measures relevance maps of every exit of one or more models."""
+    record = Record(json)
+    models = dict(_named(text) for text in ckpt)
+    chosen = methods.split(",")
+    if unknown := [method for method in chosen if method not in METHODS]:
+        raise UsageError(f"--methods: expected some of {', '.join(METHODS)}, found {unknown[0]!r}")
+    first = next(iter(models.values()))
+    frames, pixels, labels = _read(first, data, images)
+    rows: list[dict[str, Any]] = []
+    for name, model in models.items():
+        if _shape(model) != _shape(first):
+            raise UsageError(f"{name} takes other images or has other classes than the first model")
+        with progress_bar(f"maps of {name}") as progress:
+            for exit in range(1, len(model.heads) + 2):
+                progress(exit - 1, len(model.heads) + 1)
+                for method in chosen if model is first else ["gradient"]:
+                    try:
+                        row = _measured(model, pixels, labels, exit, method, seed)
+                    except ConfigError:
+                        continue  # Grad-CAM of a class token
+                    rows.append({"model": name, **row})
+    few = pixels[:: max(1, len(pixels) // randomised)][:randomised]
+    random: list[dict[str, Any]] = []
+    with progress_bar("random weights") as progress:
+        for exit in range(1, len(first.heads) + 2):
+            progress(exit - 1, len(first.heads) + 1)
+            for method in {"gradient": 0, usual_method(first, exit): 0}:
+                found = randomisation(first, few, exit=exit, method=method, seed=seed)
+                steps = {step: _summary(values) for step, values in found.items()}
+                random.append({"exit": exit, "method": method, "steps": steps})
+    complete = {
+        exit: _left_over(first, pixels[:32], exit)
+        for exit in range(1, len(first.heads) + 1)
+        if usual_method(first, exit) == "gradcam"
+    }
+    _print(rows, random, complete)
+    if pictures is not None:
+        _draw(pictures, models, frames, pixels, labels, seed)
+    record.write(
+        images=len(pixels),
+        randomised_images=len(few),
+        seed=seed,
+        maps=rows,
+        random_weights=random,
+        gradcam_left_over=complete,
+        exits={name: [vars(exit) for exit in m.config.exits] for name, m in models.items()},
+    )
+
+
+def _named(text: str) -> tuple[str, LGViT]:
+    name, equals, path = text.partition("=")
+    if not equals or not name:
+        raise UsageError(f"--ckpt: expected name=checkpoint, found {text!r}")
+    return name, load_model(Path(path)).eval().requires_grad_(False)
+
+
+def _shape(model: LGViT) -> tuple[Any, ...]:
+    config = model.config
+    return config.image_size, config.preprocess, config.num_classes
+
+
+def _read(model: LGViT, data: Path, count: int) -> tuple[Frames, Tensor, Tensor]:
+    """Returns frames ``[B, H, W, 3] uint8``, network input ``[B, 3, H, W]`` and classes ``[B]``."""
+    config = model.config
+    found = find_images(data, num_classes=config.num_classes, names=config.labels, note=note)
+    images = readable(evenly(found, count), note)
+    if any(image.class_index is None for image in images):
+        raise DataError(f"{data}: expected one sub-folder per class")
+    paths = [load_rgb(image.path) for image in images]
+    frames = network_input(paths, config.preprocess, config.image_size, "uint8")
+    labels = torch.tensor([image.class_index for image in images])
+    return frames, torch.from_numpy(to_float(frames, config.preprocess)), labels
+
+
+def _summary(values: Tensor) -> Summary:
+    """Returns mean and standard error of what is a number, and how many there are."""
+    known = values[values.isfinite()].double()
+    if len(known) < 2:
+        return {"mean": math.nan, "error": math.nan, "count": len(known)}
+    return {
+        "mean": float(known.mean()),
+        "error": float(known.std() / len(known) ** 0.5),
+        "count": len(known),
+    }
+
+
+def _measured(
+    model: LGViT, pixels: Tensor, labels: Tensor, exit: int, method: str, seed: int
+) -> dict[str, Any]:
+    way, last = way_to(model, exit), exit > len(model.heads)
+    maps = relevance(model, pixels, exit=exit, method=method)
+    row: dict[str, Any] = {
+        "exit": exit,
+        "block": way.last_block,
+        "head": "final" if last else model.config.exits[exit - 1].head,
+        "method": method,
+        "accuracy": float((logits_at(model, pixels, exit).argmax(-1) == labels).float().mean()),
+        "empty": int((maps.flatten(1).amax(1) == 0).sum()),
+        **{name: _summary(measure(maps)) for name, measure in MEASURES.items()},
+    }
+    for layout in LAYOUTS if METHODS[method].knows_class else ():
+        made = pointed(
+            model, paste(pixels, labels, layout=layout, seed=seed), exit=exit, method=method
+        )
+        known = made.share.where(made.known, torch.nan)
+        row[layout] = {
+            # Parts of one image are no independent samples: the mean of each image counts once.
+            "share": _summary(made.share.nanmean(1)),
+            "share_known": _summary(known.nanmean(1)),
+            "hit": _summary(made.hit.nanmean(1)),
+            "hit_known": _summary(made.hit.where(made.known, torch.nan).nanmean(1)),
+            "known": float(made.known.float().mean()),
+            "correlation_of_classes": _summary(made.correlation),
+        }
+    return row
+
+
+def _left_over(model: LGViT, images: Tensor, exit: int) -> float:
+    """Returns the largest part of a logit that Grad-CAM's shares, class token and bias leave over.
+
+    A negated classifier shows the negative shares, which maps leave out. In parts of the largest
+    logit; for heads that add the mean of their features to prefix tokens.
+    """
+    config, negated = model.config, copy.deepcopy(model)
+    logits = logits_at(model, images, exit)
+    classes = logits.argmax(-1)
+    linears = [
+        part
+        for part in negated.heads[exit - 1].modules()
+        if isinstance(part, nn.Linear) and part.out_features == config.num_classes
+    ]
+    with torch.no_grad():
+        rest = torch.stack([linear.bias[classes] for linear in linears]).mean(0)
+        hidden = model.hidden_states(images)[way_to(model, exit).last_block]
+        if config.prefix_tokens:
+            rest = rest + torch.stack(
+                [
+                    (hidden[:, place] * linear.weight[classes]).sum(-1)
+                    for place, linear in enumerate(linears)
+                ]
+            ).mean(0)
+        for linear in linears:
+            linear.weight.neg_()
+    positive, negative = (
+        relevance(each, images, exit=exit, classes=classes, method="gradcam").sum((1, 2))
+        for each in (model, negated)
+    )
+    logit = logits.gather(1, classes[:, None])[:, 0]
+    left = (logit - rest - (positive - negative)).abs()
+    return float(left.max() / logit.abs().max())
+
+
+def _print(
+    rows: Sequence[dict[str, Any]], random: Sequence[dict[str, Any]], complete: dict[int, float]
+) -> None:
+    keys = ("model", "block", "head", "method")
+    maps = table(*keys, numbers=("accuracy", *MEASURES))
+    for row in rows:
+        cells = [f"{row['accuracy']:.3f}", *(_cell(row[name]) for name in MEASURES)]
+        maps.add_row(*(str(row[key]) for key in keys), *cells)
+    console.print(maps)
+    names = ("share", "hit", "share_known", "hit_known", "correlation_of_classes")
+    for layout, (parts, _) in LAYOUTS.items():
+        say(f"{layout}: on the part of the class asked for (by chance {1 / parts:.2f})")
+        on = table(*keys, numbers=(*names, "known"))
+        for row in (row for row in rows if layout in row):
+            cells = [*(_cell(row[layout][name]) for name in names), f"{row[layout]['known']:.2f}"]
+            on.add_row(*(str(row[key]) for key in keys), *cells)
+        console.print(on)
+    say("rank correlation with the model's own maps as weights become random")
+    for row in random:
+        steps = ", ".join(f"{step} {value['mean']:.2f}" for step, value in row["steps"].items())
+        say(f"exit {row['exit']}, {row['method']}: {steps}")
+    for exit, left in complete.items():
+        say(f"exit {exit}: Grad-CAM, class token and bias leave {left:.1e} of the logit over")
+
+
+def _cell(summary: Summary) -> str:
+    return f"{summary['mean']:.3f} ± {summary['error']:.3f}"
+
+
+def _draw(
+    folder: Path,
+    models: dict[str, LGViT],
+    frames: Frames,
+    pixels: Tensor,
+    labels: Tensor,
+    seed: int,
+) -> None:
+    """Draws eight images with all exits, of all models side by side, and eight pasted ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = next(iter(models.values())).config
+
+    def picture(name: str, frames: Frames, pixels: Tensor, **asked: Any) -> None:
+        shown = [
+            column
+            for model_name, model in models.items()
+            for column in columns(model, pixels, method="gradient", name=model_name, **asked)
+        ]
+        shown.sort(key=lambda column: column.block)
+        write(folder / name, draw_grid(frames, shown, names=config.labels))
+
+    some = slice(0, None, max(1, len(pixels) // 8))
+    picture("exits.png", frames[some][:8], pixels[some][:8])
+    made = paste(pixels, labels, seed=seed)
+    images, classes = made.images[:8], made.classes[:8]
+    spec = config.preprocess
+    mean, std = (torch.tensor(each)[:, None, None] for each in (spec.mean, spec.std))
+    seen = ((images * std + mean) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    for part in range(classes.shape[1]):
+        picture(f"pasted-{part + 1}.png", seen, images, classes=classes[:, part])
+
+
+if __name__ == "__main__":
+    run_command(main)
