@@ -10,7 +10,6 @@ backwards, and says how alike the maps stay; and it adds up what Grad-CAM promis
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,13 +34,16 @@ from lgvit_edge.probing.relevance import METHODS, relevance, usual_method
 from lgvit_edge.probing.sanity import randomisation
 from lgvit_edge.probing.ways import logits_at, way_to
 
-Summary = dict[str, float]
+Summary = dict[str, Any]  # mean and error, None without two numbers, and count
 Frames = NDArray[np.uint8]
 
 
 def main(
     ckpt: Annotated[list[str], typer.Option(help="A model: name=checkpoint. Again for more.")],
     data: Annotated[Path, typer.Option(help="Images: a sub-folder per class.")],
+    against: Annotated[
+        str | None, typer.Option(help="Model that others are compared with, at the same block.")
+    ] = None,
     images: Annotated[int, typer.Option(min=8, help="Images, spread evenly over classes.")] = 400,
     randomised: Annotated[int, typer.Option(min=1, help="Of them with random weights.")] = 24,
     methods: Annotated[str, typer.Option(help="Of the first model.")] = ",".join(METHODS),
@@ -57,6 +59,8 @@ def main(
     chosen = methods.split(",")
     if unknown := [method for method in chosen if method not in METHODS]:
         raise UsageError(f"--methods: expected some of {', '.join(METHODS)}, found {unknown[0]!r}")
+    if against is not None and against not in models:
+        raise UsageError(f"--against: expected one of {', '.join(models)}, found {against!r}")
     first = next(iter(models.values()))
     frames, pixels, labels = _read(first, data, images)
     rows: list[dict[str, Any]] = []
@@ -72,6 +76,7 @@ def main(
                     except ConfigError:
                         continue  # Grad-CAM of a class token
                     rows.append({"model": name, **row})
+    compared = [] if against is None else _compared(rows, against)
     few = pixels[:: max(1, len(pixels) // randomised)][:randomised]
     random: list[dict[str, Any]] = []
     with progress_bar("random weights") as progress:
@@ -86,7 +91,7 @@ def main(
         for exit in range(1, len(first.heads) + 1)
         if usual_method(first, exit) == "gradcam"
     }
-    _print(rows, random, complete)
+    _print(rows, compared, random, complete)
     if pictures is not None:
         _draw(pictures, models, frames, pixels, labels, seed)
     record.write(
@@ -94,6 +99,7 @@ def main(
         randomised_images=len(few),
         seed=seed,
         maps=rows,
+        compared=compared,
         random_weights=random,
         gradcam_left_over=complete,
         exits={name: [vars(exit) for exit in m.config.exits] for name, m in models.items()},
@@ -129,12 +135,9 @@ def _summary(values: Tensor) -> Summary:
     """Returns mean and standard error of what is a number, and how many there are."""
     known = values[values.isfinite()].double()
     if len(known) < 2:
-        return {"mean": math.nan, "error": math.nan, "count": len(known)}
-    return {
-        "mean": float(known.mean()),
-        "error": float(known.std() / len(known) ** 0.5),
-        "count": len(known),
-    }
+        return {"mean": None, "error": None, "count": len(known)}
+    error = float(known.std() / len(known) ** 0.5)
+    return {"mean": float(known.mean()), "error": error, "count": len(known)}
 
 
 def _measured(
@@ -156,9 +159,11 @@ def _measured(
             model, paste(pixels, labels, layout=layout, seed=seed), exit=exit, method=method
         )
         known = made.share.where(made.known, torch.nan)
+        # Parts of one image are no independent samples: the mean of each image counts once.
+        share = made.share.nanmean(1)
         row[layout] = {
-            # Parts of one image are no independent samples: the mean of each image counts once.
-            "share": _summary(made.share.nanmean(1)),
+            "shares": [round(value, 4) for value in share.tolist()],
+            "share": _summary(share),
             "share_known": _summary(known.nanmean(1)),
             "hit": _summary(made.hit.nanmean(1)),
             "hit_known": _summary(made.hit.where(made.known, torch.nan).nanmean(1)),
@@ -203,8 +208,29 @@ def _left_over(model: LGViT, images: Tensor, exit: int) -> float:
     return float(left.max() / logit.abs().max())
 
 
+def _compared(rows: Sequence[dict[str, Any]], against: str) -> list[dict[str, Any]]:
+    """Returns by how much more of a map lies on the class than in another model, image by image."""
+    base = {row["block"]: row for row in rows if row["model"] == against}
+    found = []
+    for row in rows:
+        other = base.get(row["block"])
+        if other is None or row is other or row["method"] != "gradient":
+            continue
+        gains = {
+            layout: _summary(
+                torch.tensor(row[layout]["shares"]) - torch.tensor(other[layout]["shares"])
+            )
+            for layout in LAYOUTS
+        }
+        found.append({key: row[key] for key in ("model", "block", "head")} | {"gains": gains})
+    return found
+
+
 def _print(
-    rows: Sequence[dict[str, Any]], random: Sequence[dict[str, Any]], complete: dict[int, float]
+    rows: Sequence[dict[str, Any]],
+    compared: Sequence[dict[str, Any]],
+    random: Sequence[dict[str, Any]],
+    complete: dict[int, float],
 ) -> None:
     keys = ("model", "block", "head", "method")
     maps = table(*keys, numbers=("accuracy", *MEASURES))
@@ -220,16 +246,23 @@ def _print(
             cells = [*(_cell(row[layout][name]) for name in names), f"{row[layout]['known']:.2f}"]
             on.add_row(*(str(row[key]) for key in keys), *cells)
         console.print(on)
+    if compared:
+        say("share on the class asked for, above that of the model compared with; gradient")
+        gains = table("model", "block", "head", numbers=tuple(LAYOUTS))
+        for row in compared:
+            cells = [_cell(row["gains"][layout]) for layout in LAYOUTS]
+            gains.add_row(row["model"], str(row["block"]), row["head"], *cells)
+        console.print(gains)
     say("rank correlation with the model's own maps as weights become random")
     for row in random:
-        steps = ", ".join(f"{step} {value['mean']:.2f}" for step, value in row["steps"].items())
+        steps = ", ".join(f"{step} {_cell(value)}" for step, value in row["steps"].items())
         say(f"exit {row['exit']}, {row['method']}: {steps}")
     for exit, left in complete.items():
         say(f"exit {exit}: Grad-CAM, class token and bias leave {left:.1e} of the logit over")
 
 
 def _cell(summary: Summary) -> str:
-    return f"{summary['mean']:.3f} ± {summary['error']:.3f}"
+    return "-" if summary["mean"] is None else f"{summary['mean']:.3f} ± {summary['error']:.3f}"
 
 
 def _draw(

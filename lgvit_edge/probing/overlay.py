@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from lgvit_edge.probing.ways import logits_at, way_to
 
 MOST_ROWS = 64  # of one picture
 _COLOURS = "inferno"  # brightness rises with relevance, so that no colour need be told apart
-_CELL = 1.9  # inches
+# Inches: a map with its gaps, a line of text, the colour bar with its words.
+_CELL, _GAP, _LINE, _BAR = 1.9, 0.04, 0.15, 0.55
 _LONGEST = 22  # characters of a class name under a map
 
 
@@ -112,28 +114,47 @@ def draw_grid(
     cm: Any = require("matplotlib.cm", extra="report")
     colours = cm.ScalarMappable(cmap=_COLOURS)
     colours.set_clim(0, 1)
-    rows, count = len(frames), len(shown) + 1
-    size = (_CELL * count, (_CELL + 0.25) * rows + 0.8)
-    figure = figures.Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(rows, count, squeeze=False)
+    truths = [None] * len(frames) if labels is None else labels
+    below = [
+        [
+            "" if truth is None else _name(truth, names),
+            *(caption(column, row, names, truth) for column in shown),
+        ]
+        for row, truth in enumerate(truths)
+    ]
+    above = ["image", *(column.title for column in shown)]
+    # Inches: text stands in rows and at the top, the bar of colours at the bottom.
+    caption_height, title_height = (
+        _LINE * max(text.count("\n") + 1 for text in texts) + 0.1
+        for texts in (itertools.chain(*below), above)
+    )
+    row_height = _CELL + caption_height
+    width, height = _CELL * len(above), row_height * len(frames) + title_height + _BAR
+    figure = figures.Figure(figsize=(width, height))
     plain: Any = {"parse_math": False, "fontsize": 8}  # a $ in a class name is a $
     for row, frame in enumerate(frames):
-        label = None if labels is None else labels[row]
-        axes[row, 0].imshow(frame)
-        axes[row, 0].set_xlabel("" if label is None else _name(label, names), **plain)
-        for place, column in enumerate(shown, 1):
-            axes[row, place].imshow(overlaid(frame, column.maps[row], colours.cmap))
-            axes[row, place].set_xlabel(caption(column, row, names, label), **plain)
-    for place, title in enumerate(["image", *(column.title for column in shown)]):
-        axes[0, place].set_title(title, **plain)
-    for one in axes.flat:
-        one.set_xticks([])
-        one.set_yticks([])
-        for side in one.spines.values():
-            side.set_visible(False)
-    bar = figure.colorbar(colours, ax=axes, location="bottom", fraction=0.3 / size[1], aspect=60)
-    bar.set_ticks([0, 1], labels=["not relevant", "as the most relevant patch"], fontsize=8)
+        bottom = height - title_height - row * row_height - _CELL
+        for place, text in enumerate(below[row]):
+            box = (place * _CELL + _GAP, bottom + _GAP, _CELL - 2 * _GAP, _CELL - 2 * _GAP)
+            axes = figure.add_axes(_share(box, width, height), frame_on=False, xticks=[], yticks=[])
+            column = shown[place - 1] if place else None
+            axes.imshow(
+                frame if column is None else overlaid(frame, column.maps[row], colours.cmap)
+            )
+            axes.set_xlabel(text, **plain)
+            if not row:
+                axes.set_title(above[place], **plain)
+    box = (width / 2 - 1.2, _BAR - 0.25, 2.4, 0.12)
+    bar = figure.colorbar(
+        colours, cax=figure.add_axes(_share(box, width, height)), orientation="horizontal"
+    )
+    bar.set_ticks([0, 1], labels=["not relevant", "most relevant"], fontsize=7)
     return _png(figure)
+
+
+def _share(box: tuple[float, ...], width: float, height: float) -> list[float]:
+    """Returns a box in inches (left, bottom, width, height) as shares of the figure."""
+    return [size / whole for size, whole in zip(box, (width, height) * 2, strict=True)]
 
 
 def _png(figure: Any) -> bytes:
