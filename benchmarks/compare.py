@@ -11,7 +11,8 @@ from lgvit_edge._support import finite_json
 from lgvit_edge._support.files import read_bytes
 from lgvit_edge._support.terminal import plain
 from lgvit_edge.benchmarks.report.terminal import table_of
-from lgvit_edge.bundle.directory import MANIFEST, open_bundle
+from lgvit_edge.bundle.directory import open_bundle
+from lgvit_edge.bundle.layout import MANIFEST
 from lgvit_edge.bundle.points import OperatingPoint
 from lgvit_edge.errors import DataError, UsageError
 

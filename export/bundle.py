@@ -19,6 +19,7 @@ from lgvit_edge._support.optional import require
 from lgvit_edge._support.terminal import held_interrupts
 from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.bundle import directory as bundle
+from lgvit_edge.bundle import layout
 from lgvit_edge.bundle.graphs import check_graph
 from lgvit_edge.bundle.manifest import (
     ACCUMULATION,
@@ -224,6 +225,7 @@ def export_bundle(
         )
     for name, extra in (("onnx", "export"), ("onnxscript", "export"), ("onnxruntime", "cpu")):
         require(name, extra=extra)
+    was_signed = (Path(out) / layout.SIGNATURE).exists()
     with bundle.writing(Path(out)) as staging, held_interrupts() as check:
 
         def step(text: str, done: int, total: int) -> None:
@@ -234,6 +236,8 @@ def export_bundle(
         manifest = _Export(ready, costs, staging, options, images, calibration, step).run()
         check()
         bundle.finish(staging, manifest)
+    if was_signed:
+        bundle.tell_unsigned(Path(out))
     return manifest
 
 
@@ -251,7 +255,7 @@ class _Export:
 
     def __post_init__(self) -> None:
         options = self.options
-        self.store = WeightStore(self.staging / bundle.WEIGHTS)
+        self.store = WeightStore(self.staging / layout.WEIGHTS)
         # Tracing and segments of each pass, then the baseline and the manifest.
         self.steps = sum(model.config.num_exits + 2 for model in self.models) + 2
         self.done = 0
@@ -289,7 +293,7 @@ class _Export:
         blocks = range(1, final.config.num_blocks + 1)
         parameters = count_parameters(final.backbone)
         baseline = self._save(*whole, -1, blocks, self.costs[-1].baseline, parameters)
-        check.baseline(self.staging / bundle.BASELINE, baseline, samples[-1][0])
+        check.baseline(self.staging / layout.BASELINE, baseline, samples[-1][0])
         agreed = None
         if self.images:
             agreed = compare(
@@ -305,8 +309,8 @@ class _Export:
         self._step("manifest")
         arrays = {images_name(place): images for place, (images, _) in enumerate(samples)}
         arrays["logits"] = expected
-        np.savez(self.staging / bundle.PARITY, **arrays)  # type: ignore[arg-type]
-        described = bundle.describe(self.staging, bundle.PARITY)
+        np.savez(self.staging / layout.PARITY, **arrays)  # type: ignore[arg-type]
+        described = bundle.describe(self.staging, layout.PARITY)
         parity = Parity(described, check.tolerance, tuple(self.gaps))
         return self._manifest(passes, baseline, self.costs[-1].published, parity, agreed)
 
@@ -346,7 +350,7 @@ class _Export:
             self.gaps.append(check.segment(number, self.staging, described, segment.module))
         config = model.config
         each = PassSpec(config.family, config.image_size, config.preprocess, tuple(segments))
-        whole = replace(parts[0], file=bundle.BASELINE, outputs=parts[-1].outputs)
+        whole = replace(parts[0], file=layout.BASELINE, outputs=parts[-1].outputs)
         return each, (chain, whole)
 
     def _calibrate(self) -> None:
@@ -375,7 +379,7 @@ class _Export:
         size = 1 if options.batch[2] == 1 else 2
         example = example_input(model.config, index, input=options.input, batch=size)
         return Part(
-            bundle.segment_file(len(self.gaps) + index),
+            layout.segment_file(len(self.gaps) + index),
             halve(segment.module, self.islands) if self.half else segment.module,
             example.half() if self.half and index else example,
             "hidden" if index else "image",
@@ -405,7 +409,7 @@ class _Export:
         """Save blocks and head of segment ``number`` apart, where they are."""
         if graphs.head is None:
             return None
-        blocks_file, head_file = bundle.part_files(number)
+        blocks_file, head_file = layout.part_files(number)
         first = self._write(graphs.blocks, blocks_file, place, blocks)
         second = self._write(graphs.head, head_file, place, range(0))
         with _as_sessions_do(blocks_file):
@@ -422,7 +426,7 @@ class _Export:
 
     def _check_graph(self, spec: GraphSpec | GraphPart) -> None:
         file = spec.graph
-        weights = FileSpec(bundle.WEIGHTS, file.sha256, size_of(self.store.path))  # not hashed yet
+        weights = FileSpec(layout.WEIGHTS, file.sha256, size_of(self.store.path))  # not hashed yet
         with _as_sessions_do(file.file):
             data = (self.staging / file.file).read_bytes()
             check_graph(data, spec, self.opset, bundle.weights_of((weights,), spec))
@@ -452,7 +456,7 @@ class _Export:
                 passes=tuple(passes),
                 baseline=whole,
                 published_macs=published_macs,
-                weights=(bundle.describe(self.staging, bundle.WEIGHTS),),
+                weights=(bundle.describe(self.staging, layout.WEIGHTS),),
                 parity=parity,
                 policy=options.policy.to_json(),
                 precision=self.precision,

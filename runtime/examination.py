@@ -36,8 +36,11 @@ _OTHERS = (
     Package("starlette", "camera", "the live page"),
     Package("uvicorn", "camera", "the live page"),
     Package("optuna", "tune", "search operating points"),
+    Package("pyarrow", "parquet", "answers of folders as Parquet"),
+    Package("ray", "ray", "folders on several machines"),
     Package("matplotlib", "report", "pictures"),
     Package("Jinja2", "report", "the page of bench --report"),
+    Package("cryptography", "sign", "sign bundles, and ask for signatures"),
 )
 
 

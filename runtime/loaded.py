@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lgvit_edge._support.forks import OwnLock
 from lgvit_edge._support.numbers import whole
-from lgvit_edge.bundle.directory import Bundle
+from lgvit_edge.bundle.directory import Bundle, check_same
 from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.errors import BackendError, ParityError, UsageError
 from lgvit_edge.images.arrays import on_gpu
@@ -100,14 +100,17 @@ class LoadedBundle:
 
         Raises:
             DataError: an image is of another type or shape.
+            BackendError: the session is closed, or got another bundle meanwhile.
         """
-        images = several(images)
-        shape = (len(images), self._exits + 1, self.manifest.num_classes)
+        images, bundle = several(images), self._bundle
+        shape = (len(images), len(bundle.manifest.segments), bundle.manifest.num_classes)
         logits = np.empty(shape, np.float32)
         for first in range(0, len(images), self.max_batch):
             ready = self._input(images[first : first + self.max_batch], color)
             with self._lock:
                 self._check_open()
+                if self._bundle is not bundle:
+                    raise BackendError("the session got another bundle meanwhile; call it again")
                 try:
                     every = every_exit(self.chain, ready, self.manifest.begins)
                     for exit, found in enumerate(every):
@@ -303,6 +306,7 @@ class LoadedBundle:
     def _open_baseline(self) -> Chain:
         self._check_open()
         if self._baseline is None:
+            check_same(self._bundle)
             self._baseline = self._open_chain(["baseline"])
         return self._baseline
 

@@ -59,6 +59,7 @@ class Result:
         late: whether it took longer than the deadline it was given.
         pace: the operating point chosen for it and why, under ``TargetRate``.
         measure: what ``confidence`` is, ``PROBABILITY`` or ``ENTROPY`` for the policies here.
+        bundle: the bundle that answered: the first 12 digits of its ``Manifest.digest``.
     """
 
     class_index: int
@@ -73,6 +74,7 @@ class Result:
     late: bool = False
     pace: Pace | None = None
     measure: Measure = PROBABILITY
+    bundle: str = ""
 
     @property
     def sureness(self) -> float:

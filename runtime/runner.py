@@ -121,6 +121,7 @@ class Walk:
         self._passes = manifest.pass_numbers
         self._begins = manifest.begins
         self._labels = manifest.labels
+        self._bundle = manifest.digest[:12]
         self._exits = len(self._blocks) - 1
         # Of each segment, whether its head is left out where nobody reads the exit.
         self.apart = (
@@ -327,4 +328,5 @@ class Walk:
             stopped=stopped,
             late=deadline_ms is not None and latency > deadline_ms,
             measure=tracker.measure,
+            bundle=self._bundle,
         )

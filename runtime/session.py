@@ -5,36 +5,31 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
 from pathlib import Path
-from typing import Any
 
+from lgvit_edge._support.forks import OwnLock
 from lgvit_edge._support.numbers import real, whole
-from lgvit_edge._support.text import tell
 from lgvit_edge.bundle.directory import Bundle, open_bundle
+from lgvit_edge.bundle.keys import KeySource, PublicKey, read_trusted
 from lgvit_edge.errors import UsageError
 from lgvit_edge.images.inputs import Inputs
 from lgvit_edge.images.preprocess import ImageLike, check_color, check_several, several
-from lgvit_edge.policies import POLICIES, Averages, Memory, Policy, Rule, as_policy
-from lgvit_edge.runtime.backends.base import (
-    Chain,
-    ChainInParts,
-    ChainOptions,
-    GpuImages,
-    TensorRTOptions,
-)
+from lgvit_edge.policies import POLICIES, Averages, Memory, Policy, as_policy
+from lgvit_edge.runtime.backends.base import Chain, ChainOptions, GpuImages, TensorRTOptions
 from lgvit_edge.runtime.backends.registry import chain_opener
-from lgvit_edge.runtime.loaded import LoadedBundle
-from lgvit_edge.runtime.precision import Chosen, bundle_policy, to_compare
+from lgvit_edge.runtime.deciding import DecidingBundle
+from lgvit_edge.runtime.precision import bundle_policy
 from lgvit_edge.runtime.reading import Intake, Item, Readers, StreamError
+from lgvit_edge.runtime.reloading import switch
 from lgvit_edge.runtime.result import Result
 from lgvit_edge.runtime.stats import Recorder, Statistics
 from lgvit_edge.runtime.streams import run_streams
-from lgvit_edge.runtime.target_rate import TargetRate
 
 
-class Session(LoadedBundle):
+class Session(DecidingBundle):
     """Classifies images with an opened bundle; each image stops at its first confident exit.
 
     Several threads may call at once: a lock lets one image or batch into the chain at a time, while
@@ -43,30 +38,19 @@ class Session(LoadedBundle):
     Attributes:
         hooks: each is called with every ``Result``, in the thread that predicts; an exception it
             raises reaches the caller.
-        notes: whether a policy is noted on standard error, once, for which nothing shows that the
-            lower precision that ``auto`` took decides as float32 does.
+        notes: see ``DecidingBundle``.
     """
 
     def __init__(
         self, bundle: Bundle, policy: Policy | str, open_chain: Callable[[list[str]], Chain]
     ) -> None:
         """Wrap an opened bundle; use ``Session.open`` instead."""
-        super().__init__(bundle, open_chain)
+        super().__init__(bundle, policy, open_chain)
         self._recorder = Recorder(bundle.manifest.pass_numbers)
-        self._rate: TargetRate | None = None
-        self._point: str | None = None
-        self._rule: Rule | None = None  # the policy's, for a chain that decides by it
-        self._averaging = False  # whether the chain was last told to decide by none
-        self._not_averaged: list[str] = []  # names of policies in use that take no memory
-        self._chosen = Chosen("")
-        self._noted: set[str] = set()  # policies that a note was made of
+        self._keys: tuple[PublicKey, ...] | None = None  # one of which has signed the bundle
+        self._memories: weakref.WeakSet[Memory] = weakref.WeakSet()  # of frames that it answered
+        self._reloads = OwnLock()  # held while another bundle is opened
         self.hooks: list[Callable[[Result], None]] = []
-        self.notes = True
-        try:
-            self.policy = policy
-        except BaseException:
-            self.close()
-            raise
 
     @classmethod
     def open(
@@ -82,6 +66,7 @@ class Session(LoadedBundle):
         precision: str | None = None,
         tensorrt: TensorRTOptions | None = None,
         warm_up: bool = False,
+        trusted_keys: Sequence[KeySource] | None = None,
     ) -> Session:
         """Open a bundle and load its segments.
 
@@ -114,9 +99,14 @@ class Session(LoadedBundle):
                 certified point float32.
             tensorrt: options of the tensorrt backend.
             warm_up: see ``warm_up``; without it the first predictions are slower.
+            trusted_keys: public keys, one of which must have signed the bundle as it is
+                (``lgvit-edge bundle sign``): files, each with one or several in PEM, or as
+                ``bytes`` PEM or the 32 bytes of one. Nobody but this user and root may be able to
+                change the bundle then. None for a bundle of anybody.
 
         Raises:
-            BundleError: missing, damaged, unsafe or of another schema version.
+            BundleError: missing, damaged, unsafe, of another schema version, or not signed by a
+                trusted key.
             BackendError: the backend or device cannot run here, or no engine fits this GPU.
             MissingDependency: the backend is not installed.
             UsageError: an argument is invalid or not for this backend, the policy does not fit the
@@ -127,7 +117,9 @@ class Session(LoadedBundle):
         from lgvit_edge.runtime.selection import choose  # importing the runtime stays quick
 
         options = ChainOptions(threads, thread_pool, device, precision, tensorrt)
-        bundle = open_bundle(path)
+        keys = None if trusted_keys is None else read_trusted(trusted_keys)
+        bundle = open_bundle(path, trusted_keys=keys)
+        from_bundle = policy is None and point is None
         if policy is None:
             policy = bundle_policy(bundle.manifest, point)
         policy = as_policy(policy)
@@ -142,110 +134,72 @@ class Session(LoadedBundle):
         except BaseException:
             session.close()
             raise
-        session._point = point
+        session._point, session._from_bundle, session._keys = point, from_bundle, keys
         return session
 
-    @property
-    def policy(self) -> Policy:
-        """The policy that decides where images stop; may be set at any time, as text too.
+    def reload(
+        self,
+        path: str | Path,
+        *,
+        policy: Policy | str | None = None,
+        point: str | None = None,
+        other_classes: bool = False,
+    ) -> Statistics:
+        """Take another bundle between two frames, while other threads predict; or keep this one.
 
-        Heads of exits where no image can stop under it, such as those with a threshold of 1, are
-        not run on onnxruntime and openvino. Under one that never stops early, such as ``Never``,
-        the model without exits runs in place of the chain, except with a deadline or an image on
-        the GPU. It is loaded beside the chain.
+        The new bundle is opened beside this one, on the same backend and with the same options and
+        trusted keys, its logits are compared with PyTorch's on its samples, and it is warmed up.
+        For that long there is memory for two. Then all that follows is answered by the new one: no
+        frame fails, and each is answered by one bundle (``Result.bundle``). Whatever goes wrong
+        before, this one goes on.
 
-        Raises:
-            UsageError: on setting, when it is none or its thresholds do not fit the exits.
-            BackendError, BundleError: on setting, when what it runs cannot be loaded.
-        """
-        return self._policy
+        The bundle's own policy is replaced by the new one's, an operating point by that of the same
+        name; another policy stays. Statistics begin anew, memories of frames are forgotten, hooks
+        stay. Streams go on.
 
-    @policy.setter
-    def policy(self, policy: Policy | str) -> None:
-        policy = as_policy(policy)
-        tracker = policy.start(self._exits)
-        with self._lock:
-            never = self._exits > 0 and not policy.stops_early(self._exits)
-            rate = policy if isinstance(policy, TargetRate) else None
-            # First, because these may fail.
-            whole = self._open_baseline() if never else None
-            policies = [policy] if rate is None else rate.policies(self.manifest)
-            read = (True,) * self._exits if never else self._load_blocks(policies)
-            known, self._read = self._read, read
-            if rate is not None and rate is not self._rate:
-                clock = self._walk.clock
-                if not (clock.calibrated and known == read):
-                    self.warm_up()
-                rate.attach(self.manifest, clock.exit_ms(), clock.saved_ms())
-            if self._rate is not None and self._rate is not rate:
-                self._rate.detach()
-            self._rule = None if rate is not None else tracker.rule()  # a rate's points vary
-            self._follow(averaging=False)
-            self._not_averaged = [policy.name for policy in policies if not policy.averages]
-            self._walk.whole = whole
-            self._policy, self._rate, self._point = policy, rate, None
-        if self._chosen.lowered and self.notes and str(policy.to_json()) not in self._noted:
-            self._noted.add(str(policy.to_json()))
-            self._note(policy)
+        Args:
+            path: the new bundle's folder; also the present one, if another bundle lies there now.
+            policy: from then on, as for ``open``; None as said above.
+            point: likewise.
+            other_classes: whether the new bundle may have other classes.
 
-    def _follow(self, *, averaging: bool) -> None:
-        """Tell a chain that decides by itself the policy's rule, or none: a memory decides too."""
-        self._averaging = averaging
-        if (follow := getattr(self.chain, "follow", None)) is not None:
-            follow(None if averaging else self._rule)
-
-    def _load_blocks(self, policies: Sequence[Policy]) -> tuple[bool, ...]:
-        """Make the chain ready to leave out heads that one of these policies does not read.
-
-        Returns, for each exit, whether all of them read it.
-        """
-        every = [policy.exits_read(self._exits) for policy in policies]
-        read = tuple(all(each) for each in zip(*every, strict=True))
-        if isinstance(self.chain, ChainInParts):
-            apart = self._walk.apart
-            self.chain.load_blocks([i for i, r in enumerate(read) if apart[i] and not r])
-        return read
-
-    def _note(self, policy: Policy) -> None:
-        """Say that the precision was chosen at another policy, unless evidence is for this too."""
-        evidence = self._chosen.evidence(self.manifest, policy)
-        if evidence is not None and not evidence.faults:
-            return
-        unknown = evidence is None or evidence.too_few
-        known = "nothing shows that it does at this one"
-        if evidence is not None:
-            known = f"at this one: {'; '.join(evidence.faults)}"
-        command = to_compare(self._bundle, policy, self._chosen.asked)
-        compare = f"; to compare, run: {command}" if command and unknown else ""
-        tell(
-            f"note: this session computes in {self._chosen.options.precision}, because that "
-            f"decides as float32 does at another policy; {known}{compare}; to compute in float32, "
-            'open it with precision="fp32"'
-        )
-
-    @property
-    def point(self) -> str | None:
-        """Name of the operating point in use, None for another policy; may be set at any time.
-
-        The points are those the bundle had when it was opened.
+        Returns:
+            What the bundle before has done.
 
         Raises:
-            UsageError: on setting, when there is no such point, or it is certified and ``auto``
-                took a precision below float32 for another.
+            BundleError, BackendError, MissingDependency: it cannot be opened, as ``open`` says.
+            ParityError: its logits are not PyTorch's.
+            UsageError: it takes images of another size or prepared otherwise, has other classes or
+                a smaller largest batch, or the policy does not fit it.
         """
-        return self._point
+        asked = self._chosen.asked[1]
 
-    @point.setter
-    def point(self, name: str) -> None:
-        policy = bundle_policy(self.manifest, name)
-        if self._chosen.lowered and self.manifest.points[name].guarantee is not None:
-            raise UsageError(
-                f"the point {name} is certified, and a certificate holds for the precision that it "
-                f"was made in: expected float32, this session computes in "
-                f'{self._chosen.options.precision}; open it with precision="fp32"'
+        def open_new(policy: Policy | None, point: str | None) -> Session:
+            return Session.open(
+                path,
+                backend=self._chosen.backend,
+                policy=policy,
+                point=point,
+                **vars(asked),
+                trusted_keys=None if self._keys is None else [key.raw for key in self._keys],
             )
-        self.policy = policy
-        self._point = name
+
+        if policy is not None and point is not None:
+            raise UsageError("give a policy or an operating point, not both")
+        wanted = None if policy is None else as_policy(policy)
+        with self._reloads:
+            before = switch(
+                self, open_new, self._begin_anew, wanted, point, other_classes=other_classes
+            )
+            before.close()
+            return before.stats
+
+    def _begin_anew(self, before: Session) -> None:
+        """Forget what another bundle answered; the streams under way are counted on."""
+        for memory in self._memories:
+            memory.forget()
+        for name in before.stats.streams:
+            self._recorder.begin(name)
 
     def predict(
         self,
@@ -552,6 +506,7 @@ class Session(LoadedBundle):
         """
         if not any(memories):
             return None
+        self._memories.update(memory for memory in memories if memory is not None)
         if self._not_averaged:
             fitting = ", ".join(name for name, kind in POLICIES.items() if kind.averages)
             raise UsageError(
@@ -561,47 +516,16 @@ class Session(LoadedBundle):
             )
         return Averages(memories, starts, self.manifest.labels or self.manifest.num_classes)
 
-    def describe(self) -> dict[str, Any]:
-        """Return backend, version, device, threads and precision, for records.
-
-        Below float32 ``evidence`` is what is known of its decisions at the present policy, or None.
-        A ``hint`` says how a lower precision would become available.
-        """
-        about = super().describe()
-        if self._chosen.lower:
-            evidence = self._chosen.evidence(self.manifest, self._policy)
-            about |= {
-                "precision": self._chosen.options.precision,
-                "evidence": None if evidence is None else evidence.to_record(),
-            }
-        return about | ({"hint": self._chosen.hint} if self._chosen.hint else {})
-
     @property
     def _first_pass(self) -> int:
         """Index of the pass that an image is resized for first."""
         return 0 if self._walk.whole is None else -1
 
     @property
-    def _cure(self) -> str:
-        if not self._chosen.lower:
-            return super()._cure
-        precision = self._chosen.options.precision
-        return f'it was computed in {precision}: to compare in float32, open with precision="fp32"'
-
-    @property
     def stats(self) -> Statistics:
         """Counts and latencies of the session so far."""
         with self._lock:
             return self._recorder.snapshot()
-
-    def close(self) -> None:
-        """See ``LoadedBundle.close``."""
-        if self._lock.left:
-            return
-        with self._lock:
-            if self._rate is not None:
-                self._rate.detach()
-            super().close()
 
     def __enter__(self) -> Session:
         return self
@@ -617,11 +541,13 @@ def open_in_float32(
     threads: int | None = None,
     device: str | None = None,
     tensorrt: TensorRTOptions | None = None,
+    trusted_keys: Sequence[KeySource] | None = None,
 ) -> Session:
     """Open a bundle as ``Session.open`` does, but in float32, whatever the evidence is."""
     from lgvit_edge.runtime.selection import choose
 
-    bundle = open_bundle(path)
+    keys = None if trusted_keys is None else read_trusted(trusted_keys)
+    bundle = open_bundle(path, trusted_keys=keys)
     policy = bundle_policy(bundle.manifest)
     options = ChainOptions(threads=threads, device=device, tensorrt=tensorrt)
     chosen = choose(bundle, backend, options)

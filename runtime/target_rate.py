@@ -72,8 +72,12 @@ class TargetRate(Policy):
         if points is not None and (isinstance(points, str) or not isinstance(points, Sequence)):
             raise UsageError(f"points must be a list of names, such as ['fast'], found {points!r}")
         self.fps, self.points = fps, None if points is None else tuple(points)
-        self.budget_ms = 1e3 / fps * (1 - headroom)
+        self.budget_ms, self._headroom = 1e3 / fps * (1 - headroom), headroom
         self._levels: list[_Level] = []
+
+    def again(self) -> TargetRate:
+        """Return another of the same settings, for another session."""
+        return TargetRate(self.fps, self.points, headroom=self._headroom)
 
     def policies(self, manifest: Manifest) -> list[Policy]:
         """Return the policies of the operating points, or of single exits where there are none.

@@ -255,6 +255,17 @@ def bundle(made_once: Callable[..., Path], request: pytest.FixtureRequest) -> Pa
 
 
 @pytest.fixture(scope="session")
+def other_bundle(made_once: Callable[..., Path]) -> Path:
+    """Takes the images of ``bundle`` and has its classes, but one exit; do not change it."""
+
+    def make(out: Path) -> None:
+        config = make_tiny_config().replace(num_blocks=2, exits=(ExitConfig(1, "lph", 3),))
+        export(random_model(config, 3), out, batch=(1, 2, 4))
+
+    return made_once("other", make)
+
+
+@pytest.fixture(scope="session")
 def pass_models() -> list[LGViT]:
     """The passes of ``passes_bundle``: 16 px with exits 1 to 3, 32 px with exit 4 and the final."""
     tiny = make_tiny_config()

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge._support.optional import require
-from lgvit_edge.bundle.directory import WEIGHTS, Bundle
+from lgvit_edge.bundle.directory import Bundle
+from lgvit_edge.bundle.layout import WEIGHTS
 from lgvit_edge.machine.openvino import shared_core
 from lgvit_edge.runtime.backends.openvino import settings_for
 from lgvit_edge.runtime.backends.ort_pool import join_pool, open_session

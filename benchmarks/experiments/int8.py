@@ -29,7 +29,8 @@ from lgvit_edge.benchmarks.experiments.if_graph import BoundGraph, Graph, VinoGr
 from lgvit_edge.benchmarks.experiments.sizes import in_turn
 from lgvit_edge.benchmarks.measure import random_frames
 from lgvit_edge.benchmarks.report.terminal import table_of
-from lgvit_edge.bundle.directory import BASELINE, open_bundle
+from lgvit_edge.bundle.directory import open_bundle
+from lgvit_edge.bundle.layout import BASELINE
 from lgvit_edge.errors import UsageError
 from lgvit_edge.export import ExportOptions, export_bundle
 from lgvit_edge.images.preprocess import load_rgb, network_input

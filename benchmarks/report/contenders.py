@@ -10,8 +10,8 @@ from rich.console import Console
 
 from lgvit_edge._support import terminal
 from lgvit_edge._support.optional import require
-from lgvit_edge._support.text import escaped
 from lgvit_edge.benchmarks.contenders import title
+from lgvit_edge.benchmarks.report.plots import in_picture
 from lgvit_edge.benchmarks.report.terminal import table_of
 
 
@@ -132,7 +132,7 @@ def draw_contenders(record: dict[str, Any], path: Path, kind: str) -> None:
         ms = row["latency_ms"]["mean"]
         right = ms > sum(ends) / 2  # its name then ends at the point, to stay in the picture
         axes.annotate(
-            _shown(title(row)),
+            in_picture(title(row)),
             (ms, 100 * row["accuracy"]),
             xytext=(-6 if right else 6, -10),
             ha="right" if right else "left",
@@ -143,7 +143,9 @@ def draw_contenders(record: dict[str, Any], path: Path, kind: str) -> None:
     for name in record["bundles"]:
         chain = [row for row in record["rows"] if row["bundle"] == name and not row["plain"]]
         if chain:
-            axes.plot(*_line(chain), marker="o", markersize=4, linewidth=1.3, label=_shown(name))
+            axes.plot(
+                *_line(chain), marker="o", markersize=4, linewidth=1.3, label=in_picture(name)
+            )
     axes.set(xlabel="mean time from frame to label (ms)", ylabel="accuracy (%)")
     axes.set_title(
         f"{record['images']['reporting']} images, {record['env']['cpu']}, up and left is better",
@@ -153,11 +155,6 @@ def draw_contenders(record: dict[str, Any], path: Path, kind: str) -> None:
     axes.legend(fontsize=8, loc="lower right")
     axes.grid(alpha=0.3)
     figure.savefig(path, format=kind, dpi=150)
-
-
-def _shown(text: str) -> str:
-    """Return text as matplotlib shows it: no formula, and not hidden for an underscore."""
-    return " " * text.startswith("_") + escaped(text).replace("$", r"\$")
 
 
 def _line(rows: list[dict[str, Any]]) -> tuple[list[float], list[float]]:

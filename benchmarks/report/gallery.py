@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass
+from pathlib import Path
 
 from PIL import Image
 
@@ -68,7 +69,7 @@ class Gallery:
         pictures = []
         for image, result in pairs:
             try:
-                source = _thumbnail(image)
+                source = thumbnail(image.path)
             except DataError:
                 continue  # the file was removed since
             truth, right, index = None, None, image.class_index
@@ -80,8 +81,13 @@ class Gallery:
         return pictures
 
 
-def _thumbnail(image: LabelledImage) -> str:
-    small = Image.fromarray(load_rgb(image.path))
+def thumbnail(path: Path) -> str:
+    """Returns a small copy of an image file, as a ``data:`` address.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    small = Image.fromarray(load_rgb(path))
     small.thumbnail((_SIDE, _SIDE))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=80)

@@ -6,27 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from lgvit_edge import __version__
-from lgvit_edge._support.optional import require
 from lgvit_edge._support.outputs import write
-from lgvit_edge._support.text import escaped
 from lgvit_edge.architecture.families import FAMILIES
 from lgvit_edge.benchmarks.report import plots
 from lgvit_edge.benchmarks.report.gallery import Gallery
+from lgvit_edge.benchmarks.report.html import rendered
 from lgvit_edge.benchmarks.report.terminal import computed_in, passes_of, what_was_measured
 from lgvit_edge.bundle.inspection import both_counts
 from lgvit_edge.bundle.manifest import Manifest
-
-_TEMPLATE = Path(__file__).with_name("page.html.j2")
-
-
-def check_report() -> None:
-    """Checks, before minutes of measuring, that the packages for the page are installed.
-
-    Raises:
-        MissingDependency: jinja2 or matplotlib is not installed.
-    """
-    for package in ("jinja2", "matplotlib"):
-        require(package, extra="report")
 
 
 def write_page(
@@ -41,18 +28,11 @@ def write_page(
         MissingDependency: jinja2 or matplotlib is not installed.
         OSError: the page cannot be written.
     """
-    jinja = require("jinja2", extra="report")
     drawn = [plots.latencies, plots.departures, plots.segments]
     if "policies" in record["survey"]:
         drawn.insert(0, plots.tradeoff)
-    # Class names may hold any text, so everything is escaped except our own pictures.
-    environment = jinja.Environment(
-        autoescape=True,
-        trim_blocks=True,
-        undefined=jinja.StrictUndefined,
-        finalize=lambda value: escaped(value) if type(value) is str else value,
-    )
-    text = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+    text = rendered(
+        "page.html.j2",
         record=record,
         title=_title(manifest),
         subtitle=_subtitle(record),
@@ -64,6 +44,7 @@ def write_page(
         gallery=gallery.exits() if gallery else [],
         energy=_energy(record),
         passes=passes_of(record),
+        command=record["command"],
         conditions=_conditions(record),
         percent=_percent,
         ms=lambda part, key: "-" if part is None else f"{part[key]:.2f}",

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lgvit_edge._support.optional import require
+from lgvit_edge._support.text import escaped
 from lgvit_edge.policies.picture import by_label, draw_lines
 
 # Placeholder colours; the page's own variables replace them, for light and dark mode.
@@ -58,12 +59,13 @@ def plot(
     alt: str,
     paint: Callable[[Any, bool], None],
     *,
+    wide: tuple[float, float] = _WIDE,
     narrow: tuple[float, float] = _NARROW,
 ) -> Plot:
     """Draws a picture in both widths.
 
     ``name``, of letters only, makes ids unique on the page. ``paint`` is called with matplotlib
-    axes and whether they are narrow; ``narrow`` is the size of the narrow picture in inches.
+    axes and whether they are narrow; ``wide`` and ``narrow`` are their sizes in inches.
 
     Raises:
         MissingDependency: matplotlib is not installed.
@@ -79,7 +81,7 @@ def plot(
             figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
         return _themed(buffer.getvalue(), f"{name}-{'n' if is_narrow else 'w'}-")
 
-    return Plot(title, caption, alt, drawn(_WIDE, False), drawn(narrow, True))
+    return Plot(title, caption, alt, drawn(wide, False), drawn(narrow, True))
 
 
 def _themed(svg: str, prefix: str) -> str:
@@ -94,6 +96,11 @@ def _themed(svg: str, prefix: str) -> str:
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, f"var(--{variable})")
     return svg.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1)
+
+
+def in_picture(text: str) -> str:
+    """Returns text as matplotlib shows it: no formula, and not hidden for an underscore."""
+    return " " * text.startswith("_") + escaped(text).replace("$", r"\$")
 
 
 def tradeoff(record: dict[str, Any]) -> Plot:

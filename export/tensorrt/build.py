@@ -20,14 +20,8 @@ from lgvit_edge._support.pace import Pace, in_words
 from lgvit_edge.bundle import builds as engines
 from lgvit_edge.bundle.builds import Build, EngineSpec
 from lgvit_edge.bundle.codec import to_json
-from lgvit_edge.bundle.directory import (
-    BUILD,
-    ENGINES,
-    REJECTED,
-    Bundle,
-    check_writable,
-    open_bundle,
-)
+from lgvit_edge.bundle.directory import Bundle, check_writable, open_bundle, tell_if_signed
+from lgvit_edge.bundle.layout import BUILD, ENGINES, LOCK, REJECTED
 from lgvit_edge.bundle.manifest import ACCUMULATION, GraphSpec, Manifest
 from lgvit_edge.errors import (
     BackendError,
@@ -178,6 +172,7 @@ def build_engines(
             build, compiled = _build_all(
                 opened, folder, planned, options, force, index, progress, note
             )
+        tell_if_signed(opened.root)
     accepted = build.tolerance if tolerance is None else tolerance
     difference, not_run = _verify(folder, build, accepted, cuda_graphs, device, note)
     if difference is not None and accepted != build.tolerance:
@@ -437,7 +432,7 @@ def _locked(folder: Path) -> Iterator[None]:
     """Lock the folder against a second build; the lock ends with the process."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / ".lock"):
+        with locked(folder / LOCK):
             try:
                 yield
             finally:
@@ -454,7 +449,7 @@ def _tidy(folder: Path) -> None:
     staging = folder / STAGING
     if staging.is_dir() and not any(staging.glob("*.engine")):
         shutil.rmtree(staging)
-    if {path.name for path in folder.iterdir()} == {".lock"}:
-        (folder / ".lock").unlink()
+    if {path.name for path in folder.iterdir()} == {LOCK}:
+        (folder / LOCK).unlink()
         folder.rmdir()
         folder.parent.rmdir()

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from lgvit_edge._support.files import reading
 from lgvit_edge.bundle.codec import loads
-from lgvit_edge.bundle.directory import BUILD, ENGINES, Bundle
+from lgvit_edge.bundle.directory import Bundle
+from lgvit_edge.bundle.layout import BUILD, ENGINES
 from lgvit_edge.bundle.manifest import GraphPart, GraphSpec
 from lgvit_edge.errors import BundleError, in_one_line
 from lgvit_edge.machine.tensorrt import MODULES

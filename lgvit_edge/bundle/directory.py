@@ -1,15 +1,4 @@
-"""The bundle directory: its layout on disk, and reading and writing it.
-
-| file | what |
-|---|---|
-| manifest.json | written last: a directory without it is not a bundle |
-| segments/segment_I.onnx | one graph per segment, numbered through all passes |
-| segments/weights.bin | every weight once, shared by all graphs |
-| baseline.onnx | the last pass's network without exits |
-| parity.npz | sample inputs and the logits PyTorch gave at every exit |
-| engines/TAG/build.json | what the engines beside it were compiled from and for |
-| engines/TAG/segment_I.engine, baseline.engine | plain TensorRT plans |
-"""
+"""The bundle directory: reading and writing it; ``layout`` names its files."""
 
 from __future__ import annotations
 
@@ -26,77 +15,90 @@ from pathlib import Path
 from shlex import quote
 
 from lgvit_edge._support import finite_json
+from lgvit_edge._support.cache import bundle_cache
 from lgvit_edge._support.files import locked, read_bytes, reading
 from lgvit_edge._support.outputs import PARTIAL, check_folder, followed, leftovers, named, write
+from lgvit_edge._support.text import tell
 from lgvit_edge.bundle.evidence import Evidence, merged
 from lgvit_edge.bundle.graphs import check_graph
+from lgvit_edge.bundle.keys import PublicKey
+from lgvit_edge.bundle.layout import BASELINE, ENGINES, LOCK, MANIFEST, PARITY, SIGNATURE
 from lgvit_edge.bundle.manifest import MAX_BYTES, FileSpec, GraphPart, GraphSpec, Manifest
-from lgvit_edge.bundle.plain_files import sha256, size_of
+from lgvit_edge.bundle.plain_files import is_tar, sha256, size_of
 from lgvit_edge.bundle.plain_models import PlainModel
 from lgvit_edge.bundle.points import OperatingPoint
+from lgvit_edge.bundle.signature import (
+    check_owners,
+    check_signed_files,
+    check_signed_manifest,
+    trusted_signature,
+)
 from lgvit_edge.errors import BackendError, BundleError, ExportError, UsageError, in_one_line
 
-MANIFEST = "manifest.json"
-BASELINE = "baseline.onnx"
-WEIGHTS = "segments/weights.bin"
-PARITY = "parity.npz"
-ENGINES = "engines"
-BUILD = "build.json"
-REJECTED = "build.rejected.json"  # in its place where the engines computed something else
 _AGAIN = "copy the bundle again or export it again"
 _EQUAL_WEIGHTS = 2**26  # bytes
-_LOCK = ".lock"  # held while a bundle is changed in place
-
-
-def segment_file(index: int) -> str:
-    """Return the file name of segment ``index`` inside the bundle."""
-    return f"segments/segment_{index}.onnx"
-
-
-def part_files(index: int) -> tuple[str, str]:
-    """Return the file names of the blocks and the head of segment ``index``, apart."""
-    return f"segments/blocks_{index}.onnx", f"segments/head_{index}.onnx"
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: its folder and its checked manifest."""
+    """An opened bundle: its folder and its checked manifest.
+
+    Attributes:
+        root: the folder.
+        manifest: its description of itself.
+        signer: the trusted key that signed it; None where no signature was asked for.
+    """
 
     root: Path
     manifest: Manifest
+    signer: PublicKey | None = None
 
     def path(self, spec: FileSpec) -> Path:
         """Return the path of a file in the bundle."""
         return self.root / spec.file
 
+    @property
+    def cache(self) -> Path | None:
+        """Where what is compiled of it is kept for this user; None for nowhere.
 
-def open_bundle(root: str | Path, *, verify: bool = True) -> Bundle:
+        Where a signature was asked for, that is a place of its own: what another opening compiled
+        may come from files that were changed after they were checked.
+        """
+        identity = self.manifest.identity
+        return bundle_cache(identity if self.signer is None else f"signed-{identity}")
+
+
+def open_bundle(
+    root: str | Path, *, verify: bool = True, trusted_keys: Sequence[PublicKey] | None = None
+) -> Bundle:
     """Open a bundle and check its files, without running anything from it.
 
     Args:
         root: the directory ``lgvit-edge export`` wrote.
         verify: check the hash of every file, and that each graph is one that an export writes
             (about 0.5 s for ViT-B).
+        trusted_keys: one of these must have signed the bundle as it is, and nobody but this user
+            and root may be able to change it.
 
     Raises:
-        BundleError: it is missing, damaged, unsafe or of another schema version.
+        BundleError: it is missing, damaged, unsafe, of another schema version, or not signed.
         UsageError: ``root`` is no path.
     """
     if not isinstance(root, (str, os.PathLike)):
         raise UsageError(f"expected the path of a bundle's folder, such as 'out/', found {root!r}")
     root = Path(root)
-    try:
-        with reading(root / MANIFEST) as file:
-            text = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        what = "no such directory" if not os.path.exists(root) else f"no readable {MANIFEST}"
-        hint = f"--ckpt model.pt --out {root}"
-        if os.path.isfile(root):
-            what, hint = "it is a file", f"--ckpt {root} --out out/"
-        raise BundleError(
-            f"{root} is not a bundle: {what} ({error.strerror}); run: lgvit-edge export {hint}"
-        ) from None
-    bundle = Bundle(root, Manifest.loads(text))
+    if trusted_keys is not None:
+        root = Path(os.path.realpath(root))  # a link may lead elsewhere the next moment
+    text = _read_manifest(root)
+    signature = None
+    if trusted_keys is not None:
+        check_owners(root)
+        signature = trusted_signature(root, trusted_keys)
+        check_signed_manifest(root, signature, text)
+    signer = None if signature is None else signature.signer
+    bundle = Bundle(root, Manifest.loads(text), signer)
+    if signature is not None:
+        check_signed_files(root, bundle.manifest, signature)
     files, weights = bundle.manifest.files(), bundle.manifest.weights
     for check in (_check_place, _check_size):  # all before hashing, which may take long
         _check(check, bundle, files)
@@ -108,6 +110,38 @@ def open_bundle(root: str | Path, *, verify: bool = True) -> Bundle:
             _check_graphs(bundle)
             hashed.result()
     return bundle
+
+
+def _read_manifest(root: Path) -> bytes:
+    try:
+        with reading(root / MANIFEST) as file:
+            return file.read(MAX_BYTES + 1)
+    except OSError as error:
+        what = "no such directory" if not os.path.exists(root) else f"no readable {MANIFEST}"
+        hint = f"export --ckpt model.pt --out {root}"
+        if os.path.isfile(root):
+            what, hint = "it is a file", f"export --ckpt {root} --out out/"
+            if is_tar(root):
+                what, hint = "it is packed", f"bundle unpack {quote(str(root))} --out out/"
+        raise BundleError(
+            f"{root} is not a bundle: {what} ({error.strerror}); run: lgvit-edge {hint}"
+        ) from None
+
+
+def check_same(bundle: Bundle) -> None:
+    """Refuse a folder that now holds another bundle than when it was opened.
+
+    For who loads more of it later.
+
+    Raises:
+        BundleError: it does, or is gone.
+    """
+    now = Manifest.loads(_read_manifest(bundle.root))
+    if now.identity != bundle.manifest.identity:
+        raise BundleError(
+            f"{bundle.root} holds another bundle than when this session was opened; take that one: "
+            f"session.reload({str(bundle.root)!r})"
+        )
 
 
 def _check(
@@ -201,12 +235,13 @@ def weights_of(files: Iterable[FileSpec], graph: GraphSpec | GraphPart) -> dict[
 
 
 @contextlib.contextmanager
-def writing(root: Path) -> Iterator[Path]:
+def writing(root: Path, *, replace: bool = True) -> Iterator[Path]:
     """Yield an empty folder to write a bundle into, and move it to ``root`` at the end.
 
     Until then ``root`` is untouched, so a failed, interrupted or killed export leaves the old
     bundle or none. The body writes the manifest last (``finish``). A lock admits one writer per
     ``root``, so partial folders beside it were left by killed processes and are removed.
+    Without ``replace``, a bundle that is there already is an error, and stays.
 
     Raises:
         ExportError: ``root`` holds something that is not a bundle, cannot be written, or is being
@@ -218,16 +253,16 @@ def writing(root: Path) -> Iterator[Path]:
         root = followed(given)
         staging, aside = root.with_name(f".{root.name}{PARTIAL}"), _set_aside(root)
         root.parent.mkdir(parents=True, exist_ok=True)
-        with locked(root.with_name(f".{root.name}{_LOCK}")):
+        with locked(root.with_name(f".{root.name}{LOCK}")):
             _put_back(aside, root)  # an export was killed between its renames
-            _check_replaceable(root)
+            _check_replaceable(root, replace)
             for left in (staging, aside):
                 shutil.rmtree(left, ignore_errors=True)
             try:
                 (staging / "segments").mkdir(parents=True)
                 with named(given, staging):
                     yield staging
-                _swap(staging, root, aside)
+                _swap(staging, root, aside, replace)
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
     except BlockingIOError as holder:
@@ -292,7 +327,7 @@ def add_to_manifest(
     """
     try:
         # Two runs must not lose each other's points or write into a newly exported bundle.
-        with locked(root / _LOCK, wait=f"changes {root}"):
+        with locked(root / LOCK, wait=f"changes {root}"):
             manifest = open_bundle(root, verify=False).manifest
             if manifest.identity != identity:
                 raise BundleError(
@@ -302,11 +337,28 @@ def add_to_manifest(
             plain = manifest.plain_models if plain_models is None else dict(plain_models)
             new = manifest.points | dict(points or {})
             known, notes = merged(manifest.evidence, evidence)
+            before = manifest
             manifest = dataclasses.replace(manifest, points=new, plain_models=plain, evidence=known)
             finish(root, manifest)
+            if manifest != before:
+                tell_if_signed(root)
             return notes
     except OSError as error:
         raise BundleError(f"cannot write {root / MANIFEST}: {error.strerror or error}") from None
+
+
+def tell_if_signed(root: Path) -> None:
+    """Say that a bundle was changed which somebody had signed."""
+    if (root / SIGNATURE).exists():
+        tell_unsigned(root)
+
+
+def tell_unsigned(root: Path) -> None:
+    """Say that a bundle had a signature, which no longer holds."""
+    tell(
+        f"note: {root} was signed and is changed now: whoever asks for a signature refuses it "
+        f"until it is signed again: lgvit-edge bundle sign {quote(str(root))} --key KEY"
+    )
 
 
 def describe(staging: Path, name: str) -> FileSpec:
@@ -314,11 +366,11 @@ def describe(staging: Path, name: str) -> FileSpec:
     return FileSpec(name, sha256(staging / name), size_of(staging / name))
 
 
-def _swap(staging: Path, root: Path, aside: Path) -> None:
+def _swap(staging: Path, root: Path, aside: Path, replace: bool) -> None:
     with contextlib.ExitStack() as stack:
         if root.is_dir():  # waits a moment while operating points are written
-            stack.enter_context(locked(root / _LOCK, wait=f"changes {root}"))
-        _check_replaceable(root)  # again, because the export took time
+            stack.enter_context(locked(root / LOCK, wait=f"changes {root}"))
+        _check_replaceable(root, replace)  # again, because the work took time
         try:
             if not _exchange(staging, root):
                 with contextlib.suppress(FileNotFoundError):
@@ -349,8 +401,13 @@ def _put_back(aside: Path, root: Path) -> None:
         aside.rename(root)
 
 
-def _check_replaceable(root: Path) -> None:
-    """Refuse ``root`` unless it is missing, an empty folder, or a bundle without other files."""
+def _check_replaceable(root: Path, replace: bool = True) -> None:
+    """Refuse ``root`` unless it is missing, an empty folder, or a bundle without other files.
+
+    Without ``replace``, a bundle is refused too.
+    """
+    if not replace and (root / MANIFEST).exists():
+        raise ExportError(f"{root} exists; name another --out, or add --replace")
     if root.exists() and not _may_replace(root):
         raise ExportError(
             f"{root} exists and is not a bundle, or holds more than one: it is left alone; name "
@@ -363,7 +420,7 @@ def _may_replace(root: Path) -> bool:
         return False
     partial = leftovers(MANIFEST)  # a killed run may have left such files
     names = {path.name for path in root.iterdir() if not fnmatch.fnmatchcase(path.name, partial)}
-    names.discard(_LOCK)
+    names.discard(LOCK)
     if not names:
         return True
     try:
@@ -372,4 +429,4 @@ def _may_replace(root: Path) -> bool:
         return False
     ours = isinstance(record, dict) and {"schema_version", "baseline"} <= record.keys()
     ours = ours and bool({"passes", "segments"} & record.keys())  # segments, before version 7
-    return ours and names <= {MANIFEST, "segments", ENGINES, BASELINE, PARITY}
+    return ours and names <= {MANIFEST, SIGNATURE, "segments", ENGINES, BASELINE, PARITY}

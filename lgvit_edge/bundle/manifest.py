@@ -404,6 +404,14 @@ class Manifest:
         parts = [to_json(self.files()), self.input, sizes]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
+    @cached_property
+    def digest(self) -> str:
+        """Return a hash of all of it, which names the bundle with its policy, points and labels.
+
+        It is that of the file ``manifest.json``, as this version writes it.
+        """
+        return hashlib.sha256(self.dumps().encode()).hexdigest()
+
     def dumps(self) -> str:
         """Return the manifest as JSON text, or raise ``ValueError`` if a number is not finite."""
         return json.dumps(to_json(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"

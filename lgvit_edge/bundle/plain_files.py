@@ -23,6 +23,15 @@ def size_of(path: Path) -> int:
     return found.st_size
 
 
+def is_tar(path: Path) -> bool:
+    """Return whether a file begins as a tar archive does."""
+    try:
+        with reading(path) as file:
+            return file.read(512)[257:262] == b"ustar"
+    except OSError:
+        return False
+
+
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content in hexadecimal."""
     digest = hashlib.sha256()

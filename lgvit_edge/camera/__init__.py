@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from lgvit_edge.camera.shot import Shot as Shot
     from lgvit_edge.camera.sinks.base import Sink as Sink
     from lgvit_edge.camera.sinks.jsonl import JsonLines as JsonLines
-    from lgvit_edge.camera.sinks.kinds import SinkKind as SinkKind
-    from lgvit_edge.camera.sinks.kinds import register_sink as register_sink
     from lgvit_edge.camera.sinks.metrics import prometheus as prometheus
     from lgvit_edge.camera.sinks.mqtt import Mqtt as Mqtt
     from lgvit_edge.camera.sinks.unsure import KeepUnsure as KeepUnsure
@@ -54,10 +52,6 @@ _HOMES = {
     ),
     "lgvit_edge.camera.sinks.base": ("Sink",),
     "lgvit_edge.camera.sinks.jsonl": ("JsonLines",),
-    "lgvit_edge.camera.sinks.kinds": (
-        "SinkKind",
-        "register_sink",
-    ),
     "lgvit_edge.camera.sinks.metrics": ("prometheus",),
     "lgvit_edge.camera.sinks.mqtt": ("Mqtt",),
     "lgvit_edge.camera.sinks.unsure": ("KeepUnsure",),

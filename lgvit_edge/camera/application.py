@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from rich.console import Console
 
 from lgvit_edge._support.terminal import console, say
 from lgvit_edge.camera.check import place_faults
-from lgvit_edge.camera.logs import EventLog
+from lgvit_edge.camera.logs import EventLog, is_journal
+from lgvit_edge.camera.memory import giving_back
 from lgvit_edge.camera.monitor import Monitor
 from lgvit_edge.camera.page.server import Page
 from lgvit_edge.camera.pipeline import Camera
@@ -71,7 +73,7 @@ class Application:
             load: reads options and camera.toml again, for a reload; None where there is no file to
                 read again: then SIGHUP, as of a closed terminal, ends the run.
             screen: what people read.
-            token: what viewers from other machines must give.
+            token: what viewers must give, where they need a token.
         """
         self._load, self._screen, self._token = load, screen, token
         self._notifier = Notifier()
@@ -87,10 +89,11 @@ class Application:
         """
         with contextlib.ExitStack() as stack:
             asked = stack.enter_context(asked_to_stop(reloads=self._load is not None))
-            self._log = stack.enter_context(
-                contextlib.closing(EventLog(plan.log, stderr=plan.quiet))  # else the screen tells
-            )
+            # Where there is no screen, events go to standard error.
+            log = EventLog(plan.log, stderr=_quiet(plan))
+            self._log = stack.enter_context(contextlib.closing(log))
             stack.enter_context(self._notifier.watching(self._is_alive))
+            stack.enter_context(giving_back())
             session = plan.open()
             try:
                 while True:
@@ -142,7 +145,7 @@ class Application:
                 camera.stop()
             if plan.page is not None:
                 stack.enter_context(self._page(plan, session, camera))
-            if not plan.quiet:
+            if not _quiet(plan):
                 screen = stack.enter_context(
                     contextlib.closing(Screen(camera.monitor, to=self._screen))
                 )
@@ -168,7 +171,8 @@ class Application:
             session,
             host=host,
             port=port,
-            token=None if is_this_machine(host) else self._token,
+            token=None if is_this_machine(host) and not plan.page_names else self._token,
+            names=plan.page_names,
             metrics=lambda: prometheus(camera.monitor),
         )
         page.open()
@@ -178,3 +182,8 @@ class Application:
             yield
         finally:
             page.stop()
+
+
+def _quiet(plan: Plan) -> bool:
+    """Return whether nobody looks at a table: the journal wants events, with their priority."""
+    return plan.quiet or is_journal(sys.stderr)

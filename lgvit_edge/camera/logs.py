@@ -60,7 +60,7 @@ class EventLog:
         if whole("the log's size", size) < _SMALLEST:
             raise UsageError(f"the log's size must be at least {_SMALLEST} bytes, found {size}")
         self._utc, self._stderr = utc, stderr
-        self._journal = _is_journal(sys.stderr)
+        self._journal = is_journal(sys.stderr)
         self._lock = threading.Lock()
         self._missing, self._fault = 0, ""
         self._file: _File | None = None
@@ -170,7 +170,7 @@ def _one_line(text: str) -> str:
     return escaped(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
-def _is_journal(stream: TextIO | None) -> bool:
+def is_journal(stream: TextIO | None) -> bool:
     """Return whether a stream goes to systemd's journal, by the file that systemd says that is."""
     try:
         about = os.fstat(stream.fileno()) if stream is not None else None

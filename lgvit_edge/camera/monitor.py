@@ -140,6 +140,8 @@ class _Camera:
             self.answers += 1
             self.unsure += answer.unsure
             self.late += answer.result.late
+            # The session may have got another bundle, with more exits.
+            self.exits += [0] * (answer.result.exit - len(self.exits))
             self.exits[answer.result.exit - 1] += 1
             self.latency_s += answer.latency_ms / 1e3
             self.times.append((answer.latency_ms, answer.result.network_ms))

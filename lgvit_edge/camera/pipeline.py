@@ -32,7 +32,7 @@ from lgvit_edge.camera.sinks.base import Outlet, Sink, SinkCounts
 from lgvit_edge.camera.smoothing import Smoother, parse_smoothing
 from lgvit_edge.camera.sources.base import without_secrets
 from lgvit_edge.camera.sources.feed import Feed
-from lgvit_edge.errors import LGViTEdgeError, SourceError, UsageError
+from lgvit_edge.errors import SourceError, UsageError
 from lgvit_edge.images.inputs import Inputs
 from lgvit_edge.runtime.reading import Intake, Item, Readers, StreamError
 from lgvit_edge.runtime.result import Result
@@ -176,8 +176,11 @@ class Camera:
         if self._begun:
             raise UsageError("this Camera has run; make another one")
         self._begun = True
-        for outlet in self._outlets:
-            outlet.sink.open()
+        with contextlib.ExitStack() as opened:  # all of them, or none
+            for outlet in self._outlets:
+                outlet.sink.open()
+                opened.callback(outlet.sink.close)
+            opened.pop_all()
         ahead = _AHEAD * self._session.max_batch
         readers = Readers(
             {
@@ -230,46 +233,46 @@ class Camera:
         if self._failures:
             raise SourceError("; ".join(f"{n}: {error}" for n, error in self._failures.items()))
 
-    def _batches(self, frames: Iterable[_Answered]) -> Iterator[list[_Answered]]:
-        """Group frames, each once for each of its regions, as they can run together.
+    def _batches(self, frames: Iterable[_Answered]) -> Iterator[_Batch]:
+        """Group regions of frames as they can run together; a batch is run before the next is made.
 
-        A frame with a deadline runs alone. Of a camera whose answers are averaged, no two frames
-        run together: the second needs what the first leaves.
+        A region of a frame with a deadline runs alone. Of a camera whose answers are averaged, no
+        two frames run together: the second needs what the first leaves. Before a frame that has
+        nothing to do with those before it, they are forgotten.
         """
-        batch: list[_Answered] = []
+        batch: _Batch = []
         for frame in frames:
-            alone, line = frame.line.settings.deadline_ms is not None, frame.line
-            if batch and (alone or (line.averages and any(f.line is line for f in batch))):
+            line, alone = frame.line, frame.line.settings.deadline_ms is not None
+            known = any(other.line is line for other, _ in batch)
+            fresh = line.begins_anew(frame.frame)
+            if batch and (alone or (known and (fresh or line.averages))):
                 yield batch
                 batch = []
-            for _ in range(len(frame.images)):
-                batch.append(frame)
+            if fresh:
+                line.forget()
+            for row in range(len(frame.images)):
+                batch.append((frame, row))
                 if alone or len(batch) == self._session.max_batch:
                     yield batch
                     batch = []
         if batch:
             yield batch
 
-    def _run(self, batch: list[_Answered]) -> None:
-        """Run the next region of each of these frames together, and keep the answers."""
-        # The regions that follow those answered, counting those earlier in this batch.
-        rows = [
-            len(frame.answers) + sum(other is frame for other in batch[:place])
-            for place, frame in enumerate(batch)
-        ]
-        parts = [
-            frame.images if len(frame.images) == 1 else frame.images[row : row + 1]
-            for frame, row in zip(batch, rows, strict=True)
-        ]
-        smoothers = [f.line.smoothers[row] for f, row in zip(batch, rows, strict=True)]
+    def _run(self, batch: _Batch) -> None:
+        """Run regions of frames together, and keep the answers."""
+        frames = [frame for frame, _ in batch]
+        smoothers = [frame.line.smoothers[row] for frame, row in batch]
+        averages = any(frame.line.averages for frame in frames)
         results = self._session.run(
-            Inputs.join(parts),
-            starts=[frame.frame.start for frame in batch],
-            deadline_ms=batch[0].line.settings.deadline_ms,
-            streams=[frame.line.name for frame in batch],
-            memories=[s.memory for s in smoothers] if any(f.line.averages for f in batch) else None,
+            Inputs.join(
+                [f.images if len(f.images) == 1 else f.images[row : row + 1] for f, row in batch]
+            ),
+            starts=[frame.frame.start for frame in frames],
+            deadline_ms=frames[0].line.settings.deadline_ms,  # one that has any is alone
+            streams=[frame.line.name for frame in frames],
+            memories=[smoother.memory for smoother in smoothers] if averages else None,
         )
-        for frame, row, smoother, result in zip(batch, rows, smoothers, results, strict=True):
+        for (frame, row), smoother, result in zip(batch, smoothers, results, strict=True):
             frame.answers.append(frame.line.answer(frame, row, smoother, result))
 
     def _deliver(self, frame: _Answered) -> Shot:
@@ -323,6 +326,7 @@ class _Line:
         self.averages = any(smoother.memory is not None for smoother in self.smoothers)
         self._dropped, self._lock = 0, threading.Lock()  # since the last answered frame
         self._boxes: tuple[tuple[int, int], list[Box]] = ((0, 0), [])
+        self._last: tuple[int, tuple[int, ...]] | None = None  # connection and shape, of a frame
         self._fault = ""
 
     def count_dropped(self, count: int) -> None:
@@ -339,13 +343,22 @@ class _Line:
     def boxes(self, image: NDArray[np.uint8]) -> list[Box]:
         """Return the regions in this picture; raises ``DataError`` where one lies outside."""
         size = (image.shape[1], image.shape[0])
-        if self._boxes[0] != size:
+        known, boxes = self._boxes  # of the last picture that a thread asked for
+        if known != size:
             regions = self.settings.regions
-            self._boxes = (
-                size,
-                [r.box(*size, name) for name, r in regions.items()] or [(0, 0, *size)],
-            )
-        return self._boxes[1]
+            boxes = [r.box(*size, name) for name, r in regions.items()] or [(0, 0, *size)]
+            self._boxes = size, boxes
+        return boxes
+
+    def begins_anew(self, frame: Frame) -> bool:
+        """Return whether the frames before have nothing to do with this one."""
+        last, self._last = self._last, (frame.connection, frame.image.shape)
+        return last not in (None, self._last)
+
+    def forget(self) -> None:
+        """Forget the answers before."""
+        for smoother in self.smoothers:
+            smoother.reset()
 
     def prepare(self, frame: Frame) -> Inputs:
         """Resize a frame, or its regions, for the network; in the thread that reads the camera."""
@@ -374,8 +387,8 @@ class _Line:
 
     def fail(self, error: StreamError) -> None:
         """Tell of a frame that cannot be used, once for each kind of fault, or of the end."""
-        if error.ended and isinstance(error.error, LGViTEdgeError):
-            return  # the feed has told it
+        if error.ended and self.feed.over:
+            return  # it has told why
         text = without_secrets(escaped(str(error.error) or type(error.error).__name__))
         if error.ended or text != self._fault:
             self._fault = text
@@ -397,3 +410,6 @@ class _Answered:
     def whole(self) -> bool:
         """Whether every region has its answer."""
         return len(self.answers) == len(self.images)
+
+
+_Batch = list[tuple[_Answered, int]]  # frames, each with the number of one of its regions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,9 @@ _REGION = re.compile(r"(?:([^\s=:]+):)?([^\s=:]+)=(.+)")
 # Keys of a camera's own table; ``roi`` becomes ``regions``.
 OF_CAMERA = ("roi", *(f.name for f in fields(CameraSettings) if f.name != "regions"))
 
+# Options that say how images stop; of these one is given.
+DECIDE = ("policy", "point", "fps")
+
 Where = Callable[[str], str]
 
 
@@ -42,6 +45,7 @@ class Plan:
         policy, point, fps: how images stop; at most one of them, None for the bundle's policy.
         values: what was said of sinks, by the names of the options.
         page: host and port of the live page; None for no page.
+        page_names: further names under which the page may be asked for.
         log: file that events are logged in.
         quiet: whether no table is shown.
     """
@@ -54,6 +58,7 @@ class Plan:
     fps: float | None = None
     values: Mapping[str, Any] = field(default_factory=dict)
     page: tuple[str, int] | None = None
+    page_names: tuple[str, ...] = ()
     log: Path | None = None
     quiet: bool = False
 
@@ -92,6 +97,7 @@ def make_plan(
     where_of: Callable[[str, str], str],
     *,
     open_session: Callable[[Plan], Session],
+    typed: Collection[str] = (),
 ) -> Plan:
     """Check all values and make a plan of them.
 
@@ -99,6 +105,7 @@ def make_plan(
         values: by the names of the options; those that were not said are absent.
         cameras: the tables of single cameras, by name; what they do not say is taken from
             ``values``.
+        typed: names of the values that go before the tables of single cameras, too.
         where: tells where a value was said, such as ``--fps`` or ``camera.toml, line 3, fps``.
         where_of: the same of a value in a camera's table, given the camera's name first.
         open_session: opens the session of the plan.
@@ -108,8 +115,8 @@ def make_plan(
     """
     if (engines := values.get("engines")) is None:
         raise UsageError("no bundle was given; add --engines out/, the folder of an export")
-    typed = parse_sources(values.get("source") or ())
-    names = list(dict.fromkeys([*cameras, *typed]))
+    sources = parse_sources(values.get("source") or ())
+    names = list(dict.fromkeys([*cameras, *sources]))
     if not names:
         raise UsageError(
             "no camera was given; add --source 0 for the first camera of this machine, or see "
@@ -119,16 +126,18 @@ def make_plan(
     for_all = {key: values[key] for key in OF_CAMERA if key in values}
     made = {}
     for name in names:
-        own = dict(cameras.get(name, {}))
-        if name in typed:
-            own.pop("source", None)
+        # Regions that were typed are of one camera or of all.
+        replaced = set(typed) - {"source", *(() if name in regions else ("roi",))}
+        if name in sources:
+            replaced.add("source")
+        own = {key: v for key, v in cameras.get(name, {}).items() if key not in replaced}
 
         def place(key: str, name: str = name, own: Mapping[str, Any] = own) -> str:
             return where_of(name, key) if key in own else where(key)
 
         given = {**for_all, **own}
-        if name in typed:
-            given["source"] = typed[name]
+        if name in sources:
+            given["source"] = sources[name]
         elif "source" not in own:
             raise UsageError(f"camera {name} has no source; add a line: source = ...")
         given["regions"] = regions.get(name, {})
@@ -136,7 +145,7 @@ def make_plan(
         if "roi" in own:
             given["regions"] = _own_regions(own["roi"], name, place("roi"))
         made[name] = _camera(given, place)
-    said = [key for key in ("policy", "point", "fps") if values.get(key) is not None]
+    said = [key for key in DECIDE if values.get(key) is not None]
     if len(said) > 1:
         raise UsageError(
             f"{where(said[0])} and {where(said[1])} both decide when images stop: give one of them"
@@ -147,9 +156,11 @@ def make_plan(
     for key, users in unused_options(values).items():
         options = " or ".join(f"--{user.replace('_', '-')}" for user in users)
         raise UsageError(f"{where(key)}: nothing uses it; give {options} as well, or leave it out")
-    page = None
+    page, page_names = None, tuple(values.get("page_name") or ())
     if (text := values.get("page")) is not None:
         page = parse_address(text, where("page"))
+    elif page_names:
+        raise UsageError(f"{where('page_name')}: there is no page; give --page as well")
     return Plan(
         engines=Path(engines),
         open_session=open_session,
@@ -159,6 +170,7 @@ def make_plan(
         fps=fps,
         values={name: values[name] for name in sink_options() if name in values},
         page=page,
+        page_names=page_names,
         log=None if (log := values.get("log")) is None else Path(log),
         quiet=bool(values.get("quiet")),
     )

@@ -22,12 +22,14 @@ class Frame:
     Attributes:
         image: the picture, ``[H, W, 3] uint8`` RGB.
         number: which frame of its source it is, from 0, those of earlier connections included.
+        connection: how often the source had been opened before, or a recording begun again.
         start: the ``time.perf_counter()`` at which the source delivered it.
         time: the same moment in seconds since 1970.
     """
 
     image: NDArray[np.uint8]
     number: int
+    connection: int
     start: float
     time: float
 
@@ -95,6 +97,7 @@ class Answer:
             "network_ms": round(result.network_ms, 3),
             "point": self.point,
             "dropped": self.dropped,
+            "bundle": result.bundle,
         }
 
 

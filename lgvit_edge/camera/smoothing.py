@@ -65,6 +65,8 @@ class _Majority(Smoother):
         if not 0 <= start - self._start <= self._seconds:  # as a memory forgets
             self._results.clear()
         self._start = start
+        if self._results and self._results[-1].bundle != result.bundle:  # the session got another
+            self._results.clear()
         self._results.append(result)
         votes = Counter(each.class_index for each in self._results)
         most = max(votes.values())

@@ -122,6 +122,7 @@ def unit(
     *,
     folder: Path,
     writes: Sequence[Path] = (),
+    reloads: bool = True,
     name: str = "lgvit-edge-camera",
     groups: Sequence[str] = ("video",),
     watchdog: int = 60,
@@ -134,6 +135,7 @@ def unit(
         folder: where it runs: what relative paths in the command start from.
         writes: folders that it writes to, beside its own ``/var/lib/NAME`` and
             ``/var/cache/NAME``; it can write nowhere else but in ``/tmp``.
+        reloads: whether SIGHUP lets the command read its configuration again; otherwise it ends it.
         name: of the service.
         groups: those that open cameras and GPUs, beside the user's own.
         watchdog: seconds after which systemd starts a program anew that does not answer.
@@ -170,6 +172,8 @@ def unit(
         folder=_plain(folder),
         writes=" ".join(["/tmp", *(_quoted(f"-{path}") for path in writes)]),
         command=" ".join(map(_quoted, command)),
+        how_to_reload=_HOW_TO_RELOAD.format(name=name) if reloads else "",
+        reload=_RELOAD if reloads else "",
         watchdog=whole("watchdog", watchdog),
     )
 
@@ -198,6 +202,8 @@ def _check(word: str) -> None:
         )
 
 
+_HOW_TO_RELOAD = "#   systemctl reload {name}      read its configuration again\n"
+_RELOAD = "ExecReload=/bin/kill -HUP $MAINPID\n"
 _UNIT = """\
 # Runs lgvit-edge's camera application as a service. To install it, as root:
 #
@@ -207,8 +213,7 @@ _UNIT = """\
 #
 #   systemctl status {name}      how it is
 #   journalctl -u {name} -f      what it says
-#   systemctl reload {name}      read its configuration again
-#
+{how_to_reload}#
 # Passwords and tokens come from the environment: write lines NAME=VALUE into
 # /etc/lgvit-edge/{name}.env, and: chmod 600 /etc/lgvit-edge/{name}.env
 
@@ -223,8 +228,7 @@ StartLimitIntervalSec=0
 Type=notify
 # The ":" keeps systemd from replacing $.
 ExecStart=:{command}
-ExecReload=/bin/kill -HUP $MAINPID
-User={user}
+{reload}User={user}
 SupplementaryGroups={groups}
 WorkingDirectory={folder}
 EnvironmentFile=-/etc/lgvit-edge/{name}.env

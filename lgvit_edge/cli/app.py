@@ -12,6 +12,7 @@ from lgvit_edge import __version__
 from lgvit_edge._support.terminal import say
 from lgvit_edge.cli.bench import bench
 from lgvit_edge.cli.build import build
+from lgvit_edge.cli.bundle import commands as bundle
 from lgvit_edge.cli.camera import camera
 from lgvit_edge.cli.compare import compare
 from lgvit_edge.cli.demo import demo
@@ -21,6 +22,7 @@ from lgvit_edge.cli.export import export
 from lgvit_edge.cli.info import info
 from lgvit_edge.cli.options import Command, Commands, exit_status
 from lgvit_edge.cli.predict import predict
+from lgvit_edge.cli.probe import probe
 from lgvit_edge.cli.profile import profile
 from lgvit_edge.cli.train import train
 from lgvit_edge.cli.tune import tune
@@ -66,13 +68,18 @@ for command in (
     tune,
     bench,
     profile,
+    probe,
     compare,
     predict,
     camera,
     verify,
+    bundle,
     info,
     doctor,
     device_report,
     demo,
 ):
-    app.command(cls=Command)(command)
+    if isinstance(command, typer.Typer):
+        app.add_typer(command, name="bundle")
+    else:
+        app.command(cls=Command)(command)

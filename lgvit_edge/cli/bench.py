@@ -90,7 +90,8 @@ def bench(
     from lgvit_edge.benchmarks import measure_exits, measure_images, print_report
     from lgvit_edge.benchmarks.energy import EnergyRun
     from lgvit_edge.benchmarks.report.gallery import Gallery
-    from lgvit_edge.benchmarks.report.page import check_report, write_page
+    from lgvit_edge.benchmarks.report.html import check_report
+    from lgvit_edge.benchmarks.report.page import write_page
     from lgvit_edge.benchmarks.report.survey import survey
 
     if (labels or classes or samples) and data is None:

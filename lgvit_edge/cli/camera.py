@@ -16,7 +16,14 @@ from typer import Exit, Option
 from lgvit_edge._support.finite_json import dumps
 from lgvit_edge._support.terminal import console, errors, plain, say, table
 from lgvit_edge.camera.settings import CameraSettings
-from lgvit_edge.cli.options import AsJson, PointName, PolicyText, RunOptions, with_options
+from lgvit_edge.cli.options import (
+    TRUSTED_KEYS,
+    AsJson,
+    PointName,
+    PolicyText,
+    RunOptions,
+    with_options,
+)
 from lgvit_edge.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
@@ -35,7 +42,8 @@ class CameraOptions:
     """What ``lgvit-edge camera`` does; None: not said. The same names are keys of camera.toml."""
 
     engines: Annotated[
-        Path | None, Option(help="Bundle folder that `lgvit-edge export` wrote.")
+        Path | None,
+        Option(help="Bundle folder that `lgvit-edge export` wrote; needed but for --demo."),
     ] = None
     source: Annotated[
         list[str] | None,
@@ -68,8 +76,9 @@ class CameraOptions:
         Option(
             metavar="[CAMERA:]NAME=X,Y,W,H",
             rich_help_panel=_CAMERAS,
-            help="Part of the picture to classify by itself, in pixels or as 10%,0%,50%,50%; may "
-            "be repeated. Default: the whole picture.",
+            help="Part of the picture to classify by itself: left, top, width and height, all in "
+            "pixels of the frame or, as in 10%,0%,50%,50%, all in parts of it; may be repeated. "
+            "Default: the whole picture.",
         ),
     ] = None
     loop: Annotated[
@@ -102,25 +111,27 @@ class CameraOptions:
         float | None,
         Option(
             rich_help_panel=_ANSWERS,
-            help="Frames per second to keep for every camera and region: images leave earlier "
-            "while the machine is busy.",
+            help="Frames per second to keep for every camera and region, instead of --policy and "
+            "--point: images leave earlier while the machine is busy. Default: no rate is kept.",
         ),
     ] = None
     deadline_ms: Annotated[
         float | None,
         Option(
             rich_help_panel=_ANSWERS,
-            help="Time from the delivery of a frame to its answer; what is not sure by then is "
-            "answered by the exit reached.",
+            help="Milliseconds from the delivery of a frame to its answer; what is not sure by "
+            "then is answered by the exit reached. Default: none.",
         ),
     ] = None
     smooth: Annotated[
         str | None,
         Option(
-            metavar="KIND:FRAMES",
+            metavar="KIND:FRAMES[:SECONDS]",
             rich_help_panel=_ANSWERS,
-            help="Smooth answers over frames: average:8 averages logits, and lets a steady scene "
-            "leave earlier; majority:8 takes the most frequent answer. Default: not at all.",
+            help="Smooth answers over frames: average:8 averages their log-probabilities, older "
+            "frames counting less, and lets a steady scene leave earlier; majority:8 takes the "
+            "most frequent answer. After 5 seconds without a frame, or SECONDS, it begins anew. "
+            "Default: not at all.",
         ),
     ] = None
     unsure_below: Annotated[
@@ -128,7 +139,8 @@ class CameraOptions:
         Option(
             metavar="PROBABILITY",
             rich_help_panel=_ANSWERS,
-            help="Answers below this probability are called unsure. Default: none.",
+            help="Answers below this probability are called unsure; not with policies and points "
+            "that decide by entropy. Default: none.",
         ),
     ] = None
     jsonl: Annotated[
@@ -192,7 +204,8 @@ class CameraOptions:
         Option(
             metavar="FOLDER",
             rich_help_panel=_SINKS,
-            help="Write a video of each camera, with its answers, into this folder.",
+            help="Write videos of each camera, with its answers, into this folder. Of each camera "
+            "the newest 24 files of at most 1 GB or an hour stay; older ones are deleted.",
         ),
     ] = None
     keep_unsure: Annotated[
@@ -200,7 +213,8 @@ class CameraOptions:
         Option(
             metavar="FOLDER",
             rich_help_panel=_SINKS,
-            help="Store frames that are unsure or leave at the last exit, to label and train on.",
+            help="Store pictures, of regions where there are any, that are unsure or reach the "
+            "final classifier, to label and train on.",
         ),
     ] = None
     keep_mb: Annotated[
@@ -214,7 +228,7 @@ class CameraOptions:
         float | None,
         Option(
             rich_help_panel=_SINKS,
-            help="Seconds between two kept frames of a camera. Default: 10.",
+            help="Seconds between two kept pictures of a camera, or of a region. Default: 10.",
         ),
     ] = None
     page: Annotated[
@@ -222,8 +236,17 @@ class CameraOptions:
         Option(
             metavar="[HOST:PORT]",
             rich_help_panel=_SINKS,
-            help="Show a live page, and Prometheus' /metrics. Default address: 127.0.0.1:8765; any "
-            "other host needs the token that is printed.",
+            help="Serve a live page, and Prometheus' /metrics. Default address: 127.0.0.1:8765. At "
+            f"any other host viewers need a token: {_TOKEN}, or one that is made and printed.",
+        ),
+    ] = None
+    page_name: Annotated[
+        list[str] | None,
+        Option(
+            metavar="NAME",
+            rich_help_panel=_SINKS,
+            help="Another name under which the page may be asked for, such as a reverse proxy's; "
+            "may be repeated. Viewers then need the token.",
         ),
     ] = None
     log: Annotated[
@@ -247,7 +270,7 @@ def camera(
         Path | None,
         Option(
             metavar="FILE",
-            help="File of options, such as camera.toml; those of the command line come before it.",
+            help="File of options, such as camera.toml; what is typed goes before it.",
         ),
     ] = None,
     check: Annotated[
@@ -266,6 +289,22 @@ def camera(
     as_json: AsJson = False,
 ) -> None:
     """Answer cameras, live, and hand the answers to files, brokers, a web page."""
+    from lgvit_edge.camera.signals import ended_by_sigterm
+
+    with ended_by_sigterm():  # a service may be stopped while it starts
+        _act(options, run, config, check=check, demo=demo, systemd=systemd, as_json=as_json)
+
+
+def _act(
+    options: CameraOptions,
+    run: RunOptions,
+    config: Path | None,
+    *,
+    check: bool,
+    demo: bool,
+    systemd: bool,
+    as_json: bool,
+) -> None:
     from lgvit_edge.camera.application import Application
 
     typed = _said(options) | _said(run)
@@ -276,7 +315,7 @@ def camera(
         return _plan(typed, config)
 
     if systemd:
-        _print_unit(load())
+        _print_unit(load(), reloads=config is not None)
         return
     if check:
         _check(load(), as_json)
@@ -316,7 +355,7 @@ def _types(options: type[CameraOptions] | type[RunOptions]) -> dict[str, tuple[t
 def _plan(typed: Mapping[str, Any], file: Path | None) -> Plan:
     """Make the plan of what was typed and, behind it, what the file says."""
     from lgvit_edge.camera.config import read_config
-    from lgvit_edge.camera.plan import OF_CAMERA, make_plan
+    from lgvit_edge.camera.plan import DECIDE, OF_CAMERA, make_plan
 
     known = _types(CameraOptions) | _types(RunOptions)
     of_camera = {key: known[key] for key in OF_CAMERA if key != "source"}
@@ -325,6 +364,8 @@ def _plan(typed: Mapping[str, Any], file: Path | None) -> Plan:
     if file is not None:
         config = read_config(file, known | {"source": (list, str)}, of_camera)
     values = {**(config.values if config else {}), **typed}
+    if any(key in typed for key in DECIDE):  # instead of what the file says
+        values = {key: v for key, v in values.items() if key not in DECIDE or key in typed}
     if isinstance(values.get("source"), str):
         values["source"] = [values["source"]]
 
@@ -343,7 +384,12 @@ def _plan(typed: Mapping[str, Any], file: Path | None) -> Plan:
         return run.open(plan.engines, plan.policy, plan.point)
 
     return make_plan(
-        values, config.cameras if config else {}, where, where_of, open_session=open_session
+        values,
+        config.cameras if config else {},
+        where,
+        where_of,
+        open_session=open_session,
+        typed=typed.keys(),
     )
 
 
@@ -366,7 +412,7 @@ def _demo_values() -> dict[str, Any]:
     }
 
 
-def _print_unit(plan: Plan) -> None:
+def _print_unit(plan: Plan, *, reloads: bool) -> None:
     import getpass
 
     from lgvit_edge.camera.systemd import unit
@@ -376,11 +422,15 @@ def _print_unit(plan: Plan) -> None:
         [str(program)] if program.name == "lgvit-edge" else [sys.executable, "-m", "lgvit_edge"]
     )
     arguments = [a for a in sys.argv[1:] if a not in ("--systemd", "--debug")]
+    trusted = os.environ.get(TRUSTED_KEYS)  # which services do not inherit
+    if trusted and not any(a.startswith("--trusted-keys") for a in arguments):
+        arguments += ["--trusted-keys", os.path.abspath(trusted)]
     text = unit(
         [*command, *arguments],
         getpass.getuser(),
         folder=Path.cwd(),
         writes=[folder.absolute() for folder in plan.written],
+        reloads=reloads,
     )
     print(text, end="")
 

@@ -24,8 +24,8 @@ from lgvit_edge.images.spec import Preprocess
 
 def inspect(path: Path, source: SourceOptions, check: CheckOptions) -> dict[str, Any]:
     """Describe a bundle or a checkpoint as JSON."""
-    from lgvit_edge.bundle.directory import MANIFEST
     from lgvit_edge.bundle.inspection import inspect_bundle
+    from lgvit_edge.bundle.layout import MANIFEST
 
     hub = str(path).startswith(HUB)
     if check.check is None and check != CheckOptions():

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from lgvit_edge.bundle.directory import MANIFEST
+from lgvit_edge.bundle.layout import MANIFEST
 
 _OPTION = "--engines"
 
@@ -16,7 +16,7 @@ def misplaced(name: str, parameters: Sequence[Any], arguments: list[str]) -> str
     """Return the right line for one that names the bundle elsewhere; None where there is no need.
 
     Commands that run a bundle take it as ``--engines``; those that it is the subject of, as their
-    argument. ``parameters`` are typer's, of the command ``name``.
+    argument. ``parameters`` are typer's, of the command ``name``, such as ``bundle sign``.
     """
     engines = next((p for p in parameters if p.name == "engines"), None)
     has_arguments = any(p.param_type_name == "argument" for p in parameters)
@@ -40,4 +40,4 @@ def misplaced(name: str, parameters: Sequence[Any], arguments: list[str]) -> str
 
 
 def _line(name: str, arguments: list[str]) -> str:
-    return shlex.join(["lgvit-edge", name, *arguments])
+    return shlex.join(["lgvit-edge", *name.split(), *arguments])

@@ -117,6 +117,16 @@ UseEma = Annotated[
     ),
 ]
 AsJson = Annotated[bool, Option("--json", help="Print JSON instead of a table.")]
+TRUSTED_KEYS = "LGVIT_EDGE_TRUSTED_KEYS"
+TrustedKeys = Annotated[
+    Path | None,
+    Option(
+        envvar=TRUSTED_KEYS,
+        metavar="FILE",
+        help="Public keys (PEM), one of which must have signed the bundle as it is. Default: any "
+        "bundle is taken.",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -165,6 +175,7 @@ class RunOptions:
             "Default: --zero-copy where CPU and GPU share memory, as on a Jetson.",
         ),
     ] = None
+    trusted_keys: TrustedKeys = None
 
     def open(self, engines: Path, policy: str | None, point: str | None) -> Session:
         """Open the session that the options ask for; raises as ``Session.open`` does.
@@ -178,7 +189,7 @@ class RunOptions:
             engines,
             policy=None if policy is None else policies.parse(policy),
             point=point,
-            **self._typed(),
+            **self.typed(),
         )
         if hint := session.describe().get("hint"):
             note(hint)
@@ -190,15 +201,17 @@ class RunOptions:
 
         if self.precision is not None:
             return self.open(engines, None, None)
-        return open_in_float32(engines, **self._typed())
+        return open_in_float32(engines, **self.typed())
 
-    def _typed(self) -> dict[str, Any]:
+    def typed(self) -> dict[str, Any]:
         """Return the options to pass on: a backend refuses options that it does not take."""
         from lgvit_edge.runtime import TensorRTOptions
 
         typed = {name: value for name, value in asdict(self).items() if value is not None}
         names = ("wait", "cuda_graphs", "speculate", "device_exit", "zero_copy")
         tensorrt = {name: typed.pop(name) for name in names if name in typed}
+        if "trusted_keys" in typed:
+            typed["trusted_keys"] = [typed["trusted_keys"]]
         return typed | ({"tensorrt": TensorRTOptions(**tensorrt)} if tensorrt else {})
 
 
@@ -318,7 +331,9 @@ class Command(TyperCommand):
             f"{argument}=" if argument in optional and following.startswith("-") else argument
             for argument, following in zip(args, [*args[1:], "-"], strict=False)
         ]
-        if (fault := misplaced(str(self.name), self.params, args)) is not None:
+        # Without the program's own name: "verify", or "bundle verify".
+        name = ctx.command_path.removeprefix(ctx.find_root().command_path).strip()
+        if (fault := misplaced(name or str(self.name), self.params, args)) is not None:
             raise UsageError(fault)
         return super().parse_args(ctx, args)
 

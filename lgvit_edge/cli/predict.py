@@ -1,32 +1,215 @@
-"""The ``predict`` command: classifies image files."""
+"""The ``predict`` command: classifies image files, to the screen or by the million into a file."""
 
 from __future__ import annotations
 
+import functools
+import shlex
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Argument
+from typer import Argument, Option
 
 from lgvit_edge._support.finite_json import dumps
-from lgvit_edge._support.terminal import console, note, plain, table
-from lgvit_edge.cli.options import AsJson, Engines, PointName, PolicyText, RunOptions, with_options
-from lgvit_edge.errors import DataError
+from lgvit_edge._support.outputs import check_file
+from lgvit_edge._support.terminal import console, note, plain, say, table
+from lgvit_edge.cli.options import (
+    AsJson,
+    Engines,
+    PointName,
+    PolicyText,
+    RunOptions,
+    check_outputs,
+    show,
+    with_options,
+)
+from lgvit_edge.errors import DataError, UsageError
 
 if TYPE_CHECKING:
+    from typing import Any
+
+    from rich.console import Console
+
     from lgvit_edge.runtime import Result
 
+_PANEL = "Folders into a file"
 
+
+@dataclass(frozen=True)
+class FolderOptions:
+    """How a folder is answered into a file; ``with_options`` makes an option of each field."""
+
+    data: Annotated[
+        Path | None,
+        Option(
+            metavar="DIR|LIST",
+            rich_help_panel=_PANEL,
+            help="Folder of images, however deep, or a text file with the path of one in each "
+            "line. With --out.",
+        ),
+    ] = None
+    out: Annotated[
+        Path | None,
+        Option(
+            rich_help_panel=_PANEL,
+            help="File of answers to write (.jsonl, .parquet). The same command goes on where one "
+            "was interrupted or killed.",
+        ),
+    ] = None
+    batch: Annotated[
+        int | None,
+        Option(
+            min=1,
+            rich_help_panel=_PANEL,
+            help="Images that run together. Default: the bundle's usual batch.",
+        ),
+    ] = None
+    decoders: Annotated[
+        int | None,
+        Option(
+            min=1,
+            rich_help_panel=_PANEL,
+            help="Threads that decode ahead. Default: one per core, 8 at most.",
+        ),
+    ] = None
+    times: Annotated[
+        bool | None,
+        Option(
+            "--times",
+            rich_help_panel=_PANEL,
+            help="Also write latencies, which are others in every run.",
+        ),
+    ] = None
+    restart: Annotated[
+        bool | None,
+        Option(
+            "--restart",
+            rich_help_panel=_PANEL,
+            help="Remove what an earlier run left at --out, and begin anew.",
+        ),
+    ] = None
+    ray: Annotated[
+        str | None,
+        Option(
+            metavar="ADDRESS",
+            rich_help_panel=_PANEL,
+            help="Let a Ray cluster do the work: HOST:PORT or auto for one that runs, local to "
+            "start one on this machine.",
+        ),
+    ] = None
+
+
+@functools.partial(with_options, name="folder", make=FolderOptions)
 @with_options
 def predict(
     engines: Engines,
-    images: Annotated[list[Path], Argument(help="Image files or folders of them.")],
+    images: Annotated[
+        list[Path] | None, Argument(help="Image files or folders of them, to show the answers.")
+    ] = None,
     policy: PolicyText = None,
     point: PointName = None,
     *,
     run: RunOptions,
+    folder: FolderOptions,
     as_json: AsJson = False,
 ) -> None:
-    """Classify images; show label, confidence, exit and latency."""
+    """Classify images; show label, confidence, exit and latency, or write answers to a file.
+
+    Images that are named are shown. With --data and --out a folder or list of any size is answered
+    into a file, and can be interrupted.
+    """
+    _check_together(engines, images, folder)
+    if images:
+        _show(engines, images, policy, point, run, as_json)
+    else:
+        _write(engines, policy, point, run, folder, as_json)
+
+
+def _check_together(engines: Path, images: list[Path] | None, folder: FolderOptions) -> None:
+    """Refuse options of folders without all that they need, or beside images to show."""
+    given = [field.name for field in fields(folder) if getattr(folder, field.name) is not None]
+    line = shlex.join(["lgvit-edge", "predict", "--engines", str(engines)])
+    where = shlex.quote(str((images or [folder.data or Path("DIR")])[0]))
+    if images and given:
+        raise UsageError(
+            f"--{given[0]} is for a folder or list given as --data; images that are named are "
+            f"shown; run: {line} --data {where} --out answers.jsonl"
+        )
+    if not images and not given:
+        raise UsageError(
+            f"expected images to show, or --data and --out; run: {line} photo.jpg, or: {line} "
+            "--data DIR --out answers.jsonl"
+        )
+    if not images and (folder.data is None or folder.out is None):
+        needed = "--data DIR or a list" if folder.data is None else "--out FILE"
+        raise UsageError(
+            f"--{given[0]} needs {needed}; run: {line} --data {where} --out "
+            f"{shlex.quote(str(folder.out or 'answers.jsonl'))}"
+        )
+
+
+def _write(
+    engines: Path,
+    policy: str | None,
+    point: str | None,
+    run: RunOptions,
+    folder: FolderOptions,
+    as_json: bool,
+) -> None:
+    """Answer a folder or list into a file, and print what came of it."""
+    from lgvit_edge.offline import answer_images
+
+    assert folder.data is not None and folder.out is not None
+    check_outputs({}, {"--out": folder.out}, check=partial(check_file, streams=False))
+    outcome = answer_images(
+        engines,
+        folder.data,
+        folder.out,
+        policy=policy,
+        point=point,
+        options=run.typed(),
+        batch=folder.batch,
+        decoders=folder.decoders,
+        times=bool(folder.times),
+        restart=bool(folder.restart),
+        ray=folder.ray,
+        note=note,
+    )
+    show({"out": str(folder.out), **outcome.to_json()}, as_json, _print_outcome)
+
+
+def _print_outcome(record: dict[str, Any], to: Console) -> None:
+    rows = table("exit", numbers=("images", "share"))
+    for number, count in enumerate(record["exits"], 1):
+        name = "final" if number == len(record["exits"]) else str(number)
+        rows.add_row(name, f"{count:,}", f"{count / record['answered']:.1%}")
+    to.print(rows)
+    done = record["images"] - record["earlier"]
+    say(f"{record['answered']:,} answers: {record['out']}", to)
+    if record["unreadable"]:
+        count = f"{record['unreadable']:,} of {record['images']:,} images"
+        say(f"{count} cannot be read: {record['unreadable_list']}", to)
+    if record["images_per_second"] is None:
+        say("all were answered before; nothing was run", to)
+    else:
+        before = f", {record['earlier']:,} were done before" if record["earlier"] else ""
+        say(
+            f"{done:,} images in {record['seconds']:,.1f} s, {record['images_per_second']:,.1f} a "
+            f"second{before}",
+            to,
+        )
+
+
+def _show(
+    engines: Path,
+    images: list[Path],
+    policy: str | None,
+    point: str | None,
+    run: RunOptions,
+    as_json: bool,
+) -> None:
+    """Answer images one by one, and show the answers."""
     from lgvit_edge.images.labelled import unlabelled_images
     from lgvit_edge.images.preprocess import load_rgb
 

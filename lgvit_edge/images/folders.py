@@ -41,7 +41,18 @@ def find_files(folder: Path) -> Found:
     Raises:
         DataError: a folder cannot be read.
     """
-    found, start = Found(), os.path.realpath(folder)
+    found = Found()
+    for path, image in walk(folder):
+        (found.images if image else found.others).append(path)
+    return found
+
+
+def walk(folder: Path) -> Iterator[tuple[Path, bool]]:
+    """Yield what ``find_files`` finds, one file after the other, and whether each is an image.
+
+    So nobody needs to hold all of a large folder. Raises as ``find_files`` does.
+    """
+    start = os.path.realpath(folder)
     # A link to a folder above would find everything again, or without end.
     seen = {str(parent) for parent in Path(start).parents}
     waiting = [(folder, start)]
@@ -52,9 +63,8 @@ def find_files(folder: Path) -> Found:
         seen.add(real)
         files, folders = _entries(here)
         for path in files:
-            (found.images if is_image(path) else found.others).append(path)
+            yield path, is_image(path)
         waiting += reversed(folders)
-    return found
 
 
 @dataclass(frozen=True)

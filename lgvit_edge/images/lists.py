@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator
 from pathlib import Path
 
-from lgvit_edge._support.files import MAX_TEXT, read_bytes
+from lgvit_edge._support.files import MAX_TEXT, reading
 from lgvit_edge.errors import DataError
+
+_MAX_LINE = 1 << 20
 
 
 def read_lines(path: Path) -> list[str]:
@@ -16,17 +20,29 @@ def read_lines(path: Path) -> list[str]:
     Raises:
         DataError: it cannot be read, or has another encoding.
     """
-    try:
-        raw = read_bytes(path, MAX_TEXT)
-        utf16 = raw.startswith((b"\xff\xfe", b"\xfe\xff"))
-        text = raw.decode("utf-16" if utf16 else "utf-8-sig")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"cannot read the list {path}: {reason}; expected text in UTF-8") from None
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    lines = list(each_line(path, limit=MAX_TEXT))
     while lines and not lines[-1].strip():
         lines.pop()
     return lines
+
+
+def each_line(path: Path, *, limit: int | None = None) -> Iterator[str]:
+    """Yield the lines of a text file of at most ``limit`` bytes, as ``read_lines`` reads them.
+
+    The file is never in memory as a whole. Raises as ``read_lines`` does.
+    """
+    try:
+        with reading(path, limit) as file:
+            utf16 = file.read(2) in (b"\xff\xfe", b"\xfe\xff")
+            file.seek(0)
+            with io.TextIOWrapper(file, encoding="utf-16" if utf16 else "utf-8-sig") as text:
+                while line := text.readline(_MAX_LINE + 1):
+                    if len(line) > _MAX_LINE:
+                        raise ValueError(f"a line is longer than {_MAX_LINE} characters")
+                    yield line.removesuffix("\n")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"cannot read the list {path}: {reason}; expected text in UTF-8") from None
 
 
 def read_names(path: Path, count: int, what: str) -> tuple[str, ...]:

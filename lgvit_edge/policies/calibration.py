@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,10 +28,32 @@ def calibration_errors(images: Images, by_exit: tuple[float, ...]) -> list[float
     for m, temperature in enumerate(by_exit):
         logs = log_softmax(images.logits[:, m] / np.float32(temperature))
         confidences, right = np.exp(logs.max(axis=-1)), logs.argmax(axis=-1) == images.labels
-        bins = np.minimum((confidences * _BINS).astype(np.intp), _BINS - 1)
-        gaps = np.bincount(bins, confidences - right, minlength=_BINS)
-        errors.append(float(np.abs(gaps).sum() / len(images)))
+        errors.append(Reliability.of(confidences, right).error)
     return errors
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How often answers of about the same confidence are right, in equal bins of confidence."""
+
+    count: NDArray[np.int64]  # images of each bin, ``[15]``
+    confidence: NDArray[np.float64]  # their sum, ``[15]``
+    right: NDArray[np.float64]  # right answers, ``[15]``
+
+    @classmethod
+    def of(cls, confidences: NDArray[np.floating[Any]], right: NDArray[np.bool_]) -> Reliability:
+        """Counts answers ``[n]`` of these confidences, 0..1, that are right or not."""
+        bins = np.minimum((confidences * _BINS).astype(np.intp), _BINS - 1)
+
+        def sums(values: NDArray[Any]) -> NDArray[np.float64]:
+            return np.asarray(np.bincount(bins, values, minlength=_BINS), np.float64)
+
+        return cls(np.bincount(bins, minlength=_BINS), sums(confidences), sums(right))
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error, 0..1."""
+        return float(np.abs(self.confidence - self.right).sum() / self.count.sum())
 
 
 def _fit(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:

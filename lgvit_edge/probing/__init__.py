@@ -1,1 +1,1 @@
-"""Shows what the exits of a model see: probes of trained models, in PyTorch."""
+"""Probes a model on images: which exit sees what and where it looks, and what going on is worth."""

@@ -35,7 +35,8 @@ class Chain(Protocol):
     read them before the next ``start`` of segment 0.
 
     A chain that can run ahead may also have ``follow(rule)``: it is told the policy's ``Rule``, or
-    None for a policy without one, whenever a session gets another policy.
+    None for a policy without one, whenever a session gets another policy. It may also have a
+    ``tolerance``: how far its logits may be from PyTorch's, if that is not the bundle's.
     """
 
     @property

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lgvit_edge._support.cache import bundle_cache, keep, key_of, ours
+from lgvit_edge._support.cache import keep, key_of, ours
 from lgvit_edge._support.forks import CURE, Birthplace
 from lgvit_edge._support.optional import require
 from lgvit_edge.bundle.builds import graphs_of, parts_of
@@ -64,8 +64,7 @@ def _version() -> str:
 
 def open_chain(bundle: Bundle, names: list[str], options: ChainOptions) -> Chain:
     """Open a chain of a bundle's graphs; see ``Backend.open_chain``."""
-    cache = bundle_cache(bundle.manifest.identity)
-    return OpenVINOChain(bundle.root, **arguments(bundle, names, options), cache=cache)
+    return OpenVINOChain(bundle.root, **arguments(bundle, names, options), cache=bundle.cache)
 
 
 def arguments(bundle: Bundle, names: list[str], options: ChainOptions) -> dict[str, Any]:

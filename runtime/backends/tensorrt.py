@@ -33,7 +33,6 @@ from lgvit_edge.policies import Rule
 from lgvit_edge.runtime.backends.base import Chain, ChainOptions, GpuImages, TensorRTOptions
 from lgvit_edge.runtime.backends.device_exit import DeviceExit, check_decisions, check_supported
 from lgvit_edge.runtime.backends.tensorrt_engine import (
-    RUNTIME_CACHE,
     EngineLoader,
     attach_scratch,
     choose_build,
@@ -97,7 +96,7 @@ class TensorRTChain:
         self._engines: list[Any] = []
         self._loader: EngineLoader | None = None
         try:
-            self._loader = EngineLoader(folder, self._build, self._trt)
+            self._loader = EngineLoader(bundle, folder, self._build, self._trt)
             self._engines = [self._loader.load(name, graphs[name]) for name in names]
             self._allocate()
             self._batch = self._next = self._queued = 0
@@ -107,10 +106,11 @@ class TensorRTChain:
             # Rows of the batch that go on; None for all. Applied when the next segment is queued.
             self._rows: NDArray[np.intp] | None = None
             if self._loader.compiles:
+                kept = self._loader.cache_file
+                later = f"; later starts take them from {kept}" if kept else ""
                 tell(
                     f"{self._trt.library} compiles {len(names)} engines for "
-                    f"{self._cuda.device.name}, {len(self._padded_sizes)} batch sizes each; later "
-                    f"starts take them from {folder / RUNTIME_CACHE}"
+                    f"{self._cuda.device.name}, {len(self._padded_sizes)} batch sizes each{later}"
                 )
             works = [(index, size) for size in self._padded_sizes for index in range(len(names))]
             macs = [self._graphs[index].macs for index, _ in works]
@@ -130,6 +130,11 @@ class TensorRTChain:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def tolerance(self) -> float | None:
+        """See ``Chain``: what somebody accepted for these engines, if somebody did."""
+        return self._build.tolerance
 
     def start(self, images: NDArray[Any], segment: int = 0) -> None:
         """See ``Chain.start``; a closed chain raises ``BackendError``."""

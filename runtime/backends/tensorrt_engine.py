@@ -7,11 +7,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from lgvit_edge._support.cache import keep, ours
 from lgvit_edge._support.files import read_bytes
 from lgvit_edge._support.outputs import write
 from lgvit_edge.bundle import builds as engines
 from lgvit_edge.bundle.builds import Build
-from lgvit_edge.bundle.directory import ENGINES, Bundle
+from lgvit_edge.bundle.directory import Bundle
+from lgvit_edge.bundle.layout import ENGINES, SIGNATURE
 from lgvit_edge.bundle.manifest import GraphSpec
 from lgvit_edge.errors import BackendError, BundleError, MissingDependency
 from lgvit_edge.machine.gpu import Gpu, find_gpu, find_gpus, no_gpu
@@ -132,15 +134,27 @@ def _refusal(folder: Path, build: Build, trt: TensorRT, gpu: Gpu) -> str | None:
 
 
 class EngineLoader:
-    """Loads the engines of one build and makes their execution contexts."""
+    """Loads the engines of one build and makes their execution contexts.
 
-    def __init__(self, folder: Path, build: Build, trt: TensorRT) -> None:
+    Attributes:
+        cache_file: where RTX's kernels are stored that were compiled at run time; None for nowhere.
+        compiles: whether RTX has yet to compile what engines leave to the GPU that runs them.
+    """
+
+    def __init__(self, bundle: Bundle, folder: Path, build: Build, trt: TensorRT) -> None:
         """Start TensorRT's runtime; BackendError where it does not start."""
         self._folder, self._build, self._trt = folder, build, trt
         self._runtime = trt.make("Runtime")
         self._cache: Any = None
-        # Whether RTX has yet to compile what engines leave to the GPU that runs them.
-        self.compiles = trt.is_rtx and not (folder / RUNTIME_CACHE).exists()
+        self._signed = (bundle.root / SIGNATURE).exists()
+        self.cache_file: Path | None = folder / RUNTIME_CACHE
+        self._cached = self.cache_file  # what is read
+        if self._signed:  # a signed bundle is not changed: another file would end its signature
+            place = bundle.cache
+            self.cache_file = None if place is None else place / f"{folder.name}-{RUNTIME_CACHE}"
+            if self.cache_file is not None and ours(self.cache_file):
+                self._cached = self.cache_file
+        self.compiles = trt.is_rtx and not self._cached.exists()
 
     def load(self, name: str, graph: GraphSpec) -> Any:
         """Deserialize one engine and check its tensors.
@@ -193,13 +207,20 @@ class EngineLoader:
     def save_cache(self) -> None:
         """Store the kernels that RTX compiled at run time, so that the next start is quick.
 
-        They lie beside the engines. A folder that cannot be written only costs time: no error.
+        They lie beside the engines, or, of a signed bundle, in the user's cache. A folder that
+        cannot be written only costs time: no error.
         """
         if self._cache is None or (serialized := self._cache.serialize()) is None:
             return
-        data, path = bytes(serialized), self._folder / RUNTIME_CACHE
+        data, path = bytes(serialized), self.cache_file
         with contextlib.suppress(OSError):
-            if not path.exists() or read_bytes(path, _MAX_CACHE) != data:
+            if path is None or (
+                self._cached.exists() and read_bytes(self._cached, _MAX_CACHE) == data
+            ):
+                return
+            if self._signed:
+                keep(path, lambda partial: partial.write_bytes(data))
+            else:
                 write(path, data)
 
     def _runtime_config(self, engine: Any, strategies: Any) -> Any:
@@ -212,10 +233,9 @@ class EngineLoader:
         config.dynamic_shapes_kernel_specialization_strategy = specialization.EAGER
         if self._cache is None:
             self._cache = config.create_runtime_cache()
-            path = self._folder / RUNTIME_CACHE
             with contextlib.suppress(OSError):  # a cache of another version is ignored by RTX
-                if not path.is_symlink():
-                    self._cache.deserialize(read_bytes(path, _MAX_CACHE))
+                if not self._cached.is_symlink():
+                    self._cache.deserialize(read_bytes(self._cached, _MAX_CACHE))
         config.set_runtime_cache(self._cache)
         return config
 

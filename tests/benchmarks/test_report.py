@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import shutil
-import subprocess
 import sys
 from collections import Counter
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pages import Seen, in_browser
 from PIL import Image
 from pytest import MonkeyPatch
 from small import point
 
 from lgvit_edge.benchmarks import measure_exits, measure_images
 from lgvit_edge.benchmarks.report.gallery import Gallery, Picture
-from lgvit_edge.benchmarks.report.page import check_report, write_page
+from lgvit_edge.benchmarks.report.html import check_report
+from lgvit_edge.benchmarks.report.page import write_page
 from lgvit_edge.benchmarks.report.survey import survey
 from lgvit_edge.bundle.directory import add_to_manifest, open_bundle
 from lgvit_edge.bundle.manifest import Manifest
@@ -83,25 +82,6 @@ def page(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
     ]
     write_page(path, record, manifest, gallery)
     return path
-
-
-class Seen(HTMLParser):
-    """Elements with their attributes, and the text outside styles."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
 
 
 def test_the_figures_are_the_records(page: Path, run: Run) -> None:
@@ -228,67 +208,13 @@ def test_what_is_missing_is_named_before_measuring(package: str, monkeypatch: Mo
         check_report()
 
 
-# In a browser: what lies outside its picture, what lies over what, what is wider than the screen.
-PROBE = """<!doctype html><body style="margin:0"><iframe id="f" src="report.html"
-style="border:0;width:WIDTHpx;height:3000px"></iframe><script>
-f.onload = () => {
-  const doc = f.contentDocument;
-  const out = {overflow: [], clipped: [], overlaps: [], pictures: 0, texts: 0};
-  const wide = doc.documentElement.clientWidth;
-  out.page = [doc.documentElement.scrollWidth, wide];
-  for (const e of doc.querySelectorAll('main *'))
-    if (!e.closest('.scroll, svg') && e.getBoundingClientRect().right > wide + 1)
-      out.overflow.push(e.tagName + ' ' + e.className);
-  for (const svg of doc.querySelectorAll('svg')) {
-    const box = svg.getBoundingClientRect();
-    if (!box.width) continue;
-    out.pictures += 1;
-    const texts = [...svg.querySelectorAll('g[id*="text_"]')].map(g => g.getBoundingClientRect());
-    out.texts += texts.length;
-    for (const [i, t] of texts.entries()) {
-      if (t.left < box.left - 1 || t.right > box.right + 1 || t.top < box.top - 1 ||
-          t.bottom > box.bottom + 1) out.clipped.push(i);
-      for (const u of texts.slice(i + 1))
-        if (t.left < u.right - 1 && u.left < t.right - 1 && t.top < u.bottom - 1 &&
-            u.top < t.bottom - 1) out.overlaps.push([t.left, t.top, u.left, u.top]);
-    }
-  }
-  out.background = getComputedStyle(doc.body).backgroundColor;
-  const pre = document.createElement('pre');
-  pre.id = 'probe'; pre.textContent = JSON.stringify(out); document.body.append(pre);
-};
-</script>"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1200, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_browser_clips_nothing_and_reports_no_error(
     page: Path, tmp_path: Path, width: int, scheme: str
 ) -> None:
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("needs chromium or google-chrome to look at the page")
-    shutil.copy(page, tmp_path / "report.html")
-    (tmp_path / "probe.html").write_text(PROBE.replace("WIDTH", str(width)))
-    done = subprocess.run(
-        [
-            browser,
-            *("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
-            *("--allow-file-access-from-files", "--enable-logging=stderr", "--dump-dom"),
-            f"--blink-settings=preferredColorScheme={int(scheme == 'light')}",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            f"--window-size={width},3000",
-            "--virtual-time-budget=5000",
-            (tmp_path / "probe.html").as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    probe = json.loads(re.findall(r'<pre id="probe">(.*?)</pre>', done.stdout)[0])
-    assert "CONSOLE" not in done.stderr, done.stderr
+    probe = in_browser(page, tmp_path, width, scheme)
     assert probe["pictures"] == 4 and probe["texts"] > 60
     assert probe["page"][0] <= probe["page"][1]
     assert (probe["overflow"], probe["clipped"], probe["overlaps"]) == ([], [], [])
-    assert probe["background"] == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 23, 26)")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
+import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -125,6 +129,17 @@ def test_killed_softly_at_any_moment_it_leaves_whole_files_and_goes_on(
             assert sum(1 for _ in opened.decode(video=0)) > 0
 
 
+def test_stopped_while_it_starts_it_ends_with_0(
+    tmp_path: Path, bundle: Path, folder: Path, start: Start
+) -> None:
+    os.mkfifo(tmp_path / "camera.toml")  # it waits for somebody who writes the file
+    process = start("--config", "camera.toml")
+    with (tmp_path / "camera.toml").open("w"):  # somebody does: it is there
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, "")
+
+
 def test_ctrl_c_ends_it_with_130_and_tells_what_was_done(
     tmp_path: Path, bundle: Path, folder: Path, start: Start
 ) -> None:
@@ -147,6 +162,44 @@ def test_lines_on_standard_output_are_alone_there(bundle: Path, folder: Path, st
     assert process.returncode == 0, errors
     assert [json.loads(line)["frame"] for line in said.splitlines()] == list(range(9))
     assert "ended" in errors
+
+
+def test_under_the_journal_events_have_their_priority_and_there_is_no_table(
+    tmp_path: Path, bundle: Path, folder: Path
+) -> None:
+    said, errors = tmp_path / "out", tmp_path / "err"
+    with said.open("w") as out, errors.open("w") as err:
+        about = os.fstat(err.fileno())
+        journal = {"JOURNAL_STREAM": f"{about.st_dev}:{about.st_ino}"}
+        command = [sys.executable, "-m", "lgvit_edge", "camera", "--pace", "fast", "--engines"]
+        command += [str(bundle), "--source", str(folder)]
+        subprocess.run(command, stdout=out, stderr=err, env=os.environ | journal, check=True)
+    assert "<6>camera: delivers 64 x 48" in errors.read_text()
+    assert "delivers" not in said.read_text()
+
+
+def test_a_page_behind_a_proxy_wants_the_token_under_its_name(
+    bundle: Path, folder: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = "0123456789abcdef"
+    monkeypatch.setenv("LGVIT_EDGE_PAGE_TOKEN", token)
+    process = start(
+        *("--engines", str(bundle), "--source", str(folder), "--loop", "--quiet"),
+        *("--page", "127.0.0.1:0", "--page-name", "edge.example"),
+    )
+    assert process.stdout is not None
+    link = re.search(r"http://127\.0\.0\.1:(\d+)/\?token=(\S+)", process.stdout.readline())
+    assert link is not None and link[2] == token
+
+    def status(host: str, **headers: str) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", int(link[1]), timeout=20)
+        with contextlib.closing(connection):
+            connection.request("GET", "/api/state", headers={"Host": host, **headers})
+            return connection.getresponse().status
+
+    bearer = {"Authorization": f"Bearer {token}"}
+    assert (status("edge.example"), status("edge.example", **bearer)) == (401, 200)
+    assert status("127.0.0.1") == 401
 
 
 def test_a_recording_that_breaks_off_fails(tmp_path: Path, bundle: Path, start: Start) -> None:

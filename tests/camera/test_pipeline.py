@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import threading
 import time
@@ -100,6 +101,33 @@ def test_every_picture_of_a_folder_gets_the_sessions_answer(
     row = answers[0].to_json()
     assert row["camera"] == "camera" and row["box"] == [0, 0, 64, 48] and row["dropped"] == 0
     assert row["class"] == row["guess"] == expected[0].label and not row["unsure"]
+
+
+@pytest.mark.parametrize("smooth", [None, "average:4", "majority:4"])
+def test_the_session_gets_another_bundle_meanwhile(
+    bundle: Path, other_bundle: Path, folder: Path, frames: Frames, smooth: str | None
+) -> None:
+    """One with more exits; every answer is of one bundle, and as if it had begun with that."""
+    names, expected = [], []
+    with Session.open(bundle) as alone:
+        for answer in Camera(str(folder), alone, pace="fast", smooth=smooth):
+            expected.append(answer.class_index)
+    with Session.open(other_bundle) as session:
+        camera = Camera(str(folder), session, pace="fast", smooth=smooth, loop=True)
+        found: list[Answer] = []
+        for answer in camera:
+            names.append(answer.to_json()["bundle"])
+            if len(names) == 3:
+                session.reload(bundle)
+            if names[-1] != names[0]:
+                found.append(answer)
+            if len(found) == len(frames):
+                break
+        counted = camera.monitor.snapshot()["cameras"]["camera"]
+    assert len(set(names)) == 2 and names == sorted(names, key=names.index)
+    assert sum(counted["exits"]) == counted["answers"] and len(counted["exits"]) == 4
+    if smooth is None:
+        assert [a.class_index for a in found] == [expected[a.frame % 7] for a in found]
 
 
 def test_cameras_share_batches_and_keep_their_order(
@@ -262,6 +290,27 @@ def test_averaged_logits_are_kept_for_each_region(
             assert shot.answers[place].confidence == pytest.approx(answer.confidence, abs=1e-5)
 
 
+@pytest.mark.parametrize("smooth", ["majority:7", "average:7"])
+@pytest.mark.parametrize("wide", [False, True], ids=["lost", "another size"])
+def test_what_was_before_is_forgotten_when_a_camera_comes_back_or_changes_its_size(
+    session: Session, play: Callable[..., str], frames: Frames, smooth: str, wide: bool
+) -> None:
+    last = np.random.default_rng(1).integers(0, 256, (48, 80 if wide else 64, 3), np.uint8)
+    before = [frame for frame in frames[:4] for frame in (frame, 0.1)]
+    scripts = [[*before, last, 0.1]] if wide else [before, [last, 0.1]]
+    camera = Camera(play(*scripts), session, smooth=smooth)
+    answers: list[Answer] = []
+    for answer in camera:
+        answers.append(answer)
+        if answer.frame == 4:
+            camera.stop()
+    alone = session.predict(last)
+    assert answers[-1].guess == alone.label
+    assert answers[-1].confidence == pytest.approx(alone.confidence, abs=1e-5)
+    others = [session.predict(frame) for frame in frames[:4]]
+    assert answers[-2].confidence != pytest.approx(others[-1].confidence, abs=1e-5)
+
+
 def test_async_and_callbacks_give_the_same(session: Session, folder: Path) -> None:
     expected = [a.label for a in Camera(str(folder), session, pace="fast")]
 
@@ -351,6 +400,39 @@ def test_sinks_get_every_frame_of_a_file_in_order(
     assert (counts["refusing"].refused, counts["refusing"].error) == (7, "the door is shut")
     told = [e["text"] for e in camera.monitor.snapshot()["events"]]
     assert told.count("refusing fails: the door is shut") == 1  # not for every frame
+
+
+def test_what_is_piped_in_is_not_begun_again(
+    session: Session, play: Callable[..., str], frames: Frames
+) -> None:
+    name = play([frames[0]], live=False)
+    base._KINDS[name] = dataclasses.replace(base._KINDS[name], repeats=False)
+    assert len(list(Camera(name, session, loop=True, pace="fast"))) == 1
+
+
+def test_sinks_before_one_that_cannot_work_are_closed(session: Session, folder: Path) -> None:
+    closed: list[str] = []
+
+    class Good(Sink):
+        name = "good"
+
+        def take(self, shot: Shot) -> None: ...
+
+        def close(self) -> None:
+            closed.append("good")
+
+    class Bad(Good):
+        name = "bad"
+
+        def open(self) -> None:
+            raise UsageError("there is no such place")
+
+        def close(self) -> None:
+            closed.append("bad")
+
+    with pytest.raises(UsageError, match="no such place"):
+        Camera(str(folder), session, sinks=[Good(), Bad()]).run()
+    assert closed == ["good"]
 
 
 def test_a_sink_that_cannot_work_is_refused_before_any_camera_is_opened(

@@ -23,7 +23,9 @@ def folder(tmp_path: Path) -> Path:
     return place
 
 
-def plan_of(cameras: dict[str, dict[str, Any]] | None = None, **values: Any) -> Plan:
+def plan_of(
+    cameras: dict[str, dict[str, Any]] | None = None, typed: tuple[str, ...] = (), **values: Any
+) -> Plan:
     def where(key: str) -> str:
         return f"--{key.replace('_', '-')}"
 
@@ -36,6 +38,7 @@ def plan_of(cameras: dict[str, dict[str, Any]] | None = None, **values: Any) -> 
         where,
         lambda camera, key: f"camera.toml, line 3, {camera}.{key}",
         open_session=open_session,
+        typed=typed,
     )
 
 
@@ -47,6 +50,24 @@ def test_a_camera_takes_what_is_said_for_all_unless_it_says_otherwise(folder: Pa
     )
     assert (plan.cameras["gate"].every, plan.cameras["yard"].every) == (2, 5)
     assert plan.cameras["gate"].unsure_below == 0.5
+
+
+def test_what_is_typed_goes_before_a_cameras_own_table(folder: Path) -> None:
+    table = {"source": str(folder), "every": 2, "roi": {"door": "1,2,3,4"}}
+    tables = {"gate": dict(table), "yard": dict(table)}
+    typed = {"every": 5, "roi": ["gate:sky=5,6,7,8"], "source": ["yard=0"]}
+    plan = plan_of(tables, tuple(typed), **typed)
+    assert [camera.every for camera in plan.cameras.values()] == [5, 5]
+    assert plan.cameras["gate"].regions == {"sky": Region(5, 6, 7, 8)}
+    assert plan.cameras["yard"].regions == {"door": Region(1, 2, 3, 4)}
+    assert [camera.address for camera in plan.cameras.values()] == [str(folder), "0"]
+
+
+def test_other_names_of_the_page() -> None:
+    plan = plan_of(source=["0"], page="", page_name=["edge.example"])
+    assert plan.page_names == ("edge.example",)
+    with pytest.raises(UsageError, match="--page-name: there is no page; give --page"):
+        plan_of(source=["0"], page_name=["edge.example"])
 
 
 def test_sources_are_named() -> None:
@@ -160,6 +181,11 @@ def test_every_option_may_stand_in_the_file_and_typed_ones_come_first(
     lines = tmp_path / "typed.jsonl"
     assert run(monkeypatch, "--config", str(file), "--jsonl", str(lines), "--quiet") == 0
     assert '"exit": 1' in lines.read_text() and not (tmp_path / "from-file.jsonl").exists()
+    lines.unlink()
+    assert (
+        run(monkeypatch, "--config", str(file), "--policy", "fixed:2", "--jsonl", str(lines)) == 0
+    )
+    assert '"exit": 2' in lines.read_text()  # in place of what the file says of it
     assert "gate" in capsys.readouterr().out
 
 
@@ -193,6 +219,7 @@ def test_a_unit_for_systemd(
     said = capsys.readouterr().out
     assert f"camera --engines {bundle} --source {folder}" in said and "--systemd" not in said
     assert f"-{tmp_path / 'v'}" in said
+    assert "ExecReload" not in said and "systemctl reload" not in said  # no file to read again
 
 
 def test_the_demo_wants_its_model(

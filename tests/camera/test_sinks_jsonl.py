@@ -24,7 +24,7 @@ from lgvit_edge.errors import SinkError, UsageError
 
 KEYS = (
     "camera region box frame time class guess class_index unsure confidence measure exit block "
-    "pass stopped late latency_ms network_ms point dropped"
+    "pass stopped late latency_ms network_ms point dropped bundle"
 ).split()
 
 

@@ -1,4 +1,4 @@
-"""What people and Prometheus see: the terminal's table, lines of a log, metrics, kinds of sinks."""
+"""What people and Prometheus see: the terminal, a log, metrics; and which sinks are made."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,11 +17,9 @@ from rich.console import Console
 from shots import answer, monitor, shot, until
 
 from lgvit_edge.camera.monitor import Monitor
-from lgvit_edge.camera.shot import Event, Shot
-from lgvit_edge.camera.sinks import kinds
-from lgvit_edge.camera.sinks.base import Sink, SinkCounts
-from lgvit_edge.camera.sinks.jsonl import JsonLines
-from lgvit_edge.camera.sinks.kinds import SinkKind, register_sink, sink_kind, sink_kinds
+from lgvit_edge.camera.shot import Event
+from lgvit_edge.camera.sinks.base import SinkCounts
+from lgvit_edge.camera.sinks.choice import make_sinks, sink_options
 from lgvit_edge.camera.sinks.metrics import prometheus
 from lgvit_edge.camera.sinks.screen import Screen, drawn
 from lgvit_edge.errors import UsageError
@@ -203,46 +200,31 @@ def test_prometheus_reads_cameras_and_sinks() -> None:
         assert base.endswith("_total") == (kinds_of.get(base) == "counter")
 
 
-def test_every_kind_can_be_made_and_names_its_settings(tmp_path: Any) -> None:
-    targets = {"mqtt": "mqtt://host", "webhook": "http://host/x"}
-    for kind in sink_kinds():
-        target = targets.get(kind.name, str(tmp_path / "x"))
-        sink = kind.make(target, kind.settings, recorded=["clip"], labels=("a",))
-        assert sink.name == kind.name == sink_kind(kind.name).name
-        assert kind.help and kind.target and not set(kind.settings) & set(kind.given)
-    assert [kind.name for kind in sink_kinds()] == ["jsonl", "mqtt", "webhook", "video"] + [
-        "keep-unsure"
-    ]
-    assert sink_kind("mqtt").settings == {"topic": "lgvit-edge", "qos": 1, "cafile": None}
+def test_every_sink_is_made_of_its_options(tmp_path: Path) -> None:
+    asked = {
+        "jsonl": str(tmp_path / "a.jsonl"),
+        "jsonl_mb": 2.0,
+        "mqtt": "mqtt://host",
+        "mqtt_topic": "hall",
+        "webhook": "http://host/x",
+        "webhook_changes": True,
+        "video": tmp_path / "videos",
+        "keep_unsure": tmp_path / "unsure",
+        "keep_mb": 20,
+        "keep_every": 2.0,
+        "unsure_below": 0.5,
+    }
+    assert {*asked, "cafile"} == set(sink_options())
+    made = make_sinks(asked, recorded=["clip"], labels=("a",))
+    assert [sink.name for sink in made] == ["jsonl", "mqtt", "webhook", "video", "keep-unsure"]
+    assert make_sinks({"unsure_below": 0.5}, recorded=[], labels=()) == []
 
 
-def test_settings_that_are_none_name_the_sink() -> None:
-    with pytest.raises(UsageError, match="there is no sink 'kafka'; there are: jsonl, mqtt"):
-        sink_kind("kafka")
-    with pytest.raises(UsageError, match="jsonl has no setting 'max'; it has: max_mb, keep"):
-        sink_kind("jsonl").make("x", {"max": 1})
-    with pytest.raises(UsageError, match="video has no setting 'recorded'"):
-        sink_kind("video").make("x", {"recorded": ["clip"]})
-    with pytest.raises(UsageError, match="jsonl: max_mb must be a number"):
-        sink_kind("jsonl").make("x", {"max_mb": 0})
-
-
-def test_kinds_can_be_added(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Mine(Sink):
-        name = "mine"
-
-        def __init__(self, target: str, *, loud: bool = False) -> None:
-            self.target, self.loud = target, loud
-
-        def take(self, shot: Shot) -> None:
-            pass
-
-    monkeypatch.setattr(kinds, "_KINDS", dict(kinds._KINDS))
-    register_sink(SinkKind("mine", "PLACE", "mine", Mine))
-    made = sink_kind("mine").make("here", {"loud": True}, labels=("a",))
-    assert isinstance(made, Mine) and made.loud and made.target == "here"
-    with pytest.raises(ValueError, match="there is a sink kind 'jsonl' already"):
-        register_sink(SinkKind("jsonl", "FILE", "again", JsonLines))
+def test_a_value_that_cannot_be_names_the_sink(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="^jsonl: max_mb must be a number"):
+        make_sinks({"jsonl": "x", "jsonl_mb": 0}, recorded=[], labels=())
+    with pytest.raises(UsageError, match="^keep-unsure: "):
+        make_sinks({"keep_unsure": tmp_path, "keep_every": -1}, recorded=[], labels=("a",))
 
 
 def test_prometheus_and_the_table_read_a_real_session(bundle: Path) -> None:
@@ -263,7 +245,7 @@ for name in ("cv2", "av", "paho", "paho.mqtt", "paho.mqtt.client"):
 import lgvit_edge.camera.drawing, lgvit_edge.camera.sinks as sinks
 for module in pkgutil.iter_modules(sinks.__path__):
     importlib.import_module(f"{sinks.__name__}.{module.name}")
-from lgvit_edge.camera.sinks.kinds import sink_kinds
-print(*[name for kind in sink_kinds() for name in kind.settings])
+from lgvit_edge.camera.sinks.choice import make_sinks
+print(make_sinks({"jsonl": "x"}, labels=(), recorded=())[0].name)
 """
-    assert "max_mb keep topic" in python(code)
+    assert python(code).strip() == "jsonl"

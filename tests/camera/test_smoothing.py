@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,13 @@ def voted(smoother: Smoother, labels: str) -> str:
 )
 def test_what_is_typed(text: str | None, smoothing: Smoothing) -> None:
     assert parse_smoothing(text) == smoothing
+
+
+def test_votes_of_another_bundle_do_not_count() -> None:
+    smoother = Smoothing("majority", 4).start()
+    for start, bundle in enumerate("ppp"):
+        smoother.take(result("a", bundle=bundle), start / 10)
+    assert smoother.take(result("b", bundle="q"), 0.4).label == "b"
 
 
 @pytest.mark.parametrize(
@@ -116,7 +124,8 @@ def test_what_is_too_old_is_forgotten(kind: str, text: str, bundle: Path) -> Non
         ):
             smoother = smoothing.start()
             if kind == "majority":
-                smoother.take(result(other, 1.0), 100.0)
+                before = dataclasses.replace(result(other, 1.0), bundle=plain.bundle)
+                smoother.take(before, 100.0)
                 assert (answered(100.0 + gap) < plain.confidence) is kept
             else:
                 answered(100.0)

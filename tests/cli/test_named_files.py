@@ -11,7 +11,7 @@ import pytest
 from processes import lgvit_edge as run
 from small import write_photos
 
-from lgvit_edge.bundle.directory import MANIFEST
+from lgvit_edge.bundle.layout import MANIFEST
 from lgvit_edge.model import LGViT, save_checkpoint
 
 Command = Callable[..., str]

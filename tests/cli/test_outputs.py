@@ -32,8 +32,11 @@ WORK = (
     "lgvit_edge.export.tensorrt.build._build_all",
     "lgvit_edge.runtime.Session.open",
     "lgvit_edge.benchmarks.device.report.steps",
+    "lgvit_edge.model.inspection.inspected",
     "lgvit_edge.training.start.class_names",
     "lgvit_edge.training.data.digits.digits_sets",
+    "lgvit_edge.bundle.packed.pack",
+    "lgvit_edge.bundle.packed.unpack",
 )
 FILES = (
     ("bench --engines bundle --json {}", "json"),
@@ -46,9 +49,20 @@ FILES = (
     (f"{TUNE} --logits {{}}", "npy"),
     (f"{TRAIN} --out {{}}", "pt"),
     ("device-report --engines bundle --out {}", "zip"),
+    ("bundle pack bundle --out {}", "tar"),
+    ("predict --engines bundle --data photos --out {}", "jsonl"),
+    ("predict --engines bundle --data photos --out {}", "parquet"),
 )
-REPLACED = ("export --ckpt start.pt --out {}", "demo --out {}")
-FOLDERS = (*REPLACED, f"{TRAIN} --cache-features {{}}")
+REPLACED = (
+    "export --ckpt start.pt --out {}",
+    "demo --out {}",
+    "bundle unpack photos.tar --out {}",
+)
+FOLDERS = (
+    *REPLACED,
+    f"{TRAIN} --cache-features {{}}",
+    "probe start.pt --data photos --out {}",
+)
 
 
 @pytest.fixture
@@ -131,7 +145,7 @@ def test_a_bad_place_for_a_folder_is_told_before_any_work(
 def test_a_mounted_folder_is_told_before_any_work(
     line: str, here: Path, idle: None, command: Command, monkeypatch: MonkeyPatch
 ) -> None:
-    mounted = here / ("folder" if "export" in line else "folder/bundle")
+    mounted = here / ("folder/bundle" if "demo" in line else "folder")
     monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == mounted)
     said = command(*line.format("folder").split(), status=2)
     assert "is mounted, so it cannot be replaced: name a folder inside it, such as fold" in said

@@ -31,7 +31,8 @@ from small import swin, vit
 from lgvit_edge._support.files import locked
 from lgvit_edge._support.terminal import held_interrupts
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
-from lgvit_edge.bundle.directory import WEIGHTS, add_to_manifest, open_bundle, writing
+from lgvit_edge.bundle.directory import add_to_manifest, open_bundle, writing
+from lgvit_edge.bundle.layout import WEIGHTS
 from lgvit_edge.errors import BundleError, ExportError, ParityError, UsageError
 from lgvit_edge.export import ExportOptions, export_bundle
 from lgvit_edge.export import bundle as exporter

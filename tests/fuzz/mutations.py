@@ -7,6 +7,7 @@ places. Equal generators make equal changes.
 from __future__ import annotations
 
 import copy
+import hashlib
 import io
 import json
 import pickletools
@@ -117,6 +118,19 @@ def raw(rng: random.Random, data: bytes) -> bytes:
             number = rng.choice(NUMBERS) % (1 << 8 * size)
             content[place : place + size] = number.to_bytes(size, rng.choice(("little", "big")))
     return bytes(content)
+
+
+def tarred(rng: random.Random, data: bytes) -> bytes:
+    """Anything of a packed bundle; or headers alone, and then a hash that is right."""
+    if rng.random() < 0.3:
+        return raw(rng, data)
+    body, places, at = bytearray(data[:-65]), [], 0
+    while body[at] and at < len(body) - 1024:
+        places.append(at)
+        at += 512 + (int(body[at + 124 : at + 135], 8) + 511 & ~511)
+    place = rng.choice(places)
+    body[place : place + 512] = raw(rng, bytes(body[place : place + 512]))
+    return bytes(body) + f"{hashlib.sha256(body).hexdigest()}\n".encode()
 
 
 def archive(

@@ -83,6 +83,19 @@ def make(root: Path) -> None:
     weights = "model.safetensors"
     foreign_states.write_directory(root / "folder", settings, kept.state, weights)
     (root / "folder" / "preprocessor_config.json").write_text(json.dumps(_PREPROCESSOR))
+    make_signed(root)
+
+
+def make_signed(root: Path) -> None:
+    """Add a key, a bundle that it signed, and that bundle as one file."""
+    from lgvit_edge.bundle.keys import make_keys, read_private_key
+    from lgvit_edge.bundle.packed import pack
+    from lgvit_edge.bundle.signing import sign_bundle
+
+    make_keys(root / "key", None)
+    shutil.copytree(root / "bundle", root / "signed")
+    sign_bundle(root / "signed", read_private_key(root / "key", lambda: b""))
+    pack(root / "signed", root / "signed.tar")
 
 
 def relist(bundle: Path) -> None:
@@ -193,6 +206,39 @@ def _a_list(root: Path, work: Path) -> Try:
     from lgvit_edge.images.lists import read_names
 
     return _written("labels.txt", work, lambda path: read_names(path, 3, "classes"))
+
+
+def _a_signature(root: Path, work: Path) -> Try:
+    """No other text than the true one passes."""
+    from lgvit_edge.bundle.keys import read_trusted
+    from lgvit_edge.bundle.signature import check_signed_manifest, trusted_signature
+
+    keys, true = read_trusted([root / "key.pub"]), (root / "signed/signature.json").read_bytes()
+    manifest = (root / "signed/manifest.json").read_bytes()
+
+    def read(path: Path) -> None:
+        check_signed_manifest(path.parent, trusted_signature(path.parent, keys), manifest)
+        assert path.read_bytes() == true
+
+    return _written("signature.json", work, read)
+
+
+def _trusted_keys(root: Path, work: Path) -> Try:
+    from lgvit_edge.bundle.keys import read_trusted
+
+    return _written("key.pub", work, lambda path: [key.id for key in read_trusted([path])])
+
+
+def _packed(root: Path, work: Path) -> Try:
+    """What is unpacked is packed as it was."""
+    from lgvit_edge.bundle.packed import pack, unpack
+
+    def read(path: Path) -> None:
+        unpack(path, work / "out", replace=True)
+        pack(work / "out", work / "again.tar")
+        assert path.read_bytes() == (work / "again.tar").read_bytes()
+
+    return _written("bundle.tar", work, read)
 
 
 def _an_image(root: Path, work: Path) -> Try:
@@ -400,6 +446,9 @@ TARGETS = [
     Target(
         "list", partial(_given, [b"cat\ndog\ngreat white\n"]), mutations.texts, _a_list, cheap=True
     ),
+    Target("signature", partial(_file, "signed/signature.json"), _json, _a_signature, cheap=True),
+    Target("trusted-keys", partial(_file, "key.pub"), mutations.raw, _trusted_keys, cheap=True),
+    Target("packed", partial(_file, "signed.tar"), mutations.tarred, _packed),
     Target("image", _images, _image, _an_image),
     Target(
         "opened",

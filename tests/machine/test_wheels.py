@@ -161,4 +161,3 @@ def test_every_extra_is_shown_and_another_build_of_opencv_counts(machine: Any) -
     assert set(extras) - twins - {"dev"} <= shown
     machine(None, opencv_contrib_python="5.0.0")
     assert wheels.installed("opencv-python-headless") == "5.0.0"
-

@@ -123,4 +123,6 @@ def test_the_staged_package_keeps_the_import_rules(wheel: zipfile.Path, tmp_path
 def test_no_bare_name_imports_once_installed(tmp_path: Path, name: str) -> None:
     probe = f"import lgvit_edge.{name}, importlib.util as u; print(u.find_spec({name!r}))"
     result = run(sys.executable, "-c", probe, cwd=tmp_path)
-    assert (result.returncode, result.stdout.strip()) == (0, "None"), result.stderr
+    assert result.returncode == 0, result.stderr
+    # Others leave such folders behind: pyarrow 17 has a "benchmarks".
+    assert result.stdout.strip() == "None" or str(ROOT / name) not in result.stdout

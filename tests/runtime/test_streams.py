@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -153,6 +154,11 @@ def test_who_waits_for_a_slow_application_is_not_stalled(session: Session, clock
     stream = session.stream(camera(), ahead=1, timeout=5)
     seen = [next(stream)]
     assert second.wait(WAIT)
+    end = time.monotonic() + WAIT
+    (reader,) = (t for t in threading.enumerate() if t.name.startswith("lgvit-edge "))
+    while sys._current_frames()[reader.ident or 0].f_code.co_name != "wait":
+        assert time.monotonic() < end
+        time.sleep(0.005)
     clock.now += 100.0  # meanwhile one image waits in the line, and one for its turn
     assert len([*seen, *stream]) == 4
 

@@ -30,6 +30,7 @@ import trt_standin
 from click.testing import Result
 from numpy.typing import NDArray
 from PIL import Image
+from signed import key_pair, signed_copy
 from typer.testing import CliRunner
 
 from lgvit_edge._support.files import locked
@@ -152,9 +153,9 @@ def frames(count: int) -> list[NDArray[np.uint8]]:
     return list(rng.integers(0, 256, (count, 32, 32, 3), np.uint8))
 
 
-def open_trt(bundle: Path, **options: object) -> Session:
+def open_trt(bundle: Path, trusted_keys: Any = None, **options: object) -> Session:
     chosen = TensorRTOptions(binding="cuda-python", **options)  # type: ignore[arg-type]
-    return Session.open(bundle, backend="tensorrt", tensorrt=chosen)
+    return Session.open(bundle, backend="tensorrt", tensorrt=chosen, trusted_keys=trusted_keys)
 
 
 def folder_of(bundle: Path) -> Path:
@@ -1412,6 +1413,76 @@ def test_rtx_keeps_what_it_compiled(bundle: Path, capsys: pytest.CaptureFixture[
     assert ("compiles 4 engines for" in capsys.readouterr().err) is RTX  # which takes a while
     open_trt(bundle).close()
     assert "compiles" not in capsys.readouterr().err
+
+
+def test_what_rtx_compiles_for_a_signed_bundle_lies_elsewhere(
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A file more in the bundle would end its signature."""
+    if not RTX:
+        pytest.skip("RTX alone compiles at run time")
+    monkeypatch.setenv("LGVIT_EDGE_CACHE", str(tmp_path / "cache"))
+    (folder_of(bundle) / "runtime.cache").unlink(missing_ok=True)
+    pair = key_pair(tmp_path / "k")
+    root = signed_copy(bundle, tmp_path / "out", pair)
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    for keys in ([pair.public], None):
+        for said in (True, False):
+            open_trt(root, trusted_keys=keys).close()
+            found = capsys.readouterr().err
+            assert ("later starts take them from" in found) is said, found
+            assert str(tmp_path / "cache") in found or not said
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+    assert len(list((tmp_path / "cache").glob("*/*-runtime.cache"))) == 2  # one for each
+
+
+@once
+def test_signed_engines_alone_are_run(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = key_pair(tmp_path / "k")
+    root = signed_copy(bundle, tmp_path / "out", pair)
+    with open_trt(root, trusted_keys=[pair.public]) as session:
+        assert session.predict(frames(1)[0]).label in "abcde"
+    for name in ("segment_0.engine", "build.json"):
+        path = folder_of(root) / name
+        true = path.read_bytes()
+        path.write_bytes(true.replace(b"0", b"1", 1))
+        with pytest.raises(BundleError, match=f"{name} is not the file that was signed"):
+            open_trt(root, trusted_keys=[pair.public])
+        path.write_bytes(true)
+    other = folder_of(root).with_name("another")
+    shutil.copytree(folder_of(root), other)  # as a stranger adds some, who writes the record too
+    with pytest.raises(BundleError, match="engines/another/.* is not covered by the signature"):
+        open_trt(root, trusted_keys=[pair.public])
+    shutil.rmtree(other)
+    capsys.readouterr()
+    build_engines(root, library=LIBRARY, force=True)
+    assert "was signed and is changed now" in capsys.readouterr().err
+    with pytest.raises(BundleError, match="is not the file that was signed"):
+        open_trt(root, trusted_keys=[pair.public])
+
+
+@once
+def test_another_bundle_between_two_frames(bundle: Path, plain: Path, tmp_path: Path) -> None:
+    image = frames(1)[0]
+    whole = copied("fp32", tmp_path)
+    with open_trt(bundle) as session:
+        first = session.predict(image)
+        with pytest.raises(BackendError, match=f"{plain} has no engines; run: lgvit-edge build"):
+            session.reload(plain)
+        assert session.predict(image).bundle == first.bundle
+        TRT.off_by = 0.3
+        build_engines(whole, library=LIBRARY, tolerance=5.0)
+        session.reload(whole)  # by the tolerance that somebody accepted for its engines
+        assert session.predict(image).bundle != first.bundle
+        TRT.off_by = 0.0
+        session.reload(bundle)
+        again = session.predict(image)
+    assert (again.exit, again.class_index) == (first.exit, first.class_index)
 
 
 def test_the_record_can_be_read_again(bundle: Path) -> None:

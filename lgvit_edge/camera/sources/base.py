@@ -73,6 +73,7 @@ class SourceKind:
         matches: whether an address is of this kind.
         check: raises ``UsageError`` where the address can never be opened, such as a file that is
             not there; looks, but opens nothing.
+        repeats: whether a recording can be read again from its beginning.
         open: opens the address; ``timeout`` is how long, in seconds, opening and each frame may
             take. Raises ``SourceError`` and ``MissingDependency``.
     """
@@ -84,6 +85,7 @@ class SourceKind:
     matches: Callable[[str], bool]
     open: Callable[[str, float], Source]
     check: Callable[[str], None] = lambda address: None
+    repeats: bool = True
 
 
 _KINDS: dict[str, SourceKind] = {}

@@ -69,7 +69,7 @@ class Feed:
             every: of so many frames one is wanted.
             motion: share of changed pixels, 0..1, below which a frame is not wanted, as ``Motion``
                 tells; None wants all.
-            loop: whether a recording begins again at its end.
+            loop: whether a recording begins again at its end; what is piped in cannot.
             pace: ``real`` delivers the frames of a recording when they are due by its own clock,
                 ``fast`` as fast as they are taken.
             timeout: seconds within which the source must open, and then deliver a frame.
@@ -93,7 +93,7 @@ class Feed:
         self._motion = None if motion is None else Motion(motion)
         self._stopped = threading.Event()
         self._connection: Connection | None = None
-        self._count = 0  # frames of earlier connections
+        self._connections = self._count = 0  # earlier ones, and their frames
         self._delivered = 0
         self._size: tuple[int, int] | None = None
         self._state: State | None = None
@@ -121,7 +121,8 @@ class Feed:
                 self._end(str(failure), "error")
                 raise failure
             if not self.live:
-                if failure is None and self._delivered > delivered and self._loop:
+                again = self._loop and self.kind.repeats
+                if again and failure is None and self._delivered > delivered:
                     continue
                 self._finish(failure, self._delivered > delivered)
                 return
@@ -130,6 +131,11 @@ class Feed:
             self._wait_to_reopen(failure, attempt)
             attempt += 1
         self._end(f"stopped after {self._delivered:,} frames")
+
+    @property
+    def over(self) -> bool:
+        """Whether it has told that it ended."""
+        return self._state == "ended"
 
     def stop(self) -> None:
         """End it, from any thread; what waits for its next frame returns at once."""
@@ -148,11 +154,12 @@ class Feed:
         finally:
             connection.close()
             self._count += connection.count
+            self._connections += 1
 
     def _frames(self, connection: Connection) -> Generator[Frame, None, BaseException | None]:
         heard = time.monotonic()  # of its last picture
         bad_since: float | None = None  # of damaged frames alone
-        patience, begun = _PATIENCE * self._timeout, None
+        patience, film_start = _PATIENCE * self._timeout, None
         while True:
             news = connection.take(self._timeout)
             now = time.monotonic()
@@ -165,8 +172,8 @@ class Feed:
                 heard, bad_since, patience = now, None, self._timeout
                 self._note_live(connection, read)
                 if read.position is not None and self._pace == "real":
-                    begun = now - read.position if begun is None else begun
-                    if self._stopped.wait(max(0.0, begun + read.position - now)):
+                    film_start = now - read.position if film_start is None else film_start
+                    if self._stopped.wait(max(0.0, film_start + read.position - now)):
                         return None
                 if self._wanted(read):
                     yield self._frame(read)
@@ -196,7 +203,7 @@ class Feed:
         # A recording's frame is delivered now, whenever it was read ahead.
         start = read.start if self.live else time.perf_counter()
         moment = read.time if self.live else time.time()
-        return Frame(read.image, self._count + read.number, start, moment)
+        return Frame(read.image, self._count + read.number, self._connections, start, moment)
 
     def _note_missed(self, news: News, now: float) -> None:
         for what in ("dropped", "skipped", "errors"):

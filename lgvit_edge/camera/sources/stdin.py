@@ -51,4 +51,5 @@ STDIN = SourceKind(
     matches=lambda address: address == "-",
     open=StandardInput,
     check=_check,
+    repeats=False,
 )

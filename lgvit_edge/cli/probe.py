@@ -1,0 +1,212 @@
+"""The ``probe`` command: looks into one or two models with images."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated
+
+from typer import Argument, Option
+
+from lgvit_edge._support.optional import require
+from lgvit_edge._support.outputs import write_json
+from lgvit_edge._support.terminal import console, errors, note, progress_bar, say
+from lgvit_edge.cli.options import (
+    AsJson,
+    Classes,
+    Labels,
+    SourceOptions,
+    check_outputs,
+    labelled_images,
+    show,
+    with_options,
+)
+from lgvit_edge.errors import CheckpointError, DataError, UsageError
+
+if TYPE_CHECKING:
+    from lgvit_edge.images.labelled import LabelledImage
+    from lgvit_edge.model import LGViT
+    from lgvit_edge.probing.collect import Subject
+
+
+@functools.partial(with_options, name="source", make=SourceOptions)
+def probe(
+    checkpoint: Annotated[
+        str, Argument(help="Checkpoint, with or without exits, or hf:owner/name.")
+    ],
+    other: Annotated[
+        str | None,
+        Argument(
+            help="A second one to compare its stages with, or module:function, which returns any "
+            "torch.nn.Module.",
+        ),
+    ] = None,
+    *,
+    data: Annotated[
+        Path,
+        Option(help="Images: one sub-folder per class, or a flat folder, with or without labels."),
+    ],
+    out: Annotated[Path, Option(help="Folder to write probe.json and probe.html to.")],
+    labels: Labels = None,
+    classes: Classes = None,
+    samples: Annotated[int, Option(min=1, help="Number of images, spread evenly.")] = 1000,
+    policy: Annotated[
+        str, Option(help="Rule that decides when an image stops: {policies}.")
+    ] = "confidence:0.8",
+    batch: Annotated[
+        int,
+        Option(
+            min=4,
+            help="Images of a minibatch. The more, the closer CKA is to that of all images, and "
+            "the more memory is used.",
+        ),
+    ] = 64,
+    seed: Annotated[int, Option(min=0, help="Random seed of the order of images.")] = 0,
+    device: Annotated[
+        str, Option(help="Device to run on: auto (a GPU if there is one), cpu or cuda.")
+    ] = "auto",
+    normed: Annotated[
+        bool,
+        Option(
+            "--normed",
+            help="Compare blocks with their tokens normed, as the next block reads them. Without "
+            "it a few large channels may decide CKA.",
+        ),
+    ] = False,
+    as_json: AsJson = False,
+    source: SourceOptions,
+) -> None:
+    """Show what each exit sees, what it resembles, and what going on is worth.
+
+    Compares the stages of one or two models (CKA), and analyses the answers of all exits.
+    """
+    require("torch", extra="export")
+    from lgvit_edge import policies
+    from lgvit_edge.benchmarks.report.html import check_report
+    from lgvit_edge.probing.page import write_page
+    from lgvit_edge.probing.probe import probe as run
+    from lgvit_edge.probing.show import print_probe
+
+    if device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device must be auto, cpu or cuda, found {device!r}")
+    rule = policies.parse(policy)
+    page, json_file = out / "probe.html", out / "probe.json"
+    check_outputs({}, {"--out": out})
+    for file in (page, json_file) if out.is_dir() else ():
+        check_outputs({"--out": file})
+    check_report()
+    model, told = _loaded(checkpoint, source), []
+    images, doubt = _images(model, data, labels, classes, samples)
+    if doubt is not None:
+        told.append(doubt)
+    first, second = _names(checkpoint, other)
+    subjects = [_subject(first, model, images)]
+    if other is not None:
+        subject, doubt = _other(other, second, source, model, images, data, labels, classes)
+        subjects.append(subject)
+        if doubt is not None:
+            told.append(doubt)
+    for text in told:
+        note(text)
+    with progress_bar("probing") as progress:
+        record, read = run(
+            subjects,
+            [image.path for image in images],
+            rule,
+            data=data,
+            batch_size=batch,
+            seed=seed,
+            device=device,
+            normed=normed,
+            notes=told,
+            progress=progress,
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    write_page(page, record, read)
+    write_json(json_file, record)
+    show(record, as_json, print_probe)
+    say(f"wrote {page} and {json_file.name}", errors if as_json else console)
+
+
+def _loaded(path: str, source: SourceOptions) -> LGViT:
+    from lgvit_edge.bundle.layout import MANIFEST
+    from lgvit_edge.model.inspection import inspected
+
+    if (Path(path) / MANIFEST).is_file():
+        raise CheckpointError(
+            f"{path} is a bundle, expected the checkpoint that it was exported from; for a bundle "
+            f"run: lgvit-edge bench --engines {quote(path)} --data DIR --report FILE.html"
+        )
+    return inspected(
+        path,
+        classes=None,  # a fresh classifier only guesses
+        num_heads=source.num_heads,
+        use_ema=source.use_ema,
+        preprocess=source.preprocess(),
+        note=note,
+    )
+
+
+def _names(checkpoint: str, other: str | None) -> tuple[str, str]:
+    """Return what to call the models: by their files, or by their paths where these are equal."""
+    names = [checkpoint, other or ""]
+    files = [Path(name).name for name in names]
+    if files[0] != files[1]:
+        return files[0], files[1]
+    return (names[0], names[1]) if names[0] != names[1] else (names[0], f"{names[1]} again")
+
+
+def _images(
+    model: LGViT, data: Path, labels: Path | None, classes: str | None, samples: int | None
+) -> tuple[Sequence[LabelledImage], str | None]:
+    """Return images, without labels if these do not match the model's classes, and then why."""
+    from lgvit_edge.images.labelled import LabelledImage, evenly, unlabelled_images
+
+    try:
+        return labelled_images(model.config, data, labels, classes, samples), None
+    except DataError as error:
+        if labels or classes:
+            raise
+        paths = evenly(unlabelled_images(data, note), samples)
+        return [LabelledImage(path, None) for path in paths], f"labels are not used: {error}"
+
+
+def _subject(name: str, model: LGViT, images: Sequence[LabelledImage]) -> Subject:
+    """Return a checkpoint to probe, with the labels of the images if all have one."""
+    import numpy as np
+
+    from lgvit_edge.probing.collect import Subject
+
+    known = [image.class_index for image in images if image.class_index is not None]
+    labels = np.array(known, np.int64) if len(known) == len(images) else None
+    return Subject(name, model, model.config.preprocess, model.config.image_size, labels)
+
+
+def _other(
+    other: str,
+    name: str,
+    source: SourceOptions,
+    first: LGViT,
+    images: Sequence[LabelledImage],
+    data: Path,
+    labels: Path | None,
+    classes: str | None,
+) -> tuple[Subject, str | None]:
+    """Return what to compare with, and why its labels are not used, if so."""
+    from lgvit_edge.images.labelled import LabelledImage
+    from lgvit_edge.probing.collect import Subject
+    from lgvit_edge.probing.stages import is_function, made_by
+
+    if is_function(other):
+        network = made_by(other)
+        preprocess = getattr(network, "preprocess", first.config.preprocess)
+        size = getattr(network, "image_size", first.config.image_size)
+        return Subject(name, network, preprocess, size), None
+    model = _loaded(other, source)
+    # Its classes may be others, or in another order.
+    found, doubt = _images(model, data, labels, classes, samples=None)
+    known = {image.path: image.class_index for image in found}
+    own = [LabelledImage(image.path, known.get(image.path)) for image in images]
+    return _subject(name, model, own), doubt and f"{name}: {doubt}"

@@ -1,0 +1,81 @@
+"""Probes one or two networks on images: everything in one run, as a record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lgvit_edge._support.terminal import Update
+from lgvit_edge.benchmarks.measure import command_line
+from lgvit_edge.errors import UsageError
+from lgvit_edge.machine.environment import environment
+from lgvit_edge.policies import Policy
+from lgvit_edge.probing.cka import LEAST
+from lgvit_edge.probing.collect import Subject, collect
+from lgvit_edge.probing.record import to_record
+from lgvit_edge.training.team import join
+
+
+def probe(
+    subjects: Sequence[Subject],
+    images: Sequence[Path],
+    policy: Policy,
+    *,
+    data: Path,
+    batch_size: int = 64,
+    seed: int = 0,
+    device: str = "auto",
+    normed: bool = False,
+    notes: Sequence[str] = (),
+    progress: Update = lambda done, total, detail="": None,
+) -> tuple[dict[str, Any], list[Path]]:
+    """Runs images through one or two networks, and returns what that tells.
+
+    Args:
+        subjects: the first is an LGViT, with or without exits; all are left on the device.
+        images: files; those that cannot be read are skipped and counted.
+        policy: decides where images stop, for what depends on it.
+        data: the folder that the record names files in.
+        batch_size: images of a minibatch; the more, the closer CKA is to that of all images.
+        seed: of the order of the images, and so of the minibatches.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        normed: compare the blocks of LGViTs with their tokens normed, so that a few large channels
+            do not decide CKA.
+        notes: what the reader of the record should know besides.
+        progress: is told how many images are done.
+
+    Returns the record, in plain JSON types, and the files that were read, by its rows.
+
+    Raises:
+        UsageError: the policy does not fit the exits, or the device is not there.
+        DataError: not one image can be read.
+        CheckpointError: a network answers with numbers that are not finite.
+    """
+    if batch_size < LEAST:
+        raise UsageError(f"--batch must be at least {LEAST}, found {batch_size}")
+    for subject in subjects:
+        if subject.lgvit is not None:
+            policy.start(subject.lgvit.config.num_exits)
+    where = join(device).device
+    collected = collect(
+        subjects,
+        images,
+        policy,
+        batch_size=batch_size,
+        seed=seed,
+        device=where,
+        normed=normed,
+        progress=progress,
+    )
+    record = to_record(subjects, collected, images, data) | {
+        "policy": policy.to_json(),
+        "batch": batch_size,
+        "seed": seed,
+        "device": str(where),
+        "normed": normed,
+        "notes": list(notes),
+        "env": environment(),
+        "command": command_line(),
+    }
+    return record, [images[place] for place in collected.places]

@@ -1,0 +1,80 @@
+"""Prints a probe's record as tables and sentences in a terminal."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from rich.console import Console
+
+from lgvit_edge._support import terminal
+from lgvit_edge.benchmarks.report.terminal import table_of
+from lgvit_edge.probing.cka import LEAST
+
+
+def notes(record: dict[str, Any]) -> list[str]:
+    """Returns what was left out, and why, in sentences."""
+    told, images = list(record["notes"]), record["images"]
+    if images["unreadable"]:
+        told.append(
+            f"{images['unreadable']} of {images['given']} images cannot be read, such as: "
+            f"{images['such_as'][0]}"
+        )
+    if record["cka"] is None:
+        told.append(f"CKA is left out: it needs at least {LEAST} images")
+    elif left := images["read"] - record["cka"]["images"]:
+        told.append(f"CKA is of {record['cka']['images']} images: {left} fill no minibatch")
+    for model in record["models"]:
+        if "exits" in model and not model["labelled"]:
+            told.append(
+                f"{model['name']}: images have no labels, so that accuracy, calibration, AUROC, "
+                "overthinking and classes are left out"
+            )
+    return told
+
+
+def print_probe(record: dict[str, Any], console: Console) -> None:
+    """Prints exits, what going on mends and spoils, and what the stages resemble."""
+    say = partial(terminal.say, to=console)
+    for model in record["models"]:
+        if "exits" not in model:
+            continue
+        last = len(model["exits"])
+        rows = [
+            row | {"name": "final" if row["exit"] == last else str(row["exit"]), "agrees": agrees}
+            for row, agrees in zip(model["exits"], model["agreement"][-1], strict=True)
+        ]
+        cells = (
+            "{name} | {block} | {head} | {accuracy:.2%} | {confidence:.1%} | "
+            "{calibration_error:.3f} | {auroc:.3f} | {agrees:.1%} | {share:.1%}"
+        )
+        numbers = ("accuracy", "confidence", "ECE", "AUROC", "as the final", "share")
+        say(f"{model['name']}, {record['images']['read']} images", style="bold")
+        console.print(table_of(rows, cells, "exit", "block", "head", numbers=numbers))
+        policy, thought = model["policy"], model["overthinking"]
+        text = (
+            f"under {record['policy']['name']} {policy['mean_block']:.2f} of {model['blocks']} "
+            f"blocks run on average ({policy['layers_speedup']:.2f}x fewer)"
+        )
+        if thought is not None:
+            text += (
+                f", {policy['accuracy']:.2%} are right; {thought['destructive']:.2%} are right "
+                "early and wrong at the end; an oracle of exits would be right on "
+                f"{thought['oracle_accuracy']:.2%} after {thought['oracle_mean_block']:.2f} blocks"
+            )
+        say(text)
+        for row in model["looks"]:
+            if row["correlation"] is not None:
+                say(f"depth and {row['name']}: rank correlation {row['correlation']:+.2f}")
+    if record["cka"] is not None and record["cka"]["against"]:
+        _against(record, console)
+    for text in notes(record):
+        say(text, style="yellow")
+
+
+def _against(record: dict[str, Any], console: Console) -> None:
+    other = record["models"][1]["name"]
+    cells = "{stage} | {closest} | {cka:.3f} | {depth:.0%} | {lower_half:.3f} | {upper_half:.3f}"
+    numbers = ("CKA", "lies at", "lower half", "upper half")
+    terminal.say(f"what each stage resembles in {other}", console, style="bold")
+    console.print(table_of(record["cka"]["against"], cells, "stage", "closest", numbers=numbers))
