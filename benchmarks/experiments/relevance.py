@@ -70,7 +70,8 @@ def main(
         with progress_bar(f"maps of {name}") as progress:
             for exit in range(1, len(model.heads) + 2):
                 progress(exit - 1, len(model.heads) + 1)
-                for method in chosen if model is first else ["gradient"]:
+                usual = dict.fromkeys(["gradient", usual_method(model, exit)])
+                for method in chosen if model is first else usual:
                     try:
                         row = _measured(model, pixels, labels, exit, method, seed)
                     except ConfigError:
@@ -82,7 +83,7 @@ def main(
     with progress_bar("random weights") as progress:
         for exit in range(1, len(first.heads) + 2):
             progress(exit - 1, len(first.heads) + 1)
-            for method in {"gradient": 0, usual_method(first, exit): 0}:
+            for method in dict.fromkeys(["gradient", usual_method(first, exit)]):
                 found = randomisation(first, few, exit=exit, method=method, seed=seed)
                 steps = {step: _summary(values) for step, values in found.items()}
                 random.append({"exit": exit, "method": method, "steps": steps})
@@ -140,6 +141,11 @@ def _summary(values: Tensor) -> Summary:
     return {"mean": float(known.mean()), "error": error, "count": len(known)}
 
 
+def _rounded(values: Tensor) -> list[float | None]:
+    """Returns the number of each image; None where it has none, as JSON has no NaN."""
+    return [round(value, 4) if value == value else None for value in values.tolist()]
+
+
 def _measured(
     model: LGViT, pixels: Tensor, labels: Tensor, exit: int, method: str, seed: int
 ) -> dict[str, Any]:
@@ -152,8 +158,9 @@ def _measured(
         "method": method,
         "accuracy": float((logits_at(model, pixels, exit).argmax(-1) == labels).float().mean()),
         "empty": int((maps.flatten(1).amax(1) == 0).sum()),
-        **{name: _summary(measure(maps)) for name, measure in MEASURES.items()},
     }
+    for name, measure in MEASURES.items():
+        row[name] = _summary(values := measure(maps)) | {"values": _rounded(values)}
     for layout in LAYOUTS if METHODS[method].knows_class else ():
         made = pointed(
             model, paste(pixels, labels, layout=layout, seed=seed), exit=exit, method=method
@@ -162,8 +169,7 @@ def _measured(
         # Parts of one image are no independent samples: the mean of each image counts once.
         share = made.share.nanmean(1)
         row[layout] = {
-            "shares": [round(value, 4) for value in share.tolist()],
-            "share": _summary(share),
+            "share": _summary(share) | {"values": _rounded(share)},
             "share_known": _summary(known.nanmean(1)),
             "hit": _summary(made.hit.nanmean(1)),
             "hit_known": _summary(made.hit.where(made.known, torch.nan).nanmean(1)),
@@ -209,21 +215,28 @@ def _left_over(model: LGViT, images: Tensor, exit: int) -> float:
 
 
 def _compared(rows: Sequence[dict[str, Any]], against: str) -> list[dict[str, Any]]:
-    """Returns by how much more of a map lies on the class than in another model, image by image."""
-    base = {row["block"]: row for row in rows if row["model"] == against}
+    """Returns by how much maps differ from another model's ``gradient`` maps, image by image.
+
+    ``gains`` are of the share on the class asked for, by layout, and of each measure.
+    """
+    base = {
+        row["block"]: row for row in rows if row["model"] == against and row["method"] == "gradient"
+    }
     found = []
     for row in rows:
         other = base.get(row["block"])
-        if other is None or row is other or row["method"] != "gradient":
+        if other is None or row["model"] == against or row["method"] == "rollout":
             continue
-        gains = {
-            layout: _summary(
-                torch.tensor(row[layout]["shares"]) - torch.tensor(other[layout]["shares"])
-            )
-            for layout in LAYOUTS
-        }
-        found.append({key: row[key] for key in ("model", "block", "head")} | {"gains": gains})
+        pairs = {layout: (row[layout]["share"], other[layout]["share"]) for layout in LAYOUTS}
+        pairs |= {name: (row[name], other[name]) for name in MEASURES}
+        keys = ("model", "block", "head", "method")
+        gains = {name: _summary(_tensor(own) - _tensor(its)) for name, (own, its) in pairs.items()}
+        found.append({key: row[key] for key in keys} | {"gains": gains})
     return found
+
+
+def _tensor(summary: Summary) -> Tensor:
+    return torch.tensor([torch.nan if value is None else value for value in summary["values"]])
 
 
 def _print(
@@ -247,11 +260,11 @@ def _print(
             on.add_row(*(str(row[key]) for key in keys), *cells)
         console.print(on)
     if compared:
-        say("share on the class asked for, above that of the model compared with; gradient")
-        gains = table("model", "block", "head", numbers=tuple(LAYOUTS))
+        say("above gradient maps of the model compared with, image by image: share on the class")
+        gains = table(*keys, numbers=(*LAYOUTS, *MEASURES))
         for row in compared:
-            cells = [_cell(row["gains"][layout]) for layout in LAYOUTS]
-            gains.add_row(row["model"], str(row["block"]), row["head"], *cells)
+            cells = [_cell(row["gains"][name]) for name in (*LAYOUTS, *MEASURES)]
+            gains.add_row(*(str(row[key]) for key in keys), *cells)
         console.print(gains)
     say("rank correlation with the model's own maps as weights become random")
     for row in random:
