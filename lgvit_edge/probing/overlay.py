@@ -73,18 +73,32 @@ def columns(
     Raises:
         LGViTEdgeError: those of ``relevance``.
     """
-    found = []
-    for exit in range(1, len(model.heads) + 2) if exits is None else exits:
-        way, chosen = way_to(model, exit), method or usual_method(model, exit)
-        kind = "final" if exit > len(model.heads) else model.config.exits[exit - 1].head
-        confidences, answers = logits_at(model, images, exit).softmax(-1).max(-1)
-        shown = answers if classes is None else classes
-        maps = relevance(model, images, exit=exit, classes=shown, method=chosen)
-        title = f"{name} {kind}, block {way.last_block}\n{chosen}".strip()
-        asked = None if classes is None else classes.numpy()
-        parts = (maps.numpy(), answers.numpy(), confidences.numpy(), asked)
-        found.append(Column(title, way.last_block, *parts))
-    return found
+    every = range(1, len(model.heads) + 2)
+    return [
+        column(model, images, exit, method=method, classes=classes, name=name)
+        for exit in (every if exits is None else exits)
+    ]
+
+
+def column(
+    model: LGViT,
+    images: Tensor,
+    exit: int,
+    *,
+    method: str | None = None,
+    classes: Tensor | None = None,
+    name: str = "",
+) -> Column:
+    """Returns the column of one exit; arguments and errors are those of ``columns``."""
+    way, chosen = way_to(model, exit), method or usual_method(model, exit)
+    kind = "final" if exit > len(model.heads) else model.config.exits[exit - 1].head
+    confidences, answers = logits_at(model, images, exit).softmax(-1).max(-1)
+    shown = answers if classes is None else classes
+    maps = relevance(model, images, exit=exit, classes=shown, method=chosen)
+    title = f"{name} {kind}, block {way.last_block}\n{chosen}".strip()
+    asked = None if classes is None else classes.numpy()
+    parts = (maps.numpy(), answers.numpy(), confidences.numpy(), asked)
+    return Column(title, way.last_block, *parts)
 
 
 def draw_grid(
@@ -111,13 +125,11 @@ def draw_grid(
     """
     _check(frames, shown, labels)
     figures: Any = require("matplotlib.figure", extra="report")
-    cm: Any = require("matplotlib.cm", extra="report")
-    colours = cm.ScalarMappable(cmap=_COLOURS)
-    colours.set_clim(0, 1)
+    colours = scale()
     truths = [None] * len(frames) if labels is None else labels
     below = [
         [
-            "" if truth is None else _name(truth, names),
+            "" if truth is None else short_name(truth, names),
             *(caption(column, row, names, truth) for column in shown),
         ]
         for row, truth in enumerate(truths)
@@ -152,6 +164,18 @@ def draw_grid(
     return _png(figure)
 
 
+def scale() -> Any:
+    """Returns the colours of relevance 0..1, a ``ScalarMappable`` of matplotlib.
+
+    Raises:
+        MissingDependency: matplotlib is not installed.
+    """
+    cm: Any = require("matplotlib.cm", extra="report")
+    colours = cm.ScalarMappable(cmap=_COLOURS)
+    colours.set_clim(0, 1)
+    return colours
+
+
 def _share(box: tuple[float, ...], width: float, height: float) -> list[float]:
     """Returns a box in inches (left, bottom, width, height) as shares of the figure."""
     return [size / whole for size, whole in zip(box, (width, height) * 2, strict=True)]
@@ -184,11 +208,11 @@ def overlaid(frame: NDArray[np.uint8], map: NDArray[np.float32], colours: Any) -
 def caption(column: Column, row: int, names: Sequence[str] = (), label: int | None = None) -> str:
     """Returns what stands under a map: the answer, how sure it is, and whether it is right."""
     answer = int(column.answers[row])
-    text = f"{_name(answer, names)} {column.confidences[row]:.0%}"
+    text = f"{short_name(answer, names)} {column.confidences[row]:.0%}"
     if label is not None:
         text += " \N{CHECK MARK}" if answer == label else " \N{BALLOT X}"
     if column.asked is not None:
-        text += f"\nasked: {_name(int(column.asked[row]), names)}"
+        text += f"\nasked: {short_name(int(column.asked[row]), names)}"
     return text if column.maps[row].any() else f"{text}\nno relevance"
 
 
@@ -202,22 +226,21 @@ def alt_texts(
     texts = []
     for row in range(len(shown[0].maps) if shown else 0):
         label = None if labels is None else labels[row]
-        of = "An image" if label is None else f"An image of {_name(label, names)}"
-        texts.append(
-            f"{of}. " + " ".join(_described(column, row, names, label) for column in shown)
-        )
+        of = "An image" if label is None else f"An image of {short_name(label, names)}"
+        texts.append(f"{of}. " + " ".join(described(column, row, names, label) for column in shown))
     return texts
 
 
-def _described(column: Column, row: int, names: Sequence[str], label: int | None) -> str:
+def described(column: Column, row: int, names: Sequence[str] = (), label: int | None = None) -> str:
+    """Returns what a column shows of one image, in words."""
     answer, map = int(column.answers[row]), column.maps[row]
-    text = f"{' '.join(column.title.split())}: {_name(answer, names)}"
+    text = f"{' '.join(column.title.split())}: {short_name(answer, names)}"
     text += f" at {column.confidences[row]:.0%}"
     if label is not None:
         text += ", right" if answer == label else ", wrong"
     if not map.any():
         return f"{text}; no patch is relevant."
-    asked = "" if column.asked is None else f" for {_name(int(column.asked[row]), names)}"
+    asked = "" if column.asked is None else f" for {short_name(int(column.asked[row]), names)}"
     share = f"half of the relevance{asked} lies in {_half(map):.0%} of the image"
     return f"{text}; {share}, {_where(map)}."
 
@@ -244,7 +267,7 @@ def _where(map: NDArray[np.float32]) -> str:
     )
 
 
-def _name(index: int, names: Sequence[str]) -> str:
+def short_name(index: int, names: Sequence[str]) -> str:
     """Returns a class's name, up to the first comma and cut short, or its number."""
     name = names[index].partition(",")[0] if names else f"class {index}"
     return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}\N{HORIZONTAL ELLIPSIS}"

@@ -28,10 +28,16 @@ def cascade(model: LGViT, exit: int, seed: int = 0) -> Iterator[tuple[str, LGViT
         UsageError: there is no such exit.
     """
     way = way_to(model, exit)
-    noise, broken = randomised(copy.deepcopy(model), seed), copy.deepcopy(model)
+    noise, broken = random_twin(model, seed), copy.deepcopy(model)
     for name in ("head", *(f"block {n}" for n in range(way.last_block, 0, -1)), "embedding"):
         _part(broken, exit, name).load_state_dict(_part(noise, exit, name).state_dict())
         yield name, broken
+
+
+def random_twin(model: LGViT, seed: int = 0) -> LGViT:
+    """Returns a model of the same shape with random weights, the same ones on every device."""
+    device = next(model.parameters()).device
+    return randomised(copy.deepcopy(model).cpu(), seed).to(device)
 
 
 def _part(model: LGViT, exit: int, name: str) -> nn.Module:
