@@ -10,6 +10,7 @@ backwards, and says how alike the maps stay; and it adds up what Grad-CAM promis
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,9 +21,11 @@ import typer
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lgvit_edge._support.optional import require
 from lgvit_edge._support.outputs import write
 from lgvit_edge._support.terminal import console, note, progress_bar, say, table
 from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, run_command
+from lgvit_edge.cli.options import check_outputs
 from lgvit_edge.errors import ConfigError, DataError, UsageError
 from lgvit_edge.images.labelled import evenly, find_images, readable
 from lgvit_edge.images.preprocess import load_rgb, network_input, to_float
@@ -51,9 +54,13 @@ def main(
     pictures: Annotated[
         Path | None, typer.Option(help="Folder for pictures of some images, not to be published.")
     ] = None,
+    means: Annotated[
+        Path | None, typer.Option(help="Picture (PNG) of mean maps in images pasted from four.")
+    ] = None,
     json: JsonFile = None,
 ) -> None:
     """Measures relevance maps of every exit of one or more models."""
+    check_outputs({"--means": means})
     record = Record(json)
     models = dict(_named(text) for text in ckpt)
     chosen = methods.split(",")
@@ -64,6 +71,7 @@ def main(
     first = next(iter(models.values()))
     frames, pixels, labels = _read(first, data, images)
     rows: list[dict[str, Any]] = []
+    mean_maps: dict[tuple[str, int], Tensor] = {}
     for name, model in models.items():
         if _shape(model) != _shape(first):
             raise UsageError(f"{name} takes other images or has other classes than the first model")
@@ -73,9 +81,11 @@ def main(
                 usual = dict.fromkeys(["gradient", usual_method(model, exit)])
                 for method in chosen if model is first else usual:
                     try:
-                        row = _measured(model, pixels, labels, exit, method, seed)
+                        row, mean_map = _measured(model, pixels, labels, exit, method, seed)
                     except ConfigError:
                         continue  # Grad-CAM of a class token
+                    if method == "gradient":
+                        mean_maps[name, row["block"]] = mean_map
                     rows.append({"model": name, **row})
     compared = [] if against is None else _compared(rows, against)
     few = pixels[:: max(1, len(pixels) // randomised)][:randomised]
@@ -93,6 +103,8 @@ def main(
         if usual_method(first, exit) == "gradcam"
     }
     _print(rows, compared, random, complete)
+    if means is not None:
+        _draw_means(means, list(models), mean_maps)
     if pictures is not None:
         _draw(pictures, models, frames, pixels, labels, seed)
     record.write(
@@ -148,7 +160,8 @@ def _rounded(values: Tensor) -> list[float | None]:
 
 def _measured(
     model: LGViT, pixels: Tensor, labels: Tensor, exit: int, method: str, seed: int
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Tensor]:
+    """Returns the measures of an exit, and its mean map (``_mean_map``) if it knows classes."""
     way, last = way_to(model, exit), exit > len(model.heads)
     maps = relevance(model, pixels, exit=exit, method=method)
     row: dict[str, Any] = {
@@ -161,6 +174,7 @@ def _measured(
     }
     for name, measure in MEASURES.items():
         row[name] = _summary(values := measure(maps)) | {"values": _rounded(values)}
+    mean_map = torch.zeros(0)
     for layout in LAYOUTS if METHODS[method].knows_class else ():
         made = pointed(
             model, paste(pixels, labels, layout=layout, seed=seed), exit=exit, method=method
@@ -176,7 +190,20 @@ def _measured(
             "known": float(made.known.float().mean()),
             "correlation_of_classes": _summary(made.correlation),
         }
-    return row
+        if layout == "quadrants":
+            mean_map = _mean_map(made.maps)
+    return row, mean_map
+
+
+def _mean_map(maps: Tensor) -> Tensor:
+    """Returns the mean of maps ``[P, 4, Hp, Wp]``, mirrored so that what was asked for is first.
+
+    That is the upper left quarter. 1 is what every patch would have by chance.
+    """
+    mirrored = [maps[:, part].flip([1] * (part > 1) + [2] * (part % 2)) for part in range(4)]
+    joined = torch.cat(mirrored)
+    shares = joined / joined.mean((1, 2), keepdim=True)
+    return shares[shares.isfinite().all(2).all(1)].mean(0)
 
 
 def _left_over(model: LGViT, images: Tensor, exit: int) -> float:
@@ -276,6 +303,34 @@ def _print(
 
 def _cell(summary: Summary) -> str:
     return "-" if summary["mean"] is None else f"{summary['mean']:.3f} ± {summary['error']:.3f}"
+
+
+def _draw_means(path: Path, names: Sequence[str], maps: dict[tuple[str, int], Tensor]) -> None:
+    figures: Any = require("matplotlib.figure", extra="report")
+    blocks = sorted({block for _, block in maps})
+    figure = figures.Figure(figsize=(1.5 * len(blocks) + 1, 1.5 * len(names) + 0.5))
+    axes = figure.subplots(len(names), len(blocks), squeeze=False)
+    most = max(float(values.max()) for values in maps.values())
+    for (row, column), each in np.ndenumerate(axes):
+        each.set(xticks=[], yticks=[])
+        if (values := maps.get((names[row], blocks[column]))) is None:
+            each.set_axis_off()
+            continue
+        shown = each.imshow(values.numpy(), cmap="inferno", vmin=0, vmax=most)
+        side = len(values) / 2
+        share = float(values[: int(side), : int(side)].sum() / values.sum())
+        each.set_xlabel(f"{share:.0%}", fontsize=9)
+        each.axhline(side - 0.5, color="white", linewidth=0.6)
+        each.axvline(side - 0.5, color="white", linewidth=0.6)
+        if not row:
+            each.set_title(f"block {blocks[column]}", fontsize=9)
+        if not column:
+            each.set_ylabel(names[row], fontsize=9)
+    bar = figure.colorbar(shown, ax=axes, shrink=0.6)
+    bar.set_label("relevance (1: by chance)", fontsize=9)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=100, format="png", bbox_inches="tight")
+    write(path, buffer.getvalue())
 
 
 def _draw(

@@ -117,12 +117,14 @@ class Pointed:
         hit: whether the most relevant patch is inside, ``[P, parts]``, 1 or 0.
         known: whether the class is among the exit's first five answers, ``[P, parts] bool``.
         correlation: rank correlation of the maps for the first two classes, ``[P]``.
+        maps: relevance for the class of each part, ``[P, parts, Hp, Wp]``.
     """
 
     share: Tensor
     hit: Tensor
     known: Tensor
     correlation: Tensor
+    maps: Tensor
 
 
 def pointed(model: LGViT, pasted: Pasted, *, exit: int, method: str = "gradient") -> Pointed:
@@ -143,4 +145,5 @@ def pointed(model: LGViT, pasted: Pasted, *, exit: int, method: str = "gradient"
         torch.stack([points_inside(maps[part], masks[part]) for part in parts], dim=1),
         (pasted.classes[..., None] == answers[:, None]).any(-1),
         rank_correlation(maps[0], maps[1]),
+        torch.stack(maps, dim=1),
     )
