@@ -14,8 +14,9 @@ from lgvit_edge.policies import Policy
 from lgvit_edge.probing.analysis import easiness
 from lgvit_edge.probing.cka import LEAST
 from lgvit_edge.probing.collect import Subject, collect
+from lgvit_edge.probing.overlay import MOST_ROWS
 from lgvit_edge.probing.record import to_record
-from lgvit_edge.probing.views import MOST_VIEWS, View, chosen_rows, view
+from lgvit_edge.probing.views import View, chosen_rows, view
 from lgvit_edge.training.team import join
 
 
@@ -60,8 +61,8 @@ def probe(
     """
     if batch_size < LEAST:
         raise UsageError(f"--batch must be at least {LEAST}, found {batch_size}")
-    if not 0 <= relevance <= MOST_VIEWS:
-        raise UsageError(f"--relevance must be 0..{MOST_VIEWS}, found {relevance}")
+    if not 0 <= relevance <= MOST_ROWS:
+        raise UsageError(f"--relevance must be 0..{MOST_ROWS}, found {relevance}")
     for subject in subjects:
         if subject.lgvit is not None:
             policy.start(subject.lgvit.config.num_exits)

@@ -24,8 +24,6 @@ from lgvit_edge.probing.ranks import rank_correlation
 from lgvit_edge.probing.relevance import relevance, usual_method
 from lgvit_edge.probing.sanity import random_twin
 
-MOST_VIEWS = 64  # images of one page
-
 
 @dataclass
 class View:
