@@ -14,7 +14,7 @@ MINUTES ?= 10
 OLDEST ?= build/oldest-venv
 OLDEST_TESTS ?= $(addprefix tests/,_support bundle camera images policies tuning benchmarks/test_report.py \
 	cli/test_cli.py cli/test_named_files.py export/test_precision.py model/checkpoints/test_hub.py \
-	offline/test_parts.py \
+	offline/test_parts.py probing/test_overlay.py \
 	project/test_packaging.py runtime/test_openvino.py runtime/test_session_manners.py \
 	training/test_training.py)
 # The models that timm's weights are compared with; tools/timm_names.py reads the same version.

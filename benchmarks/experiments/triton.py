@@ -16,6 +16,8 @@ import contextlib
 import math
 import os
 import re
+import signal
+import sys
 import tempfile
 import threading
 import time
@@ -113,12 +115,12 @@ def main(
     )
     numbers = ("session/s", "Triton/s", "ratio", "batch", "images", "differ", "confidence")
     console.print(table_of(rows, cells, "input", "protocol", numbers=numbers))
-    for each in killed:
+    for one in killed:
         console.print(
-            f"killed under load, {each['protocol']}: {each['answers']} answers until then, "
-            f"{each['wrong']} of them wrong; {each['errors']} clients of {clients} got an error; "
-            f"ready again after {each['restart_s']:.1f} s, then {each['wrong_after']} of "
-            f"{each['answers_after']} answers wrong"
+            f"killed under load, {one['protocol']}: {one['answers']} answers until then, "
+            f"{one['wrong']} of them wrong; {one['errors']} clients of {clients} got an error; "
+            f"ready again after {one['restart_s']:.1f} s, then {one['wrong_after']} of "
+            f"{one['answers_after']} answers wrong"
         )
     record.write(rows=rows, killed=killed, options=vars(options) | {"run": run.given})
 
@@ -316,4 +318,5 @@ def _killed(session: Session, load: _Load, protocol: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the server too
     run_command(main)

@@ -87,8 +87,12 @@ def thumbnail(path: Path) -> str:
     Raises:
         DataError: it cannot be read.
     """
-    small = Image.fromarray(load_rgb(path))
-    small.thumbnail((_SIDE, _SIDE))
+    return inlined(Image.fromarray(load_rgb(path)))
+
+
+def inlined(image: Image.Image) -> str:
+    """Returns a small copy of an image, as a ``data:`` address; the image becomes small itself."""
+    image.thumbnail((_SIDE, _SIDE))
     buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=80)
+    image.save(buffer, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

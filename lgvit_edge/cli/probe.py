@@ -75,12 +75,21 @@ def probe(
             "it a few large channels may decide CKA.",
         ),
     ] = False,
+    relevance: Annotated[
+        int,
+        Option(
+            min=0,
+            max=64,
+            help="Images to show where each exit looks, from the easiest to the hardest; 0: none.",
+        ),
+    ] = 4,
     as_json: AsJson = False,
     source: SourceOptions,
 ) -> None:
     """Show what each exit sees, what it resembles, and what going on is worth.
 
-    Compares the stages of one or two models (CKA), and analyses the answers of all exits.
+    Compares the stages of one or two models (CKA), analyses the answers of all exits, and shows
+    where they look.
     """
     require("torch", extra="export")
     from lgvit_edge import policies
@@ -111,7 +120,7 @@ def probe(
     for text in told:
         note(text)
     with progress_bar("probing") as progress:
-        record, read = run(
+        record, read, views = run(
             subjects,
             [image.path for image in images],
             rule,
@@ -120,11 +129,12 @@ def probe(
             seed=seed,
             device=device,
             normed=normed,
+            relevance=relevance,
             notes=told,
             progress=progress,
         )
     out.mkdir(parents=True, exist_ok=True)
-    write_page(page, record, read)
+    write_page(page, record, read, views)
     write_json(json_file, record)
     show(record, as_json, print_probe)
     say(f"wrote {page} and {json_file.name}", errors if as_json else console)

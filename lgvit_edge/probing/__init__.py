@@ -1,1 +1,1 @@
-"""Probes a model on images: which exit sees what, what it resembles, and what going on is worth."""
+"""Probes a model on images: which exit sees what and where it looks, and what going on is worth."""

@@ -6,21 +6,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from lgvit_edge import __version__
 from lgvit_edge._support.outputs import write
-from lgvit_edge.benchmarks.report.gallery import Picture, thumbnail
+from lgvit_edge.benchmarks.report.gallery import Picture, inlined, thumbnail
 from lgvit_edge.benchmarks.report.html import rendered
 from lgvit_edge.errors import DataError
 from lgvit_edge.probing import plots
+from lgvit_edge.probing.overlay import Column, described, overlaid, scale, short_name
 from lgvit_edge.probing.show import notes
+from lgvit_edge.probing.views import View
 
 _CLASSES = 20  # rows of those that leave latest, and as many of those that leave earliest
 
 
-def write_page(path: Path, record: dict[str, Any], images: Sequence[Path]) -> None:
+def write_page(
+    path: Path, record: dict[str, Any], images: Sequence[Path], views: Sequence[View | None]
+) -> None:
     """Writes the page, completely or not at all.
 
-    ``record`` is complete, ``images`` the files that were read, in the order of its rows.
+    ``record`` is complete, ``images`` the files that were read, in the order of its rows, and
+    ``views`` what to draw of where the exits of each model look.
 
     Raises:
         MissingDependency: jinja2 or matplotlib is not installed.
@@ -39,7 +47,11 @@ def write_page(path: Path, record: dict[str, Any], images: Sequence[Path]) -> No
         heatmaps=[] if cka is None else [plots.heatmap(record, *pair) for pair in pairs],
         against=None if cka is None else cka["against"],
         names=names,
-        models=[_model(model, images) for model in models if "exits" in model],
+        models=[
+            _model(model, images, view)
+            for model, view in zip(models, views, strict=True)
+            if "exits" in model
+        ],
         policy=_named(record["policy"]),
         command=record["command"],
         conditions=_conditions(record),
@@ -70,7 +82,7 @@ def _tiles(record: dict[str, Any]) -> list[tuple[str, str]]:
     return tiles
 
 
-def _model(model: dict[str, Any], images: Sequence[Path]) -> dict[str, Any]:
+def _model(model: dict[str, Any], images: Sequence[Path], view: View | None) -> dict[str, Any]:
     drawn = []
     if model["labelled"]:
         drawn += [plots.accuracies(model), plots.calibration(model)]
@@ -95,6 +107,42 @@ def _model(model: dict[str, Any], images: Sequence[Path]) -> dict[str, Any]:
         "classes": shown,
         "left_out": len(rows) - len(shown),
         "galleries": [gallery for gallery in galleries if gallery[2]],
+        "maps": [] if view is None else _maps(view),
+    }
+
+
+def _maps(view: View) -> list[dict[str, Any]]:
+    """Returns for each image what stands in its row: itself, and the map of each exit over it."""
+    colours = scale().cmap
+    rows = []
+    for row, (frame, label, asked) in enumerate(
+        zip(view.frames, view.labels, view.asked, strict=True)
+    ):
+        title = short_name(asked, view.names)
+        cells = [
+            _cell(column, row, inlined(_overlay(frame, column, row, colours)), view.names, label)
+            for column in view.columns
+        ]
+        rows.append({"source": inlined(Image.fromarray(frame)), "title": title, "cells": cells})
+    return rows
+
+
+def _overlay(frame: Any, column: Column, row: int, colours: Any) -> Image.Image:
+    blended = overlaid(frame, column.maps[row], colours)
+    return Image.fromarray((255 * blended).round().astype(np.uint8))
+
+
+def _cell(
+    column: Column, row: int, source: str, names: Sequence[str], label: int | None
+) -> dict[str, Any]:
+    answer = int(column.answers[row])
+    return {
+        "source": source,
+        "alt": described(column, row, names, label),
+        "answer": short_name(answer, names),
+        "confidence": f"{column.confidences[row]:.0%}",
+        "right": None if label is None else answer == label,
+        "empty": not column.maps[row].any(),
     }
 
 

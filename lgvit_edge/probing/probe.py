@@ -11,9 +11,12 @@ from lgvit_edge.benchmarks.measure import command_line
 from lgvit_edge.errors import UsageError
 from lgvit_edge.machine.environment import environment
 from lgvit_edge.policies import Policy
+from lgvit_edge.probing.analysis import easiness
 from lgvit_edge.probing.cka import LEAST
 from lgvit_edge.probing.collect import Subject, collect
+from lgvit_edge.probing.overlay import MOST_ROWS
 from lgvit_edge.probing.record import to_record
+from lgvit_edge.probing.views import View, chosen_rows, view
 from lgvit_edge.training.team import join
 
 
@@ -27,9 +30,10 @@ def probe(
     seed: int = 0,
     device: str = "auto",
     normed: bool = False,
+    relevance: int = 4,
     notes: Sequence[str] = (),
     progress: Update = lambda done, total, detail="": None,
-) -> tuple[dict[str, Any], list[Path]]:
+) -> tuple[dict[str, Any], list[Path], list[View | None]]:
     """Runs images through one or two networks, and returns what that tells.
 
     Args:
@@ -42,10 +46,13 @@ def probe(
         device: ``auto``, ``cpu`` or ``cuda``.
         normed: compare the blocks of LGViTs with their tokens normed, so that a few large channels
             do not decide CKA.
+        relevance: of how many images to say where each exit looks, 0..64; they are spread from the
+            easiest of the first network to its hardest, and the same for both.
         notes: what the reader of the record should know besides.
-        progress: is told how many images are done.
+        progress: is told how many images are done, and then how many exits.
 
-    Returns the record, in plain JSON types, and the files that were read, by its rows.
+    Returns the record, in plain JSON types, the files that were read, by its rows, and for each
+    network where its exits look, if that was asked for and it is an LGViT.
 
     Raises:
         UsageError: the policy does not fit the exits, or the device is not there.
@@ -54,6 +61,8 @@ def probe(
     """
     if batch_size < LEAST:
         raise UsageError(f"--batch must be at least {LEAST}, found {batch_size}")
+    if not 0 <= relevance <= MOST_ROWS:
+        raise UsageError(f"--relevance must be 0..{MOST_ROWS}, found {relevance}")
     for subject in subjects:
         if subject.lgvit is not None:
             policy.start(subject.lgvit.config.num_exits)
@@ -68,7 +77,18 @@ def probe(
         normed=normed,
         progress=progress,
     )
-    record = to_record(subjects, collected, images, data) | {
+    read = [images[place] for place in collected.places]
+    views: list[View | None] = [None] * len(subjects)
+    if relevance:
+        assert collected.answers[0] is not None  # the first is an LGViT
+        rows = chosen_rows(easiness(collected.answers[0]), relevance)
+        views = [
+            None
+            if answers is None
+            else view(subject, answers, read, rows, seed=seed, progress=progress)
+            for subject, answers in zip(subjects, collected.answers, strict=True)
+        ]
+    record = to_record(subjects, collected, images, data, views) | {
         "policy": policy.to_json(),
         "batch": batch_size,
         "seed": seed,
@@ -78,4 +98,4 @@ def probe(
         "env": environment(),
         "command": command_line(),
     }
-    return record, [images[place] for place in collected.places]
+    return record, read, views

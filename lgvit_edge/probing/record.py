@@ -12,15 +12,23 @@ from numpy.typing import NDArray
 from lgvit_edge.probing.analysis import Answers, analysed, easiness
 from lgvit_edge.probing.cka import Cka
 from lgvit_edge.probing.collect import Collected, Subject
+from lgvit_edge.probing.views import View
 
 _SHOWN = 12  # of the easiest images, and of the hardest
 _DIGITS = 5  # of CKA
 
 
 def to_record(
-    subjects: Sequence[Subject], collected: Collected, images: Sequence[Path], data: Path
+    subjects: Sequence[Subject],
+    collected: Collected,
+    images: Sequence[Path],
+    data: Path,
+    views: Sequence[View | None],
 ) -> dict[str, Any]:
-    """Returns what a run over ``images`` of the folder ``data`` tells of the networks."""
+    """Returns what a run over ``images`` of the folder ``data`` tells of the networks.
+
+    ``views`` say where their exits look, in some of the images.
+    """
     read = [images[place] for place in collected.places]
     files = [_within(path, data) for path in read]
     return {
@@ -31,8 +39,8 @@ def to_record(
             "such_as": collected.unreadable[:1],
         },
         "models": [
-            _model(subject, answers, collected, files)
-            for subject, answers in zip(subjects, collected.answers, strict=True)
+            _model(subject, answers, collected, files, view)
+            for subject, answers, view in zip(subjects, collected.answers, views, strict=True)
         ],
         "cka": None if collected.cka is None else _cka(subjects, collected.cka),
     }
@@ -43,7 +51,11 @@ def _within(path: Path, data: Path) -> str:
 
 
 def _model(
-    subject: Subject, answers: Answers | None, collected: Collected, files: Sequence[str]
+    subject: Subject,
+    answers: Answers | None,
+    collected: Collected,
+    files: Sequence[str],
+    view: View | None,
 ) -> dict[str, Any]:
     about: dict[str, Any] = {"name": subject.name, "kind": type(subject.network).__name__}
     about["sees"] = subject.preprocess.described(subject.size)
@@ -64,7 +76,16 @@ def _model(
     hard = order[count:][-count:][::-1]
     for name, places in (("easiest", order[:count]), ("hardest", hard)):
         about[name] = [_image(answers, place, files, config.labels) for place in places.tolist()]
+    about["relevance"] = None if view is None else _relevance(view, files)
     return about
+
+
+def _relevance(view: View, files: Sequence[str]) -> dict[str, Any]:
+    images = [
+        {"row": row, "file": files[row], "class": view.names[asked] if view.names else str(asked)}
+        for row, asked in zip(view.rows, view.asked, strict=True)
+    ]
+    return {"images": images, "exits": view.exits, "left_out": view.left_out}
 
 
 def _image(

@@ -25,6 +25,8 @@ def notes(record: dict[str, Any]) -> list[str]:
     elif left := images["read"] - record["cka"]["images"]:
         told.append(f"CKA is of {record['cka']['images']} images: {left} fill no minibatch")
     for model in record["models"]:
+        for reason in (model.get("relevance") or {}).get("left_out", ()):
+            told.append(f"{model['name']}, where exits look: {reason}")
         if "exits" in model and not model["labelled"]:
             told.append(
                 f"{model['name']}: images have no labels, so that accuracy, calibration, AUROC, "
@@ -66,10 +68,28 @@ def print_probe(record: dict[str, Any], console: Console) -> None:
         for row in model["looks"]:
             if row["correlation"] is not None:
                 say(f"depth and {row['name']}: rank correlation {row['correlation']:+.2f}")
+        if model["relevance"]:
+            _looks(model, console)
     if record["cka"] is not None and record["cka"]["against"]:
         _against(record, console)
     for text in notes(record):
         say(text, style="yellow")
+
+
+def _looks(model: dict[str, Any], console: Console) -> None:
+    relevance = model["relevance"]
+    rows = [
+        row | {"name": "final" if row["head"] == "final" else str(row["exit"])}
+        for row in relevance["exits"]
+    ]
+    cells = (
+        "{name} | {block} | {head} | {method} | {effective_area[mean]:.3f} | {gini[mean]:.3f} | "
+        "{spread[mean]:.3f} | {random_weights[mean]:+.2f}"
+    )
+    numbers = ("area", "Gini", "spread", "alike with random weights")
+    terminal.say(f"where exits look, {len(relevance['images'])} images", console, style="bold")
+    names = ("exit", "block", "head", "method")
+    console.print(table_of(rows, cells, *names, numbers=numbers))
 
 
 def _against(record: dict[str, Any], console: Console) -> None:

@@ -18,12 +18,20 @@ from pages import Seen, in_browser
 from small import swin, vit, write_photos
 
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
+from lgvit_edge.errors import UsageError
 from lgvit_edge.images.preprocess import load_rgb, network_input
-from lgvit_edge.model import LGViT, save_checkpoint
+from lgvit_edge.model import LGViT, load_checkpoint, save_checkpoint
+from lgvit_edge.model.backbones.block import Block
 from lgvit_edge.model.randomised import randomised
 from lgvit_edge.policies import Confidence, Never, Policy
+from lgvit_edge.probing.analysis import Answers
 from lgvit_edge.probing.collect import Subject, collect
+from lgvit_edge.probing.concentration import MEASURES
+from lgvit_edge.probing.page import write_page
 from lgvit_edge.probing.probe import probe
+from lgvit_edge.probing.relevance import relevance
+from lgvit_edge.probing.show import notes
+from lgvit_edge.probing.views import view
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
@@ -138,17 +146,17 @@ def compared(desk: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 
 @pytest.mark.parametrize(
-    ("name", "heads"),
+    ("name", "heads", "methods"),
     [
-        ("vit", ["lph", "lph", "gah", "final"]),
-        ("swin", ["lph", "gah", "final"]),
-        ("deit", ["attention", "encoder", "final"]),
-        ("one", ["conv", "final"]),
-        ("none", ["final"]),
+        ("vit", ["lph", "lph", "gah", "final"], ["gradcam"] * 2 + ["gradient"] * 2),
+        ("swin", ["lph", "gah", "final"], ["gradcam", "gradient", "gradient"]),
+        ("deit", ["attention", "encoder", "final"], ["gradient"] * 3),
+        ("one", ["conv", "final"], ["gradcam", "gradient"]),
+        ("none", ["final"], ["gradient"]),
     ],
 )
 def test_every_kind_of_model_is_probed(
-    name: str, heads: list[str], here: Path, command: Command, tmp_path: Path
+    name: str, heads: list[str], methods: list[str], here: Path, command: Command, tmp_path: Path
 ) -> None:
     record = probed(command, tmp_path / "out", f"{name}.pt")
     (model,) = record["models"]
@@ -165,8 +173,14 @@ def test_every_kind_of_model_is_probed(
     assert len(matrix) == len(record["cka"]["stages"]) and record["cka"]["images"] == 16
     assert sum(row["images"] for row in model["classes"]) == 19
     assert sum(row["share"] for row in model["exits"]) == pytest.approx(1)
+    looked = model["relevance"]
+    assert [(row["head"], row["method"]) for row in looked["exits"]] == list(
+        zip(heads, methods, strict=True)
+    )
+    assert len(looked["images"]) == 4 and looked["left_out"] == []
     seen = Seen((tmp_path / "out" / "probe.html").read_text())
-    assert len(seen.all("img")) == 19
+    assert len(seen.all("img")) == 19 + 4 * (1 + len(heads))
+    assert all(image["alt"] for image in seen.all("img"))
     # CKA, accuracies and calibration; one exit has nothing to agree with
     assert len(seen.all("figure")) == (3 if name == "none" else 4)
 
@@ -255,6 +269,11 @@ def test_images_without_labels_leave_out_what_needs_them(
     assert "vit.pt: images have no labels, so that accuracy, calibration" in said
     page = Seen((tmp_path / "probe.html").read_text())
     assert "images have no labels" in page.text and len(page.all("figure")) == 2
+    # Without labels the maps are of what the final classifier answers.
+    answers = {row["file"]: row["answer"] for name in ("easiest", "hardest") for row in model[name]}
+    shown = model["relevance"]["images"]
+    assert [row["class"] for row in shown] == [answers[row["file"]] for row in shown]
+    assert "the class that the final classifier answers" in page.text
 
 
 def test_two_classes_and_labels_in_a_file(here: Path, command: Command, tmp_path: Path) -> None:
@@ -262,8 +281,10 @@ def test_two_classes_and_labels_in_a_file(here: Path, command: Command, tmp_path
     (tmp_path / "labels.txt").write_text("\n".join(lines))
     listed = ("two.pt", "--labels", str(tmp_path / "labels.txt"))
     record = probed(command, tmp_path / "out", *listed, data="flat")
-    rows = record["models"][0]["classes"]
+    (model,) = record["models"]
+    rows = model["classes"]
     assert [(row["name"], row["images"]) for row in rows] == [("a", 5), ("b", 5)]
+    assert {row["class"] for row in model["relevance"]["images"]} <= {"a", "b"}
 
 
 def test_one_image_is_analysed_without_cka(here: Path, command: Command, tmp_path: Path) -> None:
@@ -272,9 +293,83 @@ def test_one_image_is_analysed_without_cka(here: Path, command: Command, tmp_pat
     (row, *_) = record["models"][0]["exits"]
     assert row["accuracy"] in (0, 1) and row["auroc"] is None
     assert len(record["models"][0]["easiest"]) == 1 and record["models"][0]["hardest"] == []
-    assert "CKA is left out: it needs at least 4 images" in (
-        Seen((tmp_path / "out" / "probe.html").read_text()).text
+    page = Seen((tmp_path / "out" / "probe.html").read_text())
+    assert "CKA is left out: it needs at least 4 images" in page.text
+    assert len(record["models"][0]["relevance"]["images"]) == 1 and "Means of 1 image." in page.text
+
+
+def test_maps_are_of_the_class_of_the_image(here: Path, command: Command, tmp_path: Path) -> None:
+    record = probed(command, tmp_path / "out", "vit.pt", "--relevance", "3")
+    (model,) = record["models"]
+    looked = model["relevance"]
+    images = looked["images"]
+    files = [row["file"] for row in images]
+    assert files[0] == model["easiest"][0]["file"] and files[-1] == model["hardest"][0]["file"]
+    assert [row["class"] for row in images] == [Path(file).parent.name for file in files]
+    lgvit = load_checkpoint("vit.pt")
+    frames = [load_rgb(Path("photos") / file) for file in files]
+    pixels = torch.from_numpy(network_input(frames, VIT.preprocess, 32, "float32"))
+    classes = torch.tensor(["abcde".index(row["class"]) for row in images])
+    page = Seen((tmp_path / "out" / "probe.html").read_text())
+    for row in looked["exits"]:
+        how = {"classes": classes, "method": row["method"]}
+        maps = relevance(lgvit, pixels, exit=row["exit"], **how)  # type: ignore[arg-type]
+        for name, measure in MEASURES.items():
+            found = np.array(row[name]["values"], float)
+            np.testing.assert_allclose(found, measure(maps), rtol=1e-3)
+            assert row[name]["mean"] == pytest.approx(np.nanmean(found))
+        assert -1 <= row["random_weights"]["mean"] <= 1
+        assert row["empty"] == sum(not map.any() for map in maps)
+    alts = " ".join(str(image["alt"]) for image in page.all("img"))
+    assert alts.count("of the relevance for ") + alts.count("no patch is relevant") == 3 * 4
+    assert "from violet to yellow" in page.text and "Means of 3 images." in page.text
+
+
+def test_maps_can_be_left_out(here: Path, command: Command, tmp_path: Path) -> None:
+    record = probed(command, tmp_path / "out", "none.pt", "--relevance", "0")
+    assert record["models"][0]["relevance"] is None
+    page = Seen((tmp_path / "out" / "probe.html").read_text())
+    assert "Where exits look" not in page.text and len(page.all("img")) == 19
+
+
+class Turned(Block):
+    """A block that may do anything with its tokens."""
+
+
+def test_what_no_method_suits_is_told_and_the_rest_is_shown(here: Path) -> None:
+    """Blocks of which attention tells nothing leave Grad-CAM, where patches are read."""
+    model = randomised(LGViT(VIT))
+    model.backbone.blocks[1].__class__ = Turned
+    subject = Subject("odd", model, VIT.preprocess, 32)
+    files = sorted(Path("pair").rglob("*.png"))
+    record, _, (seen,) = probe(
+        [subject], files, CONFIDENT, data=Path("pair"), device="cpu", relevance=2
     )
+    looked = record["models"][0]["relevance"]
+    assert [row["method"] for row in looked["exits"]] == ["gradcam"] * 3  # two LPHs and the GAH
+    (reason,) = looked["left_out"]
+    assert reason.startswith("final: expected blocks that mix tokens in their attention, found Tur")
+    assert any(f"odd, where exits look: {reason}" in text for text in notes(record))
+    assert seen is not None and len(seen.columns) == 3
+    write_page(here / "odd.html", record, files, [seen])
+    assert "where exits look: final" in Seen((here / "odd.html").read_text()).text
+
+
+def test_an_image_removed_since_is_left_out(here: Path, tmp_path: Path) -> None:
+    model = randomised(LGViT(VIT))
+    subject = Subject("vit", model, VIT.preprocess, 32, np.array([0, 1]))
+    classes, sure = np.zeros((2, 4), np.int64), np.full((2, 4), 0.5, np.float32)
+    leaving = np.ones(2, np.int64)
+    answers = Answers(classes, sure, leaving, classes[:, 0], (1, 2, 3, 4), subject.labels)
+    files = [tmp_path / "gone.png", next(Path("pair").rglob("*.png"))]
+    seen = view(subject, answers, files, [0, 1], seed=0)
+    assert seen is not None and seen.rows == [1] and seen.asked == [1]
+    assert view(subject, answers, files, [0], seed=0) is None
+
+
+def test_too_many_maps_are_refused(here: Path) -> None:
+    with pytest.raises(UsageError, match=r"--relevance must be 0\.\.64, found 65"):
+        probe([], [], CONFIDENT, data=Path("pair"), relevance=65)
 
 
 def test_the_seed_decides_minibatches_and_nothing_else(here: Path) -> None:
@@ -313,6 +408,7 @@ def test_json_is_all_there_is_on_standard_output(
         ("vit.pt --data photos --policy fly:1", 2, "fly"),
         ("vit.pt --data photos --policy confidence:0.1,0.2", 2, "expected one threshold or 3"),
         ("vit.pt --data photos --batch 3", 2, "batch"),
+        ("vit.pt --data photos --relevance 65", 2, "relevance"),
         ("vit.pt --data photos --device cuda", 2, "finds no GPU"),
         ("vit.pt --data photos --device moon", 2, "--device must be auto, cpu or cuda"),
         ("vit.pt --data photos --num-heads 3", 1, "tells its attention heads"),
