@@ -129,6 +129,7 @@ $(VENV)/.dev: $(VENV)/.created pyproject.toml constraints.txt
 		$(BIN)/python -m pip --disable-pip-version-check download --quiet --no-deps \
 			--dest $(VENV)/nvidia-bindings $$spec || echo "without $$spec its tests will skip"; \
 	done
+	@$(BIN)/python tools/triton.py $(VENV)/triton || echo "without it the tests with Triton will skip"
 	@# Alone, because it asks for torchvision: tests compare with its models, which do not need it.
 	@$(PIP) --no-deps $(TIMM) || echo "without $(TIMM) its tests will skip"
 	@touch $(VENV)/.demo $@

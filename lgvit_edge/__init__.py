@@ -25,6 +25,7 @@ from lgvit_edge.errors import (
     StalledError,
     TrainingError,
     TuningError,
+    UpstreamError,
     UsageError,
 )
 
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
     from lgvit_edge.runtime import TargetRate as TargetRate
     from lgvit_edge.runtime import TensorRTOptions as TensorRTOptions
     from lgvit_edge.runtime import register_backend as register_backend
+    from lgvit_edge.serving import SplitSession as SplitSession
+    from lgvit_edge.serving import Upstream as Upstream
     from lgvit_edge.training import TrainingConfig as TrainingConfig
     from lgvit_edge.training import train as train
     from lgvit_edge.tuning.collect import collect as collect
@@ -76,6 +79,7 @@ __all__ = [
     "StalledError",
     "TrainingError",
     "TuningError",
+    "UpstreamError",
     "UsageError",
     "__version__",
 ]
@@ -105,6 +109,7 @@ _HOMES = {
         "TensorRTOptions",
         "register_backend",
     ),
+    "lgvit_edge.serving": ("SplitSession", "Upstream"),
     "lgvit_edge.training": ("TrainingConfig", "train"),
     "lgvit_edge.tuning.collect": ("collect",),
     "lgvit_edge.tuning.goals": ("Goal",),

@@ -13,6 +13,7 @@
     ├── TuningError           no operating point is what was asked for
     ├── BackendError          a backend cannot run here
     ├── StalledError          a source of a stream delivers no image in time
+    ├── UpstreamError         a server gave no answer
     ├── SourceError           a camera cannot be opened, or its connection broke
     ├── SinkError             answers cannot be delivered
     └── MissingDependency     a package of an optional extra is not installed
@@ -84,6 +85,19 @@ class BackendError(LGViTEdgeError):
 
 class StalledError(LGViTEdgeError, TimeoutError):
     """A source of a stream delivers no image in time."""
+
+
+class UpstreamError(LGViTEdgeError):
+    """A server gave no answer; the message says why in a few words.
+
+    Attributes:
+        kind: ``timeout``, ``unreachable``, ``refused``, ``failed``, ``paused`` (not asked after
+            failures) or ``late`` (not asked for lack of time).
+    """
+
+    def __init__(self, message: str, kind: str = "failed") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class SourceError(LGViTEdgeError):

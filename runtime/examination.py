@@ -38,6 +38,7 @@ _OTHERS = (
     Package("optuna", "tune", "search operating points"),
     Package("pyarrow", "parquet", "answers of folders as Parquet"),
     Package("ray", "ray", "folders on several machines"),
+    Package("tritonclient", "upstream", "a server that goes on with unsure images"),
     Package("matplotlib", "report", "pictures"),
     Package("Jinja2", "report", "the page of bench --report"),
     Package("cryptography", "sign", "sign bundles, and ask for signatures"),

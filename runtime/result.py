@@ -55,11 +55,14 @@ class Result:
         pass_number: the pass that answered, from 1.
         latency_ms: from decoded frame to label; in a batch, until this image's exit.
         network_ms: the part of it spent in the chain and the policy.
-        stopped: what stopped it: ``policy``, ``final`` (no exit did), or ``deadline``.
+        stopped: what stopped it: ``policy``, ``final`` (no exit did), or ``deadline``; ``limit``
+            for ``Session.run_until``.
         late: whether it took longer than the deadline it was given.
         pace: the operating point chosen for it and why, under ``TargetRate``.
         measure: what ``confidence`` is, ``PROBABILITY`` or ``ENTROPY`` for the policies here.
         bundle: the bundle that answered: the first 12 digits of its ``Manifest.digest``.
+        upstream: of a ``SplitSession``: ``answered`` where the server answered, else why it did
+            not, such as ``no answer in 200 ms``; empty where it was not asked.
     """
 
     class_index: int
@@ -75,6 +78,7 @@ class Result:
     pace: Pace | None = None
     measure: Measure = PROBABILITY
     bundle: str = ""
+    upstream: str = ""
 
     @property
     def sureness(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,13 @@ from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.errors import BackendError, LGViTEdgeError, in_one_line
 from lgvit_edge.images.inputs import Inputs
 from lgvit_edge.policies import Averages, Confidence, Departures, Policy, Tracker
-from lgvit_edge.runtime.backends.base import Chain, ChainInParts, GpuChain, GpuImages
+from lgvit_edge.runtime.backends.base import (
+    Chain,
+    ChainInParts,
+    GpuChain,
+    GpuImages,
+    SplitChain,
+)
 from lgvit_edge.runtime.deadlines import SegmentClock
 from lgvit_edge.runtime.result import Result
 
@@ -135,15 +141,22 @@ class Walk:
         start: float,
         deadline_ms: float | None = None,
         averages: Averages | None = None,
+        limit: int = 0,
     ) -> Result:
         """Classify one image, the usual case on a device.
 
         It does what ``Departures`` does, without the bookkeeping of rows, which takes longer than
         the decision itself. Latency and the deadline begin at ``start``, a ``perf_counter()``; no
         segment is begun that may end after the deadline. Where a head is left out, its segment and
-        the next had to be in time before. With ``averages`` the policy decides on those.
+        the next had to be in time before. With ``averages`` the policy decides on those. No segment
+        after the exit ``limit`` is run, unless that is 0.
         """
-        if self.whole is not None and deadline_ms is None and isinstance(images, Inputs):
+        if (
+            self.whole is not None
+            and deadline_ms is None
+            and not limit
+            and isinstance(images, Inputs)
+        ):
             return self._run_whole(self.whole, images, policy, [start], averages)[0]
         began = mark = time.perf_counter()
         chain, clock, tracker, last = self.chain, self.clock, policy.start(self._exits), self._exits
@@ -159,6 +172,7 @@ class Walk:
             if (
                 apart[exit]
                 and not read
+                and exit + 1 != limit
                 and (
                     deadline_ms is None
                     or (mark - start) * 1e3 + clock.longest(exit) + clock.longest(exit + 1)
@@ -184,10 +198,13 @@ class Walk:
                 if stop:
                     stopped = "policy"
                     break
-                if deadline_ms is not None and (
+                if exit + 1 == limit:
+                    stopped = "limit"
+                elif deadline_ms is not None and (
                     (now - start) * 1e3 + clock.longest(exit + 1) > deadline_ms
                 ):
                     stopped = "deadline"
+                if stopped != "final":
                     if not read:
                         logits = tracker.combine(logits)
                         if averages is not None:
@@ -218,9 +235,20 @@ class Walk:
         if self.whole is not None and isinstance(images, Inputs):
             return self._run_whole(self.whole, images, policy, starts, averages)
         began = time.perf_counter()
-        chain, batch = self.chain, Departures(policy, self._exits, len(images), averages)
+        batch = Departures(policy, self._exits, len(images), averages)
+        begin(self.chain, images)
+        return self._depart(images, batch, starts, began)
+
+    def _depart(
+        self,
+        images: Inputs | GpuImages | NDArray[Any],
+        batch: Departures,
+        starts: Sequence[float],
+        began: float,
+    ) -> list[Result]:
+        """Run the segments that are left, until every image of the batch has an answer."""
+        chain = self.chain
         results: list[Result | None] = [None] * len(images)
-        begin(chain, images)
         while True:
             if self.apart[batch.exit] and batch.skips_next():
                 step_blocks(chain, batch.exit + 1)
@@ -235,9 +263,37 @@ class Walk:
             if not len(batch.rows):
                 return [result for result in results if result is not None]
             if (begun := self._begins[left.exit]) is not None:
-                begin(chain, images, begun, left.exit, batch.rows)
+                # Hidden states are taken only where no pass begins later.
+                begin(chain, cast("Inputs | GpuImages", images), begun, left.exit, batch.rows)
             else:
                 chain.keep(left.going)
+
+    def run_from(
+        self,
+        images: Inputs | NDArray[Any],
+        policy: Policy,
+        segment: int,
+        starts: Sequence[float],
+    ) -> list[Result]:
+        """Classify a batch of which no image may leave before a segment (0..M).
+
+        Takes the hidden states that this segment reads, if no pass begins later; or images, with
+        which the pass of that segment begins.
+        """
+        began = time.perf_counter()
+        chain, batch = self.chain, Departures(policy, self._exits, len(images))
+        if isinstance(images, Inputs):
+            *_, (batch.exit, index) = (
+                (s, b) for s, b in enumerate(self._begins[: segment + 1]) if b is not None
+            )
+            begin(chain, images, index, batch.exit)
+        else:
+            cast(SplitChain, chain).resume(images, segment)
+            batch.exit = segment
+        while batch.exit < segment:
+            (step_blocks if self.apart[batch.exit] else step)(chain, batch.exit + 1)
+            batch.skip()
+        return self._depart(images, batch, starts, began)
 
     def _run_whole(
         self,

@@ -20,16 +20,16 @@ from lgvit_edge.images.preprocess import ImageLike, check_color, check_several, 
 from lgvit_edge.policies import POLICIES, Averages, Memory, Policy, as_policy
 from lgvit_edge.runtime.backends.base import Chain, ChainOptions, GpuImages, TensorRTOptions
 from lgvit_edge.runtime.backends.registry import chain_opener
-from lgvit_edge.runtime.deciding import DecidingBundle
 from lgvit_edge.runtime.precision import bundle_policy
 from lgvit_edge.runtime.reading import Intake, Item, Readers, StreamError
 from lgvit_edge.runtime.reloading import switch
 from lgvit_edge.runtime.result import Result
+from lgvit_edge.runtime.splitting import SplitBundle
 from lgvit_edge.runtime.stats import Recorder, Statistics
 from lgvit_edge.runtime.streams import run_streams
 
 
-class Session(DecidingBundle):
+class Session(SplitBundle):
     """Classifies images with an opened bundle; each image stops at its first confident exit.
 
     Several threads may call at once: a lock lets one image or batch into the chain at a time, while
@@ -489,12 +489,30 @@ class Session(DecidingBundle):
                 pace = rate.pace
                 rate.observe([result.exit for result in results], network, prepare_ms / count)
                 results = [dataclasses.replace(result, pace=pace) for result in results]
-            for result, stream in zip(results, streams or repeat(""), strict=False):
-                self._recorder.add(result, stream)
+            self._record(results, streams)
+        self._tell(results)
+        return results
+
+    def count(self, results: Sequence[Result]) -> None:
+        """Count answers of ``run_until`` or ``run_from`` in ``stats``, and give them to hooks.
+
+        Raises:
+            UsageError: one stopped at a limit, and so has no answer yet.
+        """
+        if any(result.stopped == "limit" for result in results):
+            raise UsageError("an image that stopped at a limit has no answer yet to count")
+        with self._lock:
+            self._record(results)
+        self._tell(results)
+
+    def _record(self, results: Sequence[Result], streams: Sequence[str] | None = None) -> None:
+        for result, stream in zip(results, streams or repeat(""), strict=False):
+            self._recorder.add(result, stream)
+
+    def _tell(self, results: Sequence[Result]) -> None:
         for hook in self.hooks:
             for result in results:
                 hook(result)
-        return results
 
     def _averages(
         self, memories: Sequence[Memory | None], starts: Sequence[float]

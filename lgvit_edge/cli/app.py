@@ -25,6 +25,7 @@ from lgvit_edge.cli.predict import predict
 from lgvit_edge.cli.probe import probe
 from lgvit_edge.cli.profile import profile
 from lgvit_edge.cli.train import train
+from lgvit_edge.cli.triton import triton
 from lgvit_edge.cli.tune import tune
 from lgvit_edge.cli.verify import verify
 
@@ -72,6 +73,7 @@ for command in (
     compare,
     predict,
     camera,
+    triton,
     verify,
     bundle,
     info,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import shlex
 from dataclasses import dataclass, fields
@@ -27,13 +28,17 @@ from lgvit_edge.cli.options import (
 from lgvit_edge.errors import DataError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from typing import Any
 
     from rich.console import Console
 
-    from lgvit_edge.runtime import Result
+    from lgvit_edge.images.preprocess import ImageLike
+    from lgvit_edge.runtime import Result, Session
+    from lgvit_edge.serving import Upstream
 
-_PANEL = "Folders into a file"
+_PANEL, _SERVER = "Folders into a file", "With a server"
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,55 @@ class FolderOptions:
     ] = None
 
 
+@dataclass(frozen=True)
+class ServerOptions:
+    """Which server goes on with unsure images; ``with_options`` makes an option of each field."""
+
+    upstream: Annotated[
+        str | None,
+        Option(
+            metavar="URL",
+            rich_help_panel=_SERVER,
+            help="Let a Triton with the same bundle go on with images that are unsure: "
+            "triton://HOST:PORT/MODEL, of its gRPC port, or tritons:// for TLS.",
+        ),
+    ] = None
+    after: Annotated[
+        int | None,
+        Option(
+            min=0,
+            rich_help_panel=_SERVER,
+            help="The last exit that is read here; 0 to send every image. Needed unless the bundle "
+            "has several passes, of which the last then runs there.",
+        ),
+    ] = None
+    send: Annotated[
+        str | None,
+        Option(
+            metavar="jpeg|hidden",
+            rich_help_panel=_SERVER,
+            help="What is sent: the image as a JPEG, the default, or the hidden state.",
+        ),
+    ] = None
+    server_timeout_ms: Annotated[
+        float | None,
+        Option(
+            rich_help_panel=_SERVER,
+            help="Milliseconds that the server may take; then the image is answered here. "
+            "Default: 1000.",
+        ),
+    ] = None
+    certificates: Annotated[
+        Path | None,
+        Option(
+            rich_help_panel=_SERVER,
+            help="File in PEM with the certificates to trust, with tritons://. Default: the "
+            "system's.",
+        ),
+    ] = None
+
+
+@functools.partial(with_options, name="server", make=ServerOptions)
 @functools.partial(with_options, name="folder", make=FolderOptions)
 @with_options
 def predict(
@@ -112,6 +166,7 @@ def predict(
     *,
     run: RunOptions,
     folder: FolderOptions,
+    server: ServerOptions,
     as_json: AsJson = False,
 ) -> None:
     """Classify images; show label, confidence, exit and latency, or write answers to a file.
@@ -119,15 +174,26 @@ def predict(
     Images that are named are shown. With --data and --out a folder or list of any size is answered
     into a file, and can be interrupted.
     """
-    _check_together(engines, images, folder)
+    _check_together(engines, images, folder, server)
     if images:
-        _show(engines, images, policy, point, run, as_json)
+        _show(engines, images, policy, point, run, server, as_json)
     else:
         _write(engines, policy, point, run, folder, as_json)
 
 
-def _check_together(engines: Path, images: list[Path] | None, folder: FolderOptions) -> None:
-    """Refuse options of folders without all that they need, or beside images to show."""
+def _check_together(
+    engines: Path, images: list[Path] | None, folder: FolderOptions, server: ServerOptions
+) -> None:
+    """Refuse options that lack what they need, or do not go together."""
+    of_server = [field.name for field in fields(server) if getattr(server, field.name) is not None]
+    if of_server and server.upstream is None:
+        option = of_server[0].replace("_", "-")
+        raise UsageError(f"--{option} needs --upstream triton://HOST:PORT/MODEL")
+    if of_server and not images:
+        raise UsageError(
+            "--upstream is for images that are named; a folder into a file is answered here alone: "
+            "leave it out"
+        )
     given = [field.name for field in fields(folder) if getattr(folder, field.name) is not None]
     line = shlex.join(["lgvit-edge", "predict", "--engines", str(engines)])
     where = shlex.quote(str((images or [folder.data or Path("DIR")])[0]))
@@ -179,6 +245,28 @@ def _write(
     show({"out": str(folder.out), **outcome.to_json()}, as_json, _print_outcome)
 
 
+def _way(server: ServerOptions) -> AbstractContextManager[Upstream | None]:
+    """Return the way to the server that helps, or to none."""
+    if server.upstream is None:
+        return contextlib.nullcontext()
+    from lgvit_edge.serving import Upstream
+
+    timeout = 1000.0 if server.server_timeout_ms is None else server.server_timeout_ms
+    return Upstream(server.upstream, timeout_ms=timeout, certificates=server.certificates)
+
+
+def _answering(
+    session: Session, upstream: Upstream | None, server: ServerOptions
+) -> Callable[[ImageLike], Result]:
+    """Return what answers an image: the session, or with its help the server."""
+    if upstream is None:
+        return session.predict
+    from lgvit_edge.serving import SplitSession
+
+    send = server.send or "jpeg"
+    return SplitSession(session, upstream, after=server.after, send=send).predict
+
+
 def _print_outcome(record: dict[str, Any], to: Console) -> None:
     rows = table("exit", numbers=("images", "share"))
     for number, count in enumerate(record["exits"], 1):
@@ -207,6 +295,7 @@ def _show(
     policy: str | None,
     point: str | None,
     run: RunOptions,
+    server: ServerOptions,
     as_json: bool,
 ) -> None:
     """Answer images one by one, and show the answers."""
@@ -220,8 +309,9 @@ def _show(
     ]
     results: list[tuple[Path, Path, Result]] = []
     failures: list[str] = []
-    with run.open(engines, policy, point) as session:
+    with _way(server) as upstream, run.open(engines, policy, point) as session:
         manifest = session.manifest
+        answer = _answering(session, upstream, server)
         for file, name in files:
             try:
                 frame = load_rgb(file)
@@ -229,19 +319,21 @@ def _show(
                 failures.append(str(error))
                 continue
             if not results:
-                session.predict(frame)  # the first prediction pays for lazy set-up
-            results.append((file, name, session.predict(frame)))
+                answer(frame)  # the first prediction pays for lazy set-up
+            results.append((file, name, answer(frame)))
     if as_json:
         rows = [{"image": str(file), **result.to_json()} for file, _, result in results]
         print(dumps(rows))
     elif results:
         several = len(manifest.passes) > 1
         columns = ("exit", *(("pass",) if several else ()), "block", "latency (ms)")
-        answers = table("image", "label", numbers=("confidence", *columns))
+        by = ("answered by",) if server.upstream else ()
+        answers = table("image", "label", *by, numbers=("confidence", *columns))
         for _, name, result in results:
             answers.add_row(
                 plain(str(name)),
                 plain(result.label),
+                *(["server" if result.upstream == "answered" else "device"] if by else []),
                 result.confidence_text,
                 str(result.exit),
                 *([manifest.pass_title(result.pass_number)] if several else []),
@@ -249,6 +341,8 @@ def _show(
                 f"{result.latency_ms:.2f}",
             )
         console.print(answers)
+    for why in sorted({r.upstream for _, _, r in results} - {"", "answered"}):
+        note(f"the server gave no answer: {why}; such images were answered here")
     if failures:
         count = f"{len(failures)} of {len(files)} images cannot be read: " if files[1:] else ""
         more = f"; and {len(failures) - 5} more" if failures[5:] else ""

@@ -8,8 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lgvit_edge.errors import DataError, UsageError
 from lgvit_edge.images.arrays import is_array
-from lgvit_edge.images.preprocess import ImageLike, as_rgb, network_input, several
+from lgvit_edge.images.preprocess import (
+    ImageLike,
+    as_rgb,
+    network_input,
+    several,
+    to_float,
+)
 from lgvit_edge.images.spec import View
 
 
@@ -36,8 +43,8 @@ class Inputs:
         Use ``prepare``.
         """
         self.views, self._ready, self._frames = views, ready, frames
-        known = ready[0] if ready[0] is not None else frames
-        self._count = len(known) if known is not None else 0
+        known = frames if frames is not None else next(a for a in ready if a is not None)
+        self._count = len(known)
 
     @classmethod
     def prepare(
@@ -73,12 +80,31 @@ class Inputs:
         return cls(views, ready, frames)
 
     @staticmethod
+    def of_crops(crops: Sequence[NDArray[np.uint8]], views: tuple[View, ...], index: int) -> Inputs:
+        """Hold ``[size, size, 3] uint8`` RGB that was resized and cropped for the last pass.
+
+        Raises:
+            UsageError: ``index`` is that of another pass, after which they would not do.
+            DataError: one has another size.
+        """
+        preprocess, size, dtype = views[index]
+        if index < len(views) - 1:
+            raise UsageError(f"expected crops for pass {len(views)}, the last, found {index + 1}")
+        for crop in crops:
+            if crop.shape != (size, size, 3):
+                raise DataError(f"expected a crop [{size}, {size}, 3], found {list(crop.shape)}")
+        ready: list[NDArray[Any] | None] = [None] * len(views)
+        array = np.stack(crops)
+        ready[index] = array if dtype == "uint8" else to_float(array, preprocess)
+        return Inputs(views, ready)
+
+    @staticmethod
     def join(parts: Iterable[Inputs]) -> Inputs:
         """Return the images of all parts, for the same passes, in their order."""
         first, *others = parts
         if not others:
             return first
-        if any(part._frames is None for part in (first, *others)):  # it cannot be resized again
+        if len({part._frames is None for part in (first, *others)}) == 2:  # some cannot be resized
             first, *others = (part.resized() for part in (first, *others))
         ready = [
             None if array is None else np.concatenate([array, *(p.of(i) for p in others)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import struct
 from collections.abc import Iterator
@@ -50,17 +51,27 @@ def decode(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     Raises:
         DataError: the file is missing, of another format, or damaged, or its range is unknown.
     """
-    with _decoding(path):
-        with reading(path, MAX_BYTES) as file, _opened(file) as image:
-            if _MAX_PIXELS < image.width * image.height <= _MAX_JPEG_PIXELS:
-                image.draft(None, (image.width // 2, image.height // 2))  # JPEG alone heeds it
-            return _pixels(image, path)
+    with _decoding(path), reading(path, MAX_BYTES) as file:
+        return _read(file, path)
+
+
+def decode_bytes(data: bytes, name: str) -> NDArray[np.uint8]:
+    """Decode what an image file holds, as ``decode`` does; ``name`` is what errors call it."""
+    with _decoding(name):
+        return _read(io.BytesIO(data), name)
 
 
 def of_pillow(image: Image) -> NDArray[np.uint8]:
     """Convert a Pillow image as the file that it may come from would be; raises likewise."""
     with _decoding("this Pillow image"):
         return _pixels(image, "this Pillow image")
+
+
+def _read(file: IO[bytes], name: str | os.PathLike[str]) -> NDArray[np.uint8]:
+    with _opened(file) as image:
+        if _MAX_PIXELS < image.width * image.height <= _MAX_JPEG_PIXELS:
+            image.draft(None, (image.width // 2, image.height // 2))  # JPEG alone heeds it
+        return _pixels(image, name)
 
 
 @lru_cache

@@ -122,8 +122,9 @@ def check_color(color: str) -> None:
 
 def _is_pillow(image: object) -> TypeGuard[Image]:
     """Return whether this is a Pillow image; without Pillow imported, there can be none."""
-    pillow = sys.modules.get("PIL.Image")
-    return pillow is not None and isinstance(image, pillow.Image)
+    # Another thread may be at importing it: then the module is there, and not yet its classes.
+    kind = getattr(sys.modules.get("PIL.Image"), "Image", None)
+    return kind is not None and isinstance(image, kind)
 
 
 def resize_crop(frame: NDArray[np.uint8], spec: Preprocess, size: int) -> NDArray[np.uint8]:
@@ -222,6 +223,13 @@ def to_float(images: NDArray[np.uint8], spec: Preprocess) -> NDArray[np.float32]
     scale, shift = _scale_shift(spec)
     scaled = images.astype(np.float32) * scale + shift
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+
+
+def to_pixels(images: NDArray[np.float32], spec: Preprocess) -> NDArray[np.uint8]:
+    """Undo ``to_float``: return ``[B, H, W, 3] uint8``."""
+    scale, shift = _scale_shift(spec)
+    pixels: NDArray[np.float32] = (images.transpose(0, 2, 3, 1) - shift) / scale
+    return np.rint(pixels).clip(0, 255).astype(np.uint8)
 
 
 @lru_cache(maxsize=8)

@@ -80,6 +80,17 @@ class ChainInParts(Chain, Protocol):
         """Make ready for ``step_blocks`` of these segments, so that the first takes no longer."""
 
 
+@runtime_checkable
+class SplitChain(Chain, Protocol):
+    """A chain whose hidden state can leave it, and come into another chain of the same bundle."""
+
+    def hidden(self) -> NDArray[Any]:
+        """Return a copy of what the next segment reads, ``[B, ...]``: after a ``step``."""
+
+    def resume(self, hidden: NDArray[Any], segment: int) -> None:
+        """Begin at a segment inside a pass, with what ``hidden`` returned."""
+
+
 @dataclass(frozen=True)
 class GpuImages:
     """Images of any size in the memory of a GPU, and the order of their channels."""

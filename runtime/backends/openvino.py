@@ -186,6 +186,14 @@ class OpenVINOChain:
             buffer = self._buffers[self._next]
             buffer[: self._batch] = buffer[rows]
 
+    def hidden(self) -> NDArray[Any]:
+        """See ``SplitChain.hidden``."""
+        return self._buffers[self._next][: self._batch].copy()
+
+    def resume(self, hidden: NDArray[Any], segment: int) -> None:
+        """See ``SplitChain.resume``."""
+        self.start(hidden, segment)
+
     def describe(self) -> dict[str, Any]:
         """See ``Chain.describe``."""
         return {

@@ -72,6 +72,19 @@ class _Buffer:
             return int(self.device_value.data_ptr())
         return self.array.ctypes.data
 
+    def read(self) -> NDArray[Any]:
+        """Return all rows: on the CPU the array itself, of the GPU a copy."""
+        return self.array if self.device_value is None else self.device_value.numpy()
+
+    def write(self, rows: NDArray[Any]) -> None:
+        """Take the first rows anew."""
+        if self.device_value is None:
+            self.array[: len(rows)] = rows
+        else:  # rare, so all rows go through the host and there is no kernel for it
+            whole = self.read()
+            whole[: len(rows)] = rows
+            self.device_value.update_inplace(whole)
+
 
 class _Run(NamedTuple):
     """A session with its inputs and outputs bound."""
@@ -174,12 +187,17 @@ class OrtChain:
             return
         self._resize(len(rows))
         buffer = self._buffers[self._next]
-        if buffer.device_value is None:
-            buffer.array[: self._batch] = buffer.array[rows]
-        else:  # rare, so rows go through the host and there is no kernel for it
-            whole = buffer.device_value.numpy()
-            whole[: self._batch] = whole[rows]
-            buffer.device_value.update_inplace(whole)
+        buffer.write(buffer.read()[rows])
+
+    def hidden(self) -> NDArray[Any]:
+        """See ``SplitChain.hidden``."""
+        return self._buffers[self._next].read()[: self._batch].copy()
+
+    def resume(self, hidden: NDArray[Any], segment: int) -> None:
+        """See ``SplitChain.resume``."""
+        self._next = segment
+        self._resize(len(hidden))
+        self._buffers[segment].write(hidden)
 
     def describe(self) -> dict[str, Any]:
         """See ``Chain.describe``."""

@@ -31,6 +31,7 @@ WORK = (
     "lgvit_edge.export.source.models_to_export",
     "lgvit_edge.export.tensorrt.build._build_all",
     "lgvit_edge.runtime.Session.open",
+    "lgvit_edge.serving.repository.open_bundle",
     "lgvit_edge.benchmarks.device.report.steps",
     "lgvit_edge.model.inspection.inspected",
     "lgvit_edge.training.start.class_names",
@@ -57,6 +58,7 @@ REPLACED = (
     "export --ckpt start.pt --out {}",
     "demo --out {}",
     "bundle unpack photos.tar --out {}",
+    "triton --engines bundle --out {}",
 )
 FOLDERS = (
     *REPLACED,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from lgvit_edge.images.preprocess import (
     load_rgb,
     network_input,
     resize_crop,
+    several,
     to_float,
 )
 from lgvit_edge.images.spec import Preprocess
@@ -300,6 +303,16 @@ def test_what_people_have_becomes_rgb(tmp_path: Path) -> None:
         path = saved(tmp_path / "image.png", pillow)
         for other in (pillow, path, str(path), Image.open(path)):
             assert as_rgb(other).tolist() == expected.tolist()
+
+
+def test_arrays_are_read_while_another_thread_imports_pillow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Then the module is there, and has nothing in it yet."""
+    monkeypatch.setitem(sys.modules, "PIL.Image", ModuleType("PIL.Image"))
+    assert len(several(np.zeros((2, 4, 5, 3), np.uint8))) == 2
+    with pytest.raises(DataError, match="found object"):
+        as_rgb(object())  # type: ignore[arg-type]
 
 
 def test_frames_of_opencv_are_bgr() -> None:

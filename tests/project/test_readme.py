@@ -203,6 +203,13 @@ def broken_links(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_nothing_is_left_to_fill_in(page: Path) -> None:
+    """A line of capitals alone stands where a figure was to come."""
+    text = page.read_text(encoding="utf-8")
+    assert re.findall(r"^@?[A-Z][A-Z_]{3,}@?$", text, re.M) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_and_named_files_exist(page: Path) -> None:
     assert broken_links(page) == []
 
