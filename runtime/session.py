@@ -11,7 +11,7 @@ from itertools import repeat
 from pathlib import Path
 
 from lgvit_edge._support.forks import OwnLock
-from lgvit_edge._support.numbers import real, whole
+from lgvit_edge._support.numbers import positive, whole
 from lgvit_edge.bundle.directory import Bundle, open_bundle
 from lgvit_edge.bundle.keys import KeySource, PublicKey, read_trusted
 from lgvit_edge.errors import UsageError
@@ -238,7 +238,7 @@ class Session(SplitBundle):
         """
         start = time.perf_counter()
         if deadline_ms is not None:
-            _check_time("deadline_ms", deadline_ms)
+            positive("deadline_ms", deadline_ms)
         memories = None if memory is None else _checked_memories([memory], 1)
         images = self._input([image], color, first=self._first_pass if deadline_ms is None else 0)
         prepare_ms = (time.perf_counter() - start) * 1e3
@@ -360,9 +360,9 @@ class Session(SplitBundle):
         check_color(color)  # once, rather than for every image
         size = self.max_batch if batch is None else min(whole("batch", batch), self.max_batch)
         if timeout is not None:
-            _check_time("timeout", timeout)
+            positive("timeout", timeout)
         if deadline_ms is not None:
-            _check_time("deadline_ms", deadline_ms)
+            positive("deadline_ms", deadline_ms)
             if batch is not None and batch > 1:
                 raise UsageError(
                     f"a deadline is for one image, found batch={batch}; leave out batch, or the "
@@ -592,13 +592,3 @@ def _checked_memories(memories: Sequence[Memory | None], count: int) -> Sequence
             "know of the first; run frames of one camera one after the other"
         )
     return memories
-
-
-def _check_time(name: str, value: object) -> None:
-    """Refuse a span of time that is none.
-
-    Raises:
-        UsageError: it is not a positive number, or infinite; names what it was given for.
-    """
-    if not 0 < real(value) < math.inf:
-        raise UsageError(f"{name} must be a positive number, found {value!r}")

@@ -4,20 +4,37 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lgvit_edge._support.numbers import whole
-from lgvit_edge.bundle.manifest import TensorSpec
+from lgvit_edge.bundle.manifest import Manifest, TensorSpec
 from lgvit_edge.errors import DataError, UsageError
 from lgvit_edge.images.inputs import Inputs
+from lgvit_edge.policies import POLICIES, Policy
 from lgvit_edge.runtime.backends.base import SplitChain
 from lgvit_edge.runtime.deciding import DecidingBundle
 from lgvit_edge.runtime.result import Result
 
-_LARGEST = float(np.finfo(np.float16).max)
+
+class Part(NamedTuple):
+    """Holds how far an image came in the first part of a chain.
+
+    Attributes:
+        result: the answer of the last exit that was run. ``stopped`` is ``limit`` where the image
+            went through it unsure.
+        hidden: the hidden state there, ``[1, N, D]`` or as the family has it, in the graph's dtype;
+            None where it was not asked for, the image needs no second part, or a pass begins later.
+        manifest: of the bundle that ran it; the session may have another by now.
+        policy: that decided; likewise.
+    """
+
+    result: Result
+    hidden: NDArray[Any] | None
+    manifest: Manifest
+    policy: Policy
 
 
 class SplitBundle(DecidingBundle):
@@ -29,59 +46,50 @@ class SplitBundle(DecidingBundle):
     def run_until(
         self,
         images: Inputs,
-        exit: int,
+        exit: int | None,
         *,
         start: float | None = None,
         deadline_ms: float | None = None,
         hidden: bool = False,
-    ) -> tuple[Result, NDArray[np.float16] | None]:
+    ) -> Part:
         """Classify one image that ``prepare`` returned, no further than to an exit.
-
-        ``Result.stopped`` is ``limit`` where the image went through that exit unsure: the answer is
-        what the exit takes it for. With ``hidden``, the second result is then its hidden state
-        there, for ``run_from``: ``[1, N, D] float16``, or as the family has it. So it is where a
-        deadline stopped the image, if no pass begins later. Else it is None.
 
         Args:
             images: what ``prepare`` returns for one image.
-            exit: the last one to run, 1..M + 1; M + 1 is no limit.
+            exit: the last one to run, 1..M; None for no limit.
             start: ``time.perf_counter()`` at which latency and deadline begin; default now.
             deadline_ms: as for ``Session.predict``.
-            hidden: see above.
+            hidden: whether the hidden state is wanted for ``run_from``, where the image goes
+                through that exit unsure, or is stopped by its deadline.
 
         Raises:
             UsageError: there is no such exit, ``images`` is not what ``prepare`` returns, the
                 policy needs several exits to decide, or the hidden state cannot be handed over.
-            DataError: the hidden state is too large for float16.
             BackendError: a logit is NaN or infinite, or the session is closed.
         """
         self._check_input(images, 1)
         start = time.perf_counter() if start is None else start
         with self._lock:
-            final = exit == self._exits + 1
-            if final:
-                self._check_open()
-            else:
+            self._check_open()
+            if exit is not None:
                 self.check_split(exit, hidden=hidden)
             if self._averaging:
                 self._follow(averaging=False)
             if deadline_ms is not None and not self._walk.clock.calibrated:
                 self._calibrate(images)
-            limit = 0 if final else exit
-            result = self._walk.run_one(images, self._policy, start, deadline_ms, limit=limit)
-            if not hidden or final or result.stopped == "policy" or self._later_pass(result.exit):
-                return result, None
-            state = cast(SplitChain, self.chain).hidden()
-        if state.dtype != np.float16:
-            if not (np.abs(state) <= _LARGEST).all():
-                raise DataError(f"the hidden state after exit {exit} is too large for float16")
-            state = state.astype(np.float16)
-        return result, state
+            result = self._walk.run_one(
+                images, self._policy, start, deadline_ms, limit=0 if exit is None else exit
+            )
+            state = None
+            if hidden and exit and result.stopped in ("limit", "deadline"):
+                if not self._later_pass(result.exit):
+                    state = cast(SplitChain, self.chain).hidden()
+            return Part(result, state, self.manifest, self._policy)
 
     def run_from(
         self,
         segment: int,
-        images: Inputs | NDArray[np.float16],
+        images: Inputs | NDArray[Any],
         *,
         starts: Sequence[float] | None = None,
     ) -> list[Result]:
@@ -89,29 +97,31 @@ class SplitBundle(DecidingBundle):
 
         Args:
             segment: 0..M, counted through all passes; it comes after the exit of the same number.
-            images: their hidden states, ``[B, N, D] float16``, as the other machine's ``run_until``
-                returned them for this bundle; or images as ``prepare`` returns them, with which
-                the pass of that segment begins. Exits before the segment are not read.
+            images: their hidden states, ``[B, N, D]`` in float16 or the graph's dtype, as the other
+                machine's ``run_until`` returned them for this bundle; or images as ``prepare``
+                returns them, with which the pass of that segment begins. Exits before the segment
+                are not read.
             starts: ``time.perf_counter()`` at which each image's latency begins; default now.
 
         Raises:
             UsageError: there is no such segment, ``images`` is neither, there are not as many
                 ``starts``, the policy needs several exits to decide, or a hidden state cannot be
                 handed over there.
+            DataError: a hidden state has values that are not finite numbers.
             BackendError: a logit is NaN or infinite, or the session is closed.
         """
-        prepared = isinstance(images, Inputs)
-        if prepared:
+        states = images if isinstance(images, np.ndarray) else None
+        if not isinstance(images, np.ndarray):
             self._check_input(images, self.max_batch)
-        elif isinstance(segment, int) and 1 <= segment <= self._exits:
-            self._check_hidden(images, segment)
         starts = [time.perf_counter()] * len(images) if starts is None else starts
         if len(starts) != len(images):
             raise UsageError(f"expected {len(images)} starts, one per image, found {len(starts)}")
         with self._lock:
-            if not prepared or segment != 0:  # 0 is the whole chain
-                self.check_split(segment, hidden=not prepared)
             self._check_open()
+            if states is not None or segment != 0:  # 0 is the whole chain
+                self.check_split(segment, hidden=states is not None)
+            if states is not None:
+                self._check_hidden(states, segment)
             if self._averaging:
                 self._follow(averaging=False)
             return self._walk.run_from(images, self._policy, segment, starts)
@@ -127,7 +137,7 @@ class SplitBundle(DecidingBundle):
         self._check_open()
         if not self._exits:
             raise UsageError("the model has no exits: there is nothing to split")
-        if not 1 <= whole("exit", exit) <= self._exits:
+        if not 1 <= whole("the exit to split at", exit) <= self._exits:
             raise UsageError(f"expected an exit in 1..{self._exits} to split at, found {exit}")
         if self._rule is None:
             raise UsageError(
@@ -140,7 +150,7 @@ class SplitBundle(DecidingBundle):
         if self._later_pass(exit):
             raise UsageError(
                 f"a pass begins after exit {exit}, which needs the image: send that, not the "
-                "hidden state"
+                "hidden state, or split at a later exit"
             )
         if not isinstance(self.chain, SplitChain):
             backend = self.chain.describe()["backend"]
@@ -149,27 +159,35 @@ class SplitBundle(DecidingBundle):
                 'or open with backend="onnxruntime" or "openvino"'
             )
 
-    def _later_pass(self, exit: int) -> bool:
-        return any(begun is not None for begun in self.manifest.begins[exit:])
-
     def hidden_spec(self, segment: int) -> TensorSpec:
         """Return name, dtype and shape ``[-1, ...]`` of the hidden state that a segment reads."""
         return self.manifest.segments[segment].spec.inputs[0]
 
-    def _check_hidden(self, states: object, segment: int) -> None:
+    @property
+    def first_exit_ms(self) -> float:
+        """How long the first exit takes at present; 0 before ``warm_up``."""
+        clock = self._walk.clock
+        return clock.longest(0) if clock.calibrated else 0.0
+
+    def _later_pass(self, exit: int) -> bool:
+        return any(begun is not None for begun in self.manifest.begins[exit:])
+
+    def _check_hidden(self, states: NDArray[Any], segment: int) -> None:
         spec = self.hidden_spec(segment)
-        found = f"{getattr(states, 'dtype', type(states).__name__)} "
-        found += f"{list(getattr(states, 'shape', ()))}"
-        shape = list(spec.for_batch(len(states))) if isinstance(states, np.ndarray) else []
+        expected = spec.for_batch(len(states)) if states.ndim else ()
         if not (
-            isinstance(states, np.ndarray)
-            and states.dtype == np.float16
-            and list(states.shape) == shape
+            states.dtype in (np.dtype(np.float16), np.dtype(spec.dtype))
+            and states.shape == expected
             and 0 < len(states) <= self.max_batch
         ):
             raise UsageError(
                 f"expected hidden states float16 {list(spec.shape)}, 1..{self.max_batch} of them, "
-                f"or what session.prepare returns; found {found}"
+                f"or what session.prepare returns; found {states.dtype} {list(states.shape)}"
             )
         if not np.isfinite(states).all():
             raise DataError("a hidden state has values that are not finite numbers")
+
+
+def registered(policy: Policy) -> bool:
+    """Return whether another machine can read a policy from its JSON."""
+    return POLICIES.get(policy.name) is type(policy)

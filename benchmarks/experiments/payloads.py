@@ -23,7 +23,7 @@ from lgvit_edge.images.labelled import evenly, unlabelled_images
 from lgvit_edge.images.pixels import decode_bytes
 from lgvit_edge.images.preprocess import network_input
 from lgvit_edge.runtime import FixedExit, Session
-from lgvit_edge.serving.upstream import jpeg
+from lgvit_edge.serving.split import half, jpeg
 
 _QUALITIES = (75, 90, 95)
 _TIMED = 50
@@ -90,8 +90,9 @@ def _exits(session: Session, images: list[Any], name: str, file: float) -> list[
             progress(exit - 1, last - 1)
             same, size = 0, 0
             for each, expected in zip(ready, whole, strict=True):
-                _, hidden = session.run_until(each, exit, hidden=True)
-                assert hidden is not None
+                state = session.run_until(each, exit, hidden=True).hidden
+                assert state is not None
+                hidden = half(state, exit)
                 size = hidden.nbytes
                 same += session.run_from(exit, hidden)[0].class_index == expected
             saved = float(times[:exit].sum())

@@ -15,6 +15,17 @@ def real(value: object) -> float:
     return float(value)
 
 
+def positive(name: str, value: object) -> float:
+    """Return a finite number above 0 as a float.
+
+    Raises:
+        UsageError: it is none; names what it was given for.
+    """
+    if not 0 < real(value) < math.inf:
+        raise UsageError(f"{name} must be a positive number, found {value!r}")
+    return real(value)
+
+
 def whole(name: str, value: object) -> int:
     """Return a whole number of at least 1; NumPy's will do.
 

@@ -123,8 +123,8 @@ class ServerOptions:
         Option(
             min=0,
             rich_help_panel=_SERVER,
-            help="The last exit that is read here; 0 to send every image. Needed unless the bundle "
-            "has several passes, of which the last then runs there.",
+            help="The last exit that is read here (lgvit-edge info lists them); 0 to send every "
+            "image. Not needed for a bundle of several passes: its last pass runs there.",
         ),
     ] = None
     send: Annotated[
@@ -191,8 +191,9 @@ def _check_together(
         raise UsageError(f"--{option} needs --upstream triton://HOST:PORT/MODEL")
     if of_server and not images:
         raise UsageError(
-            "--upstream is for images that are named; a folder into a file is answered here alone: "
-            "leave it out"
+            "--upstream is for images that are named, as in: lgvit-edge predict --engines "
+            f"{shlex.quote(str(engines))} --upstream ... photo.jpg; --data and --out are answered "
+            "by this machine alone"
         )
     given = [field.name for field in fields(folder) if getattr(folder, field.name) is not None]
     line = shlex.join(["lgvit-edge", "predict", "--engines", str(engines)])

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lgvit_edge._support.numbers import real
+from lgvit_edge._support.numbers import positive
 from lgvit_edge.bundle.directory import Bundle
 from lgvit_edge.bundle.layout import MANIFEST
 from lgvit_edge.bundle.manifest import Manifest
@@ -157,8 +157,8 @@ class ServedModel:
         try:
             parameters = json.loads(request.parameters() or "{}")
             point, deadline = parameters.get(POINT), parameters.get(DEADLINE)
-            if deadline is not None and not 0 < real(deadline) < math.inf:
-                raise UsageError(f"{DEADLINE} must be a positive number, found {deadline!r}")
+            if deadline is not None:
+                positive(DEADLINE, deadline)
             name, array = self._input(request)
             rest = None
             if name == HIDDEN or SEGMENT in parameters:

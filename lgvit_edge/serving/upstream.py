@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import io
 import json
-import math
 import re
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lgvit_edge._support.numbers import real
+from lgvit_edge._support.numbers import positive
 from lgvit_edge._support.optional import require
-from lgvit_edge.errors import DataError, UpstreamError, UsageError, in_one_line
+from lgvit_edge.errors import UpstreamError, UsageError, in_one_line
 from lgvit_edge.serving.breaker import Breaker
 from lgvit_edge.serving.contract import ENCODED, HIDDEN, IDENTITY, OUTPUTS, POLICY, SEGMENT
 
-_URL = re.compile(r"tritons?://([^/\s]+:[0-9]{1,5})/([A-Za-z0-9][A-Za-z0-9_.-]{0,63})")
+T = TypeVar("T")
 NOT_ASKED = "not asked after failures"
+_EXTRA = "upstream"
+_URL = re.compile(r"tritons?://([^/\s]+:[0-9]{1,5})/([A-Za-z0-9][A-Za-z0-9_.-]{0,63})")
 _REPLY = 65_536  # bytes
-_TRIED = 32  # requests whose times are remembered
+_TRIED, _RECENT = 32, 10.0  # requests whose times count, and for how many seconds
 _CHANNEL = [
     ("grpc.max_receive_message_length", _REPLY),
     # Whoever tries again decides when; a connection does not wait on its own.
@@ -71,7 +71,7 @@ class Upstream:
         certificates: str | Path | None = None,
         breaker: Breaker | None = None,
     ) -> None:
-        """Name the server; nothing is sent before the first ``ask`` or ``check``.
+        """Name the server; nothing is sent before the first ``ask``.
 
         Args:
             url: ``triton://HOST:PORT/MODEL``, of Triton's gRPC port; ``tritons://`` for TLS.
@@ -80,61 +80,68 @@ class Upstream:
             breaker: decides when a failing server is asked again.
 
         Raises:
-            UsageError: an argument is none.
+            UsageError: an argument is none, or the file holds no certificate.
             OSError: ``certificates`` cannot be read.
             MissingDependency: tritonclient is not installed.
         """
-        if not (found := _URL.fullmatch(url)):
+        if not (found := _URL.fullmatch(url)) or int(found[1].rpartition(":")[2]) > 65_535:
             raise UsageError(
                 "expected triton://HOST:PORT/MODEL with Triton's gRPC port, such as "
                 f"triton://10.0.0.5:8001/lgvit, or tritons:// for TLS; found {url!r:.200}"
             )
-        if not 0 < real(timeout_ms) < math.inf:
-            raise UsageError(f"timeout_ms must be a positive number, found {timeout_ms!r}")
-        self._tls = url.startswith("tritons:")
-        if certificates is not None:
-            if not self._tls:
-                raise UsageError("certificates are for tritons://, found triton://")
-            Path(certificates).read_bytes()  # told now, rather than at the first image
-        self.url, self.timeout_ms, self.breaker = url, timeout_ms, breaker or Breaker()
+        self.url, self.breaker = url, breaker or Breaker()
+        self.timeout_ms = positive("the server's time in ms", timeout_ms)
         self._host, self._model = found.groups()
-        self._certificates = certificates
-        self._library = require("tritonclient.grpc", extra="upstream")
-        self._times: deque[float] = deque(maxlen=_TRIED)
-        self._lock = threading.Lock()
+        self._library = require("tritonclient.grpc", extra=_EXTRA)
+        self._credentials = self._trusted(certificates)
+        self._times: deque[tuple[float, float]] = deque(maxlen=_TRIED)  # when, and how many ms
         self._client: Any = None
+        self._lock, self._closed = threading.Lock(), False
 
     @property
     def expected_ms(self) -> float:
-        """How long a request takes: the 90th percentile of the latest; 0 before there is one."""
-        times = sorted(self._times)
+        """How long a request takes: the 90th percentile of the last 10 s; 0 if there was none."""
+        since = time.monotonic() - _RECENT
+        times = sorted(ms for when, ms in tuple(self._times) if when > since)
         return times[int(0.9 * (len(times) - 1))] if times else 0.0
 
-    def ask(self, rest: Rest, timeout_ms: float | None = None) -> dict[str, Any]:
-        """Return the outputs of the model for one image, by name (``contract.OUTPUTS``).
+    def ask(
+        self, rest: Rest, read: Callable[[dict[str, Any]], T], timeout_ms: float | None = None
+    ) -> T:
+        """Send one image, and return what ``read`` makes of the outputs (``contract.OUTPUTS``).
+
+        ``read`` gets them by name, and raises ``UpstreamError`` where they cannot be.
 
         Raises:
             UpstreamError: there is no answer, or none that can be used.
         """
-        timeout_ms = self.timeout_ms if timeout_ms is None else min(timeout_ms, self.timeout_ms)
-        if not self.breaker.asks():
+        most = self.timeout_ms if timeout_ms is None else min(timeout_ms, self.timeout_ms)
+        if (ticket := self.breaker.asks()) is None:
             raise UpstreamError(NOT_ASKED, "paused")
         begun, client = time.monotonic(), None
+        good: bool | None = False
         try:
             client = self._connected()
-            answer = self._infer(client, rest, timeout_ms)
-        except BaseException:
-            self.breaker.failed()
-            if self.breaker.open and client is not None:
-                self._leave(client)
+            answer = read(self._infer(client, rest, most))
+            good = True
+        except UpstreamError as error:
+            # A server that was given less time than usual has not failed.
+            good = None if error.kind == "timeout" and most < self.timeout_ms else False
             raise
-        self.breaker.succeeded()
-        self._times.append((time.monotonic() - begun) * 1e3)
+        finally:
+            if good is not False:
+                self._times.append((time.monotonic(), (time.monotonic() - begun) * 1e3))
+            if self.breaker.ended(ticket, good):
+                self._leave(client)
         return answer
 
     def close(self) -> None:
         """End the connection; what waits for an answer gets an error."""
-        self._leave(self._client)
+        with self._lock:
+            self._closed = True
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
 
     def __enter__(self) -> Upstream:
         return self
@@ -142,24 +149,32 @@ class Upstream:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _trusted(self, certificates: str | Path | None) -> Any:
+        """Return what gRPC needs for TLS; None without."""
+        if not self.url.startswith("tritons:"):
+            if certificates is not None:
+                raise UsageError("certificates are for tritons://, found triton://")
+            return None
+        trusted = None if certificates is None else Path(certificates).read_bytes()
+        if trusted is not None and b"-----BEGIN CERTIFICATE-----" not in trusted:
+            raise UsageError(f"expected certificates in PEM, found none in {certificates}")
+        return require("grpc", extra=_EXTRA).ssl_channel_credentials(trusted)
+
     def _connected(self) -> Any:
         with self._lock:
+            if self._closed:
+                raise UpstreamError("the way to the server is closed")
             if self._client is None:
-                options: dict[str, Any] = {"ssl": True} if self._tls else {}
-                if self._certificates is not None:
-                    options["root_certificates"] = str(self._certificates)
                 self._client = self._library.InferenceServerClient(
-                    self._host, channel_args=_CHANNEL, **options
+                    self._host, creds=self._credentials, channel_args=_CHANNEL
                 )
             return self._client
 
     def _leave(self, client: Any) -> None:
-        """Close a connection, unless another thread has a new one already."""
+        """Take a new connection next time. The old one ends with the last request that uses it."""
         with self._lock:
-            if client is None or client is not self._client:
-                return
-            self._client = None
-        client.close()
+            if client is self._client:
+                self._client = None
 
     def _infer(self, client: Any, rest: Rest, timeout_ms: float) -> dict[str, Any]:
         library = self._library
@@ -181,46 +196,31 @@ class Upstream:
                     POLICY: json.dumps(rest.policy),
                 },
             )
-            arrays = {output.name: reply.as_numpy(output.name) for output in OUTPUTS}
         except library.InferenceServerException as error:
             raise _refusal(error, timeout_ms) from None
-        except (ValueError, TypeError, AttributeError, LookupError) as error:
-            # tritonclient trusts the sizes and types that a reply claims.
-            raise UpstreamError(f"a reply that cannot be read: {in_one_line(error)}") from None
+        except Exception as error:  # as where another thread closes the connection
+            raise UpstreamError(f"cannot be asked: {in_one_line(error)}") from None
+        values = {}
         for output in OUTPUTS:
-            array = arrays[output.name]
+            try:
+                array = reply.as_numpy(output.name)
+            except Exception as error:  # tritonclient trusts sizes and types that a reply claims
+                raise UpstreamError(f"a reply that cannot be read: {in_one_line(error)}") from None
             if array is None or (array.shape, str(array.dtype)) != ((1, 1), output.dtype):
                 raise UpstreamError(f"a reply without one {output.name}")
-        values = {name: array[0, 0] for name, array in arrays.items()}
-        return {
-            name: value.decode("utf-8", "replace") if isinstance(value, bytes) else value.item()
-            for name, value in values.items()
-        }
-
-
-def jpeg(crop: NDArray[np.uint8], quality: int) -> bytes:
-    """Encode ``[H, W, 3] uint8`` RGB as a JPEG file, colours at full resolution.
-
-    Raises:
-        DataError: it cannot be encoded.
-    """
-    from PIL import Image
-
-    file = io.BytesIO()
-    try:
-        Image.fromarray(crop).save(file, "JPEG", quality=quality, subsampling=0)
-    except (OSError, ValueError) as error:
-        raise DataError(f"the image cannot become a JPEG: {in_one_line(error)}") from None
-    return file.getvalue()
+            value = array[0, 0]
+            text = isinstance(value, bytes)
+            values[output.name] = value.decode("utf-8", "replace") if text else value.item()
+        return values
 
 
 def _refusal(error: Any, timeout_ms: float) -> UpstreamError:
     """Return what a failed call means for the device."""
     status = str(error.status() or "").rpartition(".")[2]
+    said = " ".join(str(error.message() or status).split())[:300]
     if status == "DEADLINE_EXCEEDED":
         return UpstreamError(f"no answer in {timeout_ms:.0f} ms", "timeout")
     if status == "UNAVAILABLE":
-        return UpstreamError("cannot be reached", "unreachable")
-    said = " ".join(str(error.message() or status).split())[:300]
-    kind = "refused" if status == "INVALID_ARGUMENT" else "failed"
+        return UpstreamError(f"cannot be reached: {said}", "unreachable")
+    kind = "refused" if status in ("INVALID_ARGUMENT", "NOT_FOUND") else "failed"
     return UpstreamError(f"{kind}: {said}", kind)

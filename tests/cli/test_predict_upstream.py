@@ -27,10 +27,10 @@ def test_without_the_server_the_device_answers_and_says_so(
 ) -> None:
     shown = command(*line, "--policy", "never", "--upstream", NOBODY, "--after", "1")
     assert "answered by" in shown and "device" in shown
-    assert "the server gave no answer: cannot be reached; such images were answered here" in shown
+    assert "the server gave no answer: cannot be reached: " in shown
     shown = command(*line, "--policy", "never", "--upstream", NOBODY, "--after", "1", "--json")
     (row,), _ = json.JSONDecoder().raw_decode(shown)
-    assert (row["upstream"], row["exit"], row["stopped"]) == ("cannot be reached", 4, "final")
+    assert (row["upstream"][:17], row["exit"], row["stopped"]) == ("cannot be reached", 4, "final")
 
 
 @pytest.mark.parametrize(
@@ -39,12 +39,12 @@ def test_without_the_server_the_device_answers_and_says_so(
         (("--after", "1"), "--after needs --upstream triton://HOST:PORT/MODEL"),
         (("--server-timeout-ms", "9"), "--server-timeout-ms needs --upstream"),
         (("--upstream", "http://a:1/m", "--after", "1"), "expected triton://HOST:PORT/MODEL"),
-        (("--upstream", NOBODY), "after which exit does the server go on? Expected 0..3 as after"),
+        (("--upstream", NOBODY), "after which exit does the server go on? after must be 0..3, fou"),
         (("--upstream", NOBODY, "--after", "4"), "expected an exit in 1..3 to split at, found 4"),
         (("--upstream", NOBODY, "--after", "1", "--send", "png"), "send must be one of jpeg, hid"),
         (
             ("--upstream", NOBODY, "--after", "1", "--server-timeout-ms", "0"),
-            "timeout_ms must be a positive number",
+            "the server's time in ms must be a positive number",
         ),
         (
             ("--upstream", NOBODY, "--after", "1", "--policy", "patience:2"),

@@ -20,21 +20,25 @@ def clock() -> Clock:
     return Clock()
 
 
+def ticket(breaker: Breaker) -> int:
+    found = breaker.asks()
+    assert found is not None
+    return found
+
+
 def fail(breaker: Breaker, times: int = 1) -> None:
     for _ in range(times):
-        assert breaker.asks()
-        breaker.failed()
+        breaker.ended(ticket(breaker), False)
 
 
 def test_some_failures_in_a_row_open_it(clock: Clock) -> None:
     breaker = Breaker(3, clock=clock)
     fail(breaker, 2)
-    assert breaker.asks() and not breaker.open
-    breaker.succeeded()
+    breaker.ended(ticket(breaker), True)
     fail(breaker, 2)
     assert not breaker.paused
-    fail(breaker)
-    assert breaker.open and breaker.paused and not breaker.asks()
+    assert breaker.ended(ticket(breaker), False)
+    assert breaker.paused and breaker.asks() is None
 
 
 def test_one_request_tries_after_a_pause_that_doubles(clock: Clock) -> None:
@@ -42,11 +46,12 @@ def test_one_request_tries_after_a_pause_that_doubles(clock: Clock) -> None:
     fail(breaker)
     for pause in (1, 2, 4, 8, 16, 32, 60, 60):
         clock.now += 0.79 * pause
-        assert breaker.paused and not breaker.asks()
+        assert breaker.paused and breaker.asks() is None
         clock.now += 0.42 * pause
-        assert not breaker.paused and breaker.asks()
-        assert breaker.paused and not breaker.asks()  # another thread, meanwhile
-        breaker.failed()
+        assert not breaker.paused
+        trial = ticket(breaker)
+        assert breaker.paused and breaker.asks() is None  # another thread, meanwhile
+        assert breaker.ended(trial, False)
 
 
 def test_an_answer_closes_it_and_the_next_pause_is_short(clock: Clock) -> None:
@@ -56,9 +61,7 @@ def test_an_answer_closes_it_and_the_next_pause_is_short(clock: Clock) -> None:
         clock.now += 100
         fail(breaker)
     clock.now += 100
-    assert breaker.asks()
-    breaker.succeeded()
-    assert not breaker.open and breaker.asks()
+    assert not breaker.ended(ticket(breaker), True)
     fail(breaker, 2)
     clock.now += 1.21
     assert breaker.asks()
@@ -73,10 +76,26 @@ def test_pauses_of_devices_differ(clock: Clock) -> None:
     assert len(ends) == 20 and max(ends) - min(ends) > 0.2
 
 
-def test_failures_of_requests_already_under_way_do_not_prolong_the_pause(clock: Clock) -> None:
+def test_requests_of_an_earlier_state_change_nothing(clock: Clock) -> None:
     breaker = Breaker(1, clock=clock)
-    assert breaker.asks() and breaker.asks()  # two threads
-    breaker.failed()
-    breaker.failed()
+    first, second, third = (ticket(breaker) for _ in range(3))
+    breaker.ended(first, False)
+    breaker.ended(second, False)
+    clock.now += 1.21  # not two
+    trial = ticket(breaker)
+    breaker.ended(third, True)
+    breaker.ended(second, False)
+    assert breaker.paused  # the trial is still under way
+    breaker.ended(trial, True)
+    assert not breaker.paused
+
+
+def test_what_was_given_up_soon_tells_nothing(clock: Clock) -> None:
+    breaker = Breaker(1, clock=clock)
+    for _ in range(5):
+        assert not breaker.ended(ticket(breaker), None)
+    assert not breaker.paused
+    fail(breaker)
     clock.now += 1.21
-    assert breaker.asks()
+    breaker.ended(ticket(breaker), None)
+    assert breaker.asks()  # another tries
