@@ -62,6 +62,8 @@ def asked_to_stop(*, reloads: bool = True) -> Iterator[Asked]:
             os.write(writing, b"!")
 
     def wake() -> None:
+        # A signal that comes while another is being handled may reach any thread; Python's handler
+        # waits for the main thread, which may wait in a lock. So the C handler writes, too.
         while os.read(reading, 1024):
             if asked.wake is not None:
                 asked.wake()
@@ -70,11 +72,13 @@ def asked_to_stop(*, reloads: bool = True) -> Iterator[Asked]:
     waker.start()
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     before = {n: old for n in numbers if (old := signal.getsignal(n)) is not signal.SIG_IGN}
+    woken = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     try:
         for number in before:
             signal.signal(number, handle)
         yield asked
     finally:
+        signal.set_wakeup_fd(woken)
         for number, handler in before.items():
             # None: it was not Python's, and cannot be put back from here.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

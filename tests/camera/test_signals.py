@@ -76,6 +76,26 @@ def test_a_loop_that_waits_is_woken_to_reload_and_to_stop(tmp_path: Path) -> Non
     assert (child.returncode, said) == (0, "stopped\n")
 
 
+def test_a_signal_that_reaches_another_thread_ends_the_wait_of_the_main_one() -> None:
+    changed, over = threading.Condition(), threading.Event()
+    other = threading.Thread(target=over.wait)
+    other.start()
+    assert other.ident is not None
+
+    def wake() -> None:
+        with changed:
+            changed.notify_all()
+
+    with asked_to_stop() as asked:
+        asked.wake = wake
+        kill = threading.Timer(0.1, signal.pthread_kill, (other.ident, signal.SIGHUP))
+        with changed:
+            kill.start()
+            assert changed.wait(20) and asked.reload
+    over.set()
+    other.join()
+
+
 def test_what_was_ignored_stays_ignored(tmp_path: Path) -> None:
     command = ["nohup", sys.executable, "-c", LOOP, str(tmp_path / "lines"), "brief"]
     with subprocess.Popen(
