@@ -7,7 +7,6 @@ delay, and some are lost. It does what ``tc netem`` does, where the kernel lacks
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import os
 import random
@@ -19,6 +18,11 @@ import threading
 import time
 from collections import deque
 from types import TracebackType
+from typing import Annotated
+
+import typer
+
+from lgvit_edge.benchmarks.experiments.frame import run_command
 
 HERE, THERE = "10.99.7.1", "10.99.7.2"  # addresses of the two ends
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 1, 0x1000
@@ -107,28 +111,28 @@ def _tun(name: str) -> int:
     return device
 
 
-def main() -> None:
-    """Carry packets until standard input ends."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("namespace")
-    for name in ("delay", "loss", "rate"):
-        parser.add_argument(f"--{name}", type=float, required=True)
-    given = parser.parse_args()
+def main(
+    namespace: Annotated[str, typer.Argument(help="Name of the network namespace to make.")],
+    delay: Annotated[float, typer.Option(help="Milliseconds, one way.")] = 20.0,
+    loss: Annotated[float, typer.Option(help="Share of packets lost, each way.")] = 0.01,
+    rate: Annotated[float, typer.Option(help="Bits per second, each way.")] = 5e6,
+) -> None:
+    """Carries packets to a new network namespace and back, until standard input ends."""
 
     def ip(*arguments: str) -> None:
         subprocess.run(["ip", *arguments], check=True)
 
-    ip("netns", "add", given.namespace)
+    ip("netns", "add", namespace)
     here, there = _tun("lgve-here"), _tun("lgve-there")
-    inside = ("netns", "exec", given.namespace, "ip")
-    ip("link", "set", "lgve-there", "netns", given.namespace)
+    inside = ("netns", "exec", namespace, "ip")
+    ip("link", "set", "lgve-there", "netns", namespace)
     ip("addr", "add", HERE, "peer", THERE, "dev", "lgve-here")
     ip("link", "set", "lgve-here", "up")
     ip(*inside, "addr", "add", THERE, "peer", HERE, "dev", "lgve-there")
     ip(*inside, "link", "set", "lgve-there", "up")
     ip(*inside, "link", "set", "lo", "up")
     for seed, ends in enumerate([(here, there), (there, here)]):
-        way = _Way(*ends, given.delay / 1e3, given.loss, given.rate, seed)
+        way = _Way(*ends, delay / 1e3, loss, rate, seed)
         threading.Thread(target=way.run, daemon=True).start()
     print("ready", flush=True)
     sys.stdin.read()
@@ -136,4 +140,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

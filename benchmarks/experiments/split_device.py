@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from lgvit_edge.benchmarks.experiments.frame import run_command
 from lgvit_edge.runtime import Result, Session
 from lgvit_edge.serving import SplitSession, Upstream
 
@@ -21,7 +22,7 @@ _COUNTERS = Path("/sys/class/net/lgve-there/statistics")
 
 
 def main() -> None:
-    """Answer the images."""
+    """Answers the images that standard input names, for split."""
     given = json.load(sys.stdin)
     images = np.load(given["images"])
     with Session.open(
@@ -58,4 +59,4 @@ def _passed() -> list[int]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -130,11 +130,25 @@ def test_killed_softly_at_any_moment_it_leaves_whole_files_and_goes_on(
 
 
 def test_stopped_while_it_starts_it_ends_with_0(
-    tmp_path: Path, bundle: Path, folder: Path, start: Start
+    tmp_path: Path,
 ) -> None:
-    os.mkfifo(tmp_path / "camera.toml")  # it waits for somebody who writes the file
-    process = start("--config", "camera.toml")
-    with (tmp_path / "camera.toml").open("w"):  # somebody does: it is there
+    reads_for_long = (
+        "import sys, time\n"
+        "from lgvit_edge.camera import config\n"
+        "from lgvit_edge.cli.app import main\n"
+        "config.read_bytes = lambda *_: (print('reads', flush=True), time.sleep(60))\n"
+        "sys.argv = ['lgvit-edge', 'camera', '--config', 'camera.toml']\n"
+        "main()\n"
+    )
+    (tmp_path / "camera.toml").touch()
+    with subprocess.Popen(
+        [sys.executable, "-c", reads_for_long],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "reads\n"
         process.terminate()
         _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")

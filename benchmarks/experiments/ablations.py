@@ -1,0 +1,241 @@
+"""The paper's ablations with the backbone trained along: its Tables 2, 3, 4, 6 and 7.
+
+``python -m lgvit_edge.benchmarks.experiments.ablations --data DIR --backbone coarse.pt --out DIR``
+begins with a trained backbone. The paper's scheme has two stages, its rivals' train everything at
+once, for as many epochs as stage 1. Thresholds are chosen on one half of the validation images and
+reported on the other. Rows of Table 2 are trained with every seed, others with the first. Trainings
+that are done are not repeated, and one that was interrupted goes on; ``ablations.json`` and
+``ablations.md`` are written after each. (``study`` compares heads of a frozen backbone.)
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lgvit_edge._support.outputs import write, write_json
+from lgvit_edge._support.terminal import errors, say
+from lgvit_edge.architecture.placement import plan_exits
+from lgvit_edge.benchmarks.experiments.frame import run_command
+from lgvit_edge.benchmarks.experiments.passes import kept_answers, same_settings, some
+from lgvit_edge.benchmarks.experiments.study_rows import Case, Measured, choose
+from lgvit_edge.benchmarks.measure import command_line
+from lgvit_edge.cli.options import check_outputs
+from lgvit_edge.errors import UsageError
+from lgvit_edge.machine.environment import environment
+from lgvit_edge.model import LGViT, block_macs, load_model
+from lgvit_edge.training import TrainingConfig, train
+from lgvit_edge.training.data.datasets import ImageFolder
+from lgvit_edge.training.report import all_logits, exit_costs
+from lgvit_edge.training.start import attach_exits, start_from_folder
+
+SPEED_UPS = (1.4, 1.6, 2.0)  # in MACs, at which rows are compared
+_HEADS = {"mlp": "MLP", "conv": "Conv", "attention": "Attention", "lgvit": "LPH and GAH"}
+_SCHEMES = ("normal", "weighted", "distillation", "alternating", "lgvit")
+
+
+def _case(heads: str = "lgvit", scheme: str = "lgvit", exits: str = "uniform:8") -> Case:
+    shown = "two stages" if scheme == "lgvit" else scheme
+    return Case(f"{_HEADS[heads]}, {shown}", heads, exits, scheme)
+
+
+def _key(case: Case) -> str:
+    return f"{case.heads}-{case.exits.replace(':', '')}-{case.scheme}"
+
+
+TABLES = {
+    "2": (
+        "Main components (Table 2)",
+        tuple(_case(heads, scheme) for heads in ("mlp", "lgvit") for scheme in ("normal", "lgvit")),
+    ),
+    "3": ("Heads, two stages (Table 3)", tuple(_case(heads) for heads in _HEADS)),
+    "4": ("Schemes, the paper's heads (Table 4)", tuple(_case(scheme=s) for s in _SCHEMES)),
+    "7": (
+        "Placements of four exits, two stages (Table 7)",
+        tuple(_case(exits=f"{name}:4") for name in ("shallow", "deep", "middle", "uniform")),
+    ),
+    "6": (
+        "Schemes and heads (Table 6)",
+        tuple(_case(heads, scheme) for heads in _HEADS for scheme in _SCHEMES),
+    ),
+}
+_EVERY_SEED = {_key(case) for case in TABLES["2"][1]}
+
+
+@dataclass(frozen=True)
+class Ablations:
+    """What all trainings share."""
+
+    model: LGViT  # the backbone, without exits
+    images: ImageFolder
+    val: ImageFolder  # one half tunes, the other reports
+    config: TrainingConfig
+    head_lr: float
+    out: Path
+
+    def run(self, case: Case, seed: int) -> dict[str, Any]:
+        """Returns accuracy and MACs of one training, which is done unless it was before.
+
+        Raises:
+            UsageError: results of other settings are there.
+        """
+        config = self.config.replace(
+            scheme=case.scheme, order="joint" if case.scheme == "lgvit" else "whole", seed=seed
+        )
+        name = f"{_key(case)}-{seed}"
+        checkpoint = self.out / f"{name}.pt"
+        identity = {
+            **config.identity(),
+            "heads": case.heads,
+            "exits": case.exits,
+            "images": self.images.fingerprint(),
+            "val": self.val.fingerprint(),
+        }
+        same_settings(self.out / f"{name}.json", identity)
+        if not checkpoint.is_file():
+            say(f"training {name}")
+            begin = time.monotonic()
+            train(self._fresh(case, seed), self.images, None, config, out=checkpoint)
+            say(f"trained {name} in {(time.monotonic() - begin) / 60:.0f} minutes")
+        model = load_model(checkpoint)
+        found = kept_answers(
+            self.out / f"{name}.npz",
+            lambda: all_logits(model, self.val, 100, workers=config.workers),
+        )
+        measured = Measured(found, exit_costs(model))
+        tuning, reporting = measured.half(0), measured.half(1)
+        points = {}
+        for speed_up in SPEED_UPS:
+            policy = choose("confidence", tuning, speed_up=speed_up)
+            points[f"{speed_up:g}"] = None if policy is None else reporting.gives(policy).to_json()
+        return {
+            "seed": seed,
+            "blocks": list(measured.costs.blocks),
+            "accuracies": reporting.images.accuracies,
+            "points": points,
+        }
+
+    def _fresh(self, case: Case, seed: int) -> LGViT:
+        config = self.model.config
+        macs = block_macs(config)
+        exits = plan_exits(case.exits, macs, heads=case.heads, family=config.family)
+        return attach_exits(self.model, exits, seed=seed)
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="Folder with train/ and val/, images by class.")],
+    out: Annotated[Path, typer.Option(help="Folder for results, checkpoints and answers.")],
+    backbone: Annotated[str, typer.Option(help="Architecture, or a checkpoint.")],
+    weights: Annotated[Path | None, typer.Option(help="Checkpoint of a trained backbone.")] = None,
+    only: Annotated[str, typer.Option(help="Tables, separated by commas.")] = "2,3,4,7,6",
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of stage 1, and of rivals.")] = 10,
+    heads_epochs: Annotated[int, typer.Option(min=1, help="Epochs of stage 2.")] = 3,
+    lr: Annotated[float, typer.Option(help="Learning rate of the backbone.")] = 3e-4,
+    layer_decay: Annotated[float, typer.Option(help="Of that rate, from block to block.")] = 0.75,
+    head_lr: Annotated[float, typer.Option(help="Learning rate of heads.")] = 4e-3,
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
+    images: Annotated[int | None, typer.Option(help="Training images. Default: all.")] = None,
+    val_images: Annotated[int | None, typer.Option(help="Validation images.")] = None,
+    precision: Annotated[str, typer.Option(help="Matrix products in fp32 or bf16.")] = "bf16",
+    workers: Annotated[int, typer.Option(help="Processes that decode images.")] = 0,
+) -> None:
+    """Trains heads, schemes and placements of the paper with the backbone; writes its tables."""
+    check_outputs({}, {"--out": out})
+    wanted = only.split(",")
+    if unknown := set(wanted) - set(TABLES):
+        raise UsageError(f"--only: expected some of {', '.join(TABLES)}; found {unknown.pop()!r}")
+    config = TrainingConfig(
+        epochs=(epochs, heads_epochs),
+        lr=(lr, head_lr),
+        head_lr=head_lr,
+        layer_decay=layer_decay,
+        min_crop=0.25,
+        precision=precision,
+        workers=workers,
+        cache=True,
+        cache_views=1,
+    )
+    start = start_from_folder(
+        data, backbone=backbone, weights=weights, config=config, console=errors, exits="none"
+    )
+    if start.val is None or not start.knows:
+        raise UsageError(
+            f"expected val/ beside train/ in {data}, and a backbone that knows its classes"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    model, numbers = start.model.with_exits([]), [int(part) for part in seeds.split(",")]
+    shared = Ablations(
+        model, some(start.images, images), some(start.val, val_images), config, head_lr, out
+    )
+    plan = _plan([TABLES[name][1] for name in wanted], numbers)
+    runs: dict[str, list[dict[str, Any]]] = {}
+    times: list[float] = []
+    for done, (case, seed) in enumerate(plan):
+        begun = time.monotonic()
+        runs.setdefault(_key(case), []).append(shared.run(case, seed))
+        if (took := time.monotonic() - begun) > 60:  # not one that was done before
+            times.append(took)
+            left = statistics.fmean(times) * (len(plan) - done - 1) / 3600
+            say(f"{done + 1} of {len(plan)} done; about {left:.1f} hours left")
+        record = {
+            "conditions": {
+                "training": config.identity(),
+                "seeds": numbers,
+                "training_images": len(shared.images),
+                "validation_images": len(shared.val),
+            },
+            "tables": {
+                title: [asdict(c) | {"runs": runs[_key(c)]} for c in cases if _key(c) in runs]
+                for title, cases in (TABLES[name] for name in wanted)
+            },
+            "env": environment(),
+            "command": command_line(),
+        }
+        write_json(out / "ablations.json", record)
+        write(out / "ablations.md", tables(record))
+    say(f"wrote {out / 'ablations.json'}, ablations.md")
+
+
+def _plan(tables: Sequence[Sequence[Case]], seeds: Sequence[int]) -> list[tuple[Case, int]]:
+    """Returns what is trained: the first seed of all rows, then the others of Table 2's."""
+    cases = list({_key(case): case for cases in tables for case in cases}.values())
+    plan = [(case, seeds[0]) for case in cases if _key(case) in _EVERY_SEED]
+    plan += [(case, seed) for seed in seeds[1:] for case, _ in plan[: len(plan)]]
+    return plan + [(case, seeds[0]) for case in cases if _key(case) not in _EVERY_SEED]
+
+
+def tables(record: dict[str, Any]) -> str:
+    """Returns the rows that are done as Markdown: means over seeds, with a standard error."""
+    lines: list[str] = []
+    for title, rows in record["tables"].items():
+        head = ["", *(f"at {s:g}x MACs, %" for s in SPEED_UPS), "seeds", "each exit, %"]
+        lines += [f"## {title}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+        for row in rows:
+            runs = row["runs"]
+            cells = [row["name"] if "Table 7" not in title else row["exits"].split(":")[0]]
+            for speed_up in SPEED_UPS:
+                points = [run["points"][f"{speed_up:g}"] for run in runs]
+                reached = [point["accuracy"] for point in points if point]
+                cells.append(_mean(reached) if len(reached) == len(runs) else "not reached")
+            places = zip(*(run["accuracies"] for run in runs), strict=True)
+            exits = zip(runs[0]["blocks"], places, strict=True)
+            shown = ", ".join(f"{block}: {100 * statistics.fmean(a):.1f}" for block, a in exits)
+            lines.append(f"| {' | '.join([*cells, str(len(runs)), shown])} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _mean(values: Sequence[float]) -> str:
+    each = [100 * value for value in values]
+    error = f" ± {statistics.stdev(each) / len(each) ** 0.5:.1f}" if len(each) > 1 else ""
+    return f"{statistics.fmean(each):.1f}{error}"
+
+
+if __name__ == "__main__":
+    run_command(main)
