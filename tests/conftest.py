@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from signal import default_int_handler
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,6 +59,10 @@ def own_surroundings(tmp_path_factory: pytest.TempPathFactory) -> None:
     One thread for PyTorch, here and in commands: on small models its threads mostly wait, the
     more so the busier the machine is.
     """
+    # What nohup, or a shell in the background, ignores is ignored by what tests start, too.
+    for number, usual in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, default_int_handler)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
     os.environ["LGVIT_EDGE_BACKEND"] = "onnxruntime"
     os.environ["LGVIT_EDGE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["OMP_NUM_THREADS"] = "1"
