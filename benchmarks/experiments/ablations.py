@@ -40,7 +40,10 @@ _HEADS = {"mlp": "MLP", "conv": "Conv", "attention": "Attention", "lgvit": "LPH 
 _SCHEMES = ("normal", "weighted", "distillation", "alternating", "lgvit")
 
 
-def _case(heads: str = "lgvit", scheme: str = "lgvit", exits: str = "uniform:8") -> Case:
+_USUAL = "uniform:8"  # exits of all tables but that of placements, unless others are asked for
+
+
+def _case(heads: str = "lgvit", scheme: str = "lgvit", exits: str = _USUAL) -> Case:
     shown = "two stages" if scheme == "lgvit" else scheme
     return Case(f"{_HEADS[heads]}, {shown}", heads, exits, scheme)
 
@@ -76,7 +79,7 @@ class Ablations:
     images: ImageFolder
     val: ImageFolder  # one half tunes, the other reports
     config: TrainingConfig
-    head_lr: float
+    exits: str  # of all rows but those of placements
     out: Path
 
     def run(self, case: Case, seed: int) -> dict[str, Any]:
@@ -90,10 +93,11 @@ class Ablations:
         )
         name = f"{_key(case)}-{seed}"
         checkpoint = self.out / f"{name}.pt"
+        exits = self.exits if case.exits == _USUAL else case.exits
         identity = {
             **config.identity(),
             "heads": case.heads,
-            "exits": case.exits,
+            "exits": exits,
             "images": self.images.fingerprint(),
             "val": self.val.fingerprint(),
         }
@@ -101,7 +105,7 @@ class Ablations:
         if not checkpoint.is_file():
             say(f"training {name}")
             begin = time.monotonic()
-            train(self._fresh(case, seed), self.images, None, config, out=checkpoint)
+            train(self._fresh(case.heads, exits, seed), self.images, None, config, out=checkpoint)
             say(f"trained {name} in {(time.monotonic() - begin) / 60:.0f} minutes")
         model = load_model(checkpoint)
         found = kept_answers(
@@ -121,11 +125,10 @@ class Ablations:
             "points": points,
         }
 
-    def _fresh(self, case: Case, seed: int) -> LGViT:
+    def _fresh(self, heads: str, exits: str, seed: int) -> LGViT:
         config = self.model.config
-        macs = block_macs(config)
-        exits = plan_exits(case.exits, macs, heads=case.heads, family=config.family)
-        return attach_exits(self.model, exits, seed=seed)
+        planned = plan_exits(exits, block_macs(config), heads=heads, family=config.family)
+        return attach_exits(self.model, planned, seed=seed)
 
 
 def main(
@@ -134,6 +137,7 @@ def main(
     backbone: Annotated[str, typer.Option(help="Architecture, or a checkpoint.")],
     weights: Annotated[Path | None, typer.Option(help="Checkpoint of a trained backbone.")] = None,
     only: Annotated[str, typer.Option(help="Tables, separated by commas.")] = "2,3,4,7,6",
+    exits: Annotated[str, typer.Option(help="Blocks of the exits, but for placements.")] = _USUAL,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of stage 1, and of rivals.")] = 10,
     heads_epochs: Annotated[int, typer.Option(min=1, help="Epochs of stage 2.")] = 3,
     lr: Annotated[float, typer.Option(help="Learning rate of the backbone.")] = 3e-4,
@@ -171,7 +175,7 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     model, numbers = start.model.with_exits([]), [int(part) for part in seeds.split(",")]
     shared = Ablations(
-        model, some(start.images, images), some(start.val, val_images), config, head_lr, out
+        model, some(start.images, images), some(start.val, val_images), config, exits, out
     )
     plan = _plan([TABLES[name][1] for name in wanted], numbers)
     runs: dict[str, list[dict[str, Any]]] = {}

@@ -1,0 +1,74 @@
+"""The paper's ablations with the backbone trained along: a whole run on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small import write_photos
+
+from lgvit_edge.architecture.config import LGViTConfig
+from lgvit_edge.benchmarks.experiments import ablations
+from lgvit_edge.errors import UsageError
+from lgvit_edge.model import save_checkpoint
+from lgvit_edge.training.start import seeded
+
+
+def test_rows_of_table_2_have_every_seed_and_come_first() -> None:
+    tables = [cases for _, cases in ablations.TABLES.values()]
+    plan = ablations._plan(tables, [0, 1, 2])
+    assert len(plan) == len({(ablations._key(case), seed) for case, seed in plan}) == 20 + 4 + 8
+    assert [seed for _, seed in plan[:12]] == [0] * 4 + [1] * 4 + [2] * 4
+    assert {seed for _, seed in plan[12:]} == {0}
+    names = {ablations._key(case) for case, _ in plan}
+    assert {"mlp-uniform8-alternating", "mlp-uniform8-normal"} < names  # not the same training
+
+
+def test_the_whole_study(tmp_path: Path, small_config: LGViTConfig) -> None:
+    for part in ("train", "val"):
+        write_photos(tmp_path / "data" / part, "ab", 6)
+    save_checkpoint(seeded(small_config.replace(exits=()), 0).eval(), tmp_path / "start.pt")
+    out = tmp_path / "out"
+
+    def run(**options: Any) -> None:
+        given = {"data": tmp_path / "data", "out": out, "backbone": str(tmp_path / "start.pt")}
+        given |= {"only": "2,4", "precision": "fp32", "exits": "uniform:2", "seeds": "0,1"}
+        given |= {"epochs": 1, "heads_epochs": 1, "images": 8, "val_images": 10}
+        ablations.main(**{**given, **options})
+
+    run()
+    record = json.loads((out / "ablations.json").read_text())
+    second, fourth = record["tables"].values()
+    assert [row["name"] for row in second] == [
+        *("MLP, normal", "MLP, two stages", "LPH and GAH, normal", "LPH and GAH, two stages")
+    ]
+    assert [len(row["runs"]) for row in second] == [2] * 4
+    assert [len(row["runs"]) for row in fourth] == [2, 1, 1, 1, 2]
+    assert all(len(run["accuracies"]) == 3 for row in fourth for run in row["runs"])
+    stages = json.loads((out / "mlp-uniform8-normal-0.json").read_text())["order"]
+    assert (stages, json.loads((out / "mlp-uniform8-lgvit-0.json").read_text())["order"]) == (
+        *("whole", "joint"),
+    )
+    page = (out / "ablations.md").read_text()
+    assert "## Main components (Table 2)" in page and "| LPH and GAH, alternating |" in page
+    trained = {path: path.stat().st_mtime_ns for path in out.glob("*.pt")}
+    assert len(trained) == 11
+    run()
+    assert trained == {path: path.stat().st_mtime_ns for path in out.glob("*.pt")}
+    for options, message in (
+        ({"epochs": 2}, "is of other settings; give another folder"),
+        ({"only": "5"}, "--only: expected some of 2, 3, 4, 7, 6; found '5'"),
+        ({"data": tmp_path / "data" / "train"}, "expected val/ beside train/"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            run(**options)
+
+
+def test_means_have_standard_errors() -> None:
+    points = [{"1.4": {"accuracy": a}, "1.6": None, "2": {"accuracy": 0.5}} for a in (0.40, 0.42)]
+    runs = [{"points": p, "blocks": [4, 8], "accuracies": [0.3, 0.5]} for p in points]
+    row = {"name": "a", "exits": "uniform:8", "runs": runs}
+    *_, line = ablations.tables({"tables": {"T": [row]}}).splitlines()
+    assert line == "| a | 41.0 ± 1.0 | not reached | 50.0 ± 0.0 | 2 | 4: 30.0, 8: 50.0 |"
