@@ -111,6 +111,8 @@ class SplitBundle(DecidingBundle):
             BackendError: a logit is NaN or infinite, or the session is closed.
         """
         states = images if isinstance(images, np.ndarray) else None
+        if states is not None and not states.ndim:
+            raise UsageError("expected hidden states, [B, ...], found a single number")
         if not isinstance(images, np.ndarray):
             self._check_input(images, self.max_batch)
         starts = [time.perf_counter()] * len(images) if starts is None else starts
@@ -159,6 +161,12 @@ class SplitBundle(DecidingBundle):
                 'or open with backend="onnxruntime" or "openvino"'
             )
 
+    @property
+    def state(self) -> tuple[Manifest, Policy]:
+        """Manifest and policy of one moment, whatever other threads set or reload."""
+        with self._lock:
+            return self.manifest, self._policy
+
     def hidden_spec(self, segment: int) -> TensorSpec:
         """Return name, dtype and shape ``[-1, ...]`` of the hidden state that a segment reads."""
         return self.manifest.segments[segment].spec.inputs[0]
@@ -174,7 +182,7 @@ class SplitBundle(DecidingBundle):
 
     def _check_hidden(self, states: NDArray[Any], segment: int) -> None:
         spec = self.hidden_spec(segment)
-        expected = spec.for_batch(len(states)) if states.ndim else ()
+        expected = spec.for_batch(len(states))
         if not (
             states.dtype in (np.dtype(np.float16), np.dtype(spec.dtype))
             and states.shape == expected

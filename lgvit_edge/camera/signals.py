@@ -61,14 +61,14 @@ def asked_to_stop(*, reloads: bool = True) -> Iterator[Asked]:
         with contextlib.suppress(BlockingIOError):  # enough is written to wake it
             os.write(writing, b"!")
 
-    def wake() -> None:
+    def pass_on() -> None:
         # A signal that comes while another is being handled may reach any thread; Python's handler
         # waits for the main thread, which may wait in a lock. So the C handler writes, too.
         while os.read(reading, 1024):
-            if asked.wake is not None:
-                asked.wake()
+            if (wake := asked.wake) is not None:  # the program may take it back meanwhile
+                wake()
 
-    waker = threading.Thread(target=wake, name="signals", daemon=True)
+    waker = threading.Thread(target=pass_on, name="signals", daemon=True)
     waker.start()
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     before = {n: old for n in numbers if (old := signal.getsignal(n)) is not signal.SIG_IGN}

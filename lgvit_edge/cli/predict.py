@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from lgvit_edge._support.finite_json import dumps
+from lgvit_edge._support.numbers import positive
 from lgvit_edge._support.outputs import check_file
 from lgvit_edge._support.terminal import console, note, plain, say, table
 from lgvit_edge.cli.options import (
@@ -253,6 +254,7 @@ def _way(server: ServerOptions) -> AbstractContextManager[Upstream | None]:
     from lgvit_edge.serving import Upstream
 
     timeout = 1000.0 if server.server_timeout_ms is None else server.server_timeout_ms
+    positive("--server-timeout-ms", timeout)
     return Upstream(server.upstream, timeout_ms=timeout, certificates=server.certificates)
 
 

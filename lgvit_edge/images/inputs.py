@@ -90,6 +90,8 @@ class Inputs:
         preprocess, size, dtype = views[index]
         if index < len(views) - 1:
             raise UsageError(f"expected crops for pass {len(views)}, the last, found {index + 1}")
+        if not crops:
+            raise DataError("expected at least one crop, found none")
         for crop in crops:
             if crop.shape != (size, size, 3):
                 raise DataError(f"expected a crop [{size}, {size}, 3], found {list(crop.shape)}")

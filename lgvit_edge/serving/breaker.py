@@ -54,7 +54,8 @@ class Breaker:
     def ended(self, ticket: int, good: bool | None) -> bool:
         """Note an answer, or that there was none; None if it was not waited for long enough.
 
-        Returns whether the breaker opened, or stays open, because of it.
+        That tells nothing, unless it was the one request that tries. Returns whether the breaker
+        opened, or stays open, because of it.
         """
         with self._lock:
             if ticket != self._state:
@@ -64,8 +65,7 @@ class Breaker:
                     self._state += 1
                 self._failed, self._pause, self._trying = 0, _FIRST, False
                 return False
-            if good is None:
-                self._trying = False
+            if good is None and not self._trying:
                 return False
             self._failed += 1
             if self._failed < self._most:

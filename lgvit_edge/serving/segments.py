@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,8 @@ def _dims(tensor: TensorSpec, fixed: bool) -> list[int]:
 
 
 def _device(device: str | None) -> dict[str, Any]:
+    if device is not None and not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", device):
+        raise UsageError(f"Triton's own backends run on cpu, cuda or cuda:N, found {device!r}")
     kind, _, number = (device or "").partition(":")
     if kind == "cuda":
         return {"kind": Word("KIND_GPU"), "gpus": [int(number or 0)]}

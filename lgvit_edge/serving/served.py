@@ -105,10 +105,11 @@ class ServedModel:
         config = json.loads(args["model_config"])
         parameters = {name: each["string_value"] for name, each in config["parameters"].items()}
         self._session = self._open(parameters)
+        self._session.notes = False  # clients may bring any number of policies
         manifest = self._session.manifest
         self._default = self._session.policy
         # The point that the last request named, or the policy that it brought.
-        self._in_use: tuple[str | None, str | None] = (None, None)
+        self._in_use: tuple[str | None, str | None] | None = (None, None)
         labels = {"model": args["model_name"], "version": args["model_version"]}
         self._counters = Counters(self._triton, manifest.pass_numbers, labels)
         # Decoding and resizing leave Python's lock alone.
@@ -212,7 +213,7 @@ class ServedModel:
     def _use(self, point: str | None, policy: str | None) -> None:
         if (point, policy) == self._in_use:
             return
-        self._in_use = (None, None)
+        self._in_use = None  # whatever it is, if the next lines fail
         self._session.policy = self._default if policy is None else _policy(policy)
         if point is not None:
             self._session.point = point
@@ -265,7 +266,9 @@ def _frames(name: str, array: NDArray[Any]) -> list[NDArray[np.uint8]]:
 
 def _policy(text: str) -> Policy:
     """Read a device's policy; raises ``UsageError``."""
+    if len(text) > _LONGEST:
+        raise UsageError(f"{POLICY} must have {_LONGEST} characters at most, found {len(text)}")
     try:
-        return from_json(json.loads(text[:_LONGEST]))
+        return from_json(json.loads(text))
     except (ValueError, RecursionError) as error:
         raise UsageError(f"the parameter {POLICY} is no JSON: {in_one_line(error)}") from None

@@ -8,6 +8,7 @@ import math
 import time
 from collections import Counter
 from functools import partial
+from numbers import Integral
 from threading import Lock
 from typing import Any
 
@@ -19,6 +20,7 @@ from lgvit_edge.bundle.manifest import Manifest
 from lgvit_edge.errors import UpstreamError, UsageError
 from lgvit_edge.images.inputs import Inputs
 from lgvit_edge.images.preprocess import ImageLike, to_pixels
+from lgvit_edge.policies import Policy
 from lgvit_edge.runtime.result import Result
 from lgvit_edge.runtime.session import Session
 from lgvit_edge.runtime.splitting import Part, registered
@@ -97,13 +99,14 @@ class SplitSession:
                     f"after which exit does the server go on? after must be 0..{most}, found none"
                 )
             after = first
-        if type(after) is not int or after < 0:
+        if isinstance(after, bool) or not isinstance(after, Integral) or after < 0:
             raise UsageError(f"after must be a whole number of at least 0, found {after!r}")
+        after = int(after)
         if not after and send == "hidden":
             raise UsageError("there is no hidden state after=0: take a later exit, or send='jpeg'")
         self.session, self.upstream, self.after, self.send = session, upstream, after, send
         self._quality, self._lock, self._stats = quality, Lock(), SplitStatistics()
-        self._fits = self._check(manifest)
+        self._fits = self._check()
 
     def predict(
         self, image: ImageLike, *, color: str = "rgb", deadline_ms: float | None = None
@@ -122,8 +125,10 @@ class SplitSession:
         start = time.perf_counter()
         if deadline_ms is not None:
             positive("deadline_ms", deadline_ms)
-        if self.session.manifest is not self._fits:
-            self._fits = self._check(self.session.manifest)
+            if not self.session.first_exit_ms:
+                self.session.warm_up()  # as ``Session.predict`` does, or the first would be late
+        if self._fits != self.session.state:
+            self._fits = self._check()
         run = partial(self.session.run_until, start=start, deadline_ms=deadline_ms)
         images, part = self.session.prepare([image], color=color), None
         with self._lock:
@@ -151,13 +156,14 @@ class SplitSession:
         with self._lock:
             return dataclasses.replace(self._stats, alone=Counter(self._stats.alone))
 
-    def _check(self, manifest: Manifest) -> Manifest:
-        """Return a manifest that can be split as was asked for.
+    def _check(self) -> tuple[Manifest, Policy]:
+        """Return bundle and policy of the session, which can be split as was asked for.
 
         Raises:
-            UsageError: it cannot.
+            UsageError: they cannot.
         """
-        first = _last_pass(manifest)
+        manifest, policy = state = self.session.state
+        first, point = _last_pass(manifest), self.session.point
         if self.after:
             self.session.check_split(self.after, hidden=self.send == "hidden")
         if self.after < first:
@@ -165,12 +171,17 @@ class SplitSession:
                 f"the last pass begins after exit {first}, and needs more of the image than an "
                 f"earlier one sees: expected after={first} or later, found {self.after}"
             )
-        if not registered(self.session.policy):
+        if not registered(policy):
             raise UsageError(
-                f"the policy {type(self.session.policy).__name__} is known on this machine alone; "
-                "set one that the server knows, such as confidence:0.8"
+                f"the policy {type(policy).__name__} is known on this machine alone; set one that "
+                "the server knows, such as confidence:0.8"
             )
-        return manifest
+        if point is not None and manifest.points[point].guarantee is not None:
+            raise UsageError(
+                f"the point {point} is certified, and a certificate does not cover what JPEG, "
+                "float16 or another machine changes; set another point or a policy"
+            )
+        return state
 
     def _ask(
         self, images: Inputs, part: Part | None, start: float, deadline_ms: float | None
@@ -178,7 +189,7 @@ class SplitSession:
         """Return the server's answer, or raise ``UpstreamError``."""
         # Weights, identity and policy are of one moment: the session may get others meanwhile.
         if part is None:
-            manifest, policy, exit, network_ms = self._fits, self.session.policy, 0, 0.0
+            (manifest, policy), exit, network_ms = self._fits, 0, 0.0
             reserve = _MARGIN_MS + self.session.first_exit_ms
         else:
             manifest, policy = part.manifest, part.policy

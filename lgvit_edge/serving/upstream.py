@@ -32,7 +32,9 @@ _CHANNEL = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1000),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.use_local_subchannel_pool", 1),  # else a new channel would take the old connection
 ]
+_HURRIED = 3  # requests in a row that got little time and no answer: the connection may be dead
 
 
 class Rest(NamedTuple):
@@ -97,6 +99,7 @@ class Upstream:
         self._times: deque[tuple[float, float]] = deque(maxlen=_TRIED)  # when, and how many ms
         self._client: Any = None
         self._lock, self._closed = threading.Lock(), False
+        self._hurried = 0
 
     @property
     def expected_ms(self) -> float:
@@ -131,7 +134,9 @@ class Upstream:
         finally:
             if good is not False:
                 self._times.append((time.monotonic(), (time.monotonic() - begun) * 1e3))
-            if self.breaker.ended(ticket, good):
+            self._hurried = self._hurried + 1 if good is None else 0
+            if self.breaker.ended(ticket, good) or self._hurried >= _HURRIED:
+                self._hurried = 0
                 self._leave(client)
         return answer
 

@@ -44,7 +44,7 @@ def test_without_the_server_the_device_answers_and_says_so(
         (("--upstream", NOBODY, "--after", "1", "--send", "png"), "send must be one of jpeg, hid"),
         (
             ("--upstream", NOBODY, "--after", "1", "--server-timeout-ms", "0"),
-            "the server's time in ms must be a positive number",
+            "--server-timeout-ms must be a positive number",
         ),
         (
             ("--upstream", NOBODY, "--after", "1", "--policy", "patience:2"),

@@ -201,6 +201,10 @@ def test_segments_of_tensorrt_are_its_engines(bundle_copy: Path, tmp_path: Path)
             "onnxruntime and tensorrt, found 'openvino'",
         ),
         (dict(layout="segments", run=dict(precision="bf16")), "export with --precision"),
+        (
+            dict(layout="segments", run=dict(device="cuda:abc")),
+            "run on cpu, cuda or cuda:N, found 'cuda:abc'",
+        ),
     ],
 )
 def test_what_no_server_could_run_is_refused(

@@ -18,17 +18,20 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from PIL import Image
-from small import frames
+from small import frames, point
 
 from lgvit_edge import Session
 from lgvit_edge.benchmarks.experiments.triton_server import TritonServer, missing
+from lgvit_edge.bundle.directory import add_to_manifest, open_bundle
+from lgvit_edge.bundle.points import Guarantee
 from lgvit_edge.errors import UpstreamError, UsageError
 from lgvit_edge.export import ExportOptions, export_bundle
 from lgvit_edge.images.inputs import Inputs
 from lgvit_edge.images.pixels import decode_bytes
 from lgvit_edge.images.preprocess import network_input
 from lgvit_edge.model import LGViT
-from lgvit_edge.policies import Confidence, Entropy, Never, Patience
+from lgvit_edge.policies import Confidence, Entropy, FixedExit, Never, Patience
+from lgvit_edge.runtime import TargetRate
 from lgvit_edge.runtime.backends.ort import OrtChain
 from lgvit_edge.runtime.result import Result
 from lgvit_edge.serving import SplitSession, Upstream
@@ -335,6 +338,40 @@ def test_the_server_refuses_what_does_not_fit(
         assert ask(upstream, rest(session, state))["exit"] > 1
 
 
+def test_a_policy_that_is_refused_changes_no_other_ones_answers(
+    server: TritonServer, bundle: Path
+) -> None:
+    """The model's own policy, ``never``, is back for who names none."""
+    grpc = pytest.importorskip("tritonclient.grpc")
+    with Session.open(bundle) as session, way(server, "tiny") as upstream:
+        state = np.zeros(session.hidden_spec(1).for_batch(1), np.float16)
+        assert ask(upstream, rest(session, state, policy=FixedExit(2).to_json()))["exit"] == 2
+        with pytest.raises(UpstreamError, match="a policy's name must be one of"):
+            ask(upstream, rest(session, state, policy={"name": "maybe"}))
+        with pytest.raises(UpstreamError, match="must have 10000 characters at most"):
+            ask(upstream, rest(session, state, policy={"name": "x" * 20_000}))
+    image = grpc.InferInput("image", [1, 40, 40, 3], "UINT8")
+    image.set_data_from_numpy(frames(1)[0][None, :40, :40])
+    with grpc.InferenceServerClient(server.url("grpc")) as client:
+        assert client.infer("tiny", [image]).as_numpy("exit").item() == 4
+
+
+def test_a_dead_connection_is_left_where_deadlines_are_short(bundle: Path) -> None:
+    with Session.open(bundle) as session, Upstream("triton://127.0.0.1:1/tiny") as upstream:
+        state = np.zeros(session.hidden_spec(1).for_batch(1), np.float16)
+        used = set()
+
+        def late(client: Any, *_: Any) -> Any:
+            used.add(client)
+            raise UpstreamError("no answer in 5 ms", "timeout")
+
+        upstream._infer = late  # type: ignore[method-assign]
+        for _ in range(7):
+            with pytest.raises(UpstreamError, match="no answer"):
+                upstream.ask(rest(session, state), dict, 5.0)
+        assert len(used) == 3 and not upstream.breaker.paused
+
+
 def test_a_hidden_state_of_infinities_is_refused(server: TritonServer, bundle: Path) -> None:
     with Session.open(bundle) as session, way(server, "tiny") as upstream:
         state = np.full(session.hidden_spec(1).for_batch(1), np.inf, np.float16)
@@ -474,9 +511,30 @@ def test_what_a_split_session_refuses(bundle: Path, passes_bundle: Path) -> None
                 SplitSession(session, upstream, **options)
         with pytest.raises(UsageError, match="expected after=3 or later, found 2"):
             SplitSession(passes, upstream, after=2)
+        split = SplitSession(session, upstream, after=np.int64(1))  # type: ignore[arg-type]
         session.policy = Patience(2)
         with pytest.raises(UsageError, match="patience does not decide from each exit alone"):
             SplitSession(session, upstream, after=1)
+        with pytest.raises(UsageError, match="patience does not decide from each exit alone"):
+            split.predict(frames(1)[0])
+        for deadline in (0, -1, float("nan"), "200"):
+            with pytest.raises(UsageError, match="deadline_ms must be a positive number"):
+                split.predict(frames(1)[0], deadline_ms=deadline)  # type: ignore[arg-type]
+
+
+def test_what_only_this_machine_can_decide_is_not_split(bundle_copy: Path) -> None:
+    promise = Guarantee(0.02, 0.05, 500, 3, "0" * 64)
+    points = {"sure": point(Confidence(0.7), guarantee=promise), "fast": point()}
+    add_to_manifest(bundle_copy, open_bundle(bundle_copy).manifest.identity, points)
+    upstream = Upstream("triton://127.0.0.1:1/tiny")
+    with Session.open(bundle_copy, backend="onnxruntime", point="sure") as session:
+        with pytest.raises(UsageError, match="the point sure is certified, and a certificate does"):
+            SplitSession(session, upstream, after=1)
+        session.policy = TargetRate(30)
+        with pytest.raises(
+            UsageError, match="the policy TargetRate is known on this"
+        ):
+            SplitSession(session, upstream, after=0)
 
 
 @pytest.mark.parametrize(
