@@ -141,9 +141,7 @@ def test_what_is_refused(session: Session, monkeypatch: pytest.MonkeyPatch) -> N
         np.zeros((9, *good.shape[1:]), "f2"),
         np.array(3.0),
     ):
-        with pytest.raises(
-            (UsageError, TypeError), match=r"expected hidden states float16|unsized"
-        ):
+        with pytest.raises(UsageError, match="expected hidden states"):
             session.run_from(1, bad)
     with pytest.raises(UsageError, match="expected 1 starts, one per image, found 2"):
         session.run_from(1, image, starts=[0.0, 0.0])

@@ -531,9 +531,7 @@ def test_what_only_this_machine_can_decide_is_not_split(bundle_copy: Path) -> No
         with pytest.raises(UsageError, match="the point sure is certified, and a certificate does"):
             SplitSession(session, upstream, after=1)
         session.policy = TargetRate(30)
-        with pytest.raises(
-            UsageError, match="the policy TargetRate is known on this"
-        ):
+        with pytest.raises(UsageError, match="the policy TargetRate is known on this"):
             SplitSession(session, upstream, after=0)
 
 
