@@ -8,7 +8,6 @@ import math
 import time
 from collections import Counter
 from functools import partial
-from numbers import Integral
 from threading import Lock
 from typing import Any
 
@@ -99,9 +98,7 @@ class SplitSession:
                     f"after which exit does the server go on? after must be 0..{most}, found none"
                 )
             after = first
-        if isinstance(after, bool) or not isinstance(after, Integral) or after < 0:
-            raise UsageError(f"after must be a whole number of at least 0, found {after!r}")
-        after = int(after)
+        after = whole("after, where it is not 0,", after) if after != 0 else 0
         if not after and send == "hidden":
             raise UsageError("there is no hidden state after=0: take a later exit, or send='jpeg'")
         self.session, self.upstream, self.after, self.send = session, upstream, after, send
