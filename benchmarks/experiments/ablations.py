@@ -218,6 +218,8 @@ def tables(record: dict[str, Any]) -> str:
     """Returns the rows that are done as Markdown: means over seeds, with a standard error."""
     lines: list[str] = []
     for title, rows in record["tables"].items():
+        if not rows:
+            continue
         head = ["", *(f"at {s:g}x MACs, %" for s in SPEED_UPS), "seeds", "each exit, %"]
         lines += [f"## {title}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         for row in rows:
