@@ -162,10 +162,10 @@ class SplitBundle(DecidingBundle):
             )
 
     @property
-    def state(self) -> tuple[Manifest, Policy]:
-        """Manifest and policy of one moment, whatever other threads set or reload."""
+    def state(self) -> tuple[Manifest, Policy, str | None]:
+        """Manifest, policy and name of the operating point, all of one moment."""
         with self._lock:
-            return self.manifest, self._policy
+            return self.manifest, self._policy, self._point
 
     def hidden_spec(self, segment: int) -> TensorSpec:
         """Return name, dtype and shape ``[-1, ...]`` of the hidden state that a segment reads."""

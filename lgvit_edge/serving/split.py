@@ -153,14 +153,14 @@ class SplitSession:
         with self._lock:
             return dataclasses.replace(self._stats, alone=Counter(self._stats.alone))
 
-    def _check(self) -> tuple[Manifest, Policy]:
-        """Return bundle and policy of the session, which can be split as was asked for.
+    def _check(self) -> tuple[Manifest, Policy, str | None]:
+        """Return ``Session.state``, which can be split as was asked for.
 
         Raises:
             UsageError: they cannot.
         """
-        manifest, policy = state = self.session.state
-        first, point = _last_pass(manifest), self.session.point
+        manifest, policy, point = state = self.session.state
+        first = _last_pass(manifest)
         if self.after:
             self.session.check_split(self.after, hidden=self.send == "hidden")
         if self.after < first:
@@ -186,7 +186,7 @@ class SplitSession:
         """Return the server's answer, or raise ``UpstreamError``."""
         # Weights, identity and policy are of one moment: the session may get others meanwhile.
         if part is None:
-            (manifest, policy), exit, network_ms = self._fits, 0, 0.0
+            (manifest, policy, _), exit, network_ms = self._fits, 0, 0.0
             reserve = _MARGIN_MS + self.session.first_exit_ms
         else:
             manifest, policy = part.manifest, part.policy

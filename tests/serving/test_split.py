@@ -30,7 +30,7 @@ from lgvit_edge.images.inputs import Inputs
 from lgvit_edge.images.pixels import decode_bytes
 from lgvit_edge.images.preprocess import network_input
 from lgvit_edge.model import LGViT
-from lgvit_edge.policies import Confidence, Entropy, FixedExit, Never, Patience
+from lgvit_edge.policies import Confidence, Ensemble, Entropy, FixedExit, Never, Patience
 from lgvit_edge.runtime import TargetRate
 from lgvit_edge.runtime.backends.ort import OrtChain
 from lgvit_edge.runtime.result import Result
@@ -141,6 +141,14 @@ def test_jpegs_are_gone_on_with(
         assert split.stats.answered == split.stats.asked > 0
         if model == "passes":
             assert split.after == 3
+
+
+def test_a_policy_of_several_exits_may_send_every_image(server: TritonServer, bundle: Path) -> None:
+    image = frames(1, seed=2)[0]
+    with Session.open(bundle, policy=Ensemble(0.6)) as session, way(server, "tiny") as upstream:
+        split = SplitSession(session, upstream, after=0, quality=100)
+        result, expected = split.predict(image), session.predict(image)
+        assert (result.upstream, key(result)) == ("answered", key(expected))
 
 
 def seen(session: Session, image: Any) -> Any:
@@ -530,6 +538,13 @@ def test_what_only_this_machine_can_decide_is_not_split(bundle_copy: Path) -> No
     with Session.open(bundle_copy, backend="onnxruntime", point="sure") as session:
         with pytest.raises(UsageError, match="the point sure is certified, and a certificate does"):
             SplitSession(session, upstream, after=1)
+        session.point = "fast"
+        split = SplitSession(session, upstream, after=1)
+        session.policy = Confidence(0.7)  # that of the certified point, which is set after it
+        split.predict(frames(1)[0])
+        session.point = "sure"
+        with pytest.raises(UsageError, match="the point sure is certified, and a certificate does"):
+            split.predict(frames(1)[0])
         session.policy = TargetRate(30)
         with pytest.raises(UsageError, match="the policy TargetRate is known on this"):
             SplitSession(session, upstream, after=0)
