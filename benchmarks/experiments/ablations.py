@@ -20,10 +20,10 @@ from typing import Annotated, Any
 import typer
 
 from lgvit_edge._support.outputs import write, write_json
-from lgvit_edge._support.terminal import errors, say
+from lgvit_edge._support.terminal import say
 from lgvit_edge.architecture.placement import plan_exits
 from lgvit_edge.benchmarks.experiments.frame import run_command
-from lgvit_edge.benchmarks.experiments.passes import kept_answers, same_settings, some
+from lgvit_edge.benchmarks.experiments.passes import kept_answers, same_settings, trained
 from lgvit_edge.benchmarks.experiments.study_rows import Case, Measured, choose
 from lgvit_edge.benchmarks.measure import command_line
 from lgvit_edge.cli.options import check_outputs
@@ -33,7 +33,7 @@ from lgvit_edge.model import LGViT, block_macs, load_model
 from lgvit_edge.training import TrainingConfig, train
 from lgvit_edge.training.data.datasets import ImageFolder
 from lgvit_edge.training.report import all_logits, exit_costs
-from lgvit_edge.training.start import attach_exits, start_from_folder
+from lgvit_edge.training.start import attach_exits
 
 SPEED_UPS = (1.4, 1.6, 2.0)  # in MACs, at which rows are compared
 _HEADS = {"mlp": "MLP", "conv": "Conv", "attention": "Attention", "lgvit": "LPH and GAH"}
@@ -165,18 +165,10 @@ def main(
         cache=True,
         cache_views=1,
     )
-    start = start_from_folder(
-        data, backbone=backbone, weights=weights, config=config, console=errors, exits="none"
-    )
-    if start.val is None or not start.knows:
-        raise UsageError(
-            f"expected val/ beside train/ in {data}, and a backbone that knows its classes"
-        )
+    parts = trained(data, backbone, weights, config, images=images, val_images=val_images)
     out.mkdir(parents=True, exist_ok=True)
-    model, numbers = start.model.with_exits([]), [int(part) for part in seeds.split(",")]
-    shared = Ablations(
-        model, some(start.images, images), some(start.val, val_images), config, exits, out
-    )
+    numbers = [int(part) for part in seeds.split(",")]
+    shared = Ablations(*parts, config, exits, out)
     plan = _plan([TABLES[name][1] for name in wanted], numbers)
     runs: dict[str, list[dict[str, Any]]] = {}
     times: list[float] = []

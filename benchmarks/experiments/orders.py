@@ -20,10 +20,10 @@ import numpy as np
 import typer
 
 from lgvit_edge._support.outputs import write, write_json
-from lgvit_edge._support.terminal import errors, say
+from lgvit_edge._support.terminal import say
 from lgvit_edge.architecture.placement import plan_exits
 from lgvit_edge.benchmarks.experiments.frame import run_command
-from lgvit_edge.benchmarks.experiments.passes import kept_answers, same_settings, some
+from lgvit_edge.benchmarks.experiments.passes import kept_answers, same_settings, some, trained
 from lgvit_edge.benchmarks.measure import command_line
 from lgvit_edge.cli.options import check_outputs
 from lgvit_edge.errors import UsageError
@@ -33,7 +33,7 @@ from lgvit_edge.policies.evaluate import Images
 from lgvit_edge.training import TrainingConfig, train
 from lgvit_edge.training.data.datasets import ImageFolder
 from lgvit_edge.training.report import all_logits
-from lgvit_edge.training.start import attach_exits, start_from_folder
+from lgvit_edge.training.start import attach_exits
 from lgvit_edge.training.teacher import Teacher
 
 
@@ -89,22 +89,17 @@ def main(
         cache=True,
         cache_views=1,
     )
-    start = start_from_folder(
+    begun = trained(
         data,
-        backbone=backbone,
-        weights=weights,
-        config=config,
-        console=errors,
-        exits="none",
+        backbone,
+        weights,
+        config,
+        images=images,
+        val_images=val_images,
         image_size=image_size,
     )
-    if start.val is None or not start.knows:
-        raise UsageError(
-            f"expected val/ beside train/ in {data}, and a backbone that knows its classes"
-        )
     out.mkdir(parents=True, exist_ok=True)
-    model = start.model.with_exits([])
-    study = Study(model, some(start.images, images), some(start.val, val_images), exits, out)
+    study = Study(*begun, exits, out)
     numbers = [int(part) for part in seeds.split(",")]
     runs: dict[str, list[dict[str, list[float]]]] = {name: [] for name in names}
     for seed in numbers:  # a seed after the other: all arms have some result early

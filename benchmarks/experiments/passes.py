@@ -104,20 +104,9 @@ def main(
         cache=True,
         cache_views=1,
     )
-    start = start_from_folder(
-        data,
-        backbone=backbone,
-        weights=weights,
-        config=config,
-        console=errors,
-        exits="none",
-    )
-    if start.val is None or not start.knows:
-        raise UsageError(
-            f"expected val/ beside train/ in {data}, and a backbone that knows its classes"
-        )
+    begun = trained(data, backbone, weights, config, images=images, val_images=val_images)
     out.mkdir(parents=True, exist_ok=True)
-    study = Study(start.model, some(start.images, images), some(start.val, val_images), out)
+    study = Study(*begun, out)
     numbers = [int(part) for part in seeds.split(",")]
     runs: dict[str, list[Measured]] = {arm.name: [] for arm in arms}
     rows = dict[str, dict[str, Any]]()
@@ -160,6 +149,38 @@ def two_rates(text: str) -> tuple[float, float]:
     except ValueError:
         raise UsageError(f"--lr: expected two rates such as 5e-5,4e-3, found {text!r}") from None
     return first, second
+
+
+def trained(
+    data: Path,
+    backbone: str,
+    weights: Path | None,
+    config: TrainingConfig,
+    *,
+    images: int | None,
+    val_images: int | None,
+    image_size: int | None = None,
+) -> tuple[LGViT, ImageFolder, ImageFolder]:
+    """Returns a trained backbone without exits, and so many training and validation images.
+
+    Raises:
+        UsageError: there are no validation images, or the backbone does not know the classes.
+    """
+    start = start_from_folder(
+        data,
+        backbone=backbone,
+        weights=weights,
+        config=config,
+        console=errors,
+        exits="none",
+        image_size=image_size,
+    )
+    if start.val is None or not start.knows:
+        raise UsageError(
+            f"expected val/ beside train/ in {data}, and a backbone that knows its classes"
+        )
+    model = start.model.with_exits([])
+    return model, some(start.images, images), some(start.val, val_images)
 
 
 def some(folder: ImageFolder, count: int | None) -> ImageFolder:

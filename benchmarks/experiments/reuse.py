@@ -23,7 +23,7 @@ import torch
 import typer
 from numpy.typing import NDArray
 
-from lgvit_edge._support.terminal import errors, say
+from lgvit_edge._support.terminal import say
 from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.benchmarks.experiments.frame import run_command
 from lgvit_edge.benchmarks.experiments.passes import (
@@ -32,9 +32,9 @@ from lgvit_edge.benchmarks.experiments.passes import (
     chosen,
     kept_answers,
     same_settings,
-    some,
     summary,
     table,
+    trained,
     two_rates,
     write_results,
 )
@@ -58,7 +58,6 @@ from lgvit_edge.training import TrainingConfig
 from lgvit_edge.training.data.datasets import ImageFolder
 from lgvit_edge.training.passes import pass_path, pass_sizes
 from lgvit_edge.training.resume import weights_hash
-from lgvit_edge.training.start import start_from_folder
 
 
 @dataclass(frozen=True)
@@ -116,17 +115,11 @@ def main(
         precision=precision,
         workers=workers,
     )
-    start = start_from_folder(
-        data, backbone=backbone, weights=weights, config=config, console=errors, exits="none"
-    )
-    if start.val is None or not start.knows:
-        raise UsageError(
-            f"expected val/ beside train/ in {data}, and a backbone that knows its classes"
-        )
+    begun = trained(data, backbone, weights, config, images=images, val_images=val_images)
     numbers = [int(part) for part in seeds.split(",")]
-    beginnings = {seed: _coarse(coarse, start.model.config, seed) for seed in numbers}
+    beginnings = {seed: _coarse(coarse, begun[0].config, seed) for seed in numbers}
     out.mkdir(parents=True, exist_ok=True)
-    study = Study(start.model, some(start.images, images), some(start.val, val_images), share, out)
+    study = Study(*begun, share, out)
     arms = [arm for arm in ARMS if arm.name in names]
     runs: dict[str, list[Measured]] = {arm.name: [] for arm in arms}
     rows = dict[str, dict[str, Any]]()
