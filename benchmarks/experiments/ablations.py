@@ -1,46 +1,58 @@
-"""The paper's ablations with the backbone trained along: its Tables 2, 3, 4, 6 and 7.
+"""The paper's comparisons with the backbone trained along: its Tables 1 to 4, 6 and 7.
 
 ``python -m lgvit_edge.benchmarks.experiments.ablations --data DIR --backbone coarse.pt --out DIR``
 begins with a trained backbone. The paper's scheme has two stages, its rivals' train everything at
 once, for as many epochs as stage 1. Thresholds are chosen on one half of the validation images and
 reported on the other. Rows of Table 2 are trained with every seed, others with the first. Trainings
 that are done are not repeated, and one that was interrupted goes on; ``ablations.json`` and
-``ablations.md`` are written after each. (``study`` compares heads of a frozen backbone.)
+``ablations.md`` are written after each. Several of these at once share a folder: each takes the
+next training that no other does. For Table 5, ``bundles/`` holds the methods of Table 1, each with
+its policy at 1.6 times fewer MACs: ``lgvit-edge bench`` measures their time. (``study`` compares
+heads of a frozen backbone.)
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from lgvit_edge._support.files import locked
 from lgvit_edge._support.outputs import write, write_json
 from lgvit_edge._support.terminal import say
 from lgvit_edge.architecture.placement import plan_exits
 from lgvit_edge.benchmarks.experiments.frame import run_command
 from lgvit_edge.benchmarks.experiments.passes import kept_answers, same_settings, trained
-from lgvit_edge.benchmarks.experiments.study_rows import Case, Measured, choose
+from lgvit_edge.benchmarks.experiments.study import METHODS
+from lgvit_edge.benchmarks.experiments.study_rows import (
+    RATES,
+    SPEED_UP,
+    Case,
+    Measured,
+    choose,
+    kept_bundle,
+)
 from lgvit_edge.benchmarks.measure import command_line
 from lgvit_edge.cli.options import check_outputs
 from lgvit_edge.errors import UsageError
 from lgvit_edge.machine.environment import environment
 from lgvit_edge.model import LGViT, block_macs, load_model
+from lgvit_edge.policies import from_json
 from lgvit_edge.training import TrainingConfig, train
 from lgvit_edge.training.data.datasets import ImageFolder
 from lgvit_edge.training.report import all_logits, exit_costs
 from lgvit_edge.training.start import attach_exits
 
-SPEED_UPS = (1.4, 1.6, 2.0)  # in MACs, at which rows are compared
+SPEED_UPS = (1.4, SPEED_UP, 2.0)  # in MACs, at which rows are compared
 _HEADS = {"mlp": "MLP", "conv": "Conv", "attention": "Attention", "lgvit": "LPH and GAH"}
 _SCHEMES = ("normal", "weighted", "distillation", "alternating", "lgvit")
 
-
-_USUAL = "uniform:8"  # exits of all tables but that of placements, unless others are asked for
+_USUAL = "uniform:8"  # exits of all rows that name no other, unless others are asked for
 
 
 def _case(heads: str = "lgvit", scheme: str = "lgvit", exits: str = _USUAL) -> Case:
@@ -57,6 +69,7 @@ TABLES = {
         "Main components (Table 2)",
         tuple(_case(heads, scheme) for heads in ("mlp", "lgvit") for scheme in ("normal", "lgvit")),
     ),
+    "1": ("Methods (Table 1)", METHODS),
     "3": ("Heads, two stages (Table 3)", tuple(_case(heads) for heads in _HEADS)),
     "4": ("Schemes, the paper's heads (Table 4)", tuple(_case(scheme=s) for s in _SCHEMES)),
     "7": (
@@ -79,7 +92,7 @@ class Ablations:
     images: ImageFolder
     val: ImageFolder  # one half tunes, the other reports
     config: TrainingConfig
-    exits: str  # of all rows but those of placements
+    exits: str  # of all rows that name no other
     out: Path
 
     def run(self, case: Case, seed: int) -> dict[str, Any]:
@@ -89,7 +102,10 @@ class Ablations:
             UsageError: results of other settings are there.
         """
         config = self.config.replace(
-            scheme=case.scheme, order="joint" if case.scheme == "lgvit" else "whole", seed=seed
+            scheme=case.scheme,
+            order="joint" if case.scheme == "lgvit" else "whole",
+            head_lr=RATES.get(case.heads, self.config.head_lr),
+            seed=seed,
         )
         name = f"{_key(case)}-{seed}"
         checkpoint = self.out / f"{name}.pt"
@@ -116,7 +132,7 @@ class Ablations:
         tuning, reporting = measured.half(0), measured.half(1)
         points = {}
         for speed_up in SPEED_UPS:
-            policy = choose("confidence", tuning, speed_up=speed_up)
+            policy = choose(case.policy, tuning, speed_up=speed_up)
             points[f"{speed_up:g}"] = None if policy is None else reporting.gives(policy).to_json()
         return {
             "seed": seed,
@@ -124,6 +140,12 @@ class Ablations:
             "accuracies": reporting.images.accuracies,
             "points": points,
         }
+
+    def export(self, case: Case, seed: int, policy: dict[str, Any]) -> None:
+        """Writes the bundle of a training that is done, with a policy of its own."""
+        checkpoint = self.out / f"{_key(case)}-{seed}.pt"
+        bundle = self.out / "bundles" / case.name.lower()
+        kept_bundle(load_model(checkpoint), bundle, checkpoint, from_json(policy))
 
     def _fresh(self, heads: str, exits: str, seed: int) -> LGViT:
         config = self.model.config
@@ -136,7 +158,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for results, checkpoints and answers.")],
     backbone: Annotated[str, typer.Option(help="Architecture, or a checkpoint.")],
     weights: Annotated[Path | None, typer.Option(help="Checkpoint of a trained backbone.")] = None,
-    only: Annotated[str, typer.Option(help="Tables, separated by commas.")] = "2,3,4,7,6",
+    only: Annotated[str, typer.Option(help="Tables, separated by commas.")] = "2,3,4,7,1,6",
     exits: Annotated[str, typer.Option(help="Blocks of the exits, but for placements.")] = _USUAL,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of stage 1, and of rivals.")] = 10,
     heads_epochs: Annotated[int, typer.Option(min=1, help="Epochs of stage 2.")] = 3,
@@ -149,7 +171,7 @@ def main(
     precision: Annotated[str, typer.Option(help="Matrix products in fp32 or bf16.")] = "bf16",
     workers: Annotated[int, typer.Option(help="Processes that decode images.")] = 0,
 ) -> None:
-    """Trains heads, schemes and placements of the paper with the backbone; writes its tables."""
+    """Trains heads, schemes, placements and rivals with the backbone; writes the paper's tables."""
     check_outputs({}, {"--out": out})
     wanted = only.split(",")
     if unknown := set(wanted) - set(TABLES):
@@ -170,15 +192,10 @@ def main(
     numbers = [int(part) for part in seeds.split(",")]
     shared = Ablations(*parts, config, exits, out)
     plan = _plan([TABLES[name][1] for name in wanted], numbers)
-    runs: dict[str, list[dict[str, Any]]] = {}
-    times: list[float] = []
-    for done, (case, seed) in enumerate(plan):
-        begun = time.monotonic()
-        runs.setdefault(_key(case), []).append(shared.run(case, seed))
-        if (took := time.monotonic() - begun) > 60:  # not one that was done before
-            times.append(took)
-            left = statistics.fmean(times) * (len(plan) - done - 1) / 3600
-            say(f"{done + 1} of {len(plan)} done; about {left:.1f} hours left")
+    done: dict[tuple[str, str, int], dict[str, Any]] = {}
+    for case, seed, result in _results(shared, plan):
+        done[(*_row(case), seed)] = result
+        titles = {title: cases for title, cases in (TABLES[name] for name in wanted)}
         record = {
             "conditions": {
                 "training": config.identity(),
@@ -186,21 +203,61 @@ def main(
                 "training_images": len(shared.images),
                 "validation_images": len(shared.val),
             },
-            "tables": {
-                title: [asdict(c) | {"runs": runs[_key(c)]} for c in cases if _key(c) in runs]
-                for title, cases in (TABLES[name] for name in wanted)
-            },
+            "tables": {title: _rows(cases, numbers, done) for title, cases in titles.items()},
             "env": environment(),
             "command": command_line(),
         }
         write_json(out / "ablations.json", record)
         write(out / "ablations.md", tables(record))
+    for case in METHODS if "1" in wanted else ():
+        if point := done[(*_row(case), numbers[0])]["points"][f"{SPEED_UP:g}"]:
+            shared.export(case, numbers[0], point["policy"])
     say(f"wrote {out / 'ablations.json'}, ablations.md")
+
+
+def _results(
+    shared: Ablations, plan: Sequence[tuple[Case, int]]
+) -> Iterator[tuple[Case, int, dict[str, Any]]]:
+    """Yields the result of each training; those that another run has under way come last."""
+    left, times = list(plan), list[float]()
+    while left:
+        for case, seed in tuple(left):
+            begun = time.monotonic()
+            try:
+                with locked(shared.out / f".{_key(case)}-{seed}.lock"):
+                    result = shared.run(case, seed)
+            except BlockingIOError:
+                continue
+            left.remove((case, seed))
+            yield case, seed, result
+            if (took := time.monotonic() - begun) > 60:  # not one that was done before
+                times.append(took)
+                hours = statistics.fmean(times) * len(left) / 3600
+                say(f"{len(plan) - len(left)} of {len(plan)} done; about {hours:.1f} hours left")
+        if left:
+            time.sleep(5)
+
+
+def _rows(
+    cases: Sequence[Case], seeds: Sequence[int], done: dict[tuple[str, str, int], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Returns the rows of a table that have a result, with those of all their seeds."""
+    rows = []
+    for case in cases:
+        runs = [done[(*_row(case), seed)] for seed in seeds if (*_row(case), seed) in done]
+        if runs:
+            rows.append(asdict(case) | {"runs": runs})
+    return rows
+
+
+def _row(case: Case) -> tuple[str, str]:
+    """Returns what tells rows apart: rows of one training may differ in their policy."""
+    return _key(case), case.policy
 
 
 def _plan(tables: Sequence[Sequence[Case]], seeds: Sequence[int]) -> list[tuple[Case, int]]:
     """Returns what is trained: the first seed of all rows, then the others of Table 2's."""
-    cases = list({_key(case): case for cases in tables for case in cases}.values())
+    cases = list({_row(case): case for cases in tables for case in cases}.values())
     plan = [(case, seeds[0]) for case in cases if _key(case) in _EVERY_SEED]
     plan += [(case, seed) for seed in seeds[1:] for case, _ in plan[: len(plan)]]
     return plan + [(case, seeds[0]) for case in cases if _key(case) not in _EVERY_SEED]

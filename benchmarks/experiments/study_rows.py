@@ -104,6 +104,17 @@ def curve(policy: str, reporting: Measured) -> list[dict[str, Any]]:
     return [point.to_json() for point in sorted(points, key=lambda point: point.macs_speedup)]
 
 
+def kept_bundle(model: LGViT, bundle: Path, checkpoint: Path, policy: Policy | None = None) -> None:
+    """Exports a model for the CPU, unless the bundle is newer than the model's checkpoint."""
+    manifest = bundle / "manifest.json"
+    if manifest.is_file() and manifest.stat().st_mtime >= checkpoint.stat().st_mtime:
+        return
+    bundle.parent.mkdir(exist_ok=True)
+    export_bundle(
+        model, bundle, ExportOptions() if policy is None else ExportOptions(policy=policy)
+    )
+
+
 @dataclass(frozen=True)
 class Study:
     """Settings and images that all trainings share."""
@@ -204,11 +215,8 @@ class Study:
 
     def _wall_clock(self, case: Case, model: LGViT, policy: dict[str, Any]) -> dict[str, Any]:
         """Measures the exported chain on some of the reporting images."""
-        bundle, checkpoint = self.out / "bundles" / case.training, self.out / f"{case.training}.pt"
-        manifest = bundle / "manifest.json"
-        if not manifest.is_file() or manifest.stat().st_mtime < checkpoint.stat().st_mtime:
-            bundle.parent.mkdir(exist_ok=True)
-            export_bundle(model, bundle, ExportOptions())
+        bundle = self.out / "bundles" / case.training
+        kept_bundle(model, bundle, self.out / f"{case.training}.pt")
         pairs = zip(self.val.paths, self.val.labels, strict=True)
         images = [LabelledImage(path, int(label)) for path, label in pairs][1::2]
         with Session.open(bundle) as session:

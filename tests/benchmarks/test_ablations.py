@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from small import write_photos
 
+from lgvit_edge._support.files import locked
 from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.benchmarks.experiments import ablations
 from lgvit_edge.errors import UsageError
@@ -19,9 +22,10 @@ from lgvit_edge.training.start import seeded
 def test_rows_of_table_2_have_every_seed_and_come_first() -> None:
     tables = [cases for _, cases in ablations.TABLES.values()]
     plan = ablations._plan(tables, [0, 1, 2])
-    assert len(plan) == len({(ablations._key(case), seed) for case, seed in plan}) == 20 + 4 + 8
-    assert [seed for _, seed in plan[:12]] == [0] * 4 + [1] * 4 + [2] * 4
-    assert {seed for _, seed in plan[12:]} == {0}
+    assert len({(ablations._key(case), seed) for case, seed in plan}) == 20 + 4 + 1 + 8
+    assert len({(*ablations._row(case), seed) for case, seed in plan}) == len(plan) == 33 + 6
+    assert [seed for _, seed in plan[:18]] == [0] * 6 + [1] * 6 + [2] * 6
+    assert {seed for _, seed in plan[18:]} == {0}
     names = {ablations._key(case) for case, _ in plan}
     assert {"mlp-uniform8-alternating", "mlp-uniform8-normal"} < names  # not the same training
 
@@ -59,11 +63,62 @@ def test_the_whole_study(tmp_path: Path, small_config: LGViTConfig) -> None:
     assert trained == {path: path.stat().st_mtime_ns for path in out.glob("*.pt")}
     for options, message in (
         ({"epochs": 2}, "is of other settings; give another folder"),
-        ({"only": "5"}, "--only: expected some of 2, 3, 4, 7, 6; found '5'"),
+        ({"only": "5"}, "--only: expected some of 2, 1, 3, 4, 7, 6; found '5'"),
         ({"data": tmp_path / "data" / "train"}, "expected val/ beside train/"),
     ):
         with pytest.raises(UsageError, match=message):
             run(**options)
+
+
+def test_methods_have_a_policy_each_and_a_bundle(
+    tmp_path: Path, small_config: LGViTConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for part in ("train", "val"):
+        write_photos(tmp_path / "data" / part, "ab", 6)
+    save_checkpoint(seeded(small_config.replace(exits=()), 0).eval(), tmp_path / "start.pt")
+    methods = [case for case in ablations.METHODS if case.name in ("LGViT", "PABEE", "PCEE")]
+    monkeypatch.setattr(ablations, "METHODS", methods)
+    monkeypatch.setitem(ablations.TABLES, "1", ("Methods (Table 1)", methods))
+    out = tmp_path / "out"
+
+    def run() -> None:
+        ablations.main(
+            data=tmp_path / "data",
+            out=out,
+            backbone=str(tmp_path / "start.pt"),
+            **{"only": "1", "precision": "fp32", "exits": "uniform:2", "seeds": "0"},  # type: ignore[arg-type]
+            **{"epochs": 1, "heads_epochs": 1, "images": 8, "val_images": 10},  # type: ignore[arg-type]
+        )
+
+    run()
+    assert len(list(out.glob("*.pt"))) == 2  # PABEE and PCEE differ in their policy alone
+    (rows,) = json.loads((out / "ablations.json").read_text())["tables"].values()
+    points = {row["name"]: row["runs"][0]["points"]["1.6"] for row in rows}
+    expected = {"LGViT": "confidence", "PABEE": "patience", "PCEE": "patient_confidence"}
+    reached = {name: point["policy"] for name, point in points.items() if point}
+    assert set(points) == set(expected) and len(reached) >= 2
+    for name, policy in reached.items():
+        assert policy["name"] == expected[name]
+        manifest = json.loads((out / "bundles" / name.lower() / "manifest.json").read_text())
+        assert manifest["policy"] == policy
+    assert len(list((out / "bundles").iterdir())) == len(reached)
+    written = (out / "bundles" / "lgvit" / "manifest.json").stat().st_mtime_ns
+    run()
+    assert (out / "bundles" / "lgvit" / "manifest.json").stat().st_mtime_ns == written
+
+
+def test_a_training_that_another_run_has_comes_last(tmp_path: Path) -> None:
+    plan = ablations._plan([ablations.TABLES["7"][1]], [0])
+    shared = SimpleNamespace(out=tmp_path, run=lambda case, seed: case.exits)
+    first = f".{ablations._key(plan[0][0])}-0.lock"
+    results = []
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(locked(tmp_path / first))
+        for case, _, _ in ablations._results(shared, plan):  # type: ignore[arg-type]
+            results.append(case.exits)
+            if len(results) == len(plan) - 1:
+                stack.close()
+    assert results == [case.exits for case, _ in [*plan[1:], plan[0]]]
 
 
 def test_means_have_standard_errors() -> None:
