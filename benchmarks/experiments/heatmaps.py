@@ -1,0 +1,90 @@
+"""Draws CKA heatmaps of records of ``lgvit-edge probe`` side by side (Figure 5).
+
+``python -m lgvit_edge.benchmarks.experiments.heatmaps a.json a.json:1,1 b.json --out cka.png``
+draws a panel of each: the stages of a record's first network against those of its second, or of
+the two that are named, counted from 0.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from lgvit_edge._support.optional import require
+from lgvit_edge._support.outputs import write
+from lgvit_edge.benchmarks.experiments.frame import run_command
+from lgvit_edge.cli.options import check_outputs
+from lgvit_edge.errors import UsageError
+
+_TICKS = 14  # names along a side
+_HEAD = "#c2410c"  # names of what exits make of their block
+
+
+def main(
+    panels: Annotated[list[str], typer.Argument(help="Records: FILE, or FILE:0,0.")],
+    out: Annotated[Path, typer.Option(help="Picture to write (.png).")],
+    names: Annotated[str, typer.Option(help="Networks as shown: file=name,file=name.")] = "",
+) -> None:
+    """Draws CKA heatmaps of probes side by side, light where stages are alike."""
+    check_outputs({"--out": out})
+    shown = dict(pair.split("=", 1) for pair in names.split(",") if "=" in pair)
+    figures: Any = require("matplotlib.figure", extra="report")
+    figure = figures.Figure(figsize=(3.6 * len(panels) + 0.6, 3.7), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for each, panel in zip(axes, panels, strict=True):
+        picture = _paint(each, *_sides(panel), shown)
+    figure.colorbar(picture, ax=list(axes), label="CKA", shrink=0.8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110, format="png")
+    write(out, buffer.getvalue())
+
+
+def _sides(panel: str) -> tuple[dict[str, Any], int, int]:
+    file, _, pair = panel.partition(":")
+    record = json.loads(Path(file).read_text(encoding="utf-8"))
+    networks = range(len(record["models"]))
+    try:
+        first, second = (int(side) for side in pair.split(",")) if pair else (0, networks[-1])
+    except ValueError:
+        first = second = -1
+    if record.get("cka") is None or not {first, second} <= set(networks):
+        raise UsageError(
+            f"{panel}: expected FILE or FILE:A,B of a record with CKA, A and B from 0 to "
+            f"{networks[-1]}"
+        )
+    return record, first, second
+
+
+def _paint(
+    axes: Any, record: dict[str, Any], first: int, second: int, names: dict[str, str]
+) -> Any:
+    stages, models = record["cka"]["stages"], record["models"]
+    rows, columns = (
+        [place for place, stage in enumerate(stages) if stage["model"] == number]
+        for number in (first, second)
+    )
+    matrix = np.array(record["cka"]["matrix"], np.float64)[np.ix_(rows, columns)]
+    picture = axes.imshow(
+        matrix, cmap="viridis", vmin=0, vmax=1, origin="lower", aspect="auto", interpolation="none"
+    )
+    for axis, side in ((axes.yaxis, rows), (axes.xaxis, columns)):
+        places = range(0, len(side), -(-len(side) // _TICKS))
+        axis.set_ticks(places, [stages[side[place]]["name"] for place in places])
+        axis.set_tick_params(labelsize=6, rotation=90 * (axis is axes.xaxis))
+        for label in axis.get_ticklabels():
+            if label.get_text().startswith(("head ", "exit ")):
+                label.set_color(_HEAD)
+    titles = (
+        names.get(models[number]["name"], models[number]["name"]) for number in (first, second)
+    )
+    axes.set(ylabel=next(titles), xlabel=next(titles))
+    return picture
+
+
+if __name__ == "__main__":
+    run_command(main)
