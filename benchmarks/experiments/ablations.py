@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
 from lgvit_edge._support.files import locked
@@ -141,6 +142,20 @@ class Ablations:
             "points": points,
         }
 
+    def seconds(self) -> float:
+        """Returns about how long a training takes, from a step on random pixels."""
+        config, size = self.config, self.model.config.image_size
+        model = self._fresh("lgvit", self.exits, config.seed).train()
+        pixels = torch.zeros(min(config.batch_size, len(self.images)), 3, size, size)
+        for _ in range(2):  # the first one is not typical
+            begin = time.perf_counter()
+            with config.autocast(pixels.device):
+                logits = model.exit_logits(pixels)
+            logits.float().mean().backward()
+            took = time.perf_counter() - begin
+        # Stage 2 runs the backbone once and then heads alone, which are a small part of it.
+        return took * -(-len(self.images) // len(pixels)) * (config.epochs[0] + 1)
+
     def export(self, case: Case, seed: int, policy: dict[str, Any]) -> None:
         """Writes the bundle of a training that is done, with a policy of its own."""
         checkpoint = self.out / f"{_key(case)}-{seed}.pt"
@@ -220,6 +235,11 @@ def _results(
 ) -> Iterator[tuple[Case, int, dict[str, Any]]]:
     """Yields the result of each training; those that another run has under way come last."""
     left, times = list(plan), list[float]()
+    names = {f"{_key(case)}-{seed}" for case, seed in plan}
+    waiting = [name for name in names if not (shared.out / f"{name}.npz").is_file()]
+    if waiting:
+        hours = len(waiting) * shared.seconds() / 3600
+        say(f"{len(names)} trainings, {len(names) - len(waiting)} done; about {hours:.1f} hours")
     while left:
         for case, seed in tuple(left):
             begun = time.monotonic()

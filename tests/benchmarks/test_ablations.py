@@ -30,7 +30,9 @@ def test_rows_of_table_2_have_every_seed_and_come_first() -> None:
     assert {"mlp-uniform8-alternating", "mlp-uniform8-normal"} < names  # not the same training
 
 
-def test_the_whole_study(tmp_path: Path, small_config: LGViTConfig) -> None:
+def test_the_whole_study(
+    tmp_path: Path, small_config: LGViTConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
     for part in ("train", "val"):
         write_photos(tmp_path / "data" / part, "ab", 6)
     save_checkpoint(seeded(small_config.replace(exits=()), 0).eval(), tmp_path / "start.pt")
@@ -43,6 +45,7 @@ def test_the_whole_study(tmp_path: Path, small_config: LGViTConfig) -> None:
         ablations.main(**{**given, **options})
 
     run()
+    assert "11 trainings, 0 done; about 0.0 hours" in capsys.readouterr().out
     record = json.loads((out / "ablations.json").read_text())
     second, fourth = record["tables"].values()
     assert [row["name"] for row in second] == [
@@ -107,9 +110,13 @@ def test_methods_have_a_policy_each_and_a_bundle(
     assert (out / "bundles" / "lgvit" / "manifest.json").stat().st_mtime_ns == written
 
 
-def test_a_training_that_another_run_has_comes_last(tmp_path: Path) -> None:
+def test_a_training_that_another_run_has_comes_last(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     plan = ablations._plan([ablations.TABLES["7"][1]], [0])
-    shared = SimpleNamespace(out=tmp_path, run=lambda case, seed: case.exits)
+    shared = SimpleNamespace(
+        out=tmp_path, run=lambda case, seed: case.exits, seconds=lambda: 1800.0
+    )
     first = f".{ablations._key(plan[0][0])}-0.lock"
     results = []
     with contextlib.ExitStack() as stack:
@@ -119,6 +126,7 @@ def test_a_training_that_another_run_has_comes_last(tmp_path: Path) -> None:
             if len(results) == len(plan) - 1:
                 stack.close()
     assert results == [case.exits for case, _ in [*plan[1:], plan[0]]]
+    assert "4 trainings, 0 done; about 2.0 hours" in capsys.readouterr().out
 
 
 def test_means_have_standard_errors() -> None:
