@@ -39,14 +39,16 @@ def probe(
     other: Annotated[
         str | None,
         Argument(
-            help="A second one to compare its stages with, or module:function, which returns any "
-            "torch.nn.Module.",
+            help="Second model to compare with: a checkpoint, hf:owner/name, or module:function "
+            "that returns a torch.nn.Module (its code is run).",
         ),
     ] = None,
     *,
     data: Annotated[
         Path,
-        Option(help="Images: one sub-folder per class, or a flat folder, with or without labels."),
+        Option(
+            help="Images: one sub-folder per class, or a flat folder, with or without --labels."
+        ),
     ],
     out: Annotated[Path, Option(help="Folder to write probe.json and probe.html to.")],
     labels: Labels = None,
@@ -63,7 +65,14 @@ def probe(
             "the more memory is used.",
         ),
     ] = 64,
-    seed: Annotated[int, Option(min=0, help="Random seed of the order of images.")] = 0,
+    seed: Annotated[
+        int,
+        Option(
+            min=0,
+            help="Random seed of the order of images, and of the random weights that maps are "
+            "compared with.",
+        ),
+    ] = 0,
     device: Annotated[
         str, Option(help="Device to run on: auto (a GPU if there is one), cpu or cuda.")
     ] = "auto",
@@ -71,8 +80,8 @@ def probe(
         bool,
         Option(
             "--normed",
-            help="Compare blocks with their tokens normed, as the next block reads them. Without "
-            "it a few large channels may decide CKA.",
+            help="Compare blocks with each token scaled to mean 0 and variance 1. Without it, a "
+            "few channels with very large values can decide CKA.",
         ),
     ] = False,
     relevance: Annotated[
@@ -86,10 +95,10 @@ def probe(
     as_json: AsJson = False,
     source: SourceOptions,
 ) -> None:
-    """Show what each exit sees, what it resembles, and what going on is worth.
+    """Report how good each exit of a model is, what its stages resemble, and where exits look.
 
-    Compares the stages of one or two models (CKA), analyses the answers of all exits, and shows
-    where they look.
+    Needs the extras export and report. Compares the stages of one or two models (CKA), analyses the
+    answers of all exits, and shows where they look in images.
     """
     require("torch", extra="export")
     from lgvit_edge import policies

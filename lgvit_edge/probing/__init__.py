@@ -1,1 +1,1 @@
-"""Probes a model on images: which exit sees what and where it looks, and what going on is worth."""
+"""Probes a model on images: how good each exit is, what its stages resemble, where exits look."""

@@ -19,9 +19,9 @@ from lgvit_edge.policies.calibration import Reliability
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-# How much accuracy a class may lose at an exit that is called safe for it
+# How much accuracy a class may lose at an exit that is called safe for it: about what users accept
 SAFE_DROP = 0.01
-_PARTS = 4  # of the images, by one of their numbers
+_PARTS = 4  # groups of equally many images, sorted by one measure such as sharpness
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Answers:
     confidences: NDArray[np.float32]  # its probability, [n, M + 1]
     exits: Ints  # where the policy stopped, [n], 1..M + 1
     answers: Ints  # what it answered there, [n]
-    blocks: tuple[int, ...]  # that an image goes through, by the exit it takes, [M + 1]
+    blocks: tuple[int, ...]  # how many run before each exit, the final classifier last, [M + 1]
     labels: Ints | None  # [n]; None where the images have none
 
     def __len__(self) -> int:
@@ -53,7 +53,8 @@ class Answers:
 def analysed(answers: Answers, names: Sequence[str], looks: dict[str, Floats]) -> dict[str, Any]:
     """Returns everything that the answers tell, as JSON; what needs labels is None without them.
 
-    ``names`` are those of the classes, ``looks`` numbers of the images ``[n]``, by name.
+    ``names`` are those of the classes. ``looks`` has measures of the images, ``[n]`` each, by name:
+    ``pixels``, ``sharpness``, ``brightness``.
     """
     labelled = answers.labels is not None
     return {
@@ -67,7 +68,11 @@ def analysed(answers: Answers, names: Sequence[str], looks: dict[str, Floats]) -
 
 
 def exit_rows(answers: Answers) -> list[dict[str, Any]]:
-    """Returns a row for each exit: how often it is right, and what its confidence is worth."""
+    """Returns a row for each exit: how often it is right, and what its confidence is worth.
+
+    ``accuracy`` is of all images, ``accuracy_there`` of those that the policy stops at the exit.
+    Without labels only ``exit``, ``block``, ``share`` and ``confidence`` are known.
+    """
     rows = []
     for m, block in enumerate(answers.blocks):
         confidence = answers.confidences[:, m]
@@ -150,8 +155,8 @@ def overthinking(right: Bools, blocks: Sequence[int]) -> dict[str, Any]:
     """Returns how often going on spoils a right answer (Kaya et al., 1810.07052).
 
     ``right`` is ``[n, M + 1]``, ``blocks`` those that an image goes through, ``[M + 1]``. The
-    oracle leaves every image at the first exit that is right, and at the end where none is; it wins
-    as much accuracy as going on destroys.
+    oracle leaves every image at the first exit that is right, and at the end where none is; its
+    accuracy is the final classifier's and ``destructive``.
     """
     early, final = right[:, :-1], right[:, -1]
     some, every = early.any(axis=1), right.any(axis=1)
@@ -170,17 +175,22 @@ def class_rows(answers: Answers, names: Sequence[str]) -> list[dict[str, Any]]:
     """Returns a row for each class that has images: which exit answers it, and how well.
 
     ``safe_exit`` is the first exit whose accuracy on the class is at most ``SAFE_DROP`` below the
-    final classifier's. ``drop_error`` is the standard error of the difference there: with few
-    images it is large, and the exit safe by luck.
+    final classifier's. ``drop_error`` is the standard error of the difference there, with half an
+    image added to each way in which two exits can be right or wrong (Agresti and Min, 2005):
+    otherwise it would be 0 where both are right on the same images, however few these are. It is 0
+    where the final classifier alone is safe.
     """
     assert answers.labels is not None
     rows = []
     for label in np.unique(answers.labels):
         own = answers.labels == label
         right, count = answers.right[own], int(own.sum())
+        last = right.shape[1] - 1
         accuracies = right.mean(axis=0)
         safe = int(np.argmax(accuracies >= accuracies[-1] - SAFE_DROP))
-        change = right[:, -1].astype(np.float64) - right[:, safe]
+        lost = int((right[:, -1] & ~right[:, safe]).sum())
+        won = int((~right[:, -1] & right[:, safe]).sum())
+        variance = (lost + won + 1) - (lost - won) ** 2 / (count + 2)
         shares = np.bincount(answers.exits[own] - 1, minlength=right.shape[1]) / count
         rows.append(
             {
@@ -192,8 +202,8 @@ def class_rows(answers: Answers, names: Sequence[str]) -> list[dict[str, Any]]:
                 "shares": shares.tolist(),
                 "mean_block": float(answers.depth[own].mean()),
                 "safe_exit": safe + 1,
-                "drop": float(change.mean()),
-                "drop_error": float(change.std() / count**0.5),
+                "drop": (lost - won) / count,
+                "drop_error": math.sqrt(variance) / (count + 2) if safe < last else 0.0,
             }
         )
     return rows
@@ -209,10 +219,10 @@ def easiness(answers: Answers) -> Floats:
 
 
 def look_row(name: str, values: Floats, answers: Answers) -> dict[str, Any]:
-    """Returns how depth goes with a number of the images, ``[n]``: rank correlation, and by parts.
+    """Returns how depth goes with a measure of the images, ``[n]``: rank correlation, and by parts.
 
-    Parts hold equally many images, from the smallest numbers to the largest. None where all numbers
-    are the same.
+    Parts hold equally many images, from the smallest values to the largest. ``parts`` is None where
+    all values are the same, ``correlation`` also where all images stop at the same block.
     """
     row: dict[str, Any] = {"name": name, "correlation": correlation(values, answers.depth)}
     if values.min() == values.max():

@@ -48,11 +48,26 @@ def test_each_class_has_its_safe_exit() -> None:
     assert (first["name"], first["images"], second["name"]) == ("cat", 4, "dog")
     assert first["accuracy"] == pytest.approx([0.5, 0.25, 0.5])
     assert first["safe_exit"] == 1 and first["drop"] == 0
-    # Of its four images, one is lost at exit 1 and one won.
-    assert first["drop_error"] == pytest.approx(0.5**0.5 / 2)
+    # Of its four images, one is lost at exit 1 and one won; half an image more in each case.
+    assert first["drop_error"] == pytest.approx((1.5 + 1.5) ** 0.5 / 6)
     assert second["accuracy"] == pytest.approx([0.5, 1, 0.5])
     assert second["shares"] == pytest.approx([0.5, 0, 0.5])
     assert second["mean_block"] == 8 and second["policy_accuracy"] == 0.5
+
+
+@pytest.mark.parametrize(("count", "error"), [(1, 1 / 3), (5, 1 / 7), (98, 0.01)])
+def test_few_images_leave_a_large_error_though_all_are_right(count: int, error: float) -> None:
+    zeros = np.zeros(count, int)
+    same = Answers(
+        np.zeros((count, 3), int),
+        np.ones((count, 3), np.float32),
+        zeros + 1,
+        zeros,
+        (4, 8, 12),
+        zeros,
+    )
+    (row,) = analysis.class_rows(same, ("cat",))
+    assert (row["safe_exit"], row["drop"], row["drop_error"]) == (1, 0, pytest.approx(error))
 
 
 def test_a_class_that_only_the_end_gets_right_is_safe_there() -> None:
