@@ -13,6 +13,7 @@ heads of a frozen backbone.)
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -28,7 +29,6 @@ from lgvit_edge._support.outputs import write, write_json
 from lgvit_edge._support.terminal import say
 from lgvit_edge.architecture.placement import plan_exits
 from lgvit_edge.benchmarks.experiments.frame import run_command
-from lgvit_edge.benchmarks.experiments.passes import kept_answers, same_settings, trained
 from lgvit_edge.benchmarks.experiments.study import METHODS
 from lgvit_edge.benchmarks.experiments.study_rows import (
     RATES,
@@ -36,7 +36,13 @@ from lgvit_edge.benchmarks.experiments.study_rows import (
     Case,
     Measured,
     choose,
+)
+from lgvit_edge.benchmarks.experiments.trainings import (
+    kept_answers,
     kept_bundle,
+    same_settings,
+    seeds_of,
+    trained,
 )
 from lgvit_edge.benchmarks.measure import command_line
 from lgvit_edge.cli.options import check_outputs
@@ -46,7 +52,8 @@ from lgvit_edge.model import LGViT, block_macs, load_model
 from lgvit_edge.policies import from_json
 from lgvit_edge.training import TrainingConfig, train
 from lgvit_edge.training.data.datasets import ImageFolder
-from lgvit_edge.training.report import all_logits, exit_costs
+from lgvit_edge.training.report import exit_costs
+from lgvit_edge.training.resume import weights_hash
 from lgvit_edge.training.start import attach_exits
 
 SPEED_UPS = (1.4, SPEED_UP, 2.0)  # in MACs, at which rows are compared
@@ -82,6 +89,7 @@ TABLES = {
         tuple(_case(heads, scheme) for heads in _HEADS for scheme in _SCHEMES),
     ),
 }
+_ALL = "2,3,4,7,1,6"
 _EVERY_SEED = {_key(case) for case in TABLES["2"][1]}
 
 
@@ -110,7 +118,7 @@ class Ablations:
         )
         name = f"{_key(case)}-{seed}"
         checkpoint = self.out / f"{name}.pt"
-        exits = self.exits if case.exits == _USUAL else case.exits
+        exits = self.exits_of(case)
         identity = {
             **config.identity(),
             "heads": case.heads,
@@ -118,17 +126,14 @@ class Ablations:
             "images": self.images.fingerprint(),
             "val": self.val.fingerprint(),
         }
-        same_settings(self.out / f"{name}.json", identity)
+        same_settings(self.out / f"{name}.json", self.model, identity)
         if not checkpoint.is_file():
             say(f"training {name}")
             begin = time.monotonic()
             train(self._fresh(case.heads, exits, seed), self.images, None, config, out=checkpoint)
             say(f"trained {name} in {(time.monotonic() - begin) / 60:.0f} minutes")
         model = load_model(checkpoint)
-        found = kept_answers(
-            self.out / f"{name}.npz",
-            lambda: all_logits(model, self.val, 100, workers=config.workers),
-        )
+        found = kept_answers(self.out / f"{name}.npz", model, self.val, config.workers)
         measured = Measured(found, exit_costs(model))
         tuning, reporting = measured.half(0), measured.half(1)
         points = {}
@@ -159,8 +164,12 @@ class Ablations:
     def export(self, case: Case, seed: int, policy: dict[str, Any]) -> None:
         """Writes the bundle of a training that is done, with a policy of its own."""
         checkpoint = self.out / f"{_key(case)}-{seed}.pt"
-        bundle = self.out / "bundles" / case.name.lower()
+        bundle = self.out / "bundles" / f"{case.name.lower()}-{seed}"
         kept_bundle(load_model(checkpoint), bundle, checkpoint, from_json(policy))
+
+    def exits_of(self, case: Case) -> str:
+        """Returns the exits of a row, as ``plan_exits`` reads them."""
+        return self.exits if case.exits == _USUAL else case.exits
 
     def _fresh(self, heads: str, exits: str, seed: int) -> LGViT:
         config = self.model.config
@@ -173,7 +182,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for results, checkpoints and answers.")],
     backbone: Annotated[str, typer.Option(help="Architecture, or a checkpoint.")],
     weights: Annotated[Path | None, typer.Option(help="Checkpoint of a trained backbone.")] = None,
-    only: Annotated[str, typer.Option(help="Tables, separated by commas.")] = "2,3,4,7,1,6",
+    only: Annotated[str, typer.Option(help="Tables, separated by commas.")] = _ALL,
     exits: Annotated[str, typer.Option(help="Blocks of the exits, but for placements.")] = _USUAL,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of stage 1, and of rivals.")] = 10,
     heads_epochs: Annotated[int, typer.Option(min=1, help="Epochs of stage 2.")] = 3,
@@ -204,7 +213,9 @@ def main(
     )
     parts = trained(data, backbone, weights, config, images=images, val_images=val_images)
     out.mkdir(parents=True, exist_ok=True)
-    numbers = [int(part) for part in seeds.split(",")]
+    numbers, begun = seeds_of(seeds), weights_hash(parts[0])
+    # A part must not replace the record of the whole.
+    name = "ablations" if only == _ALL else f"ablations-{'-'.join(wanted)}"
     shared = Ablations(*parts, config, exits, out)
     plan = _plan([TABLES[name][1] for name in wanted], numbers)
     done: dict[tuple[str, str, int], dict[str, Any]] = {}
@@ -214,20 +225,21 @@ def main(
         record = {
             "conditions": {
                 "training": config.identity(),
+                "backbone": begun,
                 "seeds": numbers,
                 "training_images": len(shared.images),
                 "validation_images": len(shared.val),
             },
-            "tables": {title: _rows(cases, numbers, done) for title, cases in titles.items()},
+            "tables": {title: _rows(shared, cases, done) for title, cases in titles.items()},
             "env": environment(),
             "command": command_line(),
         }
-        write_json(out / "ablations.json", record)
-        write(out / "ablations.md", tables(record))
+        write_json(out / f"{name}.json", record)
+        write(out / f"{name}.md", tables(record))
     for case in METHODS if "1" in wanted else ():
         if point := done[(*_row(case), numbers[0])]["points"][f"{SPEED_UP:g}"]:
             shared.export(case, numbers[0], point["policy"])
-    say(f"wrote {out / 'ablations.json'}, ablations.md")
+    say(f"wrote {out / name}.json, {name}.md")
 
 
 def _results(
@@ -235,38 +247,42 @@ def _results(
 ) -> Iterator[tuple[Case, int, dict[str, Any]]]:
     """Yields the result of each training; those that another run has under way come last."""
     left, times = list(plan), list[float]()
-    names = {f"{_key(case)}-{seed}" for case, seed in plan}
-    waiting = [name for name in names if not (shared.out / f"{name}.npz").is_file()]
-    if waiting:
-        hours = len(waiting) * shared.seconds() / 3600
-        say(f"{len(names)} trainings, {len(names) - len(waiting)} done; about {hours:.1f} hours")
+    count = len({(_key(case), seed) for case, seed in plan})
+
+    def tell(seconds: float) -> None:
+        names = {f"{_key(case)}-{seed}" for case, seed in left}
+        waiting = sum(not (shared.out / f"{name}.npz").is_file() for name in names)
+        hours = waiting * seconds / 3600
+        say(f"{count - waiting} of {count} trainings done; about {hours:.1f} hours left")
+
+    tell(shared.seconds())
     while left:
         for case, seed in tuple(left):
             begun = time.monotonic()
-            try:
-                with locked(shared.out / f".{_key(case)}-{seed}.lock"):
-                    result = shared.run(case, seed)
-            except BlockingIOError:
-                continue
+            with contextlib.ExitStack() as stack:
+                try:
+                    stack.enter_context(locked(shared.out / f".{_key(case)}-{seed}.lock"))
+                except BlockingIOError:  # another run of this command trains it
+                    continue
+                result = shared.run(case, seed)
             left.remove((case, seed))
             yield case, seed, result
             if (took := time.monotonic() - begun) > 60:  # not one that was done before
                 times.append(took)
-                hours = statistics.fmean(times) * len(left) / 3600
-                say(f"{len(plan) - len(left)} of {len(plan)} done; about {hours:.1f} hours left")
+                tell(statistics.fmean(times))
         if left:
             time.sleep(5)
 
 
 def _rows(
-    cases: Sequence[Case], seeds: Sequence[int], done: dict[tuple[str, str, int], dict[str, Any]]
+    shared: Ablations, cases: Sequence[Case], done: dict[tuple[str, str, int], dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Returns the rows of a table that have a result, with those of all their seeds."""
     rows = []
     for case in cases:
-        runs = [done[(*_row(case), seed)] for seed in seeds if (*_row(case), seed) in done]
+        runs = [result for (*row, _), result in sorted(done.items()) if tuple(row) == _row(case)]
         if runs:
-            rows.append(asdict(case) | {"runs": runs})
+            rows.append(asdict(case) | {"exits": shared.exits_of(case), "runs": runs})
     return rows
 
 
@@ -284,20 +300,28 @@ def _plan(tables: Sequence[Sequence[Case]], seeds: Sequence[int]) -> list[tuple[
 
 
 def tables(record: dict[str, Any]) -> str:
-    """Returns the rows that are done as Markdown: means over seeds, with a standard error."""
+    """Returns the rows that are done as Markdown: means over seeds, with a standard error.
+
+    Thresholds reach a speed-up on the images that they are chosen on; beside an accuracy stands
+    what they give on the others.
+    """
     lines: list[str] = []
     for title, rows in record["tables"].items():
         if not rows:
             continue
-        head = ["", *(f"at {s:g}x MACs, %" for s in SPEED_UPS), "seeds", "each exit, %"]
+        goals = (f"chosen for {s:g}x MACs: %, and MACs" for s in SPEED_UPS)
+        head = ["", *goals, "seeds", "each exit, %"]
         lines += [f"## {title}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         for row in rows:
             runs = row["runs"]
             cells = [row["name"] if "Table 7" not in title else row["exits"].split(":")[0]]
             for speed_up in SPEED_UPS:
                 points = [run["points"][f"{speed_up:g}"] for run in runs]
-                reached = [point["accuracy"] for point in points if point]
-                cells.append(_mean(reached) if len(reached) == len(runs) else "not reached")
+                if all(points):
+                    faster = statistics.fmean(point["macs_speedup"] for point in points)
+                    cells.append(f"{_mean([p['accuracy'] for p in points])} ({faster:.2f}x)")
+                else:
+                    cells.append("not reached")
             places = zip(*(run["accuracies"] for run in runs), strict=True)
             exits = zip(runs[0]["blocks"], places, strict=True)
             shown = ", ".join(f"{block}: {100 * statistics.fmean(a):.1f}" for block, a in exits)

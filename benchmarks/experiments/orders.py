@@ -23,7 +23,13 @@ from lgvit_edge._support.outputs import write, write_json
 from lgvit_edge._support.terminal import say
 from lgvit_edge.architecture.placement import plan_exits
 from lgvit_edge.benchmarks.experiments.frame import run_command
-from lgvit_edge.benchmarks.experiments.passes import kept_answers, same_settings, some, trained
+from lgvit_edge.benchmarks.experiments.trainings import (
+    kept_answers,
+    same_settings,
+    seeds_of,
+    some,
+    trained,
+)
 from lgvit_edge.benchmarks.measure import command_line
 from lgvit_edge.cli.options import check_outputs
 from lgvit_edge.errors import UsageError
@@ -32,7 +38,6 @@ from lgvit_edge.model import LGViT, block_macs, load_model
 from lgvit_edge.policies.evaluate import Images
 from lgvit_edge.training import TrainingConfig, train
 from lgvit_edge.training.data.datasets import ImageFolder
-from lgvit_edge.training.report import all_logits
 from lgvit_edge.training.start import attach_exits
 from lgvit_edge.training.teacher import Teacher
 
@@ -100,7 +105,7 @@ def main(
     )
     out.mkdir(parents=True, exist_ok=True)
     study = Study(*begun, exits, out)
-    numbers = [int(part) for part in seeds.split(",")]
+    numbers = seeds_of(seeds)
     runs: dict[str, list[dict[str, list[float]]]] = {name: [] for name in names}
     for seed in numbers:  # a seed after the other: all arms have some result early
         for arm in (arm for arm in ARMS if arm.name in names):
@@ -158,7 +163,7 @@ class Study:
             "images": self.images.fingerprint(),
             "val": self.val.fingerprint(),
         }
-        same_settings(described, identity)
+        same_settings(described, self.model, identity)
         if not checkpoint.is_file():
             say(f"training {name}")
             teacher = None
@@ -177,7 +182,7 @@ class Study:
     def _answers(
         self, model: LGViT, images: ImageFolder, stored: Path, config: TrainingConfig
     ) -> Images:
-        return kept_answers(stored, lambda: all_logits(model, images, 100, workers=config.workers))
+        return kept_answers(stored, model, images, config.workers)
 
 
 def table(record: dict[str, Any]) -> str:

@@ -10,10 +10,9 @@ interrupted goes on.
 
 from __future__ import annotations
 
-import copy
 import csv
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,17 +20,20 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from lgvit_edge._support import finite_json
-from lgvit_edge._support.files import MAX_TEXT, read_bytes
 from lgvit_edge._support.outputs import replacing, write, write_json
-from lgvit_edge._support.terminal import errors, say
+from lgvit_edge._support.terminal import say
 from lgvit_edge.architecture.placement import plan_exits
 from lgvit_edge.benchmarks.experiments.frame import run_command
 from lgvit_edge.benchmarks.experiments.study_rows import Measured, choose, settings
+from lgvit_edge.benchmarks.experiments.trainings import (
+    kept_answers,
+    same_settings,
+    seeds_of,
+    trained,
+)
 from lgvit_edge.benchmarks.measure import command_line
 from lgvit_edge.cli.options import check_outputs
 from lgvit_edge.errors import UsageError
-from lgvit_edge.images.labelled import evenly
 from lgvit_edge.machine.environment import environment
 from lgvit_edge.model import LGViT, block_macs, load_model
 from lgvit_edge.policies.evaluate import Images
@@ -40,8 +42,6 @@ from lgvit_edge.training import TrainingConfig
 from lgvit_edge.training.data.datasets import ImageFolder
 from lgvit_edge.training.passes import pass_path, pass_sizes, train_passes
 from lgvit_edge.training.points import chained
-from lgvit_edge.training.report import all_logits
-from lgvit_edge.training.start import start_from_folder
 
 SPEED_UPS = (1.6, 2.0, 2.3)  # in MACs: the most accurate of at least this
 DROPS = (0.0, 0.005, 0.01, 0.02)  # of accuracy, 0..1: the fastest that loses at most this
@@ -107,7 +107,7 @@ def main(
     begun = trained(data, backbone, weights, config, images=images, val_images=val_images)
     out.mkdir(parents=True, exist_ok=True)
     study = Study(*begun, out)
-    numbers = [int(part) for part in seeds.split(",")]
+    numbers = seeds_of(seeds)
     runs: dict[str, list[Measured]] = {arm.name: [] for arm in arms}
     rows = dict[str, dict[str, Any]]()
     for seed in numbers:  # a seed after the other: all arms have some result early
@@ -149,61 +149,6 @@ def two_rates(text: str) -> tuple[float, float]:
     except ValueError:
         raise UsageError(f"--lr: expected two rates such as 5e-5,4e-3, found {text!r}") from None
     return first, second
-
-
-def trained(
-    data: Path,
-    backbone: str,
-    weights: Path | None,
-    config: TrainingConfig,
-    *,
-    images: int | None,
-    val_images: int | None,
-    image_size: int | None = None,
-) -> tuple[LGViT, ImageFolder, ImageFolder]:
-    """Returns a trained backbone without exits, and so many training and validation images.
-
-    Raises:
-        UsageError: there are no validation images, or the backbone does not know the classes.
-    """
-    start = start_from_folder(
-        data,
-        backbone=backbone,
-        weights=weights,
-        config=config,
-        console=errors,
-        exits="none",
-        image_size=image_size,
-    )
-    if start.val is None or not start.knows:
-        raise UsageError(
-            f"expected val/ beside train/ in {data}, and a backbone that knows its classes"
-        )
-    model = start.model.with_exits([])
-    return model, some(start.images, images), some(start.val, val_images)
-
-
-def some(folder: ImageFolder, count: int | None) -> ImageFolder:
-    """Returns a part of the images, spread evenly."""
-    places = list(evenly(range(len(folder)), count))
-    part = copy.copy(folder)
-    part.paths, part.labels = [folder.paths[i] for i in places], folder.labels[places]
-    return part
-
-
-def same_settings(described: Path, identity: dict[str, Any]) -> None:
-    """Writes what results depend on, and checks that those that are there depend on the same.
-
-    Raises:
-        UsageError: they do not.
-    """
-    identity = finite_json.loads(finite_json.dumps(identity))
-    if described.is_file() and finite_json.loads(read_bytes(described, MAX_TEXT)) != identity:
-        raise UsageError(
-            f"{described} is of other settings; give another folder: --out, or: "
-            f"rm '{described.with_suffix('')}'*"
-        )
-    write_json(described, identity)
 
 
 @dataclass(frozen=True)
@@ -263,7 +208,7 @@ class Study:
             "images": self.images.fingerprint(),
             "val": self.val.fingerprint(),
         }
-        same_settings(self.out / f"{training.name}.json", identity)
+        same_settings(self.out / f"{training.name}.json", self.model, identity)
         checkpoint = self.out / f"{training.name}.pt"
         sizes = training.sizes if training.shared else training.sizes[:-1]
         files = [pass_path(checkpoint, size) for size in sizes]
@@ -279,7 +224,7 @@ class Study:
 
     def _fine(self, config: TrainingConfig) -> Images:
         """Returns the logits of the last pass as it is."""
-        same_settings(self.out / "fine.json", {"val": self.val.fingerprint()})
+        same_settings(self.out / "fine.json", self.model, {"val": self.val.fingerprint()})
         return self._answers(self.model, self.out / "fine.npz", config)
 
     def _train(self, training: Training, config: TrainingConfig, checkpoint: Path) -> None:
@@ -303,17 +248,7 @@ class Study:
     def _answers(self, model: LGViT, stored: Path, config: TrainingConfig) -> Images:
         """Returns a model's logits on the validation images, computed unless they are stored."""
         val = self.val.at(model.config.image_size, model.config.preprocess)
-        return kept_answers(stored, lambda: all_logits(model, val, 100, workers=config.workers))
-
-
-def kept_answers(stored: Path, compute: Callable[[], Images]) -> Images:
-    """Returns the logits in a file, which is written where it is missing."""
-    if not stored.is_file():
-        found = compute()
-        with replacing(stored) as partial, partial.open("wb") as file:
-            np.savez(file, logits=found.logits, labels=found.labels)
-    with np.load(stored) as arrays:
-        return Images(arrays["logits"], arrays["labels"])
+        return kept_answers(stored, model, val, config.workers)
 
 
 def summary(runs: Sequence[Measured]) -> dict[str, Any]:

@@ -30,11 +30,8 @@ from lgvit_edge.benchmarks.experiments.passes import (
     SPEED_UPS,
     Training,
     chosen,
-    kept_answers,
-    same_settings,
     summary,
     table,
-    trained,
     two_rates,
     write_results,
 )
@@ -47,6 +44,7 @@ from lgvit_edge.benchmarks.experiments.reuse_arms import (
 )
 from lgvit_edge.benchmarks.experiments.reuse_training import chain_answers, train_fine
 from lgvit_edge.benchmarks.experiments.study_rows import Measured
+from lgvit_edge.benchmarks.experiments.trainings import kept, same_settings, seeds_of, trained
 from lgvit_edge.benchmarks.measure import command_line
 from lgvit_edge.cli.options import check_outputs
 from lgvit_edge.errors import UsageError
@@ -116,7 +114,7 @@ def main(
         workers=workers,
     )
     begun = trained(data, backbone, weights, config, images=images, val_images=val_images)
-    numbers = [int(part) for part in seeds.split(",")]
+    numbers = seeds_of(seeds)
     beginnings = {seed: _coarse(coarse, begun[0].config, seed) for seed in numbers}
     out.mkdir(parents=True, exist_ok=True)
     study = Study(*begun, share, out)
@@ -180,7 +178,6 @@ class Study:
     @cached_property
     def _identity(self) -> dict[str, Any]:
         return {
-            "starting weights": weights_hash(self.fine),
             "training images": self.images.fingerprint(),
             "val": self.val.fingerprint(),
         }
@@ -211,7 +208,7 @@ class Study:
             "share": share,
             "coarse weights": weights_hash(coarse),
         }
-        same_settings(place.with_suffix(".json"), identity)
+        same_settings(place.with_suffix(".json"), self.fine, identity)
 
         def compute() -> Images:
             fine = self._fine(arm, coarse, config.seed)
@@ -223,7 +220,7 @@ class Study:
             coarse.cpu()
             return found
 
-        return kept_answers(place.with_suffix(".npz"), compute)
+        return kept(place.with_suffix(".npz"), compute)
 
     def _fine(self, arm: Arm, coarse: LGViT, seed: int) -> FinePass:
         with torch.random.fork_rng(devices=[]):

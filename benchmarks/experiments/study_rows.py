@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from lgvit_edge._support.outputs import write_json
 from lgvit_edge._support.terminal import progress_bar, say
 from lgvit_edge.architecture.placement import plan_exits
+from lgvit_edge.benchmarks.experiments.trainings import kept_bundle, same_settings
 from lgvit_edge.benchmarks.measure import measure_images
-from lgvit_edge.errors import DataError, UsageError
-from lgvit_edge.export.bundle import ExportOptions, export_bundle
+from lgvit_edge.errors import DataError
 from lgvit_edge.images.labelled import LabelledImage, evenly
 from lgvit_edge.model import LGViT, block_macs, count_parameters, load_model
 from lgvit_edge.policies import POLICIES, Never, Policy, from_json
@@ -104,17 +102,6 @@ def curve(policy: str, reporting: Measured) -> list[dict[str, Any]]:
     return [point.to_json() for point in sorted(points, key=lambda point: point.macs_speedup)]
 
 
-def kept_bundle(model: LGViT, bundle: Path, checkpoint: Path, policy: Policy | None = None) -> None:
-    """Exports a model for the CPU, unless the bundle is newer than the model's checkpoint."""
-    manifest = bundle / "manifest.json"
-    if manifest.is_file() and manifest.stat().st_mtime >= checkpoint.stat().st_mtime:
-        return
-    bundle.parent.mkdir(exist_ok=True)
-    export_bundle(
-        model, bundle, ExportOptions() if policy is None else ExportOptions(policy=policy)
-    )
-
-
 @dataclass(frozen=True)
 class Study:
     """Settings and images that all trainings share."""
@@ -135,17 +122,17 @@ class Study:
         rate = RATES.get(case.heads, RATE)
         how = {"scheme": case.learned_by, "kl": case.kl, "lr": (rate, rate), "order": "frozen"}
         config = self.config.replace(**how)
-        settings = self.out / f"{case.training}.json"
+        identity = {
+            **config.identity(),
+            "heads": case.heads,
+            "exits": case.exits,
+            "images": self.train.fingerprint(),
+            "val": self.val.fingerprint(),
+        }
+        same_settings(self.out / f"{case.training}.json", self.backbone, identity)
         if checkpoint.is_file():
-            then = json.loads(settings.read_text()) if settings.is_file() else None
-            if then != config.identity():
-                raise UsageError(
-                    f"{checkpoint} was trained with other settings ({then}); give another folder: "
-                    "--out"
-                )
             return load_model(checkpoint)
         say(f"training {case.training}")
-        write_json(settings, config.identity())
         model, folder = self._fresh(case), self.out / "features"
         return train(model, self.train, None, config, out=checkpoint, features=folder)
 
@@ -216,11 +203,10 @@ class Study:
     def _wall_clock(self, case: Case, model: LGViT, policy: dict[str, Any]) -> dict[str, Any]:
         """Measures the exported chain on some of the reporting images."""
         bundle = self.out / "bundles" / case.training
-        kept_bundle(model, bundle, self.out / f"{case.training}.pt")
+        kept_bundle(model, bundle, self.out / f"{case.training}.pt", from_json(policy))
         pairs = zip(self.val.paths, self.val.labels, strict=True)
         images = [LabelledImage(path, int(label)) for path, label in pairs][1::2]
         with Session.open(bundle) as session:
-            session.policy = from_json(policy)
             record = measure_images(session, evenly(images, _MEASURED))
         return {
             "wall_clock": record["speedup"]["wall_clock"],

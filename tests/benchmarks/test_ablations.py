@@ -45,8 +45,8 @@ def test_the_whole_study(
         ablations.main(**{**given, **options})
 
     run()
-    assert "11 trainings, 0 done; about 0.0 hours" in capsys.readouterr().out
-    record = json.loads((out / "ablations.json").read_text())
+    assert "0 of 11 trainings done; about 0.0 hours left" in capsys.readouterr().out
+    record = json.loads((out / "ablations-2-4.json").read_text())
     second, fourth = record["tables"].values()
     assert [row["name"] for row in second] == [
         *("MLP, normal", "MLP, two stages", "LPH and GAH, normal", "LPH and GAH, two stages")
@@ -58,14 +58,19 @@ def test_the_whole_study(
     assert (stages, json.loads((out / "mlp-uniform8-lgvit-0.json").read_text())["order"]) == (
         *("whole", "joint"),
     )
-    page = (out / "ablations.md").read_text()
+    assert {row["exits"] for row in fourth} == {"uniform:2"}
+    page = (out / "ablations-2-4.md").read_text()
     assert "## Main components (Table 2)" in page and "| LPH and GAH, alternating |" in page
     trained = {path: path.stat().st_mtime_ns for path in out.glob("*.pt")}
     assert len(trained) == 11
     run()
     assert trained == {path: path.stat().st_mtime_ns for path in out.glob("*.pt")}
+    other = str(tmp_path / "other.pt")
+    save_checkpoint(seeded(small_config.replace(exits=()), 1).eval(), tmp_path / "other.pt")
     for options, message in (
-        ({"epochs": 2}, "is of other settings; give another folder"),
+        ({"epochs": 2}, r"is of other settings \(epochs\); give another folder"),
+        ({"backbone": other}, r"is of other settings \(weights\); give another folder"),
+        ({"seeds": "0,one"}, "--seeds: expected whole numbers such as 0,1,2; found 'one'"),
         ({"only": "5"}, "--only: expected some of 2, 1, 3, 4, 7, 6; found '5'"),
         ({"data": tmp_path / "data" / "train"}, "expected val/ beside train/"),
     ):
@@ -95,19 +100,19 @@ def test_methods_have_a_policy_each_and_a_bundle(
 
     run()
     assert len(list(out.glob("*.pt"))) == 2  # PABEE and PCEE differ in their policy alone
-    (rows,) = json.loads((out / "ablations.json").read_text())["tables"].values()
+    (rows,) = json.loads((out / "ablations-1.json").read_text())["tables"].values()
     points = {row["name"]: row["runs"][0]["points"]["1.6"] for row in rows}
     expected = {"LGViT": "confidence", "PABEE": "patience", "PCEE": "patient_confidence"}
     reached = {name: point["policy"] for name, point in points.items() if point}
     assert set(points) == set(expected) and len(reached) >= 2
     for name, policy in reached.items():
         assert policy["name"] == expected[name]
-        manifest = json.loads((out / "bundles" / name.lower() / "manifest.json").read_text())
+        manifest = json.loads((out / "bundles" / f"{name.lower()}-0" / "manifest.json").read_text())
         assert manifest["policy"] == policy
     assert len(list((out / "bundles").iterdir())) == len(reached)
-    written = (out / "bundles" / "lgvit" / "manifest.json").stat().st_mtime_ns
+    written = (out / "bundles" / "lgvit-0" / "manifest.json").stat().st_mtime_ns
     run()
-    assert (out / "bundles" / "lgvit" / "manifest.json").stat().st_mtime_ns == written
+    assert (out / "bundles" / "lgvit-0" / "manifest.json").stat().st_mtime_ns == written
 
 
 def test_a_training_that_another_run_has_comes_last(
@@ -126,12 +131,22 @@ def test_a_training_that_another_run_has_comes_last(
             if len(results) == len(plan) - 1:
                 stack.close()
     assert results == [case.exits for case, _ in [*plan[1:], plan[0]]]
-    assert "4 trainings, 0 done; about 2.0 hours" in capsys.readouterr().out
+    assert "0 of 4 trainings done; about 2.0 hours left" in capsys.readouterr().out
 
 
 def test_means_have_standard_errors() -> None:
-    points = [{"1.4": {"accuracy": a}, "1.6": None, "2": {"accuracy": 0.5}} for a in (0.40, 0.42)]
+    points = [
+        {
+            "1.4": {"accuracy": accuracy, "macs_speedup": speed_up},
+            "1.6": None,
+            "2": {"accuracy": 0.5, "macs_speedup": 2.5},
+        }
+        for accuracy, speed_up in ((0.40, 1.38), (0.42, 1.40))
+    ]
     runs = [{"points": p, "blocks": [4, 8], "accuracies": [0.3, 0.5]} for p in points]
     row = {"name": "a", "exits": "uniform:8", "runs": runs}
     *_, line = ablations.tables({"tables": {"T": [row]}}).splitlines()
-    assert line == "| a | 41.0 ± 1.0 | not reached | 50.0 ± 0.0 | 2 | 4: 30.0, 8: 50.0 |"
+    assert (
+        line
+        == "| a | 41.0 ± 1.0 (1.39x) | not reached | 50.0 ± 0.0 (2.50x) | 2 | 4: 30.0, 8: 50.0 |"
+    )

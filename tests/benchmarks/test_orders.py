@@ -52,7 +52,7 @@ def test_the_whole_study(tmp_path: Path, small_config: LGViTConfig) -> None:
     assert trained == {path: path.stat().st_mtime_ns for path in out.glob("*.pt")}
     assert json.loads((out / "orders.json").read_text())["arms"] == record["arms"]
     for options, message in (
-        ({"epochs": 2}, "is of other settings; give another folder"),
+        ({"epochs": 2}, r"is of other settings \(epochs\); give another folder"),
         ({"only": "cold"}, "--only: expected some of frozen; .* found 'cold'"),
         ({"data": tmp_path / "data" / "train"}, "expected val/ beside train/"),
     ):

@@ -98,7 +98,7 @@ def test_the_whole_study(tmp_path: Path, small_config: LGViTConfig) -> None:
     repeated = json.loads((out / "passes.json").read_text())
     assert repeated["arms"] == record["arms"]
     for options, message in (
-        ({"epochs": 2}, "is of other settings; give another folder"),
+        ({"epochs": 2}, r"is of other settings \(epochs\); give another folder"),
         ({"only": "teachers"}, "--only: expected some of teacher, .* found 'teachers'"),
         ({"lr": "1e-3"}, "--lr: expected two rates"),
         ({"data": tmp_path / "data" / "train"}, "expected val/ beside train/"),

@@ -231,7 +231,7 @@ def test_the_whole_study(
     assert {path: path.stat().st_mtime_ns for path in stored} == stored
     assert json.loads((out / "reuse.json").read_text())["arms"] == record["arms"]
     for options, message in (
-        ({"epochs": 3}, "is of other settings; give another folder"),
+        ({"epochs": 3}, r"is of other settings \(epochs\); give another folder"),
         ({"only": "feature"}, "--only: expected some of control, .* found 'feature'"),
         ({"lr": "1e-3"}, "--lr: expected two rates"),
         ({"share": 0.0}, "--share: expected above 0 and at most 1, found 0"),
