@@ -19,7 +19,7 @@ from lgvit_edge._support.optional import require
 from lgvit_edge._support.outputs import write
 from lgvit_edge.benchmarks.experiments.frame import run_command
 from lgvit_edge.cli.options import check_outputs
-from lgvit_edge.errors import UsageError
+from lgvit_edge.errors import UsageError, in_one_line
 
 _TICKS = 14  # names along a side
 _HEAD = "#c2410c"  # names of what exits make of their block
@@ -46,17 +46,17 @@ def main(
 
 def _sides(panel: str) -> tuple[dict[str, Any], int, int]:
     file, _, pair = panel.partition(":")
-    record = json.loads(Path(file).read_text(encoding="utf-8"))
-    networks = range(len(record["models"]))
     try:
-        first, second = (int(side) for side in pair.split(",")) if pair else (0, networks[-1])
-    except ValueError:
-        first = second = -1
-    if record.get("cka") is None or not {first, second} <= set(networks):
+        record = json.loads(Path(file).read_text(encoding="utf-8"))
+        last, _ = len(record["models"]) - 1, record["cka"]["matrix"]
+        first, second = (int(side) for side in pair.split(",")) if pair else (0, last)
+    except (ValueError, KeyError, TypeError) as error:
         raise UsageError(
-            f"{panel}: expected FILE or FILE:A,B of a record with CKA, A and B from 0 to "
-            f"{networks[-1]}"
-        )
+            f"{panel}: expected FILE or FILE:A,B, the record of a probe with CKA and two numbers "
+            f"of its networks from 0; found {in_one_line(error)}"
+        ) from error
+    if not 0 <= min(first, second) <= max(first, second) <= last:
+        raise UsageError(f"{panel}: expected numbers of networks from 0 to {last}")
     return record, first, second
 
 

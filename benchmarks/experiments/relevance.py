@@ -30,7 +30,7 @@ from lgvit_edge.errors import ConfigError, DataError, UsageError
 from lgvit_edge.images.labelled import evenly, find_images, readable
 from lgvit_edge.images.preprocess import load_rgb, network_input, to_float
 from lgvit_edge.model import LGViT, load_model
-from lgvit_edge.probing.concentration import MEASURES
+from lgvit_edge.probing.concentration import MEASURES, share_inside
 from lgvit_edge.probing.overlay import columns, draw_grid
 from lgvit_edge.probing.pasting import LAYOUTS, paste, pointed
 from lgvit_edge.probing.relevance import METHODS, relevance, usual_method
@@ -68,13 +68,18 @@ def main(
         raise UsageError(f"--methods: expected some of {', '.join(METHODS)}, found {unknown[0]!r}")
     if against is not None and against not in models:
         raise UsageError(f"--against: expected one of {', '.join(models)}, found {against!r}")
+    if "gradient" not in chosen and (against == next(iter(models)) or means is not None):
+        raise UsageError("--against and --means compare gradient maps: add gradient to --methods")
     first = next(iter(models.values()))
     frames, pixels, labels = _read(first, data, images)
     rows: list[dict[str, Any]] = []
     mean_maps: dict[tuple[str, int], Tensor] = {}
     for name, model in models.items():
         if _shape(model) != _shape(first):
-            raise UsageError(f"{name} takes other images or has other classes than the first model")
+            raise UsageError(
+                f"{name} takes other images, or has other classes or another order of them, than "
+                "the first model"
+            )
         with progress_bar(f"maps of {name}") as progress:
             for exit in range(1, len(model.heads) + 2):
                 progress(exit - 1, len(model.heads) + 1)
@@ -103,10 +108,6 @@ def main(
         if usual_method(first, exit) == "gradcam"
     }
     _print(rows, compared, random, complete)
-    if means is not None:
-        _draw_means(means, list(models), mean_maps)
-    if pictures is not None:
-        _draw(pictures, models, frames, pixels, labels, seed)
     record.write(
         images=len(pixels),
         randomised_images=len(few),
@@ -117,6 +118,10 @@ def main(
         gradcam_left_over=complete,
         exits={name: [vars(exit) for exit in m.config.exits] for name, m in models.items()},
     )
+    if means is not None:
+        _draw_means(means, list(models), mean_maps)
+    if pictures is not None:
+        _draw(pictures, models, frames, pixels, labels, seed)
 
 
 def _named(text: str) -> tuple[str, LGViT]:
@@ -128,7 +133,7 @@ def _named(text: str) -> tuple[str, LGViT]:
 
 def _shape(model: LGViT) -> tuple[Any, ...]:
     config = model.config
-    return config.image_size, config.preprocess, config.num_classes
+    return config.image_size, config.preprocess, config.num_classes, config.labels
 
 
 def _read(model: LGViT, data: Path, count: int) -> tuple[Frames, Tensor, Tensor]:
@@ -138,8 +143,9 @@ def _read(model: LGViT, data: Path, count: int) -> tuple[Frames, Tensor, Tensor]
     images = readable(evenly(found, count), note)
     if any(image.class_index is None for image in images):
         raise DataError(f"{data}: expected one sub-folder per class")
-    paths = [load_rgb(image.path) for image in images]
-    frames = network_input(paths, config.preprocess, config.image_size, "uint8")
+    spec, size = config.preprocess, config.image_size
+    crops = [network_input([load_rgb(image.path)], spec, size, "uint8") for image in images]
+    frames = np.concatenate(crops)
     labels = torch.tensor([image.class_index for image in images])
     return frames, torch.from_numpy(to_float(frames, config.preprocess)), labels
 
@@ -318,7 +324,9 @@ def _draw_means(path: Path, names: Sequence[str], maps: dict[tuple[str, int], Te
             continue
         shown = each.imshow(values.numpy(), cmap="inferno", vmin=0, vmax=most)
         side = len(values) / 2
-        share = float(values[: int(side), : int(side)].sum() / values.sum())
+        quarter = torch.zeros(2, 2, dtype=torch.bool)
+        quarter[0, 0] = True
+        share = float(share_inside(values[None], quarter))
         each.set_xlabel(f"{share:.0%}", fontsize=9)
         each.axhline(side - 0.5, color="white", linewidth=0.6)
         each.axvline(side - 0.5, color="white", linewidth=0.6)

@@ -222,10 +222,22 @@ def _other(
         network = made_by(other)
         preprocess = getattr(network, "preprocess", first.config.preprocess)
         size = getattr(network, "image_size", first.config.image_size)
+        if size > preprocess.resize:
+            raise UsageError(
+                f"{other}: images of {size} pixels cannot be cut from ones that were resized to "
+                f"{preprocess.resize}; give the network a preprocess with resize={size} or more"
+            )
         return Subject(name, network, preprocess, size), None
     model = _loaded(other, source)
-    # Its classes may be others, or in another order.
-    found, doubt = _images(model, data, labels, classes, samples=None)
+    # Its classes may be others, or in another order: --labels and --classes are of the first's.
+    mine, its = ((config.num_classes, config.labels) for config in (model.config, first.config))
+    if labels is not None and mine != its:
+        own = [LabelledImage(image.path, None) for image in images]
+        return _subject(name, model, own), (
+            f"{name}: labels are not used: {labels} is for the classes of the first model, and "
+            "these are others or in another order"
+        )
+    found, doubt = _images(model, data, labels, classes if mine == its else None, samples=None)
     known = {image.path: image.class_index for image in found}
     own = [LabelledImage(image.path, known.get(image.path)) for image in images]
     return _subject(name, model, own), doubt and f"{name}: {doubt}"

@@ -186,8 +186,8 @@ def class_rows(answers: Answers, names: Sequence[str]) -> list[dict[str, Any]]:
         own = answers.labels == label
         right, count = answers.right[own], int(own.sum())
         last = right.shape[1] - 1
-        accuracies = right.mean(axis=0)
-        safe = int(np.argmax(accuracies >= accuracies[-1] - SAFE_DROP))
+        hits = right.sum(axis=0)
+        safe = int(np.argmax(hits >= hits[-1] - SAFE_DROP * count - 1e-9))  # 0.07 - 0.01 > 0.06
         lost = int((right[:, -1] & ~right[:, safe]).sum())
         won = int((~right[:, -1] & right[:, safe]).sum())
         variance = (lost + won + 1) - (lost - won) ** 2 / (count + 2)
@@ -197,7 +197,7 @@ def class_rows(answers: Answers, names: Sequence[str]) -> list[dict[str, Any]]:
                 "class": int(label),
                 "name": names[label] if names else str(label),
                 "images": count,
-                "accuracy": accuracies.tolist(),
+                "accuracy": (hits / count).tolist(),
                 "policy_accuracy": float((answers.answers[own] == label).mean()),
                 "shares": shares.tolist(),
                 "mean_block": float(answers.depth[own].mean()),
@@ -221,13 +221,18 @@ def easiness(answers: Answers) -> Floats:
 def look_row(name: str, values: Floats, answers: Answers) -> dict[str, Any]:
     """Returns how depth goes with a measure of the images, ``[n]``: rank correlation, and by parts.
 
-    Parts hold equally many images, from the smallest values to the largest. ``parts`` is None where
-    all values are the same, ``correlation`` also where all images stop at the same block.
+    Parts hold about equally many images, from the smallest values to the largest; images of one
+    value are in one part. ``parts`` is None where all values are the same, ``correlation`` also
+    where all images stop at the same block.
     """
     row: dict[str, Any] = {"name": name, "correlation": correlation(values, answers.depth)}
     if values.min() == values.max():
         return row | {"parts": None}
-    parts = np.array_split(np.argsort(values, kind="stable"), min(_PARTS, len(values)))
+    order = np.argsort(values, kind="stable")
+    steps = np.flatnonzero(np.diff(values[order])) + 1  # where another value begins
+    wanted = len(values) * np.arange(1, _PARTS) / _PARTS
+    cuts = np.unique(steps[np.abs(steps[:, None] - wanted).argmin(axis=0)])
+    parts = np.split(order, cuts)
     hit = None if answers.labels is None else answers.answers == answers.labels
     return row | {
         "parts": [

@@ -23,6 +23,8 @@ from torch import Tensor
 from lgvit_edge.errors import UsageError
 
 LEAST = 4  # images of a minibatch: HSIC_1 divides by n - 3
+FEW = 100  # images below which stages that have nothing in common can look alike
+_ULPS = 4  # that the mean of equal numbers may be off
 
 
 def centred_gram(features: Tensor) -> Tensor:
@@ -41,8 +43,11 @@ def centred_gram(features: Tensor) -> Tensor:
     if flat.dtype != torch.float64:
         flat = flat.float()
     # Moving all features alike changes nothing here, and large means would cost digits.
-    flat = flat - flat.mean(dim=0)
-    return u_centred((flat @ flat.T).double())
+    centred = flat - flat.mean(dim=0)
+    # The mean is rounded; what is left of a feature that is the same for all images is no variance.
+    rounding = _ULPS * torch.finfo(flat.dtype).eps * flat.abs().amax(dim=0)
+    centred.masked_fill_(centred.abs().amax(dim=0) <= rounding, 0)
+    return u_centred((centred @ centred.T).double())
 
 
 def u_centred(gram: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from lgvit_edge.policies.scores import confidence
 from lgvit_edge.probing.analysis import Answers
 from lgvit_edge.probing.cka import LEAST, Cka, centred_gram
 from lgvit_edge.probing.looks import Looks, looks_of
-from lgvit_edge.probing.stages import lgvit_stages, module_stages
+from lgvit_edge.probing.stages import lgvit_stages, module_stages, steady_stages
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,8 @@ class _Run:
     waiting: list[list[NDArray[np.uint8]]] = field(default_factory=list)
     rows: list[dict[str, list[NDArray[Any]]]] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
+    # Stages of networks that are no LGViT, by the number of the network
+    steady: dict[int, frozenset[str]] = field(default_factory=dict)
 
     def take(self, place: int, frame: NDArray[np.uint8]) -> None:
         """Takes an image for the next minibatch."""
@@ -151,7 +153,14 @@ class _Run:
                     grams[number, name] = centred_gram(stage)
 
             if subject.lgvit is None:
-                module_stages(subject.network, pixels, see)
+                if number not in self.steady:
+                    self.steady[number] = steady_stages(subject.network, pixels[:1])
+
+                def see_steady(name: str, stage: Tensor, number: int = number) -> None:
+                    if name in self.steady[number]:
+                        see(name, stage, number)
+
+                module_stages(subject.network, pixels, see_steady)
                 continue
             answered = lgvit_stages(subject.lgvit, pixels, see, normed=self.normed)
             logits = answered.float().cpu().numpy()

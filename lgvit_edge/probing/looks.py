@@ -19,7 +19,7 @@ class Looks(NamedTuple):
 def looks_of(height: int, width: int, crop: NDArray[np.uint8]) -> Looks:
     """Returns the numbers of an image of this size, ``crop`` being what the network sees of it.
 
-    ``crop`` is ``[S, S, 3] uint8``, so that sharpness does not depend on the size of the file.
+    ``crop`` is ``[S, S, 3] uint8``. A small file that was enlarged for it has little sharpness.
     """
     grey = crop.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
     inner = grey[1:-1, 1:-1]

@@ -153,10 +153,10 @@ def _pictures(rows: list[dict[str, Any]], images: Sequence[Path]) -> list[Pictur
             source = thumbnail(images[row["row"]])
         except DataError:
             continue  # the file was removed since
-        truth = row["truth"]
-        right = None if truth is None else truth == row["answer"]
-        sure = f"{100 * row['confidence']:.0f} % at the end"
-        pictures.append(Picture(source, row["answer"], truth, right, sure, row["exit"]))
+        sure = f"{100 * row['confidence']:.0f} % at the end; under the policy"
+        pictures.append(
+            Picture(source, row["answer"], row["truth"], row["right"], sure, row["exit"])
+        )
     return pictures
 
 

@@ -44,7 +44,8 @@ def heatmap(record: dict[str, Any], first: int, second: int) -> Plot:
     if first == second:
         what = f"{titles[0]} with itself"
         beside = matrix[np.arange(1, len(matrix)), np.arange(len(matrix) - 1)]
-        figures = f"Neighbouring stages: {_mean(beside)} on average; all pairs: {_mean(matrix)}"
+        pairs = _mean(matrix[~np.eye(len(matrix), dtype=bool)])
+        figures = f"Neighbouring stages: {_mean(beside)} on average; all pairs: {pairs}"
     else:
         what = f"{titles[0]} with {titles[1]}"
         half = (len(columns) + 1) // 2

@@ -100,6 +100,7 @@ def _image(
         "file": files[place],
         "truth": None if label is None else called(label),
         "answer": called(int(answers.classes[place, -1])),
+        "right": None if label is None else bool(answers.right[place, -1]),
         "confidence": float(answers.confidences[place, -1]),
         "exits_right": None if label is None else int(answers.right[place].sum()),
         "exit": int(answers.exits[place]),

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from lgvit_edge._support import terminal
 from lgvit_edge.benchmarks.report.terminal import table_of
-from lgvit_edge.probing.cka import LEAST
+from lgvit_edge.probing.cka import FEW, LEAST
 
 
 def notes(record: dict[str, Any]) -> list[str]:
@@ -22,8 +22,15 @@ def notes(record: dict[str, Any]) -> list[str]:
         )
     if record["cka"] is None:
         told.append(f"CKA is left out: it needs at least {LEAST} images")
-    elif left := images["read"] - record["cka"]["images"]:
-        told.append(f"CKA is of {record['cka']['images']} images: {left} fill no minibatch")
+    else:
+        count = record["cka"]["images"]
+        if left := images["read"] - count:
+            told.append(f"CKA is of {count} images: {left} fill no minibatch")
+        if count < FEW:
+            told.append(
+                f"CKA is of {count} images: below {FEW}, stages that have nothing in common can "
+                "look alike; give more with --samples"
+            )
     for model in record["models"]:
         for reason in (model.get("relevance") or {}).get("left_out", ()):
             told.append(f"{model['name']}, where exits look: {reason}")
@@ -94,7 +101,7 @@ def _looks(model: dict[str, Any], console: Console) -> None:
 
 def _against(record: dict[str, Any], console: Console) -> None:
     other = record["models"][1]["name"]
-    cells = "{stage} | {closest} | {cka:.3f} | {depth:.0%} | {lower_half:.3f} | {upper_half:.3f}"
+    cells = "{stage} | {closest} | {cka:.2f} | {depth:.0%} | {lower_half:.2f} | {upper_half:.2f}"
     numbers = ("CKA", "lies at", "lower half", "upper half")
     terminal.say(f"what each stage resembles in {other}", console, style="bold")
     console.print(table_of(record["cka"]["against"], cells, "stage", "closest", numbers=numbers))

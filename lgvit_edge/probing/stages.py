@@ -112,6 +112,21 @@ def head_stage(model: LGViT, number: int) -> str:
     return f"head {number}: {model.config.exits[number - 1].head}"
 
 
+def steady_stages(module: nn.Module, image: Tensor) -> frozenset[str]:
+    """Returns the stages that have a row for each image, whatever their number.
+
+    Others only look so with some number of images, as a table of 64 positions does with 64.
+    ``image`` is ``[1, 3, H, W]``. Raises as ``module_stages`` does.
+    """
+
+    def found(count: int) -> frozenset[str]:
+        names = set[str]()
+        module_stages(module, image.expand(count, -1, -1, -1), lambda name, _: names.add(name))
+        return frozenset(names)
+
+    return found(2) & found(3)
+
+
 def module_stages(module: nn.Module, pixels: Tensor, see: See) -> None:
     """Runs images through any network, and gives the output of each leaf to ``see`` by name.
 
@@ -121,16 +136,17 @@ def module_stages(module: nn.Module, pixels: Tensor, see: See) -> None:
     Raises:
         UsageError: the network fails, or has too many leaves, or none.
     """
-    calls: Counter[str] = Counter()
+    calls, seen = Counter[str](), Counter[str]()
 
     def watch(name: str) -> Callable[[nn.Module, object, object], None]:
         def hook(_: nn.Module, __: object, output: object) -> None:
+            calls[name] += 1
             if not isinstance(output, Tensor) or not output.is_floating_point():
                 return
             if output.ndim < 2 or len(output) != len(pixels):
                 return
-            calls[name] += 1
-            if calls.total() > _MOST:
+            seen[name] += 1
+            if seen.total() > _MOST:
                 raise UsageError(f"expected a network of at most {_MOST} leaves, found more")
             see(name if calls[name] == 1 else f"{name} ({calls[name]})", output)
 
@@ -148,7 +164,7 @@ def module_stages(module: nn.Module, pixels: Tensor, see: See) -> None:
     finally:
         for hook in hooks:
             hook.remove()
-    if not calls:
+    if not seen:
         raise UsageError(f"{type(module).__name__} has no leaf that returns floats of every image")
 
 

@@ -36,14 +36,17 @@ def test_a_panel_shows_the_networks_asked_for(record: str, tmp_path: Path) -> No
     assert shares[0] < 0.01 < 0.3 < shares[1]
 
 
-@pytest.mark.parametrize("pair", ["0,2", "0", "a,b"])
+@pytest.mark.parametrize("pair", ["0,2", "-1,0", "0", "a,b"])
 def test_networks_that_are_not_there_are_refused(record: str, tmp_path: Path, pair: str) -> None:
-    with pytest.raises(UsageError, match="expected FILE or FILE:A,B of a record with CKA"):
+    with pytest.raises(UsageError, match="expected numbers of networks from 0 to 1|FILE:A,B"):
         main([f"{record}:{pair}"], out=tmp_path / "cka.png", names="")
     assert not (tmp_path / "cka.png").exists()
 
 
-def test_a_record_without_cka_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "probe.json").write_text(json.dumps({"models": [{"name": "a"}], "cka": None}))
-    with pytest.raises(UsageError, match="of a record with CKA"):
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", json.dumps({"models": [{"name": "a"}], "cka": None})]
+)
+def test_a_record_without_cka_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "probe.json").write_text(text)
+    with pytest.raises(UsageError, match="the record of a probe with CKA"):
         main([str(tmp_path / "probe.json")], out=tmp_path / "cka.png", names="")

@@ -70,6 +70,35 @@ def test_few_images_leave_a_large_error_though_all_are_right(count: int, error: 
     assert (row["safe_exit"], row["drop"], row["drop_error"]) == (1, 0, pytest.approx(error))
 
 
+@pytest.mark.parametrize(("last", "early", "safe"), [(7, 6, 1), (13, 12, 1), (13, 11, 3)])
+def test_exactly_one_point_less_is_safe(last: int, early: int, safe: int) -> None:
+    classes = np.ones((100, 3), int)
+    classes[:early, :2], classes[:last, 2] = 0, 0
+    ones, zeros = np.ones((100, 3), np.float32), np.zeros(100, int)
+    (row,) = analysis.class_rows(Answers(classes, ones, zeros + 3, zeros, (4, 8, 12), zeros), ())
+    assert row["safe_exit"] == safe
+
+
+def test_images_of_one_value_are_in_one_part() -> None:
+    count = 40
+    exits = np.repeat([1, 2, 3, 3], 10)  # in the order of the folders
+    same = Answers(
+        np.zeros((count, 3), int),
+        np.ones((count, 3), np.float32),
+        exits,
+        np.zeros(count, int),
+        (4, 8, 12),
+        None,
+    )
+    values = np.full(count, 100.0)
+    values[0] = 50.0
+    parts = analysis.look_row("pixels", values, same)["parts"]
+    assert [(part["from"], part["to"]) for part in parts] == [(50, 50), (100, 100)]
+    assert parts[1]["mean_block"] == pytest.approx(same.depth[1:].mean())
+    spread = analysis.look_row("pixels", np.arange(40.0), same)["parts"]
+    assert [part["mean_block"] for part in spread] == [4, 8, 12, 12]
+
+
 def test_a_class_that_only_the_end_gets_right_is_safe_there() -> None:
     late = Answers(
         np.array([[1, 1, 0]] * 4), SURE[:4], EXITS[:4], np.zeros(4, int), (4, 8, 12), LABELS[:4]

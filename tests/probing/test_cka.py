@@ -50,6 +50,18 @@ def test_agrees_with_a_second_implementation(hsic: object, n: int) -> None:
     assert linear_cka(x.float(), y.float()) == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize("n", [4, 7, 32, 50, 100, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_the_same_for_all_images_has_no_cka(n: int, dtype: torch.dtype) -> None:
+    varied = features(n, 12, 9).to(dtype)
+    for seed in range(20):
+        one, other = (features(1, 9, s).to(dtype).expand(n, 9) for s in (seed, seed + 100))
+        assert math.isnan(linear_cka(one, other)) and math.isnan(linear_cka(one, varied))
+    # Features that vary little count all the same, beside ones that do not at all.
+    little = torch.cat([1000 + 0.01 * varied, one], dim=1)
+    assert linear_cka(little, varied) > 0.99
+
+
 def test_turning_scaling_and_moving_change_nothing() -> None:
     x, y = features(50, 8, 0), features(50, 12, 1)
     y[:, :8] += x

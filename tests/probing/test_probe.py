@@ -56,6 +56,12 @@ def small():
 
 def wrong():
     return nn.Linear(5, 5)
+
+
+def large():
+    net = nn.Flatten()
+    net.image_size, net.preprocess = 48, Preprocess(resize=40)
+    return net
 """
 VIT = vit(
     hidden_size=32,
@@ -246,6 +252,68 @@ def test_two_models_are_compared_and_both_analysed(
     assert "<script" not in text and "{{ 7 * 7 }}" in Seen(text).text
 
 
+@pytest.mark.parametrize("given", ["--classes", "--labels"])
+def test_a_second_model_has_its_own_order_of_classes(
+    given: str, here: Path, command: Command, tmp_path: Path
+) -> None:
+    # The same network, its classes without names, and its classifiers' rows with names, turned.
+    turned = randomised(LGViT(CONFIGS["two"]), 0)
+    unnamed = turned.config.replace(labels=())
+    plain = LGViT(unnamed)
+    plain.load_state_dict(turned.state_dict())
+    save_checkpoint(plain, tmp_path / "plain.pt")
+    with torch.no_grad():
+        for module in turned.modules():
+            if isinstance(module, torch.nn.Linear) and module.out_features == 2:
+                module.weight.copy_(module.weight.flip(0))
+                module.bias.copy_(module.bias.flip(0))
+    other = LGViT(turned.config.replace(labels=("b", "a")))
+    other.load_state_dict(turned.state_dict())
+    save_checkpoint(other, tmp_path / "turned.pt")
+    (tmp_path / "order.txt").write_text("a\nb\n")
+    lines = [
+        f"{path.parent.name}/{path.name} {'ab'.index(path.parent.name)}"
+        for path in sorted(Path("pair").rglob("*.png"))
+    ]
+    (tmp_path / "labels.txt").write_text("\n".join(lines))
+    file = tmp_path / ("order.txt" if given == "--classes" else "labels.txt")
+    models = (str(tmp_path / "plain.pt"), str(tmp_path / "turned.pt"))
+    record = probed(command, tmp_path / "out", *models, given, str(file), data="pair")
+    first, second = record["models"]
+    assert first["labelled"]
+    if given == "--labels":  # its numbers are of the first model's classes
+        assert not second["labelled"]
+        assert any("these are others or in another order" in text for text in record["notes"])
+    else:
+        accuracies = [[row["accuracy"] for row in model["exits"]] for model in (first, second)]
+        assert accuracies[0] == accuracies[1]
+
+
+def test_few_images_are_told_where_cka_is_shown(
+    here: Path, command: Command, tmp_path: Path
+) -> None:
+    said = command("probe", "vit.pt", "--data", "photos", "--out", tmp_path, "--batch", "8")
+    assert "below 100, stages that have nothing in common can look alike" in said
+
+
+def test_classes_of_one_name_are_told_apart(here: Path, command: Command, tmp_path: Path) -> None:
+    model = randomised(LGViT(CONFIGS["two"].replace(labels=("crane", "crane"))), 0)
+    save_checkpoint(model, tmp_path / "cranes.pt")
+    paths = sorted(Path("pair").rglob("*.png"))
+    (tmp_path / "labels.txt").write_text(
+        "\n".join(f"{path.parent.name}/{path.name} 0" for path in paths)
+    )
+    listed = (str(tmp_path / "cranes.pt"), "--labels", str(tmp_path / "labels.txt"))
+    (about,) = probed(command, tmp_path / "out", *listed, data="pair")["models"]
+    shown = [*about["easiest"], *about["hardest"]]
+    assert all(row["truth"] == row["answer"] == "crane" for row in shown)
+    share = sum(row["right"] for row in shown) / len(shown)
+    assert share == pytest.approx(about["exits"][-1]["accuracy"])
+    text = (tmp_path / "out" / "probe.html").read_text()
+    gallery = text[text.index("Easiest images") :]
+    assert gallery.count("✗") == sum(not row["right"] for row in shown)
+
+
 def test_a_model_is_all_alike_with_a_copy_of_itself(here: Path) -> None:
     paths = sorted(Path("pair").rglob("*.png"))
     model = randomised(LGViT(VIT))
@@ -404,6 +472,7 @@ def test_json_is_all_there_is_on_standard_output(
         ("vit.pt gone.pt --data photos", 1, "gone.pt"),
         ("vit.pt own_convnet:gone --data photos", 2, "own_convnet:gone makes no network"),
         ("vit.pt own_convnet:wrong --data photos", 2, "Linear cannot run images"),
+        ("vit.pt own_convnet:large --data photos", 2, "with resize=48 or more"),
         ("vit.pt --data photos --labels vit.pt", 1, "vit.pt"),
         ("vit.pt --data photos --policy fly:1", 2, "fly"),
         ("vit.pt --data photos --policy confidence:0.1,0.2", 2, "expected one threshold or 3"),

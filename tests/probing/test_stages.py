@@ -14,7 +14,13 @@ from lgvit_edge.architecture.config import ExitConfig
 from lgvit_edge.errors import UsageError
 from lgvit_edge.model import LGViT
 from lgvit_edge.model.randomised import randomised
-from lgvit_edge.probing.stages import is_function, lgvit_stages, made_by, module_stages
+from lgvit_edge.probing.stages import (
+    is_function,
+    lgvit_stages,
+    made_by,
+    module_stages,
+    steady_stages,
+)
 
 
 def stages_of(model: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
@@ -100,6 +106,25 @@ def test_any_network_shows_its_leaves_call_by_call() -> None:
     assert not any(m._forward_hooks for m in model.modules()), "no hook stays"
     alone = nn.Linear(3, 2)
     assert list(stages_of(alone, torch.randn(2, 4, 3))) == ["Linear"]
+
+
+class Placed(nn.Module):
+    """Adds a table of six positions, which with six images looks like one row for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.last = nn.Embedding(6, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(2)[..., :6].transpose(1, 2)  # [B, 6, 3]
+        answer: Tensor = self.last((x + self.table(torch.arange(6))).mean(1))
+        return answer
+
+
+def test_a_table_with_as_many_rows_as_images_is_no_stage() -> None:
+    model, pixels = Placed(), torch.randn(6, 3, 4, 4)
+    assert set(stages_of(model, pixels)) == {"table", "last"}
+    assert steady_stages(model, pixels[:1]) == {"last"}
 
 
 def test_a_network_that_cannot_be_looked_into_is_told() -> None:
