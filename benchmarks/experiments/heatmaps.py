@@ -28,11 +28,13 @@ _HEAD = "#c2410c"  # names of what exits make of their block
 def main(
     panels: Annotated[list[str], typer.Argument(help="Records: FILE, or FILE:0,0.")],
     out: Annotated[Path, typer.Option(help="Picture to write (.png).")],
-    names: Annotated[str, typer.Option(help="Networks as shown: file=name,file=name.")] = "",
+    name: Annotated[
+        list[str] | None, typer.Option(help="A network as shown: file=name. Again for more.")
+    ] = None,
 ) -> None:
     """Draws CKA heatmaps of probes side by side, light where stages are alike."""
     check_outputs({"--out": out})
-    shown = dict(pair.split("=", 1) for pair in names.split(",") if "=" in pair)
+    shown = {file: called for file, _, called in (pair.rpartition("=") for pair in name or ())}
     figures: Any = require("matplotlib.figure", extra="report")
     figure = figures.Figure(figsize=(3.6 * len(panels) + 0.6, 3.7), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]

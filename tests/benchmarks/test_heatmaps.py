@@ -28,7 +28,7 @@ def record(tmp_path: Path) -> str:
 def test_a_panel_shows_the_networks_asked_for(record: str, tmp_path: Path) -> None:
     shares = []
     for panel in (record, f"{record}:0,0"):
-        main([panel], out=tmp_path / "cka.png", names="a.pt=mlp")
+        main([panel], out=tmp_path / "cka.png", name=["a.pt=mlp"])
         pixels = np.asarray(Image.open(tmp_path / "cka.png").convert("RGB")).astype(int)
         # where stages are alike it is yellow, where CKA is not defined nothing is painted
         yellow = (pixels[..., 0] > 200) & (pixels[..., 2] < 80)
@@ -39,7 +39,7 @@ def test_a_panel_shows_the_networks_asked_for(record: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("pair", ["0,2", "-1,0", "0", "a,b"])
 def test_networks_that_are_not_there_are_refused(record: str, tmp_path: Path, pair: str) -> None:
     with pytest.raises(UsageError, match="expected numbers of networks from 0 to 1|FILE:A,B"):
-        main([f"{record}:{pair}"], out=tmp_path / "cka.png", names="")
+        main([f"{record}:{pair}"], out=tmp_path / "cka.png")
     assert not (tmp_path / "cka.png").exists()
 
 
@@ -49,4 +49,4 @@ def test_networks_that_are_not_there_are_refused(record: str, tmp_path: Path, pa
 def test_a_record_without_cka_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "probe.json").write_text(text)
     with pytest.raises(UsageError, match="the record of a probe with CKA"):
-        main([str(tmp_path / "probe.json")], out=tmp_path / "cka.png", names="")
+        main([str(tmp_path / "probe.json")], out=tmp_path / "cka.png")
