@@ -148,7 +148,7 @@ class Ablations:
         }
 
     def seconds(self) -> float:
-        """Returns about how long a training takes, from a step on random pixels."""
+        """Returns about how long a training takes, from a step on black pixels."""
         config, size = self.config, self.model.config.image_size
         model = self._fresh("lgvit", self.exits, config.seed).train()
         pixels = torch.zeros(min(config.batch_size, len(self.images)), 3, size, size)

@@ -12,7 +12,6 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
 from lgvit_edge._support.optional import require
@@ -20,6 +19,7 @@ from lgvit_edge._support.outputs import write
 from lgvit_edge.benchmarks.experiments.frame import run_command
 from lgvit_edge.cli.options import check_outputs
 from lgvit_edge.errors import UsageError, in_one_line
+from lgvit_edge.probing.plots import COLOURS, between, is_head
 
 _TICKS = 14  # names along a side
 _HEAD = "#c2410c"  # names of what exits make of their block
@@ -50,7 +50,9 @@ def _sides(panel: str) -> tuple[dict[str, Any], int, int]:
     file, _, pair = panel.partition(":")
     try:
         record = json.loads(Path(file).read_text(encoding="utf-8"))
-        last, _ = len(record["models"]) - 1, record["cka"]["matrix"]
+        last = len(record["models"]) - 1
+        if record["cka"] is None:
+            raise KeyError("cka")
         first, second = (int(side) for side in pair.split(",")) if pair else (0, last)
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(
@@ -65,25 +67,19 @@ def _sides(panel: str) -> tuple[dict[str, Any], int, int]:
 def _paint(
     axes: Any, record: dict[str, Any], first: int, second: int, names: dict[str, str]
 ) -> Any:
-    stages, models = record["cka"]["stages"], record["models"]
-    rows, columns = (
-        [place for place, stage in enumerate(stages) if stage["model"] == number]
-        for number in (first, second)
-    )
-    matrix = np.array(record["cka"]["matrix"], np.float64)[np.ix_(rows, columns)]
+    sides, matrix = between(record["cka"], first, second)
     picture = axes.imshow(
-        matrix, cmap="viridis", vmin=0, vmax=1, origin="lower", aspect="auto", interpolation="none"
+        matrix, cmap=COLOURS, vmin=0, vmax=1, origin="lower", aspect="auto", interpolation="none"
     )
-    for axis, side in ((axes.yaxis, rows), (axes.xaxis, columns)):
-        places = range(0, len(side), -(-len(side) // _TICKS))
-        axis.set_ticks(places, [stages[side[place]]["name"] for place in places])
+    for axis, stages in ((axes.yaxis, sides[0]), (axes.xaxis, sides[1])):
+        places = range(0, len(stages), -(-len(stages) // _TICKS))
+        axis.set_ticks(places, [stages[place] for place in places])
         axis.set_tick_params(labelsize=6, rotation=90 * (axis is axes.xaxis))
         for label in axis.get_ticklabels():
-            if label.get_text().startswith(("head ", "exit ")):
+            if is_head(label.get_text()):
                 label.set_color(_HEAD)
-    titles = (
-        names.get(models[number]["name"], models[number]["name"]) for number in (first, second)
-    )
+    models = [record["models"][number]["name"] for number in (first, second)]
+    titles = (names.get(model, model) for model in models)
     axes.set(ylabel=next(titles), xlabel=next(titles))
     return picture
 

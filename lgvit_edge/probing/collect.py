@@ -148,19 +148,21 @@ class _Run:
             crops = np.stack([crops[number] for crops in self.waiting])
             pixels = torch.from_numpy(to_float(crops, subject.preprocess)).to(self.device)
 
-            def see(name: str, stage: Tensor, number: int = number) -> None:
-                if compared:
+            if subject.lgvit is None and number not in self.steady:
+                self.steady[number] = steady_stages(subject.network, pixels[:1])
+            steady = self.steady.get(number)
+
+            def see(
+                name: str,
+                stage: Tensor,
+                number: int = number,
+                steady: frozenset[str] | None = steady,
+            ) -> None:
+                if compared and (steady is None or name in steady):
                     grams[number, name] = centred_gram(stage)
 
             if subject.lgvit is None:
-                if number not in self.steady:
-                    self.steady[number] = steady_stages(subject.network, pixels[:1])
-
-                def see_steady(name: str, stage: Tensor, number: int = number) -> None:
-                    if name in self.steady[number]:
-                        see(name, stage, number)
-
-                module_stages(subject.network, pixels, see_steady)
+                module_stages(subject.network, pixels, see)
                 continue
             answered = lgvit_stages(subject.lgvit, pixels, see, normed=self.normed)
             logits = answered.float().cpu().numpy()

@@ -10,24 +10,18 @@ from lgvit_edge.benchmarks.report.plots import INK, MUTED, SERIES, Plot, in_pict
 
 _TICKS = 45  # names along a side of a heatmap, of which each can be read
 _LEAST = 20  # images of a bin of which a share can be told
-_COLOURS = "viridis"  # light is alike, as in the paper; it is told apart on light and dark pages
+COLOURS = "viridis"  # light is alike, as in the paper; it is told apart on light and dark pages
 
 
 def heatmap(record: dict[str, Any], first: int, second: int) -> Plot:
     """Draws CKA between all stages of two of the networks, or of one (Figure 5)."""
-    cka, models = record["cka"], record["models"]
-    rows, columns = (
-        [place for place, stage in enumerate(cka["stages"]) if stage["model"] == number]
-        for number in (first, second)
-    )
-    # null is where CKA is not defined
-    matrix = np.array(cka["matrix"], np.float64)[np.ix_(rows, columns)]
-    names = [[cka["stages"][place]["name"] for place in side] for side in (rows, columns)]
-    titles = [models[number]["name"] for number in (first, second)]
+    names, matrix = between(record["cka"], first, second)
+    rows, columns = names
+    titles = [record["models"][number]["name"] for number in (first, second)]
 
     def paint(axes: Any, narrow: bool) -> None:
         shown = axes.imshow(
-            matrix, cmap=_COLOURS, vmin=0, vmax=1, origin="lower", aspect="auto",
+            matrix, cmap=COLOURS, vmin=0, vmax=1, origin="lower", aspect="auto",
             interpolation="none",
         )  # fmt: skip
         axes.grid(visible=False)
@@ -67,6 +61,22 @@ def heatmap(record: dict[str, Any], first: int, second: int) -> Plot:
         wide=(7.2, height),
         narrow=(3.5, 3.6),
     )
+
+
+def between(
+    cka: dict[str, Any], first: int, second: int
+) -> tuple[tuple[list[str], list[str]], np.ndarray[Any, np.dtype[np.float64]]]:
+    """Returns the names of two networks' stages, and CKA between them, NaN where not defined.
+
+    ``cka`` is that of a record; the networks are numbered from 0, and may be one.
+    """
+    rows, columns = (
+        [place for place, stage in enumerate(cka["stages"]) if stage["model"] == number]
+        for number in (first, second)
+    )
+    matrix = np.array(cka["matrix"], np.float64)[np.ix_(rows, columns)]  # null becomes NaN
+    stages = [stage["name"] for stage in cka["stages"]]
+    return ([stages[row] for row in rows], [stages[column] for column in columns]), matrix
 
 
 def is_head(stage: str) -> bool:
@@ -127,7 +137,7 @@ def agreement(model: dict[str, Any]) -> Plot:
     names = [str(row["exit"]) for row in model["exits"][:-1]] + ["final"]
 
     def paint(axes: Any, narrow: bool) -> None:
-        axes.imshow(matrix, cmap=_COLOURS, vmin=0, vmax=100, origin="lower", interpolation="none")
+        axes.imshow(matrix, cmap=COLOURS, vmin=0, vmax=100, origin="lower", interpolation="none")
         axes.grid(visible=False)
         axes.set_xticks(range(len(names)), names)
         axes.set_yticks(range(len(names)), names)

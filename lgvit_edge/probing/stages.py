@@ -121,7 +121,7 @@ def steady_stages(module: nn.Module, image: Tensor) -> frozenset[str]:
 
     def found(count: int) -> frozenset[str]:
         names = set[str]()
-        module_stages(module, image.expand(count, -1, -1, -1), lambda name, _: names.add(name))
+        module_stages(module, image.repeat(count, 1, 1, 1), lambda name, _: names.add(name))
         return frozenset(names)
 
     return found(2) & found(3)

@@ -127,6 +127,12 @@ def test_a_table_with_as_many_rows_as_images_is_no_stage() -> None:
     assert steady_stages(model, pixels[:1]) == {"last"}
 
 
+def test_a_network_that_changes_its_input_in_place_has_stages() -> None:
+    model = nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(12, 2))
+    with torch.no_grad():
+        assert steady_stages(model, torch.randn(1, 3, 2, 2)) == {"0", "1", "2"}
+
+
 def test_a_network_that_cannot_be_looked_into_is_told() -> None:
     with pytest.raises(UsageError, match=r"Odd cannot run images \[2, 3, 9, 9\]: RuntimeError"):
         stages_of(Odd(), torch.randn(2, 3, 9, 9))
