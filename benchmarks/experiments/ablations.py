@@ -27,6 +27,7 @@ import typer
 from lgvit_edge._support.files import locked
 from lgvit_edge._support.outputs import write, write_json
 from lgvit_edge._support.terminal import say
+from lgvit_edge.architecture.config import ExitConfig
 from lgvit_edge.architecture.placement import plan_exits
 from lgvit_edge.benchmarks.experiments.frame import run_command
 from lgvit_edge.benchmarks.experiments.study import METHODS
@@ -58,6 +59,7 @@ from lgvit_edge.training.start import attach_exits
 
 SPEED_UPS = (1.4, SPEED_UP, 2.0)  # in MACs, at which rows are compared
 _HEADS = {"mlp": "MLP", "conv": "Conv", "attention": "Attention", "lgvit": "LPH and GAH"}
+_GAH = "mlp-gah"  # Table 2 without LPHs: MLPs in their place
 _SCHEMES = ("normal", "weighted", "distillation", "alternating", "lgvit")
 
 _USUAL = "uniform:8"  # exits of all rows that name no other, unless others are asked for
@@ -65,7 +67,7 @@ _USUAL = "uniform:8"  # exits of all rows that name no other, unless others are 
 
 def _case(heads: str = "lgvit", scheme: str = "lgvit", exits: str = _USUAL) -> Case:
     shown = "two stages" if scheme == "lgvit" else scheme
-    return Case(f"{_HEADS[heads]}, {shown}", heads, exits, scheme)
+    return Case(f"{_HEADS.get(heads, 'MLP and GAH')}, {shown}", heads, exits, scheme)
 
 
 def _key(case: Case) -> str:
@@ -75,7 +77,11 @@ def _key(case: Case) -> str:
 TABLES = {
     "2": (
         "Main components (Table 2)",
-        tuple(_case(heads, scheme) for heads in ("mlp", "lgvit") for scheme in ("normal", "lgvit")),
+        (
+            *(_case("mlp", scheme) for scheme in ("normal", "lgvit")),
+            _case(_GAH),
+            *(_case("lgvit", scheme) for scheme in ("normal", "lgvit")),
+        ),
     ),
     "1": ("Methods (Table 1)", METHODS),
     "3": ("Heads, two stages (Table 3)", tuple(_case(heads) for heads in _HEADS)),
@@ -133,7 +139,7 @@ class Ablations:
             train(self._fresh(case.heads, exits, seed), self.images, None, config, out=checkpoint)
             say(f"trained {name} in {(time.monotonic() - begin) / 60:.0f} minutes")
         model = load_model(checkpoint)
-        found = kept_answers(self.out / f"{name}.npz", model, self.val, config.workers)
+        found = kept_answers(self.out / f"{name}.npz", checkpoint, model, self.val, config.workers)
         measured = Measured(found, exit_costs(model))
         tuning, reporting = measured.half(0), measured.half(1)
         points = {}
@@ -173,7 +179,12 @@ class Ablations:
 
     def _fresh(self, heads: str, exits: str, seed: int) -> LGViT:
         config = self.model.config
-        planned = plan_exits(exits, block_macs(config), heads=heads, family=config.family)
+        kind = "lgvit" if heads == _GAH else heads
+        planned = plan_exits(exits, block_macs(config), heads=kind, family=config.family)
+        if heads == _GAH:
+            planned = tuple(
+                ExitConfig(exit.block, "mlp") if exit.head == "lph" else exit for exit in planned
+            )
         return attach_exits(self.model, planned, seed=seed)
 
 

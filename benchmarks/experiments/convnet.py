@@ -90,10 +90,20 @@ def trained() -> ConvNet:
     path = os.environ.get("CONVNET")
     if not path or not Path(path).is_file():
         raise DataError(f"expected a file of this experiment in CONVNET, found {path!r}")
-    state = torch.load(path, map_location="cpu", weights_only=True)["model"]
+    state = _state(Path(path))["model"]
     model = ConvNet(len(state["classifier.bias"]))
     model.load_state_dict(state)
     return model.eval()
+
+
+def _state(path: Path) -> dict[str, Any]:
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds on a file that is none of its own
+        raise DataError(f"{path}: expected a file of this experiment; {error}") from None
+    if not isinstance(state, dict) or not {"model", "optimizer", "settings"} <= set(state):
+        raise DataError(f"{path}: expected a file of this experiment, found another")
+    return state
 
 
 def untrained() -> ConvNet:
@@ -122,15 +132,16 @@ def main(
     optimizer = torch.optim.SGD(
         model.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4
     )
-    settings = {"lr": lr, "batch_size": batch_size, "seed": seed}
+    settings = {"lr": lr, "batch_size": batch_size, "seed": seed, "images": images.fingerprint()}
     history: list[dict[str, float]] = []
     if out.exists():
-        state = torch.load(out, map_location="cpu", weights_only=True)
-        if any(state["settings"][name] != value for name, value in settings.items()):
+        state = _state(out)
+        if state["settings"] != settings:
             raise UsageError(f"{out} is of other settings, {state['settings']}; name another file")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         history = state["history"]
+        say(f"{out} has been trained for {len(history)} of {epochs} epochs")
     batches = Batches(images, PREPROCESS, batch_size=batch_size)
     steps = epochs * len(batches)
     last = epochs if now is None else min(epochs, len(history) + now)
@@ -179,8 +190,8 @@ def _train(
 def _accuracy(model: ConvNet, val: ImageFolder) -> float:
     model.eval()
     batches = Batches(val, PREPROCESS, batch_size=250)
-    right = [float((model(b.images).argmax(-1) == b.labels).sum()) for b in batches.ordered()]
-    return sum(right) / len(val)
+    right = [model(b.images).argmax(-1) == b.labels for b in batches.ordered()]
+    return float(torch.cat(right).float().mean())
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ import typer
 from lgvit_edge._support.optional import require
 from lgvit_edge._support.outputs import write
 from lgvit_edge.benchmarks.experiments.frame import run_command
+from lgvit_edge.benchmarks.report.plots import lacking_letters
 from lgvit_edge.cli.options import check_outputs
 from lgvit_edge.errors import UsageError, in_one_line
-from lgvit_edge.probing.plots import COLOURS, between, is_head
+from lgvit_edge.probing.plots import between, paint_heatmap
 
 _TICKS = 14  # names along a side
 _HEAD = "#c2410c"  # names of what exits make of their block
@@ -34,16 +35,35 @@ def main(
 ) -> None:
     """Draws CKA heatmaps of probes side by side, light where stages are alike."""
     check_outputs({"--out": out})
-    shown = {file: called for file, _, called in (pair.rpartition("=") for pair in name or ())}
     figures: Any = require("matplotlib.figure", extra="report")
+    sides = [_sides(panel) for panel in panels]
+    shown = _names(name or [], sides)
     figure = figures.Figure(figsize=(3.6 * len(panels) + 0.6, 3.7), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for each, panel in zip(axes, panels, strict=True):
-        picture = _paint(each, *_sides(panel), shown)
+    for each, (record, *pair) in zip(axes, sides, strict=True):
+        files = [record["models"][number]["name"] for number in pair]
+        titles = [shown.get(file, file) for file in files]
+        stages, matrix = between(record["cka"], *pair)
+        picture = paint_heatmap(
+            each, stages, matrix, titles, most=_TICKS, size=6, colours=("black", _HEAD)
+        )
     figure.colorbar(picture, ax=list(axes), label="CKA", shrink=0.8)
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110, format="png")
+    with lacking_letters():
+        figure.savefig(buffer, dpi=110, format="png")
     write(out, buffer.getvalue())
+
+
+def _names(given: list[str], sides: list[tuple[dict[str, Any], int, int]]) -> dict[str, str]:
+    """Returns what to call networks, by their names in the records."""
+    known = {record["models"][number]["name"] for record, *pair in sides for number in pair}
+    pairs = [text.rpartition("=") for text in given]
+    for text, (file, _, called) in zip(given, pairs, strict=True):
+        if file not in known or not called:
+            raise UsageError(
+                f"--name: expected NETWORK=NAME of {', '.join(sorted(known))}; found {text!r}"
+            )
+    return {file: called for file, _, called in pairs}
 
 
 def _sides(panel: str) -> tuple[dict[str, Any], int, int]:
@@ -62,26 +82,6 @@ def _sides(panel: str) -> tuple[dict[str, Any], int, int]:
     if not 0 <= min(first, second) <= max(first, second) <= last:
         raise UsageError(f"{panel}: expected numbers of networks from 0 to {last}")
     return record, first, second
-
-
-def _paint(
-    axes: Any, record: dict[str, Any], first: int, second: int, names: dict[str, str]
-) -> Any:
-    sides, matrix = between(record["cka"], first, second)
-    picture = axes.imshow(
-        matrix, cmap=COLOURS, vmin=0, vmax=1, origin="lower", aspect="auto", interpolation="none"
-    )
-    for axis, stages in ((axes.yaxis, sides[0]), (axes.xaxis, sides[1])):
-        places = range(0, len(stages), -(-len(stages) // _TICKS))
-        axis.set_ticks(places, [stages[place] for place in places])
-        axis.set_tick_params(labelsize=6, rotation=90 * (axis is axes.xaxis))
-        for label in axis.get_ticklabels():
-            if is_head(label.get_text()):
-                label.set_color(_HEAD)
-    models = [record["models"][number]["name"] for number in (first, second)]
-    titles = (names.get(model, model) for model in models)
-    axes.set(ylabel=next(titles), xlabel=next(titles))
-    return picture
 
 
 if __name__ == "__main__":

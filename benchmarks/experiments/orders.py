@@ -35,7 +35,6 @@ from lgvit_edge.cli.options import check_outputs
 from lgvit_edge.errors import UsageError
 from lgvit_edge.machine.environment import environment
 from lgvit_edge.model import LGViT, block_macs, load_model
-from lgvit_edge.policies.evaluate import Images
 from lgvit_edge.training import TrainingConfig, train
 from lgvit_edge.training.data.datasets import ImageFolder
 from lgvit_edge.training.start import attach_exits
@@ -175,14 +174,11 @@ class Study:
         # As many training images as validation images, prepared as at inference.
         known = some(self.images, min(len(self.images), len(self.val)))
         return {
-            part: self._answers(model, images, self.out / f"{name}.{part}.npz", config).accuracies
+            part: kept_answers(
+                self.out / f"{name}.{part}.npz", checkpoint, model, images, config.workers
+            ).accuracies
             for part, images in (("val", self.val), ("train", known))
         }
-
-    def _answers(
-        self, model: LGViT, images: ImageFolder, stored: Path, config: TrainingConfig
-    ) -> Images:
-        return kept_answers(stored, model, images, config.workers)
 
 
 def table(record: dict[str, Any]) -> str:

@@ -217,7 +217,7 @@ class Study:
             self._train(training, config, checkpoint)
         models = [load_model(file) for file in files]
         answers = [
-            self._answers(model, file.with_suffix(".npz"), config)
+            self._answers(model, file.with_suffix(".npz"), file, config)
             for model, file in zip(models, files, strict=True)
         ]
         return models, answers
@@ -225,7 +225,7 @@ class Study:
     def _fine(self, config: TrainingConfig) -> Images:
         """Returns the logits of the last pass as it is."""
         same_settings(self.out / "fine.json", self.model, {"val": self.val.fingerprint()})
-        return self._answers(self.model, self.out / "fine.npz", config)
+        return self._answers(self.model, self.out / "fine.npz", None, config)
 
     def _train(self, training: Training, config: TrainingConfig, checkpoint: Path) -> None:
         family, exits = self.model.config.family, []
@@ -245,10 +245,12 @@ class Study:
             answers=self.out / f"answers-{config.seed}",
         )
 
-    def _answers(self, model: LGViT, stored: Path, config: TrainingConfig) -> Images:
-        """Returns a model's logits on the validation images, computed unless they are stored."""
+    def _answers(
+        self, model: LGViT, stored: Path, checkpoint: Path | None, config: TrainingConfig
+    ) -> Images:
+        """Returns a model's logits on the validation images, as ``kept_answers`` does."""
         val = self.val.at(model.config.image_size, model.config.preprocess)
-        return kept_answers(stored, model, val, config.workers)
+        return kept_answers(stored, checkpoint, model, val, config.workers)
 
 
 def summary(runs: Sequence[Measured]) -> dict[str, Any]:

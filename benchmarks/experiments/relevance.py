@@ -60,9 +60,13 @@ def main(
     json: JsonFile = None,
 ) -> None:
     """Measures relevance maps of every exit of one or more models."""
-    check_outputs({"--means": means})
+    check_outputs({"--means": means}, {"--pictures": pictures})
+    if means is not None or pictures is not None:
+        require("matplotlib", extra="report")
     record = Record(json)
-    models = dict(_named(text) for text in ckpt)
+    named = [_named(text) for text in ckpt]
+    if len(models := dict(named)) < len(named):
+        raise UsageError(f"--ckpt: expected a name for each model, found {[n for n, _ in named]}")
     chosen = methods.split(",")
     if unknown := [method for method in chosen if method not in METHODS]:
         raise UsageError(f"--methods: expected some of {', '.join(METHODS)}, found {unknown[0]!r}")
@@ -73,6 +77,7 @@ def main(
     first = next(iter(models.values()))
     frames, pixels, labels = _read(first, data, images)
     rows: list[dict[str, Any]] = []
+    left_out: list[str] = []
     mean_maps: dict[tuple[str, int], Tensor] = {}
     for name, model in models.items():
         if _shape(model) != _shape(first):
@@ -87,8 +92,9 @@ def main(
                 for method in chosen if model is first else usual:
                     try:
                         row, mean_map = _measured(model, pixels, labels, exit, method, seed)
-                    except ConfigError:
-                        continue  # Grad-CAM of a class token
+                    except ConfigError as error:  # such as Grad-CAM of a class token
+                        left_out.append(f"{name}, {error}")
+                        continue
                     if method == "gradient":
                         mean_maps[name, row["block"]] = mean_map
                     rows.append({"model": name, **row})
@@ -113,6 +119,7 @@ def main(
         randomised_images=len(few),
         seed=seed,
         maps=rows,
+        left_out=left_out,
         compared=compared,
         random_weights=random,
         gradcam_left_over=complete,
@@ -168,12 +175,12 @@ def _measured(
     model: LGViT, pixels: Tensor, labels: Tensor, exit: int, method: str, seed: int
 ) -> tuple[dict[str, Any], Tensor]:
     """Returns the measures of an exit, and its mean map (``_mean_map``) if it knows classes."""
-    way, last = way_to(model, exit), exit > len(model.heads)
+    way = way_to(model, exit)
     maps = relevance(model, pixels, exit=exit, method=method)
     row: dict[str, Any] = {
         "exit": exit,
         "block": way.last_block,
-        "head": "final" if last else model.config.exits[exit - 1].head,
+        "head": way.kind,
         "method": method,
         "accuracy": float((logits_at(model, pixels, exit).argmax(-1) == labels).float().mean()),
         "empty": int((maps.flatten(1).amax(1) == 0).sum()),

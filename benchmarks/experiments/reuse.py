@@ -220,7 +220,7 @@ class Study:
             coarse.cpu()
             return found
 
-        return kept(place.with_suffix(".npz"), compute)
+        return kept(place.with_suffix(".npz"), place, compute)
 
     def _fine(self, arm: Arm, coarse: LGViT, seed: int) -> FinePass:
         with torch.random.fork_rng(devices=[]):

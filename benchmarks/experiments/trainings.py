@@ -100,14 +100,19 @@ def same_settings(described: Path, begun: LGViT, identity: dict[str, Any]) -> No
     write_json(described, identity)
 
 
-def kept_answers(stored: Path, model: LGViT, val: ImageFolder, workers: int) -> Images:
-    """Returns a model's logits on validation images, computed unless they are in the file."""
-    return kept(stored, lambda: all_logits(model, val, 100, workers=workers, note=note))
+def kept_answers(
+    stored: Path, checkpoint: Path | None, model: LGViT, val: ImageFolder, workers: int
+) -> Images:
+    """Returns the logits on validation images of the model in a checkpoint, as ``kept`` does."""
+    return kept(stored, checkpoint, lambda: all_logits(model, val, 100, workers=workers, note=note))
 
 
-def kept(stored: Path, compute: Callable[[], Images]) -> Images:
-    """Returns the logits in a file, which is written where it is missing."""
-    if not stored.is_file():
+def kept(stored: Path, checkpoint: Path | None, compute: Callable[[], Images]) -> Images:
+    """Returns the logits in a file, written where it is missing or older than their checkpoint."""
+    trained = 0
+    if checkpoint is not None and checkpoint.is_file():
+        trained = checkpoint.stat().st_mtime_ns
+    if not stored.is_file() or stored.stat().st_mtime_ns < trained:
         found = compute()
         with replacing(stored) as partial, partial.open("wb") as file:
             np.savez(file, logits=found.logits, labels=found.labels)

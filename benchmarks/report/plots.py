@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +80,8 @@ def plot(
             figure = figures.Figure(figsize=size, layout="constrained")
             paint(figure.subplots(), is_narrow)
             buffer = io.StringIO()
-            figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+            with lacking_letters():
+                figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
         return _themed(buffer.getvalue(), f"{name}-{'n' if is_narrow else 'w'}-")
 
     return Plot(title, caption, alt, drawn(wide, False), drawn(narrow, True))
@@ -96,6 +99,14 @@ def _themed(svg: str, prefix: str) -> str:
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, f"var(--{variable})")
     return svg.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1)
+
+
+@contextlib.contextmanager
+def lacking_letters() -> Iterator[None]:
+    """Is silent about letters that matplotlib's font lacks, of which it draws boxes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+        yield
 
 
 def in_picture(text: str) -> str:

@@ -26,6 +26,7 @@ from lgvit_edge._support.finite_json import dumps
 
 PARTIAL = ".partial"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NEXT_LINE = re.compile(r"\n +")
 _AT_ONCE = os.O_WRONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
 # Pipes that were opened when they were checked: a reader that a writer left would end.
 _opened: dict[Path, int] = {}
@@ -92,9 +93,12 @@ def write_json(path: Path, record: Any) -> None:
     Raises:
         OSError: as writing does.
     """
-    text = dumps(record)
-    flat = re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)
-    write(path, flat + "\n")
+
+    def on_one_line(found: re.Match[str]) -> str:
+        return f"[{_NEXT_LINE.sub(' ', found[1])}]"
+
+    # Strings hold no line break of their own, JSON escapes it: what they say stays as it is.
+    write(path, re.sub(r"\[\n +([^\[\]{}]*?)\n *\]", on_one_line, dumps(record)) + "\n")
 
 
 def check_file(path: Path, *, streams: bool = True) -> None:

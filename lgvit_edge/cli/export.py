@@ -18,6 +18,7 @@ from lgvit_edge.cli.options import (
     Heads,
     Labels,
     UseEma,
+    check_apart,
     check_outputs,
     labelled_images,
     parse_batch,
@@ -152,6 +153,7 @@ def export(
     if (data_labels or classes) and data is None:
         raise UsageError("--data-labels and --classes need --data")
     check_outputs({}, {"--out": out}, check=check_place)
+    check_apart("--out", out, data)
     options = ExportOptions(
         target=target,
         precision=precision,

@@ -409,6 +409,15 @@ def check_outputs(
     console.stderr |= any(file is not None and is_stdout(file) for file in files.values())
 
 
+def check_apart(option: str, out: Path, data: Path | None) -> None:
+    """Raise ``UsageError`` if an output folder lies among images, whose folders are classes."""
+    if data is not None and out.resolve().is_relative_to(data.resolve()):
+        raise UsageError(
+            f"{option}: {out} lies in {data}, where each folder is read as a class; name a folder "
+            "elsewhere"
+        )
+
+
 def check_picture(plot: Path | None) -> None:
     """Raise before long work if a picture cannot be drawn.
 
@@ -450,8 +459,12 @@ def labelled_images(
     labels: Path | None,
     classes: str | None,
     count: int | None,
+    note: Callable[[str], None] = note,
 ) -> Sequence[LabelledImage]:
-    """Return ``count`` images of ``--data``, spread evenly, with a model's or bundle's classes."""
+    """Return ``count`` images of ``--data``, spread evenly, with a model's or bundle's classes.
+
+    ``note`` takes what people should know of how they were found.
+    """
     from lgvit_edge.images.labelled import evenly, find_images
 
     images = find_images(

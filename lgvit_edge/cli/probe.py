@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +18,7 @@ from lgvit_edge.cli.options import (
     Classes,
     Labels,
     SourceOptions,
+    check_apart,
     check_outputs,
     labelled_images,
     show,
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from lgvit_edge.images.labelled import LabelledImage
     from lgvit_edge.model import LGViT
     from lgvit_edge.probing.collect import Subject
+
+Tell = Callable[[str], None]  # takes what goes to the terminal and into the record
 
 
 @functools.partial(with_options, name="source", make=SourceOptions)
@@ -69,6 +72,7 @@ def probe(
         int,
         Option(
             min=0,
+            max=2**63 - 1,
             help="Random seed of the order of images, and of the random weights that maps are "
             "compared with.",
         ),
@@ -97,7 +101,8 @@ def probe(
 ) -> None:
     """Report how good each exit of a model is, what its stages resemble, and where exits look.
 
-    Needs the extras export and report. Compares the stages of one or two models (CKA), analyses the
+    Needs the extras export and report. --mean, --num-heads and other options of where a checkpoint
+    comes from are for the first model. Compares the stages of one or two models (CKA), analyses the
     answers of all exits, and shows where they look in images.
     """
     require("torch", extra="export")
@@ -112,22 +117,23 @@ def probe(
     rule = policies.parse(policy)
     page, json_file = out / "probe.html", out / "probe.json"
     check_outputs({}, {"--out": out})
+    check_apart("--out", out, data)
     for file in (page, json_file) if out.is_dir() else ():
         check_outputs({"--out": file})
     check_report()
-    model, told = _loaded(checkpoint, source), []
-    images, doubt = _images(model, data, labels, classes, samples)
-    if doubt is not None:
-        told.append(doubt)
+    told = list[str]()
+
+    def tell(text: str) -> None:
+        note(text)
+        told.append(text)
+
     first, second = _names(checkpoint, other)
+    model = _loaded(checkpoint, source, tell)
+    images = _images(model, data, labels, classes, samples, tell)
     subjects = [_subject(first, model, images)]
     if other is not None:
-        subject, doubt = _other(other, second, source, model, images, data, labels, classes)
-        subjects.append(subject)
-        if doubt is not None:
-            told.append(doubt)
-    for text in told:
-        note(text)
+        tell_of_it = functools.partial(_tell_of, second, tell)
+        subjects.append(_other(other, second, model, images, data, labels, classes, tell_of_it))
     with progress_bar("probing") as progress:
         record, read, views = run(
             subjects,
@@ -149,7 +155,11 @@ def probe(
     say(f"wrote {page} and {json_file.name}", errors if as_json else console)
 
 
-def _loaded(path: str, source: SourceOptions) -> LGViT:
+def _tell_of(name: str, tell: Tell, text: str) -> None:
+    tell(f"{name}: {text}")
+
+
+def _loaded(path: str, source: SourceOptions, tell: Tell) -> LGViT:
     from lgvit_edge.bundle.layout import MANIFEST
     from lgvit_edge.model.inspection import inspected
 
@@ -164,7 +174,7 @@ def _loaded(path: str, source: SourceOptions) -> LGViT:
         num_heads=source.num_heads,
         use_ema=source.use_ema,
         preprocess=source.preprocess(),
-        note=note,
+        note=tell,
     )
 
 
@@ -178,18 +188,31 @@ def _names(checkpoint: str, other: str | None) -> tuple[str, str]:
 
 
 def _images(
-    model: LGViT, data: Path, labels: Path | None, classes: str | None, samples: int | None
-) -> tuple[Sequence[LabelledImage], str | None]:
-    """Return images, without labels if these do not match the model's classes, and then why."""
+    model: LGViT,
+    data: Path,
+    labels: Path | None,
+    classes: str | None,
+    samples: int | None,
+    tell: Tell,
+) -> Sequence[LabelledImage]:
+    """Return images, without labels if these do not match the model's classes.
+
+    ``tell`` takes that and what else is to know of how they were found.
+    """
     from lgvit_edge.images.labelled import LabelledImage, evenly, unlabelled_images
 
+    found = list[str]()
     try:
-        return labelled_images(model.config, data, labels, classes, samples), None
+        images = labelled_images(model.config, data, labels, classes, samples, found.append)
     except DataError as error:
         if labels or classes:
             raise
-        paths = evenly(unlabelled_images(data, note), samples)
-        return [LabelledImage(path, None) for path in paths], f"labels are not used: {error}"
+        found = [f"labels are not used: {error}"]
+        paths = evenly(unlabelled_images(data, found.append), samples)
+        images = [LabelledImage(path, None) for path in paths]
+    for text in found:
+        tell(text)
+    return images
 
 
 def _subject(name: str, model: LGViT, images: Sequence[LabelledImage]) -> Subject:
@@ -206,38 +229,44 @@ def _subject(name: str, model: LGViT, images: Sequence[LabelledImage]) -> Subjec
 def _other(
     other: str,
     name: str,
-    source: SourceOptions,
     first: LGViT,
     images: Sequence[LabelledImage],
     data: Path,
     labels: Path | None,
     classes: str | None,
-) -> tuple[Subject, str | None]:
-    """Return what to compare with, and why its labels are not used, if so."""
+    tell: Tell,
+) -> Subject:
+    """Return what to compare with; ``tell`` takes what is to know of its labels."""
     from lgvit_edge.images.labelled import LabelledImage
+    from lgvit_edge.model import LGViT
     from lgvit_edge.probing.collect import Subject
     from lgvit_edge.probing.stages import is_function, made_by
 
-    if is_function(other):
-        network = made_by(other)
-        preprocess = getattr(network, "preprocess", first.config.preprocess)
-        size = getattr(network, "image_size", first.config.image_size)
+    try:
+        # The source's options are for the first, and would be wrong for a second from elsewhere.
+        model = made_by(other) if is_function(other) else _loaded(other, SourceOptions(), tell)
+    except CheckpointError as error:
+        if "--num-heads N" not in str(error):
+            raise
+        raise CheckpointError(f"{error}; here that is for the first model: name it first") from None
+    if not isinstance(model, LGViT):
+        preprocess = getattr(model, "preprocess", first.config.preprocess)
+        size = getattr(model, "image_size", first.config.image_size)
         if size > preprocess.resize:
             raise UsageError(
                 f"{other}: images of {size} pixels cannot be cut from ones that were resized to "
                 f"{preprocess.resize}; give the network a preprocess with resize={size} or more"
             )
-        return Subject(name, network, preprocess, size), None
-    model = _loaded(other, source)
+        return Subject(name, model, preprocess, size)
     # Its classes may be others, or in another order: --labels and --classes are of the first's.
     mine, its = ((config.num_classes, config.labels) for config in (model.config, first.config))
     if labels is not None and mine != its:
-        own = [LabelledImage(image.path, None) for image in images]
-        return _subject(name, model, own), (
-            f"{name}: labels are not used: {labels} is for the classes of the first model, and "
-            "these are others or in another order"
+        tell(
+            f"labels are not used: {labels} is for the classes of the first model, and these are "
+            "others or in another order"
         )
-    found, doubt = _images(model, data, labels, classes if mine == its else None, samples=None)
+        return _subject(name, model, [LabelledImage(image.path, None) for image in images])
+    found = _images(model, data, labels, classes if mine == its else None, None, tell)
     known = {image.path: image.class_index for image in found}
     own = [LabelledImage(image.path, known.get(image.path)) for image in images]
-    return _subject(name, model, own), doubt and f"{name}: {doubt}"
+    return _subject(name, model, own)

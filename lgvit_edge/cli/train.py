@@ -13,7 +13,14 @@ from typer import Option
 
 from lgvit_edge._support.optional import require
 from lgvit_edge._support.terminal import console, say
-from lgvit_edge.cli.options import Classes, Heads, ImageSize, SourceOptions, with_options
+from lgvit_edge.cli.options import (
+    Classes,
+    Heads,
+    ImageSize,
+    SourceOptions,
+    check_apart,
+    with_options,
+)
 from lgvit_edge.errors import UsageError
 from lgvit_edge.training.settings import Setting, TrainingConfig, settings
 
@@ -145,6 +152,10 @@ def train(
         "num_heads": source.num_heads,
         "preprocess": source.preprocess(),
     }
+    if cache_features is not None:
+        parts = [part for part in (data / "train", data / "val") if part.is_dir()]
+        for images in parts or [data]:
+            check_apart("--cache-features", cache_features, images)
     if passes is None:
         if shared:
             raise UsageError("--shared is for several passes: add --passes, such as 112,224")

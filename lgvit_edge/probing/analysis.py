@@ -67,6 +67,11 @@ def analysed(answers: Answers, names: Sequence[str], looks: dict[str, Floats]) -
     }
 
 
+def class_name(label: int, names: Sequence[str]) -> str:
+    """Returns the name of a class, or its number where classes have no names."""
+    return names[label] if names else str(label)
+
+
 def exit_rows(answers: Answers) -> list[dict[str, Any]]:
     """Returns a row for each exit: how often it is right, and what its confidence is worth.
 
@@ -195,7 +200,7 @@ def class_rows(answers: Answers, names: Sequence[str]) -> list[dict[str, Any]]:
         rows.append(
             {
                 "class": int(label),
-                "name": names[label] if names else str(label),
+                "name": class_name(label, names),
                 "images": count,
                 "accuracy": (hits / count).tolist(),
                 "policy_accuracy": float((answers.answers[own] == label).mean()),

@@ -62,7 +62,7 @@ def u_centred(gram: Tensor) -> Tensor:
 class Cka:
     """CKA between all stages of networks, of which minibatch after minibatch is added.
 
-    It holds two numbers for each pair of stages, however many images there are.
+    Between minibatches it holds two numbers for each pair of stages, however many images there are.
     """
 
     def __init__(self) -> None:
@@ -84,8 +84,8 @@ class Cka:
                 f"expected the same {len(self.stages)} stages in every minibatch, found "
                 f"{len(grams)} others: CKA compares what a network computes of every image"
             )
-        stacked = torch.stack([gram.flatten() for gram in grams.values()])
         n = len(next(iter(grams.values())))
+        stacked = torch.stack([gram.flatten() for gram in grams.values()])
         hsic = stacked @ stacked.T / (n * (n - 3))
         self._sums = n * hsic + (0 if self._sums is None else self._sums)
         self.images += n
@@ -106,18 +106,3 @@ class Cka:
             scale = np.sqrt(np.diag(sums))
             cka: NDArray[np.float64] = sums / np.outer(scale, scale)
         return np.where(np.isfinite(cka), cka, np.nan)
-
-
-def linear_cka(x: Tensor, y: Tensor) -> float:
-    """Returns the unbiased CKA of two sets of features of the same images, in one minibatch.
-
-    ``x`` and ``y`` are ``[n, ...]`` floats; memory grows with n^2.
-
-    Raises:
-        UsageError: they are of different numbers of images, or of fewer than ``LEAST``.
-    """
-    if len(x) != len(y):
-        raise UsageError(f"expected features of the same images, found {len(x)} and {len(y)}")
-    cka = Cka()
-    cka.add({0: centred_gram(x), 1: centred_gram(y)})
-    return float(cka.matrix()[0, 1])

@@ -1,11 +1,13 @@
 """Runs images once through one or two networks, and keeps what the probes need of them.
 
-Memory is bounded whatever the number of images: one minibatch of pixels, about one stage of it, two
-numbers for each pair of stages, and a few numbers for each image.
+Memory is bounded whatever the number of images: one minibatch of pixels, about one stage of it, a
+Gram matrix of the minibatch for each stage (8 n^2 bytes for n images, twice that while they are
+added), two numbers for each pair of stages, and a few numbers for each image.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +29,7 @@ from lgvit_edge.probing.analysis import Answers
 from lgvit_edge.probing.cka import LEAST, Cka, centred_gram
 from lgvit_edge.probing.looks import Looks, looks_of
 from lgvit_edge.probing.stages import lgvit_stages, module_stages, steady_stages
+from lgvit_edge.probing.ways import evaluating
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def collect(
     """Runs images, in an order that ``seed`` decides, through all networks.
 
     Args:
-        subjects: the networks; they are moved to ``device``.
+        subjects: the networks; they are moved to ``device``, and run in eval mode.
         images: files; those that cannot be read are skipped.
         policy: where it stops and what it answers is kept of LGViTs.
         batch_size: images of a minibatch, for CKA too.
@@ -87,20 +90,21 @@ def collect(
         UsageError: a network that is no LGViT fails.
         CheckpointError: an LGViT answers with numbers that are not finite.
     """
-    for subject in subjects:
-        subject.network.to(device)
     run = _Run(subjects, policy, device, normed)
     order = np.random.default_rng(seed).permutation(len(images))
-    for done, place in enumerate(order.tolist()):
-        progress(done, len(images))
-        try:
-            run.take(place, load_rgb(images[place]))
-        except DataError as error:
-            run.unreadable.append(str(error))
-            continue
-        if len(run.waiting) == batch_size:
-            run.flush()
-    run.flush()
+    with contextlib.ExitStack() as stack:
+        for subject in subjects:
+            stack.enter_context(evaluating(subject.network.to(device)))
+        for done, place in enumerate(order.tolist()):
+            progress(done, len(images))
+            try:
+                run.take(place, load_rgb(images[place]))
+            except DataError as error:
+                run.unreadable.append(str(error))
+                continue
+            if len(run.waiting) == batch_size:
+                run.flush()
+        run.flush()
     progress(len(images), len(images))
     if not run.places:
         raise DataError(f"none of {len(images)} images can be read, such as: {run.unreadable[0]}")

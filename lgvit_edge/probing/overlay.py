@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from lgvit_edge._support.optional import require
+from lgvit_edge.benchmarks.report.plots import lacking_letters
 from lgvit_edge.errors import UsageError
 from lgvit_edge.model.lgvit import LGViT
 from lgvit_edge.probing.relevance import relevance, usual_method
@@ -91,11 +91,10 @@ def column(
 ) -> Column:
     """Returns the column of one exit; arguments and errors are those of ``columns``."""
     way, chosen = way_to(model, exit), method or usual_method(model, exit)
-    kind = "final" if exit > len(model.heads) else model.config.exits[exit - 1].head
     confidences, answers = logits_at(model, images, exit).softmax(-1).max(-1)
     shown = answers if classes is None else classes
     maps = relevance(model, images, exit=exit, classes=shown, method=chosen)
-    title = f"{name} {kind}, block {way.last_block}\n{chosen}".strip()
+    title = f"{name} {way.kind}, block {way.last_block}\n{chosen}".strip()
     asked = None if classes is None else classes.numpy()
     parts = (maps.numpy(), answers.numpy(), confidences.numpy(), asked)
     return Column(title, way.last_block, *parts)
@@ -183,9 +182,7 @@ def _share(box: tuple[float, ...], width: float, height: float) -> list[float]:
 
 def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        # Of letters that matplotlib's font lacks; it draws boxes.
-        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+    with lacking_letters():
         figure.savefig(buffer, dpi=110, format="png")
     return buffer.getvalue()
 

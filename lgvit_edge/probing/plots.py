@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,19 +21,10 @@ def heatmap(record: dict[str, Any], first: int, second: int) -> Plot:
     titles = [record["models"][number]["name"] for number in (first, second)]
 
     def paint(axes: Any, narrow: bool) -> None:
-        shown = axes.imshow(
-            matrix, cmap=COLOURS, vmin=0, vmax=1, origin="lower", aspect="auto",
-            interpolation="none",
-        )  # fmt: skip
-        axes.grid(visible=False)
-        every = [-(-len(side) // (_TICKS // 3 if narrow else _TICKS)) for side in names]
-        for axis, side, step in zip((axes.yaxis, axes.xaxis), names, every, strict=True):
-            places = range(0, len(side), step)
-            axis.set_ticks(places, [in_picture(side[place]) for place in places])
-            axis.set_tick_params(labelsize=5 if narrow else 6, rotation=90 * (axis is axes.xaxis))
-            for label, place in zip(axis.get_ticklabels(), places, strict=True):
-                label.set_color(SERIES[1] if is_head(side[place]) else INK)
-        axes.set(xlabel=in_picture(titles[1]), ylabel=in_picture(titles[0]))
+        most, size = (_TICKS // 3, 5) if narrow else (_TICKS, 6)
+        shown = paint_heatmap(
+            axes, names, matrix, titles, most=most, size=size, colours=(INK, SERIES[1])
+        )
         axes.figure.colorbar(shown, ax=axes, label="CKA", shrink=0.8)
 
     if first == second:
@@ -63,6 +55,41 @@ def heatmap(record: dict[str, Any], first: int, second: int) -> Plot:
     )
 
 
+def paint_heatmap(
+    axes: Any,
+    names: tuple[list[str], list[str]],
+    matrix: np.ndarray[Any, np.dtype[np.float64]],
+    titles: Sequence[str],
+    *,
+    most: int,
+    size: int,
+    colours: tuple[str, str],
+) -> Any:
+    """Paints CKA between stages on matplotlib axes, and returns the image for a bar of colours.
+
+    Args:
+        axes: of matplotlib.
+        names: of the stages of both networks, as ``between`` returns them.
+        matrix: CKA between them.
+        titles: what the two networks are called.
+        most: names along a side.
+        size: of their letters, in points.
+        colours: of names, and of those of what exits make.
+    """
+    shown = axes.imshow(
+        matrix, cmap=COLOURS, vmin=0, vmax=1, origin="lower", aspect="auto", interpolation="none"
+    )
+    axes.grid(visible=False)
+    for axis, side in zip((axes.yaxis, axes.xaxis), names, strict=True):
+        places = range(0, len(side), -(-len(side) // most))
+        axis.set_ticks(places, [in_picture(side[place]) for place in places])
+        axis.set_tick_params(labelsize=size, rotation=90 * (axis is axes.xaxis))
+        for label, place in zip(axis.get_ticklabels(), places, strict=True):
+            label.set_color(colours[_is_head(side[place])])
+    axes.set(xlabel=in_picture(titles[1]), ylabel=in_picture(titles[0]))
+    return shown
+
+
 def between(
     cka: dict[str, Any], first: int, second: int
 ) -> tuple[tuple[list[str], list[str]], np.ndarray[Any, np.dtype[np.float64]]]:
@@ -79,7 +106,7 @@ def between(
     return ([stages[row] for row in rows], [stages[column] for column in columns]), matrix
 
 
-def is_head(stage: str) -> bool:
+def _is_head(stage: str) -> bool:
     """Says whether a stage is that of an exit: its head's features, or its logits."""
     return stage.startswith(("head ", "exit "))
 
@@ -123,8 +150,9 @@ def calibration(model: dict[str, Any]) -> Plot:
         "calibration",
         "What a confidence is worth",
         "Answers in 15 bins of confidence. On the dashed line, seven in ten answers of confidence "
-        f"70 % are right; below it the exit is too sure. Bins of fewer than {least} images are "
-        "left out.",
+        "70 % are right; below it the exit is too sure."
+        + f" Bins of fewer than {least} images are left out."
+        * (least > 1),
         f"Line chart. Mean distance from the dashed line (ECE): {figures}",
         paint,
         narrow=(3.5, 4.4),

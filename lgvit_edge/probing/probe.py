@@ -55,7 +55,8 @@ def probe(
     network where its exits look, if that was asked for and it is an LGViT.
 
     Raises:
-        UsageError: the policy does not fit the exits, or the device is not there.
+        UsageError: the first network is no LGViT, the policy does not fit the exits, or the device
+            is not there.
         DataError: not one image can be read.
         CheckpointError: a network answers with numbers that are not finite.
     """
@@ -63,6 +64,8 @@ def probe(
         raise UsageError(f"--batch must be at least {LEAST}, found {batch_size}")
     if not 0 <= relevance <= MOST_ROWS:
         raise UsageError(f"--relevance must be 0..{MOST_ROWS}, found {relevance}")
+    if subjects[0].lgvit is None:
+        raise UsageError(f"expected an LGViT first, found {type(subjects[0].network).__name__}")
     for subject in subjects:
         if subject.lgvit is not None:
             policy.start(subject.lgvit.config.num_exits)
@@ -80,8 +83,9 @@ def probe(
     read = [images[place] for place in collected.places]
     views: list[View | None] = [None] * len(subjects)
     if relevance:
-        assert collected.answers[0] is not None  # the first is an LGViT
-        rows = chosen_rows(easiness(collected.answers[0]), relevance)
+        first = collected.answers[0]
+        assert first is not None  # an LGViT has answers
+        rows = chosen_rows(easiness(first), relevance)
         views = [
             None
             if answers is None

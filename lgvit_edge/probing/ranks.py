@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+from lgvit_edge.probing.analysis import correlation
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
@@ -11,15 +15,6 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
 
     Equal numbers share the mean of their ranks. NaN where one of the maps is the same everywhere.
     """
-    ranks = [_ranks(maps.flatten(1)) for maps in (first, second)]
-    a, b = (rank - rank.mean(dim=1, keepdim=True) for rank in ranks)
-    return (a * b).sum(dim=1) / (a.square().sum(dim=1) * b.square().sum(dim=1)).sqrt()
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """Returns the rank of each number in its row, ``[B, N] -> [B, N] float64``."""
-    ordered = values.sort(dim=1).values.contiguous()
-    first, last = (
-        torch.searchsorted(ordered, values.contiguous(), right=right) for right in (False, True)
-    )
-    return (first + last).double() / 2
+    pairs = zip(first.flatten(1).numpy(), second.flatten(1).numpy(), strict=True)
+    found = (correlation(one, other) for one, other in pairs)
+    return torch.tensor([math.nan if rank is None else rank for rank in found], dtype=torch.float64)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lgvit_edge.probing.analysis import Answers, analysed, easiness
+from lgvit_edge.probing.analysis import Answers, analysed, class_name, easiness
 from lgvit_edge.probing.cka import Cka
 from lgvit_edge.probing.collect import Collected, Subject
 from lgvit_edge.probing.views import View
@@ -82,7 +82,7 @@ def _model(
 
 def _relevance(view: View, files: Sequence[str]) -> dict[str, Any]:
     images = [
-        {"row": row, "file": files[row], "class": view.names[asked] if view.names else str(asked)}
+        {"row": row, "file": files[row], "class": class_name(asked, view.names)}
         for row, asked in zip(view.rows, view.asked, strict=True)
     ]
     return {"images": images, "exits": view.exits, "left_out": view.left_out}
@@ -91,15 +91,12 @@ def _relevance(view: View, files: Sequence[str]) -> dict[str, Any]:
 def _image(
     answers: Answers, place: int, files: Sequence[str], names: Sequence[str]
 ) -> dict[str, Any]:
-    def called(label: int) -> str:
-        return names[label] if names else str(label)
-
     label = None if answers.labels is None else int(answers.labels[place])
     return {
         "row": place,
         "file": files[place],
-        "truth": None if label is None else called(label),
-        "answer": called(int(answers.classes[place, -1])),
+        "truth": None if label is None else class_name(label, names),
+        "answer": class_name(int(answers.classes[place, -1]), names),
         "right": None if label is None else bool(answers.right[place, -1]),
         "confidence": float(answers.confidences[place, -1]),
         "exits_right": None if label is None else int(answers.right[place].sum()),

@@ -101,7 +101,10 @@ def relevance(
             maps.append(_as_map(METHODS[method].compute(way, batch), grid).float().cpu())
     joined = torch.cat(maps)
     if not bool(joined.isfinite().all()):
-        raise DataError(f"the relevance at exit {exit} is not finite; look for NaN in the weights")
+        raise DataError(
+            f"the relevance at exit {exit} is not finite: weights hold NaN, or the gradient of "
+            "what the exit answers is zero"
+        )
     return joined
 
 

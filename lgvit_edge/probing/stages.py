@@ -47,7 +47,7 @@ def made_by(text: str) -> nn.Module:
     try:
         with _working_directory_found():
             made = getattr(importlib.import_module(name), function)()
-    except Exception as error:  # it is the user's own code
+    except (Exception, SystemExit) as error:  # it is the user's own code
         raise UsageError(f"{text} makes no network: {in_one_line(error)}") from error
     if not isinstance(made, nn.Module):
         raise UsageError(
@@ -157,7 +157,7 @@ def module_stages(module: nn.Module, pixels: Tensor, see: See) -> None:
         module(pixels)
     except UsageError:
         raise
-    except Exception as error:  # it is the user's own code
+    except (Exception, SystemExit) as error:  # it is the user's own code
         raise UsageError(
             f"{type(module).__name__} cannot run images {list(pixels.shape)}: {in_one_line(error)}"
         ) from error

@@ -23,6 +23,7 @@ from lgvit_edge.probing.overlay import Column, column
 from lgvit_edge.probing.ranks import rank_correlation
 from lgvit_edge.probing.relevance import relevance, usual_method
 from lgvit_edge.probing.sanity import random_twin
+from lgvit_edge.probing.ways import way_to
 
 
 @dataclass
@@ -88,8 +89,8 @@ def view(
         maps = torch.from_numpy(shown.maps)
         measures = {name: measure(maps) for name, measure in MEASURES.items()}
         measures["random_weights"] = rank_correlation(maps, broken)
-        head = "final" if exit == last else model.config.exits[exit - 1].head
-        about = {"exit": exit, "block": shown.block, "head": head, "method": method}
+        kind = way_to(model, exit).kind
+        about = {"exit": exit, "block": shown.block, "head": kind, "method": method}
         values = {name: _summary(found) for name, found in measures.items()}
         seen.exits.append(about | {"empty": int((~shown.maps.any((1, 2))).sum())} | values)
         seen.columns.append(shown)

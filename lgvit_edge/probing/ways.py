@@ -24,6 +24,7 @@ class Way:
     """
 
     exit: int  # 1..M; M + 1 is the final classifier
+    kind: str  # of the exit's head, or ``final``
     last_block: int  # of the backbone, 1-based
     blocks: list[nn.Module]
     head: nn.Module
@@ -47,12 +48,14 @@ def way_to(model: LGViT, exit: int) -> Way:
         raise UsageError(
             f"exit must be 1..{count} ({count} is the final classifier), found {exit!r}"
         )
-    last = config.num_blocks if exit == count else config.exits[exit - 1].block
+    last, kind = config.num_blocks, "final"
+    if exit < count:
+        last, kind = config.exits[exit - 1].block, config.exits[exit - 1].head
     head = model.backbone.final if exit == count else model.heads[exit - 1]
     blocks = list(model.backbone.blocks[:last])
     if isinstance(head, EncoderHead):
         blocks, head = [*blocks, head.block], head.readout
-    return Way(exit, last, blocks, head, config.prefix_tokens, config.blocks[last - 1].grid)
+    return Way(exit, kind, last, blocks, head, config.prefix_tokens, config.blocks[last - 1].grid)
 
 
 def check_images(model: LGViT, images: Tensor) -> None:
@@ -85,7 +88,7 @@ def batch_size(model: LGViT, way: Way) -> int:
 
 
 @contextlib.contextmanager
-def evaluating(model: LGViT) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Puts every module in eval mode, and back in its own."""
     modes = {module: module.training for module in model.modules()}
     model.eval()

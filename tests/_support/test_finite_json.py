@@ -62,3 +62,11 @@ def test_records_say_null(
     assert loads((tmp_path / "record.json").read_text()) == plain
     show(record, True, lambda *_: None)
     assert loads(capsys.readouterr().out) == plain
+
+
+def test_what_strings_say_is_written_as_it_is(tmp_path: Path) -> None:
+    record = {"file": "x[ 1 ].png", "names": ["a  b", "[ 2 ]", "c\n d"], "numbers": [1, 2.5, None]}
+    write_json(tmp_path / "record.json", record)
+    text = (tmp_path / "record.json").read_text()
+    assert json.loads(text) == record
+    assert "[1, 2.5, null]" in text

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from small import write_photos
 
 from lgvit_edge._support.files import locked
 from lgvit_edge.architecture.config import LGViTConfig
 from lgvit_edge.benchmarks.experiments import ablations
+from lgvit_edge.benchmarks.experiments.trainings import kept
 from lgvit_edge.errors import UsageError
-from lgvit_edge.model import save_checkpoint
+from lgvit_edge.model import load_model, save_checkpoint
+from lgvit_edge.policies.evaluate import Images
 from lgvit_edge.training.start import seeded
 
 
 def test_rows_of_table_2_have_every_seed_and_come_first() -> None:
     tables = [cases for _, cases in ablations.TABLES.values()]
     plan = ablations._plan(tables, [0, 1, 2])
-    assert len({(ablations._key(case), seed) for case, seed in plan}) == 20 + 4 + 1 + 8
-    assert len({(*ablations._row(case), seed) for case, seed in plan}) == len(plan) == 33 + 6
-    assert [seed for _, seed in plan[:18]] == [0] * 6 + [1] * 6 + [2] * 6
-    assert {seed for _, seed in plan[18:]} == {0}
+    assert len({(ablations._key(case), seed) for case, seed in plan}) == 20 + 1 + 4 + 1 + 10
+    assert len({(*ablations._row(case), seed) for case, seed in plan}) == len(plan) == 36 + 6
+    assert [seed for _, seed in plan[:21]] == [0] * 7 + [1] * 7 + [2] * 7
+    assert {seed for _, seed in plan[21:]} == {0}
     names = {ablations._key(case) for case, _ in plan}
     assert {"mlp-uniform8-alternating", "mlp-uniform8-normal"} < names  # not the same training
 
@@ -45,13 +49,16 @@ def test_the_whole_study(
         ablations.main(**{**given, **options})
 
     run()
-    assert "0 of 11 trainings done; about 0.0 hours left" in capsys.readouterr().out
+    assert "0 of 13 trainings done; about 0.0 hours left" in capsys.readouterr().out
     record = json.loads((out / "ablations-2-4.json").read_text())
     second, fourth = record["tables"].values()
     assert [row["name"] for row in second] == [
-        *("MLP, normal", "MLP, two stages", "LPH and GAH, normal", "LPH and GAH, two stages")
+        *("MLP, normal", "MLP, two stages", "MLP and GAH, two stages"),
+        *("LPH and GAH, normal", "LPH and GAH, two stages"),
     ]
-    assert [len(row["runs"]) for row in second] == [2] * 4
+    assert [len(row["runs"]) for row in second] == [2] * 5
+    half = load_model(out / "mlp-gah-uniform8-lgvit-0.pt").config.exits
+    assert [exit_.head for exit_ in half] == ["mlp", "gah"]
     assert [len(row["runs"]) for row in fourth] == [2, 1, 1, 1, 2]
     assert all(len(run["accuracies"]) == 3 for row in fourth for run in row["runs"])
     stages = json.loads((out / "mlp-uniform8-normal-0.json").read_text())["order"]
@@ -62,7 +69,7 @@ def test_the_whole_study(
     page = (out / "ablations-2-4.md").read_text()
     assert "## Main components (Table 2)" in page and "| LPH and GAH, alternating |" in page
     trained = {path: path.stat().st_mtime_ns for path in out.glob("*.pt")}
-    assert len(trained) == 11
+    assert len(trained) == 13
     run()
     assert trained == {path: path.stat().st_mtime_ns for path in out.glob("*.pt")}
     other = str(tmp_path / "other.pt")
@@ -113,6 +120,17 @@ def test_methods_have_a_policy_each_and_a_bundle(
     written = (out / "bundles" / "lgvit-0" / "manifest.json").stat().st_mtime_ns
     run()
     assert (out / "bundles" / "lgvit-0" / "manifest.json").stat().st_mtime_ns == written
+
+
+def test_logits_of_an_older_checkpoint_are_not_taken(tmp_path: Path) -> None:
+    found = [Images(np.full((2, 1, 3), value, np.float32), np.zeros(2, int)) for value in (0, 1)]
+    checkpoint, stored = tmp_path / "a.pt", tmp_path / "a.npz"
+    checkpoint.touch()
+    for expected, images, age in ((0, found[0], 0), (0, found[1], -9), (1, found[1], 9)):
+        if stored.is_file():  # the checkpoint is so many seconds younger
+            moment = stored.stat().st_mtime + age
+            os.utime(checkpoint, (moment, moment))
+        assert (kept(stored, checkpoint, lambda images=images: images).logits == expected).all()  # type: ignore[misc]
 
 
 def test_a_training_that_another_run_has_comes_last(

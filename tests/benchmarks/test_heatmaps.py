@@ -36,6 +36,17 @@ def test_a_panel_shows_the_networks_asked_for(record: str, tmp_path: Path) -> No
     assert shares[0] < 0.01 < 0.3 < shares[1]
 
 
+def test_networks_are_called_as_asked(record: str, tmp_path: Path) -> None:
+    pictures = []
+    for name in ([], ["a.pt=a $x_$ b"], ["a.pt=\N{CJK UNIFIED IDEOGRAPH-6A21}"]):
+        main([record], out=tmp_path / "cka.png", name=name)
+        pictures.append((tmp_path / "cka.png").read_bytes())
+    assert len(set(pictures)) == 3
+    for name in ("nonsense", "c.pt=c", "a.pt="):
+        with pytest.raises(UsageError, match="--name: expected NETWORK=NAME of a.pt, b.pt"):
+            main([record], out=tmp_path / "cka.png", name=[name])
+
+
 @pytest.mark.parametrize("pair", ["0,2", "-1,0", "0", "a,b"])
 def test_networks_that_are_not_there_are_refused(record: str, tmp_path: Path, pair: str) -> None:
     with pytest.raises(UsageError, match="expected numbers of networks from 0 to 1|FILE:A,B"):

@@ -30,7 +30,7 @@ def models(tmp_path: Path) -> list[str]:
 
 def test_the_whole_study(models: list[str], tmp_path: Path) -> None:
     record, means = tmp_path / "found.json", tmp_path / "means.png"
-    main(models, tmp_path / "photos", "mlp", 8, 8, "gradient", means=means, json=record)
+    main(models, tmp_path / "photos", "mlp", 8, 8, "gradient,gradcam", means=means, json=record)
     found = json.loads(record.read_text())
     assert {(row["model"], row["block"], row["method"]) for row in found["maps"]} == {
         *(("mlp", block, "gradient") for block in (1, 2)),
@@ -38,6 +38,8 @@ def test_the_whole_study(models: list[str], tmp_path: Path) -> None:
         ("conv", 1, "gradcam"),
     }
     assert {row["model"] for row in found["compared"]} == {"conv"}
+    assert [text[:5] for text in found["left_out"]] == ["mlp, "] * 2  # they read no patch
+    assert "reads prefix tokens alone" in found["left_out"][0]
     with Image.open(means) as picture:
         assert picture.width > picture.height > 100
 
@@ -52,3 +54,8 @@ def test_what_cannot_be_compared_is_refused(models: list[str], tmp_path: Path) -
         with pytest.raises(UsageError, match="add gradient to --methods"):
             main(models, photos, images=8, methods="rollout", **more)  # type: ignore[arg-type]
     assert not (tmp_path / "means.png").exists()
+    with pytest.raises(UsageError, match="expected a name for each model"):
+        main([models[0], models[0]], photos, None, 8, 8, "gradient")
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="--pictures: expected a folder, found a file"):
+        main(models, photos, None, 8, 8, "gradient", pictures=tmp_path / "file")

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from small import swin, vit, write_photos
 from lgvit_edge.architecture.config import ExitConfig, LGViTConfig
 from lgvit_edge.errors import UsageError
 from lgvit_edge.images.preprocess import load_rgb, network_input
+from lgvit_edge.images.spec import Preprocess
 from lgvit_edge.model import LGViT, load_checkpoint, save_checkpoint
 from lgvit_edge.model.backbones.block import Block
 from lgvit_edge.model.randomised import randomised
@@ -289,6 +291,62 @@ def test_a_second_model_has_its_own_order_of_classes(
         assert accuracies[0] == accuracies[1]
 
 
+def test_a_second_checkpoint_keeps_its_own_preprocessing(
+    here: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the first one is told, and however the second one is named."""
+    other = VIT.replace(preprocess=Preprocess(resize=32, mean=(0.1, 0.1, 0.1)))
+    save_checkpoint(randomised(LGViT(other), 1), tmp_path / "other.pt")
+    (tmp_path / "own_lgvit.py").write_text(
+        "from lgvit_edge import load_checkpoint\n"
+        f"def made(): return load_checkpoint({str(tmp_path / 'other.pt')!r})\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    alone = probed(command, tmp_path / "alone", str(tmp_path / "other.pt"))["models"][0]
+    for name, line in {
+        "told": [str(tmp_path / "other.pt")],
+        "function": ["own_lgvit:made"],
+    }.items():
+        record = probed(command, tmp_path / name, "vit.pt", *line, "--mean", "0.5,0.5,0.5")
+        first, second = record["models"]
+        assert "0.5" in first["sees"] and second["sees"] == alone["sees"] != first["sees"]
+        assert second["exits"] == alone["exits"]
+
+
+def test_a_model_in_training_is_probed_as_it_answers(here: Path) -> None:
+    paths = sorted(Path("pair").rglob("*.png"))
+    model = randomised(LGViT(VIT))
+    how = {"data": Path("pair"), "batch_size": 4, "device": "cpu"}
+    subject = Subject("vit", model, VIT.preprocess, 32)
+    expected = probe([subject], paths, CONFIDENT, **how)[0]  # type: ignore[arg-type]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = probe([Subject("vit", model.train(), VIT.preprocess, 32)], paths, CONFIDENT, **how)[0]  # type: ignore[arg-type]
+    assert found["models"] == expected["models"] and model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_how_classes_were_matched_is_in_the_record(
+    here: Path, command: Command, tmp_path: Path
+) -> None:
+    record = probed(command, tmp_path / "out", "deit.pt", "vit.pt")
+    (told,) = [text for text in record["notes"] if "sorted order" in text]
+    assert told.startswith("the model has no class names")
+    assert (
+        "folders are classes in sorted order"
+        in Seen((tmp_path / "out" / "probe.html").read_text()).text
+    )
+    record = probed(command, tmp_path / "second", "vit.pt", "deit.pt")
+    assert any(text.startswith("deit.pt: the model has no") for text in record["notes"])
+
+
+def test_a_folder_among_the_images_is_refused(here: Path, command: Command, tmp_path: Path) -> None:
+    photos = shutil.copytree("photos", tmp_path / "photos")
+    line = ("probe", "vit.pt", "--data", photos, "--out", photos / "probe")
+    said = command(*line, status=2)
+    assert "where each folder is read as a class; name a folder elsewhere" in said
+    assert not (photos / "probe").exists()
+
+
 def test_few_images_are_told_where_cka_is_shown(
     here: Path, command: Command, tmp_path: Path
 ) -> None:
@@ -481,6 +539,7 @@ def test_json_is_all_there_is_on_standard_output(
         ("vit.pt --data photos --device cuda", 2, "finds no GPU"),
         ("vit.pt --data photos --device moon", 2, "--device must be auto, cpu or cuda"),
         ("vit.pt --data photos --num-heads 3", 1, "tells its attention heads"),
+        (f"vit.pt --data photos --seed {2**63}", 2, "seed"),
         ("out.bundle --data photos", 1, "is a bundle, expected the checkpoint"),
     ],
 )
@@ -537,26 +596,34 @@ def test_memory_is_that_of_a_minibatch(here: Path, tmp_path: Path) -> None:
     model = randomised(LGViT(VIT))
     subject = Subject("vit", model, model.config.preprocess, model.config.image_size)
     paths = [p for p in sorted(Path("photos").glob("*/*.png")) if p.stat().st_size > 100]
-    seen: list[int] = []
+    seen: list[tuple[int, int]] = []
 
     def count(done: int, total: int, detail: str = "") -> None:
         if done % 8 == 0:
             gc.collect()
             # Other tests leave tensors of their own types, which have no size.
-            arrays = (o for o in gc.get_objects() if type(o) is torch.Tensor)
-            seen.append(sum(tensor.nbytes for tensor in arrays))
+            held = [o for o in gc.get_objects() if type(o) is torch.Tensor]
+            pixels = tracemalloc.get_traced_memory()[0]  # numpy's, which the collector lacks
+            seen.append((sum(tensor.nbytes for tensor in held), pixels))
 
-    found = collect(
-        [subject],
-        paths * 10,
-        Never(),
-        batch_size=8,
-        seed=0,
-        device=torch.device("cpu"),
-        progress=count,
-    )
+    tracemalloc.start()
+    try:
+        found = collect(
+            [subject],
+            paths * 10,
+            Never(),
+            batch_size=8,
+            seed=0,
+            device=torch.device("cpu"),
+            progress=count,
+        )
+    finally:
+        tracemalloc.stop()
     assert found.cka is not None and found.cka.images == 184 + 8 - 2
-    assert max(seen[2:]) == min(seen[2:])
+    tensors, arrays = zip(*seen[2:], strict=True)
+    assert max(tensors) == min(tensors)
+    crops = 3 * subject.size**2 * (len(paths) * 10 - 24)
+    assert arrays[-1] - arrays[0] < crops / 4  # a few numbers of each image stay
 
 
 @pytest.mark.slow

@@ -374,7 +374,7 @@ def test_it_is_the_same_however_it_is_called(how: Callable[[LGViT, Tensor, int],
 def test_batches_are_as_large_as_memory_allows() -> None:
     small, large = model_of(vit()), model_of(vit(image_size=256))
     sizes = [ways.batch_size(model, ways.way_to(model, 1)) for model in (small, large)]
-    assert sizes[0] > 1000 * sizes[1] or sizes[1] == 1
+    assert sizes[0] > 1000 * sizes[1]
 
 
 def test_other_poolings_have_maps_too() -> None:
