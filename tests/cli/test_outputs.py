@@ -105,6 +105,22 @@ def idle(here: Path, monkeypatch: MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
+    "line",
+    [
+        "export --ckpt start.pt --data photos --out {}",
+        f"{TRAIN} --cache-features {{}}",
+        "probe start.pt --data photos --out {}",
+    ],
+)
+def test_a_folder_among_images_is_refused(
+    line: str, here: Path, idle: None, command: Command
+) -> None:
+    """The next run would take it for a class."""
+    said = command(*line.format("photos/new").split(), status=2)
+    assert "photos/new lies in photos, where each folder is read as a class" in said
+
+
+@pytest.mark.parametrize(
     ("place", "cure"),
     [
         ("none/x", "no such folder: {}/none; run: mkdir -p {}/none"),

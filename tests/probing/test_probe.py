@@ -339,14 +339,6 @@ def test_how_classes_were_matched_is_in_the_record(
     assert any(text.startswith("deit.pt: the model has no") for text in record["notes"])
 
 
-def test_a_folder_among_the_images_is_refused(here: Path, command: Command, tmp_path: Path) -> None:
-    photos = shutil.copytree("photos", tmp_path / "photos")
-    line = ("probe", "vit.pt", "--data", photos, "--out", photos / "probe")
-    said = command(*line, status=2)
-    assert "where each folder is read as a class; name a folder elsewhere" in said
-    assert not (photos / "probe").exists()
-
-
 def test_few_images_are_told_where_cka_is_shown(
     here: Path, command: Command, tmp_path: Path
 ) -> None:
