@@ -22,7 +22,7 @@ from lgvit_edge._support.outputs import replacing
 from lgvit_edge._support.terminal import progress_bar, say
 from lgvit_edge.benchmarks.experiments.frame import run_command
 from lgvit_edge.cli.options import check_outputs
-from lgvit_edge.errors import DataError, UsageError
+from lgvit_edge.errors import DataError, UsageError, in_one_line
 from lgvit_edge.images.spec import Preprocess
 from lgvit_edge.training.data.batches import Batches
 from lgvit_edge.training.data.datasets import ImageFolder
@@ -100,8 +100,10 @@ def _state(path: Path) -> dict[str, Any]:
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds on a file that is none of its own
-        raise DataError(f"{path}: expected a file of this experiment; {error}") from None
-    if not isinstance(state, dict) or not {"model", "optimizer", "settings"} <= set(state):
+        raise DataError(
+            f"{path}: expected a file of this experiment, found {in_one_line(error)}"
+        ) from None
+    if not isinstance(state, dict) or not {"model", "optimizer", "settings", "history"} <= {*state}:
         raise DataError(f"{path}: expected a file of this experiment, found another")
     return state
 
@@ -136,8 +138,8 @@ def main(
     history: list[dict[str, float]] = []
     if out.exists():
         state = _state(out)
-        if state["settings"] != settings:
-            raise UsageError(f"{out} is of other settings, {state['settings']}; name another file")
+        if other := [name for name, value in settings.items() if state["settings"][name] != value]:
+            raise UsageError(f"{out} is of other settings ({', '.join(other)}); name another file")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         history = state["history"]

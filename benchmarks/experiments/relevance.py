@@ -25,6 +25,7 @@ from lgvit_edge._support.optional import require
 from lgvit_edge._support.outputs import write
 from lgvit_edge._support.terminal import console, note, progress_bar, say, table
 from lgvit_edge.benchmarks.experiments.frame import JsonFile, Record, run_command
+from lgvit_edge.benchmarks.report.plots import in_picture, lacking_letters
 from lgvit_edge.cli.options import check_outputs
 from lgvit_edge.errors import ConfigError, DataError, UsageError
 from lgvit_edge.images.labelled import evenly, find_images, readable
@@ -340,11 +341,12 @@ def _draw_means(path: Path, names: Sequence[str], maps: dict[tuple[str, int], Te
         if not row:
             each.set_title(f"block {blocks[column]}", fontsize=9)
         if not column:
-            each.set_ylabel(names[row], fontsize=9)
+            each.set_ylabel(in_picture(names[row]), fontsize=9)
     bar = figure.colorbar(shown, ax=axes, shrink=0.6)
     bar.set_label("relevance (1: by chance)", fontsize=9)
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=100, format="png", bbox_inches="tight")
+    with lacking_letters():
+        figure.savefig(buffer, dpi=100, format="png", bbox_inches="tight")
     write(path, buffer.getvalue())
 
 

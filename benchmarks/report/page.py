@@ -82,7 +82,7 @@ def _notes(record: dict[str, Any]) -> list[str]:
         )
     if record.get("skipped"):
         notes.append(f"{len(record['skipped'])} images cannot be read and were skipped.")
-    notes += record["plain_models"]
+    notes += [*record["plain_models"], *record.get("notes", ())]
     surveyed = record["survey"]["images"]
     if "mix" not in record and surveyed < record["samples"]:
         notes.append(f"Policies are compared on {surveyed} of the images, evenly spaced.")

@@ -22,6 +22,7 @@ from lgvit_edge.cli.options import (
     check_picture,
     labelled_images,
     parse_numbers,
+    telling,
     with_options,
 )
 from lgvit_edge.errors import BundleError, DataError, UsageError
@@ -105,7 +106,8 @@ def bench(
         manifest, images, gallery = session.manifest, None, None
         shares = parse_numbers(mix)
         if data is not None:
-            images = labelled_images(manifest, data, labels, classes, samples)
+            tell = telling(told := list[str]())
+            images = labelled_images(manifest, data, labels, classes, samples, tell)
             gallery = Gallery(manifest.labels) if report is not None else None
         power = EnergyRun(session) if energy else None
         if images is None:
@@ -114,6 +116,7 @@ def bench(
                 record["energy"] = power.of_exits(record["mix"], progress)
         else:
             record = measure_images(session, images, progress=progress, watch=gallery)
+            record["notes"] = told
             if power is not None:
                 record["energy"] = power.of_images(images, progress)
         if report is not None:
@@ -150,6 +153,7 @@ def _bench_several(
         }
         listed: dict[object, Sequence[LabelledImage]] = {}  # with the same classes, once
         images = {}
+        tell = telling(told := list[str]())
         for name, session in sessions.items():
             manifest = session.manifest
             known = manifest.labels, manifest.num_classes
@@ -157,12 +161,12 @@ def _bench_several(
                 # Names tell more than an order that was given for bundles without.
                 order = None if manifest.labels else classes
                 try:
-                    listed[known] = labelled_images(manifest, data, labels, order, samples)
+                    listed[known] = labelled_images(manifest, data, labels, order, samples, tell)
                 except DataError as error:
                     raise DataError(f"{name}: {error}") from None
             images[name] = listed[known]
         with progress_bar("measuring") as progress:
-            record = measure_contenders(sessions, images, progress=progress)
+            record = measure_contenders(sessions, images, progress=progress) | {"notes": told}
         compared = plain_models(record, sessions)
     print_contenders(record, console)
     for name, models in compared.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.console import Console
 from typer import Option
 
-from lgvit_edge._support.terminal import note, say, table
-from lgvit_edge.cli.options import Classes, labelled_images
-from lgvit_edge.errors import DataError
+from lgvit_edge._support.terminal import say, table
+from lgvit_edge.cli.options import Classes, labelled_images, matched_images
 
 if TYPE_CHECKING:
     from lgvit_edge.architecture.config import LGViTConfig
@@ -39,25 +38,25 @@ class CheckOptions:
     ] = None
     classes: Classes = None
 
-    def images(self, config: LGViTConfig, comparable: bool) -> Sequence[LabelledImage]:
-        """Return the images of ``--check`` that can be decoded.
+    def images(
+        self, config: LGViTConfig, comparable: bool, tell: Callable[[str], None]
+    ) -> Sequence[LabelledImage]:
+        """Return the images of ``--check`` that can be decoded; ``tell`` takes what is to know.
 
         Labels that do not match the model's classes are left out where answers are ``comparable``
         without them.
         """
-        from lgvit_edge.images.labelled import LabelledImage, evenly, readable, unlabelled_images
+        from lgvit_edge.images.labelled import readable
 
         assert self.check is not None
-        count = self.samples or 64
-        try:
-            found = labelled_images(config, self.check, self.labels, self.classes, count)
-        except DataError as error:
-            if not comparable or self.labels or self.classes:
-                raise
-            paths = evenly(unlabelled_images(self.check, note), count)
-            note(f"accuracy is not measured: {error}")
-            found = [LabelledImage(path, None) for path in paths]
-        return readable(found, note)
+        how = (config, self.check, self.labels, self.classes, self.samples or 64)
+        if comparable:
+            found, texts = matched_images(*how)
+            for text in texts:
+                tell(text)
+        else:
+            found = labelled_images(*how, tell)
+        return readable(found, tell)
 
 
 def print_check(check: dict[str, Any], console: Console) -> None:

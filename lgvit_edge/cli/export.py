@@ -18,12 +18,12 @@ from lgvit_edge.cli.options import (
     Heads,
     Labels,
     UseEma,
-    check_apart,
     check_outputs,
     labelled_images,
     parse_batch,
 )
 from lgvit_edge.errors import MissingDependency, UsageError
+from lgvit_edge.images.folders import check_apart
 
 if TYPE_CHECKING:
     from lgvit_edge.bundle.manifest import Manifest

@@ -17,7 +17,7 @@ from lgvit_edge.architecture.config import HUB
 from lgvit_edge.architecture.heads import HEAD_KINDS
 from lgvit_edge.cli.checked import CheckOptions, print_check
 from lgvit_edge.cli.evidence import print_evidence
-from lgvit_edge.cli.options import AsJson, SourceOptions, show, with_options
+from lgvit_edge.cli.options import AsJson, SourceOptions, show, telling, with_options
 from lgvit_edge.errors import CheckpointError, DataError, ParityError, UsageError
 from lgvit_edge.images.spec import Preprocess
 
@@ -73,11 +73,12 @@ def inspect(path: Path, source: SourceOptions, check: CheckOptions) -> dict[str,
 
         # By its commit: a branch may have moved on.
         stored = read_stored(model.config.source if hub else path, note=lambda text: None)
-        images = check.images(model.config, comparable=not stored.has_exits)
+        tell = telling(told := list[str]())
+        images = check.images(model.config, not stored.has_exits, tell)
         with progress_bar("checking") as progress:
             about["check"] = check_model(
                 model, stored, images, use_ema=source.use_ema, progress=progress
-            )
+            ) | {"notes": told}
     return about
 
 

@@ -24,7 +24,7 @@ from lgvit_edge._support.outputs import FULL, check_file, check_folder, is_stdou
 from lgvit_edge._support.terminal import console, errors, note, say
 from lgvit_edge.architecture.heads import head_choices
 from lgvit_edge.cli.misplaced import misplaced
-from lgvit_edge.errors import LGViTEdgeError, UsageError
+from lgvit_edge.errors import DataError, LGViTEdgeError, UsageError
 from lgvit_edge.images.spec import INTERPOLATIONS
 from lgvit_edge.runtime.backends.registry import backends
 
@@ -409,15 +409,6 @@ def check_outputs(
     console.stderr |= any(file is not None and is_stdout(file) for file in files.values())
 
 
-def check_apart(option: str, out: Path, data: Path | None) -> None:
-    """Raise ``UsageError`` if an output folder lies among images, whose folders are classes."""
-    if data is not None and out.resolve().is_relative_to(data.resolve()):
-        raise UsageError(
-            f"{option}: {out} lies in {data}, where each folder is read as a class; name a folder "
-            "elsewhere"
-        )
-
-
 def check_picture(plot: Path | None) -> None:
     """Raise before long work if a picture cannot be drawn.
 
@@ -453,6 +444,16 @@ def parse_numbers(text: str | None) -> list[float] | None:
         raise UsageError(f"expected numbers such as 40,30,20,10; found {text!r}") from None
 
 
+def telling(told: list[str]) -> Callable[[str], None]:
+    """Return what tells people something on standard error, and keeps it for the record."""
+
+    def tell(text: str) -> None:
+        note(text)
+        told.append(text)
+
+    return tell
+
+
 def labelled_images(
     about: Manifest | LGViTConfig,
     data: Path,
@@ -476,6 +477,27 @@ def labelled_images(
         note=note,
     )
     return evenly(images, count)
+
+
+def matched_images(
+    config: LGViTConfig, data: Path, labels: Path | None, classes: str | None, count: int | None
+) -> tuple[Sequence[LabelledImage], list[str]]:
+    """Return images as ``labelled_images``, without labels that do not match the model's classes.
+
+    The texts say that, and what else is to know of how they were found. Where ``labels`` or
+    ``classes`` were given, a mismatch is an error.
+    """
+    from lgvit_edge.images.labelled import LabelledImage, evenly, unlabelled_images
+
+    told = list[str]()
+    try:
+        return labelled_images(config, data, labels, classes, count, told.append), told
+    except DataError as error:
+        if labels or classes:
+            raise
+        told = [f"labels are not used: {error}"]
+        paths = evenly(unlabelled_images(data, told.append), count)
+        return [LabelledImage(path, None) for path in paths], told
 
 
 def show(

@@ -12,19 +12,20 @@ from typer import Argument, Option
 
 from lgvit_edge._support.optional import require
 from lgvit_edge._support.outputs import write_json
-from lgvit_edge._support.terminal import console, errors, note, progress_bar, say
+from lgvit_edge._support.terminal import console, errors, progress_bar, say
 from lgvit_edge.cli.options import (
     AsJson,
     Classes,
     Labels,
     SourceOptions,
-    check_apart,
     check_outputs,
-    labelled_images,
+    matched_images,
     show,
+    telling,
     with_options,
 )
-from lgvit_edge.errors import CheckpointError, DataError, UsageError
+from lgvit_edge.errors import CheckpointError, UsageError
+from lgvit_edge.images.folders import check_apart
 
 if TYPE_CHECKING:
     from lgvit_edge.images.labelled import LabelledImage
@@ -121,19 +122,19 @@ def probe(
     for file in (page, json_file) if out.is_dir() else ():
         check_outputs({"--out": file})
     check_report()
-    told = list[str]()
-
-    def tell(text: str) -> None:
-        note(text)
-        told.append(text)
-
+    tell = telling(told := list[str]())
     first, second = _names(checkpoint, other)
     model = _loaded(checkpoint, source, tell)
-    images = _images(model, data, labels, classes, samples, tell)
-    subjects = [_subject(first, model, images)]
+    images, of_first = matched_images(model.config, data, labels, classes, samples)
+    subjects, of_second = [_subject(first, model, images)], list[str]()
     if other is not None:
-        tell_of_it = functools.partial(_tell_of, second, tell)
-        subjects.append(_other(other, second, model, images, data, labels, classes, tell_of_it))
+        subject, of_second = _other(other, second, model, images, data, labels, classes, tell)
+        subjects.append(subject)
+    for text in of_first:
+        tell(text if other is None or text in of_second else f"{first}: {text}")
+    for text in of_second:
+        if text not in of_first:
+            tell(f"{second}: {text}")
     with progress_bar("probing") as progress:
         record, read, views = run(
             subjects,
@@ -153,10 +154,6 @@ def probe(
     write_json(json_file, record)
     show(record, as_json, print_probe)
     say(f"wrote {page} and {json_file.name}", errors if as_json else console)
-
-
-def _tell_of(name: str, tell: Tell, text: str) -> None:
-    tell(f"{name}: {text}")
 
 
 def _loaded(path: str, source: SourceOptions, tell: Tell) -> LGViT:
@@ -187,34 +184,6 @@ def _names(checkpoint: str, other: str | None) -> tuple[str, str]:
     return (names[0], names[1]) if names[0] != names[1] else (names[0], f"{names[1]} again")
 
 
-def _images(
-    model: LGViT,
-    data: Path,
-    labels: Path | None,
-    classes: str | None,
-    samples: int | None,
-    tell: Tell,
-) -> Sequence[LabelledImage]:
-    """Return images, without labels if these do not match the model's classes.
-
-    ``tell`` takes that and what else is to know of how they were found.
-    """
-    from lgvit_edge.images.labelled import LabelledImage, evenly, unlabelled_images
-
-    found = list[str]()
-    try:
-        images = labelled_images(model.config, data, labels, classes, samples, found.append)
-    except DataError as error:
-        if labels or classes:
-            raise
-        found = [f"labels are not used: {error}"]
-        paths = evenly(unlabelled_images(data, found.append), samples)
-        images = [LabelledImage(path, None) for path in paths]
-    for text in found:
-        tell(text)
-    return images
-
-
 def _subject(name: str, model: LGViT, images: Sequence[LabelledImage]) -> Subject:
     """Return a checkpoint to probe, with the labels of the images if all have one."""
     import numpy as np
@@ -235,8 +204,8 @@ def _other(
     labels: Path | None,
     classes: str | None,
     tell: Tell,
-) -> Subject:
-    """Return what to compare with; ``tell`` takes what is to know of its labels."""
+) -> tuple[Subject, list[str]]:
+    """Return what to compare with, and what is to know of its labels."""
     from lgvit_edge.images.labelled import LabelledImage
     from lgvit_edge.model import LGViT
     from lgvit_edge.probing.collect import Subject
@@ -248,7 +217,10 @@ def _other(
     except CheckpointError as error:
         if "--num-heads N" not in str(error):
             raise
-        raise CheckpointError(f"{error}; here that is for the first model: name it first") from None
+        raise CheckpointError(
+            f"{error}; the option is for the first model: of a second one name module:function, "
+            "which returns lgvit_edge.model.load_model(PATH, num_heads=N)"
+        ) from None
     if not isinstance(model, LGViT):
         preprocess = getattr(model, "preprocess", first.config.preprocess)
         size = getattr(model, "image_size", first.config.image_size)
@@ -257,16 +229,18 @@ def _other(
                 f"{other}: images of {size} pixels cannot be cut from ones that were resized to "
                 f"{preprocess.resize}; give the network a preprocess with resize={size} or more"
             )
-        return Subject(name, model, preprocess, size)
+        return Subject(name, model, preprocess, size), []
     # Its classes may be others, or in another order: --labels and --classes are of the first's.
     mine, its = ((config.num_classes, config.labels) for config in (model.config, first.config))
     if labels is not None and mine != its:
-        tell(
+        own = [LabelledImage(image.path, None) for image in images]
+        return _subject(name, model, own), [
             f"labels are not used: {labels} is for the classes of the first model, and these are "
             "others or in another order"
-        )
-        return _subject(name, model, [LabelledImage(image.path, None) for image in images])
-    found = _images(model, data, labels, classes if mine == its else None, None, tell)
+        ]
+    found, texts = matched_images(
+        model.config, data, labels, classes if mine == its else None, None
+    )
     known = {image.path: image.class_index for image in found}
     own = [LabelledImage(image.path, known.get(image.path)) for image in images]
-    return _subject(name, model, own)
+    return _subject(name, model, own), texts

@@ -18,7 +18,6 @@ from lgvit_edge.cli.options import (
     Heads,
     ImageSize,
     SourceOptions,
-    check_apart,
     with_options,
 )
 from lgvit_edge.errors import UsageError
@@ -152,10 +151,6 @@ def train(
         "num_heads": source.num_heads,
         "preprocess": source.preprocess(),
     }
-    if cache_features is not None:
-        parts = [part for part in (data / "train", data / "val") if part.is_dir()]
-        for images in parts or [data]:
-            check_apart("--cache-features", cache_features, images)
     if passes is None:
         if shared:
             raise UsageError("--shared is for several passes: add --passes, such as 112,224")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +26,7 @@ from lgvit_edge.cli.options import (
     check_outputs,
     check_picture,
     labelled_images,
+    telling,
 )
 from lgvit_edge.errors import DataError, UsageError
 
@@ -85,7 +86,9 @@ def tune(
         ),
     ] = None,
     trials: Annotated[int, Option(min=1, help="Optuna trials per policy.")] = 100,
-    seed: Annotated[int, Option(min=0, help="Random seed of the split and the search.")] = 0,
+    seed: Annotated[
+        int, Option(min=0, max=2**32 - 1, help="Random seed of the split and the search.")
+    ] = 0,
     threads: Threads = None,
     device: Device = None,
     backend: Backend = "auto",
@@ -146,6 +149,7 @@ def tune(
         check=functools.partial(check_file, streams=False),
     )
     report: Recording | None = None
+    tell = telling(told := list[str]())
     if data is not None or report_data is not None:
         from lgvit_edge.runtime import Session
         from lgvit_edge.runtime.session import open_in_float32
@@ -158,11 +162,11 @@ def tune(
         )
         with opened as session:
             if data is not None:
-                listed = _labelled(session, data, labels, classes, samples, "--labels")
+                listed = _labelled(session, data, labels, classes, samples, "--labels", tell)
                 recording = _collect(session, listed, main)
             if report_data is not None:
                 others = _labelled(
-                    session, report_data, report_labels, classes, samples, "--report-labels"
+                    session, report_data, report_labels, classes, samples, "--report-labels", tell
                 )
                 report = _collect(session, others, other)
     if data is None:
@@ -179,9 +183,10 @@ def tune(
     add_to_manifest(engines, bundle.manifest.identity, result.points)
     print_tuned(result, engines, bundle.manifest, console)
     evidence: list[dict[str, Any]] = []
+    record = to_record(result) | {"notes": told}
     streams = json_file is not None and is_stream(json_file)  # and takes one record alone
     if json_file is not None and not streams:
-        write_json(json_file, to_record(result) | {"evidence": evidence})
+        write_json(json_file, record | {"evidence": evidence})
         say(f"record: {json_file}")
     if plot is not None:
         with replacing(plot) as partial:
@@ -193,7 +198,7 @@ def tune(
         evidence = evidence_records(open_bundle(engines, verify=False).manifest)
         print_evidence(evidence, console, ChainOptions(threads=threads, device=device))
     if json_file is not None and (evidence or streams):
-        write_json(json_file, to_record(result) | {"evidence": evidence})
+        write_json(json_file, record | {"evidence": evidence})
         if streams:
             say(f"record: {json_file}")
 
@@ -205,10 +210,11 @@ def _labelled(
     classes: str | None,
     samples: int | None,
     option: str,
+    tell: Callable[[str], None],
 ) -> Sequence[LabelledImage]:
     # One of --data and --report-data may have class folders, the other a label file.
     classes = classes if labels is None else None
-    images = labelled_images(session.manifest, data, labels, classes, samples)
+    images = labelled_images(session.manifest, data, labels, classes, samples, tell)
     if any(image.class_index is None for image in images):
         raise DataError(
             f"{data}: images without classes tell nothing about accuracy: expected one sub-folder "

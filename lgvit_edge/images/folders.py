@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lgvit_edge.errors import DataError
+from lgvit_edge.errors import DataError, UsageError
 
 _SUFFIXES = (
     *("avif", "bmp", "dib", "gif", "j2k", "jfif", "jp2", "jpe", "jpeg", "jpg", "mpo", "pbm"),
@@ -30,6 +30,23 @@ class Found:
 
     images: list[Path] = field(default_factory=list)
     others: list[Path] = field(default_factory=list)
+
+
+def check_apart(option: str, out: str | Path, data: str | Path | None) -> None:
+    """Refuse a folder to write among images, which the next run would read as a class.
+
+    Raises:
+        UsageError: it lies there, and is not hidden.
+    """
+    if data is None:
+        return
+    place, images = (Path(os.path.realpath(folder)) for folder in (out, data))
+    if place.is_relative_to(images):
+        if not any(part.startswith(".") for part in place.relative_to(images).parts):
+            raise UsageError(
+                f"{option}: {out} lies in {data}, where it would be read as a class; name a folder "
+                "elsewhere"
+            )
 
 
 def find_files(folder: Path) -> Found:

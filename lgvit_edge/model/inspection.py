@@ -37,9 +37,10 @@ def inspected(
         CheckpointError: it cannot be used.
     """
     model = load_model(path, num_heads=num_heads, classes=classes, use_ema=use_ema, note=note)
-    if preprocess is not None:
-        spec = model.config.preprocess.changed(model.config.image_size, **preprocess)
+    if any(value is not None for value in (preprocess or {}).values()):
+        spec = model.config.preprocess.changed(model.config.image_size, **(preprocess or {}))
         model.config = model.config.replace(preprocess=spec)
+        note(f"{path}: as asked, images are prepared by: {spec.described(model.config.image_size)}")
     return model
 
 

@@ -102,8 +102,8 @@ def relevance(
     joined = torch.cat(maps)
     if not bool(joined.isfinite().all()):
         raise DataError(
-            f"the relevance at exit {exit} is not finite: weights hold NaN, or the gradient of "
-            "what the exit answers is zero"
+            f"the relevance at exit {exit} is not finite: images or weights hold NaN, or the "
+            "gradient of what the exit answers is zero"
         )
     return joined
 

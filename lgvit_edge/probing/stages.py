@@ -47,6 +47,8 @@ def made_by(text: str) -> nn.Module:
     try:
         with _working_directory_found():
             made = getattr(importlib.import_module(name), function)()
+        if isinstance(made, nn.Module):
+            made.eval()
     except (Exception, SystemExit) as error:  # it is the user's own code
         raise UsageError(f"{text} makes no network: {in_one_line(error)}") from error
     if not isinstance(made, nn.Module):
@@ -60,7 +62,7 @@ def made_by(text: str) -> nn.Module:
             f"{text}: expected image_size to be a whole number and preprocess a "
             f"lgvit_edge.images.spec.Preprocess, found {size!r} and {type(preprocess).__name__}"
         )
-    return made.eval()
+    return made
 
 
 @contextlib.contextmanager

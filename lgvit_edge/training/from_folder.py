@@ -11,14 +11,14 @@ from rich.console import Console
 from lgvit_edge._support.terminal import errors, say
 from lgvit_edge.architecture.config import ExitConfig
 from lgvit_edge.architecture.placement import plan_exits
-from lgvit_edge.errors import UsageError
+from lgvit_edge.errors import CheckpointError, UsageError
 from lgvit_edge.images.classes import numbered
 from lgvit_edge.model import LGViT, block_macs, load_model
 from lgvit_edge.training.checks import alone
 from lgvit_edge.training.loop import train
 from lgvit_edge.training.passes import Passes, naming, pass_sizes, train_passes
 from lgvit_edge.training.settings import TrainingConfig
-from lgvit_edge.training.start import Start, StartOptions, start_from_folder
+from lgvit_edge.training.start import Start, StartOptions, check_features, start_from_folder
 from lgvit_edge.training.teacher import Teacher
 from lgvit_edge.training.team import join
 
@@ -61,6 +61,7 @@ def train_from_folder(
     team = join(config.device)
     console = (console or errors) if team.leads else Console(quiet=True)
     with alone(Path(out), None if features is None else Path(features), team):
+        check_features(features, data, options.get("val"))
         start = start_from_folder(data, config=config, console=console, exits=exits, **options)
         return train(
             start.model,
@@ -90,7 +91,15 @@ def load_teacher(teacher: str | Path, start: Start, console: Console) -> Teacher
             )
         model = start.model
     else:
-        model = load_model(teacher, note=partial(say, to=console))
+        try:
+            model = load_model(teacher, note=partial(say, to=console))
+        except CheckpointError as error:
+            if "--num-heads N" not in str(error):
+                raise
+            raise CheckpointError(
+                f"--teacher: {error}; the option is for the backbone: in Python, call train with "
+                "teacher=Teacher(load_model(PATH, num_heads=N), images)"
+            ) from None
     if not model.config.labels:
         taken = numbered(start.images.classes)
         say(f"the teacher has no class names: its classes are taken to be {taken}", console)
@@ -133,6 +142,7 @@ def passes_from_folder(
     team = join(config.device)
     console = (console or errors) if team.leads else Console(quiet=True)
     with alone(Path(out), None if features is None else Path(features), team):
+        check_features(features, data, options.get("val"))
         typed = ["none"] if exits is None else exits.split("/")
         last = None if exits is None else typed[-1]
         start = start_from_folder(

@@ -179,7 +179,9 @@ class TrainingConfig:
         "Number format of matrix products; weights, losses and optimiser stay in float32",
         choices=lambda: {"fp32": "float32", "bf16": "bfloat16, faster on recent hardware"},
     )
-    seed: int = _setting(777, "Seed of all random choices", *_NOT_NEGATIVE)
+    seed: int = _setting(
+        777, "Seed of all random choices", "in 0..2^63 - 1", lambda x: 0 <= x < 2**63
+    )
     workers: int = _speed(
         2,
         "Processes that decode images; 0 decodes in the main process",

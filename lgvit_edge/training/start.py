@@ -17,7 +17,7 @@ from lgvit_edge.architecture.placement import plan_exits
 from lgvit_edge.architecture.published import architecture, architectures
 from lgvit_edge.errors import DataError, UsageError
 from lgvit_edge.images.classes import by_number, class_order, names_agree, numbered
-from lgvit_edge.images.folders import class_names
+from lgvit_edge.images.folders import check_apart, class_names
 from lgvit_edge.model import LGViT, block_macs, load_model
 from lgvit_edge.model.checkpoints.containers import Note, note_in_log
 from lgvit_edge.model.checkpoints.hub import on_hub
@@ -158,6 +158,19 @@ def start_from_folder(
         )
     knows = task.kept and not random_start
     return Start(model, train_set, val_set, knows)
+
+
+def check_features(
+    features: str | Path | None, data: str | Path, val: str | Path | float | None
+) -> None:
+    """Refuses features among the images of a training, where they would be read as a class.
+
+    Raises:
+        UsageError: they would lie there.
+    """
+    if features is not None:
+        for folder in _folders(Path(data), val):
+            check_apart("--cache-features", features, folder)
 
 
 def _folders(data: Path, val: str | Path | float | None) -> tuple[Path, Path | None]:

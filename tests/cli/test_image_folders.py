@@ -134,8 +134,11 @@ def test_what_is_left_out_and_what_cannot_be_read(
     assert names == ["a/00.png", "b/in/00.PNG"]
     assert "of a kind that is read are left out: 1 (.heic: 1)" in err
     assert "error: 1 of 3 images cannot be read: " in err and "broken.png is not an image" in err
-    status, out, err = ended("bench", "--engines", bundle, "--data", photos, "--policy", "never")
+    record = tmp_path / "record.json"
+    never = ("--engines", bundle, "--data", photos, "--policy", "never", "--json", record)
+    status, out, err = ended("bench", *never)
     assert status == 0 and "(.heic: 1)" in err
+    assert any("(.heic: 1)" in text for text in json.loads(record.read_text())["notes"])
     assert "images that cannot be read were skipped: 1, such as" in out and "broken.png" in out
 
 

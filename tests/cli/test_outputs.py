@@ -117,7 +117,9 @@ def test_a_folder_among_images_is_refused(
 ) -> None:
     """The next run would take it for a class."""
     said = command(*line.format("photos/new").split(), status=2)
-    assert "photos/new lies in photos, where each folder is read as a class" in said
+    assert "photos/new lies in photos, where it would be read as a class" in said
+    with pytest.raises(AssertionError, match="the work began"):
+        command(*line.format("photos/.new").split())  # hidden folders are none
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def test_labels_of_other_classes_are_left_out(
     data = write_photos(tmp_path / "data", ("cat", "dog"), 3)
     said = command("info", folder, "--check", data)
     assert "checked on 6 images, 0 of them with labels" in said
-    assert "accuracy is not measured: " in said and "2 of 2 folders are none of its 5 cl" in said
+    assert "labels are not used: " in said and "2 of 2 folders are none of its 5 cl" in said
     command("info", folder, "--check", data, "--classes", "sorted", status=1)
 
 

@@ -330,13 +330,17 @@ def test_how_classes_were_matched_is_in_the_record(
 ) -> None:
     record = probed(command, tmp_path / "out", "deit.pt", "vit.pt")
     (told,) = [text for text in record["notes"] if "sorted order" in text]
-    assert told.startswith("the model has no class names")
+    assert told.startswith("deit.pt: the model has no class names")
     assert (
         "folders are classes in sorted order"
         in Seen((tmp_path / "out" / "probe.html").read_text()).text
     )
     record = probed(command, tmp_path / "second", "vit.pt", "deit.pt")
     assert any(text.startswith("deit.pt: the model has no") for text in record["notes"])
+    (Path("photos") / "a" / "notes.txt").write_text("no image")  # of the images, so told once
+    record = probed(command, tmp_path / "third", "vit.pt", "deit.pt")
+    (Path("photos") / "a" / "notes.txt").unlink()
+    assert sum("notes.txt" in text for text in record["notes"]) == 1
 
 
 def test_few_images_are_told_where_cka_is_shown(

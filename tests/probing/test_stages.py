@@ -154,6 +154,8 @@ def test_networks_are_made_by_a_function_of_the_users(
         "def number(): return 3\n"
         "def breaks(): raise RuntimeError('no weights')\n"
         "def ends(): raise SystemExit(0)\n"
+        "class Odd(torch.nn.Module):\n"
+        "    def train(self, mode=True): raise NotImplementedError('no eval()')\n"
         "def sized():\n"
         "    made = net()\n"
         "    made.image_size = 'large'\n"
@@ -165,6 +167,7 @@ def test_networks_are_made_by_a_function_of_the_users(
         "own_nets:number": "expected a function that returns a torch.nn.Module, found one .* int",
         "own_nets:breaks": "own_nets:breaks makes no network: RuntimeError: no weights",
         "own_nets:ends": "own_nets:ends makes no network: SystemExit: 0",
+        "own_nets:Odd": "own_nets:Odd makes no network: NotImplementedError: no eval",
         "own_nets:missing": "has no attribute 'missing'",
         "no_such_module:net": "No module named 'no_such_module'",
         "own_nets:sized": "expected image_size to be a whole number .* found 'large'",

@@ -198,3 +198,12 @@ def test_a_scheme_from_outside_trains(folder: Path) -> None:
 def test_schemes_and_forms_of_kl_that_do_not_exist() -> None:
     with pytest.raises(UsageError, match="scheme must be one of lgvit, normal, .*'sdn'; kl must"):
         TrainingConfig(scheme="sdn", kl="batch")
+
+
+def test_a_seed_that_a_generator_cannot_take_is_refused() -> None:
+    with pytest.raises(
+        UsageError, match=r"seed must be in 0\.\.2\^63 - 1, found 9223372036854775808"
+    ):
+        TrainingConfig(seed=2**63)
+    with pytest.raises(UsageError, match="seed must be in"):
+        TrainingConfig(seed=-1)
