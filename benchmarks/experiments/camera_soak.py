@@ -82,12 +82,12 @@ def main(
     json_file: JsonFile = None,
 ) -> None:
     """Runs the camera application, and checks that nothing is lost and nothing grows."""
+    record = Record(json_file)
     if missing := RtspServer.missing():
         raise UsageError(missing)
     mosquitto = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if mosquitto is None:
         raise UsageError("needs a broker; run: apt install mosquitto")
-    record = Record(json_file)
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         pictures = load_pictures(data, 150, 640, 480)

@@ -133,7 +133,7 @@ def test_bench_and_predict_run_at_a_point(
 
 
 def test_the_record_holds_what_was_found(tuned: Tuned) -> None:
-    keys = "points front sweep gain_over_sweep costs never_pay calibration images evidence"
+    keys = "points front sweep gain_over_sweep costs never_pay calibration images evidence notes"
     assert set(keys.split()) | {"baseline_accuracy", "search_seconds"} == set(tuned.record)
     written = json.loads((tuned.engines / "manifest.json").read_text())["points"]
     assert tuned.record["points"] == written
