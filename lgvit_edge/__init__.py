@@ -25,6 +25,7 @@ from lgvit_edge.errors import (
     StalledError,
     TrainingError,
     TuningError,
+    UnknownHeadsError,
     UpstreamError,
     UsageError,
 )
@@ -79,6 +80,7 @@ __all__ = [
     "StalledError",
     "TrainingError",
     "TuningError",
+    "UnknownHeadsError",
     "UpstreamError",
     "UsageError",
     "__version__",

@@ -4,6 +4,7 @@
     ├── UsageError            the command or call cannot mean anything (exit status 2)
     │   └── ConfigError       a model or exit configuration contradicts itself
     ├── CheckpointError       a checkpoint is missing, damaged, not ours, or does not fit
+    │   └── UnknownHeadsError weights do not tell their number of attention heads
     ├── BundleError           a bundle is missing, damaged, unsafe or of another schema
     ├── DataError             images or labels cannot be used
     ├── ExportError           a graph could not be exported or written
@@ -49,6 +50,10 @@ class ConfigError(UsageError):
 
 class CheckpointError(LGViTEdgeError):
     """A checkpoint is missing, damaged, not ours, or does not fit the model."""
+
+
+class UnknownHeadsError(CheckpointError):
+    """Weights do not tell their number of attention heads."""
 
 
 class BundleError(LGViTEdgeError):

@@ -60,6 +60,7 @@ from lgvit_edge.training.start import attach_exits
 SPEED_UPS = (1.4, SPEED_UP, 2.0)  # in MACs, at which rows are compared
 _HEADS = {"mlp": "MLP", "conv": "Conv", "attention": "Attention", "lgvit": "LPH and GAH"}
 _GAH = "mlp-gah"  # Table 2 without LPHs: MLPs in their place
+_NAMES = {**_HEADS, _GAH: "MLP and GAH"}
 _SCHEMES = ("normal", "weighted", "distillation", "alternating", "lgvit")
 
 _USUAL = "uniform:8"  # exits of all rows that name no other, unless others are asked for
@@ -67,7 +68,7 @@ _USUAL = "uniform:8"  # exits of all rows that name no other, unless others are 
 
 def _case(heads: str = "lgvit", scheme: str = "lgvit", exits: str = _USUAL) -> Case:
     shown = "two stages" if scheme == "lgvit" else scheme
-    return Case(f"{_HEADS.get(heads, 'MLP and GAH')}, {shown}", heads, exits, scheme)
+    return Case(f"{_NAMES[heads]}, {shown}", heads, exits, scheme)
 
 
 def _key(case: Case) -> str:

@@ -138,7 +138,9 @@ def main(
     history: list[dict[str, float]] = []
     if out.exists():
         state = _state(out)
-        if other := [name for name, value in settings.items() if state["settings"][name] != value]:
+        if other := [
+            name for name, value in settings.items() if state["settings"].get(name) != value
+        ]:
             raise UsageError(f"{out} is of other settings ({', '.join(other)}); name another file")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])

@@ -24,7 +24,7 @@ from lgvit_edge.cli.options import (
     telling,
     with_options,
 )
-from lgvit_edge.errors import CheckpointError, UsageError
+from lgvit_edge.errors import CheckpointError, UnknownHeadsError, UsageError
 from lgvit_edge.images.folders import check_apart
 
 if TYPE_CHECKING:
@@ -214,9 +214,7 @@ def _other(
     try:
         # The source's options are for the first, and would be wrong for a second from elsewhere.
         model = made_by(other) if is_function(other) else _loaded(other, SourceOptions(), tell)
-    except CheckpointError as error:
-        if "--num-heads N" not in str(error):
-            raise
+    except UnknownHeadsError as error:
         raise CheckpointError(
             f"{error}; the option is for the first model: of a second one name module:function, "
             "which returns lgvit_edge.model.load_model(PATH, num_heads=N)"

@@ -11,7 +11,7 @@ from rich.console import Console
 from lgvit_edge._support.terminal import errors, say
 from lgvit_edge.architecture.config import ExitConfig
 from lgvit_edge.architecture.placement import plan_exits
-from lgvit_edge.errors import CheckpointError, UsageError
+from lgvit_edge.errors import CheckpointError, UnknownHeadsError, UsageError
 from lgvit_edge.images.classes import numbered
 from lgvit_edge.model import LGViT, block_macs, load_model
 from lgvit_edge.training.checks import alone
@@ -93,9 +93,7 @@ def load_teacher(teacher: str | Path, start: Start, console: Console) -> Teacher
     else:
         try:
             model = load_model(teacher, note=partial(say, to=console))
-        except CheckpointError as error:
-            if "--num-heads N" not in str(error):
-                raise
+        except UnknownHeadsError as error:
             raise CheckpointError(
                 f"--teacher: {error}; the option is for the backbone: in Python, call train with "
                 "teacher=Teacher(load_model(PATH, num_heads=N), images)"

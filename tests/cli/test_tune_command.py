@@ -366,6 +366,7 @@ MISSING = "no such file: {}.npy.json; run: lgvit-edge tune with --data"
         *[(f"--logits {n}.npy", 1, UNUSABLE.format(n)) for n in ("junk", "torn", "header", "deep")],
         *[(f"--logits {n}.npy", 1, MISSING.format(n)) for n in ("bare", "new", "nowhere")],
         ("--data photos --logits folder.npy", 2, "--logits: expected a file, found a folder"),
+        (f"--data photos --seed {2**32}", 2, "seed"),
         ("--data flat", 1, "images without classes tell nothing about accuracy: .* or --labels"),
         ("--data flat --labels same.txt --logits new.npy", 1, "50 images .* are of one class"),
         ("--data more", 1, "labels do not match the model's: 1 of 6 folders .* such as 'zebra'"),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import foreign_states as foreign
 import numpy as np
 import pytest
 import torch
@@ -311,6 +312,22 @@ def test_a_second_checkpoint_keeps_its_own_preprocessing(
         first, second = record["models"]
         assert "0.5" in first["sees"] and second["sees"] == alone["sees"] != first["sees"]
         assert second["exits"] == alone["exits"]
+
+
+def test_a_second_model_that_does_not_tell_its_heads_comes_from_a_function(
+    here: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(foreign.timm_state(1), tmp_path / "weights.pth")
+    line = ("probe", "vit.pt", tmp_path / "weights.pth", "--data", "photos")
+    said = command(*line, "--out", tmp_path / "out", status=1)
+    assert "which returns lgvit_edge.model.load_model(PATH, num_heads=N)" in said
+    (tmp_path / "own_heads.py").write_text(
+        "from lgvit_edge.model import load_model\n"
+        f"def made(): return load_model({str(tmp_path / 'weights.pth')!r}, num_heads=4)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    record = probed(command, tmp_path / "out", "vit.pt", "own_heads:made")
+    assert record["models"][1]["classes_in_all"] == 3
 
 
 def test_a_model_in_training_is_probed_as_it_answers(here: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import foreign_states as foreign
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,7 @@ from small import vit, write_stripes
 from torch import Tensor, nn
 
 from lgvit_edge.architecture.config import ExitConfig
-from lgvit_edge.errors import DataError, TrainingError, UsageError
+from lgvit_edge.errors import CheckpointError, DataError, TrainingError, UsageError
 from lgvit_edge.model import LGViT, save_checkpoint
 from lgvit_edge.training import ImageFolder, Teacher, TrainingConfig, train, train_from_folder
 from lgvit_edge.training.data.batches import Batch, Batches
@@ -339,6 +340,9 @@ def test_a_checkpoint_teaches_or_the_model_itself(images: ImageFolder, tmp_path:
         # The model itself is told the names of the folders.
         assert ("the teacher has no class names" in said(console)) == isinstance(teacher, Path)
     assert not any(same(models[0], model) for model in models[1:]) and not same(*models[1:])
+    torch.save(foreign.timm_state(1), tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=r"--teacher: .* teacher=Teacher\(load_model"):
+        train_from_folder(images.folder, teacher=tmp_path / "weights.pth", config=config, **given)
     with pytest.raises(UsageError, match="--teacher start: the classifier starts afresh"):
         train_from_folder(images.folder, teacher="start", **{**given, "backbone": "vit-tiny"})
 

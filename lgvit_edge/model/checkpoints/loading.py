@@ -249,7 +249,7 @@ def _backbone(
         config = timm_config(state, hints, note)
         state = tabled(arranged(state, config), config, hints)
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        raise type(error)(f"{path}: {error}") from None
     except (IndexError, TypeError, ValueError) as error:  # sizes read off tensors of another rank
         raise CheckpointError(f"{path}: its tensors are not those of a ViT ({error})") from None
     return weights.fitted(config, state, lambda model: timm_names(model, state), path)

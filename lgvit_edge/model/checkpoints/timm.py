@@ -12,7 +12,7 @@ from lgvit_edge.architecture.families import FAMILIES
 from lgvit_edge.architecture.published import architecture, architectures
 from lgvit_edge.architecture.sizes import ACTIVATIONS, activation_named
 from lgvit_edge.bundle.codec import from_json
-from lgvit_edge.errors import CheckpointError, ConfigError
+from lgvit_edge.errors import CheckpointError, ConfigError, UnknownHeadsError
 from lgvit_edge.images.spec import Preprocess
 from lgvit_edge.model.checkpoints import swinv2
 from lgvit_edge.model.checkpoints.containers import Note, note_in_log
@@ -423,7 +423,7 @@ def _heads(
     if len(known) == 1:
         return known[0]
     which = f"published ones have {' or '.join(map(str, known))}" if known else "none is published"
-    raise CheckpointError(
+    raise UnknownHeadsError(
         f"the number of attention heads cannot be told from {depth} blocks of width {dim} "
         f"({which}): give it with --num-heads N, or {_NAME_IT}"
     )
